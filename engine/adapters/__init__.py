@@ -1,0 +1,1 @@
+"""The only code that touches foreign APIs; one folder per foreign party."""

@@ -1,0 +1,128 @@
+"""Weights on disk as named tensors: safetensors files and plain `.pth` state dicts, memory-mapped.
+
+What the names mean is logic/checkpoint_formats.py; what is done with the tensors, the engines.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from ..errors import CheckpointError
+from ..logic.safetensors_header import TensorInfo, read_header
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """Named CPU tensors, mapped from their files: bytes are read when they are first used.
+
+    `header` holds names, dtypes and shapes without touching any tensor. `prefix` is stripped from
+    every name; names without it are left out. `close` drops the mappings.
+    """
+
+    header: dict[str, TensorInfo]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header)
+
+    def __len__(self) -> int:
+        return len(self.header)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(info.num_bytes for info in self.header.values())
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class SafetensorsWeights(Weights):
+    """One or more safetensors files as one mapping."""
+
+    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
+        self.header = {}
+        self._file_of: dict[str, Path] = {}
+        self._open: dict[Path, safe_open] = {}
+        self._prefix = prefix
+        for path in files:
+            for name, info in read_header(path).items():
+                if name.startswith(prefix):
+                    self.header[name[len(prefix) :]] = info
+                    self._file_of[name[len(prefix) :]] = path
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path = self._file_of[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt", device="cpu")
+        tensor: torch.Tensor = self._open[path].get_tensor(self._prefix + name)
+        return tensor
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+class PthWeights(Weights):
+    """A `.pth` file that holds nothing but a flat dict of tensors."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self._tensors = _load_pth(path, prefix)
+        self.header = {
+            name: TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
+    """Open safetensors files, or a single `.pth`, as one mapping.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not plain tensors.
+    """
+    if len(files) == 1 and files[0].suffix in {".pth", ".pt"}:
+        return PthWeights(files[0], prefix)
+    return SafetensorsWeights(files, prefix)
+
+
+def _load_pth(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing or not a file.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
+            f"accepted). Use the original file or a .safetensors version of it. Detail: {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch file: {str(error).splitlines()[0]} It is probably truncated or an "
+            "old pickle; download it again or use a .safetensors version of it."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        kind = "nested data" if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(f"{path} holds {kind}; expected a flat dict of tensors (a state dict).")
+    return {name[len(prefix) :]: tensor for name, tensor in loaded.items() if name.startswith(prefix)}

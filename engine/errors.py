@@ -1,0 +1,38 @@
+"""The exceptions users see. Every message says what failed, what was found, what was expected, what to do.
+
+Bad values of a widget or an input are plain `ValueError`; ComfyUI's interrupt and out-of-memory
+exceptions are never wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class LightX2VError(RuntimeError):
+    """Base class of the pack's own errors."""
+
+
+class CheckpointError(LightX2VError):
+    """A checkpoint file or folder cannot be used: missing, truncated, incomplete or of the wrong kind."""
+
+
+class UnsupportedHardwareError(LightX2VError):
+    """The chosen setting needs a device that is not here."""
+
+
+class MissingDependencyError(LightX2VError):
+    """The chosen setting needs a package that is not installed."""
+
+
+class NoCapableBackendError(LightX2VError):
+    """No back end can do the job; carries the reason of each."""
+
+    def __init__(self, task: str, reasons: Mapping[str, str]) -> None:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        super().__init__(f"No back end can run {task}. {listed}")
+        self.reasons = dict(reasons)
+
+
+class NonFiniteLatentsError(LightX2VError):
+    """A sampling step produced NaN or infinity."""

@@ -1,0 +1,157 @@
+"""Light handles for checkpoints: what a loader returns. Weights load when a stage first needs them.
+
+A handle owns at most one engine object. ComfyUI keeps handles in its cache and may ask any of them to
+unload; nothing else refers to an engine, so weights go when the last reference to the handle goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from . import engines
+from .adapters import system
+from .constants import GIB
+from .interfaces import Hooks, TextEncoder, Transformer, VideoDecoder
+from .logic import shapes
+from .logic.checkpoint_files import TransformerFiles
+from .logic.memory_plan import plan_offload
+from .settings import EngineSettings, OffloadSettings
+
+logger = logging.getLogger(__name__)
+
+
+class _Unloadable(Protocol):
+    def unload(self) -> None: ...
+
+
+EngineObject = TypeVar("EngineObject", bound=_Unloadable)
+
+_loaded: weakref.WeakSet[Handle[Any]] = weakref.WeakSet()
+
+
+class Handle(Generic[EngineObject]):
+    """Owner of one engine object."""
+
+    def __init__(self) -> None:
+        self._engine: EngineObject | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._engine is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Weight bytes this takes on the compute device while loaded."""
+        raise NotImplementedError
+
+    def unload(self) -> None:
+        """Give back all memory; the next stage that needs the weights loads them again."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.unload()
+
+    def _keep(self, engine: EngineObject) -> EngineObject:
+        self._engine = engine
+        _loaded.add(self)
+        return engine
+
+
+def unload_others(keep: Handle[Any]) -> None:
+    """Unload every handle of this process but `keep`."""
+    for handle in list(_loaded):
+        if handle is not keep and handle.is_loaded:
+            logger.info("LightX2V: unloading %s to make room.", type(handle).__name__)
+            handle.unload()
+
+
+class TransformerHandle(Handle[Transformer]):
+    """A transformer checkpoint and how to run it."""
+
+    def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+        super().__init__()
+        self.files = files
+        self.settings = settings
+        self.offload = offload
+        self._mode = ""
+
+    @property
+    def text_dim(self) -> int:
+        return self.files.format.architecture.text_dim
+
+    @property
+    def num_bytes(self) -> int:
+        if self._mode in ("", "none"):
+            return self.files.num_bytes
+        # Two units in flight and what is not a block.
+        return 3 * self.files.num_bytes // max(self.files.format.architecture.num_layers, 1)
+
+    def acquire(self, latent_shape: tuple[int, int, int, int], hooks: Hooks) -> Transformer:
+        """Return the transformer, loaded for latents of this shape."""
+        mode = self._plan_mode(latent_shape)
+        if self._engine is not None and mode != self._mode:
+            self.unload()
+        self._mode = mode
+        engine = self._engine or self._keep(engines.build_transformer(self.files, self.settings, mode))
+        engine.load(latent_shape, hooks)
+        return engine
+
+    def _plan_mode(self, latent_shape: tuple[int, int, int, int]) -> str:
+        held = self.num_bytes if self._engine is not None else 0
+        vram = system.free_vram_bytes()
+        if vram is not None:
+            vram += held
+            if self.offload.vram_budget_gib:
+                vram = min(vram, int(self.offload.vram_budget_gib * GIB))
+        plan = plan_offload(
+            self.offload.mode,
+            weight_bytes=self.files.num_bytes,
+            dim=self.files.format.architecture.dim,
+            tokens=shapes.num_tokens(latent_shape),
+            vram_bytes=vram,
+            ram_bytes=system.free_ram_bytes() + held,
+        )
+        if plan.mode != self._mode:
+            logger.info("LightX2V: offload mode %s (%s).", plan.mode, plan.reason)
+        return plan.mode
+
+
+class VaeHandle(Handle[VideoDecoder]):
+    """A VAE file and how to decode with it."""
+
+    def __init__(self, file: Path, engine: str, offload: OffloadSettings) -> None:
+        super().__init__()
+        self.file = file
+        self.engine = engine
+        self.offload = offload
+
+    @property
+    def num_bytes(self) -> int:
+        return self.file.stat().st_size
+
+    def acquire(self, hooks: Hooks) -> VideoDecoder:
+        """Return the decoder, loaded."""
+        engine = self._engine or self._keep(engines.build_decoder(self.file, self.engine))
+        engine.load(hooks)
+        return engine
+
+
+class TextEncoderHandle(Handle[TextEncoder]):
+    """A text encoder file and its tokenizer."""
+
+    def __init__(self, file: Path, tokenizer: Path | None) -> None:
+        super().__init__()
+        self.file = file
+        self.tokenizer = tokenizer
+
+    @property
+    def num_bytes(self) -> int:
+        return self.file.stat().st_size
+
+    def acquire(self, device: str, hooks: Hooks) -> TextEncoder:
+        """Return the text encoder, loaded on "cpu" or "gpu"."""
+        engine = self._engine or self._keep(engines.build_text_encoder(self.file, self.tokenizer))
+        engine.load(device, hooks)
+        return engine

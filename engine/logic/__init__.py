@@ -1,0 +1,1 @@
+"""Pure decisions on plain numbers and headers. Standard library only, no torch."""

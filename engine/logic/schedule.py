@@ -1,0 +1,45 @@
+"""The few-step schedule: sigmas and timesteps from steps and shift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..constants import DISTILL_STEP_LIST, DISTILL_STEPS, NUM_TRAIN_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels of one run.
+
+    sigmas: steps + 1 values from 1.0 down to 0.0 (share of noise in the latents).
+    timesteps: steps values, sigma * 1000, what the transformer is told.
+    """
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+
+def shift_sigma(sigma: float, shift: float) -> float:
+    """Move a noise level towards 1: shift * s / (1 + (shift - 1) * s). Source: SD3, arXiv 2403.03206."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def build_schedule(steps: int, shift: float) -> Schedule:
+    """Return the schedule of `steps` steps; 4 steps and shift 5.0 give the distillation's own.
+
+    The unshifted times are evenly spaced, (1, 0.75, 0.5, 0.25) for 4 steps, which is the step list
+    1000, 750, 500, 250 the checkpoint was distilled on.
+    """
+    if steps == DISTILL_STEPS:
+        times = [step / NUM_TRAIN_TIMESTEPS for step in DISTILL_STEP_LIST]
+    else:
+        times = [1 - index / steps for index in range(steps)]
+    sigmas = [shift_sigma(time, shift) for time in times]
+    return Schedule(
+        sigmas=(*sigmas, 0.0),
+        timesteps=tuple(sigma * NUM_TRAIN_TIMESTEPS for sigma in sigmas),
+    )

@@ -1,0 +1,63 @@
+"""Tile geometry of a spatially tiled VAE decode: how an axis is split into overlapping spans. Pure numbers.
+
+The tensors are cut and blended in stages/decode.py; whether to tile at all is the memory plan's decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Largest tile edge and smallest overlap of neighbours, in latent cells (8 pixels each).
+
+    size 48: a tile of 384 x 384 pixels at most, so that 480p takes 2 x 3 tiles of 34 x 40 cells and 720p 3 x 4
+    of 36 x 46: 1.3 and 1.4 times the cells of a whole decode, at about a fifth and a ninth of its activations.
+    overlap 8: 64 pixels, the overlap of LightX2V's, diffusers' and ComfyUI's own tiled decodes of this VAE.
+    """
+
+    size: int = 48
+    overlap: int = 8
+
+    def __post_init__(self) -> None:
+        if self.overlap < 1 or self.size < 4 * self.overlap:
+            raise ValueError(
+                f"tile size is {self.size} and overlap {self.overlap} latent cells; expected an overlap of at least 1 "
+                "and a size of at least 4 overlaps, so that no cell lies in more than two tiles of a row."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Cells [start, stop) of one axis; the first `fade_in` and last `fade_out` are shared with a neighbour."""
+
+    start: int
+    stop: int
+    fade_in: int = 0
+    fade_out: int = 0
+
+
+def split_axis(length: int, tile: Tile | None) -> tuple[Span, ...]:
+    """Split an axis into the fewest spans, all of one length, spread evenly.
+
+    Equal lengths keep every tile of a decode at one shape, so kernels are chosen once and no tile is a sliver.
+
+    Args:
+        length: latent cells of the axis, at least 1.
+        tile: largest span and smallest overlap; None for no tiling.
+
+    Returns:
+        Spans in order that cover [0, length); no cell is in more than two of them.
+    """
+    if tile is None or length <= tile.size:
+        return (Span(start=0, stop=length),)
+    count = ceil((length - tile.overlap) / (tile.size - tile.overlap))
+    size = ceil((length + (count - 1) * tile.overlap) / count)
+    starts = [index * (length - size) // (count - 1) for index in range(count)]
+    shared = [before + size - after for before, after in zip(starts, starts[1:], strict=False)]
+    return tuple(
+        Span(start=start, stop=start + size, fade_in=fade_in, fade_out=fade_out)
+        for start, fade_in, fade_out in zip(starts, [0, *shared], [*shared, 0], strict=True)
+    )

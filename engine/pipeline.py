@@ -1,0 +1,245 @@
+"""Load, encode, sample, decode: the one file that joins handles, logic and stages.
+
+Loaders return light handles; weights load when a stage first needs them. Latents that enter and leave
+here are in ComfyUI's convention: un-normalised float32 CPU [B, 16, T, h, w].
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters import system
+from .constants import DISTILL_SHIFT, DISTILL_STEPS
+from .errors import CheckpointError
+from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, unload_others
+from .interfaces import Hooks
+from .logic import memory_plan, shapes
+from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
+from .logic.schedule import build_schedule
+from .report import attach, build_report, measure, records_of, step_timer
+from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
+from .stages.conditioning import fit_rows
+from .stages.decode import decode_video
+from .stages.denoise import denoise
+from .stages.encode import encode_prompt
+from .stages.latent_space import denormalise, normalise
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """Handles of one checkpoint, and what was resolved."""
+
+    checkpoint: Checkpoint
+    transformer: TransformerHandle
+    text_encoder: TextEncoderHandle
+    vae: VaeHandle
+
+
+def load_checkpoint(
+    path: Path, *, precision: str = "auto", settings: EngineSettings, offload: OffloadSettings
+) -> LoadedCheckpoint:
+    """Resolve a whole checkpoint: transformer, text encoder, tokenizer and VAE.
+
+    Args:
+        path: repository root, one of its precision folders, or a single transformer file.
+        precision: auto | fp8 | int8 | bf16.
+        settings: engine, attention, compile.
+        offload: where weights rest.
+
+    Raises:
+        CheckpointError: a part is missing, damaged or of the wrong kind.
+    """
+    checkpoint = resolve_checkpoint(path, precision)
+    for note in checkpoint.notes:
+        logger.info("LightX2V: %s", note)
+    if checkpoint.transformer is None or checkpoint.text_encoder is None or checkpoint.vae is None:
+        raise CheckpointError(f"{path} is not a complete checkpoint. " + " ".join(checkpoint.missing))
+    return LoadedCheckpoint(
+        checkpoint=checkpoint,
+        transformer=TransformerHandle(checkpoint.transformer, settings, offload),
+        text_encoder=TextEncoderHandle(checkpoint.text_encoder, checkpoint.tokenizer),
+        vae=VaeHandle(checkpoint.vae, settings.engine, offload),
+    )
+
+
+def load_transformer(path: Path, *, settings: EngineSettings, offload: OffloadSettings) -> TransformerHandle:
+    """Resolve a transformer alone: a single file or a folder of blocks."""
+    return TransformerHandle(resolve_transformer(path), settings, offload)
+
+
+def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncoderHandle:
+    """Resolve a text encoder file; without `tokenizer` it is looked for near the file or inside it."""
+    return TextEncoderHandle(file, tokenizer or find_tokenizer(file))
+
+
+def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
+    """Resolve a VAE file."""
+    return VaeHandle(file, engine, offload)
+
+
+def encode_text(handle: TextEncoderHandle, text: str, *, device: str = "cpu", hooks: Hooks) -> torch.Tensor:
+    """Encode a prompt to conditioning rows [1, 512, text_dim], float32 CPU, zero after the last token.
+
+    The encoder's memory is given back before this returns, so that it never sits beside the transformer.
+    """
+    check_choice("device", device, TEXT_DEVICES)
+    with measure("load_text_encoder") as loading:
+        encoder = handle.acquire(device, hooks)
+    try:
+        with measure("encode") as encoding:
+            rows = encode_prompt(encoder, text, hooks)
+            encoding.details = encoder.describe()
+    finally:
+        handle.unload()
+    return attach(rows, [loading, encoding])
+
+
+def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) -> torch.Tensor:
+    """Return zeros [batch_size, 16, T, h, w], float32 CPU.
+
+    Raises:
+        ValueError: width or height is not a multiple of 16, or num_frames is not 4n+1.
+    """
+    return torch.zeros((batch_size, *shapes.latent_shape(width, height, num_frames)))
+
+
+def sample(
+    handle: TransformerHandle,
+    conditioning: torch.Tensor,
+    samples: torch.Tensor,
+    settings: SamplingSettings,
+    *,
+    hooks: Hooks,
+) -> torch.Tensor:
+    """Denoise a batch of clips from pure noise.
+
+    Args:
+        handle: the transformer.
+        conditioning: text rows [n, text_dim] or [k, n, text_dim]; cut or zero-padded to 512 rows.
+            Clip i uses entry i modulo k.
+        samples: [B, 16, T, h, w]; only the shape is used, as full denoising starts from noise.
+        settings: seed (clip i uses seed + i), method, steps, shift.
+        hooks: progress counts the steps of all clips.
+
+    Returns:
+        [B, 16, T, h, w] float32 CPU, un-normalised.
+
+    Raises:
+        ValueError: wrong shape of `samples` or width of `conditioning`.
+        NonFiniteLatentsError: a step produced NaN or infinity.
+    """
+    problem = shapes.latent_problem(samples.shape)
+    if problem:
+        raise ValueError(problem)
+    context = fit_rows(conditioning, handle.text_dim)
+    _warn_unusual(settings, samples)
+    schedule = build_schedule(settings.steps, settings.shift)
+    batch, *shape = samples.shape
+    latent_shape = (shape[0], shape[1], shape[2], shape[3])
+    with measure("load_transformer") as loading:
+        transformer = handle.acquire(latent_shape, hooks)
+    clips = []
+    with measure("sample") as sampling:
+        for index in range(batch):
+            on_step, step_seconds = step_timer(_offset_steps(hooks, index, batch))
+            latents = denoise(
+                transformer,
+                context[index % len(context)],
+                latent_shape,
+                schedule,
+                method=settings.method,
+                seed=settings.seed + index,
+                hooks=replace(hooks, on_step=on_step),
+            )
+            clips.append(denormalise(latents).cpu())
+            sampling.details.setdefault("step_seconds", []).append(step_seconds)
+        sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
+    return attach(torch.stack(clips), records_of(conditioning), [loading, sampling])
+
+
+def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", hooks: Hooks) -> torch.Tensor:
+    """Decode latents to frames.
+
+    Args:
+        handle: the VAE.
+        samples: [B, 16, T, h, w] un-normalised.
+        tiling: auto (tiles when the whole decode would not fit) | on | off.
+        hooks: progress counts chunks.
+
+    Returns:
+        [B * F, H, W, 3] float32 CPU in [0, 1].
+
+    Raises:
+        ValueError: wrong shape of `samples`.
+    """
+    check_choice("tiling", tiling, TILING_MODES)
+    problem = shapes.latent_problem(samples.shape)
+    if problem:
+        raise ValueError(problem)
+    with measure("load_vae") as loading:
+        decoder = handle.acquire(hooks)
+    with measure("decode") as decoding:
+        tiled = _use_tiles(handle, tiling, samples.shape, decoder.device)
+        latents = normalise(samples.float())
+        frames = [decode_video(decoder, clip, tiled=tiled, hooks=hooks) for clip in latents]
+        decoding.details = {"tiled": tiled, **decoder.describe()}
+    return attach(torch.cat(frames), records_of(samples), [loading, decoding])
+
+
+def report_of(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return the run report that a tensor of `encode_text`, `sample` or `decode` carries, as JSON data."""
+    return build_report(records_of(tensor))
+
+
+def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:
+    if settings.steps != DISTILL_STEPS or settings.shift != DISTILL_SHIFT:
+        logger.warning(
+            "LightX2V: steps %d and shift %g; the checkpoint is distilled for %d steps and shift %g, other values "
+            "usually look worse.", settings.steps, settings.shift, DISTILL_STEPS, DISTILL_SHIFT,
+        )  # fmt: skip
+    if bool(samples.any()):
+        logger.warning("LightX2V: the input latent is not empty; the sampler starts from pure noise and ignores it.")
+    if len(samples) > 1:
+        last = settings.seed + len(samples) - 1
+        logger.info("LightX2V: batch of %d clips, seeds %d to %d.", len(samples), settings.seed, last)
+
+
+def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
+    return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
+
+
+def _sampling_facts(settings: SamplingSettings, sigmas: tuple[float, ...], samples: torch.Tensor) -> dict[str, Any]:
+    num_frames, height, width = shapes.video_shape(samples.shape)
+    return {
+        "size": f"{width}x{height}, {num_frames} frames",
+        "batch": len(samples),
+        "tokens": shapes.num_tokens(samples.shape),
+        "seed": settings.seed,
+        "method": settings.method,
+        "steps": settings.steps,
+        "shift": settings.shift,
+        "sigmas": [round(sigma, 6) for sigma in sigmas],
+    }
+
+
+def _use_tiles(handle: VaeHandle, tiling: str, shape: torch.Size, device: torch.device) -> bool:
+    """Decide tiled or whole decode; where the whole decode would fit without our other weights, drop those."""
+    mode = handle.offload.vae_tiling if tiling == "auto" else tiling
+    _, height, width = shapes.video_shape(shape)
+    needed = memory_plan.whole_decode_bytes(
+        height, width, memory_plan.DECODE_BASE_DIM, element_bytes=2 if device.type == "cuda" else 4
+    )
+    free = system.free_vram_bytes()
+    if free is None:
+        free = system.free_ram_bytes()
+    elif memory_plan.use_tiles("auto", needed_bytes=needed, free_bytes=free):
+        unload_others(handle)
+        free = system.free_vram_bytes() or 0
+    return memory_plan.use_tiles(mode, needed_bytes=needed, free_bytes=free)

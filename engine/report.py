@@ -1,0 +1,139 @@
+"""What a run did and cost: one record a stage, carried along by the tensors that the stages return.
+
+Records travel as an attribute of the tensor object, so that a cached ComfyUI output keeps the record
+of the run that made it, and nothing outlives its tensor.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+import psutil
+import torch
+
+_ATTRIBUTE = "lightx2v_records"
+_SAMPLE_SECONDS = 0.02
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "lightx2v",
+    "sageattention",
+    "q8-kernels",
+    "sgl-kernel",
+)
+
+
+@dataclass(kw_only=True)
+class StageRecord:
+    """Cost and facts of one stage."""
+
+    stage: str
+    """load_text_encoder, encode, load_transformer, sample, load_vae, decode."""
+    seconds: float = 0.0
+    peak_ram_bytes: int = 0
+    """Largest resident set of the process during the stage, mapped file pages included."""
+    peak_vram_allocated_bytes: int = 0
+    peak_vram_reserved_bytes: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """Facts of the stage: engine, precision, seconds per step, sizes ..."""
+
+
+@contextmanager
+def measure(stage: str) -> Iterator[StageRecord]:
+    """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
+    record = StageRecord(stage=stage)
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    process = psutil.Process()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_SECONDS):
+            record.peak_ram_bytes = max(record.peak_ram_bytes, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, name=f"lightx2v-{stage}", daemon=True)
+    record.peak_ram_bytes = process.memory_info().rss
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        yield record
+        if has_cuda:
+            torch.cuda.synchronize()
+    finally:
+        record.seconds = round(time.perf_counter() - start, 4)
+        done.set()
+        watcher.join()
+        record.peak_ram_bytes = max(record.peak_ram_bytes, process.memory_info().rss)
+        if has_cuda:
+            record.peak_vram_allocated_bytes = torch.cuda.max_memory_allocated()
+            record.peak_vram_reserved_bytes = torch.cuda.max_memory_reserved()
+
+
+def attach(tensor: torch.Tensor, *groups: Sequence[StageRecord]) -> torch.Tensor:
+    """Let `tensor` carry records, a later record of the same stage replacing an earlier one; returns it."""
+    by_stage = {record.stage: record for records in groups for record in records}
+    setattr(tensor, _ATTRIBUTE, tuple(by_stage.values()))
+    return tensor
+
+
+def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
+    """Return the records a tensor carries; empty where it was made by someone else's node."""
+    return getattr(tensor, _ATTRIBUTE, ())
+
+
+def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
+    """Return the run report as plain JSON data: stages, totals, device, versions."""
+    return {
+        "stages": [asdict(record) for record in records],
+        "total_seconds": round(sum(record.seconds for record in records), 4),
+        "peak_ram_bytes": max((record.peak_ram_bytes for record in records), default=0),
+        "peak_vram_allocated_bytes": max((record.peak_vram_allocated_bytes for record in records), default=0),
+        "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in records), default=0),
+        "device": _describe_device(),
+        "versions": {"python": sys.version.split()[0], "os": platform.platform(), **_versions()},
+    }
+
+
+def step_timer(
+    on_step: Callable[[int, int, torch.Tensor], None],
+) -> tuple[Callable[[int, int, torch.Tensor], None], list[float]]:
+    """Wrap an `on_step` hook so that the seconds of every step are noted in the returned list."""
+    seconds: list[float] = []
+    last = time.perf_counter()
+
+    def timed(step: int, steps: int, clean: torch.Tensor) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds.append(round(now - last, 4))
+        on_step(step, steps, clean)
+        last = now
+
+    return timed, seconds
+
+
+def _describe_device() -> str:
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
+    return f"CPU, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

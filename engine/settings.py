@@ -1,0 +1,79 @@
+"""What a user chose, as frozen dataclasses. No behaviour beyond checking the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .constants import DISTILL_SHIFT, DISTILL_STEPS
+
+PRECISIONS = ("auto", "fp8", "int8", "bf16")
+ENGINES = ("auto", "lightx2v", "portable")
+OFFLOAD_MODES = ("auto", "none", "block", "phase", "disk")
+TILING_MODES = ("auto", "on", "off")
+SAMPLING_METHODS = ("lcm", "euler")
+TEXT_DEVICES = ("cpu", "gpu")
+COMPILE_MODES = ("auto", "on", "off")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError when `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of: {', '.join(choices)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How the transformer is run."""
+
+    engine: str = "auto"
+    """auto | lightx2v | portable."""
+    attention: str = "auto"
+    """Name of an attention back end of logic/support.py, or auto."""
+    compile: str = "auto"
+    """torch.compile of the transformer blocks: auto | on | off."""
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("compile", self.compile, COMPILE_MODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadSettings:
+    """Where weights rest while they are not needed."""
+
+    mode: str = "auto"
+    """auto | none (all on the GPU) | block | phase (third of a block) | disk (blocks read when needed)."""
+    vram_budget_gib: float = 0.0
+    """GiB of VRAM the pack may use; 0 = what is free."""
+    pinned_ram_limit_gib: float = 0.0
+    """GiB of page-locked RAM the pack may use; 0 = the system's usual limit."""
+    vae_tiling: str = "auto"
+    """auto | on | off; the decode node's own choice wins unless it is auto."""
+
+    def __post_init__(self) -> None:
+        check_choice("offload mode", self.mode, OFFLOAD_MODES)
+        check_choice("VAE tiling", self.vae_tiling, TILING_MODES)
+        if self.vram_budget_gib < 0 or self.pinned_ram_limit_gib < 0:
+            raise ValueError(
+                f"vram_budget_gib is {self.vram_budget_gib} and pinned_ram_limit_gib is "
+                f"{self.pinned_ram_limit_gib}; expected 0 (measure) or more."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """One run of the few-step sampler."""
+
+    seed: int
+    """Seed of the CPU noise generator; item i of a batch uses seed + i."""
+    method: str = "lcm"
+    """lcm (fresh noise each step) | euler (deterministic, as current LightX2V)."""
+    steps: int = DISTILL_STEPS
+    shift: float = DISTILL_SHIFT
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, SAMPLING_METHODS)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; expected at least 1. The checkpoint is distilled for 4.")
+        if not self.shift > 0:
+            raise ValueError(f"shift is {self.shift}; expected more than 0. The checkpoint is distilled for 5.0.")

@@ -1,0 +1,1 @@
+"""The algorithms on tensors: encode, denoise, decode. Models arrive as arguments."""

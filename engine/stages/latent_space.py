@@ -1,0 +1,35 @@
+"""The two spaces of Wan2.1 latents: normalised inside the engine, un-normalised in ComfyUI's LATENT."""
+
+from __future__ import annotations
+
+import torch
+
+from ..constants import LATENT_MEAN, LATENT_STD
+
+
+def normalise(samples: torch.Tensor) -> torch.Tensor:
+    """Return `(samples - mean) / std` per channel: LATENT to what transformer and decoder work with.
+
+    Args:
+        samples: [..., 16, T, h, w], any device and float type.
+
+    Returns:
+        The same shape, float32, on the same device. Equal to ComfyUI's latent_formats.Wan21.process_in.
+    """
+    return (samples.float() - _per_channel(LATENT_MEAN, samples)) / _per_channel(LATENT_STD, samples)
+
+
+def denormalise(latents: torch.Tensor) -> torch.Tensor:
+    """Return `latents * std + mean` per channel, the inverse of `normalise`.
+
+    Args:
+        latents: [..., 16, T, h, w], any device and float type.
+
+    Returns:
+        The same shape, float32, on the same device. Equal to ComfyUI's latent_formats.Wan21.process_out.
+    """
+    return latents.float() * _per_channel(LATENT_STD, latents) + _per_channel(LATENT_MEAN, latents)
+
+
+def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device).view(-1, 1, 1, 1)

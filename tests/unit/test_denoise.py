@@ -1,0 +1,113 @@
+"""The sampler loop against diffusers' own flow-matching schedulers, on an analytic denoiser."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lightx2v_pack.engine.errors import NonFiniteLatentsError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.logic.schedule import build_schedule
+from lightx2v_pack.engine.stages.denoise import denoise
+
+SHAPE = (16, 3, 4, 6)
+CONTEXT = torch.zeros(512, 8)
+
+
+class AnalyticTransformer:
+    """A smooth function of latents and time; `broken_at` makes one call return NaN."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, broken_at=None):
+        self.broken_at = broken_at
+        self.timesteps = []
+
+    def predict_flow(self, latents, timestep, context, hooks):
+        hooks.check_interrupt()
+        self.timesteps.append(timestep)
+        flow = torch.tanh(latents * 0.7) + timestep / 2000
+        return flow * float("nan") if len(self.timesteps) == self.broken_at else flow
+
+    def describe(self):
+        return {"engine": "analytic", "attention": "none"}
+
+
+def run(method="lcm", seed=7, transformer=None, hooks=None, steps=4):
+    schedule = build_schedule(steps, 5.0)
+    return denoise(
+        transformer or AnalyticTransformer(), CONTEXT, SHAPE, schedule, method=method, seed=seed, hooks=hooks or Hooks()
+    )
+
+
+def run_diffusers(scheduler_class, seed, steps=4):
+    scheduler = scheduler_class(shift=5.0)
+    scheduler.set_timesteps(sigmas=[1 - index / steps for index in range(steps)])
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(SHAPE, generator=generator)
+    model = AnalyticTransformer()
+    for timestep in scheduler.timesteps:
+        flow = model.predict_flow(latents, timestep.item(), CONTEXT, Hooks())
+        latents = scheduler.step(flow, timestep, latents, generator=generator).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6])
+@pytest.mark.parametrize("method", ["lcm", "euler"])
+def test_agrees_with_diffusers_schedulers(method, steps):
+    import diffusers
+
+    names = {"lcm": "FlowMatchLCMScheduler", "euler": "FlowMatchEulerDiscreteScheduler"}
+    reference = run_diffusers(getattr(diffusers, names[method]), seed=3, steps=steps)
+    torch.testing.assert_close(run(method, seed=3, steps=steps), reference, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["lcm", "euler"])
+def test_a_seed_gives_the_same_latents_and_another_seed_others(method):
+    assert torch.equal(run(method, seed=5), run(method, seed=5))
+    assert not torch.allclose(run(method, seed=5), run(method, seed=6), atol=0.1)
+
+
+def test_methods_differ():
+    assert not torch.allclose(run("lcm"), run("euler"), atol=0.1)
+
+
+def test_seeds_beyond_64_bits_wrap():
+    assert torch.equal(run(seed=2**64 + 5), run(seed=5))
+
+
+def test_the_model_is_told_fractional_timesteps():
+    model = AnalyticTransformer()
+    run(transformer=model)
+    assert model.timesteps == pytest.approx([1000.0, 937.5, 833.333333, 625.0])
+
+
+def test_every_step_reports_the_clean_estimate():
+    seen = []
+    latents = run("euler", hooks=replace(Hooks(), on_step=lambda *values: seen.append(values)))
+    assert [(step, steps) for step, steps, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert torch.equal(seen[-1][2], latents)
+
+
+class CancelledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("allowed_checks", [0, 1, 4])
+def test_a_cancel_passes_through_at_once(allowed_checks):
+    checks = 0
+
+    def check():
+        nonlocal checks
+        if checks == allowed_checks:
+            raise CancelledError
+        checks += 1
+
+    with pytest.raises(CancelledError):
+        run(hooks=Hooks(check_interrupt=check))
+    assert checks == allowed_checks
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_non_finite_step_is_named(step):
+    with pytest.raises(NonFiniteLatentsError, match=rf"step {step} of 4: 100.0 % .*engine analytic.*'sdpa'"):
+        run(transformer=AnalyticTransformer(broken_at=step))

@@ -1,0 +1,64 @@
+import gc
+import json
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from lightx2v_pack.engine import report
+
+
+def test_a_stage_is_timed_and_its_peak_of_ram_is_seen():
+    size = 300 * 2**20
+    with report.measure("sample") as record:
+        block = torch.ones(size, dtype=torch.uint8)
+        time.sleep(0.1)
+        del block
+    with report.measure("encode") as after:
+        time.sleep(0.05)
+    assert 0.1 <= record.seconds < 5
+    assert record.peak_ram_bytes > after.peak_ram_bytes + size // 2
+
+
+def test_a_failed_stage_leaves_no_thread():
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="stop"), report.measure("sample"):
+        raise ValueError("stop")
+    assert threading.active_count() == before
+
+
+def test_records_travel_with_tensors_and_end_with_them():
+    first = report.StageRecord(stage="encode", seconds=1.0, peak_ram_bytes=5)
+    second = report.StageRecord(stage="sample", seconds=2.0, peak_ram_bytes=9)
+    rows = report.attach(torch.zeros(1), [first])
+    latents = report.attach(torch.zeros(1), report.records_of(rows), [second])
+    built = report.build_report(report.records_of(latents))
+    assert [stage["stage"] for stage in built["stages"]] == ["encode", "sample"]
+    assert built["total_seconds"] == 3.0
+    assert built["peak_ram_bytes"] == 9
+    assert built["versions"]["torch"] == torch.__version__
+    json.dumps(built)
+    alive = weakref.ref(second)
+    del latents, second
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_second_run_replaces_the_stage():
+    old, new = (report.StageRecord(stage="sample", seconds=value) for value in (1.0, 2.0))
+    assert report.records_of(report.attach(torch.zeros(1), [old], [new])) == (new,)
+
+
+def test_tensors_of_other_nodes_carry_nothing():
+    assert report.records_of(torch.zeros(1)) == ()
+
+
+def test_step_timer_notes_every_step_and_passes_it_on():
+    seen = []
+    on_step, seconds = report.step_timer(lambda step, steps, clean: seen.append(step))
+    for step in (1, 2):
+        time.sleep(0.02)
+        on_step(step, 2, torch.zeros(1))
+    assert seen == [1, 2]
+    assert all(0.015 < value < 1 for value in seconds)
