@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -35,7 +36,7 @@ class Weights(Mapping[str, torch.Tensor]):
     """Named CPU tensors, mapped from their files: bytes are read when they are first used.
 
     `header` holds names, dtypes and shapes without touching any tensor. `prefix` is stripped from
-    every name; names without it are left out. `close` drops the mappings.
+    every name; names without it are left out. `close` drops the mappings; a later read opens them again.
     """
 
     header: dict[str, TensorInfo]
@@ -60,7 +61,7 @@ class SafetensorsWeights(Weights):
     def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
         self.header = {}
         self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
+        self._open: dict[Path, Any] = {}
         self._prefix = prefix
         for path in files:
             for name, info in read_header(path).items():
@@ -83,17 +84,22 @@ class PthWeights(Weights):
     """A `.pth` file that holds nothing but a flat dict of tensors."""
 
     def __init__(self, path: Path, prefix: str = "") -> None:
-        self._tensors = _load_pth(path, prefix)
+        self._path = path
+        self._prefix = prefix
+        self._tensors: dict[str, torch.Tensor] | None = _load_pth(path)
         self.header = {
-            name: TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            name[len(prefix) :]: TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
+            if name.startswith(prefix)
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+        if self._tensors is None:
+            self._tensors = _load_pth(self._path)
+        return self._tensors[self._prefix + name]
 
     def close(self) -> None:
-        self._tensors = {}
+        self._tensors = None
 
 
 def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
@@ -107,22 +113,28 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
     return SafetensorsWeights(files, prefix)
 
 
-def _load_pth(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+def _load_pth(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing or not a file.")
+        raise CheckpointError(f"{path} is missing or not a file. Check the name.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
-            f"accepted). Use the original file or a .safetensors version of it. Detail: {str(error).splitlines()[0]}"
+            f"accepted). Use the original file or a .safetensors version of it. Detail: {_first_line(error)}"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a PyTorch file: {str(error).splitlines()[0]} It is probably truncated or an "
-            "old pickle; download it again or use a .safetensors version of it."
+            f"{path} cannot be read as a PyTorch file: {_first_line(error)} It is probably truncated or an old pickle; "
+            "download it again or use a .safetensors version of it."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         kind = "nested data" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(f"{path} holds {kind}; expected a flat dict of tensors (a state dict).")
-    return {name[len(prefix) :]: tensor for name, tensor in loaded.items() if name.startswith(prefix)}
+        raise CheckpointError(
+            f"{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
+        )
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 
@@ -22,6 +23,13 @@ DTYPE_BYTES = {
 # The format's own limit; a larger number means that the file is something else.
 _MAX_HEADER_BYTES = 100_000_000
 _DOWNLOAD_AGAIN = "Download the file again; its size should match the one on the model page."
+# First bytes of files that get taken for safetensors, what they are, and what to do.
+_FOREIGN_STARTS = (
+    (b"GGUF", "a GGUF file", "Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF."),
+    (b"PK\x03\x04", "a PyTorch .pth or .zip file", "Use the safetensors version."),
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "Run `git lfs pull`, or download the file."),
+    (b"<", "a web page", "Log in or accept the licence on the model page, then download the file again."),
+)
 
 
 @dataclass(frozen=True)
@@ -46,28 +54,37 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: the file is missing, is not safetensors, or is shorter or longer than its header says.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing or not a file.")
+        raise CheckpointError(f"{path} is missing or not a file; expected a safetensors file. Check the name.")
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size):
+        start = file.read(32)
+        for magic, kind, advice in _FOREIGN_STARTS:
+            if start.startswith(magic):
+                raise CheckpointError(f"{path} is {kind}; expected safetensors. {advice}")
+        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(
-                f"{path} is not a safetensors file: its first 8 bytes do not give a header length that fits its "
-                f"{size} bytes. {_DOWNLOAD_AGAIN}"
+                f"{path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a header "
+                f"length that fits its {size} bytes. {_DOWNLOAD_AGAIN}"
             )
+        file.seek(8)
         raw = file.read(length)
     try:
         table = json.loads(raw)
-        tensors = {
-            name: (TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"]))), int(entry["data_offsets"][1]))
-            for name, entry in table.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        entries = {name: _parse_entry(entry) for name, entry in table.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The header of {path} is corrupt ({error}). {_DOWNLOAD_AGAIN}") from error
-    expected = 8 + length + max((end for _, end in tensors.values()), default=0)
+    expected = 8 + length + max((end for _, end in entries.values()), default=0)
     if size != expected:
         state = "truncated" if size < expected else "longer than its header says"
         raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {_DOWNLOAD_AGAIN}")
-    return {name: info for name, (info, _) in tensors.items()}
+    return {name: info for name, (info, _) in entries.items()}
+
+
+def _parse_entry(entry: dict[str, Any]) -> tuple[TensorInfo, int]:
+    """Return one tensor of the header, and where its bytes end."""
+    info = TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])))
+    begin, end = map(int, entry["data_offsets"])
+    if info.dtype in DTYPE_BYTES and end - begin != info.num_bytes:
+        raise ValueError(f"{info.dtype} {list(info.shape)} takes {info.num_bytes} bytes, not {end - begin}")
+    return info, end

@@ -1,0 +1,99 @@
+"""Tiny checkpoints for tests, written once a session; treat the returned files as read-only.
+
+Every function returns the same path each time it is called with the same arguments. A test that changes
+files copies them first (`shutil.copytree`).
+"""
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+
+SEED = 0
+
+
+@cache
+def scratch() -> Path:
+    """Return a folder that is removed when the interpreter ends."""
+    folder = Path(tempfile.mkdtemp(prefix="lightx2v-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def transformer_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
+    """Return the float32 weights that every transformer file here is made from."""
+    return tiny.make_transformer(sizes, SEED)
+
+
+@cache
+def text_encoder_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
+    """Return the float32 weights, under Wan's names, that every text encoder file here is made from."""
+    return tiny.make_text_encoder(sizes, SEED)
+
+
+@cache
+def vae_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
+    """Return the float32 weights that every VAE file here is made from."""
+    return tiny.make_vae(sizes, SEED)
+
+
+@cache
+def spiece_model(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> bytes:
+    """Return the trained SentencePiece model."""
+    return tiny.train_tokenizer(sizes.vocab_size)
+
+
+@cache
+def repository(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return a model repository with distill_fp8/, distill_int8/ and distill_models/."""
+    return tiny.write_checkpoint(_folder("repository", sizes), sizes=sizes, seed=SEED)
+
+
+@cache
+def single_file(precision: str, prefix: str = "", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return the transformer as one file of fp8, int8 or bf16, alone in its folder."""
+    path = _folder(f"single-{precision}-{prefix}", sizes) / tiny.SINGLE_FILE_NAMES[precision]
+    return tiny.write_single_file(path, transformer_weights(sizes), precision, prefix=prefix)
+
+
+@cache
+def comfy_transformer(prefix: str = "", has_marker: bool = True, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return the transformer as ComfyUI's scaled FP8 file, alone in its folder."""
+    path = _folder(f"comfy-{prefix}{has_marker}", sizes) / tiny.COMFY_SINGLE_FILE_NAME
+    return tiny.write_comfy_transformer(path, transformer_weights(sizes), prefix=prefix, has_marker=has_marker)
+
+
+@cache
+def comfy_text_encoder(scaled_fp8: bool = False, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return ComfyUI's umt5_xxl_fp16 or umt5_xxl_fp8_e4m3fn_scaled file, alone in its folder."""
+    name = "umt5_xxl_fp8_e4m3fn_scaled" if scaled_fp8 else "umt5_xxl_fp16"
+    path = _folder(name, sizes) / f"{name}.safetensors"
+    return tiny.write_comfy_text_encoder(path, text_encoder_weights(sizes), spiece_model(sizes), scaled_fp8=scaled_fp8)
+
+
+@cache
+def text_encoder(precision: str, suffix: str = ".safetensors", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return the text encoder under Wan's names as fp8, int8 or bf16, alone in its folder."""
+    path = _folder(f"umt5-{precision}", sizes) / f"models_t5_umt5-xxl-enc-{precision}{suffix}"
+    return tiny.write_text_encoder(path, text_encoder_weights(sizes), precision)
+
+
+@cache
+def vae(
+    suffix: str = ".safetensors", dtype: torch.dtype = torch.float32, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES
+) -> Path:
+    """Return the VAE as wan_2.1_vae.safetensors or, with suffix .pth, as Wan2.1_VAE.pth."""
+    name = tiny.VAE_NAME if suffix == ".pth" else f"wan_2.1_vae{suffix}"
+    return tiny.write_vae(_folder(f"vae-{dtype}", sizes) / name, vae_weights(sizes), dtype)
+
+
+def _folder(name: str, sizes: tiny.TinySizes) -> Path:
+    """Return a folder of its own for `name` at `sizes`."""
+    folder = scratch() / f"{abs(hash(sizes)):x}" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,121 @@
+"""Reading weights: safetensors and .pth files, damaged ones included."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.logic.safetensors_header import TensorInfo
+from safetensors.torch import load_file
+
+
+def test_several_files_read_as_one_mapping() -> None:
+    folder = checkpoints.repository() / "distill_fp8"
+    files = sorted(folder.glob("*.safetensors"))
+    weights = open_weights(files)
+    expected = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert set(weights) == set(expected)
+    assert len(weights) == len(expected)
+    assert weights.num_bytes == sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    for name, tensor in expected.items():
+        assert weights.header[name].shape == tuple(tensor.shape)
+        assert weights[name].dtype == tensor.dtype
+        assert torch.equal(weights[name].float(), tensor.float())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_text_encoder_files_hold_the_same_tensors(suffix: str) -> None:
+    weights = open_weights([checkpoints.text_encoder("bf16", suffix)])
+    assert weights.header["blocks.0.attn.q.weight"] == TensorInfo("BF16", (64, 64))
+    for name, tensor in checkpoints.text_encoder_weights().items():
+        assert torch.equal(weights[name], tensor.bfloat16())
+
+
+def test_prefix_is_stripped_and_other_names_left_out() -> None:
+    prefix = "model.diffusion_model."
+    weights = open_weights([checkpoints.comfy_transformer(prefix)], prefix)
+    assert "patch_embedding.weight" in weights
+    assert weights["blocks.0.ffn.0.scale_weight"].shape == ()
+    assert len(open_weights([checkpoints.comfy_transformer(prefix)], "elsewhere.")) == 0
+    assert set(open_weights([checkpoints.text_encoder("bf16", ".pth")], "blocks.1.")) == {
+        name.removeprefix("blocks.1.") for name in checkpoints.text_encoder_weights() if name.startswith("blocks.1.")
+    }
+
+
+@pytest.mark.parametrize("path", [checkpoints.vae, lambda: checkpoints.vae(".pth")])
+def test_read_again_after_close(path) -> None:
+    weights = open_weights([path()])
+    before = weights["conv2.weight"].clone()
+    weights.close()
+    assert torch.equal(weights["conv2.weight"], before)
+
+
+def test_unknown_name_is_a_key_error() -> None:
+    for file in (checkpoints.vae(), checkpoints.vae(".pth")):
+        with pytest.raises(KeyError):
+            open_weights([file])["nothing"]
+
+
+class NotATensor:
+    """Something a pickle can hold and a state dict cannot."""
+
+
+def write_old_pickle(path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+
+
+def write_truncated(path: Path) -> None:
+    path.write_bytes(checkpoints.vae(".pth").read_bytes()[:-5000])
+
+
+BAD_PTH = {
+    "objects": (lambda path: torch.save({"model": NotATensor()}, path), "not a file of plain tensors.*Detail: "),
+    "nested": (
+        lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path),
+        "holds nested data; expected a flat",
+    ),
+    "not a dict": (lambda path: torch.save([torch.ones(1)], path), "holds list; expected a flat dict"),
+    "old pickle": (write_old_pickle, "cannot be read as a PyTorch file.*download it again or use a .safetensors"),
+    "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read as a PyTorch file"),
+    "truncated": (write_truncated, "cannot be read as a PyTorch file.*probably truncated"),
+    "empty": (lambda path: path.touch(), "cannot be read as a PyTorch file"),
+    "missing": (lambda path: None, "missing or not a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PTH)
+def test_bad_pth(tmp_path: Path, case: str) -> None:
+    write, message = BAD_PTH[case]
+    path = tmp_path / "model.pth"
+    write(path)
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        open_weights([path])
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_pickle_does_not_run_code(tmp_path: Path) -> None:
+    class Writes:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"a": Writes()}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="a pickle may run code"):
+        open_weights([tmp_path / "model.pth"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_ordered_state_dict_is_accepted(tmp_path: Path) -> None:
+    torch.save(OrderedDict(weight=torch.arange(3)), tmp_path / "model.pth")
+    assert open_weights([tmp_path / "model.pth"]).header == {"weight": TensorInfo("I64", (3,))}
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(checkpoints.vae().read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_weights([path])
