@@ -1,0 +1,36 @@
+"""Editor format -> API format, against what the editor itself sends.
+
+golden/*.api.json are the outputs of graphToPrompt of ComfyUI_frontend 1.27.10 for the same graphs, run in Chromium on
+a ComfyUI 0.3.64 with this pack; editor_features.v1.json is the same graph as editor_features.json in format 1.0.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from examples import TEXT_TO_VIDEO, WITH_NATIVE_NODES
+from lightx2v_pack.tools.headless.boot import boot
+from lightx2v_pack.tools.headless.progress import Progress
+from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def infos(models_dir, tmp_path_factory):
+    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (TEXT_TO_VIDEO, "lightx2v_text_to_video_480p.api.json"),
+        (WITH_NATIVE_NODES, "lightx2v_with_native_nodes.api.json"),
+        (GOLDEN / "editor_features.json", "editor_features.api.json"),
+        (GOLDEN / "editor_features.v1.json", "editor_features.api.json"),
+    ],
+)
+def test_conversion_equals_the_editors(graph, expected, infos):
+    prompt = to_prompt(read_workflow(graph), infos)
+    assert prompt == json.loads((GOLDEN / expected).read_text(encoding="utf-8"))

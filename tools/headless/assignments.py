@@ -1,0 +1,77 @@
+"""`--set node.input=value`: change values of a prompt from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import WorkflowError
+from .node_info import InputSpec, NodeInfo, input_specs
+from .workflow import Prompt, unknown_node
+
+
+def apply_assignments(prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo]) -> None:
+    """Set inputs of `prompt` in place.
+
+    Args:
+        prompt: API format.
+        assignments: `node.input=value`; the node is named by its id, else by its title, else by its class.
+        infos: node descriptions by class.
+
+    Raises:
+        WorkflowError: wrong form, no such node or input, several nodes of that name, or a value that does not parse.
+    """
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        name, dot, input_name = target.strip().rpartition(".")
+        if not (equals and dot and name and input_name):
+            raise WorkflowError(f"--set {assignment!r}: expected node.input=value, such as LightX2VSampler.seed=7.")
+        node = prompt[_find_node(prompt, name, assignment)]
+        spec = _find_input(node, name, input_name, assignment, infos)
+        node["inputs"][input_name] = _parse(spec, text, assignment)
+
+
+def _find_node(prompt: Prompt, name: str, assignment: str) -> str:
+    if name in prompt:
+        return name
+    by_title = [node_id for node_id, node in prompt.items() if node.get("_meta", {}).get("title") == name]
+    by_class = [node_id for node_id, node in prompt.items() if node.get("class_type") == name]
+    found = by_title or by_class
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise WorkflowError(f"--set {assignment!r}: '{name}' names {len(found)} nodes; use an id: {', '.join(found)}.")
+    listed = "; ".join(f"{node_id} {_describe(node)}" for node_id, node in prompt.items())
+    raise WorkflowError(f"--set {assignment!r}: the workflow has no node '{name}'. It has: {listed}.")
+
+
+def _describe(node: Mapping[str, Any]) -> str:
+    title = node.get("_meta", {}).get("title", "")
+    return f"'{title}' ({node.get('class_type')})" if title else str(node.get("class_type"))
+
+
+def _find_input(
+    node: Mapping[str, Any], name: str, input_name: str, assignment: str, infos: Mapping[str, NodeInfo]
+) -> InputSpec:
+    if node["class_type"] not in infos:
+        raise unknown_node(name, node["class_type"])
+    widgets = {key: spec for key, spec in input_specs(infos[node["class_type"]]).items() if spec.is_widget}
+    if input_name in widgets:
+        return widgets[input_name]
+    known = ", ".join(widgets) or "none"
+    raise WorkflowError(f"--set {assignment!r}: {node['class_type']} has no value '{input_name}'. It has: {known}.")
+
+
+def _parse(spec: InputSpec, text: str, assignment: str) -> Any:
+    """Read a value as JSON; text and choices need no quotes."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if spec.type in ("STRING", "COMBO"):
+        return value if isinstance(value, str) else text
+    expected = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,)}[spec.type]
+    if isinstance(value, expected) and isinstance(value, bool) == (spec.type == "BOOLEAN"):
+        return value
+    raise WorkflowError(f"--set {assignment!r}: {text!r} is not a value of type {spec.type}.")

@@ -1,0 +1,272 @@
+"""ComfyUI's own nodes that the example workflows use, for runs without ComfyUI.
+
+Ids, inputs, their order and defaults are those of ComfyUI 0.3.64; a value one of them cannot honour here is an error.
+CLIPLoader, CLIPTextEncode, VAELoader and VAEDecode are backed by this pack's text encoder and decoder, so the same
+weights give the same conditioning and frames as the pack's own nodes; in ComfyUI they are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ...engine import pipeline
+from ...engine.adapters.comfy import formats, memory, progress
+from ...engine.settings import OffloadSettings
+
+_MAX_RESOLUTION = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A VIDEO value: frames [F, H, W, 3] in [0, 1] and their rate."""
+
+    images: torch.Tensor
+    frame_rate: Fraction
+
+
+class EmptyHunyuanLatentVideo(io.ComfyNode):
+    """An empty video LATENT of 16 channels."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EmptyHunyuanLatentVideo",
+            display_name="EmptyHunyuanLatentVideo",
+            inputs=[
+                io.Int.Input("width", default=848, min=16, max=_MAX_RESOLUTION, step=16),
+                io.Int.Input("height", default=480, min=16, max=_MAX_RESOLUTION, step=16),
+                io.Int.Input("length", default=25, min=1, max=_MAX_RESOLUTION, step=4),
+                io.Int.Input("batch_size", default=1, min=1, max=4096),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, width: int, height: int, length: int, batch_size: int = 1) -> io.NodeOutput:
+        return io.NodeOutput({"samples": torch.zeros(batch_size, 16, (length - 1) // 4 + 1, height // 8, width // 8)})
+
+
+class CLIPLoader(io.ComfyNode):
+    """Load a text encoder; only umT5 for Wan here."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLIPLoader",
+            display_name="Load CLIP",
+            inputs=[
+                io.Combo.Input("clip_name", options=folder_paths.get_filename_list("text_encoders")),
+                io.Combo.Input("type", options=["wan"]),
+                io.Combo.Input("device", options=["default", "cpu"], optional=True),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_name: str, type: str, device: str = "default") -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("text_encoders", clip_name))
+        return io.NodeOutput(pipeline.load_text_encoder(path))
+
+
+class CLIPTextEncode(io.ComfyNode):
+    """Encode a prompt on the CPU."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLIPTextEncode",
+            display_name="CLIP Text Encode (Prompt)",
+            inputs=[io.String.Input("text", multiline=True, dynamic_prompts=True), io.Clip.Input("clip")],
+            outputs=[io.Conditioning.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, text: str, clip: Any) -> io.NodeOutput:
+        rows = pipeline.encode_text(clip, text, hooks=progress.build_hooks(cls.hidden.unique_id))
+        return io.NodeOutput(formats.make_conditioning(rows))
+
+
+class VAELoader(io.ComfyNode):
+    """Load the Wan2.1 VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VAELoader",
+            display_name="Load VAE",
+            inputs=[io.Combo.Input("vae_name", options=folder_paths.get_filename_list("vae"))],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("vae", vae_name))
+        return io.NodeOutput(pipeline.load_vae(path, offload=OffloadSettings()))
+
+
+class VAEDecode(io.ComfyNode):
+    """Decode a LATENT to frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VAEDecode",
+            display_name="VAE Decode",
+            inputs=[io.Latent.Input("samples"), io.Vae.Input("vae")],
+            outputs=[io.Image.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
+        memory.register(vae)
+        hooks = progress.build_hooks(cls.hidden.unique_id)
+        return io.NodeOutput(pipeline.decode(vae, formats.latent_samples(samples), hooks=hooks))
+
+
+class CreateVideo(io.ComfyNode):
+    """Give frames a rate."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CreateVideo",
+            display_name="Create Video",
+            inputs=[
+                io.Image.Input("images"),
+                io.Float.Input("fps", default=30.0, min=1.0, max=120.0, step=1.0),
+                io.Audio.Input("audio", optional=True),
+            ],
+            outputs=[io.Video.Output()],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, fps: float) -> io.NodeOutput:
+        return io.NodeOutput(Video(images=images, frame_rate=Fraction(round(fps * 1000), 1000)))
+
+
+class SaveVideo(io.ComfyNode):
+    """Save a VIDEO as h264 in mp4, with the workflow in its metadata as ComfyUI stores it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveVideo",
+            display_name="Save Video",
+            inputs=[
+                io.Video.Input("video"),
+                io.String.Input("filename_prefix", default="video/ComfyUI"),
+                io.Combo.Input("format", options=["auto", "mp4"], default="auto"),
+                io.Combo.Input("codec", options=["auto", "h264"], default="auto"),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, video: Video, filename_prefix: str, format: str, codec: str) -> io.NodeOutput:
+        _, height, width, _ = video.images.shape
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), width, height
+        )
+        file = f"{name}_{counter:05}_.mp4"
+        _write_mp4(Path(folder, file), video, _metadata(cls.hidden))
+        return io.NodeOutput(ui=_shown_files([file], subfolder, "output") | {"animated": (True,)})
+
+
+class SaveImage(io.ComfyNode):
+    """Save frames as PNG files, with the workflow in their metadata."""
+
+    folder_type = "output"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveImage",
+            display_name="Save Image",
+            inputs=[io.Image.Input("images"), io.String.Input("filename_prefix", default="ComfyUI")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> io.NodeOutput:
+        _, height, width, _ = images.shape
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_directory_by_type(cls.folder_type), width, height
+        )
+        info = PngInfo()
+        for key, value in _metadata(cls.hidden).items():
+            info.add_text(key, json.dumps(value))
+        files = [f"{name}_{counter + index:05}_.png" for index in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(_to_bytes(image)).save(Path(folder, file), pnginfo=info, compress_level=4)
+        return io.NodeOutput(ui=_shown_files(files, subfolder, cls.folder_type))
+
+
+class PreviewImage(SaveImage):
+    """Save frames as PNG files in the folder for temporary files."""
+
+    folder_type = "temp"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PreviewImage",
+            display_name="Preview Image",
+            inputs=[io.Image.Input("images")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+
+CORE_NODES = (
+    EmptyHunyuanLatentVideo,
+    CLIPLoader,
+    CLIPTextEncode,
+    VAELoader,
+    VAEDecode,
+    CreateVideo,
+    SaveVideo,
+    SaveImage,
+    PreviewImage,
+)
+
+
+def _metadata(hidden: Any) -> dict[str, Any]:
+    return {**(hidden.extra_pnginfo or {}), "prompt": hidden.prompt}
+
+
+def _shown_files(files: list[str], subfolder: str, folder_type: str) -> dict[str, Any]:
+    return {"images": [{"filename": file, "subfolder": subfolder, "type": folder_type} for file in files]}
+
+
+def _to_bytes(image: torch.Tensor) -> Any:
+    return (image * 255).clamp(0, 255).byte().cpu().numpy()
+
+
+def _write_mp4(path: Path, video: Video, metadata: dict[str, Any]) -> None:
+    with av.open(str(path), mode="w", options={"movflags": "use_metadata_tags"}) as container:
+        for key, value in metadata.items():
+            container.metadata[key] = json.dumps(value)
+        stream = container.add_stream("h264", rate=video.frame_rate)
+        _, stream.height, stream.width, _ = video.images.shape
+        stream.pix_fmt = "yuv420p"
+        for image in video.images:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            frame = av.VideoFrame.from_ndarray(_to_bytes(image), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode(None))

@@ -1,0 +1,150 @@
+"""Run a validated prompt node by node, as ComfyUI does: inference mode, hidden inputs, interrupt, UI results.
+
+Results are dropped after their last reader, so weights and tensors go as early as they can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ...engine.report import StageRecord, build_report, records_of
+from .boot import Host
+from .errors import Cancelled, RunError
+from .node_info import input_specs
+from .progress import Progress
+from .report import NodeRun, RunLog
+from .workflow import Prompt, is_link
+
+
+def validation_hooks(host: Host) -> dict[str, Any]:
+    """Return the arguments of `validate_prompt` that need the node classes."""
+
+    def checked(class_type: str) -> frozenset[str]:
+        check = _own_check(host, class_type)
+        return frozenset(inspect.signature(check).parameters) if check else frozenset()
+
+    def complain(class_type: str, constants: dict[str, Any]) -> str | None:
+        check = _own_check(host, class_type)
+        if check is None:
+            return None
+        verdict = check(**{name: value for name, value in constants.items() if name in checked(class_type)})
+        return None if verdict is True else str(verdict or "the node rejects its inputs.")
+
+    return {"custom_check": complain, "checked_by_node": checked}
+
+
+def _own_check(host: Host, class_type: str) -> Any:
+    node = host.classes[class_type]
+    return node.validate_inputs if node.validate_inputs.__func__ is not io.ComfyNode.validate_inputs.__func__ else None
+
+
+def run_prompt(
+    prompt: Prompt, order: list[str], host: Host, *, workflow: Mapping[str, Any] | None, progress: Progress, log: RunLog
+) -> None:
+    """Run the nodes of `order`, each after what it needs, and note results in `log`.
+
+    Args:
+        prompt: API format, validated.
+        order: what `validate_prompt` returned.
+        host: node classes.
+        workflow: the editor's graph to store in saved files, if it describes this prompt.
+        progress: shows the run.
+        log: filled as nodes finish.
+
+    Raises:
+        Cancelled: the interrupt flag was set.
+        RunError: a node failed.
+    """
+    readers = Counter(str(value[0]) for key in order for value in prompt[key]["inputs"].values() if is_link(value))
+    results: dict[str, tuple[Any, ...]] = {}
+    records: list[StageRecord] = []
+    progress.start_run(len(order))
+    for node_id in order:
+        node = prompt[node_id]
+        title = node.get("_meta", {}).get("title") or node["class_type"]
+        accepted = input_specs(host.infos[node["class_type"]])
+        inputs = {
+            name: results[str(value[0])][value[1]] if is_link(value) else value
+            for name, value in node["inputs"].items()
+            if name in accepted
+        }
+        hidden = {
+            io.Hidden.unique_id: node_id,
+            io.Hidden.prompt: prompt,
+            io.Hidden.extra_pnginfo: {"workflow": workflow} if workflow else {},
+        }
+        progress.start_node(title)
+        output = _execute(host, node_id, node["class_type"], title, inputs, hidden)
+        del inputs
+        seconds = progress.finish_node()
+        log.nodes.append(
+            NodeRun(node_id=node_id, class_type=node["class_type"], title=title, seconds=round(seconds, 4))
+        )
+        results[node_id] = tuple(output.args)
+        records += [record for record in _records(output.args) if record not in records]
+        if records:
+            log.engine = build_report(records)
+        _note_ui(output.ui, title, progress, log)
+        del output
+        readers.subtract(str(value[0]) for value in node["inputs"].values() if is_link(value))
+        for key in [key for key in results if not readers[key]]:
+            del results[key]
+
+
+def _execute(
+    host: Host, node_id: str, class_type: str, title: str, inputs: dict[str, Any], hidden: dict[Any, Any]
+) -> Any:
+    interrupt = host.model_management.InterruptProcessingException
+    clone = host.classes[class_type].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+    try:
+        host.model_management.throw_exception_if_processing_interrupted()
+        with torch.inference_mode():
+            output = getattr(clone, clone.FUNCTION)(**inputs)
+            return asyncio.run(output) if inspect.iscoroutine(output) else output
+    except interrupt as error:
+        raise Cancelled(f"Cancelled in node {node_id} ({title}).") from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise RunError(f"Node {node_id} ({title}) failed with {kind}: {error}") from error
+
+
+def _records(values: Iterable[Any]) -> list[StageRecord]:
+    """Return the engine's stage records that LATENT, CONDITIONING and IMAGE values carry."""
+    found: list[StageRecord] = []
+    for value in values:
+        if isinstance(value, dict):
+            value = value.get("samples")
+        elif isinstance(value, list) and value and isinstance(value[0], list):
+            value = value[0][0]
+        if isinstance(value, torch.Tensor):
+            found += records_of(value)
+    return found
+
+
+def _note_ui(ui: Any, title: str, progress: Progress, log: RunLog) -> None:
+    """Note what a node shows: result files and text. Source of the form: ComfyUI comfy_api/latest/_ui.py."""
+    shown = ui.as_dict() if hasattr(ui, "as_dict") else ui or {}
+    for name, entries in shown.items():
+        for entry in entries:
+            if isinstance(entry, Mapping) and "filename" in entry:
+                _note_file(entry, progress, log)
+            elif name == "text":
+                progress.log(f"{title}:\n{entry}")
+
+
+def _note_file(entry: Mapping[str, str], progress: Progress, log: RunLog) -> None:
+    folder = folder_paths.get_directory_by_type(entry["type"])
+    path = Path(folder, entry.get("subfolder", ""), entry["filename"])
+    if entry["type"] == "output":
+        log.outputs.append(path)
+    else:
+        progress.log(f"Preview: {path}")

@@ -1,0 +1,87 @@
+"""What a run shows on stderr: one line a node, with a live bar on a terminal. stdout stays free for results."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from typing import TextIO
+
+_BAR_CELLS = 24
+_TITLE_WIDTH = 30
+_NOTE_WIDTH = 40
+
+
+class Progress:
+    """Shows a run; `quiet` leaves only what the caller prints itself."""
+
+    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._is_live = stream.isatty() and not quiet
+        self._line = ""
+        self._num_nodes = 0
+        self._index = 0
+        self._title = ""
+        self._text = ""
+        self._started = 0.0
+
+    def start_run(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+        self._index = 0
+
+    def start_node(self, title: str) -> None:
+        self._index += 1
+        self._title = title
+        self._text = ""
+        self._started = time.perf_counter()
+        self._draw(self._label())
+
+    def update(self, value: int, total: int) -> None:
+        """Show how far the current node is."""
+        filled = _BAR_CELLS * value // max(total, 1)
+        bar = "#" * filled + "-" * (_BAR_CELLS - filled)
+        seconds = time.perf_counter() - self._started
+        self._draw(f"{self._label()} [{bar}] {value}/{total}  {seconds:.0f} s  {self._text}")
+
+    def note(self, text: str) -> None:
+        """Show what the current node is doing; the first line of `text` has to do."""
+        self._text = text.partition("\n")[0][:_NOTE_WIDTH]
+        self._draw(f"{self._label()} {self._text}")
+
+    def finish_node(self) -> float:
+        """Close the current node's line; returns its seconds."""
+        seconds = time.perf_counter() - self._started
+        self.log(f"{self._label()} {seconds:8.2f} s")
+        return seconds
+
+    def log(self, text: str) -> None:
+        """Print lines that stay."""
+        if not self._quiet:
+            self._draw("")
+            print(text, file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Remove the live line."""
+        self._draw("")
+
+    def _label(self) -> str:
+        return f"[{self._index}/{self._num_nodes}] {self._title:{_TITLE_WIDTH}}"
+
+    def _draw(self, line: str) -> None:
+        if self._is_live:
+            line = line[: shutil.get_terminal_size().columns - 1]
+            self._stream.write("\r" + line.ljust(len(self._line)) + ("\r" if not line else ""))
+            self._stream.flush()
+            self._line = line
+
+
+class ProgressHandler(logging.Handler):
+    """Prints log records above the live line."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.log(self.format(record))

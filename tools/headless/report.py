@@ -1,0 +1,65 @@
+"""The JSON report of a run: seconds per node and stage, peak memory, results, versions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .errors import Cancelled, CommandError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRun:
+    """One node that ran."""
+
+    node_id: str
+    class_type: str
+    title: str
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class RunLog:
+    """What a run did so far; kept by the runner, readable when the run fails half way."""
+
+    nodes: list[NodeRun] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    """Result files, in the order of their nodes."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What the pack's engine measured: stages, peaks, device, versions."""
+
+
+def write_report(
+    path: Path, log: RunLog, *, workflow: Path, server: str | None, seconds: float, error: CommandError | None
+) -> None:
+    """Write the report of a finished, failed or cancelled run."""
+    status = "ok" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
+    report = {
+        "workflow": str(workflow),
+        "server": server,
+        "status": status,
+        "error": str(error) if error else None,
+        "seconds": round(seconds, 3),
+        "nodes": [asdict(node) for node in log.nodes],
+        "outputs": [str(output) for output in log.outputs],
+        # Whole process, model loading and the command line itself included; a server's memory is not ours to measure.
+        "peak_ram_bytes": None if server else peak_ram_bytes(),
+        "engine": log.engine,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def peak_ram_bytes() -> int:
+    """Return the largest resident set this process has had, mapped file pages included."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    # getrusage counts bytes on macOS, kibibytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

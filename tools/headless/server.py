@@ -1,0 +1,258 @@
+"""Queue a prompt on a running ComfyUI over its HTTP and websocket API, follow it, and fetch its results.
+
+Source of the protocol: ComfyUI server.py (routes, websocket events), protocol.py (binary events), main.py (order of
+events). Verified with ComfyUI 0.3.64.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from .errors import Cancelled, RunError, ServerError, WorkflowError
+from .node_info import NodeInfo
+from .progress import Progress
+from .report import NodeRun, RunLog
+from .workflow import Prompt
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_ANSWER_SECONDS = 30
+_BINARY_TEXT = 3
+
+
+def run_on_server(
+    url: str,
+    build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
+    *,
+    workflow: Mapping[str, Any] | None,
+    output_dir: Path,
+    timeout: float | None,
+    progress: Progress,
+    log: RunLog,
+) -> None:
+    """Run a prompt on a ComfyUI server and download its output files.
+
+    Args:
+        url: where ComfyUI listens, such as http://127.0.0.1:8188.
+        build_prompt: node descriptions of the server -> prompt in API format.
+        workflow: the editor's graph to store in saved files, if it describes this prompt.
+        output_dir: where results are saved, in the server's sub-folders.
+        timeout: seconds after which the job is cancelled; None waits for ever.
+        progress: shows the run.
+        log: filled as nodes finish.
+
+    Raises:
+        ServerError: the server cannot be reached or gives no proper answer.
+        WorkflowError: the server refuses the prompt.
+        RunError: a node failed, or `timeout` passed.
+        Cancelled: Ctrl-C, or someone pressed Cancel.
+    """
+    try:
+        import aiohttp
+    except ImportError as error:
+        raise RunError(f"--server needs aiohttp ({error}). Install it with 'pip install aiohttp'.") from error
+    base = (url if "://" in url else f"http://{url}").rstrip("/")
+    job = _Job(base, output_dir, progress, log)
+    try:
+        asyncio.run(asyncio.wait_for(job.run(build_prompt, workflow), timeout))
+    except KeyboardInterrupt:
+        job.cancel()
+        raise Cancelled("Cancelled; ComfyUI was told to stop this job.") from None
+    except aiohttp.ClientError as error:
+        raise ServerError(
+            f"Cannot reach ComfyUI at {base}: {error}. Is it running there? Start it with 'python main.py', or check "
+            "address and port."
+        ) from error
+    except asyncio.TimeoutError:
+        job.cancel()
+        raise RunError(f"The run took longer than --timeout {timeout:g} s and was cancelled.") from None
+
+
+class _Job:
+    """One prompt on one server."""
+
+    def __init__(self, base: str, output_dir: Path, progress: Progress, log: RunLog) -> None:
+        self._base = base
+        self._output_dir = output_dir
+        self._progress = progress
+        self._log = log
+        self._prompt: Prompt = {}
+        self._prompt_id = str(uuid.uuid4())
+        self._current: str | None = None
+
+    async def run(
+        self,
+        build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
+        workflow: Mapping[str, Any] | None,
+    ) -> None:
+        import aiohttp
+
+        client_id = uuid.uuid4().hex
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_SECONDS)
+        async with aiohttp.ClientSession(timeout=patience) as session:
+            self._prompt = build_prompt(await self._get_json(session, "/object_info"))
+            socket_url = f"ws{self._base[4:]}/ws?clientId={client_id}"
+            # No limit on message size: previews and node texts may be large.
+            async with session.ws_connect(socket_url, max_msg_size=0) as socket:
+                await self._queue(session, client_id, {"workflow": workflow} if workflow else {})
+                await self._follow(socket)
+            await self._fetch_results(session)
+
+    def cancel(self) -> None:
+        """Remove the job from the queue, or interrupt it if it runs. Other people's jobs go on."""
+        for path, body in (("/queue", {"delete": [self._prompt_id]}), ("/interrupt", {"prompt_id": self._prompt_id})):
+            request = urllib.request.Request(
+                self._base + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            try:
+                urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()
+            except urllib.error.URLError as error:
+                self._progress.log(f"Could not cancel the job on {self._base}: {error.reason}.")
+
+    async def _get_json(self, session: aiohttp.ClientSession, path: str) -> Any:
+        async with session.get(self._base + path) as answer:
+            return self._parse(path, answer.status, await answer.text())
+
+    def _parse(self, path: str, status: int, text: str) -> Any:
+        try:
+            data = json.loads(text)
+        except ValueError:
+            data = None
+        if status != 200 or data is None:
+            raise ServerError(
+                f"{self._base}{path} answered with status {status}: {text[:200]!r}; expected JSON from ComfyUI. "
+                "Is this the address of a ComfyUI server?"
+            )
+        return data
+
+    async def _queue(self, session: aiohttp.ClientSession, client_id: str, extra_pnginfo: dict[str, Any]) -> None:
+        body = {
+            "prompt": self._prompt,
+            "prompt_id": self._prompt_id,
+            "client_id": client_id,
+            "extra_data": {"extra_pnginfo": extra_pnginfo},
+        }
+        async with session.post(f"{self._base}/prompt", json=body) as answer:
+            text = await answer.text()
+            if answer.status == 400 and text.startswith("{"):
+                raise WorkflowError(self._explain_refusal(json.loads(text)))
+            data = self._parse("/prompt", answer.status, text)
+        self._prompt_id = data["prompt_id"]
+        for line in self._node_errors(data):
+            self._progress.log(f"The server leaves out a part of the workflow: {line}")
+        self._progress.log(f"Queued on {self._base} as {self._prompt_id}.")
+        self._progress.start_run(len(self._prompt))
+
+    def _explain_refusal(self, answer: Mapping[str, Any]) -> str:
+        error = answer.get("error") or {}
+        headline = error if isinstance(error, str) else " ".join([error.get("message", ""), error.get("details", "")])
+        lines = self._node_errors(answer)
+        return "\n".join(lines) or f"ComfyUI refuses the workflow: {headline.strip()}"
+
+    def _node_errors(self, answer: Mapping[str, Any]) -> list[str]:
+        return [
+            f"Node {node_id} ({self._title(node_id)}): {error['message']}: {error['details']}"
+            for node_id, errors in (answer.get("node_errors") or {}).items()
+            for error in errors["errors"]
+        ]
+
+    def _title(self, node_id: str) -> str:
+        node = self._prompt.get(node_id, {})
+        return str(node.get("_meta", {}).get("title") or node.get("class_type", node_id))
+
+    async def _follow(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Show the job's events until ComfyUI is done with it."""
+        import aiohttp
+
+        failure: Exception | None = None
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                self._show_text(message.data)
+                continue
+            event = json.loads(message.data)
+            kind, data = event["type"], event.get("data") or {}
+            if data.get("prompt_id") != self._prompt_id:
+                continue
+            if kind == "executing":
+                self._enter(data["node"])
+                if data["node"] is None:
+                    if failure:
+                        raise failure
+                    return
+            elif kind == "progress":
+                self._progress.update(data["value"], data["max"])
+            elif kind == "executed":
+                self._note_output(data["node"], data.get("output") or {})
+            elif kind == "execution_interrupted":
+                failure = Cancelled(f"Cancelled in node {data['node_id']} ({self._title(data['node_id'])}).")
+            elif kind == "execution_error":
+                failure = RunError(
+                    f"Node {data['node_id']} ({self._title(data['node_id'])}) failed with "
+                    f"{data['exception_type']}: {data['exception_message'].strip()}"
+                )
+        raise ServerError(f"{self._base} closed the connection before the job was done. Look at the server's log.")
+
+    def _enter(self, node_id: str | None) -> None:
+        if self._current is not None:
+            seconds = self._progress.finish_node()
+            self._log.nodes.append(
+                NodeRun(
+                    node_id=self._current,
+                    class_type=self._prompt.get(self._current, {}).get("class_type", ""),
+                    title=self._title(self._current),
+                    seconds=round(seconds, 4),
+                )
+            )
+        self._current = node_id
+        if node_id is not None:
+            self._progress.start_node(self._title(node_id))
+
+    def _show_text(self, data: bytes) -> None:
+        """Show the text a node sends while it runs: event, length of the node id, node id, text."""
+        event, length = struct.unpack_from(">II", data)
+        if event == _BINARY_TEXT and data[8 : 8 + length].decode(errors="replace") == self._current:
+            self._progress.note(data[8 + length :].decode(errors="replace"))
+
+    def _note_output(self, node_id: str, output: Mapping[str, Any]) -> None:
+        """Keep the run report of a LightX2VReport node, show other texts."""
+        for text in output.get("text") or ():
+            if self._prompt.get(node_id, {}).get("class_type") == "LightX2VReport":
+                self._log.engine = json.loads(text)
+            else:
+                self._progress.log(f"{self._title(node_id)}:\n{text}")
+
+    async def _fetch_results(self, session: aiohttp.ClientSession) -> None:
+        history = await self._get_json(session, f"/history/{self._prompt_id}")
+        outputs = history.get(self._prompt_id, {}).get("outputs", {})
+        for shown in outputs.values():
+            for entries in shown.values():
+                for entry in entries:
+                    if isinstance(entry, Mapping) and entry.get("type") == "output" and "filename" in entry:
+                        self._log.outputs.append(await self._download(session, entry))
+
+    async def _download(self, session: aiohttp.ClientSession, entry: Mapping[str, str]) -> Path:
+        folder = self._output_dir / entry.get("subfolder", "")
+        if not folder.resolve().is_relative_to(self._output_dir.resolve()):
+            raise ServerError(f"{self._base} names a result outside the output folder: {dict(entry)}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / Path(entry["filename"]).name
+        async with session.get(f"{self._base}/view?{urlencode(entry)}") as answer:
+            if answer.status != 200:
+                raise ServerError(f"{self._base}/view answered with status {answer.status} for {entry['filename']}.")
+            content = await answer.read()
+        number = 1
+        while path.exists() and path.read_bytes() != content:
+            path = folder / f"{Path(entry['filename']).stem} ({number}){Path(entry['filename']).suffix}"
+            number += 1
+        path.write_bytes(content)
+        return path

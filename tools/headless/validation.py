@@ -1,0 +1,151 @@
+"""The checks ComfyUI makes before it runs a prompt, each with a sentence.
+
+Source of the rules: ComfyUI execution.py (validate_prompt, validate_inputs). Two differences: choices of V3 combos are
+checked (as ComfyUI does since 0.10), and any problem stops the run (ComfyUI runs the outputs that are fine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import WorkflowError
+from .node_info import InputSpec, NodeInfo, input_specs
+from .workflow import Prompt, is_link, types_overlap, unknown_node
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+_LISTED_CHOICES = 20
+
+CustomCheck = Callable[[str, dict[str, Any]], str | None]
+"""(class, inputs with None for links) -> what the node's own validate_inputs complains about, or None."""
+
+
+def validate_prompt(
+    prompt: Prompt,
+    infos: Mapping[str, NodeInfo],
+    *,
+    custom_check: CustomCheck,
+    checked_by_node: Callable[[str], frozenset[str]],
+) -> list[str]:
+    """Check a prompt and convert its values in place to the types of their inputs.
+
+    Args:
+        prompt: API format.
+        infos: node descriptions by class.
+        custom_check: a node's own check.
+        checked_by_node: class -> inputs whose range and choices the node's own check takes over.
+
+    Returns:
+        The nodes to run, in order: every output node after everything it needs.
+
+    Raises:
+        WorkflowError: with one line for each problem found.
+    """
+    for node_id, node in prompt.items():
+        if "class_type" not in node:
+            raise WorkflowError(f"Node {node_id} has no class_type; the file is not a complete workflow.")
+        if node["class_type"] not in infos:
+            raise unknown_node(node_id, node["class_type"])
+    outputs = [node_id for node_id, node in prompt.items() if infos[node["class_type"]].get("output_node")]
+    if not outputs:
+        raise WorkflowError("The workflow has no output node, so there is nothing to run. Add SaveVideo, for example.")
+    order = _topological_order(prompt, outputs)
+    problems = []
+    for node_id in order:
+        node = prompt[node_id]
+        found = _check_node(node, prompt, infos, checked_by_node(node["class_type"]))
+        if not found:
+            constants = {name: None if is_link(value) else value for name, value in node["inputs"].items()}
+            complaint = custom_check(node["class_type"], constants)
+            found = [complaint] if complaint else []
+        title = node.get("_meta", {}).get("title") or node["class_type"]
+        problems += [f"Node {node_id} ({title}): {problem}" for problem in found]
+    if problems:
+        raise WorkflowError("\n".join(problems))
+    return order
+
+
+def _topological_order(prompt: Prompt, outputs: list[str]) -> list[str]:
+    """Return the outputs and their ancestors, each after what it needs."""
+    order: list[str] = []
+    open_nodes: list[str] = []
+
+    def visit(node_id: str) -> None:
+        if node_id in order:
+            return
+        if node_id in open_nodes:
+            loop = " -> ".join([*open_nodes[open_nodes.index(node_id) :], node_id])
+            raise WorkflowError(f"The links form a loop: {loop}; a workflow must not be circular.")
+        open_nodes.append(node_id)
+        for name, value in prompt[node_id]["inputs"].items():
+            if is_link(value):
+                if len(value) != 2 or str(value[0]) not in prompt:
+                    raise WorkflowError(
+                        f"Node {node_id}: input '{name}' is linked to {value}, which is no output of this workflow."
+                    )
+                visit(str(value[0]))
+        open_nodes.pop()
+        order.append(node_id)
+
+    for output in outputs:
+        visit(output)
+    return order
+
+
+def _check_node(
+    node: dict[str, Any], prompt: Prompt, infos: Mapping[str, NodeInfo], checked_by_node: frozenset[str]
+) -> list[str]:
+    problems = []
+    inputs = node["inputs"]
+    for name, spec in input_specs(infos[node["class_type"]]).items():
+        if name not in inputs:
+            problem = f"required input '{name}' ({spec.type}) is missing." if spec.required else None
+        elif is_link(inputs[name]):
+            problem = _link_problem(spec, inputs[name], prompt, infos)
+        else:
+            problem = _convert(spec, inputs) or (
+                None if name in checked_by_node else _value_problem(spec, inputs[name])
+            )
+        if problem:
+            problems.append(problem)
+    return problems
+
+
+def _link_problem(spec: InputSpec, link: list[Any], prompt: Prompt, infos: Mapping[str, NodeInfo]) -> str | None:
+    origin = str(link[0])
+    outputs = infos[prompt[origin]["class_type"]]["output"]
+    if not 0 <= link[1] < len(outputs):
+        return (
+            f"input '{spec.name}' is linked to output {link[1]} of node {origin}, which has {len(outputs)} output(s)."
+        )
+    received = outputs[link[1]]
+    if not isinstance(received, str) or types_overlap(received, spec.type):
+        return None
+    return f"input '{spec.name}' expects {spec.type} and is linked to node {origin}, which gives {received}."
+
+
+def _convert(spec: InputSpec, inputs: dict[str, Any]) -> str | None:
+    value = inputs[spec.name]
+    if isinstance(value, dict) and "__value__" in value:
+        value = inputs[spec.name] = value["__value__"]
+    convert = _CONVERT.get(spec.type)
+    try:
+        if convert:
+            inputs[spec.name] = convert(value)
+    except (TypeError, ValueError):
+        return f"input '{spec.name}' is {value!r}; expected a value of type {spec.type}."
+    return None
+
+
+def _value_problem(spec: InputSpec, value: Any) -> str | None:
+    if spec.type in ("INT", "FLOAT"):
+        low, high = spec.options.get("min"), spec.options.get("max")
+        if low is not None and value < low:
+            return f"input '{spec.name}' is {value}; expected at least {low}."
+        if high is not None and value > high:
+            return f"input '{spec.name}' is {value}; expected at most {high}."
+    if spec.choices is not None and value not in spec.choices:
+        shown = ", ".join(str(choice) for choice in spec.choices[:_LISTED_CHOICES]) or "nothing"
+        more = f" and {len(spec.choices) - _LISTED_CHOICES} more" if len(spec.choices) > _LISTED_CHOICES else ""
+        return f"input '{spec.name}' is {value!r}; available: {shown}{more}."
+    return None
