@@ -21,6 +21,7 @@ from .interfaces import Hooks
 from .logic import memory_plan, shapes
 from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
 from .logic.schedule import build_schedule
+from .logic.tiles import Tile
 from .report import attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
 from .stages.conditioning import fit_rows
@@ -186,10 +187,10 @@ def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", ho
     with measure("load_vae") as loading:
         decoder = handle.acquire(hooks)
     with measure("decode") as decoding:
-        tiled = _use_tiles(handle, tiling, samples.shape, decoder.device)
+        tile = Tile() if _use_tiles(handle, tiling, samples.shape, decoder.device) else None
         latents = normalise(samples.float())
-        frames = [decode_video(decoder, clip, tiled=tiled, hooks=hooks) for clip in latents]
-        decoding.details = {"tiled": tiled, **decoder.describe()}
+        frames = [decode_video(decoder, clip, tile=tile, hooks=hooks) for clip in latents]
+        decoding.details = {"tiled": tile is not None, **decoder.describe()}
     return attach(torch.cat(frames), records_of(samples), [loading, decoding])
 
 
