@@ -1,0 +1,1 @@
+"""ComfyUI's side: model folders, tensors between nodes, progress and interrupt, memory."""

@@ -1,0 +1,75 @@
+"""ComfyUI's CONDITIONING and LATENT, to and from plain tensors."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from ...logic.shapes import latent_problem
+
+logger = logging.getLogger(__name__)
+
+# What other nodes add to a conditioning and this sampler has no use for; each would change the picture.
+_IGNORED_KEYS = ("area", "mask", "hooks", "control", "start_percent", "end_percent", "strength")
+
+
+def make_conditioning(rows: torch.Tensor) -> list[list[Any]]:
+    """Return text rows [1, n, width] as ComfyUI's own Wan text encoder node does."""
+    return [[rows, {"pooled_output": None}]]
+
+
+def conditioning_rows(conditioning: Any) -> torch.Tensor:
+    """Return the text rows [1, n, width] of a CONDITIONING.
+
+    Raises:
+        ValueError: there is no entry, or it is not a tensor.
+    """
+    if not conditioning or not isinstance(conditioning[0][0], torch.Tensor):
+        raise ValueError(
+            "The conditioning is empty; expected the output of 'LightX2V Text Encode' or of CLIPTextEncode with a "
+            "CLIPLoader of type 'wan'."
+        )
+    if len(conditioning) > 1:
+        logger.warning(
+            "LightX2V: the conditioning has %d entries (Conditioning Combine makes such); only the first is used.",
+            len(conditioning),
+        )
+    rows, extras = conditioning[0]
+    ignored = [key for key in _IGNORED_KEYS if extras.get(key) is not None]
+    if ignored:
+        logger.warning("LightX2V: the conditioning's %s has no effect on this sampler.", ", ".join(ignored))
+    # The same object where nothing changes: a tensor carries the report of the run that made it.
+    tensor: torch.Tensor = rows.to("cpu", torch.float32)
+    return tensor
+
+
+def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+    """Return the samples [B, 16, T, h, w] of a LATENT.
+
+    Raises:
+        ValueError: the latent is not that of a Wan2.1 video.
+    """
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise ValueError(
+            "The latent holds several tensors (video with audio, of another model); expected one of shape "
+            "[batch, 16, frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
+        )
+    problem = latent_problem(samples.shape)
+    if problem:
+        raise ValueError(problem)
+    tensor: torch.Tensor = samples
+    return tensor
+
+
+def warn_unused_mask(latent: dict[str, Any]) -> None:
+    """Say that a noise mask is not used, where there is one."""
+    if latent.get("noise_mask") is not None:
+        logger.warning("LightX2V: the latent's noise mask has no effect; the sampler starts from noise everywhere.")
+
+
+def replace_samples(latent: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
+    """Return a copy of a LATENT with other samples; every other key stays."""
+    return {**latent, "samples": samples}

@@ -1,0 +1,126 @@
+"""ComfyUI's memory manager: make room on the GPU, and obey Unload Models, /free and other models' needs.
+
+Only what is in `model_management.current_loaded_models` obeys them, so every handle that may hold GPU
+memory is put there as a ModelPatcher.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import torch
+
+
+class Unloadable(Protocol):
+    """A handle whose weights can be dropped at any time between two stages and load again by themselves."""
+
+    patcher: Any
+
+    @property
+    def is_loaded(self) -> bool: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights on the compute device while loaded."""
+
+    def unload(self) -> None: ...
+
+
+def register(handle: Unloadable, activation_bytes: int = 0) -> None:
+    """Put `handle` under ComfyUI's memory manager and make room for its weights and activations.
+
+    Call it before each stage that loads the handle. Weights load in the stage itself, which knows the
+    size of the clip; until then the handle counts as offloaded.
+    """
+    # The handle owns its patcher, and the patcher knows the handle weakly: no cycle, so both go when the
+    # last node output that refers to the handle goes. ComfyUI's RAM-pressure cache looks for `patcher`.
+    if getattr(handle, "patcher", None) is None:
+        handle.patcher = EnginePatcher(handle)
+    mm.load_models_gpu([handle.patcher], memory_required=activation_bytes)
+
+
+def make_room(num_bytes: int) -> None:
+    """Ask ComfyUI to unload models until `num_bytes` of GPU memory are free; nothing without a GPU."""
+    device = mm.get_torch_device()
+    if not mm.is_device_cpu(device):
+        mm.free_memory(num_bytes, device)
+
+
+class _EngineModule(torch.nn.Module):
+    """What ComfyUI's base class takes for the model: it sets attributes on it and counts its (no) parameters."""
+
+    def __init__(self, handle: Unloadable) -> None:
+        super().__init__()
+        self.handle = weakref.ref(handle)
+
+
+class EnginePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
+    """A handle as ComfyUI's memory manager sees it: loaded or not, never patched, never cloned.
+
+    A subclass, because newer versions call methods on every entry of their list that older ones lack.
+    """
+
+    def __init__(self, handle: Unloadable) -> None:
+        # A size of 0 would make the base class measure the module.
+        size = max(handle.num_bytes, 1)
+        super().__init__(_EngineModule(handle), mm.get_torch_device(), mm.unet_offload_device(), size=size)
+
+    def _is_loaded(self) -> bool:
+        handle = self.model.handle()
+        return handle is not None and handle.is_loaded
+
+    def _unload(self) -> None:
+        handle = self.model.handle()
+        if handle is not None:
+            handle.unload()
+
+    def model_size(self) -> int:
+        handle = getattr(self.model, "handle", lambda: None)()
+        return max(handle.num_bytes, 1) if handle is not None else 1
+
+    def loaded_size(self) -> int:
+        return self.model_size() if self._is_loaded() else 0
+
+    def current_loaded_device(self) -> Any:
+        return self.load_device if self._is_loaded() else self.offload_device
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, *_: Any, **__: Any) -> int:
+        """Load nothing: the stage does, with an offload mode that fits what is free then."""
+        return 0
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, *_: Any, **__: Any) -> int:
+        """Free nothing, upon which ComfyUI calls `detach`."""
+        return 0
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        """Drop the weights. With False, ComfyUI only re-registers the model and means to keep them."""
+        if unpatch_all:
+            self._unload()
+        return self.model
+
+    def patch_model(self, *_: Any, **__: Any) -> Any:
+        return self.model
+
+    def unpatch_model(self, *_: Any, **__: Any) -> None:
+        self._unload()
+
+    def clone(self, *_: Any, **__: Any) -> EnginePatcher:
+        return self
+
+    def model_dtype(self) -> None:
+        return None
+
+    def model_patches_to(self, device: Any) -> None:
+        return None
+
+    def model_patches_models(self) -> list[Any]:
+        return []
+
+    def lowvram_patch_counter(self) -> int:
+        return 0
+
+    def __del__(self) -> None:
+        """Do not detach, as the base class would: the handle may be in use without its patcher."""

@@ -1,0 +1,37 @@
+"""The pack's nodes: each declares its inputs and outputs and hands the work to the engine."""
+
+from __future__ import annotations
+
+from ..engine.adapters.comfy import paths
+from ._api import ComfyExtension, io
+from .decode import LightX2VDecode
+from .latent import LightX2VEmptyLatent
+from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
+from .offload import LightX2VOffload
+from .report import LightX2VReport
+from .sample import LightX2VSampler
+from .text import LightX2VTextEncode
+
+NODES: list[type[io.ComfyNode]] = [
+    LightX2VLoadCheckpoint,
+    LightX2VLoadTransformer,
+    LightX2VLoadTextEncoder,
+    LightX2VLoadVAE,
+    LightX2VOffload,
+    LightX2VTextEncode,
+    LightX2VEmptyLatent,
+    LightX2VSampler,
+    LightX2VDecode,
+    LightX2VReport,
+]
+
+
+class LightX2VExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> LightX2VExtension:
+    """Called by ComfyUI when it loads the pack."""
+    paths.register_folder()
+    return LightX2VExtension()

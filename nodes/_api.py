@@ -1,0 +1,56 @@
+"""The only import of ComfyUI's node API, and the few places where its versions differ.
+
+ComfyUI 0.3.64 is the oldest supported version; what newer ones added is passed where it is understood.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import ComfyExtension, io, ui
+
+__all__ = ["CATEGORY", "ComfyExtension", "io", "node_id_of", "output_with_text", "schema", "verdict"]
+
+CATEGORY = "LightX2V"
+
+
+def supported(function: Callable[..., Any], **kwargs: Any) -> dict[str, Any]:
+    """Return those of `kwargs` that `function` takes."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in kwargs.items() if name in known}
+
+
+def schema(**fields: Any) -> io.Schema:
+    """Build the schema of one of this pack's nodes; fields that this ComfyUI lacks are left out."""
+    return io.Schema(**supported(io.Schema, category=CATEGORY, **fields))
+
+
+def node_id_of(node: type[io.ComfyNode]) -> str | None:
+    """Return the id of the running node in its graph, or None where nobody runs a graph.
+
+    The node has to ask for `io.Hidden.unique_id` in its schema.
+    """
+    return getattr(node.hidden, "unique_id", None)
+
+
+def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
+    """Answer ComfyUI's validate_inputs: True, or the sentence of the ValueError that `check` raises.
+
+    A linked input arrives as None; it is checked when the node runs. Name as few inputs as possible in
+    validate_inputs: ComfyUI repeats the sentence for each, and leaves out its own checks of them.
+    """
+    if any(value is None for value in values):
+        return True
+    try:
+        check(*values)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def output_with_text(*values: Any, text: str) -> io.NodeOutput:
+    """Return node outputs and a text for the node's body, where this ComfyUI has a place for one."""
+    preview = getattr(ui, "PreviewText", None)
+    return io.NodeOutput(*values, ui=preview(text) if preview else None)

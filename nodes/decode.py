@@ -1,0 +1,50 @@
+"""The VAE decode node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import pipeline
+from ..engine.adapters.comfy import formats, memory, progress
+from ..engine.settings import TILING_MODES, check_choice
+from . import sockets
+from ._api import io, node_id_of, schema, verdict
+
+
+class LightX2VDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VDecode",
+            display_name="LightX2V Decode",
+            description="Decodes video latents to frames, chunk by chunk, so that long videos need no more memory.",
+            search_aliases=["vae decode", "tiled decode"],
+            inputs=[
+                sockets.Vae.Input("vae", tooltip="From a LightX2V loader."),
+                io.Latent.Input("latent", tooltip="Wan2.1 video latents, from any sampler."),
+                io.Combo.Input(
+                    "tiling",
+                    options=list(TILING_MODES),
+                    default="auto",
+                    tooltip=(
+                        "on: decode in tiles, with less memory and a little slower. auto: only when the whole decode "
+                        "does not fit."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The frames, for CreateVideo (16 fps) or any image node.")
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tiling: str | None = None) -> bool | str:
+        return verdict(check_choice, "tiling", tiling, TILING_MODES)
+
+    @classmethod
+    def execute(cls, vae: Any, latent: dict[str, Any], tiling: str) -> io.NodeOutput:
+        samples = formats.latent_samples(latent)
+        memory.register(vae)
+        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=progress.build_hooks(node_id_of(cls)))
+        return io.NodeOutput(frames)

@@ -1,0 +1,77 @@
+"""The empty video latent node."""
+
+from __future__ import annotations
+
+from ..engine import pipeline
+from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
+from ..engine.logic.shapes import latent_shape
+from ._api import io, schema, verdict
+
+_MAX_SIZE = 8192
+_MAX_FRAMES = 4097
+
+
+def _check_size(width: int, height: int, num_frames: int) -> None:
+    for name, value, limit in (
+        ("width", width, _MAX_SIZE),
+        ("height", height, _MAX_SIZE),
+        ("num_frames", num_frames, _MAX_FRAMES),
+    ):
+        if value > limit:
+            raise ValueError(f"{name} is {value}; expected at most {limit}.")
+    latent_shape(width, height, num_frames)
+
+
+class LightX2VEmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VEmptyLatent",
+            display_name="LightX2V Empty Latent",
+            description="The size and length of the video to make.",
+            search_aliases=["empty video latent", "size", "resolution", "frames"],
+            inputs=[
+                io.Int.Input(
+                    "width",
+                    default=DEFAULT_WIDTH,
+                    min=SIZE_MULTIPLE,
+                    max=_MAX_SIZE,
+                    step=SIZE_MULTIPLE,
+                    tooltip="Pixels, a multiple of 16. The model is made for 832x480 and 1280x720, either way round.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=DEFAULT_HEIGHT,
+                    min=SIZE_MULTIPLE,
+                    max=_MAX_SIZE,
+                    step=SIZE_MULTIPLE,
+                    tooltip="Pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "num_frames",
+                    default=DEFAULT_NUM_FRAMES,
+                    min=1,
+                    max=_MAX_FRAMES,
+                    step=VAE_STRIDE[0],
+                    tooltip=f"1, 5, 9, ... 81: four times n, plus one. 81 frames at {FRAME_RATE} fps are 5 seconds.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Number of videos, made one after the other with seeds seed, seed + 1, ...",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="An empty Wan2.1 video latent.")],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, num_frames: int | None = None
+    ) -> bool | str:
+        return verdict(_check_size, width, height, num_frames)
+
+    @classmethod
+    def execute(cls, width: int, height: int, num_frames: int, batch_size: int) -> io.NodeOutput:
+        return io.NodeOutput({"samples": pipeline.empty_latent(width, height, num_frames, batch_size)})

@@ -1,0 +1,233 @@
+"""The loader nodes: they resolve files and return light handles; weights load when a stage needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..engine import pipeline
+from ..engine.adapters.comfy import paths
+from ..engine.logic.checkpoint_files import resolve_checkpoint, resolve_transformer
+from ..engine.logic.support import ATTENTION_CHOICES
+from ..engine.settings import COMPILE_MODES, ENGINES, PRECISIONS, EngineSettings, OffloadSettings
+from . import sockets
+from ._api import io, schema, verdict
+
+
+def _engine_inputs() -> list[io.Input]:
+    """Return the inputs of every node that loads a transformer, in their order."""
+    return [
+        io.Combo.Input(
+            "engine",
+            options=list(ENGINES),
+            default="auto",
+            tooltip=(
+                "lightx2v: the LightX2V package on a CUDA card. portable: diffusers, runs everywhere. auto: LightX2V "
+                "where it is installed and there is a CUDA card."
+            ),
+        ),
+        io.Combo.Input(
+            "attention",
+            options=list(ATTENTION_CHOICES),
+            default="auto",
+            tooltip="Attention back end. auto takes the fastest that is installed and correct on this card.",
+        ),
+        io.Combo.Input(
+            "compile",
+            options=list(COMPILE_MODES),
+            default="auto",
+            tooltip="Compile the transformer's blocks with torch.compile: a slower first run, faster ones after it.",
+        ),
+        sockets.Offload.Input(
+            "offload",
+            optional=True,
+            tooltip="Where weights rest, from LightX2V Offload. Not connected: chosen by what fits.",
+        ),
+    ]
+
+
+class LightX2VLoadCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VLoadCheckpoint",
+            display_name="LightX2V Load Checkpoint",
+            description=(
+                "Loads the 4-step distilled Wan2.1-T2V-14B as a whole: transformer, UMT5 text encoder and VAE, from "
+                "the folder as it is downloaded. Weights are read when they are first needed."
+            ),
+            search_aliases=["wan", "model loader", "t2v", "distill", "fp8", "int8"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=paths.CHECKPOINTS.options(),
+                    tooltip=(
+                        "A folder or file in models/lightx2v, or in a folder that extra_model_paths.yaml lists under "
+                        "lightx2v. The whole model repository, one of its precision folders, or a single file."
+                    ),
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    tooltip="Which version of the transformer to use. auto takes what is there: fp8, int8, then bf16.",
+                ),
+                *_engine_inputs(),
+            ],
+            outputs=[
+                sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler."),
+                sockets.TextEncoder.Output(display_name="text_encoder", tooltip="For LightX2V Text Encode."),
+                sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        return verdict(paths.CHECKPOINTS.resolve, checkpoint)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, precision: str, **_: object) -> str:
+        found = resolve_checkpoint(paths.CHECKPOINTS.resolve(checkpoint), precision)
+        files = found.transformer.files if found.transformer else ()
+        return paths.fingerprint(*files, found.text_encoder, found.tokenizer, found.vae)
+
+    @classmethod
+    def execute(
+        cls,
+        checkpoint: str,
+        precision: str,
+        engine: str,
+        attention: str,
+        compile: str,
+        offload: OffloadSettings | None = None,
+    ) -> io.NodeOutput:
+        loaded = pipeline.load_checkpoint(
+            paths.CHECKPOINTS.resolve(checkpoint),
+            precision=precision,
+            settings=EngineSettings(engine=engine, attention=attention, compile=compile),
+            offload=offload or OffloadSettings(),
+        )
+        return io.NodeOutput(loaded.transformer, loaded.text_encoder, loaded.vae)
+
+
+class LightX2VLoadTransformer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VLoadTransformer",
+            display_name="LightX2V Load Transformer",
+            description=(
+                "Loads the transformer alone: a single file, or a folder of blocks. For text encoder and VAE use the "
+                "other LightX2V loaders or ComfyUI's own."
+            ),
+            search_aliases=["unet loader", "diffusion model loader", "dit", "wan"],
+            inputs=[
+                io.Combo.Input(
+                    "transformer",
+                    options=paths.TRANSFORMERS.options(),
+                    tooltip=(
+                        "A 4-step distilled Wan2.1 text-to-video transformer (BF16, FP8 or INT8): a file in "
+                        "models/diffusion_models, or a file or folder in models/lightx2v."
+                    ),
+                ),
+                *_engine_inputs(),
+            ],
+            outputs=[sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, transformer: str | None = None) -> bool | str:
+        return verdict(paths.TRANSFORMERS.resolve, transformer)
+
+    @classmethod
+    def fingerprint_inputs(cls, transformer: str, **_: object) -> str:
+        return paths.fingerprint(*resolve_transformer(paths.TRANSFORMERS.resolve(transformer)).files)
+
+    @classmethod
+    def execute(
+        cls, transformer: str, engine: str, attention: str, compile: str, offload: OffloadSettings | None = None
+    ) -> io.NodeOutput:
+        handle = pipeline.load_transformer(
+            paths.TRANSFORMERS.resolve(transformer),
+            settings=EngineSettings(engine=engine, attention=attention, compile=compile),
+            offload=offload or OffloadSettings(),
+        )
+        return io.NodeOutput(handle)
+
+
+class LightX2VLoadTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VLoadTextEncoder",
+            display_name="LightX2V Load Text Encoder",
+            description="Loads UMT5-XXL (BF16, FP16, FP8 or INT8) to run on the CPU; 8-bit weights stay 8-bit in RAM.",
+            search_aliases=["clip loader", "t5", "umt5"],
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder",
+                    options=paths.TEXT_ENCODERS.options(),
+                    tooltip=(
+                        "A UMT5-XXL encoder file in models/text_encoders or in a checkpoint folder: LightX2V's "
+                        "models_t5_umt5-xxl-enc-*.pth, or ComfyUI's umt5_xxl_*.safetensors."
+                    ),
+                ),
+                io.Combo.Input(
+                    "tokenizer",
+                    options=[paths.AUTO, *paths.TOKENIZERS.names()],
+                    default=paths.AUTO,
+                    tooltip="A google/umt5-xxl folder. auto looks beside the file, in folders above it, and inside it.",
+                ),
+            ],
+            outputs=[sockets.TextEncoder.Output(display_name="text_encoder", tooltip="For LightX2V Text Encode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text_encoder: str | None = None) -> bool | str:
+        return verdict(paths.TEXT_ENCODERS.resolve, text_encoder)
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder: str, tokenizer: str) -> str:
+        return paths.fingerprint(paths.TEXT_ENCODERS.resolve(text_encoder), _tokenizer_folder(tokenizer))
+
+    @classmethod
+    def execute(cls, text_encoder: str, tokenizer: str) -> io.NodeOutput:
+        file = paths.TEXT_ENCODERS.resolve(text_encoder)
+        return io.NodeOutput(pipeline.load_text_encoder(file, tokenizer=_tokenizer_folder(tokenizer)))
+
+
+def _tokenizer_folder(choice: str) -> Path | None:
+    return None if choice == paths.AUTO else paths.TOKENIZERS.resolve(choice)
+
+
+class LightX2VLoadVAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VLoadVAE",
+            display_name="LightX2V Load VAE",
+            description="Loads the Wan2.1 VAE.",
+            search_aliases=["vae loader", "wan vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae",
+                    options=paths.VAES.options(),
+                    tooltip="Wan2.1_VAE.pth or wan_2.1_vae.safetensors, in models/vae or in a checkpoint folder.",
+                ),
+                sockets.Offload.Input(
+                    "offload", optional=True, tooltip="From LightX2V Offload; only its vae_tiling matters here."
+                ),
+            ],
+            outputs=[sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae: str | None = None) -> bool | str:
+        return verdict(paths.VAES.resolve, vae)
+
+    @classmethod
+    def fingerprint_inputs(cls, vae: str, **_: object) -> str:
+        return paths.fingerprint(paths.VAES.resolve(vae))
+
+    @classmethod
+    def execute(cls, vae: str, offload: OffloadSettings | None = None) -> io.NodeOutput:
+        return io.NodeOutput(pipeline.load_vae(paths.VAES.resolve(vae), offload=offload or OffloadSettings()))

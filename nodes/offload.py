@@ -1,0 +1,72 @@
+"""The offload options node."""
+
+from __future__ import annotations
+
+from ..engine.settings import OFFLOAD_MODES, TILING_MODES, OffloadSettings
+from . import sockets
+from ._api import io, schema
+
+
+class LightX2VOffload(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VOffload",
+            display_name="LightX2V Offload",
+            description=(
+                "Where weights rest while they are not needed. Only for cards on which the automatic choice is not "
+                "the one you want; connect it to a loader."
+            ),
+            search_aliases=["vram", "low vram", "memory", "block swap"],
+            inputs=[
+                io.Combo.Input(
+                    "mode",
+                    options=list(OFFLOAD_MODES),
+                    default="auto",
+                    tooltip=(
+                        "auto: what fits. none: all weights stay on the GPU (fastest). block: blocks stream from RAM. "
+                        "phase: thirds of a block stream from RAM (least VRAM). disk: blocks are read from disk when "
+                        "they are needed (least RAM)."
+                    ),
+                ),
+                io.Float.Input(
+                    "vram_budget_gib",
+                    default=0.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.5,
+                    tooltip="GiB of VRAM the pack may use. 0 = what is free when the sampler starts.",
+                ),
+                io.Float.Input(
+                    "pinned_ram_limit_gib",
+                    default=0.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.5,
+                    tooltip="GiB of page-locked RAM the pack may use for streaming. 0 = the usual limit.",
+                ),
+                io.Combo.Input(
+                    "vae_tiling",
+                    options=list(TILING_MODES),
+                    default="auto",
+                    tooltip=(
+                        "Decode the video in tiles: less memory, a little slower. auto: only when the whole decode "
+                        "does not fit. The decode node's own choice wins unless it is auto."
+                    ),
+                ),
+            ],
+            outputs=[
+                sockets.Offload.Output(display_name="offload", tooltip="For the offload input of the LightX2V loaders.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, mode: str, vram_budget_gib: float, pinned_ram_limit_gib: float, vae_tiling: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            OffloadSettings(
+                mode=mode,
+                vram_budget_gib=vram_budget_gib,
+                pinned_ram_limit_gib=pinned_ram_limit_gib,
+                vae_tiling=vae_tiling,
+            )
+        )

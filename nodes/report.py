@@ -1,0 +1,53 @@
+"""The run report node."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..engine import pipeline
+from ..engine.adapters.comfy import progress
+from ._api import io, node_id_of, output_with_text, schema
+
+
+class LightX2VReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LightX2VReport",
+            display_name="LightX2V Report",
+            description=(
+                "What the run did and cost: seconds per stage and step, peaks of RAM and VRAM, engine, precision, "
+                "back ends, card and versions. Attach it to a benchmark post or a bug report."
+            ),
+            search_aliases=["benchmark", "timing", "debug", "info"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Frames of LightX2V Decode: reports the whole run. Passed on as they are.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Latents of LightX2V Sampler: reports up to sampling. Passed on as they are.",
+                ),
+            ],
+            # No explicit ids: ComfyUI 0.3.64 refuses an output named like an input.
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The image input."),
+                io.Latent.Output(display_name="latent", tooltip="The latent input."),
+                io.String.Output(display_name="report", tooltip="The report as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, image: Any = None, latent: dict[str, Any] | None = None) -> io.NodeOutput:
+        if image is None and latent is None:
+            raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
+        report = pipeline.report_of(image if image is not None else latent["samples"])
+        text = json.dumps(report, indent=2)
+        progress.show_text(node_id_of(cls), text)
+        return output_with_text(image, latent, text, text=text)

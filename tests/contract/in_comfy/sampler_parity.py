@@ -1,0 +1,69 @@
+"""Run in a process with ComfyUI: our sampler against ComfyUI's own on the same model, sigmas and noise.
+
+usage: sampler_parity.py PACK_ROOT TRANSFORMER_FILE; prints one line of JSON.
+"""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+root, file = sys.argv[1:]
+sys.argv = [sys.argv[0], "--cpu"]
+pack = types.ModuleType("lightx2v_pack")
+pack.__path__ = [root]
+sys.modules["lightx2v_pack"] = pack
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.latent_formats  # noqa: E402
+import comfy.model_sampling  # noqa: E402
+import torch  # noqa: E402
+from comfy.k_diffusion import sampling  # noqa: E402
+from lightx2v_pack.engine import pipeline  # noqa: E402
+from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
+from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.stages.denoise import denoise  # noqa: E402
+
+SEED, SHAPE = 11, (16, 2, 6, 8)
+COMFY_SAMPLERS = {"lcm": sampling.sample_lcm, "euler": sampling.sample_euler}
+
+
+class Model:
+    """Our transformer as ComfyUI's samplers call a model: (x, sigma) -> estimate of the clean latents."""
+
+    def __init__(self, transformer, context):
+        self.transformer, self.context = transformer, context
+        model_sampling = types.SimpleNamespace(noise_scaling=comfy.model_sampling.CONST().noise_scaling)
+        self.inner_model = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=model_sampling))
+
+    def __call__(self, x, sigma, **_):
+        flow = self.transformer.predict_flow(x[0], float(sigma[0]) * 1000, self.context, Hooks())
+        return x - sigma.view(-1, 1, 1, 1, 1) * flow
+
+
+handle = pipeline.load_transformer(Path(file), settings=EngineSettings(compile="off"), offload=OffloadSettings())
+transformer = handle.acquire(SHAPE, Hooks())
+context = torch.randn(512, handle.text_dim, generator=torch.Generator().manual_seed(1))
+schedule = build_schedule(4, 5.0)
+result = {}
+with torch.inference_mode():
+    for method, comfy_sampler in COMFY_SAMPLERS.items():
+        ours = denoise(transformer, context, SHAPE, schedule, method=method, seed=SEED, hooks=Hooks())
+        generator = torch.Generator("cpu").manual_seed(SEED)
+        draw = lambda *_, g=generator: torch.randn(SHAPE, generator=g)[None]  # noqa: E731
+        options = {"noise_sampler": draw} if method == "lcm" else {}
+        theirs = comfy_sampler(
+            Model(transformer, context), draw(), torch.tensor(schedule.sigmas), extra_args={}, disable=True, **options
+        )[0]
+        result[method] = float((ours - theirs).abs().max())
+        result[f"{method}_std"] = float(ours.std())
+        samples = pipeline.sample(
+            handle, context[None], torch.zeros(1, *SHAPE), SamplingSettings(seed=SEED, method=method), hooks=Hooks()
+        )
+        expected = comfy.latent_formats.Wan21().process_out(ours[None])
+        result[f"{method}_latent"] = float((samples - expected).abs().max())
+print(json.dumps(result))

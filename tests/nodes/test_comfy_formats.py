@@ -1,0 +1,74 @@
+"""CONDITIONING and LATENT between ComfyUI's nodes and the engine."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def formats(host):
+    from lightx2v_pack.engine.adapters.comfy import formats
+
+    return formats
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_conditioning_goes_round(formats):
+    rows = torch.randn(1, 512, 64)
+    conditioning = formats.make_conditioning(rows)
+    assert conditioning[0][1] == {"pooled_output": None}
+    assert formats.conditioning_rows(conditioning) is rows
+
+
+def test_half_precision_rows_become_float32(formats):
+    rows = formats.conditioning_rows([[torch.ones(1, 3, 8, dtype=torch.float16), {}]])
+    assert rows.dtype == torch.float32
+
+
+def test_the_first_of_several_entries_is_used_with_a_warning(formats, caplog):
+    first, second = torch.zeros(1, 2, 4), torch.ones(1, 2, 4)
+    assert formats.conditioning_rows([[first, {}], [second, {}]]) is first
+    (warning,) = warnings_of(caplog)
+    assert "2 entries" in warning
+
+
+@pytest.mark.parametrize("key", ["area", "mask", "hooks", "start_percent"])
+def test_what_has_no_effect_is_said(formats, caplog, key):
+    formats.conditioning_rows([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]])
+    assert warnings_of(caplog) == [f"LightX2V: the conditioning's {key} has no effect on this sampler."]
+
+
+@pytest.mark.parametrize("conditioning", [[], None, [[None, {}]], [["text", {}]]])
+def test_an_empty_conditioning_is_refused(formats, conditioning):
+    with pytest.raises(ValueError, match=r"conditioning is empty; expected the output of 'LightX2V Text Encode'"):
+        formats.conditioning_rows(conditioning)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 16, 60, 104), (1, 4, 3, 60, 104), (1, 16, 3, 61, 104)])
+def test_latents_of_other_models_are_refused(formats, shape):
+    with pytest.raises(ValueError, match=r"latent samples have shape .* expected \[batch, 16, frames"):
+        formats.latent_samples({"samples": torch.zeros(shape)})
+
+
+def test_nested_latents_are_refused(formats):
+    with pytest.raises(ValueError, match="holds several tensors"):
+        formats.latent_samples({"samples": SimpleNamespace(is_nested=True)})
+
+
+def test_samples_are_replaced_in_a_copy_and_other_keys_stay(formats):
+    latent = {"samples": torch.zeros(1, 16, 1, 2, 2), "batch_index": [3], "downscale_ratio_spacial": 8}
+    made = torch.ones(1, 16, 1, 2, 2)
+    out = formats.replace_samples(latent, made)
+    assert out["samples"] is made and out["batch_index"] == [3] and out["downscale_ratio_spacial"] == 8
+    assert not latent["samples"].any()
+
+
+def test_a_noise_mask_gets_one_warning(formats, caplog):
+    formats.warn_unused_mask({"samples": None})
+    formats.warn_unused_mask({"samples": None, "noise_mask": torch.ones(1)})
+    assert len(warnings_of(caplog)) == 1

@@ -1,0 +1,91 @@
+"""A handle under ComfyUI's memory manager. The real manager is driven in tests/contract/test_comfyui_server.py."""
+
+import gc
+import weakref
+
+import pytest
+
+
+class Weights:
+    """A handle with one byte of weights that counts what is done to it."""
+
+    def __init__(self):
+        self.is_loaded = False
+        self.num_bytes = 1
+        self.unloads = 0
+
+    def unload(self):
+        self.is_loaded = False
+        self.unloads += 1
+
+
+@pytest.fixture
+def memory(host, monkeypatch):
+    import comfy.model_management as mm
+    from lightx2v_pack.engine.adapters.comfy import memory
+
+    monkeypatch.setattr(mm, "current_loaded_models", [])
+    return memory
+
+
+def test_registering_loads_nothing_and_keeps_one_patcher(memory):
+    handle = Weights()
+    memory.register(handle)
+    patcher = handle.patcher
+    memory.register(handle)
+    assert handle.patcher is patcher
+    assert not handle.is_loaded and patcher.loaded_size() == 0 and patcher.model_size() == 1
+
+
+def test_loaded_weights_count_and_detach_drops_them(memory):
+    handle = Weights()
+    memory.register(handle)
+    handle.is_loaded = True
+    assert handle.patcher.loaded_size() == 1
+    assert handle.patcher.current_loaded_device() == handle.patcher.load_device
+    handle.patcher.detach()
+    assert not handle.is_loaded and handle.unloads == 1 and handle.patcher.loaded_size() == 0
+
+
+def test_registering_again_keeps_the_weights(memory):
+    """ComfyUI detaches with unpatch_all=False and loads again whenever a loaded model is used once more."""
+    handle = Weights()
+    memory.register(handle)
+    handle.is_loaded = True
+    handle.patcher.detach(unpatch_all=False)
+    handle.patcher.partially_load(handle.patcher.load_device, 1e32, force_patch_weights=False)
+    assert handle.is_loaded and handle.unloads == 0
+
+
+def test_nothing_keeps_a_handle_that_nobody_refers_to(memory):
+    """No cycle between handle and patcher: weights go at once, without the garbage collector."""
+    handle = Weights()
+    memory.register(handle)
+    gone = weakref.ref(handle)
+    gc.disable()
+    try:
+        del handle
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_patcher_outliving_its_handle_is_harmless(memory):
+    handle = Weights()
+    memory.register(handle)
+    patcher = handle.patcher
+    del handle
+    patcher.detach()
+    assert patcher.loaded_size() == 0 and patcher.model_size() == 1 and patcher.clone() is patcher
+
+
+def test_without_a_gpu_making_room_unloads_nothing(memory, monkeypatch):
+    import comfy.model_management as mm
+
+    calls = []
+    monkeypatch.setattr(mm, "free_memory", lambda *arguments: calls.append(arguments))
+    memory.make_room(2**60)
+    assert not calls
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    memory.make_room(2**60)
+    assert calls == [(2**60, mm.get_torch_device())]

