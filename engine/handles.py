@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from . import engines
 from .adapters import system
 from .constants import GIB
+from .errors import CheckpointError
 from .interfaces import Hooks, TextEncoder, Transformer, VideoDecoder
 from .logic import shapes
 from .logic.checkpoint_files import TransformerFiles
@@ -83,7 +84,8 @@ class TransformerHandle(Handle[Transformer]):
 
     @property
     def num_bytes(self) -> int:
-        if self._mode in ("", "none"):
+        mode = self._mode or self.offload.mode
+        if mode in ("auto", "none"):
             return self.files.num_bytes
         # Two units in flight and what is not a block.
         return 3 * self.files.num_bytes // max(self.files.format.architecture.num_layers, 1)
@@ -118,18 +120,32 @@ class TransformerHandle(Handle[Transformer]):
         return plan.mode
 
 
-class VaeHandle(Handle[VideoDecoder]):
-    """A VAE file and how to decode with it."""
+class FileHandle(Handle[EngineObject]):
+    """A handle of one file, or of a part that a checkpoint lacks: then `problem` says so when it is used."""
 
-    def __init__(self, file: Path, engine: str, offload: OffloadSettings) -> None:
+    def __init__(self, file: Path | None, problem: str = "") -> None:
         super().__init__()
-        self.file = file
-        self.engine = engine
-        self.offload = offload
+        self._file = file
+        self._problem = problem
+
+    @property
+    def file(self) -> Path:
+        if self._file is None:
+            raise CheckpointError(self._problem)
+        return self._file
 
     @property
     def num_bytes(self) -> int:
         return self.file.stat().st_size
+
+
+class VaeHandle(FileHandle[VideoDecoder]):
+    """A VAE file and how to decode with it."""
+
+    def __init__(self, file: Path | None, engine: str, offload: OffloadSettings, problem: str = "") -> None:
+        super().__init__(file, problem)
+        self.engine = engine
+        self.offload = offload
 
     def acquire(self, hooks: Hooks) -> VideoDecoder:
         """Return the decoder, loaded."""
@@ -138,17 +154,12 @@ class VaeHandle(Handle[VideoDecoder]):
         return engine
 
 
-class TextEncoderHandle(Handle[TextEncoder]):
+class TextEncoderHandle(FileHandle[TextEncoder]):
     """A text encoder file and its tokenizer."""
 
-    def __init__(self, file: Path, tokenizer: Path | None) -> None:
-        super().__init__()
-        self.file = file
+    def __init__(self, file: Path | None, tokenizer: Path | None, problem: str = "") -> None:
+        super().__init__(file, problem)
         self.tokenizer = tokenizer
-
-    @property
-    def num_bytes(self) -> int:
-        return self.file.stat().st_size
 
     def acquire(self, device: str, hooks: Hooks) -> TextEncoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""

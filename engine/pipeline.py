@@ -18,6 +18,7 @@ from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, unload_others
 from .interfaces import Hooks
+from .latent_space import denormalise, normalise
 from .logic import memory_plan, shapes
 from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
 from .logic.schedule import build_schedule
@@ -28,7 +29,6 @@ from .stages.conditioning import fit_rows
 from .stages.decode import decode_video
 from .stages.denoise import denoise
 from .stages.encode import encode_prompt
-from .stages.latent_space import denormalise, normalise
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +54,24 @@ def load_checkpoint(
         settings: engine, attention, compile.
         offload: where weights rest.
 
+    A missing text encoder or VAE is logged, and an error only when it is used: another loader may bring it.
+
     Raises:
-        CheckpointError: a part is missing, damaged or of the wrong kind.
+        CheckpointError: the transformer is missing, or a part is damaged or of the wrong kind.
     """
     checkpoint = resolve_checkpoint(path, precision)
     for note in checkpoint.notes:
         logger.info("LightX2V: %s", note)
-    if checkpoint.transformer is None or checkpoint.text_encoder is None or checkpoint.vae is None:
-        raise CheckpointError(f"{path} is not a complete checkpoint. " + " ".join(checkpoint.missing))
+    for sentence in checkpoint.missing:
+        logger.warning("LightX2V: %s", sentence)
+    problem = " ".join(checkpoint.missing)
+    if checkpoint.transformer is None:
+        raise CheckpointError(f"{path} holds no transformer. {problem}")
     return LoadedCheckpoint(
         checkpoint=checkpoint,
         transformer=TransformerHandle(checkpoint.transformer, settings, offload),
-        text_encoder=TextEncoderHandle(checkpoint.text_encoder, checkpoint.tokenizer),
-        vae=VaeHandle(checkpoint.vae, settings.engine, offload),
+        text_encoder=TextEncoderHandle(checkpoint.text_encoder, checkpoint.tokenizer, problem),
+        vae=VaeHandle(checkpoint.vae, settings.engine, offload, problem),
     )
 
 
@@ -191,7 +196,8 @@ def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", ho
         latents = normalise(samples.float())
         frames = [decode_video(decoder, clip, tile=tile, hooks=hooks) for clip in latents]
         decoding.details = {"tiled": tile is not None, **decoder.describe()}
-    return attach(torch.cat(frames), records_of(samples), [loading, decoding])
+    video = frames[0] if len(frames) == 1 else torch.cat(frames)
+    return attach(video, records_of(samples), [loading, decoding])
 
 
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a run did and cost: one record a stage, carried along by the tensors that the stages return.
 
-Records travel as an attribute of the tensor object, so that a cached ComfyUI output keeps the record
-of the run that made it, and nothing outlives its tensor.
+Records belong to the tensor object, so that a cached ComfyUI output keeps the record of the run that made
+it; they lie in a side table that holds tensors weakly, so nothing outlives its tensor or is saved with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
-_ATTRIBUTE = "lightx2v_records"
+_records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
     "torch",
@@ -83,13 +84,13 @@ def measure(stage: str) -> Iterator[StageRecord]:
 def attach(tensor: torch.Tensor, *groups: Sequence[StageRecord]) -> torch.Tensor:
     """Let `tensor` carry records, a later record of the same stage replacing an earlier one; returns it."""
     by_stage = {record.stage: record for records in groups for record in records}
-    setattr(tensor, _ATTRIBUTE, tuple(by_stage.values()))
+    _records[tensor] = tuple(by_stage.values())
     return tensor
 
 
 def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
     """Return the records a tensor carries; empty where it was made by someone else's node."""
-    return getattr(tensor, _ATTRIBUTE, ())
+    return _records.get(tensor, ())
 
 
 def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
+from .logic.support import ATTENTION_CHOICES
 
 PRECISIONS = ("auto", "fp8", "int8", "bf16")
 ENGINES = ("auto", "lightx2v", "portable")
@@ -34,6 +35,7 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
+        check_choice("attention", self.attention, ATTENTION_CHOICES)
         check_choice("compile", self.compile, COMPILE_MODES)
 
 

@@ -14,9 +14,9 @@ ACTIVATION_BYTES_PER_TOKEN_AND_DIM = 24
 ALLOCATOR_SLACK = 1.15
 # CUDA context, cuBLAS workspaces and a desktop's own use.
 VRAM_RESERVE_BYTES = GIB // 2
-# Whole decode in BF16: bytes per output pixel of one frame. Measured: 4.6 GiB at 832x480, 10.3 GiB at
-# 1280x720, with base width 96.
-DECODE_BYTES_PER_PIXEL = 12_400
+# Whole decode in BF16 with base width 96: bytes of VRAM reserved per output pixel of one frame. Measured on
+# an H200 with torch 2.11: 5.97 GiB at 832x480, 14.5 GiB at 1280x720 (tools/bench/vae.py).
+DECODE_BYTES_PER_PIXEL = 17_000
 DECODE_BASE_DIM = 96
 
 

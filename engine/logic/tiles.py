@@ -6,6 +6,7 @@ The tensors are cut and blended in stages/decode.py; whether to tile at all is t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 
@@ -13,12 +14,13 @@ from math import ceil
 class Tile:
     """Largest tile edge and smallest overlap of neighbours, in latent cells (8 pixels each).
 
-    size 48: a tile of 384 x 384 pixels at most, so that 480p takes 2 x 3 tiles of 34 x 40 cells and 720p 3 x 4
-    of 36 x 46: 1.3 and 1.4 times the cells of a whole decode, at about a fifth and a ninth of its activations.
+    size 64: 480p takes 1 x 2 tiles of 60 x 56 cells, 720p 2 x 3 of 49 x 59. Measured on an H200 in BF16, 81
+    frames: 2.3 s and 2.4 GiB against 2.1 s and 4.4 GiB whole at 480p, 5.9 s and 2.1 GiB against 4.7 s and 9.9 GiB
+    at 720p. Smaller tiles cost more: 48 takes 1.1 and 1.3 GiB, but 1.5 and 1.6 times the seconds of a whole decode.
     overlap 8: 64 pixels, the overlap of LightX2V's, diffusers' and ComfyUI's own tiled decodes of this VAE.
     """
 
-    size: int = 48
+    size: int = 64
     overlap: int = 8
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ def split_axis(length: int, tile: Tile | None) -> tuple[Span, ...]:
     count = ceil((length - tile.overlap) / (tile.size - tile.overlap))
     size = ceil((length + (count - 1) * tile.overlap) / count)
     starts = [index * (length - size) // (count - 1) for index in range(count)]
-    shared = [before + size - after for before, after in zip(starts, starts[1:], strict=False)]
+    shared = [before + size - after for before, after in pairwise(starts)]
     return tuple(
         Span(start=start, stop=start + size, fade_in=fade_in, fade_out=fade_out)
         for start, fade_in, fade_out in zip(starts, [0, *shared], [*shared, 0], strict=True)

@@ -45,6 +45,12 @@ def test_records_travel_with_tensors_and_end_with_them():
     assert alive() is None
 
 
+def test_a_tensor_with_a_record_is_saved_as_a_plain_tensor(tmp_path):
+    tensor = report.attach(torch.ones(2), [report.StageRecord(stage="encode")])
+    torch.save(tensor, tmp_path / "rows.pt")
+    assert torch.equal(torch.load(tmp_path / "rows.pt", weights_only=True), tensor)
+
+
 def test_a_second_run_replaces_the_stage():
     old, new = (report.StageRecord(stage="sample", seconds=value) for value in (1.0, 2.0))
     assert report.records_of(report.attach(torch.zeros(1), [old], [new])) == (new,)

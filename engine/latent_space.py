@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..constants import LATENT_MEAN, LATENT_STD
+from .constants import LATENT_MEAN, LATENT_STD
 
 
 def normalise(samples: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,37 @@
+"""Prompt to text conditioning: the rows the transformer was trained to read."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ..constants import TEXT_ROWS
+from ..interfaces import Hooks, TextEncoder
+
+logger = logging.getLogger(__name__)
+
+
+def encode_prompt(encoder: TextEncoder, text: str, hooks: Hooks) -> torch.Tensor:
+    """Encode a prompt with a loaded text encoder.
+
+    Only real tokens are encoded: padding is masked in every layer and positions are relative, so padding the tokens
+    would give the same rows at many times the cost. A prompt over 512 tokens is cut with a warning and keeps its end
+    token, as Wan's tokenizer does. An empty prompt is its end token alone.
+
+    Returns:
+        [1, 512, text_dim] float32 on the CPU; rows after the last token are exactly zero.
+    """
+    token_ids = encoder.tokenize(text)
+    if len(token_ids) > TEXT_ROWS:
+        logger.warning(
+            "The prompt has %d tokens; the model reads %d. The last %d are ignored; shorten the prompt.",
+            len(token_ids),
+            TEXT_ROWS,
+            len(token_ids) - TEXT_ROWS,
+        )
+        token_ids = [*token_ids[: TEXT_ROWS - 1], token_ids[-1]]
+    rows = encoder.encode_tokens(token_ids, hooks)
+    padded = torch.zeros(1, TEXT_ROWS, rows.shape[-1])
+    padded[0, : len(rows)] = rows
+    return padded

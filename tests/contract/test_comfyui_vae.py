@@ -1,0 +1,89 @@
+"""Our latent space and decoder against a real ComfyUI's, on the same file, through its own loader.
+
+Needs COMFYUI_DIR (a ComfyUI checkout); COMFYUI_PYTHON is the interpreter that can import it. ComfyUI parses
+the command line and picks devices at import, so it runs in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import vae
+from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+
+COMFYUI_DIR = os.environ.get("COMFYUI_DIR")
+pytestmark = pytest.mark.skipif(not COMFYUI_DIR, reason="COMFYUI_DIR does not point at a ComfyUI checkout")
+
+# ComfyUI 0.3.64 builds the Wan2.1 VAE at this width whatever the file says.
+COMFY_DIM = 96
+IN_COMFYUI = """
+import sys
+vae_file, samples_file, answer_file = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import torch
+import comfy.latent_formats, comfy.sd, comfy.utils
+samples = torch.load(samples_file)
+space = comfy.latent_formats.Wan21()
+vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(vae_file))
+torch.save({
+    "process_in": space.process_in(samples),
+    "process_out": space.process_out(samples),
+    "dtype": str(vae.vae_dtype),
+    "frames": vae.decode(samples),
+}, answer_file)
+"""
+
+
+@pytest.fixture(scope="module")
+def vae_file():
+    """The form of Comfy-Org's wan_2.1_vae.safetensors: bfloat16, 254 MB."""
+    return vae(".safetensors", torch.bfloat16, tiny.TinySizes(vae_dim=COMFY_DIM))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """LATENT samples: two clips, un-normalised."""
+    return denormalise(torch.randn(2, 16, 2, 2, 4, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.fixture(scope="module")
+def comfyui(vae_file, samples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comfyui")
+    torch.save(samples, folder / "samples.pt")
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    arguments = [vae_file, folder / "samples.pt", folder / "answer.pt"]
+    finished = subprocess.run(
+        [python, "-c", IN_COMFYUI, *map(str, arguments)],
+        cwd=Path(COMFYUI_DIR),
+        env=os.environ | {"PYTHONPATH": COMFYUI_DIR},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return torch.load(folder / "answer.pt")
+
+
+def test_latent_space_is_comfyuis(comfyui, samples):
+    assert torch.equal(normalise(samples), comfyui["process_in"])
+    assert torch.equal(denormalise(samples), comfyui["process_out"])
+
+
+def test_frames_are_those_of_vae_decode(comfyui, samples, vae_file):
+    """ComfyUI's VAEDecode on a LATENT, and ours on the same LATENT: float32 on both sides."""
+    assert comfyui["dtype"] == "torch.float32"
+    decoder = PortableVideoDecoder(vae_file, torch.device("cpu"))
+    decoder.load(Hooks())
+    frames = torch.stack([decode_video(decoder, clip, tile=None, hooks=Hooks()) for clip in normalise(samples)])
+    assert frames.shape == comfyui["frames"].shape == (2, 5, 16, 32, 3)
+    assert frames.std() > 0.1
+    torch.testing.assert_close(frames, comfyui["frames"], rtol=0, atol=1e-4)

@@ -1,0 +1,58 @@
+"""The portable VAE decoder on a GPU: the picture of the CPU, and memory that does not grow with time."""
+
+import pytest
+import torch
+from checkpoints import vae
+from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.logic.tiles import Tile
+from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+SIZES = tiny.TinySizes(vae_dim=24)
+TILE = Tile(size=16, overlap=4)
+
+
+def load(device):
+    decoder = PortableVideoDecoder(vae(".pth", torch.float32, SIZES), torch.device(device))
+    decoder.load(Hooks())
+    return decoder
+
+
+def clip(frames, height, width):
+    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("tile", [None, TILE], ids=str)
+def test_16_bits_on_the_gpu_agree_with_float32_on_the_cpu(tile):
+    """Measured on an H200 in bfloat16, of a range of 1: mean 0.003, most 0.023, whole and tiled."""
+    latents = clip(2, 12, 20)
+    on_gpu = decode_video(load("cuda"), latents, tile=tile, hooks=Hooks())
+    on_cpu = decode_video(load("cpu"), latents, tile=tile, hooks=Hooks())
+    assert on_gpu.device.type == "cpu" and on_gpu.dtype == torch.float32
+    difference = (on_gpu - on_cpu).abs()
+    assert difference.mean() < 0.01 and difference.max() < 0.1
+
+
+def test_peak_memory_depends_on_the_tile_and_not_on_the_number_of_frames():
+    decoder = load("cuda")
+
+    def peak(frames, tile):
+        decode_video(decoder, clip(frames, 32, 32), tile=tile, hooks=Hooks())
+        torch.cuda.reset_peak_memory_stats()
+        decode_video(decoder, clip(frames, 32, 32), tile=tile, hooks=Hooks())
+        return torch.cuda.max_memory_allocated()
+
+    whole = peak(3, None)
+    assert peak(12, None) <= whole * 1.02
+    assert peak(3, TILE) < 0.6 * whole
+
+
+def test_unload_gives_the_memory_back():
+    before = torch.cuda.memory_allocated()
+    decoder = load("cuda")
+    assert torch.cuda.memory_allocated() > before
+    decoder.unload()
+    assert torch.cuda.memory_allocated() == before

@@ -1,0 +1,149 @@
+"""Whole and tiled decode: placing and blending on decoders whose frames are known, then on the real one."""
+
+import pytest
+import torch
+from checkpoints import scratch, vae_weights
+from checkpoints import vae as vae_file
+from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.logic.tiles import Tile
+from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+
+CPU = torch.device("cpu")
+SMALL_TILES = [Tile(size=8, overlap=2), Tile(size=9, overlap=1), Tile(size=20, overlap=5)]
+
+
+def brightness(cells):
+    return cells.clamp(0, 1)
+
+
+class KnownDecoder:
+    """A decoder of Wan's shapes whose pixels are `function` of the first three channels' cells."""
+
+    device = CPU
+
+    def __init__(self, function):
+        self.function = function
+        self.tiles = []
+
+    def decode_chunks(self, latents, hooks):
+        self.tiles.append(tuple(latents.shape[-2:]))
+        for index in range(latents.shape[1]):
+            hooks.check_interrupt()
+            cells = self.function(latents[:3, index])
+            frame = cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2).permute(1, 2, 0)
+            yield frame.expand(1 if index == 0 else 4, -1, -1, -1)
+            hooks.on_progress(index + 1, latents.shape[1], "decoding frames")
+
+
+def clip(frames, height, width):
+    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def distances(cells, first, last):
+    """Return each pixel column's distance in cells from the nearest edge of the shared cells [first, last)."""
+    position = (torch.arange(cells * 8) + 0.5) / 8
+    return torch.minimum((position - first).abs(), (position - last).abs())
+
+
+@pytest.fixture(scope="module")
+def vae():
+    decoder = PortableVideoDecoder(vae_file(), CPU)
+    decoder.load(Hooks())
+    return decoder
+
+
+@pytest.mark.parametrize("tile", [None, *SMALL_TILES], ids=str)
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (3, 13, 30), (2, 21, 9)])
+def test_every_frame_and_pixel_lands_in_its_place(tile, frames, height, width):
+    latents = clip(frames, height, width)
+    video = decode_video(KnownDecoder(brightness), latents, tile=tile, hooks=Hooks())
+    of_frame = [0, *(index for index in range(1, frames) for _ in range(4))]
+    expected = brightness(latents[:3, of_frame]).permute(1, 2, 3, 0)
+    expected = expected.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    assert video.dtype == torch.float32 and video.is_contiguous()
+    torch.testing.assert_close(video, expected, rtol=0, atol=0 if tile is None else 2e-7)
+
+
+@pytest.mark.parametrize("tile", SMALL_TILES, ids=str)
+def test_tiles_that_disagree_leave_no_seam(tile):
+    """Tiles of one constant colour each: neighbouring pixels may differ by the slope of the ramp, no more."""
+    decoder = KnownDecoder(lambda cells: torch.rand(3, 1, 1).expand(3, *cells.shape[1:]))
+    video = decode_video(decoder, clip(2, 33, 47), tile=tile, hooks=Hooks())
+    assert len(decoder.tiles) > 4 and video.std() > 0.1
+    steepest = 1 / (8 * tile.overlap)
+    for axis in (1, 2):
+        assert video.diff(dim=axis).abs().max() <= steepest + 1e-6
+
+
+def test_blended_frames_stay_in_range():
+    for value in (0.0, 1.0):
+        decoder = KnownDecoder(lambda cells, value=value: torch.full_like(cells, value))
+        video = decode_video(decoder, clip(1, 33, 47), tile=SMALL_TILES[0], hooks=Hooks())
+        assert video.min() >= 0 and video.max() <= 1
+        torch.testing.assert_close(video, torch.full_like(video, value), rtol=0, atol=2e-7)
+
+
+def test_tiles_are_of_one_shape_and_no_larger_than_asked():
+    decoder = KnownDecoder(brightness)
+    decode_video(decoder, clip(1, 60, 104), tile=Tile(), hooks=Hooks())
+    assert decoder.tiles == [(60, 56)] * 2
+
+
+def test_progress_runs_once_through_all_tiles():
+    seen = []
+    hooks = Hooks(on_progress=lambda done, total, what: seen.append((done, total, what)))
+    decode_video(KnownDecoder(brightness), clip(3, 8, 14), tile=Tile(size=8, overlap=2), hooks=hooks)
+    assert seen == [(done, 6, "decoding frames") for done in range(1, 7)]
+
+
+@pytest.mark.parametrize("tile", [None, Tile(size=8, overlap=2)], ids=str)
+def test_an_interrupt_stops_before_the_next_chunk(tile):
+    class Cancelled(BaseException):
+        pass
+
+    done = []
+
+    def check_interrupt():
+        if len(done) == 2:
+            raise Cancelled
+
+    hooks = Hooks(check_interrupt=check_interrupt, on_progress=lambda *progress: done.append(progress))
+    with pytest.raises(Cancelled):
+        decode_video(KnownDecoder(brightness), clip(5, 14, 14), tile=tile, hooks=hooks)
+    assert len(done) == 2
+
+
+def test_one_tile_over_everything_is_the_whole_decode(vae):
+    latents = clip(2, 6, 10)
+    whole = decode_video(vae, latents, tile=None, hooks=Hooks())
+    assert whole.shape == (5, 48, 80, 3)
+    assert torch.equal(decode_video(vae, latents, tile=Tile(size=10, overlap=2), hooks=Hooks()), whole)
+
+
+def test_a_tiled_decode_differs_little_from_the_whole_one(vae):
+    """Random weights see far beyond a tile, so this is an upper bound: of a range of 1, the mean difference is 0.005
+    (the frames' own standard deviation 0.12) and its step between neighbouring pixels 0.005 (the frames' own 0.07).
+    """
+    latents = clip(1, 16, 40)
+    whole = decode_video(vae, latents, tile=None, hooks=Hooks())
+    error = decode_video(vae, latents, tile=Tile(size=28, overlap=7), hooks=Hooks()) - whole
+    assert whole.std() > 0.1
+    assert 0 < error.abs().mean() < 0.01
+    assert error.diff(dim=2).abs().mean() < 0.15 * whole.diff(dim=2).abs().mean()
+
+
+def test_a_tiled_decode_equals_the_whole_one_beyond_the_convolutions_reach():
+    """Without its attention the decoder is local: 18 cells from a cut, a tile's pixels are those of the whole."""
+    weights = {name: tensor * ("middle.1.proj" not in name) for name, tensor in vae_weights().items()}
+    decoder = PortableVideoDecoder(tiny.write_vae(scratch() / "decode" / "local.pth", weights), CPU)
+    decoder.load(Hooks())
+    latents = clip(1, 2, 80)
+    whole = decode_video(decoder, latents, tile=None, hooks=Hooks())
+    tiled = decode_video(decoder, latents, tile=Tile(size=44, overlap=8), hooks=Hooks())
+    error = (tiled - whole).abs().amax(dim=(0, 1, 3))
+    far = distances(80, 36, 44) > 18
+    assert far.sum() > 200
+    assert error[far].max() < 1e-5
+    assert error[~far].max() > 1e-3

@@ -1,0 +1,229 @@
+"""The portable VAE decoder against diffusers' own whole decode, and latent space against diffusers' constants."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import scratch, single_file, vae, vae_weights
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
+from lightx2v_pack.engine.adapters.weights import PthWeights
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from safetensors.torch import save_file
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SIZES = tiny.DEFAULT_SIZES
+
+
+def clip(frames):
+    return torch.randn(16, frames, 2, 4, generator=torch.Generator().manual_seed(2))
+
+
+def load(path):
+    decoder = PortableVideoDecoder(path, torch.device("cpu"))
+    decoder.load(Hooks())
+    return decoder
+
+
+def decode(decoder, latents):
+    return torch.cat(list(decoder.decode_chunks(latents, Hooks())))
+
+
+def write(name, weights) -> Path:
+    folder = scratch() / "vae-tests"
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / name)
+    return folder / name
+
+
+def reference_vae(weights):
+    """Return diffusers' autoencoder with the weights put in by diffusers' own converter."""
+    model = AutoencoderKLWan(base_dim=weights["decoder.head.0.gamma"].shape[0])
+    model.load_state_dict(convert_wan_vae_to_diffusers(dict(weights)))
+    return model.requires_grad_(False).eval()
+
+
+def reference_frames(weights, latents):
+    """Un-normalise as diffusers' Wan pipeline does, decode whole, map to [0, 1]."""
+    model = reference_vae(weights)
+    mean, std = (torch.tensor(model.config[key]).view(-1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+    frames = model.decode((latents * std + mean)[None]).sample[0]
+    return (frames.permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Follow every tensor storage made while active; `peak` is the most bytes alive after any one operation."""
+
+    def __init__(self):
+        super().__init__()
+        self._alive = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "dim"),
+    [
+        (".pth", torch.float32, 8),
+        (".safetensors", torch.float32, 8),
+        (".safetensors", torch.bfloat16, 8),
+        (".pth", torch.float16, 8),
+        (".safetensors", torch.bfloat16, 24),
+    ],
+    ids=str,
+)
+def test_chunks_equal_the_whole_decode_of_diffusers(suffix, dtype, dim):
+    sizes = tiny.TinySizes(vae_dim=dim)
+    latents = clip(3)
+    stored = {name: tensor.to(dtype).float() for name, tensor in vae_weights(sizes).items()}
+    expected = reference_frames(stored, latents)
+    frames = decode(load(vae(suffix, dtype, sizes)), latents)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(frames, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+def test_a_file_without_an_encoder_and_with_a_prefix_decodes_the_same(prefix):
+    decoder_only = {name: tensor for name, tensor in vae_weights().items() if name.startswith(("decoder.", "conv2."))}
+    weights = {f"{prefix}{name}": tensor for name, tensor in decoder_only.items()}
+    path = write(f"{prefix}decoder.safetensors", weights)
+    latents = clip(2)
+    assert torch.equal(decode(load(path), latents), decode(load(vae()), latents))
+
+
+def test_chunks_are_frames_of_one_then_four():
+    chunks = list(load(vae()).decode_chunks(clip(3), Hooks()))
+    assert [tuple(chunk.shape) for chunk in chunks] == [(1, 16, 32, 3), (4, 16, 32, 3), (4, 16, 32, 3)]
+    for chunk in chunks:
+        assert chunk.dtype == torch.float32 and not chunk.requires_grad
+        assert chunk.min() >= 0 and chunk.max() <= 1
+
+
+def test_decodes_do_not_share_state():
+    """Two clips decoded in turns, chunk by chunk, are what they are alone."""
+    decoder = load(vae())
+    first, second = clip(3), clip(3).flip(1)
+    pairs = list(zip(decoder.decode_chunks(first, Hooks()), decoder.decode_chunks(second, Hooks()), strict=True))
+    assert torch.equal(torch.cat([one for one, _ in pairs]), decode(decoder, first))
+    assert torch.equal(torch.cat([two for _, two in pairs]), decode(decoder, second))
+
+
+def test_memory_does_not_grow_with_the_number_of_frames():
+    """Most bytes alive at once, weights not counted; diffusers' own decode shows that growth would be seen."""
+    decoder, reference = load(vae()), reference_vae(vae_weights())
+
+    def chunked(latents):
+        for _ in decoder.decode_chunks(latents, Hooks()):
+            pass
+
+    def growth(decode_all):
+        peaks = []
+        for frames in (4, 8):
+            with PeakBytes() as meter:
+                decode_all(clip(frames))
+            peaks.append(meter.peak)
+        return peaks[1] - peaks[0]
+
+    latent_bytes, video_bytes = 16 * 4 * 2 * 4 * 4, 4 * 4 * 16 * 32 * 3 * 4
+    assert growth(chunked) <= latent_bytes
+    assert growth(lambda latents: reference.decode(latents[None])) > video_bytes
+
+
+def test_only_the_decoder_is_read_from_the_file(monkeypatch):
+    read = []
+    get = PthWeights.__getitem__
+    monkeypatch.setattr(PthWeights, "__getitem__", lambda self, name: (read.append(name), get(self, name))[1])
+    load(vae(".pth"))
+    assert {name.split(".")[0] for name in read} == {"decoder", "conv2"}
+
+
+def test_load_and_unload_repeat():
+    decoder = load(vae())
+    before = decode(decoder, clip(2))
+    decoder.load(Hooks())
+    decoder.unload()
+    decoder.unload()
+    # ComfyUI runs nodes in inference mode; what is loaded there must work outside of it too.
+    with torch.inference_mode():
+        decoder.load(Hooks())
+    assert torch.equal(decode(decoder, clip(2)), before)
+
+
+def test_progress_counts_chunks_and_an_interrupt_passes():
+    class Cancelled(BaseException):
+        pass
+
+    progress = []
+
+    def check_interrupt():
+        if len(progress) == 2:
+            raise Cancelled
+
+    decoder = load(vae())
+    hooks = Hooks(check_interrupt=check_interrupt, on_progress=lambda *seen: progress.append(seen))
+    with pytest.raises(Cancelled):
+        list(decoder.decode_chunks(clip(4), hooks))
+    assert progress == [(1, 4, "decoding frames"), (2, 4, "decoding frames")]
+    assert len(list(decoder.decode_chunks(clip(2), Hooks()))) == 2
+
+    decoder.unload()
+    with pytest.raises(Cancelled):
+        decoder.load(hooks)
+    decoder.load(Hooks())
+
+
+def test_describe_states_what_runs():
+    facts = load(vae(".pth")).describe()
+    assert facts == {
+        "engine": "portable", "vae": "Wan2.1_VAE.pth", "vae_dim": 8, "dtype": "float32", "device": "cpu",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "found"),
+    [
+        ("decoder.upsamples.5.residual.6.bias", None, ": found nothing, expected (32,)."),
+        ("decoder.middle.1.proj.weight", torch.zeros(32, 32), ": found (32, 32), expected (32, 32, 1, 1)."),
+        ("decoder.upsamples.1.extra", torch.zeros(1), ": found (1,), expected nothing."),
+        ("conv2.weight", None, ""),
+    ],
+    ids=["missing", "shape", "superfluous", "missing conv2"],
+)
+def test_a_decoder_with_wrong_tensors_is_refused_by_name(name, tensor, found):
+    changed = vae_weights() | {name: tensor}
+    path = write("wrong.safetensors", {name: tensor for name, tensor in changed.items() if tensor is not None})
+    with pytest.raises(CheckpointError, match=re.escape(name + found)) as error:
+        load(path)
+    assert str(path) in str(error.value) and "ownload" in str(error.value)
+
+
+def test_other_models_are_refused_before_anything_is_loaded():
+    with pytest.raises(CheckpointError, match="VAE"):
+        PortableVideoDecoder(single_file("bf16"), torch.device("cpu"))
+
+
+def test_normalise_and_denormalise_are_each_others_inverse_and_use_diffusers_constants():
+    samples = clip(2)[None].repeat(2, 1, 1, 1, 1)
+    config = AutoencoderKLWan(base_dim=8).config
+    mean, std = (torch.tensor(config[key])[None, :, None, None, None] for key in ("latents_mean", "latents_std"))
+    torch.testing.assert_close(normalise(samples), (samples - mean) / std, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalise(samples), samples * std + mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalise(normalise(samples)), samples, rtol=0, atol=1e-6)
+    assert torch.equal(normalise(samples[0]), normalise(samples)[0])
+    assert normalise(samples.bfloat16()).dtype == torch.float32
