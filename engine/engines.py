@@ -47,15 +47,24 @@ def choose_engine(wanted: str) -> str:
     )
 
 
-def build_transformer(files: TransformerFiles, settings: EngineSettings, mode: str) -> Transformer:
-    """Return an unloaded transformer for a checkpoint; `mode` is none | block | phase | disk."""
+def build_transformer(
+    files: TransformerFiles, settings: EngineSettings, mode: str, pinned_limit_bytes: int | None
+) -> Transformer:
+    """Return an unloaded transformer for a checkpoint.
+
+    Args:
+        files: the checkpoint.
+        settings: engine, attention, compile.
+        mode: none | block | phase | disk.
+        pinned_limit_bytes: RAM to page-lock at most; None is no limit of our own.
+    """
     if choose_engine(settings.engine) == "lightx2v":
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
-        return LightX2VTransformer(files, settings, mode)
+        return LightX2VTransformer(files, settings, mode, pinned_limit_bytes=pinned_limit_bytes)
     from .adapters.portable.transformer import PortableTransformer
 
-    return PortableTransformer(files, settings, mode)
+    return PortableTransformer(files, settings, mode, pinned_limit_bytes=pinned_limit_bytes)
 
 
 def build_decoder(file: Path, engine: str) -> VideoDecoder:

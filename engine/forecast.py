@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -43,8 +43,8 @@ class Question:
     is_checkpoint: bool
     """A whole checkpoint, or a transformer alone."""
     precision: str = "auto"
-    settings: EngineSettings = EngineSettings()
-    offload: OffloadSettings = OffloadSettings()
+    settings: EngineSettings = field(default_factory=EngineSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
     width: int
@@ -150,30 +150,25 @@ def remember_decoding(frames: torch.Tensor) -> None:
         _history.add_decode(_card(), clip, record.seconds, is_tiled=record.details["tiled"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """Where weights will rest and what will be needed."""
+
+    plan: memory_plan.OffloadPlan
+    is_tiled: bool
+    vram: Need | None
+    ram: Need
+
+    @property
+    def fits(self) -> bool:
+        return all(need.needed <= need.available for need in (self.vram, self.ram) if need)
+
+
 def _forecast_run(question: Question, files: TransformerFiles, clip: estimate.Clip) -> Forecast:
     layout = files.format
     engine = engines.choose_engine(question.settings.engine)
     attention, matmul = _choose_backends(engine, layout.scheme, question.settings.attention)
-    vram, ram_free = _available(question.offload)
-    plan = memory_plan.plan_offload(
-        question.offload.mode,
-        weight_bytes=files.num_bytes,
-        dim=layout.architecture.dim,
-        tokens=clip.tokens,
-        vram_bytes=vram,
-        ram_bytes=ram_free,
-    )
-    decode_space, element_bytes = (ram_free, 4) if vram is None else (vram, 2)
-    whole = estimate.decode_bytes(clip, memory_plan.DECODE_BASE_DIM, element_bytes, is_tiled=False)
-    is_tiled = memory_plan.use_tiles(question.offload.vae_tiling, needed_bytes=whole, free_bytes=decode_space)
-    decode = estimate.decode_bytes(clip, memory_plan.DECODE_BASE_DIM, element_bytes, is_tiled=is_tiled)
-    sizes = {"weight_bytes": files.num_bytes, "architecture": layout.architecture, "scheme": layout.scheme}
-    sampling = estimate.sampling_vram_bytes(plan.mode, tokens=clip.tokens, **sizes)
-    ram = estimate.ram_bytes(plan.mode, clip=clip, **sizes)
-    if vram is None:
-        ram = max(ram, sampling, decode)
-    need_vram = None if vram is None else Need(needed=max(sampling, decode), available=vram)
-    need_ram = Need(needed=ram, available=ram_free)
+    memory = _plan_memory(question.offload, files, clip)
     setup = estimate.Setup(
         card=_card(),
         architecture=layout.architecture,
@@ -182,22 +177,22 @@ def _forecast_run(question: Question, files: TransformerFiles, clip: estimate.Cl
         attention=attention.name,
         matmul=matmul.name if matmul else layout.scheme,
         is_compiled=question.settings.compile == "on",
-        offload=plan.mode,
+        offload=memory.plan.mode,
     )
-    duration = _history.predict(setup, clip, is_tiled=is_tiled)
-    reasons = [_engine_reason(engine, question.settings.engine), str(attention), str(matmul or ""), plan.reason]
+    duration = _history.predict(setup, clip, is_tiled=memory.is_tiled)
+    reasons = (_engine_reason(engine, question.settings.engine), str(attention), str(matmul or ""), memory.plan.reason)
     return Forecast(
-        ok=all(need.needed <= need.available for need in (need_vram, need_ram) if need),
-        sentence=_verdict(need_vram, need_ram, plan.mode),
+        ok=memory.fits,
+        sentence=_verdict(memory),
         detected=f"{layout.scheme}, {layout.architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
         engine=engine,
         attention=attention.name,
         matmul=setup.matmul,
-        offload=plan.mode,
-        is_tiled=is_tiled,
+        offload=memory.plan.mode,
+        is_tiled=memory.is_tiled,
         reasons=tuple(reason for reason in reasons if reason),
-        vram=need_vram,
-        ram=need_ram,
+        vram=memory.vram,
+        ram=memory.ram,
         seconds=duration.seconds,
         step_seconds=duration.step_seconds,
         basis=duration.basis,
@@ -205,16 +200,45 @@ def _forecast_run(question: Question, files: TransformerFiles, clip: estimate.Cl
     )
 
 
-def _verdict(vram: Need | None, ram: Need, mode: str) -> str:
+def _plan_memory(offload: OffloadSettings, files: TransformerFiles, clip: estimate.Clip) -> _Memory:
+    vram, ram = _available(offload)
+    plan = memory_plan.plan_offload(
+        offload.mode,
+        weight_bytes=files.num_bytes,
+        dim=files.format.architecture.dim,
+        tokens=clip.tokens,
+        vram_bytes=vram,
+        ram_bytes=ram,
+    )
+    decode_space, element_bytes = (ram, 4) if vram is None else (vram, 2)
+    whole = estimate.decode_bytes(clip, element_bytes, is_tiled=False)
+    is_tiled = memory_plan.use_tiles(offload.vae_tiling, needed_bytes=whole, free_bytes=decode_space)
+    device_bytes = max(
+        estimate.sampling_vram_bytes(plan.mode, files, clip.tokens),
+        estimate.decode_bytes(clip, element_bytes, is_tiled=is_tiled),
+    )
+    host_bytes = estimate.ram_bytes(plan.mode, files, clip)
+    if vram is None:
+        need = Need(needed=max(host_bytes, device_bytes), available=ram)
+        return _Memory(plan=plan, is_tiled=is_tiled, vram=None, ram=need)
+    return _Memory(
+        plan=plan,
+        is_tiled=is_tiled,
+        vram=Need(needed=device_bytes, available=vram),
+        ram=Need(needed=host_bytes, available=ram),
+    )
+
+
+def _verdict(memory: _Memory) -> str:
+    if memory.fits:
+        return "Fits."
     lacking = [
-        f"{need.needed / GIB:.1f} GiB of {name}, {need.available / GIB:.1f} GiB can be had"
-        for name, need in (("VRAM", vram), ("RAM", ram))
+        f"{need.needed / GIB:.1f} GiB of {name} ({need.available / GIB:.1f} GiB can be had)"
+        for name, need in (("VRAM", memory.vram), ("RAM", memory.ram))
         if need and need.needed > need.available
     ]
-    if not lacking:
-        return "Fits."
     easier = {"none": "offload mode auto, ", "block": "offload mode disk, ", "phase": "offload mode disk, "}
-    advice = easier.get(mode, "") if vram is not None else ""
+    advice = easier.get(memory.plan.mode, "") if memory.vram else ""
     return f"Does not fit: needs {' and '.join(lacking)}. Try {advice}a smaller size or fewer frames."
 
 

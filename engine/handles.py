@@ -96,7 +96,8 @@ class TransformerHandle(Handle[Transformer]):
         if self._engine is not None and mode != self._mode:
             self.unload()
         self._mode = mode
-        engine = self._engine or self._keep(engines.build_transformer(self.files, self.settings, mode))
+        pinned_limit = int(self.offload.pinned_ram_limit_gib * GIB) or None
+        engine = self._engine or self._keep(engines.build_transformer(self.files, self.settings, mode, pinned_limit))
         engine.load(latent_shape, hooks)
         return engine
 
