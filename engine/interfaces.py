@@ -57,6 +57,10 @@ class Transformer(Protocol):
     def device(self) -> torch.device:
         """Where latents are expected."""
 
+    @property
+    def euler_dtype(self) -> torch.dtype:
+        """What latents are rounded to between the steps of `euler`; float32 is no rounding."""
+
     def describe(self) -> dict[str, Any]:
         """Facts for the run report: engine, precision, back ends, offload mode, bytes."""
 

@@ -29,9 +29,9 @@ def denoise(
 
     `lcm` re-noises the estimate of the clean latents with fresh noise after every step, as the model
     card describes; `euler` keeps the noise direction, as LightX2V does since 2025-11-24
-    (lightx2v/models/schedulers/wan/step_distill/scheduler.py, same order of operations, so that
-    float32 results are equal bit for bit). All noise comes from one CPU generator, so a seed gives
-    the same noise on every machine.
+    (lightx2v/models/schedulers/wan/step_distill/scheduler.py: same order of operations and, on the
+    LightX2V engine, same rounding between steps, so that the latents are equal bit for bit). All noise
+    comes from one CPU generator, so a seed gives the same noise on every machine.
 
     Args:
         transformer: loaded denoiser.
@@ -50,10 +50,12 @@ def denoise(
     """
     generator = torch.Generator("cpu").manual_seed(seed % _NUM_SEEDS)
 
+    between_steps = transformer.euler_dtype if method == "euler" else torch.float32
+
     def draw_noise() -> torch.Tensor:
         return torch.randn(latent_shape, generator=generator, dtype=torch.float32).to(transformer.device)
 
-    latents = draw_noise()
+    latents = draw_noise().to(between_steps).to(torch.float32)
     for index, timestep in enumerate(schedule.timesteps):
         hooks.check_interrupt()
         flow = transformer.predict_flow(latents, timestep, context, hooks).to(torch.float32)
@@ -65,6 +67,7 @@ def denoise(
             latents = (1 - sigma_next) * clean + sigma_next * draw_noise()
         else:
             latents = clean + flow * sigma_next
+        latents = latents.to(between_steps).to(torch.float32)
         _check_finite(latents, index + 1, schedule.steps, transformer)
         hooks.on_step(index + 1, schedule.steps, clean)
     return latents

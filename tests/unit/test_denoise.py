@@ -17,6 +17,7 @@ class AnalyticTransformer:
     """A smooth function of latents and time; `broken_at` makes one call return NaN."""
 
     device = torch.device("cpu")
+    euler_dtype = torch.float32
 
     def __init__(self, broken_at=None):
         self.broken_at = broken_at
@@ -65,6 +66,15 @@ def test_agrees_with_diffusers_schedulers(method, steps):
 def test_a_seed_gives_the_same_latents_and_another_seed_others(method):
     assert torch.equal(run(method, seed=5), run(method, seed=5))
     assert not torch.allclose(run(method, seed=5), run(method, seed=6), atol=0.1)
+
+
+def test_euler_rounds_between_steps_where_the_engine_does():
+    rounding = AnalyticTransformer()
+    rounding.euler_dtype = torch.bfloat16
+    latents = run("euler", transformer=rounding)
+    assert torch.equal(latents, latents.bfloat16().float())
+    torch.testing.assert_close(latents, run("euler"), rtol=0, atol=0.05)
+    assert torch.equal(run("lcm", transformer=rounding), run("lcm"))
 
 
 def test_methods_differ():

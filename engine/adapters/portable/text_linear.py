@@ -27,6 +27,8 @@ def widen(stored: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
     Exact for finite FP8 and for INT8. FP8 E4M3 is widened by moving bits: a copy converts element by element on the
     CPU, ten times slower. (E4M3's only NaN, which no usable weight is, becomes 480.)
     """
+    if stored.dtype == torch.float16:
+        return wide.copy_(stored.float())  # twice as fast on the CPU as straight to bfloat16
     if stored.dtype != torch.float8_e4m3fn or wide.dtype not in _E4M3_LAYOUTS:
         return wide.copy_(stored)
     integer, shift, mask = _E4M3_LAYOUTS[wide.dtype]

@@ -1,8 +1,9 @@
 """Text to UMT5 token ids, as Wan does it: clean up the text, split it into pieces, add the end token.
 
 Reads `tokenizer.json` with the tokenizers library and `spiece.model` with sentencepiece: both give the ids
-the file defines. transformers' tokenizer classes are not used; they rebuild the tokenizer, and differently
-from version to version.
+the file defines. transformers' tokenizer classes are not used: version 5 rebuilds T5's without normalizer and
+byte fallback. The two files agree except for characters outside the vocabulary, where `tokenizer.json` says
+whether they become bytes, as with sentencepiece, or <unk>; Wan reads `tokenizer.json`, ComfyUI the other.
 """
 
 from __future__ import annotations

@@ -103,6 +103,10 @@ class PortableTransformer:
         self._loaded: _Loaded | None = None
 
     @property
+    def euler_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
     def device(self) -> torch.device:
         return self._device
 

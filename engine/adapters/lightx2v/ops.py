@@ -1,0 +1,139 @@
+"""Attention and matmul ops for LightX2V: choose a back end that works here, and register what LightX2V lacks.
+
+Attention functions are the pack's own (adapters/kernels), so that a name means the same kernel in both engines;
+LightX2V's op `sage_attn2` is SageAttention's Triton kernel on some cards. Matmuls are LightX2V's where it has them.
+Imports LightX2V: import this module after bootstrap.import_lightx2v().
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightx2v.common.ops.attn.template import AttnWeightTemplate
+from lightx2v.common.ops.mm.mm_weight import MMWeightQuantTemplate
+from lightx2v.utils.registry_factory import ATTN_WEIGHT_REGISTER, MM_WEIGHT_REGISTER
+
+from ...logic.support import choose_backend
+from ..kernels import attention, matmul
+from ..kernels.probe import find_machine
+from .config import MATMUL_BACKENDS, MATMUL_OPS, OURS
+
+logger = logging.getLogger(__name__)
+
+# What a kernel that does not fit this card, driver or torch raises; out of memory is let through.
+_KERNEL_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# Eight-bit activations are a few per cent from bfloat16 on random data; a wrong layout is 100 %.
+_TOLERANCE = 0.15
+
+
+def select_attention(requested: str, device: torch.device) -> tuple[str, str]:
+    """Return the name of the attention back end to use, and of the op that runs it.
+
+    Raises:
+        ValueError: the name is unknown.
+        MissingDependencyError, UnsupportedHardwareError: a named back end cannot run here.
+    """
+    name, kernel = attention.select_attention(requested, device)
+    op = f"{OURS}{name}"
+    if op not in ATTN_WEIGHT_REGISTER:
+        ATTN_WEIGHT_REGISTER[op] = _attention_class(kernel)
+    return name, op
+
+
+def select_matmul(scheme: str, requested: str, device: torch.device) -> tuple[str, str]:
+    """Return the name of the matmul back end to use for "bf16", "fp8" or "int8" weights, and of its op.
+
+    `auto` takes the fastest that works and logs one line: what, and why not the better ones.
+
+    Raises:
+        MissingDependencyError, UnsupportedHardwareError: a named back end cannot run here.
+    """
+    if scheme == "bf16":
+        return scheme, MATMUL_OPS[scheme, scheme]
+    _register_matmuls()
+    machine = find_machine(device)
+    # LightX2V tried to import all of them when it was imported.
+    packages = {row.package: "" for row in MATMUL_BACKENDS if row.package in sys.modules}
+    machine = replace(machine, packages={**machine.packages, **packages})
+    while True:
+        choice = choose_backend(f"{scheme} matmul", MATMUL_BACKENDS, requested, machine, dtype=scheme)
+        op = MATMUL_OPS[scheme, choice.name]
+        problem = _trial_problem(op, scheme, device)
+        if problem is None:
+            logger.info("LightX2V: %s.", choice)
+            return choice.name, op
+        machine = replace(machine, problems={**machine.problems, choice.name: problem})
+
+
+@functools.cache
+def _trial_problem(op: str, scheme: str, device: torch.device) -> str | None:
+    """Return what is wrong with an op on this device, found on a small input, or None."""
+    if op == MATMUL_OPS[scheme, "dequantize"]:
+        return None
+    dtype = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}[scheme]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 128, generator=generator).to(device, torch.bfloat16)
+    weight = (torch.randn(256, 128, generator=generator) * 20).round().to(device).to(dtype)
+    scale = torch.rand(256, 1, generator=generator).to(device) + 0.5
+    bias = torch.zeros(256, device=device, dtype=torch.bfloat16)
+    try:
+        module = MM_WEIGHT_REGISTER[op]("x.weight", "x.bias")
+        module.load({"x.weight": weight, "x.weight_scale": scale, "x.bias": bias})
+        found = module.apply(x).float()
+        difference = (found - matmul.dequantize(x, weight, scale, bias).float()).norm() / found.norm()
+        relative = float(difference)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _KERNEL_ERRORS as error:
+        return f"its trial run failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return None if relative < _TOLERANCE else f"its trial run is {relative:.0%} off the plain torch result"
+
+
+def _register_matmuls() -> None:
+    for op in set(MATMUL_OPS.values()):
+        if op.startswith(OURS) and op not in MM_WEIGHT_REGISTER:
+            MM_WEIGHT_REGISTER[op] = _matmul_class(op.removeprefix(OURS))
+
+
+def _attention_class(kernel: attention.Attention) -> type[Any]:
+    class KernelAttention(AttnWeightTemplate):  # type: ignore[misc]
+        """An attention function of adapters/kernels as an op: q, k, v [S, H, D] -> [S, H * D]."""
+
+        def __init__(self) -> None:
+            self.config: dict[str, Any] = {}
+
+        def apply(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
+            return kernel(q[None], k[None], v[None])[0].flatten(1)
+
+    return KernelAttention
+
+
+def _matmul_class(name: str) -> type[Any]:
+    class KernelLinear(MMWeightQuantTemplate):  # type: ignore[misc]
+        """A matmul function of adapters/kernels as an op: x [M, K] -> [M, N]."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.weight_need_transpose = False
+            self.scale_force_fp32 = True
+
+        def apply(self, input_tensor: torch.Tensor) -> torch.Tensor:
+            multiply: Callable[..., torch.Tensor] = matmul.matmul_for(name, tuple(self.weight.shape))
+            return multiply(input_tensor, self.weight, self.weight_scale, self.bias)
+
+    return KernelLinear

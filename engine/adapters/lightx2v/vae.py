@@ -1,0 +1,172 @@
+"""LightX2V's VAE decoders: Wan2.1's (pruned LightVAEs included) and the tiny autoencoder TAE.
+
+Only decoders are built, and from the file's own sizes. Tiles, the result tensor and batches are stages/decode.py
+and pipeline.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...constants import LATENT_CHANNELS, LATENT_MEAN, LATENT_STD
+from ...errors import CheckpointError
+from ...interfaces import Hooks
+from ...logic.checkpoint_formats import VaeFormat, detect_vae
+from ...logic.safetensors_header import Header
+from ..system import compute_device
+from ..weights import open_weights
+from . import bootstrap
+
+# Of the checkpoint's own kind, TAE: first convolution after the clamp, and the first block with memory.
+_TAE_INPUT, _TAE_BLOCK = "decoder.1.weight", "decoder.3.conv.0.weight"
+
+
+class LightX2VVideoDecoder:
+    """Implements interfaces.VideoDecoder.
+
+    Args:
+        path: Wan2.1_VAE.pth, a LightVAE, taew2_1 or lighttaew2_1, as .pth or .safetensors.
+
+    Raises:
+        CheckpointError: the file is damaged or none of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._device = compute_device()
+        # bfloat16 as upstream; on a CPU most processors emulate its convolutions, several hundred times slower.
+        self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        weights = open_weights([path])
+        self._format = None if _is_tae(weights.header) else detect_vae(weights.header, str(path))
+        weights.close()
+        self._vae: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def load(self, hooks: Hooks) -> None:
+        """Make the weights ready; does nothing when they are already.
+
+        Raises:
+            MissingDependencyError, LightX2VError: LightX2V cannot run here, or is another version.
+            CheckpointError: tensors of the decoder are missing or have wrong shapes.
+        """
+        if self._vae is None:
+            bootstrap.import_lightx2v()
+            hooks.check_interrupt()
+            # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
+            with torch.inference_mode(False):
+                vae = _build_tae() if self._format is None else _build_on_meta(self._format)
+                self._fill(vae)
+            self._vae = vae
+
+    def unload(self) -> None:
+        self._vae = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def decode_chunks(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
+        """Decode normalised latents [16, T, h, w]: Wan2.1's decoder a latent frame at a time, TAE all at once.
+
+        Yields:
+            frames [f, H, W, 3] float32 in [0, 1] on `device`.
+        """
+        assert self._vae is not None, "decode_chunks before load"
+        if self._format is None:
+            return self._decode_tae(latents, hooks)
+        return self._decode_frames(latents, hooks)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "lightx2v",
+            "vae": self._path.name,
+            "vae_dim": "TAE" if self._format is None else self._format.base_dim,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": str(self._device),
+        }
+
+    def _decode_frames(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
+        """Keep the causal convolutions' last two input frames from chunk to chunk, and nothing else."""
+        # In fp32 and only then rounded; upstream computes this in bfloat16.
+        scaled = self._denormalise(latents).to(self._dtype)
+        stream = self._vae.decode_stream(scaled[None], (0.0, 1.0))
+        num_chunks = latents.shape[1]
+        try:
+            for index in range(num_chunks):
+                hooks.check_interrupt()
+                with torch.no_grad():
+                    decoded = next(stream)
+                yield ((decoded[0].permute(1, 2, 3, 0).float() + 1) / 2).clamp_(0, 1)
+                hooks.on_progress(index + 1, num_chunks, "decoding frames")
+        finally:
+            self._vae.clear_decode_cache()
+
+    def _decode_tae(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
+        hooks.check_interrupt()
+        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # Source: lightx2v/pipeline.py, need_scaled.
+        if "lighttae" in self._path.name.lower():
+            latents = self._denormalise(latents)
+        frames_first = latents.to(self._device, self._dtype).transpose(0, 1)
+        with torch.no_grad():
+            decoded = self._vae.decode_video(frames_first[None], parallel=False, show_progress_bar=False)
+        yield decoded[0].permute(0, 2, 3, 1).float()
+        hooks.on_progress(1, 1, "decoding frames")
+
+    def _denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = (torch.tensor(each, device=self._device).view(-1, 1, 1, 1) for each in (LATENT_MEAN, LATENT_STD))
+        return latents.to(self._device) * std + mean
+
+    def _fill(self, vae: Any) -> None:
+        prefix = "" if self._format is None else self._format.prefix
+        weights = open_weights([self._path], prefix)
+        missing = [name for name in vae.state_dict() if name not in weights]
+        if missing:
+            raise CheckpointError(
+                f"{self._path} has no {missing[0]} ({len(missing)} tensors of the decoder are missing)."
+            )
+        state = {name: weights[name] for name in vae.state_dict()}
+        if self._format is None:
+            state = vae.patch_tgrow_layers(state)
+        state = {name: tensor.to(self._device, self._dtype) for name, tensor in state.items()}
+        weights.close()
+        try:
+            vae.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self._path} does not fit LightX2V's decoder: {error}") from error
+        vae.eval().requires_grad_(False)
+
+
+def _is_tae(header: Header) -> bool:
+    return _TAE_BLOCK in header and _TAE_INPUT in header and header[_TAE_INPUT].shape[1:] == (LATENT_CHANNELS, 3, 3)
+
+
+def _build_on_meta(sizes: VaeFormat) -> Any:
+    """Return Wan2.1's autoencoder without its encoder and without bytes."""
+    from lightx2v.models.video_encoders.hf.wan.vae import WanVAE_
+
+    with torch.device("meta"):
+        vae = WanVAE_(
+            dim=sizes.base_dim,
+            z_dim=sizes.z_dim,
+            dim_mult=list(sizes.dim_mult),
+            num_res_blocks=sizes.num_res_blocks,
+            temperal_downsample=list(sizes.temporal_downsample),
+        )
+    del vae.encoder, vae.conv1
+    return vae
+
+
+def _build_tae() -> Any:
+    """Return the tiny autoencoder without its encoder and without bytes."""
+    from lightx2v.models.video_encoders.hf.tae import TAEHV
+
+    with torch.device("meta"):
+        tae = TAEHV(checkpoint_path=None)
+    del tae.encoder
+    return tae
