@@ -92,11 +92,10 @@ class Forecast:
 
 
 def forecast(question: Question) -> Forecast:
-    """Answer a question; a checkpoint or choice that cannot run is an answer too, with ok False.
-
-    Raises:
-        ValueError: width or height is not a multiple of 16, or num_frames is not 4n+1.
-    """
+    """Answer a question; a size, checkpoint or choice that cannot run is an answer too, with ok False."""
+    problem = shapes.size_problem(question.width, question.height, question.num_frames)
+    if problem:
+        return Forecast(ok=False, sentence=problem)
     latent = shapes.latent_shape(question.width, question.height, question.num_frames)
     clip = estimate.Clip(
         width=question.width,

@@ -38,6 +38,7 @@ class Handle(Generic[EngineObject]):
 
     def __init__(self) -> None:
         self._engine: EngineObject | None = None
+        self._release: weakref.finalize[[], Handle[Any]] | None = None
 
     @property
     def is_loaded(self) -> bool:
@@ -50,12 +51,15 @@ class Handle(Generic[EngineObject]):
 
     def unload(self) -> None:
         """Give back all memory; the next stage that needs the weights loads them again."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.unload()
+        self._engine = None
+        if self._release is not None:
+            self._release()
 
     def _keep(self, engine: EngineObject) -> EngineObject:
         self._engine = engine
+        # Without it an engine with a reference cycle would keep its memory until the next garbage collection.
+        self._release = weakref.finalize(self, engine.unload)
+        self._release.atexit = False
         _loaded.add(self)
         return engine
 

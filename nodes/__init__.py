@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..engine import editor
 from ..engine.adapters.comfy import paths
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
@@ -34,4 +35,5 @@ class LightX2VExtension(ComfyExtension):
 async def comfy_entrypoint() -> LightX2VExtension:
     """Called by ComfyUI when it loads the pack."""
     paths.register_folder()
+    editor.register_routes()
     return LightX2VExtension()

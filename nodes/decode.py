@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import pipeline
+from ..engine import forecast, pipeline
 from ..engine.adapters.comfy import formats, memory, progress
 from ..engine.settings import TILING_MODES, check_choice
 from . import sockets
@@ -47,4 +47,5 @@ class LightX2VDecode(io.ComfyNode):
         samples = formats.latent_samples(latent)
         memory.register(vae)
         frames = pipeline.decode(vae, samples, tiling=tiling, hooks=progress.build_hooks(node_id_of(cls)))
+        forecast.remember_decoding(frames)
         return io.NodeOutput(frames)

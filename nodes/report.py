@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from ..engine import pipeline
-from ..engine.adapters.comfy import progress
-from ._api import io, node_id_of, output_with_text, schema
+from ._api import io, output_with_text, schema
 
 
 class LightX2VReport(io.ComfyNode):
@@ -40,7 +39,6 @@ class LightX2VReport(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The latent input."),
                 io.String.Output(display_name="report", tooltip="The report as JSON."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -49,5 +47,4 @@ class LightX2VReport(io.ComfyNode):
             raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        progress.show_text(node_id_of(cls), text)
         return output_with_text(image, latent, text, text=text)

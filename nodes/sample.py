@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import pipeline
+from ..engine import forecast, pipeline
 from ..engine.adapters.comfy import formats, memory, progress
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings, check_choice
@@ -102,4 +102,5 @@ class LightX2VSampler(io.ComfyNode):
         formats.warn_unused_mask(latent)
         memory.register(transformer)
         samples = pipeline.sample(transformer, rows, empty, settings, hooks=progress.build_hooks(node_id_of(cls)))
+        forecast.remember_sampling(transformer, samples)
         return io.NodeOutput(formats.replace_samples(latent, samples))

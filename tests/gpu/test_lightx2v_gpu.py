@@ -240,7 +240,7 @@ def test_unload_gives_all_memory_back_at_once(mode):
         assert torch.cuda.memory_allocated() == before
         transformer.load(SHAPE, Hooks())
         assert torch.equal(flow_of(transformer), first)
-        del transformer
+        transformer.unload()
         assert torch.cuda.memory_allocated() == before
     finally:
         gc.enable()

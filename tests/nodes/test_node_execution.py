@@ -52,7 +52,7 @@ def test_from_a_prompt_to_frames_and_a_report(run, loaded, shown):
     stages = [stage["stage"] for stage in json.loads(text)["stages"]]
     assert stages == ["load_text_encoder", "encode", "load_transformer", "sample", "load_vae", "decode"]
     assert (4, 4, "7") in shown.progress
-    assert ("7", "step 4/4") in shown.texts and ("7", text) in shown.texts
+    assert ("7", "step 4/4") in shown.texts
 
 
 def test_a_seed_gives_one_video_and_a_batch_counts_on_from_it(run, loaded):

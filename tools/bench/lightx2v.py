@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
+# This file's folder comes first on the path and would make this script the package `lightx2v`.
+sys.path.remove(str(Path(__file__).resolve().parent))
 if os.environ.get("LIGHTX2V_DIR"):
     sys.path.append(os.environ["LIGHTX2V_DIR"])
 

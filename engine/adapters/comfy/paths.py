@@ -33,6 +33,11 @@ def register_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (roots, set(extensions) | _EXTENSIONS)
 
 
+def download_folder() -> Path:
+    """Return the first folder that holds checkpoints; it need not exist yet."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+
+
 def fingerprint(*paths: Path | None) -> str:
     """Return a short text that changes when a file, or a file directly in a folder, changes in size or time.
 

@@ -45,10 +45,12 @@ class _Reporter:
     def show_progress(self, done: int, total: int, what: str) -> None:
         self._enter(what, total)
         self._bar.update_absolute(done, total)
+        show_text(self._node_id, f"{what} {done}/{total}")
 
     def show_step(self, step: int, steps: int, clean: torch.Tensor) -> None:
         """Report a sampling step; `clean` is the normalised x0 estimate [16, T, h, w]."""
-        self._enter(f"step {step}/{steps}", steps)
+        self._enter("step", steps)
+        show_text(self._node_id, f"step {step}/{steps}")
         preview = None
         if self._previewer is not None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", clean.unsqueeze(0))
@@ -58,4 +60,3 @@ class _Reporter:
         if what != self._what:
             self._what = what
             self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)
-            show_text(self._node_id, what)
