@@ -4,6 +4,7 @@ The repository root is the pack itself; it is registered under a name of its own
 imports work and ComfyUI's top-level `nodes` module stays free.
 """
 
+import collections
 import os
 import sys
 import types
@@ -17,3 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say once for each reason how many tests were skipped."""
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
