@@ -21,6 +21,7 @@ from .interfaces import Hooks
 from .latent_space import denormalise, normalise
 from .logic import memory_plan, shapes
 from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
+from .logic.safetensors_header import read_header
 from .logic.schedule import build_schedule
 from .logic.tiles import Tile
 from .report import attach, build_report, measure, records_of, step_timer
@@ -81,8 +82,9 @@ def load_transformer(path: Path, *, settings: EngineSettings, offload: OffloadSe
 
 
 def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncoderHandle:
-    """Resolve a text encoder file; without `tokenizer` it is looked for near the file or inside it."""
-    return TextEncoderHandle(file, tokenizer or find_tokenizer(file))
+    """Resolve a text encoder file; without `tokenizer` the one inside the file is used, else one near it."""
+    has_own = file.suffix == ".safetensors" and "spiece_model" in read_header(file)
+    return TextEncoderHandle(file, tokenizer if tokenizer or has_own else find_tokenizer(file))
 
 
 def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ...logic.support import MATMUL_BACKENDS
 from .probe import select_kernel
+from .widen import widen
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ _MIN_ROWS = 32
 
 def dequantize(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Multiply in the dtype of `x`. Both 8-bit types are exact in bf16, so the scale goes on the result."""
-    out = functional.linear(x, weight.to(x.dtype))
+    wide = widen(weight, x.new_empty(weight.shape)) if weight.is_cpu else weight.to(x.dtype)
+    out = functional.linear(x, wide)
     return torch.addcmul(bias, out, scale.flatten(), out=out)
 
 

@@ -1,0 +1,293 @@
+"""The portable text encoder against transformers' own on dequantised weights, and the stage that uses it."""
+
+import logging
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import comfy_text_encoder, repository, scratch, single_file, text_encoder, text_encoder_weights, vae
+from lightx2v_pack.engine.adapters.kernels.widen import widen
+from lightx2v_pack.engine.adapters.portable import text_encoder as portable
+from lightx2v_pack.engine.adapters.portable import text_linear
+from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder
+from lightx2v_pack.engine.adapters.portable.text_linear import StoredLinear
+from lightx2v_pack.engine.constants import TEXT_ROWS
+from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.stages.encode import encode_prompt
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from safetensors.torch import load_file, save_file
+from transformers import UMT5Config, UMT5EncoderModel
+
+SIZES = tiny.DEFAULT_SIZES
+PROMPT = "A cat walks on the grass, \u732b \U0001f525, soft morning light &amp; 4k."
+# Of the rows' norm: 32 bits differ in the order of sums only; bfloat16 has steps of 2**-8.
+FLOAT32_TOLERANCE = 1e-5
+BFLOAT16_TOLERANCE = 0.03
+
+FORMS = {
+    **{
+        f"{precision}{suffix}": lambda precision=precision, suffix=suffix: text_encoder(precision, suffix)
+        for precision in ("bf16", "fp8", "int8")
+        for suffix in (".pth", ".safetensors")
+    },
+    "comfy_fp16": lambda: comfy_text_encoder(),
+    "comfy_fp8_scaled": lambda: comfy_text_encoder(scaled_fp8=True),
+}
+STORED_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8, "comfy_fp16": torch.float16}
+
+
+def tokenizer_folder() -> Path:
+    return repository() / "distill_fp8" / tiny.TOKENIZER_FOLDER
+
+
+def load(file: Path, device: str = "cpu") -> PortableTextEncoder:
+    encoder = PortableTextEncoder(file, tokenizer_folder())
+    encoder.load(device, Hooks())
+    return encoder
+
+
+def linears(encoder: PortableTextEncoder) -> list[StoredLinear]:
+    return [module for module in encoder._model.modules() if isinstance(module, StoredLinear)]
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+def reference_rows(file: Path, token_ids: list[int]) -> torch.Tensor:
+    """Dequantise a file by its own rules, load it into transformers' encoder as usual, encode in float32."""
+    stored = torch.load(file, weights_only=True) if file.suffix == ".pth" else load_file(file)
+    weights = {}
+    for name, tensor in stored.items():
+        scale = stored.get(f"{name}_scale", stored.get(name.removesuffix("weight") + "scale_weight"))
+        weights[name] = tensor.float() if scale is None or "scale" in name else tensor.float() * scale
+    weights = {name: tensor for name, tensor in weights.items() if name.endswith("weight") and "scale" not in name}
+    if "shared.weight" not in weights:
+        weights = tiny.to_hf_names(weights)
+    config = UMT5Config(
+        vocab_size=SIZES.vocab_size,
+        d_model=SIZES.text_dim,
+        d_kv=SIZES.text_d_kv,
+        d_ff=SIZES.text_d_ff,
+        num_layers=SIZES.text_layers,
+        num_heads=SIZES.text_heads,
+        feed_forward_proj="gated-gelu",
+    )
+    model = UMT5EncoderModel(config).eval()
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert missing == ["encoder.embed_tokens.weight"] and not unexpected
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight.copy_(weights["shared.weight"])
+        return model(torch.tensor([token_ids])).last_hidden_state[0]
+
+
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Compute as on a CPU without a fast bfloat16 matmul."""
+    monkeypatch.setattr(portable, "_compute_dtype", lambda device: torch.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_agrees_with_transformers_in_float32(form, in_float32):
+    encoder = load(FORMS[form]())
+    token_ids = encoder.tokenize(PROMPT)
+    rows = encoder.encode_tokens(token_ids, Hooks())
+    assert rows.dtype == torch.float32 and rows.device.type == "cpu"
+    assert relative_difference(rows, reference_rows(FORMS[form](), token_ids)) < FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_agrees_with_transformers_in_bfloat16(form, monkeypatch):
+    monkeypatch.setattr(portable, "_compute_dtype", lambda device: torch.bfloat16)
+    encoder = load(FORMS[form]())
+    token_ids = encoder.tokenize(PROMPT)
+    rows = encoder.encode_tokens(token_ids, Hooks())
+    assert relative_difference(rows, reference_rows(FORMS[form](), token_ids)) < BFLOAT16_TOLERANCE
+
+
+def test_fp8_without_scales_is_a_plain_cast(in_float32, caplog):
+    """Some files hold every tensor, the embedding included, cast to FP8."""
+    file = scratch() / "umt5-fp8-cast.safetensors"
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in text_encoder_weights().items()}, file)
+    with caplog.at_level(logging.INFO):
+        encoder = load(file)
+    assert "without scales" in caplog.text
+    token_ids = encoder.tokenize(PROMPT)
+    rows = encoder.encode_tokens(token_ids, Hooks())
+    assert relative_difference(rows, reference_rows(file, token_ids)) < FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_stay_as_stored_and_mapped(form):
+    file = FORMS[form]()
+    encoder = load(file)
+    encoder.encode_tokens([5, 1], Hooks())
+    dtype = STORED_DTYPES["fp8" if "fp8" in form else form.split(".")[0]]
+    assert len(linears(encoder)) == 7 * SIZES.text_layers
+    assert {linear.stored.dtype for linear in linears(encoder)} == {dtype}
+    if sys.platform == "linux":
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file.name)]
+        spans = [[int(address, 16) for address in line[0].split("-")] for line in lines]
+        for tensor in (encoder._embedding, *(linear.stored for linear in linears(encoder))):
+            assert any(start <= tensor.data_ptr() < end for start, end in spans)
+
+
+def test_all_values_of_8_bits_widen_exactly():
+    every_byte = torch.arange(256, dtype=torch.uint8)
+    finite = every_byte[every_byte & 0x7F != 0x7F]
+    for stored in (finite.view(torch.float8_e4m3fn), every_byte.view(torch.int8)):
+        for dtype in (torch.bfloat16, torch.float32):
+            wide = widen(stored, torch.empty(stored.shape, dtype=dtype))
+            assert torch.equal(wide.double(), stored.double())
+
+
+@pytest.mark.parametrize("num_outputs", [1, 64, 100])
+def test_linear_in_chunks_of_rows(monkeypatch, num_outputs):
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(-127, 128, (num_outputs, 32), dtype=torch.int8, generator=generator)
+    scale, inputs = torch.rand(num_outputs, 1, generator=generator), torch.randn(2, 3, 32, generator=generator)
+    monkeypatch.setattr(text_linear, "_CHUNK_ELEMENTS", 32 * 24)
+    expected = inputs @ (stored.float() * scale).T
+    assert relative_difference(StoredLinear(stored, scale)(inputs), expected) < FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("num_padding", [1, 400])
+def test_padding_changes_no_row(in_float32, num_padding):
+    encoder = load(text_encoder("fp8"))
+    token_ids = encoder.tokenize(PROMPT)
+    rows = encoder.encode_tokens(token_ids, Hooks())
+    padded = encoder.encode_tokens(token_ids, Hooks(), num_padding=num_padding)
+    assert relative_difference(padded, rows) < FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize("prompt", ["", "A cat", PROMPT])
+def test_rows_after_the_last_token_are_zero(prompt):
+    encoder = load(text_encoder("int8"))
+    token_ids = encoder.tokenize(prompt)
+    assert token_ids[-1] == 1 and 1 not in token_ids[:-1]
+    conditioning = encode_prompt(encoder, prompt, Hooks())
+    assert conditioning.shape == (1, TEXT_ROWS, SIZES.text_dim) and conditioning.dtype == torch.float32
+    assert torch.equal(conditioning[0, : len(token_ids)], encoder.encode_tokens(token_ids, Hooks()))
+    assert not conditioning[0, len(token_ids) :].any()
+    assert conditioning[0, : len(token_ids)].abs().sum(dim=1).min() > 0
+
+
+def test_empty_prompt_is_the_end_token():
+    assert load(text_encoder("bf16")).tokenize(" \n ") == [1]
+
+
+def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end_token(caplog):
+    encoder = load(text_encoder("fp8"))
+    prompt = "cat " * TEXT_ROWS
+    token_ids = encoder.tokenize(prompt)
+    assert len(token_ids) > TEXT_ROWS
+    conditioning = encode_prompt(encoder, prompt, Hooks())
+    kept = [*token_ids[: TEXT_ROWS - 1], 1]
+    assert torch.equal(conditioning[0], encoder.encode_tokens(kept, Hooks()))
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(len(token_ids)) in record.getMessage() and str(TEXT_ROWS) in record.getMessage()
+
+
+def test_prompt_of_exactly_512_tokens_is_whole(caplog):
+    encoder = load(text_encoder("fp8"))
+    words = next(count for count in range(TEXT_ROWS) if len(encoder.tokenize("cat " * count)) >= TEXT_ROWS)
+    prompt = "cat " * words
+    token_ids = encoder.tokenize(prompt)[:TEXT_ROWS]
+    encoder.tokenize = lambda text: token_ids
+    conditioning = encode_prompt(encoder, prompt, Hooks())
+    assert torch.equal(conditioning[0], encoder.encode_tokens(token_ids, Hooks()))
+    assert not caplog.records
+
+
+def test_comfy_file_brings_its_tokenizer():
+    inside = PortableTextEncoder(comfy_text_encoder(), None)
+    assert inside.tokenize(PROMPT) == load(text_encoder("fp8")).tokenize(PROMPT)
+
+
+def test_progress_and_interrupt_between_layers():
+    class Cancelled(BaseException):
+        pass
+
+    def cancel_in_second_layer():
+        events.append("check")
+        if events.count("check") == 2:
+            raise Cancelled
+
+    encoder = load(text_encoder("fp8"))
+    events = []
+    encoder.encode_tokens([5, 1], Hooks(on_progress=lambda done, total, what: events.append((done, total))))
+    assert events == [(index, SIZES.text_layers) for index in range(SIZES.text_layers + 1)]
+    events.clear()
+    with pytest.raises(Cancelled):
+        encoder.encode_tokens([5, 1], Hooks(check_interrupt=cancel_in_second_layer))
+    events.clear()
+    encoder.encode_tokens([5, 1], Hooks())
+    assert not events
+
+
+def test_unload_frees_the_model_and_load_brings_it_back():
+    encoder = load(text_encoder("fp8"))
+    rows = encoder.encode_tokens([7, 5, 1], Hooks())
+    model = weakref.ref(encoder._model)
+    encoder.load("cpu", Hooks())
+    assert encoder._model is model()
+    encoder.unload()
+    assert model() is None and not encoder._embedding.numel()
+    encoder.load("cpu", Hooks())
+    assert torch.equal(encoder.encode_tokens([7, 5, 1], Hooks()), rows)
+    assert encoder.describe()["scheme"] == "fp8" and encoder.describe()["device"] == "cpu"
+
+
+def test_gpu_without_cuda_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedHardwareError, match="Set device to 'cpu'"):
+        load(text_encoder("fp8"), "gpu")
+
+
+def test_other_models_are_refused():
+    for file in (vae(), vae(".pth"), single_file("fp8")):
+        with pytest.raises(CheckpointError) as caught:
+            PortableTextEncoder(file, tokenizer_folder())
+        assert str(file) in str(caught.value) and "umt5" in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["fp8.pth", "fp8.safetensors"])
+def test_truncated_file_is_refused(form, tmp_path):
+    content = FORMS[form]().read_bytes()
+    file = tmp_path / FORMS[form]().name
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        PortableTextEncoder(file, tokenizer_folder())
+
+
+def test_without_any_tokenizer_the_folder_to_get_is_named():
+    with pytest.raises(CheckpointError, match=r"google/umt5-xxl folder.*tokenizer\.json"):
+        PortableTextEncoder(text_encoder("fp8"), None)
+
+
+def test_tokenizer_with_more_tokens_than_the_encoder(tmp_path):
+    fewer = tiny.TinySizes(vocab_size=SIZES.vocab_size - 40)
+    encoder = load(tiny.write_text_encoder(tmp_path / "umt5.safetensors", tiny.make_text_encoder(fewer), "bf16"))
+    encoder.encode_tokens([fewer.vocab_size - 1, 1], Hooks())
+    with pytest.raises(CheckpointError, match="different models"):
+        encoder.encode_tokens([fewer.vocab_size, 1], Hooks())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("form", FORMS)
+def test_gpu_agrees_and_keeps_no_weights_there(form):
+    encoder = load(FORMS[form]())
+    token_ids = [*range(3, 43), 1]
+    expected = encoder.encode_tokens(token_ids, Hooks())
+    encoder.load("gpu", Hooks())
+    rows = encoder.encode_tokens(token_ids, Hooks())
+    assert rows.device.type == "cpu"
+    assert relative_difference(rows, expected) < BFLOAT16_TOLERANCE
+    assert {linear.stored.device.type for linear in linears(encoder)} == {"cpu"}
+    encoder.load("cpu", Hooks())
+    assert torch.equal(encoder.encode_tokens(token_ids, Hooks()), expected)
