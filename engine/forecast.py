@@ -87,6 +87,8 @@ class Forecast:
     basis: str = "unknown"
     """measured | scaled | estimate | unknown, see logic/estimate.py."""
     tokens: int = 0
+    is_absent: bool = False
+    """No such model is there."""
     missing: tuple[str, ...] = ()
     """Parts that the checkpoint lacks, one sentence each."""
 

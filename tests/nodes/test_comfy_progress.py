@@ -12,14 +12,15 @@ def progress(host):
     return progress
 
 
-def test_each_phase_fills_the_nodes_bar_and_is_named_once(progress, shown):
+def test_each_phase_fills_the_nodes_bar_and_says_how_far_it_is(progress, shown):
     hooks = progress.build_hooks("7")
     for done in range(1, 4):
         hooks.on_progress(done, 3, "loading blocks")
     hooks.on_step(1, 2, torch.zeros(16, 1, 2, 2))
     hooks.on_step(2, 2, torch.zeros(16, 1, 2, 2))
     assert (3, 3, "7") in shown.progress and (2, 2, "7") in shown.progress
-    assert shown.texts == [("7", "loading blocks"), ("7", "step 1/2"), ("7", "step 2/2")]
+    loading = [("7", f"loading blocks {done}/3") for done in range(1, 4)]
+    assert shown.texts == [*loading, ("7", "step 1/2"), ("7", "step 2/2")]
 
 
 def test_a_previewer_gets_normalised_latents_with_a_batch(progress, shown, monkeypatch):

@@ -33,9 +33,9 @@ def register_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (roots, set(extensions) | _EXTENSIONS)
 
 
-def download_folder() -> Path:
-    """Return the first folder that holds checkpoints; it need not exist yet."""
-    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+def models_folder() -> Path:
+    """Return ComfyUI's models folder."""
+    return Path(folder_paths.models_dir)
 
 
 def fingerprint(*paths: Path | None) -> str:
@@ -49,7 +49,12 @@ def fingerprint(*paths: Path | None) -> str:
 
 
 def _all_files(folder: str) -> list[str]:
-    names: list[str] = folder_paths.get_filename_list(folder)
+    try:
+        names: list[str] = folder_paths.get_filename_list(folder)
+    except FileNotFoundError:
+        # ComfyUI's list of a folder below which one was deleted cannot be renewed, only made anew.
+        folder_paths.filename_list_cache.pop(folder, None)
+        names = folder_paths.get_filename_list(folder)
     return names
 
 

@@ -1,0 +1,126 @@
+"""HTTP routes on ComfyUI's server: checks what a client sends, answers from a worker thread.
+
+What is answered is engine/editor.py. A request that is not understood gets status 400 and a sentence. Nothing that a
+client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST takes
+JSON only, which a page of another site cannot send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import server
+from aiohttp import web
+
+PREFIX = "/lightx2v"
+_MAX_TEXT = 300
+_MAX_BODY = 4096
+# A name below a model folder: no drive, no root, no step upwards.
+_PLAIN_NAME = re.compile(r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\0]+")
+
+Value = str | int | float
+Check = Callable[[str], Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A route under PREFIX."""
+
+    name: str
+    method: str = "GET"
+    """GET (parameters in the query) | POST (in a JSON object of texts)."""
+    fields: Mapping[str, Check]
+    """Parameters that are understood; each raises ValueError for a text that is not."""
+    answer: Callable[[dict[str, Value]], Any]
+    """Returns JSON data; may raise ValueError. Called in a worker thread."""
+
+
+def choice(*options: str) -> Check:
+    """Accept one of `options`."""
+
+    def check(text: str) -> str:
+        if text not in options:
+            raise ValueError(f"{text!r}; expected one of: {', '.join(options)}")
+        return text
+
+    return check
+
+
+def number(kind: type[int] | type[float], low: float, high: float) -> Check:
+    """Accept a number from `low` to `high`."""
+
+    def check(text: str) -> Value:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r}; expected a number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{text}; expected {low} to {high}")
+        return value
+
+    return check
+
+
+def plain_name(text: str) -> str:
+    """Accept a relative name that stays below its folder."""
+    if not _PLAIN_NAME.fullmatch(text):
+        raise ValueError(f"{text!r}; expected a name that the node offers")
+    return text
+
+
+def register(*routes: Route) -> None:
+    """Add routes to ComfyUI's server; call it once, before the server starts. Without a server nothing happens."""
+    instance = getattr(server.PromptServer, "instance", None)
+    if instance is None:
+        return
+    # Two: a slow look at the machine does not hold up the plan line.
+    workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="lightx2v-routes")
+    for route in routes:
+        add = {"GET": instance.routes.get, "POST": instance.routes.post}[route.method]
+        add(f"{PREFIX}/{route.name}")(functools.partial(_respond, route, workers))
+
+
+def read_parameters(route: Route, parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the checked parameters of a request.
+
+    Raises:
+        ValueError: one is unknown, or is not what it should be.
+    """
+    values = {}
+    for name, text in parameters.items():
+        if name not in route.fields:
+            known = ", ".join(route.fields) or "none"
+            raise ValueError(f"{route.name} has no parameter {name[:40]!r}; expected any of: {known}.")
+        if not isinstance(text, str) or len(text) > _MAX_TEXT:
+            raise ValueError(f"{name} is not a text of at most {_MAX_TEXT} characters.")
+        try:
+            values[name] = route.fields[name](text)
+        except ValueError as error:
+            raise ValueError(f"{name} is {error}.") from None
+    return values
+
+
+async def _respond(route: Route, workers: ThreadPoolExecutor, request: web.Request) -> web.Response:
+    try:
+        values = read_parameters(route, request.query if route.method == "GET" else await _read_json(request))
+        data = await asyncio.get_running_loop().run_in_executor(workers, route.answer, values)
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response(data)
+
+
+async def _read_json(request: web.Request) -> dict[str, Any]:
+    if request.content_type != "application/json":
+        raise ValueError("The request has no JSON body (Content-Type: application/json).")
+    if (request.content_length or 0) > _MAX_BODY:
+        raise ValueError(f"The request is longer than {_MAX_BODY} bytes.")
+    body = await request.json()
+    if not isinstance(body, dict):
+        raise ValueError("The request's body is not a JSON object.")
+    return body

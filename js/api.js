@@ -1,0 +1,161 @@
+// What the features share: server routes, DOM elements, panels on nodes, the clipboard, changes of the graph.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const MARGIN = 6;
+const MUTED = "var(--descrip-text, #999)";
+export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149" };
+
+/** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence. */
+export async function fetchJson(route, parameters = {}) {
+    return readJson(await api.fetchApi(`/lightx2v/${route}?${new URLSearchParams(parameters)}`));
+}
+
+/** Return the JSON of POST /lightx2v/<route>; throws an Error with the server's sentence. */
+export async function postJson(route, body) {
+    const headers = { "Content-Type": "application/json" };
+    return readJson(await api.fetchApi(`/lightx2v/${route}`, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+async function readJson(response) {
+    const data = await response.json();
+    if (!response.ok) {
+        throw new Error(data.error ?? response.statusText);
+    }
+    return data;
+}
+
+/** Build a DOM element; `style` and event handlers (onclick ...) are properties like any other. */
+export function element(tag, { style = {}, ...properties } = {}, ...children) {
+    const built = Object.assign(document.createElement(tag), properties);
+    Object.assign(built.style, style);
+    built.append(...children);
+    return built;
+}
+
+export function button(label, title, onclick) {
+    const style = {
+        padding: "2px 8px",
+        border: "1px solid var(--border-color, #4e4e4e)",
+        borderRadius: "4px",
+        background: "var(--comfy-input-bg, #222)",
+        color: "var(--input-text, #ddd)",
+        font: "inherit",
+        cursor: "pointer",
+    };
+    return element("button", { type: "button", title, onclick, style }, label);
+}
+
+/** A button that copies what `makeText` returns, and says so for a moment. */
+export function copyButton(label, makeText) {
+    const built = button(label, "Copy to the clipboard", async () => {
+        built.textContent = (await copyText(makeText())) ? "Copied" : "Not copied";
+        setTimeout(() => (built.textContent = label), 1200);
+    });
+    return built;
+}
+
+/** Copy a text; pages that are not served over https or from localhost have no clipboard and get a selection. */
+export async function copyText(text) {
+    try {
+        await navigator.clipboard.writeText(text);
+        return true;
+    } catch {
+        return copyBySelection(text);
+    }
+}
+
+function copyBySelection(text) {
+    const area = element("textarea", { value: text, style: { position: "fixed", opacity: 0 } });
+    app.canvasEl.parentElement.append(area);
+    area.select();
+    const isCopied = document.execCommand("copy");
+    area.remove();
+    return isCopied;
+}
+
+/**
+ * Append a panel of `height` pixels to a node, below its widgets, that no workflow stores; returns the element to fill.
+ * The height is fixed, as a node grows with its contents but never shrinks; what is longer scrolls. With `stretch`
+ * the panel takes what room the node has. A new node gets at least `width`.
+ */
+export function addPanel(node, name, { height, width, stretch = false }) {
+    const content = element("div", {
+        style: {
+            display: "flex",
+            flexDirection: "column",
+            gap: "4px",
+            height: stretch ? "100%" : `${height}px`,
+            minHeight: `${height}px`,
+            padding: "6px 8px",
+            boxSizing: "border-box",
+            overflow: "auto",
+            borderRadius: "6px",
+            background: "var(--comfy-input-bg, #222)",
+            color: "var(--input-text, #ddd)",
+            font: "11px/1.35 var(--font-inter, sans-serif)",
+            userSelect: "text",
+        },
+    });
+    const rowHeight = height + 2 * MARGIN;
+    const widget = node.addDOMWidget(name, name, content, {
+        serialize: false,
+        hideOnZoom: false,
+        margin: MARGIN,
+        getMinHeight: () => rowHeight,
+        getMaxHeight: () => (stretch ? undefined : rowHeight),
+    });
+    // The option keeps it out of prompts, this out of saved workflows.
+    widget.serialize = false;
+    const size = node.computeSize();
+    node.setSize([Math.max(size[0], width), size[1]]);
+    return content;
+}
+
+export function muted(...children) {
+    return element("div", { style: { color: MUTED } }, ...children);
+}
+
+export function debounce(milliseconds, run) {
+    let timer;
+    return () => {
+        clearTimeout(timer);
+        timer = setTimeout(run, milliseconds);
+    };
+}
+
+/** Call `listener` after a widget of this node changed by hand. */
+export function onWidgetChange(node, listener) {
+    for (const widget of node.widgets ?? []) {
+        const original = widget.callback;
+        widget.callback = function (...values) {
+            const result = original?.apply(this, values);
+            listener(widget);
+            return result;
+        };
+    }
+}
+
+/** Call `listener` besides whatever this one node does at an event (onRemoved, onExecuted, onConnectionsChange ...). */
+export function onNodeEvent(node, event, listener) {
+    const original = node[event];
+    node[event] = function (...values) {
+        const result = original?.apply(this, values);
+        listener(...values);
+        return result;
+    };
+}
+
+export function findWidget(node, name) {
+    return node.widgets?.find((widget) => widget.name === name);
+}
+
+export const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
+
+export function formatSeconds(seconds) {
+    if (seconds < 10) {
+        return `${seconds.toFixed(1)} s`;
+    }
+    return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}

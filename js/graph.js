@@ -1,0 +1,92 @@
+// Follow links in the graph: what a loader is connected to, and the size its sampler will make.
+
+const REROUTE = "Reroute";
+const BYPASSED = [2, 4];
+// Latent node -> its widgets for width, height, frames, batch.
+const SIZES = {
+    LightX2VEmptyLatent: ["width", "height", "num_frames", "batch_size"],
+    EmptyHunyuanLatentVideo: ["width", "height", "length", "batch_size"],
+};
+export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
+export const OFFLOAD = "LightX2VOffload";
+const SAMPLER = "LightX2VSampler";
+const DECODER = "LightX2VDecode";
+/** Nodes whose widgets or links change a plan. */
+export const WATCHED = [...Object.keys(LOADERS), OFFLOAD, SAMPLER, DECODER, ...Object.keys(SIZES)];
+
+/** The node behind an input, by the input's name; undefined where nothing usable is linked. */
+function inputNode(node, name) {
+    const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+    const origin = slot < 0 ? undefined : node.getInputNode(slot);
+    if (!origin || BYPASSED.includes(origin.mode)) {
+        return undefined;
+    }
+    return origin.type === REROUTE ? inputNode(origin, origin.inputs[0].name) : origin;
+}
+
+function outputNodes(node, slot) {
+    const targets = node.getOutputNodes(slot) ?? [];
+    return targets.flatMap((target) => (target.type === REROUTE ? outputNodes(target, 0) : [target]));
+}
+
+/** The value a widget will have in the run, a linked primitive's included; undefined where another node makes it. */
+function widgetValue(node, name) {
+    const input = node.inputs?.find((each) => each.name === name);
+    if (input?.link == null) {
+        return node.widgets?.find((widget) => widget.name === name)?.value;
+    }
+    const origin = inputNode(node, name);
+    return origin?.type.startsWith("Primitive") ? origin.widgets?.[0]?.value : undefined;
+}
+
+function widgetValues(node, names) {
+    return Object.fromEntries(names.map((name) => [name, widgetValue(node, name)]));
+}
+
+/** The loader that a loader or offload node's plan is about. */
+export function findLoader(node) {
+    return node.type in LOADERS ? node : outputNodes(node, 0).find((target) => target.type in LOADERS);
+}
+
+/** Parameters of GET /lightx2v/plan for a loader; `hasSize` says whether the graph gave the size. */
+export function describeRun(loader) {
+    const clip = outputNodes(loader, 0)
+        .filter((node) => node.type === SAMPLER && !BYPASSED.includes(node.mode))
+        .map(describeClip)
+        .reduce((largest, each) => (pixels(each) > pixels(largest) ? each : largest), {});
+    const parameters = {
+        ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile"]),
+        ...describeOffload(inputNode(loader, "offload")),
+        ...clip,
+    };
+    if (loader.type === "LightX2VLoadCheckpoint") {
+        parameters.uses_text_encoder = isUsed(loader, 1);
+        parameters.uses_vae = isUsed(loader, 2);
+    }
+    const given = Object.entries(parameters).filter(([, value]) => value !== undefined);
+    return { parameters: Object.fromEntries(given), hasSize: clip.width !== undefined };
+}
+
+function describeOffload(node) {
+    if (node?.type !== OFFLOAD) {
+        return {};
+    }
+    return { offload: widgetValue(node, "mode"), ...widgetValues(node, ["vram_budget_gib", "vae_tiling"]) };
+}
+
+function describeClip(sampler) {
+    const latent = inputNode(sampler, "latent");
+    const names = SIZES[latent?.type] ?? [];
+    const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
+    const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);
+    const tiling = decoder && widgetValue(decoder, "tiling");
+    // The decode node's own choice wins unless it is auto.
+    const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
+    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), ...choice };
+}
+
+function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0 }) {
+    return width * height * frames * batch * steps || steps;
+}
+
+const isUsed = (node, slot) => (node.outputs[slot].links?.length ? 1 : 0);

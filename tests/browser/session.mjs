@@ -1,0 +1,428 @@
+// One session of a user in a real browser: node session.mjs CONFIG.json prints one JSON line a step.
+//
+// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph}
+// `firstTemplate` names a checkpoint that is not there; the server's HF_ENDPOINT has it. `graph` is an editor workflow
+// whose transformer takes most of a second a step; it has a report node.
+
+import { mkdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const config = JSON.parse(readFileSync(process.argv[2], "utf-8"));
+const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwright-core");
+
+const NODES = [
+    "LightX2VLoadCheckpoint", "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VOffload",
+    "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler", "LightX2VDecode", "LightX2VReport",
+];
+const OURS = /extensions\/ComfyUI-LightX2V\/|\/lightx2v\//;
+const PANEL_WAIT_MS = 20_000;
+
+const browser = await chromium.launch({
+    executablePath: config.chromium,
+    args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+});
+const context = await browser.newContext({ viewport: { width: 1600, height: 1000 } });
+await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: config.url });
+const page = await context.newPage();
+await page.addInitScript(() => {
+    window.findPanel = (type, name) =>
+        window.app.graph.nodes.find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
+});
+const problems = [];
+let shots = config.shots;
+page.on("console", (message) => {
+    if (message.type() === "error" && OURS.test(`${message.location().url} ${message.text()}`)) {
+        problems.push(`${message.text()} ${message.location().url}`);
+    }
+});
+page.on("pageerror", (error) => {
+    if (OURS.test(error.stack ?? "")) {
+        problems.push(error.stack);
+    }
+});
+
+async function settle() {
+    await page.waitForFunction(
+        (types) => window.app?.extensionManager && window.app.graph && types.every((type) => window.LiteGraph.registered_node_types[type]),
+        NODES,
+        { timeout: 120_000 },
+    );
+    await page.locator(".p-blockui-mask").waitFor({ state: "hidden", timeout: 60_000 });
+}
+
+async function setSetting(id, value) {
+    const answer = await context.request.post(`${config.url}/api/settings/${id}`, { data: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+    if (!answer.ok()) {
+        throw new Error(`setting ${id}: ${answer.status()}`);
+    }
+}
+
+async function shot(name) {
+    await page.waitForTimeout(400);
+    await page.screenshot({ path: path.join(shots, `${name}.png`) });
+}
+
+/** Drop a file on the page, as from the desktop. */
+async function drop(name, text) {
+    await page.evaluate(
+        ([fileName, content]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([content], fileName, { type: "application/json" }));
+            document.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: data }));
+        },
+        [name, text],
+    );
+}
+
+/** Open a tab of the sidebar by its id; null closes it. */
+const openTab = (id) => page.evaluate((tab) => (window.app.extensionManager.sidebarTab.activeSidebarTabId = tab), id);
+
+const clear = () => page.evaluate(() => window.app.graph.clear());
+
+async function load(text) {
+    await clear();
+    await page.evaluate((content) => window.app.loadGraphData(JSON.parse(content)), text);
+    await page.evaluate(() => window.app.canvas.setDirty(true, true));
+    await fit();
+}
+
+/** Show the whole graph. */
+async function fit() {
+    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+    await page.waitForTimeout(600);
+}
+
+/** Zoom so that the nodes of a type fill the window. */
+async function zoomTo(type, scale = 1) {
+    await page.evaluate(
+        ([wanted, factor]) => {
+            const { canvas, graph } = window.app;
+            const node = graph.nodes.find((each) => each.type === wanted);
+            canvas.ds.scale = factor;
+            canvas.ds.offset[0] = -node.pos[0] + 500 / factor;
+            canvas.ds.offset[1] = -node.pos[1] + 200 / factor;
+            canvas.setDirty(true, true);
+        },
+        [type, scale],
+    );
+    await page.waitForTimeout(300);
+}
+
+/** The text of a panel on the first node of a type. */
+function panelText(type, name) {
+    return page.evaluate(
+        ([wanted, panel]) => {
+            return window.findPanel(wanted, panel)?.innerText ?? "";
+        },
+        [type, name],
+    );
+}
+
+/** Press a button of a panel: with the mouse where the panel is on the page, else by its own click. */
+async function press(type, name, label) {
+    const found = await page.evaluateHandle(
+        ([wanted, panel, text]) => [...window.findPanel(wanted, panel).querySelectorAll("button")].find((each) => each.textContent === text),
+        [type, name, label],
+    );
+    if (await found.evaluate((each) => each.isConnected)) {
+        await found.asElement().click();
+    } else {
+        await found.evaluate((each) => each.click());
+    }
+}
+
+const waitForPanel = (type, name, pattern) =>
+    page.waitForFunction(
+        ([wanted, panel, source]) => {
+            return new RegExp(source).test(window.findPanel(wanted, panel)?.innerText ?? "");
+        },
+        [type, name, pattern],
+        { timeout: PANEL_WAIT_MS },
+    );
+
+/** Do something in the page and return the milliseconds until the plan line of the loader reads `pattern`. */
+function timePlan(action, argument, pattern) {
+    return page.evaluate(
+        async ([source, value, expected]) => {
+            const panel = window.findPanel("LightX2VLoadTransformer", "lightx2v_plan");
+            const reads = () => new RegExp(expected).test(panel.innerText);
+            if (reads()) {
+                throw new Error(`the plan line reads ${expected} already`);
+            }
+            const start = performance.now();
+            const changed = new Promise((resolve, reject) => {
+                const observer = new MutationObserver(() => {
+                    if (reads()) {
+                        observer.disconnect();
+                        resolve(performance.now() - start);
+                    }
+                });
+                observer.observe(panel, { childList: true, subtree: true, characterData: true });
+                setTimeout(() => reject(new Error(`after 20 s the plan line reads: ${panel.innerText}`)), 20_000);
+            });
+            new Function("app", "value", source)(window.app, value);
+            return changed;
+        },
+        [action, argument, pattern],
+    );
+}
+
+const SET = "const node = app.graph.nodes.find((each) => each.type === value.type);" +
+    "const widget = node.widgets.find((each) => each.name === value.name);" +
+    "widget.value = value.to; widget.callback?.(value.to, app.canvas, node);";
+const setWidget = (type, name, to) => page.evaluate(([source, value]) => new Function("app", "value", source)(window.app, value), [SET, { type, name, to }]);
+
+/** Note every event of the run in the page. */
+async function watchRun() {
+    await page.evaluate(async () => {
+        const { api } = window.comfyAPI.api;
+        const isWatching = window.seen !== undefined;
+        window.seen = { progress: [], texts: [], previews: 0, ended: "" };
+        if (isWatching) {
+            return;
+        }
+        const on = (name, note) => api.addEventListener(name, ({ detail }) => note(detail));
+        on("progress", ({ value, max, node }) => window.seen.progress.push([String(node), value, max]));
+        on("progress_text", ({ text }) => window.seen.texts.push(text));
+        on("b_preview", () => (window.seen.previews += 1));
+        for (const name of ["execution_success", "execution_interrupted", "execution_error"]) {
+            on(name, () => (window.seen.ended = name));
+        }
+    });
+}
+
+const seen = () => page.evaluate(() => window.seen);
+const waitForEnd = () => page.waitForFunction(() => window.seen.ended, null, { timeout: 180_000 });
+const queue = () => page.evaluate(() => window.app.queuePrompt(0, 1));
+const waitForStep = (step) =>
+    page.waitForFunction((wanted) => window.seen.texts.includes(`step ${wanted}/4`), step, { timeout: 120_000 });
+
+const steps = {
+    async open() {
+        await setSetting("Comfy.TutorialCompleted", true);
+        await setSetting("Comfy.UseNewMenu", "Top");
+        await setSetting("Comfy.VueNodes.Enabled", config.isVue);
+        await page.goto(config.url, { waitUntil: "domcontentloaded", timeout: 120_000 });
+        await settle();
+        const version = await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__);
+        shots = path.join(config.shots, `${version}-${config.isVue ? "vue" : "litegraph"}`);
+        mkdirSync(shots, { recursive: true });
+        return { version, isVue: config.isVue };
+    },
+
+    async addNodes() {
+        await clear();
+        await page.evaluate((types) => {
+            types.forEach((type, index) => {
+                const node = window.LiteGraph.createNode(type);
+                node.pos = [(index % 4) * 480, Math.floor(index / 4) * 520];
+                window.app.graph.add(node);
+            });
+        }, NODES);
+        await fit();
+        await shot("nodes");
+        const nodes = await page.evaluate(() =>
+            window.app.graph.nodes.map((node) => ({
+                type: node.type,
+                widgets: node.widgets?.map((widget) => widget.name) ?? [],
+                stored: node.serialize().widgets_values?.length ?? 0,
+                shows: (node.widgets ?? []).filter((widget) => widget.element?.isConnected).map((widget) => widget.name),
+            })),
+        );
+        return { nodes };
+    },
+
+    /** Drag a node out of the library with the mouse. */
+    async dragNode() {
+        await clear();
+        await openTab("node-library");
+        const search = page.locator(".side-bar-panel input, .sidebar-content-container input, [data-testid='node-library'] input").first();
+        await search.fill("LightX2V Empty");
+        const leaf = page.getByText("LightX2V Empty Latent").first();
+        await leaf.waitFor();
+        await page.waitForTimeout(500);
+        const box = await leaf.boundingBox();
+        await page.mouse.move(box.x + 20, box.y + 8);
+        await page.mouse.down();
+        await page.mouse.move(700, 500, { steps: 8 });
+        await page.mouse.move(900, 500, { steps: 4 });
+        await page.mouse.up();
+        await page.waitForFunction(() => window.app.graph.nodes.length > 0, null, { timeout: 10_000 });
+        await shot("dragged");
+        await openTab(null);
+        return { types: await page.evaluate(() => window.app.graph.nodes.map((node) => node.type)) };
+    },
+
+    /** Drop a template on a ComfyUI without the weights, be told so, fetch them with the doctor's button. */
+    async arrive() {
+        const type = "LightX2VLoadCheckpoint";
+        await clear();
+        await drop("first.json", config.firstTemplate);
+        await waitForPanel(type, "lightx2v_plan", "found");
+        const before = await panelText(type, "lightx2v_plan");
+        await zoomTo(type);
+        await shot("weights_missing");
+        await press(type, "lightx2v_plan", "Get the weights");
+        const row = page.locator("div", { hasText: /^fp8, \d/ }).last().locator("xpath=../..");
+        await row.getByRole("button", { name: "Download" }).waitFor({ timeout: 30_000 });
+        await shot("weights_offered");
+        await row.getByRole("button", { name: "Download" }).click();
+        await waitForPanel(type, "lightx2v_plan", "Fits");
+        await shot("weights_arrived");
+        await openTab(null);
+        return { before, after: await panelText(type, "lightx2v_plan") };
+    },
+
+    async templates() {
+        const dropped = {};
+        for (const [name, text] of Object.entries(config.templates)) {
+            await clear();
+            await drop(`${name}.json`, text);
+            const expected = JSON.parse(text).nodes.length;
+            await page.waitForFunction((count) => window.app.graph.nodes.length === count, expected, { timeout: 30_000 });
+            await page.waitForTimeout(500);
+            await fit();
+            await shot(`template_${name}`);
+            dropped[name] = await page.evaluate(() => ({
+                unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
+                values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
+            }));
+        }
+        return { dropped };
+    },
+
+    async planLine() {
+        await load(config.graph);
+        const type = "LightX2VLoadTransformer";
+        await waitForPanel(type, "lightx2v_plan", "Fits");
+        const before = await panelText(type, "lightx2v_plan");
+        await zoomTo(type);
+        await shot("plan_fits");
+        const delays = {
+            width: await timePlan(SET, { type: "LightX2VEmptyLatent", name: "width", to: 832 }, "832x"),
+            frames: await timePlan(SET, { type: "LightX2VEmptyLatent", name: "num_frames", to: 41 }, "41 frames"),
+            engine: await timePlan(SET, { type, name: "engine", to: "lightx2v" }, "engine is 'lightx2v', but"),
+        };
+        await shot("plan_refused");
+        delays.engineBack = await timePlan(SET, { type, name: "engine", to: "portable" }, "portable engine");
+        const unlink = "const node = app.graph.nodes.find((each) => each.type === 'LightX2VSampler');" +
+            "node.disconnectInput(node.inputs.findIndex((input) => input.name === 'latent'));";
+        delays.unlinked = await timePlan(unlink, null, "no size connected");
+        const link = "const find = (type) => app.graph.nodes.find((each) => each.type === type);" +
+            "find('LightX2VEmptyLatent').connect(0, find('LightX2VSampler'), find('LightX2VSampler').inputs.findIndex((input) => input.name === 'latent'));";
+        delays.linked = await timePlan(link, null, "832x192, 41 frames");
+        await setWidget("LightX2VEmptyLatent", "width", 8192);
+        await setWidget("LightX2VEmptyLatent", "height", 8192);
+        delays.huge = await timePlan(SET, { type: "LightX2VEmptyLatent", name: "num_frames", to: 4097 }, "Does not fit");
+        const refused = await panelText(type, "lightx2v_plan");
+        await shot("plan_does_not_fit");
+        return { before, refused, delays };
+    },
+
+    async sizes() {
+        await load(config.graph);
+        await zoomTo("LightX2VEmptyLatent", 1.3);
+        await press("LightX2VEmptyLatent", "lightx2v_size", "720x1280");
+        const read = () =>
+            page.evaluate(() => {
+                const node = window.app.graph.nodes.find((each) => each.type === "LightX2VEmptyLatent");
+                return ["width", "height", "num_frames"].map((name) => node.widgets.find((widget) => widget.name === name).value);
+            });
+        const preset = await read();
+        await setWidget("LightX2VEmptyLatent", "width", 850);
+        await setWidget("LightX2VEmptyLatent", "num_frames", 84);
+        await shot("sizes");
+        return { preset, snapped: await read(), text: await panelText("LightX2VEmptyLatent", "lightx2v_size") };
+    },
+
+    async doctor() {
+        await openTab("lightx2v-doctor");
+        await page.getByText("Copy as Markdown").first().waitFor({ timeout: 30_000 });
+        await shot("doctor");
+        await page.getByText("Copy as Markdown").first().click();
+        await page.waitForTimeout(200);
+        const markdown = await page.evaluate(() => navigator.clipboard.readText());
+        await openTab(null);
+        return { markdown };
+    },
+
+    async run() {
+        await load(config.graph);
+        await setWidget("LightX2VSampler", "seed", 1);
+        await watchRun();
+        await queue();
+        await waitForStep(2);
+        await shot("running");
+        await waitForEnd();
+        await waitForPanel("LightX2VReport", "lightx2v_report", "total");
+        await fit();
+        await shot("finished");
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "measured");
+        return { ...(await seen()), plan: await panelText("LightX2VLoadTransformer", "lightx2v_plan") };
+    },
+
+    async report() {
+        await zoomTo("LightX2VReport", 1.2);
+        await shot("report");
+        const text = await panelText("LightX2VReport", "lightx2v_report");
+        const copies = {};
+        for (const kind of ["JSON", "Markdown"]) {
+            await press("LightX2VReport", "lightx2v_report", `Copy as ${kind}`);
+            await page.waitForTimeout(200);
+            copies[kind] = await page.evaluate(() => navigator.clipboard.readText());
+        }
+        return { text, ...copies };
+    },
+
+    async cancel() {
+        await load(config.graph);
+        await setWidget("LightX2VSampler", "seed", 2);
+        await watchRun();
+        await queue();
+        await waitForStep(1);
+        const start = Date.now();
+        await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Interrupt"));
+        await waitForEnd();
+        const milliseconds = Date.now() - start;
+        await shot("cancelled");
+        return { ...(await seen()), milliseconds };
+    },
+
+    async reload() {
+        await load(config.graph);
+        await setWidget("LightX2VSampler", "seed", 3);
+        await setWidget("LightX2VEmptyLatent", "num_frames", 25);
+        await watchRun();
+        await queue();
+        await waitForStep(1);
+        await page.reload({ waitUntil: "domcontentloaded" });
+        await settle();
+        await page.waitForFunction(() => window.app.graph.nodes.length > 0, null, { timeout: 30_000 });
+        await watchRun();
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "Fits");
+        await shot("reloaded");
+        await waitForEnd();
+        await waitForPanel("LightX2VReport", "lightx2v_report", "total");
+        await shot("reloaded_finished");
+        return { ...(await seen()), types: await page.evaluate(() => window.app.graph.nodes.map((node) => node.type)) };
+    },
+};
+
+const wanted = config.steps ?? Object.keys(steps);
+for (const name of wanted) {
+    const start = Date.now();
+    let result;
+    try {
+        result = await steps[name]();
+    } catch (error) {
+        await page.screenshot({ path: path.join(shots, `failed_${name}.png`) }).catch(() => {});
+        result = { error: String(error.stack ?? error) };
+    }
+    if (result.error && name === "open") {
+        throw new Error(result.error);
+    }
+    console.log(JSON.stringify({ step: name, seconds: (Date.now() - start) / 1000, ...result }));
+}
+console.log(JSON.stringify({ step: "problems", problems }));
+await browser.close();

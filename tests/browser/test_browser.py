@@ -1,0 +1,122 @@
+"""The pack as a user meets it, in a real browser on a real ComfyUI; what is done is session.mjs, what must come of it here."""
+
+import json
+
+import examples
+import pytest
+from node_schemas import read_golden
+
+PANELS = {
+    "LightX2VLoadCheckpoint": "lightx2v_plan",
+    "LightX2VLoadTransformer": "lightx2v_plan",
+    "LightX2VOffload": "lightx2v_plan",
+    "LightX2VEmptyLatent": "lightx2v_size",
+    "LightX2VReport": "lightx2v_report",
+}
+STEPS = [f"step {step}/4" for step in range(1, 5)]
+
+
+@pytest.fixture
+def step(steps):
+    """Return a step's findings; an error in it fails the test."""
+
+    def find(name):
+        assert "error" not in steps[name], steps[name]["error"]
+        return steps[name]
+
+    return find
+
+
+@pytest.fixture
+def has_panels(steps):
+    """Whether this renderer shows DOM widgets: Vue nodes of early frontends show none, not even a prompt's text box."""
+    version = tuple(int(part) for part in steps["open"]["version"].split(".")[:2])
+    return not steps["open"]["isVue"] or version >= (1, 30)
+
+
+def test_every_node_can_be_added_and_shows_its_panel(step, has_panels):
+    nodes = {node["type"]: node for node in step("addNodes")["nodes"]}
+    assert nodes.keys() == read_golden().keys()
+    for kind, node in nodes.items():
+        panels = [name for name in node["widgets"] if name.startswith("lightx2v_")]
+        assert panels == ([PANELS[kind]] if kind in PANELS else [])
+        # Last, and not stored: values are stored by position.
+        assert node["widgets"][len(node["widgets"]) - len(panels) :] == panels
+        assert node["stored"] == len(node["widgets"]) - len(panels)
+        if has_panels:
+            assert set(panels) <= set(node["shows"])
+
+
+def test_a_node_can_be_dragged_out_of_the_library(step):
+    assert step("dragNode")["types"] == ["LightX2VEmptyLatent"]
+
+
+def test_a_first_visit_ends_with_the_weights_in_place(step):
+    arrival = step("arrive")
+    assert "was not found in the model folders" in arrival["before"] or "No checkpoint was found" in arrival["before"]
+    assert arrival["after"].startswith("Fits.") and "fp8, 2 blocks" in arrival["after"]
+
+
+@pytest.mark.parametrize("workflow", sorted(examples.FOLDER.glob("lightx2v_*.json")), ids=lambda path: path.stem)
+def test_a_dropped_template_loads_unchanged(step, workflow):
+    found = step("templates")["dropped"][workflow.stem]
+    graph = json.loads(workflow.read_text(encoding="utf-8"))
+    assert found["unknown"] == []
+    for node in graph["nodes"]:
+        if node["type"].startswith("LightX2V"):
+            assert (found["values"][str(node["id"])] or []) == node.get("widgets_values", [])
+
+
+def test_the_plan_line_follows_a_change_within_300_ms(step):
+    plan = step("planLine")
+    print({name: round(delay) for name, delay in plan["delays"].items()})
+    assert max(plan["delays"].values()) < 300
+    assert "bf16, 40 blocks" in plan["before"] and "192x192, 9 frames" in plan["before"]
+    assert "Does not fit: needs" in plan["refused"] and "fewer frames" in plan["refused"]
+
+
+def test_presets_and_typed_values_give_sizes_the_model_takes(step):
+    sizes = step("sizes")
+    assert sizes["preset"][:2] == [720, 1280]
+    assert sizes["snapped"] == [848, 1280, 85]
+    assert "85 frames = 5.3 s of video at 16 fps" in sizes["text"]
+
+
+def test_the_doctor_lists_findings_to_copy(step):
+    lines = step("doctor")["markdown"].splitlines()
+    assert lines[1] == "|---|---|---|---|"
+    names = {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]}
+    assert {"Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
+
+
+def test_a_run_shows_progress_previews_and_then_its_measured_time(step):
+    run = step("run")
+    assert run["ended"] == "execution_success"
+    assert [text for text in run["texts"] if text.startswith("step")] == STEPS
+    assert {"encoding text 2/2", "loading the transformer 12/40", "decoding frames 3/3"} <= set(run["texts"])
+    assert run["previews"] == 4
+    assert "(measured)" in run["plan"]
+
+
+def test_the_report_can_be_read_and_copied(step):
+    report = step("report")
+    stages = {stage["stage"] for stage in json.loads(report["JSON"])["stages"]}
+    assert {"encode", "sample", "decode"} <= stages
+    assert "| sample |" in report["Markdown"] and "- engine: portable" in report["Markdown"]
+    assert "encode the prompt" in report["text"] and "192x192, 9 frames" in report["text"]
+
+
+def test_cancel_ends_the_run(step):
+    cancel = step("cancel")
+    assert cancel["ended"] == "execution_interrupted"
+    assert "step 4/4" not in cancel["texts"]
+
+
+def test_a_page_that_is_reloaded_mid_run_sees_the_rest(step):
+    reload = step("reload")
+    assert reload["ended"] == "execution_success" and "LightX2VReport" in reload["types"]
+    assert reload["progress"] and "decoding frames 7/7" in reload["texts"] and "step 1/4" not in reload["texts"]
+
+
+def test_our_files_log_no_errors(steps):
+    assert steps["problems"]["problems"] == []

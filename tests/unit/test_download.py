@@ -1,0 +1,400 @@
+"""Fetching published checkpoints, against a local server that speaks the hub's protocol."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import pytest
+from hub_server import HubServer
+from lightx2v_pack.engine.adapters.hub import download as hub_download
+from lightx2v_pack.engine.adapters.hub.download import download, plan_download
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.logic.checkpoint_files import resolve_checkpoint, resolve_transformer
+from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY, DownloadError
+from lightx2v_pack.tools import download_cli
+
+FP8 = PUBLISHED["fp8"]
+FOLDER = Path(FP8.entry)
+BLOCK = "block_1.safetensors"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "download.py"
+
+
+class Stop(BaseException):
+    """What a user's cancel raises."""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """The three repositories at tiny size, laid out as published: tokenizer and config at the root."""
+    root = tmp_path_factory.mktemp("hub")
+    model = shutil.copytree(checkpoints.repository(), root / "model")
+    for index, folder in enumerate(("distill_fp8", "distill_int8", "distill_models")):
+        if index:
+            shutil.rmtree(model / folder / "google")
+        else:
+            (model / folder / "google").rename(model / "google")
+    (model / "config.json").write_text(json.dumps({"dim": 256, "num_layers": 2}), encoding="utf-8")
+    (model / "loras").mkdir()
+    (model / "loras" / "lora.safetensors").write_bytes(b"not wanted")
+    single, comfy = root / "single", root / "comfy" / "split_files"
+    for folder in (single, comfy / "text_encoders", comfy / "vae"):
+        folder.mkdir(parents=True)
+    for precision in ("fp8", "int8", "bf16"):
+        shutil.copy(checkpoints.single_file(precision), single)
+    shutil.copy(checkpoints.comfy_transformer(), single)
+    for scaled_fp8 in (True, False):
+        shutil.copy(checkpoints.comfy_text_encoder(scaled_fp8), comfy / "text_encoders")
+    shutil.copy(checkpoints.vae(), comfy / "vae")
+    return {MODEL_REPOSITORY: model, SINGLE_FILE_REPOSITORY: single, COMFY_REPOSITORY: root / "comfy"}
+
+
+@pytest.fixture
+def hub(repositories, monkeypatch, tmp_path):
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    # No token of the machine; small pieces, so that a tiny file arrives in several.
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    with HubServer(repositories) as server:
+        yield server
+
+
+@pytest.fixture
+def models_dir(tmp_path):
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def fetch(hub, models_dir):
+    return lambda variant=FP8, **options: download(variant, models_dir, endpoint=hub.url, **options)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lightx2v-download.lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def stop_at(name: str):
+    """Return callables that stop a download when 50,000 bytes of a file have arrived."""
+    state = {"started": None, "stop": False}
+
+    def on_progress(done, total, what):
+        if what.endswith(name) and not what.startswith("checking"):
+            state["started"] = done if state["started"] is None else state["started"]
+            state["stop"] = done - state["started"] > 50_000
+
+    def check_cancel():
+        if state["stop"]:
+            raise Stop
+
+    return {"on_progress": on_progress, "check_cancel": check_cancel}
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
+def test_a_precision_arrives_whole_and_loads(fetch, hub, models_dir, repositories, precision):
+    plan = fetch(PUBLISHED[precision])
+    found = resolve_checkpoint(models_dir / plan.variant.entry, precision)
+    assert plan.entry == found.path
+    assert found.missing == ()
+    assert found.transformer.format.scheme == precision
+    assert found.text_encoder.name == f"models_t5_umt5-xxl-enc-{precision}.pth"
+    assert found.tokenizer == models_dir / FOLDER / "google" / "umt5-xxl"
+    published = content_of(repositories[MODEL_REPOSITORY])
+    arrived = content_of(models_dir / FOLDER)
+    assert arrived == {name: published[name] for name in arrived}
+    assert "config.json" in arrived
+    assert not [name for name in arrived if "lora" in name or name.endswith(".part")]
+    assert {name.partition("/")[0] for name in arrived} == {found.vae.parent.name, "google", "config.json"}
+
+
+@pytest.mark.parametrize("name", ["fp8-single", "fp8-comfyui", "int8-single", "bf16-single"])
+def test_single_files_arrive_where_the_loaders_look(fetch, models_dir, name):
+    plan = fetch(PUBLISHED[name])
+    assert resolve_transformer(plan.entry).format.scheme == PUBLISHED[name].precision
+    assert {path.parent.name for path in models_dir.rglob("*.safetensors")} == {
+        "diffusion_models",
+        "text_encoders",
+        "vae",
+    }
+
+
+def test_two_precisions_share_a_folder_and_their_common_files(fetch, hub):
+    fetch()
+    hub.requests.clear()
+    fetch(PUBLISHED["int8"])
+    assert not hub.requested("tokenizer.json")
+    assert hub.requested(BLOCK) == [None]
+
+
+def test_progress_ends_at_the_sum_of_the_sizes(fetch, hub):
+    seen = []
+    plan = fetch(on_progress=lambda done, total, what: seen.append((done, total, what)))
+    dones = [done for done, _, _ in seen]
+    assert dones == sorted(dones)
+    assert seen[-1][0] == plan.num_bytes == seen[-1][1]
+    assert {what.removeprefix("checking ") for _, _, what in seen} == {file.remote.path for file in plan.files}
+    assert hub.content_bytes == plan.num_bytes
+
+
+def test_an_interrupted_file_is_continued_not_begun_again(fetch, hub, models_dir):
+    with pytest.raises(Stop):
+        fetch(**stop_at(BLOCK))
+    target = models_dir / FOLDER / "distill_fp8" / BLOCK
+    part = next(target.parent.glob(f".{BLOCK}.*.part"))
+    kept = part.stat().st_size
+    assert 0 < kept < plan_download(FP8, models_dir, endpoint=hub.url).num_bytes
+    assert not target.exists()
+    hub.requests.clear()
+    hub.content_bytes = 0
+    remaining = plan_download(FP8, models_dir, endpoint=hub.url).missing_bytes
+    fetch()
+    assert set(hub.requested(BLOCK)) == {f"bytes={kept}-"}
+    assert hub.content_bytes == remaining
+    assert not hub.requested("block_0.safetensors")
+    assert not list(models_dir.rglob("*.part"))
+
+
+def test_a_connection_that_breaks_is_taken_up_again(fetch, hub, models_dir, repositories):
+    hub.cut = {BLOCK: 50_000}
+    fetch()
+    ranges = [given for method, path, given in hub.requests if path.startswith("/cdn/") and given]
+    assert ranges
+    assert all(int(given.removeprefix("bytes=").rstrip("-")) <= 50_000 for given in ranges)
+    assert (
+        content_of(models_dir / FOLDER)[f"distill_fp8/{BLOCK}"]
+        == (repositories[MODEL_REPOSITORY] / "distill_fp8" / BLOCK).read_bytes()
+    )
+
+
+def test_a_server_without_ranges_costs_time_and_nothing_else(fetch, hub, models_dir):
+    with pytest.raises(Stop):
+        fetch(**stop_at(BLOCK))
+    hub.ignores_ranges = True
+    try:
+        fetch()
+    except DownloadError as error:
+        # Until 1.x huggingface_hub appends what comes instead: the size is wrong and the part is dropped.
+        assert error.problem == "damaged"
+        fetch()
+    assert resolve_checkpoint(models_dir / FOLDER, "fp8").missing == ()
+
+
+def test_a_second_run_fetches_nothing(fetch, hub, models_dir):
+    fetch()
+    before = {path: path.stat().st_mtime_ns for path in models_dir.rglob("*.safetensors")}
+    hub.requests.clear()
+    fetch()
+    assert [path for _, path, _ in hub.requests] == [f"/api/models/{MODEL_REPOSITORY}"]
+    assert {path: path.stat().st_mtime_ns for path in models_dir.rglob("*.safetensors")} == before
+
+
+def test_damage_in_transit_is_found_and_repaired_by_the_next_run(fetch, hub, models_dir):
+    hub.corrupt = {BLOCK}
+    with pytest.raises(DownloadError, match=r"block_1.safetensors arrived with a wrong hash and was dropped") as caught:
+        fetch()
+    assert caught.value.problem == "damaged"
+    assert not list(models_dir.rglob(f"*{BLOCK}*"))
+    hub.corrupt = set()
+    fetch()
+
+
+def test_small_files_are_verified_too(fetch, hub):
+    hub.corrupt = {"config.json"}
+    with pytest.raises(DownloadError, match=r"config.json arrived with a wrong hash"):
+        fetch()
+
+
+@pytest.mark.parametrize(
+    ("content", "difference"), [(b"short", "5 bytes, published"), (None, "right size, wrong hash")]
+)
+def test_a_file_with_other_content_is_never_replaced_unasked(fetch, models_dir, repositories, content, difference):
+    good = (repositories[MODEL_REPOSITORY] / "distill_fp8" / BLOCK).read_bytes()
+    mine = content or good[:-1] + bytes([good[-1] ^ 1])
+    target = models_dir / FOLDER / "distill_fp8" / BLOCK
+    target.parent.mkdir(parents=True)
+    target.write_bytes(mine)
+    with pytest.raises(DownloadError, match=difference) as caught:
+        fetch()
+    assert caught.value.problem == "in the way"
+    assert content_of(models_dir) == {target.relative_to(models_dir).as_posix(): mine}
+    fetch(replace=True)
+    assert target.read_bytes() == good
+
+
+def test_a_file_being_replaced_stays_until_the_new_one_is_complete(fetch, models_dir):
+    fetch()
+    target = models_dir / FOLDER / "distill_fp8" / BLOCK
+    target.write_bytes(b"mine")
+    with pytest.raises(Stop):
+        fetch(replace=True, **stop_at(BLOCK))
+    assert target.read_bytes() == b"mine"
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_is_fetched(fetch, hub, models_dir, monkeypatch):
+    usage = shutil.disk_usage(models_dir.parent)
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DownloadError, match=r"Make room for .* GiB more") as caught:
+        fetch()
+    assert caught.value.problem == "disk"
+    assert hub.content_bytes == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_is_there(fetch, hub, models_dir, monkeypatch):
+    full = stop_at(BLOCK)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    check = full["check_cancel"]
+
+    def check_cancel():
+        try:
+            check()
+        except Stop:
+            no_space()
+
+    with pytest.raises(DownloadError, match="The disk is full") as caught:
+        fetch(on_progress=full["on_progress"], check_cancel=check_cancel)
+    assert caught.value.problem == "disk"
+    assert list(models_dir.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "words"),
+    [(401, "denied", "HF_TOKEN"), (403, "denied", "HF_TOKEN"), (404, "missing", "moved or removed")],
+)
+@pytest.mark.parametrize("where", ["api", "Wan2.1_VAE.pth"])
+def test_refusals_are_explained(fetch, hub, status, problem, words, where):
+    hub.statuses = {where: status}
+    with pytest.raises(DownloadError, match=words) as caught:
+        fetch()
+    assert caught.value.problem == problem
+    assert hub.url in str(caught.value)
+
+
+def test_the_token_is_sent(fetch, hub, monkeypatch):
+    hub.token = "hf_test"
+    with pytest.raises(DownloadError) as caught:
+        fetch()
+    assert caught.value.problem == "denied"
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    fetch()
+    assert "hf_test" not in str(caught.value)
+
+
+def test_a_hub_that_is_not_there(models_dir):
+    # Port 9 is reserved for a service nobody runs.
+    with pytest.raises(DownloadError, match=r"http://127.0.0.1:9 failed .* set HF_ENDPOINT to a mirror") as caught:
+        download(FP8, models_dir, endpoint="http://127.0.0.1:9")
+    assert caught.value.problem == "unreachable"
+    assert not models_dir.exists()
+
+
+def test_one_download_at_a_time(fetch):
+    errors = []
+
+    def on_progress(*_):
+        if not errors:
+            with pytest.raises(DownloadError, match="Another download") as caught:
+                fetch()
+            errors.append(caught.value.problem)
+
+    fetch(on_progress=on_progress)
+    assert errors == ["busy"]
+
+
+def test_a_published_file_that_no_loader_takes_is_reported(fetch, hub, repositories, tmp_path):
+    broken = shutil.copytree(repositories[MODEL_REPOSITORY], tmp_path / "broken")
+    (broken / "distill_fp8" / "block_0.safetensors").unlink()
+    hub.repositories = {**repositories, MODEL_REPOSITORY: broken}
+    with pytest.raises(CheckpointError, match=r"incomplete.*block_0\.safetensors"):
+        fetch()
+
+
+def run(*arguments, environment=None):
+    """Run the script as a shell does."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env=clean | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_honours_endpoint_and_token(hub, models_dir):
+    hub.token = "hf_test"
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test"}
+    done = run("get", "fp8", "--models-dir", models_dir, environment=environment)
+    assert (done.returncode, done.stdout) == (0, f"{FP8.entry}\n"), done.stderr
+    assert "100 %" in done.stderr
+    assert resolve_checkpoint(models_dir / FP8.entry).missing == ()
+
+
+def call(capsys, *arguments):
+    code = download_cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_list_names_every_variant_with_its_size(capsys):
+    code, out, _ = call(capsys, "list")
+    assert code == 0
+    for variant in PUBLISHED.values():
+        assert f"{variant.name} " in out
+    assert "22.3 GB" in out and "40.5 GB" in out
+
+
+def test_a_dry_run_shows_exact_sizes_and_fetches_nothing(hub, models_dir, capsys):
+    code, out, _ = call(capsys, "get", "fp8", "--models-dir", models_dir, "--endpoint", hub.url, "--dry-run")
+    plan = plan_download(FP8, models_dir, endpoint=hub.url)
+    assert code == 0
+    assert len(out.splitlines()) == len(plan.files) + 1
+    assert out.count("to fetch") == len(plan.files) + 1
+    assert not models_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code", "words"),
+    [
+        (lambda hub: hub.statuses.update(api=503), 4, "answered with status 503"),
+        (lambda hub: hub.statuses.update(api=401), 4, "does not give access"),
+        (lambda hub: hub.statuses.update({BLOCK: 404}), 3, "was moved or removed"),
+        (lambda hub: hub.corrupt.add(BLOCK), 3, "wrong hash"),
+    ],
+)
+def test_exit_codes(hub, models_dir, capsys, prepare, code, words):
+    prepare(hub)
+    found, out, err = call(capsys, "get", "fp8", "--models-dir", models_dir, "--endpoint", hub.url, "--quiet")
+    assert (found, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_says_that_the_next_run_goes_on(hub, models_dir, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download_cli._Display, "update", interrupt)
+    found, out, err = call(capsys, "get", "fp8", "--models-dir", models_dir, "--endpoint", hub.url)
+    assert (found, out) == (130, "")
+    assert "go on where it stopped" in err
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    done = run("get", "fp4")
+    assert done.returncode == 2
+    assert "fp8" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_lists_the_exit_codes():
+    done = run("--help")
+    assert all(f"\n  {code} " in done.stdout for code in (0, 2, 3, 4, 5, 130))

@@ -1,0 +1,241 @@
+"""The template browser's files: each is complete, converts as the editor does, fits the card it names, and runs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import av
+import checkpoints
+import examples
+import pytest
+from examples import set_options
+from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.logic import estimate, memory_plan, shapes
+from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
+from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat, WanArchitecture
+from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.tools import prompts_cli
+from lightx2v_pack.tools.headless.boot import boot
+from lightx2v_pack.tools.headless.progress import Progress
+from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+
+GOLDEN = Path(__file__).parent / "golden"
+TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
+# What a template is about: the precision it loads, and how much of a card its desktop and driver leave free.
+ARCHITECTURE = WanArchitecture(
+    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
+)
+WEIGHT_BYTES = {"fp8": 15_010_000_000, "int8": 15_010_000_000, "bf16": 28_580_000_000}
+TINY = set_options("LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
+
+
+def template(name):
+    return examples.FOLDER / f"lightx2v_{name}.json"
+
+
+def values_of(path, kind):
+    """Return the widget values of the only node of a class."""
+    nodes = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == kind]
+    assert len(nodes) == 1
+    return nodes[0]["widgets_values"]
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory):
+    """A models folder with every file the templates name, in every precision."""
+    folder = examples.write_models(tmp_path_factory.mktemp("models"))
+    checkpoint = folder / "lightx2v" / examples.CHECKPOINT_NAME
+    for precision in ("distill_int8", "distill_models"):
+        shutil.copytree(checkpoints.repository() / precision, checkpoint / precision)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def infos(models_dir, tmp_path_factory):
+    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
+
+
+# Its precision, free GiB of VRAM and of RAM on the computer it is for, the offload mode that the plan then takes.
+MADE_FOR = {
+    "8gb_480p": ("fp8", 7.3, 18, "block"),
+    "16gb_720p": ("fp8", 15.0, 18, "block"),
+    "24gb_four_takes": ("fp8", 23.0, 24, "none"),
+    "bf16_offload": ("bf16", 11.0, 40, "block"),
+    "int8_q8_kernels": ("int8", 11.0, 24, "block"),
+}
+
+
+@pytest.mark.parametrize("name", MADE_FOR)
+def test_template_fits_the_card_it_is_for(name):
+    precision, vram_gib, ram_gib, expected_mode = MADE_FOR[name]
+    width, height, num_frames, batch = values_of(template(name), "LightX2VEmptyLatent")
+    offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
+    assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
+    tokens = shapes.num_tokens(shapes.latent_shape(width, height, num_frames))
+    files = TransformerFiles(
+        files=(Path("x"),),
+        layout="blocks",
+        format=TransformerFormat(scheme=precision, scale_suffix=None, prefix="", architecture=ARCHITECTURE),
+        num_bytes=WEIGHT_BYTES[precision],
+    )
+    clip = estimate.Clip(width=width, height=height, num_frames=num_frames, tokens=tokens, batch=batch)
+    vram, ram = int(vram_gib * GIB), int(ram_gib * GIB)
+    plan = memory_plan.plan_offload(
+        offload_mode, weight_bytes=files.num_bytes, dim=5120, tokens=tokens, vram_bytes=vram, ram_bytes=ram
+    )
+    assert plan.mode == expected_mode
+    assert estimate.sampling_vram_bytes(plan.mode, files, tokens) <= vram
+    whole = estimate.decode_bytes(clip, 2, is_tiled=False)
+    is_tiled = memory_plan.use_tiles(vae_tiling, needed_bytes=whole, free_bytes=vram)
+    assert estimate.decode_bytes(clip, 2, is_tiled=is_tiled) <= vram
+    assert estimate.ram_bytes(plan.mode, files, clip) <= ram
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_conversion_equals_the_editors(path, infos):
+    """golden/*.api.json are what ComfyUI_frontend 1.27.10 sends for these graphs."""
+    golden = json.loads((GOLDEN / f"{path.stem}.api.json").read_text(encoding="utf-8"))
+    assert to_prompt(read_workflow(path), infos) == golden
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_template_is_complete(path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    assert graph["version"] == 0.4
+    # The browser shows the file's name as title, and as description with spaces for its underscores.
+    assert path.stem.isascii() and " " not in path.stem and path.stem != "index"
+    picture = path.with_suffix(".jpg")
+    assert picture.read_bytes()[:3] == b"\xff\xd8\xff"
+    assert picture.stat().st_size < 120_000
+    note = next(node for node in graph["nodes"] if node["type"] == "MarkdownNote")
+    assert "python tools/download.py get " in note["widgets_values"][0]
+    for word in note["widgets_values"][0].split("download.py get ")[1:]:
+        assert word.split()[0].strip("`.") in PUBLISHED
+    for node in graph["nodes"]:
+        if node["type"].startswith("LightX2V"):
+            assert node["properties"]["cnr_id"] == "lightx2v-nodes"
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_links_and_ids_are_consistent(path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"])
+    assert graph["last_node_id"] == max(nodes)
+    assert graph["last_link_id"] == max(link[0] for link in graph["links"])
+    for number, origin, slot, target, entry, kind in graph["links"]:
+        assert number in nodes[origin]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][entry]["link"] == number
+        assert nodes[origin]["outputs"][slot]["type"] == kind
+    ids = [json.loads(other.read_text(encoding="utf-8"))["id"] for other in TEMPLATES]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_files_that_can_be_offered_for_download_are_published_ones(path):
+    """The editor's missing-model dialog reads properties.models; only single files can be offered."""
+    parts = {
+        part.patterns[0]: part
+        for variant in PUBLISHED.values()
+        for part in variant.parts
+        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY)
+    }
+    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        for model in node["properties"].get("models", ()):
+            assert model["name"] in node["widgets_values"]
+            repository, _, file = model["url"].removeprefix("https://huggingface.co/").partition("/resolve/main/")
+            assert parts[file].repository == repository
+            assert parts[file].folder == model["directory"]
+
+
+# Precision of the weights, number of takes, tiled decode.
+RUNS = {
+    "8gb_480p": ("fp8", 1, True),
+    "16gb_720p": ("fp8", 1, True),
+    "24gb_four_takes": ("fp8", 4, False),
+    "bf16_offload": ("bf16", 1, False),
+    "int8_q8_kernels": ("int8", 1, False),
+    "prompt_list": ("fp8", 1, False),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_template_makes_its_video(name, models_dir, tmp_path, capsys):
+    precision, num_takes, is_tiled = RUNS[name]
+    report_file = tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
+    done = examples.run_command(capsys, template(name), *folders, *TINY, "--report", report_file)
+    assert done.code == 0, done.stderr
+    assert len(done.results) == 1
+    with av.open(str(done.results[0])) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, stream.frames, stream.average_rate) == (48, 32, 5 * num_takes, 16)
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    details = {stage["stage"]: stage["details"] for stage in report["engine"]["stages"]}
+    assert details["sample"]["precision"] == precision
+    assert len(details["sample"]["step_seconds"]) == num_takes
+    assert details["decode"]["tiled"] == is_tiled
+
+
+def test_every_template_is_run():
+    covered = {template(name) for name in RUNS} | set(examples.TINY)
+    assert covered == set(TEMPLATES)
+
+
+@pytest.fixture
+def prompts(models_dir, tmp_path, capsys):
+    """Call tools/run_prompts.py: prompts(text, *arguments) -> (exit code, results file's lines, stderr)."""
+    file = tmp_path / "prompts.txt"
+
+    def call(text, *arguments):
+        file.write_text(text, encoding="utf-8")
+        folders = ["--models-dir", str(models_dir), "--output-dir", str(tmp_path / "output")]
+        capsys.readouterr()
+        code = prompts_cli.main([str(file), *folders, *TINY, *arguments, "--quiet"])
+        results = file.with_suffix(".results.jsonl")
+        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+        return code, [json.loads(line) for line in lines], capsys.readouterr().err
+
+    return call
+
+
+def test_every_prompt_of_a_list_gets_its_video_once(prompts):
+    code, first, _ = prompts('# a list\na red fox\n\n"3.0"\n', "--seed", "7")
+    assert code == 0
+    assert [(line["prompt"], line["seed"], line["status"]) for line in first] == [
+        ("a red fox", 7, "ok"),
+        ('"3.0"', 8, "ok"),
+    ]
+    files = [Path(output) for line in first for output in line["outputs"]]
+    assert len(set(files)) == 2 and all(file.exists() for file in files)
+    code, again, _ = prompts('a red fox\n"3.0"\na blue boat\n', "--seed", "7")
+    assert code == 0
+    assert again[:2] == first
+    assert [(line["prompt"], line["seed"]) for line in again[2:]] == [("a blue boat", 9)]
+    with av.open(str(files[1])) as video:
+        saved = json.loads(video.metadata["prompt"])
+    assert [node["inputs"]["text"] for node in saved.values() if "text" in node["inputs"]] == ['"3.0"']
+
+
+def test_a_wrong_value_stops_the_list_at_once(prompts):
+    code, results, error = prompts("a red fox\na blue boat\n", "--set", "LightX2VSampler.method=dpm")
+    assert code == 2
+    assert [line["status"] for line in results] == ["failed"]
+    assert "method is 'dpm'" in error
+
+
+def test_a_prompt_that_fails_leaves_the_others_and_is_tried_again(prompts, tmp_path):
+    code, results, error = prompts("a red fox\na blue boat\n", "--timeout", "0.001")
+    assert code == 3
+    assert [line["status"] for line in results] == ["failed", "failed"]
+    assert "2 of 2 prompts failed" in error
+    code, results, _ = prompts("a red fox\na blue boat\n")
+    assert code == 0
+    assert [line["status"] for line in results[2:]] == ["ok", "ok"]
+
+
+def test_an_empty_list_is_refused(prompts):
+    code, _, error = prompts("# nothing\n")
+    assert code == 2
+    assert "has no prompt" in error

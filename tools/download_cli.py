@@ -1,0 +1,172 @@
+"""The command line of tools/download.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from ..engine.adapters.hub.download import Plan, download, plan_download
+from ..engine.errors import LightX2VError
+from ..engine.logic.published import PUBLISHED, DownloadError, find_variant
+
+_PACK_ROOT = Path(__file__).resolve().parent.parent
+
+_EXIT_CODES = {"unreachable": 4, "denied": 4, "disk": 5}
+_FAILED = 3
+_CANCELLED = 130
+_REDRAW_SECONDS = 0.2
+
+_EPILOG = """\
+exit codes:
+  0    done; stdout has what to choose in the loader, below the models folder
+  2    wrong command line
+  3    a file is missing, damaged, or in the way of another; or a download runs already
+  4    the hub cannot be reached, or gives no access
+  5    the disk is too small
+  130  cancelled with Ctrl-C; the next run goes on where it stopped
+
+environment: HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_DOWNLOAD_TIMEOUT, HTTPS_PROXY
+
+examples:
+  python tools/download.py list
+  python tools/download.py get fp8
+  python tools/download.py get int8-single --models-dir /data/models --dry-run
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        options.run(options)
+    except DownloadError as error:
+        return _fail(str(error), _EXIT_CODES.get(error.problem, _FAILED))
+    except (LightX2VError, OSError) as error:
+        return _fail(str(error), _FAILED)
+    except KeyboardInterrupt:
+        return _fail("Cancelled. Run it again to go on where it stopped.", _CANCELLED)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"\ndownload: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="download.py",
+        description="List and fetch the published variants of the 4-step Wan2.1-T2V-14B: transformer, text encoder, "
+        "tokenizer, VAE and config, verified, where the loaders look for them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="list | get")
+    listing = commands.add_parser("list", help="show the variants and their sizes; asks nobody")
+    listing.set_defaults(run=_list)
+    get = commands.add_parser("get", help="fetch a variant, or what is missing of it")
+    get.set_defaults(run=_get)
+    get.add_argument("variant", choices=PUBLISHED, metavar="NAME", help="a name of 'list'")
+    get.add_argument(
+        "--models-dir", type=Path, default=_default_models_dir(), metavar="DIR", help="default: %(default)s"
+    )
+    get.add_argument("--endpoint", metavar="URL", help="a mirror of the hub (default: HF_ENDPOINT)")
+    get.add_argument("--replace", action="store_true", help="fetch files anew that are here with other content")
+    get.add_argument("--dry-run", action="store_true", help="show the files with their exact sizes; fetch nothing")
+    get.add_argument("--quiet", action="store_true", help="no progress; errors are still printed")
+    return parser
+
+
+def _default_models_dir() -> Path:
+    """Return ComfyUI's folder where the pack is installed in ComfyUI, else one in the working folder."""
+    is_installed = _PACK_ROOT.parent.name == "custom_nodes"
+    return _PACK_ROOT.parent.parent / "models" if is_installed else Path("models")
+
+
+def _list(_: argparse.Namespace) -> None:
+    width = max(map(len, PUBLISHED))
+    for variant in PUBLISHED.values():
+        print(f"{variant.name:{width}}  {_size(variant.num_bytes):>8}  {variant.summary}")
+        parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
+        print(f"{'':{width}}            {parts}")
+        print(f"{'':{width}}            {' and '.join(variant.repositories)}")
+
+
+def _get(options: argparse.Namespace) -> None:
+    variant = find_variant(options.variant)
+    models_dir = options.models_dir.resolve()
+    if options.dry_run:
+        _show_plan(plan_download(variant, models_dir, endpoint=options.endpoint))
+        return
+    # The pack shows one line for the whole; huggingface_hub would show one a file.
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    display = _Display(is_quiet=options.quiet)
+    try:
+        plan = download(
+            variant, models_dir, on_progress=display.update, replace=options.replace, endpoint=options.endpoint
+        )
+    finally:
+        display.close()
+    print(plan.entry.relative_to(models_dir).as_posix())
+
+
+def _show_plan(plan: Plan) -> None:
+    for file in plan.files:
+        state = "there" if file.has_right_size else "in the way" if file.target.exists() else "to fetch"
+        if state == "to fetch" and file.part.exists():
+            state = "begun"
+        print(f"{state:>10}  {file.remote.num_bytes:>15,}  {file.target}")
+    print(f"{_size(plan.num_bytes)} in {len(plan.files)} files, {_size(plan.missing_bytes)} to fetch")
+
+
+class _Display:
+    """Progress on stderr: one live line on a terminal, else a line for every tenth."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._is_live = sys.stderr.isatty()
+        self._started = self._drawn = time.monotonic()
+        self._first: int | None = None
+        self._tenth = 0
+
+    def update(self, done: int, total: int, what: str) -> None:
+        if self._is_quiet:
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if self._is_live and (now - self._drawn > _REDRAW_SECONDS or done == total):
+            self._drawn = now
+            self._write("\r" + self._line(done, total, what, now), end="")
+        elif not self._is_live and done * 10 // max(total, 1) > self._tenth:
+            self._tenth = done * 10 // max(total, 1)
+            self._write(self._line(done, total, what, now).rstrip(), end="\n")
+
+    def close(self) -> None:
+        if self._is_live and not self._is_quiet:
+            self._write("", end="\n")
+
+    def _line(self, done: int, total: int, what: str, now: float) -> str:
+        fetched, seconds = done - (self._first or 0), now - self._started
+        speed = f"{_size(int(fetched / seconds))}/s" if seconds > 1 else ""
+        line = f"{100 * done // max(total, 1):3d} %  {_size(done)} of {_size(total)}  {speed:>9}  {what}"
+        columns = shutil.get_terminal_size().columns - 1
+        return line[:columns].ljust(columns) if self._is_live else line
+
+    def _write(self, text: str, *, end: str) -> None:
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _size(num_bytes: int) -> str:
+    """Return a size in the units of the hub's pages: powers of 1000."""
+    for unit, divisor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= divisor:
+            return f"{num_bytes / divisor:.1f} {unit}"
+    return f"{num_bytes} B"

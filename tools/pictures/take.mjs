@@ -1,0 +1,203 @@
+// Takes the pictures of the templates and help pages in a real editor: node take.mjs CONFIG.json (see take.py).
+//
+// CONFIG: {nodeModules, chromium, url, root, templates: [name], plans: {name: answer of /lightx2v/plan}}
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const config = JSON.parse(readFileSync(process.argv[2], "utf-8"));
+const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwright-core");
+
+const THUMBNAIL_WIDTH = 640;
+const GRAPH_WIDTH = 1800;
+const NODE_SCALE = 1.4;
+const MARGIN = 14;
+const TITLE = 30;
+const BADGE = 26;
+const BASE = "lightx2v_text_to_video_480p";
+const NATIVE = "lightx2v_with_native_nodes";
+// Template -> nodes whose pictures come from it, the report last, as it needs a run. Nodes that no template has are
+// added beside the graph.
+const NODES = {
+    [BASE]: [
+        "LightX2VLoadCheckpoint", "LightX2VOffload", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler",
+        "LightX2VDecode", "LightX2VReport",
+    ],
+    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE"],
+};
+const SETTINGS = {
+    "Comfy.TutorialCompleted": true,
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.Minimap.Visible": false,
+    "Comfy.Graph.CanvasInfo": false,
+    "Comfy.Graph.CanvasMenu": false,
+    "Comfy.VueNodes.Enabled": false,
+};
+
+const browser = await chromium.launch({
+    executablePath: config.chromium,
+    args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+});
+const page = await browser.newPage({ viewport: { width: 2760, height: 1280 } });
+let plan;
+await page.route("**/lightx2v/plan*", (route) => (plan ? route.fulfill({ json: plan }) : route.continue()));
+
+async function open(locale) {
+    for (const [id, value] of Object.entries({ ...SETTINGS, "Comfy.Locale": locale })) {
+        await page.request.post(`${config.url}/api/settings/${id}`, { data: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+    }
+    await page.goto(config.url, { waitUntil: "domcontentloaded" });
+    await page.waitForFunction(() => window.app?.extensionManager && window.app.graph && window.LiteGraph?.registered_node_types.LightX2VReport, null, { timeout: 120_000 });
+    await page.locator(".p-blockui-mask").waitFor({ state: "hidden", timeout: 60_000 });
+}
+
+async function load(name) {
+    plan = config.plans[name];
+    const graph = JSON.parse(readFileSync(path.join(config.root, "example_workflows", `${name}.json`), "utf-8"));
+    // While the editor starts it may still replace the graph by the last one.
+    const isThere = (types) => types.every((type) => window.app.graph._nodes.some((node) => node.type === type));
+    const types = graph.nodes.map((node) => node.type);
+    do {
+        await page.evaluate((data) => window.app.loadGraphData(data), graph);
+        await page.waitForTimeout(2000);
+    } while (!(await page.evaluate(isThere, types)));
+}
+
+/** Show the rectangle [x, y, width, height] of the graph, and return where it is on the page. */
+async function show([x, y, width, height], scale) {
+    const place = await page.evaluate(
+        ([left, top, factor]) => {
+            const { canvas, ds } = window.app.canvas;
+            const corner = canvas.getBoundingClientRect();
+            ds.scale = factor;
+            // Free of the sidebar and the menu.
+            ds.offset = [100 / factor - left, 100 / factor - top];
+            window.app.canvas.setDirty(true, true);
+            return [corner.x + 100, corner.y + 100];
+        },
+        [x, y, scale],
+    );
+    await page.waitForTimeout(700);
+    return { x: place[0], y: place[1], width: width * scale, height: height * scale };
+}
+
+/** Write a part of the page as a JPEG of a given width. */
+async function save(file, clip, width) {
+    const png = await page.screenshot({ clip });
+    const jpeg = await page.evaluate(
+        async ([data, target]) => {
+            const image = await createImageBitmap(await (await fetch(`data:image/png;base64,${data}`)).blob());
+            const height = Math.round((image.height * target) / image.width);
+            const small = await createImageBitmap(image, { resizeWidth: target, resizeHeight: height, resizeQuality: "high" });
+            const canvas = new OffscreenCanvas(target, height);
+            canvas.getContext("2d").drawImage(small, 0, 0);
+            const bytes = new Uint8Array(await (await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 })).arrayBuffer());
+            return btoa(bytes.reduce((text, byte) => text + String.fromCharCode(byte), ""));
+        },
+        [png.toString("base64"), Math.round(width)],
+    );
+    writeFileSync(file, Buffer.from(jpeg, "base64"));
+    console.log(`${path.relative(config.root, file)} ${Math.round((jpeg.length * 3) / 4 / 1024)} kB`);
+}
+
+/** Take the picture of a template: the corner with its note and its loader, as the template browser shows squares. */
+async function takeTemplate(name) {
+    await load(name);
+    const [left, top, width, height] = await measure();
+    const edge = await page.evaluate(() => {
+        const note = window.app.graph._nodes.find((node) => node.type === "MarkdownNote");
+        const group = window.app.graph._groups[0];
+        return [group.pos[0] + group.size[0], note.pos[1] + note.size[1]];
+    });
+    const size = Math.max(edge[0] - left, edge[1] - top) + 2 * MARGIN;
+    const clip = await show([left - MARGIN, top - MARGIN, Math.min(size, width + 2 * MARGIN), Math.min(size, height + 2 * MARGIN)], 1);
+    await save(path.join(config.root, "example_workflows", `${name}.jpg`), clip, THUMBNAIL_WIDTH);
+    if (name === BASE) {
+        const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
+        await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
+    }
+}
+
+/** Return the rectangle of all nodes and groups. */
+function measure() {
+    return page.evaluate(() => {
+        const { _nodes, _groups } = window.app.graph;
+        const things = [..._nodes, ..._groups].map(({ pos, size }) => [...pos, ...size]);
+        const left = Math.min(...things.map(([x]) => x));
+        const top = Math.min(...things.map(([, y]) => y));
+        const right = Math.max(...things.map(([x, , width]) => x + width));
+        const bottom = Math.max(...things.map(([, y, , height]) => y + height));
+        return [left, top, right - left, bottom - top];
+    });
+}
+
+/** Run the graph at a tiny size, so that the report has something to show; leave out what names this machine. */
+async function run() {
+    await page.evaluate(async () => {
+        const { app } = window;
+        const find = (type) => app.graph._nodes.find((node) => node.type === type);
+        const widgets = find("LightX2VEmptyLatent").widgets;
+        const sizes = { width: 192, height: 112, num_frames: 17 };
+        const before = widgets.map((widget) => widget.value);
+        widgets.forEach((widget) => (widget.value = sizes[widget.name] ?? widget.value));
+        const done = new Promise((resolve) => app.api.addEventListener("execution_success", resolve, { once: true }));
+        await app.queuePrompt(0, 1);
+        await done;
+        widgets.forEach((widget, index) => (widget.value = before[index]));
+    });
+    await page.waitForTimeout(1500);
+    await page.evaluate(() => {
+        for (const cell of document.querySelectorAll("td")) {
+            if (cell.textContent === "device") {
+                cell.nextSibling.textContent = cell.nextSibling.textContent.split(",")[0];
+            }
+            if (cell.textContent === "versions") {
+                const versions = cell.nextSibling.textContent.split(", ");
+                cell.nextSibling.textContent = versions.filter((version) => !version.startsWith("os ")).join(", ");
+            }
+        }
+    });
+}
+
+async function takeNode(type, locale) {
+    const box = await page.evaluate((name) => {
+        const { app, LiteGraph } = window;
+        app.graph._groups.slice().forEach((group) => app.graph.remove(group));
+        let node = app.graph._nodes.find((other) => other.type === name);
+        if (!node) {
+            node = LiteGraph.createNode(name);
+            app.graph.add(node);
+            node.pos = [3000, 1500 * Math.random()];
+            node.setSize([400, node.size[1]]);
+            const values = { text_encoder: "umt5_xxl_fp8_e4m3fn_scaled.safetensors", vae: "wan_2.1_vae.safetensors" };
+            node.widgets.forEach((widget) => (widget.value = values[widget.name] ?? widget.value));
+        }
+        return [...node.pos, ...node.size];
+    }, type);
+    await page.waitForTimeout(800);
+    const [x, y, width, height] = box;
+    const clip = await show([x - MARGIN, y - TITLE - BADGE, width + 2 * MARGIN, height + TITLE + BADGE + MARGIN], NODE_SCALE);
+    await save(path.join(config.root, "js", "docs", type, `${locale}.jpg`), clip, clip.width);
+}
+
+try {
+    await open("en");
+    for (const name of config.templates) {
+        await takeTemplate(name);
+    }
+    for (const locale of ["en", "zh"]) {
+        await open(locale);
+        for (const [template, types] of Object.entries(NODES)) {
+            await load(template);
+            for (const type of types) {
+                if (type === "LightX2VReport") {
+                    await run();
+                }
+                await takeNode(type, locale);
+            }
+        }
+    }
+} finally {
+    await browser.close();
+}

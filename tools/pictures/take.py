@@ -1,0 +1,97 @@
+"""Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
+
+    COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools/pictures/take.py --node-modules PATH
+
+Needs Chromium and a folder of node modules with playwright-core. The server runs on a tiny checkpoint; the plan lines
+show what the forecast says for the real one on the card that a template is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import conftest  # noqa: E402, F401 - registers the pack
+import examples  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
+
+GIB = 1024**3
+
+
+def plan(
+    engine_line: tuple[str, str, str, str], vram: tuple[float, float], ram: tuple[float, float], **facts: Any
+) -> dict[str, Any]:
+    """Return an answer of /lightx2v/plan.
+
+    Args:
+        engine_line: what was detected, attention, matmul, offload mode.
+        vram: GiB needed and there.
+        ram: GiB needed and there.
+        facts: further fields.
+    """
+    detected, attention, matmul, offload = engine_line
+    needs = {
+        name: {"needed": int(needed * GIB), "available": int(there * GIB)}
+        for name, (needed, there) in (("vram", vram), ("ram", ram))
+    }
+    fixed = {"ok": True, "sentence": "Fits.", "engine": "lightx2v", "reasons": [], "missing": [], "is_tiled": False}
+    line = {"detected": detected, "attention": attention, "matmul": matmul, "offload": offload}
+    return {**fixed, **line, **needs, "basis": "estimate", "step_seconds": None, "tokens": 0, **facts}
+
+
+FP8, INT8, BF16 = ("fp8, 40 blocks, 14 GiB", "int8, 40 blocks, 14 GiB", "bf16, 40 blocks, 26.6 GiB")
+# From engine/forecast.py for RTX 4070, 4060, 4060 Ti 16 GB, 4090, 4070 SUPER and 4090, with 32 or 64 GB of RAM.
+RTX_4070 = plan((FP8, "sage_triton", "triton", "block"), (6.6, 11.0), (15.1, 26.0), seconds=171)
+PLANS = {
+    "lightx2v_text_to_video_480p": RTX_4070,
+    "lightx2v_with_native_nodes": RTX_4070,
+    "lightx2v_8gb_480p": plan(
+        (FP8, "sage_triton", "triton", "block"), (6.6, 7.3), (15.1, 26.0), seconds=343, is_tiled=True
+    ),
+    "lightx2v_16gb_720p": plan(
+        (FP8, "sage_triton", "triton", "block"), (12.2, 15.0), (15.1, 26.0), seconds=658, is_tiled=True
+    ),
+    "lightx2v_24gb_four_takes": plan(
+        (FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (4.9, 26.0), seconds=241
+    ),
+    "lightx2v_bf16_offload": plan(
+        (BF16, "sage_triton", "bf16", "block"), (6.8, 11.0), (28.2, 56.0), seconds=132
+    ),
+    "lightx2v_int8_q8_kernels": plan(
+        (INT8, "sage_triton", "q8_kernels", "block"), (6.6, 11.0), (15.1, 26.0), seconds=97
+    ),
+    "lightx2v_prompt_list": plan((FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (2.7, 26.0), seconds=60),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--node-modules", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), metavar="FILE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder, "comfy")) as server:
+        examples.write_models(server.models)
+        config = {
+            "nodeModules": str(options.node_modules.resolve()),
+            "chromium": options.chromium,
+            "url": server.url,
+            "root": str(ROOT),
+            "templates": sorted(path.stem for path in examples.FOLDER.glob("*.json")),
+            "plans": PLANS,
+        }
+        file = Path(folder, "config.json")
+        file.write_text(json.dumps(config), encoding="utf-8")
+        subprocess.run(["node", str(Path(__file__).with_name("take.mjs")), str(file)], check=True)
+
+
+if __name__ == "__main__":
+    main()
