@@ -77,7 +77,9 @@ def tools():
     """Node's modules and the browser, or a skip."""
     comfyui_dir()
     _needed("node is not on the PATH", shutil.which("node"))
-    modules = _needed("LIGHTX2V_NODE_MODULES is not set: needs playwright-core", os.environ.get("LIGHTX2V_NODE_MODULES"))
+    modules = _needed(
+        "LIGHTX2V_NODE_MODULES is not set: needs playwright-core", os.environ.get("LIGHTX2V_NODE_MODULES")
+    )
     if not Path(modules, "playwright-core").is_dir():
         pytest.fail(f"LIGHTX2V_NODE_MODULES is {modules}; expected a folder with playwright-core")
     chromium = os.environ.get("LIGHTX2V_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -60,12 +60,8 @@ PLANS = {
     "lightx2v_16gb_720p": plan(
         (FP8, "sage_triton", "triton", "block"), (12.2, 15.0), (15.1, 26.0), seconds=658, is_tiled=True
     ),
-    "lightx2v_24gb_four_takes": plan(
-        (FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (4.9, 26.0), seconds=241
-    ),
-    "lightx2v_bf16_offload": plan(
-        (BF16, "sage_triton", "bf16", "block"), (6.8, 11.0), (28.2, 56.0), seconds=132
-    ),
+    "lightx2v_24gb_four_takes": plan((FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (4.9, 26.0), seconds=241),
+    "lightx2v_bf16_offload": plan((BF16, "sage_triton", "bf16", "block"), (6.8, 11.0), (28.2, 56.0), seconds=132),
     "lightx2v_int8_q8_kernels": plan(
         (INT8, "sage_triton", "q8_kernels", "block"), (6.6, 11.0), (15.1, 26.0), seconds=97
     ),
