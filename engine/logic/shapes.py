@@ -40,7 +40,7 @@ def latent_problem(shape: Sequence[int]) -> str | None:
     found = f"latent samples have shape {list(shape)}"
     expected = f"expected [batch, {LATENT_CHANNELS}, frames, height/8, width/8]"
     if len(shape) != 5:
-        return f"{found}; {expected}. Use 'LightX2V Empty Latent' (image latents have 4 dimensions, Wan's video latents 5)."
+        return f"{found}; {expected}. Use 'LightX2V Empty Latent' (image latents have 4 dimensions, video 5)."
     if shape[1] != LATENT_CHANNELS:
         return f"{found}; {expected}. {shape[1]} channels belong to another model; use 'LightX2V Empty Latent'."
     if min(shape) < 1 or any(cells % patch for cells, patch in zip(shape[2:], PATCH_SIZE, strict=True)):

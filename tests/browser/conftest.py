@@ -1,7 +1,7 @@
 """A ComfyUI with this pack and few models, a hub with the rest, and a browser that works through session.mjs.
 
 COMFYUI_DIR, COMFYUI_PYTHON   see tests/comfy_server.py
-LIGHTX2V_NODE_MODULES         a folder with playwright-core: npm install --prefix DIR playwright-core, then DIR/node_modules
+LIGHTX2V_NODE_MODULES         a folder with playwright-core: npm install --prefix DIR playwright-core
 LIGHTX2V_CHROMIUM             the browser; chromium on the PATH if unset
 LIGHTX2V_FRONTENDS            further frontends to test, separated as in PATH: folders with an index.html, such as
                               comfyui_frontend_package/static of an unpacked wheel

@@ -1,4 +1,4 @@
-"""The pack as a user meets it, in a real browser on a real ComfyUI; what is done is session.mjs, what must come of it here."""
+"""The pack as a user meets it, in a real browser on a real ComfyUI; session.mjs does it, this says what must come."""
 
 import json
 
