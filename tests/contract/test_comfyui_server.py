@@ -370,7 +370,7 @@ def test_another_workflow_or_free_memory_drops_the_handles(server):
         ({"load": loader(engine="lightx2v")}, "engine is 'lightx2v', but"),
         (
             {"latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}},
-            "an image latent has 4 dimensions, a Wan video latent 5",
+            "image latents have 4 dimensions, video 5",
         ),
         (
             {"encode": {"class_type": "ProbeConditioning", "inputs": {"rows": 77, "width": 768}}},
