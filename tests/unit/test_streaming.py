@@ -13,6 +13,7 @@ from lightx2v_pack.engine.adapters import streaming
 from lightx2v_pack.engine.adapters.portable.streaming import settle
 from lightx2v_pack.engine.adapters.streaming import FileHome, HostBuffer, RamHome, Streamed, TensorSpec, Unit
 from lightx2v_pack.engine.interfaces import Hooks
+from torch.nn import Linear
 
 CPU = torch.device("cpu")
 WIDTH = 8
@@ -27,8 +28,8 @@ class Block(torch.nn.Module):
 
     def __init__(self, hidden):
         super().__init__()
-        self.up = torch.nn.Linear(WIDTH, hidden)
-        self.down = torch.nn.Linear(hidden, WIDTH)
+        self.up = Linear(WIDTH, hidden)
+        self.down = Linear(hidden, WIDTH)
         self.gain = torch.nn.Parameter(torch.randn(WIDTH).bfloat16())
 
     def forward(self, x, shift=0.0):
@@ -38,7 +39,7 @@ class Block(torch.nn.Module):
 class Stack(torch.nn.Module):
     def __init__(self, hidden):
         super().__init__()
-        self.head = torch.nn.Linear(WIDTH, WIDTH)
+        self.head = Linear(WIDTH, WIDTH)
         self.blocks = torch.nn.ModuleList(Block(width) for width in hidden)
 
     def forward(self, x):
