@@ -41,8 +41,8 @@ class Downloads:
         self._thread: threading.Thread | None = None
         self.progress = Progress()
 
-    def start(self, variant: Variant, models_dir: Path) -> None:
-        """Start fetching.
+    def start(self, variant: Variant, models_dir: Path, *, endpoint: str | None = None) -> None:
+        """Start fetching; `endpoint` is the hub's base URL, None takes HF_ENDPOINT, else huggingface.co.
 
         Raises:
             ValueError: a download is running.
@@ -53,7 +53,7 @@ class Downloads:
             self._stop.clear()
             self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
             self._thread = threading.Thread(
-                target=self._run, args=(variant, models_dir), name="lightx2v-download", daemon=True
+                target=self._run, args=(variant, models_dir, endpoint), name="lightx2v-download", daemon=True
             )
             self._thread.start()
 
@@ -66,10 +66,10 @@ class Downloads:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, variant: Variant, models_dir: Path) -> None:
+    def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
         problem = ""
         try:
-            download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop)
+            download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop, endpoint=endpoint)
         except _StoppedError:
             problem = "Stopped. What has arrived is kept; the next time goes on from there."
         except (DownloadError, CheckpointError, OSError) as error:

@@ -21,7 +21,7 @@ from .adapters.kernels.probe import find_machine
 from .adapters.lightx2v import config as lightx2v_config
 from .constants import GIB
 from .errors import LightX2VError
-from .handles import TransformerHandle
+from .handles import TransformerHandle, held_ram_bytes
 from .logic import estimate, memory_plan, shapes, support
 from .logic.checkpoint_files import (
     PRECISION_FOLDERS,
@@ -278,7 +278,7 @@ def _available(offload: OffloadSettings) -> tuple[int | None, int]:
 
     What torch holds in this process counts as free: ComfyUI unloads models to make room for the next.
     """
-    ram = system.free_ram_bytes()
+    ram = system.free_ram_bytes() + held_ram_bytes()
     free = system.free_vram_bytes()
     if free is None:
         return None, ram

@@ -64,6 +64,11 @@ class Handle(Generic[EngineObject]):
         return engine
 
 
+def held_ram_bytes() -> int:
+    """Return the RAM in which loaded transformers keep their weights; unloading them gives it back."""
+    return sum(handle.ram_bytes for handle in list(_loaded) if isinstance(handle, TransformerHandle))
+
+
 def unload_others(keep: Handle[Any]) -> None:
     """Unload every handle of this process but `keep`."""
     for handle in list(_loaded):
@@ -94,6 +99,16 @@ class TransformerHandle(Handle[Transformer]):
         # Two units in flight and what is not a block.
         return 3 * self.files.num_bytes // max(self.files.format.architecture.num_layers, 1)
 
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes of the weights that rest in RAM while loaded, streamed from there to the GPU."""
+        return self.files.num_bytes if self.is_loaded and self._mode in ("block", "phase") else 0
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes copied to the GPU since the engine was made."""
+        return self._engine.describe()["moved_bytes"] if self._engine else 0
+
     def acquire(self, latent_shape: tuple[int, int, int, int], hooks: Hooks) -> Transformer:
         """Return the transformer, loaded for latents of this shape."""
         mode = self._plan_mode(latent_shape)
@@ -118,7 +133,7 @@ class TransformerHandle(Handle[Transformer]):
             dim=self.files.format.architecture.dim,
             tokens=shapes.num_tokens(latent_shape),
             vram_bytes=vram,
-            ram_bytes=system.free_ram_bytes() + held,
+            ram_bytes=system.free_ram_bytes() + self.ram_bytes,
         )
         if plan.mode != self._mode:
             logger.info("LightX2V: offload mode %s (%s).", plan.mode, plan.reason)

@@ -62,7 +62,8 @@ class Transformer(Protocol):
         """What latents are rounded to between the steps of `euler`; float32 is no rounding."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the run report: engine, precision, back ends, offload mode, bytes."""
+        """Facts for the run report: engine, precision, back ends, offload mode, weight_bytes, and moved_bytes
+        (copied to the device since the object was made)."""
 
 
 class VideoDecoder(Protocol):

@@ -151,6 +151,7 @@ def sample(
     schedule = build_schedule(settings.steps, settings.shift)
     batch, *shape = samples.shape
     latent_shape = (shape[0], shape[1], shape[2], shape[3])
+    moved_before = handle.moved_bytes
     with measure("load_transformer") as loading:
         transformer = handle.acquire(latent_shape, hooks)
     clips = []
@@ -169,6 +170,7 @@ def sample(
             clips.append(denormalise(latents).cpu())
             sampling.details.setdefault("step_seconds", []).append(step_seconds)
         sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
+        sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)
     return attach(torch.stack(clips), records_of(conditioning), [loading, sampling])
 
 

@@ -68,5 +68,5 @@ function describeEnd(progress) {
     if (progress.problem) {
         return [element("div", { style: { color: COLORS.warn, overflowWrap: "anywhere" } }, progress.problem)];
     }
-    return progress.name ? [element("div", { style: { color: COLORS.ok } }, `${progress.name} is here.`)] : [];
+    return progress.name ? [element("div", { style: { color: COLORS.ok } }, `The download of ${progress.name} is complete.`)] : [];
 }

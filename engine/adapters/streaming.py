@@ -77,6 +77,9 @@ class Unit:
 class Residence(Protocol):
     """Gives a unit its weights, in the order of the units, again and again."""
 
+    moved_bytes: int
+    """Copied to the device so far."""
+
     def acquire(self, index: int) -> dict[str, torch.Tensor]:
         """Return the weights for the next call of unit `index`; empty where the module holds them itself."""
 
@@ -119,6 +122,8 @@ class Conveyor:
 class Resident:
     """All weights are in the modules, on the compute device (on a CPU: mapped from the file)."""
 
+    moved_bytes = 0
+
     def acquire(self, index: int) -> dict[str, torch.Tensor]:
         return {}
 
@@ -131,6 +136,8 @@ class Resident:
 
 class Mapped:
     """For the CPU: a unit's tensors are mapped when it runs and unmapped when it has run."""
+
+    moved_bytes = 0
 
     def __init__(self, units: Sequence[Unit], source: Source) -> None:
         self._units = units
@@ -227,6 +234,7 @@ class Streamed:
     """
 
     def __init__(self, units: Sequence[Unit], home: RamHome | FileHome, device: torch.device) -> None:
+        self.moved_bytes = 0
         self._units = units
         self._home = home
         self._device = device
@@ -265,6 +273,7 @@ class Streamed:
             slot.used.wait()
             slot.buffer[:num_bytes].copy_(packed[:num_bytes], non_blocking=True)
             slot.filled.record()
+        self.moved_bytes += num_bytes
         slot.index = index
         return slot
 

@@ -297,6 +297,7 @@ const steps = {
         const type = "LightX2VLoadTransformer";
         await waitForPanel(type, "lightx2v_plan", "Fits");
         const before = await panelText(type, "lightx2v_plan");
+        const offload = await panelText("LightX2VOffload", "lightx2v_plan");
         await zoomTo(type);
         await shot("plan_fits");
         const delays = {
@@ -317,7 +318,7 @@ const steps = {
         delays.huge = await timePlan(SET, { type: "LightX2VEmptyLatent", name: "num_frames", to: 4097 }, "Does not fit");
         const refused = await panelText(type, "lightx2v_plan");
         await shot("plan_does_not_fit");
-        return { before, refused, delays };
+        return { before, offload, refused, delays };
     },
 
     async sizes() {
@@ -372,7 +373,21 @@ const steps = {
             await page.waitForTimeout(200);
             copies[kind] = await page.evaluate(() => navigator.clipboard.readText());
         }
-        return { text, ...copies };
+        // The button reads "Copied" for a moment.
+        await page.waitForTimeout(1500);
+        // A page that is served over plain http from another machine has no clipboard.
+        await page.evaluate(async () => {
+            window.realClipboard = navigator.clipboard;
+            await window.realClipboard.writeText("");
+            Object.defineProperty(navigator, "clipboard", { value: undefined, configurable: true });
+        });
+        await press("LightX2VReport", "lightx2v_report", "Copy as JSON");
+        await page.waitForTimeout(200);
+        const withoutClipboard = await page.evaluate(() => {
+            Object.defineProperty(navigator, "clipboard", { value: window.realClipboard, configurable: true });
+            return navigator.clipboard.readText();
+        });
+        return { text, ...copies, withoutClipboard };
     },
 
     async cancel() {

@@ -72,6 +72,7 @@ def test_the_plan_line_follows_a_change_within_300_ms(step):
     print({name: round(delay) for name, delay in plan["delays"].items()})
     assert max(plan["delays"].values()) < 300
     assert "bf16, 40 blocks" in plan["before"] and "192x192, 9 frames" in plan["before"]
+    assert plan["offload"].startswith("Fits.") and "bf16, 40 blocks" in plan["offload"]
     assert "Does not fit: needs" in plan["refused"] and "fewer frames" in plan["refused"]
 
 
@@ -102,6 +103,7 @@ def test_the_report_can_be_read_and_copied(step):
     report = step("report")
     stages = {stage["stage"] for stage in json.loads(report["JSON"])["stages"]}
     assert {"encode", "sample", "decode"} <= stages
+    assert report["withoutClipboard"] == report["JSON"]
     assert "| sample |" in report["Markdown"] and "- engine: portable" in report["Markdown"]
     assert "encode the prompt" in report["text"] and "192x192, 9 frames" in report["text"]
 

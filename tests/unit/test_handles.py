@@ -7,17 +7,17 @@ import pytest
 import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.handles import unload_others
+from lightx2v_pack.engine.handles import held_ram_bytes, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
 
 SHAPE = (16, 1, 4, 4)
 
 
-def load():
+def load(mode="auto"):
     settings = EngineSettings(engine="portable")
     return pipeline.load_checkpoint(
-        checkpoints.repository(), precision="bf16", settings=settings, offload=OffloadSettings()
+        checkpoints.repository(), precision="bf16", settings=settings, offload=OffloadSettings(mode=mode)
     )
 
 
@@ -65,6 +65,18 @@ def test_room_is_made_by_unloading_the_others(loaded):
     unload_others(loaded.vae)
     assert loaded.vae.is_loaded
     assert not loaded.transformer.is_loaded
+
+
+def test_ram_that_streamed_weights_rest_in_counts_as_free_for_the_next_run():
+    """Otherwise a second run on a machine with little RAM would fall back to disk."""
+    before = held_ram_bytes()
+    transformer = load("block").transformer
+    assert held_ram_bytes() == before
+    transformer.acquire(SHAPE, Hooks())
+    assert transformer.ram_bytes == transformer.files.num_bytes
+    assert held_ram_bytes() == before + transformer.files.num_bytes
+    transformer.unload()
+    assert held_ram_bytes() == before
 
 
 def test_a_missing_part_is_an_error_only_when_it_is_used(tmp_path):

@@ -120,6 +120,17 @@ def test_every_mode_computes_the_same(mode):
     assert torch.equal(empty(X), model(X))
 
 
+def test_moved_bytes_counts_every_copy_once():
+    model, empty, _, conveyor = streamed_stack("ram", (16, 16, 32))
+    paths = unit_paths(3)
+    units = [Unit(path, [spec for spec in specs_of(model) if spec.name.startswith(f"{path}.")]) for path in paths]
+    first, *others = (unit.num_bytes for unit in units)
+    for passes in (1, 2):
+        empty(X)
+        # After the last unit the first one is fetched again for the next pass.
+        assert conveyor.residence.moved_bytes == first + passes * (sum(others) + first)
+
+
 @pytest.mark.parametrize("home", ["ram", "file"])
 @pytest.mark.parametrize("hidden", [(16,), (16, 16), (16, 40, 16), (8, 16, 24, 32, 40)], ids=str)
 def test_streaming_computes_the_same_pass_after_pass(home, hidden):

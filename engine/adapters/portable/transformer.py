@@ -146,16 +146,20 @@ class PortableTransformer:
         return result
 
     def describe(self) -> dict[str, Any]:
-        facts = {
+        facts: dict[str, Any] = {
             "engine": "portable",
             "precision": self._files.format.scheme,
             "attention": self._settings.attention,
             "compile": self._settings.compile,
             "offload": self._mode,
             "weight_bytes": self._files.num_bytes,
+            "moved_bytes": 0,
             "device": str(self._device),
         }
-        return facts | (self._loaded.facts if self._loaded else {})
+        if self._loaded:
+            facts |= self._loaded.facts
+            facts["moved_bytes"] += self._loaded.conveyor.residence.moved_bytes
+        return facts
 
     def _load(self, hooks: Hooks) -> _Loaded:
         layout = self._files.format
@@ -189,6 +193,7 @@ class PortableTransformer:
             "matmul": matmul,
             "compile": is_compiled,
             "weight_bytes": sum(spec.num_bytes for spec in specs),
+            "moved_bytes": _resident_bytes(specs, self._mode) if self._device.type == "cuda" else 0,
         }
         return _Loaded(model=model, conveyor=conveyor, facts=facts)
 
@@ -313,6 +318,11 @@ def _compute_dtype(name: str, parameter: torch.Tensor) -> torch.dtype:
 def _unit_paths(num_layers: int, mode: str) -> Sequence[str]:
     blocks = [f"blocks.{index}" for index in range(num_layers)]
     return [f"{block}.{phase}" for block in blocks for phase in _PHASES] if mode == "phase" else blocks
+
+
+def _resident_bytes(specs: Sequence[TensorSpec], mode: str) -> int:
+    """Return the bytes of what stays on the device: everything, or with streamed blocks the rest."""
+    return sum(spec.num_bytes for spec in specs if mode == "none" or not spec.name.startswith("blocks."))
 
 
 def _use_compile(setting: str, device: torch.device) -> bool:

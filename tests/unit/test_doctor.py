@@ -1,0 +1,102 @@
+"""The doctor's findings, here and on pretended machines."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import pytest
+from lightx2v_pack.engine import doctor
+from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine.logic.support import Machine
+from pretended_card import pretend_card
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A models folder with a whole repository, one without text encoder, and a damaged one."""
+    root = tmp_path / "models" / "lightx2v"
+    repository = checkpoints.repository()
+    shutil.copytree(repository, root / "whole")
+    shutil.copytree(repository / "distill_fp8", root / "no text encoder")
+    next((root / "no text encoder").glob("models_t5*")).unlink()
+    shutil.copytree(repository / "distill_fp8", root / "damaged")
+    block = root / "damaged" / "block_0.safetensors"
+    os.truncate(block, block.stat().st_size - 1)
+    return tmp_path / "models"
+
+
+def run(*arguments):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_the_command_lists_checkpoints_and_what_is_missing_from_each(models):
+    done = run("--models-dir", models, "--json")
+    items = {item["name"]: item for item in json.loads(done.stdout)}
+    assert items["whole/distill_int8"]["state"] == "ok"
+    assert "transformer int8, 2 blocks" in items["whole/distill_int8"]["found"]
+    assert "whole" not in items
+    assert items["no text encoder"]["state"] == "missing"
+    assert "The text encoder is missing" in items["no text encoder"]["remedy"]
+    assert items["damaged"]["state"] == "warn" and "truncated" in items["damaged"]["remedy"]
+    assert done.returncode == 1
+
+
+def test_the_command_prints_a_table_with_remedies(tmp_path):
+    done = run("--models-dir", tmp_path)
+    assert "missing  Checkpoints" in done.stdout
+    assert "-> Run in the pack's folder: python tools/download.py get fp8" in done.stdout
+    for name in ("Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"):
+        assert f"  {name} " in done.stdout
+
+
+def test_every_item_that_is_not_ok_has_a_one_line_remedy(models):
+    for item in json.loads(run("--models-dir", models, "--json").stdout):
+        assert item["found"] and "\n" not in item["remedy"]
+        assert (item["state"] == "ok") == (item["remedy"] == "")
+
+
+def speed_item(label, **facts):
+    row = next(row for row in doctor._SPEED_PACKAGES if row[0] == label)
+    return doctor._examine_speed(*row, Machine(**facts))
+
+
+@pytest.mark.parametrize(
+    ("label", "facts", "state", "found"),
+    [
+        ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
+        ("SageAttention", {"capability": (9, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
+        ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "1.0.6"}}, "ok", "2 or newer"),
+        ("q8_kernels", {"capability": (8, 9)}, "warn", "this card would be faster with it"),
+        ("q8_kernels", {"capability": (9, 0)}, "ok", "needs compute capability 8.9"),
+        ("sgl-kernel", {"capability": (9, 0)}, "warn", "this card would be faster with it"),
+        ("sgl-kernel", {}, "ok", "there is no CUDA device"),
+    ],
+)
+def test_optional_packages_count_only_where_the_card_uses_them(label, facts, state, found):
+    item = speed_item(label, **facts)
+    assert item.state == state and found in item.found
+    assert bool(item.remedy) == (state == "warn")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "state"),
+    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "warn")],
+)
+def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
+    pretend_card(monkeypatch, name, capability, 24, 22.5)
+    items = {item.name: item for item in doctor.examine({}, tmp_path)}
+    find_machine.cache_clear()
+    assert items["Card"].state == state
+    dotted = ".".join(map(str, capability))
+    assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
+    assert items["Checkpoints"].state == "missing"
+    assert items["LightX2V"].state == "warn" and items["LightX2V"].remedy.startswith("pip install")

@@ -1,0 +1,52 @@
+"""The download that the editor starts: one at a time, with progress, to be stopped and gone on with."""
+
+import shutil
+
+import checkpoints
+import pytest
+from hub_server import HubServer
+from lightx2v_pack.engine.downloads import Downloads
+from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.logic.published import PUBLISHED
+
+FP8 = PUBLISHED["fp8"]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    repository = shutil.copytree(checkpoints.repository(), tmp_path / "hub")
+    (repository / "config.json").write_text("{}", encoding="utf-8")
+    with HubServer({MODEL_REPOSITORY: repository}) as server:
+        yield server
+
+
+def fetch(downloads, folder, hub):
+    downloads.start(FP8, folder, endpoint=hub.url)
+    downloads.wait()
+    return downloads.progress
+
+
+def test_a_variant_arrives_whole(hub, tmp_path):
+    progress = fetch(Downloads(), tmp_path / "models", hub)
+    assert (progress.name, progress.is_running, progress.problem) == ("fp8", False, "")
+    assert progress.done_bytes == progress.num_bytes > 0
+    assert (tmp_path / "models" / FP8.entry / "distill_fp8" / "block_1.safetensors").is_file()
+
+
+def test_one_download_runs_at_a_time_and_can_be_stopped(hub, tmp_path):
+    downloads = Downloads()
+    downloads.start(FP8, tmp_path, endpoint=hub.url)
+    with pytest.raises(ValueError, match="fp8 is being downloaded"):
+        downloads.start(PUBLISHED["int8"], tmp_path)
+    downloads.stop()
+    downloads.wait()
+    assert downloads.progress.problem.startswith("Stopped.")
+    assert fetch(downloads, tmp_path, hub).problem == ""
+
+
+def test_a_failure_is_told_and_the_next_try_works(hub, tmp_path):
+    hub.statuses["api"] = 500
+    downloads = Downloads()
+    assert "answered with status 500" in fetch(downloads, tmp_path, hub).problem
+    hub.statuses.clear()
+    assert fetch(downloads, tmp_path, hub).problem == ""

@@ -1,0 +1,191 @@
+"""What the plan line answers, on tiny checkpoints and pretended machines."""
+
+import os
+import shutil
+
+import checkpoints
+import pytest
+import torch
+from lightx2v_pack.engine import forecast as module
+from lightx2v_pack.engine import pipeline
+from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.forecast import Question, forecast
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
+from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat, WanArchitecture
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from pretended_card import pretend_card
+
+
+@pytest.fixture(autouse=True)
+def computer_without_a_past(monkeypatch):
+    """Nothing has run yet, and there is no card, whatever this machine has."""
+    monkeypatch.setattr(module, "_history", module.estimate.History())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return shutil.copytree(checkpoints.repository(), tmp_path / "model")
+
+
+def ask(path, **changes):
+    size = {"width": 64, "height": 48, "num_frames": 5}
+    return forecast(Question(**{"path": path, "is_checkpoint": True} | size | changes))
+
+
+def test_a_fitting_checkpoint_is_described(checkpoint):
+    answer = ask(checkpoint)
+    assert answer.ok and answer.sentence == "Fits." and not answer.missing
+    assert answer.detected.startswith("fp8, 2 blocks, ")
+    assert (answer.engine, answer.attention, answer.matmul, answer.offload) == (
+        "portable",
+        "sdpa",
+        "dequantize",
+        "none",
+    )
+    assert answer.vram is None and answer.ram.needed < answer.ram.available
+    assert (answer.seconds, answer.basis, answer.tokens) == (None, "unknown", 24)
+    assert any("no CUDA" in reason for reason in answer.reasons)
+    assert ask(checkpoint, precision="bf16").matmul == "bf16"
+
+
+def test_a_run_teaches_the_next_forecast(checkpoint):
+    loaded = pipeline.load_checkpoint(checkpoint, settings=EngineSettings(), offload=OffloadSettings())
+    samples = pipeline.sample(
+        loaded.transformer,
+        torch.zeros(1, 512, 64),
+        pipeline.empty_latent(64, 48, 5),
+        SamplingSettings(seed=1),
+        hooks=Hooks(),
+    )
+    module.remember_sampling(loaded.transformer, samples)
+    module.remember_decoding(pipeline.decode(loaded.vae, samples, hooks=Hooks()))
+    answer = ask(checkpoint)
+    assert answer.basis == "measured" and 0 < 4 * answer.step_seconds < answer.seconds
+    assert ask(checkpoint, width=128).basis == "scaled"
+    assert ask(checkpoint, precision="int8").basis == "unknown"
+
+
+def test_a_part_that_the_graph_uses_and_is_missing_is_a_no(checkpoint):
+    (checkpoint / "distill_fp8" / "Wan2.1_VAE.pth").unlink()
+    for folder in ("distill_int8", "distill_models"):
+        shutil.rmtree(checkpoint / folder)
+    unused = ask(checkpoint)
+    assert unused.ok and len(unused.missing) == 1
+    assert ask(checkpoint, uses=frozenset({"text_encoder"})).ok
+    used = ask(checkpoint, uses=frozenset({"vae"}))
+    assert not used.ok and used.sentence.startswith("The VAE is missing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"width": 65}, "width is 65; expected a multiple of 16"),
+        ({"num_frames": 6}, "num_frames is 6; expected 4n+1"),
+        ({"settings": EngineSettings(engine="lightx2v")}, "engine is 'lightx2v', but"),
+        ({"settings": EngineSettings(attention="sage_attn2")}, "cannot run here: there is no CUDA device"),
+        ({"width": 8192, "height": 8192, "num_frames": 4097}, "Does not fit: needs "),
+    ],
+)
+def test_what_cannot_run_gets_its_sentence(checkpoint, changes, sentence):
+    answer = ask(checkpoint, **changes)
+    assert not answer.ok and sentence in answer.sentence
+
+
+def test_a_broken_checkpoint_gets_its_sentence(checkpoint):
+    (checkpoint / "distill_fp8" / "block_1.safetensors").unlink()
+    path = checkpoint / "distill_fp8"
+    assert "truncated" in broken_sentence(path / "block_0.safetensors", path)
+
+
+def broken_sentence(file, path):
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data[:-10])
+    answer = ask(path)
+    assert not answer.ok and answer.detected == ""
+    return answer.sentence
+
+
+def test_files_are_read_once_until_they_change(checkpoint, monkeypatch):
+    calls = []
+    real = module.resolve_checkpoint
+    monkeypatch.setattr(module, "resolve_checkpoint", lambda *args: calls.append(args) or real(*args))
+    module._resolve_checkpoint.cache_clear()
+    ask(checkpoint)
+    ask(checkpoint, width=128)
+    assert len(calls) == 1
+    os.utime(checkpoint / "distill_fp8" / "non_block.safetensors", (1, 1))
+    ask(checkpoint)
+    assert len(calls) == 2
+
+
+def test_a_single_transformer_file_is_described():
+    answer = ask(checkpoints.single_file("int8"), is_checkpoint=False)
+    assert answer.ok and answer.detected.startswith("int8, 2 blocks")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend a card, and the 14B transformer in FP8 where a file is asked for; the machine forgets both afterwards."""
+    sizes = WanArchitecture(
+        dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
+    )
+    layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=sizes)
+    files = TransformerFiles(files=(), layout="single", format=layout, num_bytes=15_010_000_000)
+    monkeypatch.setattr(module, "_resolve_transformer", lambda *_: files)
+    yield lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
+    find_machine.cache_clear()
+
+
+def ask_14b(**changes):
+    size = {"width": 832, "height": 480, "num_frames": 81}
+    return ask(checkpoints.single_file("fp8"), is_checkpoint=False, **(size | changes))
+
+
+RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5)
+RTX_4060 = ("NVIDIA GeForce RTX 4060", (8, 9), 8, 7.4)
+
+
+def test_a_large_card_keeps_the_weights_and_gets_an_estimate(card):
+    card(*RTX_4090)
+    answer = ask_14b()
+    assert answer.ok and answer.offload == "none" and answer.basis == "estimate"
+    assert (answer.engine, answer.attention, answer.matmul) == ("portable", "sdpa", "scaled_mm")
+    assert 20 < answer.vram.needed / GIB < 22 and answer.vram.available == int(22.5 * GIB)
+    assert 40 < answer.seconds < 120
+
+
+def test_a_small_card_streams_and_tiles(card):
+    card(*RTX_4060)
+    answer = ask_14b()
+    assert answer.ok and answer.offload == "block"
+    assert answer.vram.needed < answer.vram.available and 14 < answer.ram.needed / GIB < 16
+    assert ask_14b(width=1280, height=720).is_tiled
+    assert "GiB of VRAM (7.4 GiB can be had)" in ask_14b(width=1280, height=720).sentence
+
+
+def test_little_ram_means_disk(card):
+    card(*RTX_4060, ram_gib=12)
+    assert ask_14b().offload == "disk" and ask_14b().ok
+    refused = ask_14b(offload=OffloadSettings(mode="block"))
+    assert not refused.ok and "GiB of RAM (12.0 GiB can be had). Try offload mode disk" in refused.sentence
+
+
+def test_weights_that_shall_stay_and_do_not_fit_are_a_no(card):
+    card(*RTX_4060)
+    refused = ask_14b(offload=OffloadSettings(mode="none"))
+    assert not refused.ok and "Try offload mode auto" in refused.sentence
+
+
+def test_a_budget_counts_as_what_is_free(card):
+    card(*RTX_4090)
+    answer = ask_14b(offload=OffloadSettings(vram_budget_gib=8))
+    assert answer.vram.available == 8 * GIB and answer.offload == "block"
+
+
+def test_a_card_without_published_rates_gets_no_seconds(card):
+    card("NVIDIA GeForce RTX 4090 Laptop GPU", (8, 9), 16, 15)
+    assert (ask_14b().seconds, ask_14b().basis) == (None, "unknown")
