@@ -1,0 +1,99 @@
+"""What the stages share: the budget of a stage, the learning rate, an average of the weights, and the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a stage trains: until the first of both is used up.
+
+    Steps make a run repeatable; seconds make it end in time on a machine whose speed is not known.
+    """
+
+    seconds: float = math.inf
+    steps: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """Yield (step, share of the budget that is used)."""
+        start, step = time.monotonic(), 0
+        while True:
+            used = max((time.monotonic() - start) / self.seconds, step / self.steps if self.steps else 0.0)
+            if used >= 1:
+                return
+            yield step, used
+            step += 1
+
+
+class Trainer:
+    """AdamW with a learning rate that rises, then falls as a cosine over the budget, and clipped gradients."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module], learning_rate: float) -> None:
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        device = self._parameters[0].device
+        self._peak = learning_rate
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
+        )
+
+    def step(self, loss: torch.Tensor, used: float) -> None:
+        """Make one step; `used` is the share of the budget that is used."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._peak * min(1.0, used / 0.03 + 0.01) * (0.51 + 0.49 * math.cos(math.pi * used))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+
+
+class Average:
+    """A running average of the weights of modules: less noisy than the last ones, so it is what is kept."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module], decay: float = 0.999) -> None:
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+        self._decay = decay
+        self._updates = 0
+
+    def update(self) -> None:
+        """Take in the weights as they are now; early ones are forgotten faster."""
+        self._updates += 1
+        decay = min(self._decay, self._updates / (self._updates + 10))
+        torch._foreach_lerp_(self._averages, [parameter.detach() for parameter in self._parameters], 1 - decay)
+
+    def apply(self) -> None:
+        """Put the averages in place of the weights."""
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.data.copy_(average)
+
+
+class Log:
+    """The training log: one JSON object a line, and the same as text on standard output."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._stage = path, stage
+        self._start = time.monotonic()
+
+    def write(self, **facts: Any) -> None:
+        """Add a line: stage, seconds since its start, and `facts`."""
+        seconds = round(time.monotonic() - self._start, 1)
+        facts = {name: round(value, 5) if isinstance(value, float) else value for name, value in facts.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self._stage, "seconds": seconds, **facts}) + "\n")
+        text = "  ".join(f"{name} {value}" for name, value in facts.items())
+        print(f"[{self._stage} {seconds:7.1f} s]  {text}", flush=True)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 on a GPU, where it is fast; in float32 on a CPU."""
+    return torch.amp.autocast_mode.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,266 @@
+"""Stage 2: a Wan VAE of width 24, trained on clips to give back what it is shown.
+
+The network is diffusers' AutoencoderKLWan: 4 x 8 x 8 pixels a latent cell, 16 channels, causal in time. diffusers
+runs it four frames at a time and keeps what a convolution needs of the past; for training the whole clip goes
+through at once, which gives the same numbers (`use_whole_clips`) and is many times faster.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ...engine.constants import LATENT_CHANNELS, LATENT_MEAN, LATENT_STD
+from . import captions, clips
+from .training import Budget, Log, Trainer, autocast
+
+# Width of the noise that is added to latents of unit variance in training. A decoder that copes with it also copes
+# with the small errors of a diffusion model, and cells that mean different things have to lie well apart.
+NOISE = 0.15
+# Weight of the prior: pulls latents towards 0, so that their scale cannot run away from the noise.
+_PRIOR = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the training: many small parts of clips first, which teach more for their cost; whole clips last."""
+
+    until: float
+    """Share of the budget at which it ends."""
+    size: int
+    num_frames: int
+    batch: int
+
+
+# Pixels and frames of a whole clip.
+CLIP = (64, 17)
+PHASES = (
+    Phase(until=0.6, size=32, num_frames=9, batch=32),
+    Phase(until=1.0, size=64, num_frames=17, batch=6),
+)
+
+
+def build_vae(base_dim: int) -> Any:
+    """Return diffusers' autoencoder with Wan2.1's layout, untrained."""
+    from diffusers import AutoencoderKLWan
+
+    vae = use_whole_clips(AutoencoderKLWan(base_dim=base_dim, z_dim=LATENT_CHANNELS))
+    # Layers that keep the variance of what they are given, without torch's random biases, and residual blocks that
+    # add nothing yet: so colours come through to the latents from the first step on. With torch's defaults the
+    # first hundreds of steps learn nothing.
+    for name, module in vae.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+            is_last_of_block = name.endswith((".conv2", ".proj"))
+            width = 0.0 if is_last_of_block else module.weight[0].numel() ** -0.5
+            torch.nn.init.normal_(module.weight, 0.0, width)
+            torch.nn.init.zeros_(module.bias)
+    return vae
+
+
+def use_whole_clips(vae: Any) -> Any:
+    """Make `vae.encoder` and `vae.decoder` take whole clips, without a cache from chunk to chunk.
+
+    Only two kinds of layer have to know where a clip starts: those that halve or double the frame rate leave the
+    first frame alone. The norms are replaced by torch's fused one, the same up to rounding.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRMS_norm
+
+    for module in vae.modules():
+        if isinstance(module, WanResample):
+            module.forward = types.MethodType(_resample, module)
+        elif isinstance(module, WanRMS_norm):
+            module.forward = types.MethodType(_normalise, module)
+    return vae
+
+
+def _resample(layer: Any, video: torch.Tensor, feat_cache: None = None, feat_idx: None = None) -> torch.Tensor:
+    if layer.mode == "upsample3d":
+        later = layer.time_conv(video[:, :, 1:])
+        # The convolution gives twice the channels: the two new frames of each.
+        later = later.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        video = torch.cat([video[:, :, :1], later], dim=2)
+    batch = len(video)
+    images = video.transpose(1, 2).flatten(0, 1)
+    video = layer.resample(images).unflatten(0, (batch, -1)).transpose(1, 2)
+    if layer.mode == "downsample3d":
+        video = torch.cat([video[:, :, :1], layer.time_conv(video)], dim=2)
+    return video
+
+
+def _normalise(layer: Any, values: torch.Tensor) -> torch.Tensor:
+    gamma = layer.gamma.flatten().to(values.dtype)
+    with torch.amp.autocast_mode.autocast(values.device.type, enabled=False):
+        return functional.rms_norm(values.movedim(1, -1), gamma.shape, gamma, eps=1e-12).movedim(-1, 1)
+
+
+def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the latents [B, 16, T, h, w] of clips [B, 3, F, H, W] in [-1, 1]."""
+    return vae.quant_conv(vae.encoder(video))[:, :LATENT_CHANNELS]
+
+
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the clips [B, 3, F, H, W] of latents [B, 16, T, h, w], not clamped."""
+    return vae.decoder(vae.post_quant_conv(latents))
+
+
+def train_vae(
+    vae: Any,
+    budget: Budget,
+    log: Log,
+    *,
+    seed: int,
+    learning_rate: float = 6e-4,
+    phases: tuple[Phase, ...] = PHASES,
+    num_checked: int = 32,
+) -> None:
+    """Train `vae` in place, and give its latents the statistics that Wan's users expect.
+
+    Those, and the PSNR that is logged at the end, are taken from `num_checked` batches each.
+
+    While training, latents are brought to mean 0 and variance 1 by running statistics of each channel, and noise is
+    added: with a posterior of that fixed width the KL divergence of a VAE is the square of the latents plus a
+    constant. The decoder learns to read those, so at the end the encoder has to make them by itself.
+    """
+    device = next(vae.parameters()).device
+    draw = ClipSource(seed, device)
+    trainer = Trainer([vae], learning_rate)
+    mean, square = (torch.zeros(LATENT_CHANNELS, 1, 1, 1, device=device) for _ in range(2))
+    memory_format = choose_format(vae, draw(phases[0].batch, phases[0].size, phases[0].num_frames), log)
+    for step, used in budget:
+        phase = next(phase for phase in phases if used < phase.until)
+        video = draw(phase.batch, phase.size, phase.num_frames)
+        with autocast(device):
+            latents = encode(vae, video.contiguous(memory_format=memory_format)).float()
+            rate = max(0.01, 1 / (step + 1))
+            mean.lerp_(latents.detach().mean(dim=(0, 2, 3, 4), keepdim=True)[0], rate)
+            square.lerp_(latents.detach().square().mean(dim=(0, 2, 3, 4), keepdim=True)[0], rate)
+            normalised = (latents - mean) / (square - mean.square()).clamp(min=1e-6).sqrt()
+            error = decode(vae, normalised + NOISE * torch.randn_like(normalised)).float() - video
+        loss = error.abs().mean() + error.square().mean() + _PRIOR * normalised.square().mean()
+        trainer.step(loss, used)
+        if step % 50 == 0:
+            # Clips are in [-1, 1], PSNR is of [0, 1].
+            psnr = -10 * math.log10(error.detach().square().mean().item() / 4)
+            log.write(step=step, used=used, loss=loss.item(), noisy_psnr_db=psnr, size=phase.size)
+    rescale_encoded(vae, mean.flatten(), (square - mean.square()).sqrt().flatten())
+    set_wan_statistics(vae, draw, phases[-1], num_checked)
+    log.write(steps=step + 1, psnr_db=measure_psnr(vae, seed + 1, phases[-1], num_checked))
+
+
+def choose_format(vae: Any, video: torch.Tensor, log: Log) -> torch.memory_format:
+    """Bring the weights to the memory format in which this device trains faster, and return it."""
+    seconds = {}
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        _set_format(vae, memory_format)
+        for attempt in range(6):
+            if attempt == 2:  # by then kernels are chosen
+                start = _now(video.device)
+            with autocast(video.device):
+                decoded = decode(vae, encode(vae, video.contiguous(memory_format=memory_format)))
+            decoded.float().square().mean().backward()
+        seconds[memory_format] = (_now(video.device) - start) / 4
+    fastest = min(seconds, key=lambda memory_format: seconds[memory_format])
+    _set_format(vae, fastest)
+    log.write(**{f"seconds_{str(name).removeprefix('torch.')}": value for name, value in seconds.items()})
+    return fastest
+
+
+def _set_format(vae: Any, memory_format: torch.memory_format) -> None:
+    for parameter in vae.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+            parameter.grad = None
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+class ClipSource:
+    """Draws batches of random parts of clips."""
+
+    def __init__(self, seed: int, device: torch.device, *, held_out: bool = False) -> None:
+        self._words, self._places = random.Random(seed), torch.Generator().manual_seed(seed)
+        self._device, self._held_out = device, held_out
+
+    def __call__(self, batch: int, size: int, num_frames: int) -> torch.Tensor:
+        contents = [captions.draw_content(self._words, held_out=self._held_out) for _ in range(batch)]
+        whole_size, whole_frames = CLIP
+        return clips.draw_clips(
+            contents,
+            size=whole_size,
+            num_frames=whole_frames,
+            generator=self._places,
+            device=self._device,
+            crop=(size, num_frames),
+        )
+
+
+@torch.no_grad()
+def set_wan_statistics(vae: Any, draw: ClipSource, phase: Phase, num_batches: int) -> None:
+    """Give every latent channel the mean and standard deviation that Wan2.1's latents have.
+
+    Everyone who uses Wan latents normalises them with those constants, so a VAE without them would need constants of
+    its own everywhere.
+    """
+    device = next(vae.parameters()).device
+    with autocast(device):
+        latents = torch.cat(
+            [encode(vae, draw(phase.batch, phase.size, phase.num_frames)).float() for _ in range(num_batches)]
+        )
+    std, mean = torch.std_mean(latents, dim=(0, 2, 3, 4))
+    wan_mean, wan_std = _wan_statistics(device)
+    scale = std / wan_std
+    rescale_latents(vae, mean - wan_mean * scale, scale)
+    # What the encoder says of the width of its latents: that of the training noise, whatever it is shown.
+    vae.quant_conv.weight[LATENT_CHANNELS:] = 0
+    vae.quant_conv.bias[LATENT_CHANNELS:] = 2 * (NOISE * wan_std).log()
+
+
+def unset_wan_statistics(vae: Any) -> None:
+    """Undo `set_wan_statistics`: give the latents mean 0 and variance 1, so that `train_vae` can go on."""
+    rescale_latents(vae, *_wan_statistics(next(vae.parameters()).device))
+
+
+def _wan_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(LATENT_MEAN, device=device), torch.tensor(LATENT_STD, device=device)
+
+
+@torch.no_grad()
+def rescale_latents(vae: Any, shift: torch.Tensor, scale: torch.Tensor) -> None:
+    """Replace latents x by (x - shift) / scale, in the encoder and in the decoder: what is decoded stays the same."""
+    rescale_encoded(vae, shift, scale)
+    first = vae.post_quant_conv
+    first.bias += first.weight[:, :, 0, 0, 0] @ shift
+    first.weight *= scale[None, :, None, None, None]
+
+
+@torch.no_grad()
+def rescale_encoded(vae: Any, shift: torch.Tensor, scale: torch.Tensor) -> None:
+    """Make the encoder give (x - shift) / scale where it gave x, for a decoder that reads those already."""
+    last = vae.quant_conv
+    last.weight[:LATENT_CHANNELS] /= scale[:, None, None, None, None]
+    last.bias[:LATENT_CHANNELS] = (last.bias[:LATENT_CHANNELS] - shift) / scale
+
+
+@torch.no_grad()
+def measure_psnr(vae: Any, seed: int, phase: Phase, num_batches: int) -> float:
+    """Return the mean PSNR in dB of held-out clips, encoded and decoded."""
+    device = next(vae.parameters()).device
+    draw = ClipSource(seed, device, held_out=True)
+    values = []
+    for _ in range(num_batches):
+        video = draw(phase.batch, phase.size, phase.num_frames)
+        with autocast(device):
+            decoded = decode(vae, encode(vae, video)).float().clamp(-1, 1)
+        values.append(-10 * ((decoded - video).square().mean(dim=(1, 2, 3, 4)) / 4).log10())
+    return float(torch.cat(values).mean())
