@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import autocast as AutocastMode  # noqa: N812
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,6 @@ class Log:
         print(f"[{self._stage} {seconds:7.1f} s]  {text}", flush=True)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 on a GPU, where it is fast; in float32 on a CPU."""
-    return torch.amp.autocast_mode.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, *, enabled: bool = True) -> AutocastMode:
+    """Compute in bfloat16 on a GPU, where it is fast; on a CPU or when not enabled, in the dtype of the inputs."""
+    return AutocastMode(device.type, torch.bfloat16, enabled=enabled and device.type == "cuda")

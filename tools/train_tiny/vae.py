@@ -96,7 +96,7 @@ def _resample(layer: Any, video: torch.Tensor, feat_cache: None = None, feat_idx
 
 def _normalise(layer: Any, values: torch.Tensor) -> torch.Tensor:
     gamma = layer.gamma.flatten().to(values.dtype)
-    with torch.amp.autocast_mode.autocast(values.device.type, enabled=False):
+    with autocast(values.device, enabled=False):
         return functional.rms_norm(values.movedim(1, -1), gamma.shape, gamma, eps=1e-12).movedim(-1, 1)
 
 
