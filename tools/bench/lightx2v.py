@@ -17,7 +17,6 @@ fails is a row that says why.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import logging
@@ -34,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 pack = types.ModuleType("lightx2v_pack")
@@ -45,15 +43,11 @@ sys.path.remove(str(Path(__file__).resolve().parent))
 if os.environ.get("LIGHTX2V_DIR"):
     sys.path.append(os.environ["LIGHTX2V_DIR"])
 
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine  # noqa: E402
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap  # noqa: E402
 from lightx2v_pack.engine.adapters.lightx2v.config import build_config  # noqa: E402
 from lightx2v_pack.engine.adapters.lightx2v.transformer import LightX2VTransformer  # noqa: E402
 from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
 from lightx2v_pack.engine.constants import (  # noqa: E402
-    DEFAULT_HEIGHT,
-    DEFAULT_NUM_FRAMES,
-    DEFAULT_WIDTH,
     DISTILL_SHIFT,
     GIB,
     TEXT_ROWS,
@@ -61,17 +55,23 @@ from lightx2v_pack.engine.constants import (  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles, resolve_transformer  # noqa: E402
 from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings  # noqa: E402
 from lightx2v_pack.engine.stages.denoise import denoise  # noqa: E402
-from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
+from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
+    MODES,
+    PRECISIONS,
+    TEXT_DIM,
+    Shape,
+    add_size_options,
+    cap_vram,
+    describe_run,
+    make_template,
+    synchronize,
+    write_weights,
+)
 
-Shape = tuple[int, int, int, int]
-
-PRECISIONS = ("fp8", "int8", "bf16")
-MODES = ("none", "block", "phase", "disk")
-TEXT_DIM = 4096
 # LightX2V's own op for a back end; the pack's op where it has none.
 UPSTREAM_ATTENTION = {
     "sdpa": "torch_sdpa",
@@ -150,9 +150,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     bootstrap.import_lightx2v()
     device = compute_device()
-    if device.type == "cuda" and arguments.cap_gib:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(arguments.cap_gib * GIB / total, device)
+    cap_vram(arguments, device)
     shape = latent_shape(arguments.width, arguments.height, arguments.frames)
     title = describe_run(arguments, shape, device)
     print(title, flush=True)
@@ -162,9 +160,7 @@ def main() -> int:
     context = torch.randn(TEXT_ROWS, TEXT_DIM, generator=generator).bfloat16()
     context[40:] = 0
     inputs = Inputs(shape=shape, noise=noise, context=context, steps=arguments.steps, device=device)
-    template = checkpoints.make_transformer(
-        checkpoints.TinySizes(dim=arguments.dim, ffn_dim=arguments.ffn_dim, num_layers=1, text_dim=TEXT_DIM)
-    )
+    template = make_template(arguments)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         for precision in arguments.precision:
@@ -198,28 +194,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--as-shipped", action="store_true", help="also LightX2V's offload on its own compute stream")
     parser.add_argument("--cancel", action="store_true", help="also time a cancel in the middle of a step")
-    parser.add_argument("--width", type=int, default=DEFAULT_WIDTH)
-    parser.add_argument("--height", type=int, default=DEFAULT_HEIGHT)
-    parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES)
-    parser.add_argument("--steps", type=int, default=4, help="steps a run; the first one is a warm-up (default 4)")
-    parser.add_argument("--dim", type=int, default=5120)
-    parser.add_argument("--ffn-dim", type=int, default=13824)
-    parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
-    parser.add_argument("--cap-gib", type=float, help="let torch use no more VRAM, to stand for a smaller card")
+    add_size_options(parser)
     parser.add_argument("--time-limit", type=float, default=0, help="seconds after which no further case is started")
-    parser.add_argument("--folder", type=Path, help="where the weights are written (default: the temporary folder)")
     parser.add_argument("--json", type=Path, help="write the rows there too, as they are done")
     return parser.parse_args()
-
-
-def describe_run(arguments: argparse.Namespace, shape: Shape, device: torch.device) -> str:
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    packages = "".join(f", {name} {version}" for name, version in find_machine(device).packages.items())
-    return (
-        f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}{packages}; "
-        f"{arguments.width}x{arguments.height}x{arguments.frames}, {num_tokens(shape)} tokens, "
-        f"{arguments.layers} blocks of {arguments.dim}"
-    )
 
 
 def list_cases(arguments: argparse.Namespace, precision: str) -> Iterator[Case]:
@@ -242,27 +220,6 @@ def list_cases(arguments: argparse.Namespace, precision: str) -> Iterator[Case]:
                         yield replace(case, engine="LightX2V")
                     if mode in ("block", "phase") and arguments.as_shipped:
                         yield replace(case, engine="LightX2V as shipped")
-
-
-def write_weights(
-    folder: Path, template: checkpoints.Tensors, precision: str, num_layers: int, device: torch.device
-) -> None:
-    """Write per-block files; block i has the template's rows moved by i, so that a wrong order is noticed.
-
-    Scales are bfloat16 numbers: LightX2V rounds them to bfloat16 when it loads, and the runs are to be compared.
-    """
-    start = time.perf_counter()
-    folder.mkdir(parents=True)
-    block = {name: tensor.to(device) for name, tensor in template.items() if name.startswith("blocks.0.")}
-    for index in range(num_layers):
-        moved = {name.replace("blocks.0.", f"blocks.{index}."): tensor.roll(index, 0) for name, tensor in block.items()}
-        stored = checkpoints.quantise_model(moved, precision, torch.float32)
-        for name in [name for name in stored if name.endswith("weight_scale")]:
-            stored[name] = stored[name].bfloat16().float()
-        save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / f"block_{index}.safetensors")
-    rest = {name: tensor for name, tensor in template.items() if not name.startswith("blocks.")}
-    save_file(checkpoints.quantise_model(rest, precision, torch.float32), folder / "non_block.safetensors")
-    print(f"wrote {precision} weights in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def measure_case(
@@ -493,11 +450,6 @@ def clean_up(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def write_json(path: Path | None, title: str, rows: list[Row]) -> None:

@@ -14,7 +14,6 @@ Needs disk for one precision in --folder (FP8 and INT8 15 GB, BF16 29 GB) and, f
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import logging
 import shutil
@@ -26,20 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
 
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine  # noqa: E402
 from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer  # noqa: E402
 from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
 from lightx2v_pack.engine.constants import (  # noqa: E402
-    DEFAULT_HEIGHT,
-    DEFAULT_NUM_FRAMES,
-    DEFAULT_WIDTH,
     DISTILL_SHIFT,
     GIB,
     TEXT_ROWS,
@@ -48,14 +42,20 @@ from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer  # noqa: E402
 from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings  # noqa: E402
-from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
-
-PRECISIONS = ("fp8", "int8", "bf16")
-MODES = ("none", "block", "phase", "disk")
-TEXT_DIM = 4096
+from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
+    MODES,
+    PRECISIONS,
+    TEXT_DIM,
+    add_size_options,
+    cap_vram,
+    describe_run,
+    make_template,
+    synchronize,
+    write_weights,
+)
 
 
 @dataclass(kw_only=True)
@@ -83,22 +83,12 @@ def main() -> int:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = compute_device()
-    if device.type == "cuda" and arguments.cap_gib:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(arguments.cap_gib * GIB / total, device)
+    cap_vram(arguments, device)
     shape = latent_shape(arguments.width, arguments.height, arguments.frames)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    packages = "".join(f", {name} {version}" for name, version in find_machine(device).packages.items())
-    title = (
-        f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}{packages}; "
-        f"{arguments.width}x{arguments.height}x{arguments.frames}, {num_tokens(shape)} tokens, "
-        f"{arguments.layers} blocks of {arguments.dim}"
-    )
+    title = describe_run(arguments, shape, device)
     print(title, flush=True)
     rows: list[Row] = []
-    template = checkpoints.make_transformer(
-        checkpoints.TinySizes(dim=arguments.dim, ffn_dim=arguments.ffn_dim, num_layers=1, text_dim=TEXT_DIM)
-    )
+    template = make_template(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         for precision in arguments.precision:
             folder = Path(temporary) / precision
@@ -118,35 +108,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--offload", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION_CHOICES, default=("auto", "sdpa"))
     parser.add_argument("--compile", choices=("on", "off"), default="off")
-    parser.add_argument("--width", type=int, default=DEFAULT_WIDTH)
-    parser.add_argument("--height", type=int, default=DEFAULT_HEIGHT)
-    parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES)
-    parser.add_argument("--steps", type=int, default=4, help="steps a run; the first one is a warm-up (default 4)")
-    parser.add_argument("--dim", type=int, default=5120)
-    parser.add_argument("--ffn-dim", type=int, default=13824)
-    parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
-    parser.add_argument(
-        "--cap-gib", type=float, help="let torch use no more VRAM than this, to stand for a smaller card"
-    )
-    parser.add_argument("--folder", type=Path, help="where the weights are written (default: the temporary folder)")
+    add_size_options(parser)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     return parser.parse_args()
-
-
-def write_weights(
-    folder: Path, template: checkpoints.Tensors, precision: str, num_layers: int, device: torch.device
-) -> None:
-    """Write per-block files; block i has the template's rows moved by i, so that a wrong order is noticed."""
-    start = time.perf_counter()
-    folder.mkdir(parents=True)
-    block = {name: tensor.to(device) for name, tensor in template.items() if name.startswith("blocks.0.")}
-    for index in range(num_layers):
-        moved = {name.replace("blocks.0.", f"blocks.{index}."): tensor.roll(index, 0) for name, tensor in block.items()}
-        stored = checkpoints.quantise_model(moved, precision, torch.float32)
-        save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / f"block_{index}.safetensors")
-    rest = {name: tensor for name, tensor in template.items() if not name.startswith("blocks.")}
-    save_file(rest, folder / "non_block.safetensors")
-    print(f"wrote {precision} weights in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def measure_modes(
@@ -210,11 +174,6 @@ def measure_run(
     facts = transformer.describe()
     row.attention, row.matmul, row.compile = facts["attention"], facts["matmul"], facts["compile"]
     return flow.cpu()
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def table(rows: list[Row]) -> str:

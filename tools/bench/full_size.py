@@ -1,0 +1,91 @@
+"""What the transformer benchmarks share: their size options, random weights of the full size, and how a run is titled.
+
+Random weights stand in for the real ones: speed and memory do not depend on their values. Imported as
+`lightx2v_pack.tools.bench.full_size`, after the script has registered the pack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ...engine.adapters.kernels.probe import find_machine
+from ...engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, GIB
+from ...engine.logic.shapes import num_tokens
+from .. import make_tiny_checkpoint as checkpoints
+
+Shape = tuple[int, int, int, int]
+
+PRECISIONS = ("fp8", "int8", "bf16")
+MODES = ("none", "block", "phase", "disk")
+TEXT_DIM = 4096
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Add size of clip and model, number of steps, VRAM cap and folder."""
+    parser.add_argument("--width", type=int, default=DEFAULT_WIDTH)
+    parser.add_argument("--height", type=int, default=DEFAULT_HEIGHT)
+    parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES)
+    parser.add_argument("--steps", type=int, default=4, help="steps a run; the first one is a warm-up (default 4)")
+    parser.add_argument("--dim", type=int, default=5120)
+    parser.add_argument("--ffn-dim", type=int, default=13824)
+    parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
+    parser.add_argument("--cap-gib", type=float, help="let torch use no more VRAM, to stand for a smaller card")
+    parser.add_argument("--folder", type=Path, help="where the weights are written (default: the temporary folder)")
+
+
+def cap_vram(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Let torch use no more VRAM than --cap-gib says."""
+    if device.type == "cuda" and arguments.cap_gib:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(arguments.cap_gib * GIB / total, device)
+
+
+def describe_run(arguments: argparse.Namespace, shape: Shape, device: torch.device) -> str:
+    """Return date, card, versions and size in one line."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    packages = "".join(f", {name} {version}" for name, version in find_machine(device).packages.items())
+    return (
+        f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}{packages}; "
+        f"{arguments.width}x{arguments.height}x{arguments.frames}, {num_tokens(shape)} tokens, "
+        f"{arguments.layers} blocks of {arguments.dim}"
+    )
+
+
+def make_template(arguments: argparse.Namespace) -> checkpoints.Tensors:
+    """Return the float weights of a model of one block."""
+    return checkpoints.make_transformer(
+        checkpoints.TinySizes(dim=arguments.dim, ffn_dim=arguments.ffn_dim, num_layers=1, text_dim=TEXT_DIM)
+    )
+
+
+def write_weights(
+    folder: Path, template: checkpoints.Tensors, precision: str, num_layers: int, device: torch.device
+) -> None:
+    """Write per-block files; block i has the template's rows moved by i, so that a wrong order is noticed.
+
+    Scales are bfloat16 numbers: LightX2V rounds them to bfloat16 when it loads, and the runs are to be compared.
+    """
+    start = time.perf_counter()
+    folder.mkdir(parents=True)
+    block = {name: tensor.to(device) for name, tensor in template.items() if name.startswith("blocks.0.")}
+    for index in range(num_layers):
+        moved = {name.replace("blocks.0.", f"blocks.{index}."): tensor.roll(index, 0) for name, tensor in block.items()}
+        stored = checkpoints.quantise_model(moved, precision, torch.float32)
+        for name in [name for name in stored if name.endswith("weight_scale")]:
+            stored[name] = stored[name].bfloat16().float()
+        save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / f"block_{index}.safetensors")
+    rest = {name: tensor for name, tensor in template.items() if not name.startswith("blocks.")}
+    save_file(checkpoints.quantise_model(rest, precision, torch.float32), folder / "non_block.safetensors")
+    print(f"wrote {precision} weights in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
