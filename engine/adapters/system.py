@@ -1,27 +1,101 @@
-"""What the machine has free: RAM, VRAM, the compute device."""
+"""What the machine has: the compute device, free VRAM, RAM, and how much of it may be page-locked."""
 
 from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
 
+# Part of the RAM that may be page-locked. Windows itself stops at half of it.
+_LOCKABLE_SHARE = 0.45 if sys.platform == "win32" else 0.9
+
+_is_cpu_only = False
+
+
+def use_cpu_only(is_cpu_only: bool = True) -> None:
+    """Compute on the CPU although there may be a GPU, in this whole process: what ComfyUI's --cpu says."""
+    global _is_cpu_only
+    _is_cpu_only = is_cpu_only
+
 
 def compute_device() -> torch.device:
     """Return the GPU in use, with its index, or the CPU."""
-    if torch.cuda.is_available():
+    if not _is_cpu_only and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def free_vram_bytes() -> int | None:
     """Return the VRAM this process could still take, its own cached blocks included; None without a GPU."""
-    if not torch.cuda.is_available():
+    if compute_device().type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
+def total_ram_bytes() -> int:
+    """Return the machine's RAM, or a container's share of it."""
+    total: int = psutil.virtual_memory().total
+    container = _container_ram()
+    return min(total, container.limit_bytes) if container else total
+
+
 def free_ram_bytes() -> int:
     """Return the RAM that can be taken without swapping."""
     available: int = psutil.virtual_memory().available
-    return available
+    container = _container_ram()
+    return max(0, min(available, container.limit_bytes - container.used_bytes)) if container else available
+
+
+def page_lock_limit(wanted_bytes: int | None = None) -> int:
+    """Return the RAM that this process may page-lock: the system's limit, or less where `wanted_bytes` says so."""
+    limit = int(total_ram_bytes() * _LOCKABLE_SHARE)
+    return limit if wanted_bytes is None else min(limit, wanted_bytes)
+
+
+@dataclass(frozen=True)
+class _Container:
+    limit_bytes: int
+    used_bytes: int
+    """Without the cached file contents, which give way."""
+
+
+@dataclass(frozen=True)
+class _ControlGroup:
+    """Files in which Linux keeps a container's RAM."""
+
+    folder: Path
+    limit: str
+    usage: str
+    cached: tuple[str, ...]
+    """Lines of memory.stat."""
+
+
+# https://docs.kernel.org/admin-guide/cgroup-v2.html, and version 1 of it.
+_CONTROL_GROUPS = (
+    _ControlGroup(Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("active_file", "inactive_file")),
+    _ControlGroup(
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_active_file", "total_inactive_file"),
+    ),
+)
+
+
+def _container_ram(groups: tuple[_ControlGroup, ...] = _CONTROL_GROUPS) -> _Container | None:
+    """Return the RAM of the container that this process is in; None where there is no limit."""
+    for group in groups:
+        try:
+            limit = (group.folder / group.limit).read_text().strip()
+            usage = int((group.folder / group.usage).read_text())
+            stat = dict(line.split() for line in (group.folder / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if limit.isdigit():
+            cached = sum(int(stat.get(name, 0)) for name in group.cached)
+            return _Container(int(limit), max(0, usage - cached))
+    return None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..logic.safetensors_header import TensorInfo, read_header
@@ -30,6 +31,15 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A stretch of a file."""
+
+    path: Path
+    offset: int
+    num_bytes: int
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -51,6 +61,10 @@ class Weights(Mapping[str, torch.Tensor]):
     def num_bytes(self) -> int:
         return sum(info.num_bytes for info in self.header.values())
 
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        """Return where in a file a tensor's values lie as `dtype`; None where they must be read and converted."""
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 
@@ -71,10 +85,16 @@ class SafetensorsWeights(Weights):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         path = self._file_of[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt", device="cpu")
-        tensor: torch.Tensor = self._open[path].get_tensor(self._prefix + name)
+        # Threads read side by side, and one may close what another one opened: hold the file by a name of its own.
+        file = self._open.get(path) or self._open.setdefault(path, _open_safetensors(path))
+        tensor: torch.Tensor = file.get_tensor(self._prefix + name)
         return tensor
+
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        info = self.header[name]
+        if info.offset is None or info.dtype != _DTYPE_NAMES.get(dtype):
+            return None
+        return FileRange(self._file_of[name], info.offset, info.num_bytes)
 
     def close(self) -> None:
         self._open.clear()
@@ -94,9 +114,14 @@ class PthWeights(Weights):
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if self._tensors is None:
-            self._tensors = _load_pth(self._path)
-        return self._tensors[self._prefix + name]
+        # By a name of its own, as another thread may close it.
+        tensors = self._tensors
+        if tensors is None:
+            tensors = self._tensors = _load_pth(self._path)
+        return tensors[self._prefix + name]
+
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        return None
 
     def close(self) -> None:
         self._tensors = None
@@ -111,6 +136,15 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
     if len(files) == 1 and files[0].suffix in {".pth", ".pt"}:
         return PthWeights(files[0], prefix)
     return SafetensorsWeights(files, prefix)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {_first_line(error)}. It changed since it was opened; download it again."
+        ) from error
 
 
 def _load_pth(path: Path) -> dict[str, torch.Tensor]:

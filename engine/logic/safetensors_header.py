@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+    offset: int | None = field(default=None, compare=False)
+    """Where its bytes begin in its file; None in a file of another format."""
 
     @property
     def num_bytes(self) -> int:
@@ -71,20 +73,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raw = file.read(length)
     try:
         table = json.loads(raw)
-        entries = {name: _parse_entry(entry) for name, entry in table.items() if name != "__metadata__"}
+        entries = {name: _parse_entry(entry, 8 + length) for name, entry in table.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The header of {path} is corrupt ({error}). {_DOWNLOAD_AGAIN}") from error
-    expected = 8 + length + max((end for _, end in entries.values()), default=0)
+    expected = max((end for _, end in entries.values()), default=8 + length)
     if size != expected:
         state = "truncated" if size < expected else "longer than its header says"
         raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {_DOWNLOAD_AGAIN}")
     return {name: info for name, (info, _) in entries.items()}
 
 
-def _parse_entry(entry: dict[str, Any]) -> tuple[TensorInfo, int]:
-    """Return one tensor of the header, and where its bytes end."""
-    info = TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])))
-    begin, end = map(int, entry["data_offsets"])
+def _parse_entry(entry: dict[str, Any], start: int) -> tuple[TensorInfo, int]:
+    """Return one tensor of the header, and where its bytes end in the file, whose weights begin at `start`."""
+    begin, end = (start + int(offset) for offset in entry["data_offsets"])
+    info = TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])), begin)
     if info.dtype in DTYPE_BYTES and end - begin != info.num_bytes:
         raise ValueError(f"{info.dtype} {list(info.shape)} takes {info.num_bytes} bytes, not {end - begin}")
     return info, end

@@ -1,197 +1,237 @@
-"""Weights that come and go: every mode computes the same, and an aborted pass leaves nothing wrong behind.
+"""Weights that come and go: every placement gives the same tensors, and an aborted pass leaves nothing wrong behind.
 
 The device here is the CPU, whose streams and events (torch.cpu) do nothing, so order is checked by a
 recording stand-in; races on a real GPU are tests/gpu/test_portable_gpu.py.
 """
 
 import gc
+import threading
+import time
 import weakref
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters import streaming
-from lightx2v_pack.engine.adapters.portable.streaming import settle
-from lightx2v_pack.engine.adapters.streaming import FileHome, HostBuffer, RamHome, Streamed, TensorSpec, Unit
+from lightx2v_pack.engine.adapters.streaming import (
+    Conveyor,
+    TensorSpec,
+    Unit,
+    conveyor,
+    host_memory,
+    load_tensors,
+    make_units,
+    reading,
+    settle,
+    units,
+)
+from lightx2v_pack.engine.adapters.streaming.host_memory import HostBuffer, locked_bytes
+from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from torch.nn import Linear
+from lightx2v_pack.engine.logic.memory_plan import Placement
+from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
-WIDTH = 8
+PASSES = 3
+PLACES = [
+    ("none", 0), ("block", 0), ("block", 1), ("block", 3), ("block", 4), ("block", 5),
+    ("phase", 0), ("phase", 3), ("disk", 0), ("disk", 2), ("disk", 3), ("disk", 4),
+]  # fmt: skip
 
 
 class Cancelled(BaseException):
     """Stands for the host's interrupt."""
 
 
-class Block(torch.nn.Module):
-    """A residual block with parameters of several sizes and dtypes."""
+class Files:
+    """Blocks of several sizes and dtypes, one file each, as a source that counts what it converts."""
 
-    def __init__(self, hidden):
-        super().__init__()
-        self.up = Linear(WIDTH, hidden)
-        self.down = Linear(hidden, WIDTH)
-        self.gain = torch.nn.Parameter(torch.randn(WIDTH).bfloat16())
-
-    def forward(self, x, shift=0.0):
-        return x + self.gain * self.down(torch.tanh(self.up(x))) + shift
-
-
-class Stack(torch.nn.Module):
-    def __init__(self, hidden):
-        super().__init__()
-        self.head = Linear(WIDTH, WIDTH)
-        self.blocks = torch.nn.ModuleList(Block(width) for width in hidden)
-
-    def forward(self, x):
-        x = self.head(x)
-        for block in self.blocks:
-            x = block(x, shift=0.5)
-        return x
-
-
-class DictSource:
-    """A source that counts what is read."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-        self.reads = []
-        self.closed = 0
+    def __init__(self, folder, widths):
+        generator = torch.Generator().manual_seed(0)
+        self.num_layers = len(widths)
+        self.paths = []
+        for index, width in enumerate(widths):
+            block = {
+                "modulation": torch.randn(1, 6, 5, generator=generator),
+                "self_attn.q.weight": torch.randn(width, 7, generator=generator).to(torch.float8_e4m3fn),
+                "self_attn.q.weight_scale": torch.rand(width, 1, generator=generator),
+                "norm3.weight": torch.randn(5, generator=generator).double(),
+                "cross_attn.k.weight": torch.randn(3, width, generator=generator).bfloat16(),
+                "ffn.0.weight": torch.randn(2 * width, 9, generator=generator),
+                "ffn.2.bias": torch.randint(-128, 128, (11,), generator=generator, dtype=torch.int8),
+            }
+            self.paths.append(folder / f"block_{index}.safetensors")
+            save_file({f"blocks.{index}.{name}": tensor for name, tensor in block.items()}, self.paths[-1])
+        self.weights = open_weights(self.paths)
+        # As an engine wants them: what is stored in float64 is used in bfloat16.
+        self.expected = {
+            name: tensor.bfloat16() if tensor.dtype == torch.float64 else tensor.clone()
+            for name, tensor in self.weights.items()
+        }
+        self.specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in self.expected.items()]
+        self.converted = []
 
     def read(self, spec):
-        self.reads.append(spec.name)
-        return self.tensors[spec.name].to(spec.dtype)
+        self.converted.append(spec.name)
+        return self.weights[spec.name].to(spec.dtype)
+
+    def location(self, spec):
+        return self.weights.location(spec.name, spec.dtype)
 
     def close(self):
-        self.closed += 1
+        self.weights.close()
+
+    def units(self, mode="block"):
+        return make_units(self.specs, self.num_layers, mode == "phase")
 
 
-def specs_of(model):
-    return [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in model.named_parameters()]
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path, (16, 40, 16, 24))
 
 
-def make_stack(hidden=(16, 16, 32)):
-    """Return a model with weights, the same on the meta device, and a source of the weights."""
-    torch.manual_seed(0)
-    model = Stack(hidden).requires_grad_(False)
-    with torch.device("meta"):
-        empty = Stack(hidden).requires_grad_(False)
-    return model, empty, DictSource(dict(model.named_parameters()))
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
 
 
-def unit_paths(count, parts=()):
-    blocks = [f"blocks.{index}" for index in range(count)]
-    return [f"{block}.{part}" for block in blocks for part in parts] if parts else blocks
+@pytest.fixture
+def opened():
+    """Close these conveyors in the end."""
+    conveyors = []
+    yield conveyors
+    for each in conveyors:
+        each.close()
 
 
-def settled(empty, source, *, mode="none", paths=None, hooks=None):
-    return settle(
-        empty,
-        specs_of(empty),
-        unit_paths(len(empty.blocks)) if paths is None else paths,
-        mode=mode,
-        device=CPU,
-        source=source,
-        pinned_limit_bytes=None,
-        hooks=hooks or Hooks(),
-    )
+@pytest.fixture
+def bring(opened):
+    """bring(files, mode, resident_blocks) -> a conveyor whose units go through memory as on a GPU."""
+
+    def bring_units(files, mode, resident_blocks=0, hooks=None, **placement):
+        place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
+        residence = conveyor.bring_units(files.units(mode), files, place, CPU, hooks or Hooks())
+        opened.append(Conveyor(residence, CPU))
+        return opened[-1]
+
+    return bring_units
 
 
-def streamed_stack(home, hidden=(16, 16, 32)):
-    """Return a model whose blocks go through two buffers, as on a GPU, with its source and residence."""
-    model, empty, source = make_stack(hidden)
-    conveyor = settled(empty, source, mode="disk")
-    units = [Unit(path, [spec for spec in specs_of(model) if spec.name.startswith(f"{path}.")])
-             for path in unit_paths(len(hidden))]  # fmt: skip
-    homes = {"ram": lambda: RamHome(units, source, None, Hooks()), "file": lambda: FileHome(units, source)}
-    conveyor.residence = Streamed(units, homes[home](), CPU)
-    source.reads.clear()
-    return model, empty, source, conveyor
+def check_pass(conveyor, files, mode="block", during=lambda index: None):
+    """Run all units once and compare their tensors with the files."""
+    seen = 0
+    for index, unit in enumerate(files.units(mode)):
+        with conveyor.unit(index) as tensors:
+            during(index)
+            for name, tensor in tensors.items():
+                expected = files.expected[f"{unit.path}.{name}"]
+                assert tensor.dtype == expected.dtype and tensor.shape == expected.shape
+                assert torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8)), (index, name)
+            seen += len(tensors)
+    assert seen == len(files.expected)
 
 
-X = torch.linspace(-1, 1, 3 * WIDTH).view(3, WIDTH)
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
 
 
-@pytest.mark.parametrize("mode", ["none", "block", "phase", "disk"])
-def test_every_mode_computes_the_same(mode):
-    model, empty, source = make_stack()
-    paths = unit_paths(3, parts=("up", "down")) if mode == "phase" else None
-    settled(empty, source, mode=mode, paths=paths)
-    assert torch.equal(empty(X), model(X))
-    assert torch.equal(empty(X), model(X))
+# Every placement gives the same tensors
 
 
-def test_moved_bytes_counts_every_copy_once():
-    model, empty, _, conveyor = streamed_stack("ram", (16, 16, 32))
-    paths = unit_paths(3)
-    units = [Unit(path, [spec for spec in specs_of(model) if spec.name.startswith(f"{path}.")]) for path in paths]
-    first, *others = (unit.num_bytes for unit in units)
-    for passes in (1, 2):
-        empty(X)
-        # After the last unit the first one is fetched again for the next pass.
-        assert conveyor.residence.moved_bytes == first + passes * (sum(others) + first)
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_every_placement_gives_the_tensors_of_the_files(bring, files, mode, resident_blocks):
+    conveyor = bring(files, mode, resident_blocks)
+    for _ in range(PASSES):
+        check_pass(conveyor, files, mode)
 
 
-@pytest.mark.parametrize("home", ["ram", "file"])
-@pytest.mark.parametrize("hidden", [(16,), (16, 16), (16, 40, 16), (8, 16, 24, 32, 40)], ids=str)
-def test_streaming_computes_the_same_pass_after_pass(home, hidden):
-    model, empty, _, _ = streamed_stack(home, hidden)
-    for _ in range(3):
-        assert torch.equal(empty(X), model(X))
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_on_a_cpu_they_are_mapped(opened, files, mode, resident_blocks):
+    opened.append(settle(files.units(mode), files, Placement(mode=mode, resident_blocks=resident_blocks), CPU, Hooks()))
+    for _ in range(PASSES):
+        check_pass(opened[0], files, mode)
+    assert opened[0].moved_bytes == 0
 
 
-@pytest.mark.parametrize("home", ["ram", "file"])
-def test_a_pass_that_was_cancelled_leaves_a_usable_model(home):
-    model, empty, _, conveyor = streamed_stack(home, hidden=(16, 16, 32, 8, 16))
-    for stop_at in range(5):
-        calls = iter(range(5))
-
-        def check(calls=calls, stop_at=stop_at):
-            if next(calls) == stop_at:
-                raise Cancelled
-
-        conveyor.check_interrupt = check
-        with pytest.raises(Cancelled):
-            empty(X)
-        conveyor.check_interrupt = lambda: None
-        assert torch.equal(empty(X), model(X))
+@pytest.mark.parametrize("mode", ["block", "disk"])
+@pytest.mark.parametrize("widths", [(16,), (16, 16), (16, 40, 16), (8, 16, 24, 32, 40)], ids=str)
+def test_any_number_of_units(bring, tmp_path, mode, widths):
+    files = Files(tmp_path, widths)
+    conveyor = bring(files, mode)
+    for _ in range(PASSES):
+        check_pass(conveyor, files)
 
 
-def test_a_unit_that_fails_leaves_a_usable_model(monkeypatch):
-    model, empty, _, _ = streamed_stack("ram")
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "tanh", lambda x: x.this_does_not_exist)
-        with pytest.raises(AttributeError):
-            empty(X)
-    assert torch.equal(empty(X), model(X))
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_moved_bytes_counts_every_copy_once(bring, files, mode, resident_blocks):
+    """Resident units are copied once, and one or two streamed ones too, as both slots hold them; others every pass."""
+    sizes = [(unit.block, unit.num_bytes) for unit in files.units(mode)]
+    held = sum(size for block, size in sizes if mode == "none" or block < resident_blocks)
+    streamed = [size for block, size in sizes if mode != "none" and block >= resident_blocks]
+    conveyor = bring(files, mode, resident_blocks)
+    assert conveyor.moved_bytes == held
+    for number in range(1, PASSES + 1):
+        check_pass(conveyor, files, mode)
+        # After the last unit the first one is on its way again.
+        again = number * sum(streamed) + streamed[0] if len(streamed) > 2 else sum(streamed)
+        assert conveyor.moved_bytes == held + again
 
 
-def test_the_next_unit_is_on_its_way_while_one_computes():
-    """Disk: each unit is read once a pass, one ahead, and the first one again for the next pass."""
-    _, empty, source, _ = streamed_stack("file")
-    order = []
-    for block in empty.blocks:
-        block.inner.register_forward_pre_hook(lambda *_: order.append(len({name[:8] for name in source.reads})))
-    empty(X)
-    names = [name[:8] for name in source.reads if name.endswith("gain")]
-    assert names == ["blocks.0", "blocks.1", "blocks.2", "blocks.0"]
-    assert order == [1, 2, 3]
-    empty(X)
-    assert len([name for name in source.reads if name.endswith("gain")]) == 7
+def test_units_follow_the_order_of_compute(files):
+    by_block, by_phase = files.units("block"), files.units("phase")
+    assert [(unit.block, unit.phases) for unit in by_block] == [(index, (0, 1, 2)) for index in range(4)]
+    assert [(unit.block, unit.phases) for unit in by_phase] == [(i, (phase,)) for i in range(4) for phase in range(3)]
+    assert set(by_phase[4].specs) == {"norm3.weight", "cross_attn.k.weight"}
+    assert {name for unit in by_phase[:3] for name in unit.specs} == set(by_block[0].specs)
 
 
-def test_two_buffers_serve_all_units():
-    _, empty, _, conveyor = streamed_stack("ram", hidden=(8, 64, 16, 8))
-    buffers = {slot.buffer.data_ptr() for slot in conveyor.residence._slots}
-    seen = set()
-    for block in empty.blocks:
-        block.inner.register_forward_pre_hook(lambda module, _: seen.add(module.gain.data_ptr()))
-    empty(X)
-    assert len(buffers) == 2
-    assert seen == buffers
-    assert all(parameter.device.type == "meta" for parameter in empty.blocks.parameters())
+def test_tensors_of_a_unit_are_aligned_and_apart(files):
+    (unit, *_) = files.units()
+    buffer = torch.zeros(unit.num_bytes + 100, dtype=torch.uint8)
+    for value, view in enumerate(unit.views(buffer).values(), start=1):
+        assert (view.data_ptr() - buffer.data_ptr()) % units.ALIGNMENT == 0
+        assert not view.view(torch.uint8).any()
+        view.view(torch.uint8).fill_(value)
+    assert not buffer[unit.num_bytes :].any()
 
 
-def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch):
+def test_tensors_outside_of_blocks_come_by_their_names(files, monkeypatch):
+    found = load_tensors(files.specs, files, CPU, Hooks())
+    assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in files.expected.items())
+    unit = Unit("", files.specs)
+    (found,) = reading.load_to_device([unit], files, CPU, 0, reading.Progress(Hooks(), 1))
+    assert set(found) == set(files.expected)
+    assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in files.expected.items())
+
+
+# Streaming
+
+
+def test_two_buffers_as_large_as_the_largest_streamed_unit_serve_all(bring, tmp_path):
+    files = Files(tmp_path, (400, 8, 64, 16, 8))
+    conveyor = bring(files, "block", resident_blocks=1)
+    slots = conveyor.residence._rest._slots
+    assert [slot.buffer.numel() for slot in slots] == [files.units()[2].num_bytes] * 2
+    seen = {}
+    for index in range(5):
+        with conveyor.unit(index) as tensors:
+            seen[index] = tensors["modulation"].untyped_storage().data_ptr()
+    assert {seen[index] for index in range(1, 5)} == {slot.buffer.data_ptr() for slot in slots}
+    assert seen[0] not in {slot.buffer.data_ptr() for slot in slots}
+
+
+def test_the_first_streamed_unit_comes_while_resident_ones_compute(bring, files):
+    conveyor = bring(files, "block", resident_blocks=2)
+    with conveyor.unit(0):
+        assert conveyor.residence._rest.moved_bytes == 0
+    assert conveyor.residence._rest.moved_bytes == files.units()[2].num_bytes
+
+
+def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch, bring, tmp_path):
     """The copy into a buffer is queued behind the last use of that buffer, and each use behind its copy."""
     log = []
     current = ["compute"]
@@ -219,12 +259,11 @@ def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch):
     monkeypatch.setattr(torch.cpu, "Event", Event)
     monkeypatch.setattr(torch.cpu, "Stream", Stream)
     monkeypatch.setattr(torch.cpu, "stream", Stream)
-    _, empty, _, conveyor = streamed_stack("ram", hidden=(8, 8, 8, 8))
-    slots = conveyor.residence._slots
+    files = Files(tmp_path, (8, 8, 8, 8))
+    conveyor = bring(files, "block")
+    slots = conveyor.residence._rest._slots
     log.clear()
-    for index, block in enumerate(empty.blocks):
-        block.inner.register_forward_pre_hook(lambda *_, index=index: log.append(("use", index, current[0])))
-    empty(X)
+    check_pass(conveyor, files, during=lambda index: log.append(("use", index, current[0])))
     last = len(log)
     for position, (kind, what, stream) in enumerate(log):
         if kind == "use":
@@ -237,55 +276,264 @@ def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch):
             assert log[position - 1] == ("wait", slot.used, "copy")
 
 
-def test_interrupt_is_asked_before_every_unit_and_while_loading():
+# Reading ahead from disk
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Every read of a file: (its name, whether a reader's thread did it)."""
+    log = []
+    read = reading._read_file
+
+    def logging_read(place, memory):
+        read(place, memory)
+        log.append((place.path.stem, threading.current_thread() is not threading.main_thread()))
+
+    monkeypatch.setattr(reading, "_read_file", logging_read)
+    return log
+
+
+def tensors_in_place(files):
+    """How many tensors of a block are read as they are."""
+    return sum(files.location(spec) is not None for spec in files.units()[0].specs.values())
+
+
+def test_disk_reads_the_next_unit_by_itself_while_one_computes(bring, files, reads):
+    conveyor = bring(files, "disk")
+    assert not reads
+    count = tensors_in_place(files)
+    for number in range(PASSES):
+        for index in range(files.num_layers):
+            with conveyor.unit(index):
+                # In the body of the `with` nobody asks for anything; the threads read all the same.
+                expected = (number * files.num_layers + index + 2) * count
+                wait_for(lambda expected=expected: len(reads) >= expected)
+    names = [name for name, _ in reads[::count]]
+    assert names[:9] == [f"block_{index % 4}" for index in range(9)]
+    assert all(is_reader for _, is_reader in reads)
+
+
+def test_disk_reads_each_unit_once_a_pass(bring, files, reads):
+    conveyor = bring(files, "disk", resident_blocks=1)
+    reads.clear()
+    for _ in range(PASSES):
+        check_pass(conveyor, files)
+    conveyor.close()
+    once = 3 * tensors_in_place(files)
+    assert PASSES * once <= len(reads) <= PASSES * once + 2 * tensors_in_place(files)
+
+
+def test_disk_keeps_two_units_in_ram(bring, files):
+    conveyor = bring(files, "disk")
+    home = conveyor.residence._rest._home
+    largest = max(unit.num_bytes for unit in files.units())
+    assert [staging.buffer.num_bytes for staging in home._staging] == [-(-largest // 4096) * 4096] * 2
+
+
+def test_a_staging_buffer_is_not_read_into_before_its_last_copy(monkeypatch, bring, files):
+    """The copy from a staging buffer is queued, not done, when its next read begins on a thread."""
+    copied = threading.Event()
+
+    class Event:
+        recorded = False
+
+        def record(self):
+            self.recorded = True
+
+        def wait(self):
+            pass
+
+        def synchronize(self):
+            if self.recorded and threading.current_thread() is not threading.main_thread():
+                assert copied.wait(10)
+
+    monkeypatch.setattr(torch.cpu, "Event", Event)
+    conveyor = bring(files, "disk")
+    with conveyor.unit(0):
+        pass
+    staging = next(each for each in conveyor.residence._rest._home._staging if each.index == 2)
+    time.sleep(0.05)
+    name = "ffn.0.weight"
+    kept = files.units()[0].views(staging.buffer.tensor)[name]
+    assert torch.equal(kept, files.expected[f"blocks.0.{name}"])
+    copied.set()
+    staging.fill.wait(lambda: None)
+    assert torch.equal(files.units()[2].views(staging.buffer.tensor)[name], files.expected[f"blocks.2.{name}"])
+
+
+# Stops and errors
+
+
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_a_pass_that_was_cancelled_leaves_usable_weights(bring, files, mode, resident_blocks):
+    conveyor = bring(files, mode, resident_blocks)
+    num_units = len(files.units(mode))
+    for stop_at in range(num_units):
+        calls = iter(range(num_units + 1000))
+
+        def check(calls=calls, stop_at=stop_at):
+            if next(calls) == stop_at:
+                raise Cancelled
+
+        conveyor.check_interrupt = check
+        with pytest.raises(Cancelled):
+            check_pass(conveyor, files, mode)
+        conveyor.check_interrupt = lambda: None
+        check_pass(conveyor, files, mode)
+
+
+@pytest.mark.parametrize("mode", ["block", "disk"])
+def test_a_unit_that_fails_leaves_usable_weights(bring, files, mode):
+    conveyor = bring(files, mode)
+    with pytest.raises(ZeroDivisionError), conveyor.unit(0):
+        raise ZeroDivisionError
+    check_pass(conveyor, files)
+
+
+def test_cancel_is_heard_while_a_slow_drive_is_waited_for(monkeypatch, bring, files):
+    go_on = threading.Event()
+    read = reading._read_file
+    monkeypatch.setattr(reading, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    conveyor = bring(files, "disk")
     asked = []
-    _, empty, source = make_stack()
-    conveyor = settled(empty, source, hooks=Hooks(check_interrupt=lambda: asked.append("load")))
-    assert len(asked) >= 3
-    conveyor.check_interrupt = lambda: asked.append("run")
-    empty(X)
-    assert asked.count("run") == 3
+
+    def check():
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            raise Cancelled
+
+    conveyor.check_interrupt = check
+    with pytest.raises(Cancelled), conveyor.unit(0):
+        pass
+    assert asked[2] - asked[0] < 5
+    go_on.set()
+    conveyor.check_interrupt = lambda: None
+    check_pass(conveyor, files)
 
 
-def test_progress_counts_to_the_end():
-    seen = []
-    _, empty, source = make_stack()
-    settled(empty, source, hooks=Hooks(on_progress=lambda done, total, what: seen.append((done, total))))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+@pytest.mark.parametrize("mode", ["none", "block"])
+def test_a_load_can_be_cancelled(monkeypatch, bring, files, mode):
+    """All that a load has begun ends with it: its threads, see no_thread_stays, and its memory."""
+    go_on = threading.Event()
+    read = reading._read_file
+    monkeypatch.setattr(reading, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    asked = []
 
+    def check():
+        asked.append(1)
+        if len(asked) == 4:
+            go_on.set()
+            raise Cancelled
 
-def test_disk_on_a_cpu_keeps_nothing():
-    _, empty, source = make_stack()
-    settled(empty, source, mode="disk")
-    assert {name.split(".")[0] for name in source.reads} == {"head"}
-    closed = source.closed
-    empty(X)
-    assert source.closed == closed + 3
-    assert all(parameter.device.type == "meta" for parameter in empty.blocks.parameters())
-
-
-def test_dropping_the_model_gives_its_memory_back():
-    _, empty, _, conveyor = streamed_stack("ram")
-    empty(X)
-    refs = [weakref.ref(slot) for slot in conveyor.residence._slots]
-    refs += [weakref.ref(buffer) for buffer in conveyor.residence._home._buffers]
-    conveyor.residence.close()
-    del empty, conveyor
+    with pytest.raises(Cancelled):
+        bring(files, mode, hooks=Hooks(check_interrupt=check))
     gc.collect()
-    assert [ref() for ref in refs] == [None] * len(refs)
+    assert not list(host_memory._buffers)
 
 
-def test_tensors_of_a_unit_are_aligned_and_apart():
-    dtypes = {"a": torch.int8, "b": torch.float8_e4m3fn, "c": torch.bfloat16, "d": torch.float32}
-    unit = Unit("block", [TensorSpec(f"block.{name}", dtype, torch.Size([3, 7])) for name, dtype in dtypes.items()])
-    values = {name: (torch.arange(21) + 21 * index).view(3, 7) for index, name in enumerate(dtypes)}
-    buffer = torch.zeros(unit.num_bytes + 100, dtype=torch.uint8)
-    unit.pack(buffer, DictSource({f"block.{name}": value.to(dtypes[name]) for name, value in values.items()}))
-    for name, view in unit.views(buffer).items():
-        assert view.dtype == dtypes[name]
-        assert (view.data_ptr() - buffer.data_ptr()) % streaming._ALIGNMENT == 0
-        assert torch.equal(view.float(), values[name].to(dtypes[name]).float())
-    assert not buffer[unit.num_bytes :].any()
+def test_progress_counts_to_the_end(bring, files):
+    seen = []
+    hooks = Hooks(on_progress=lambda done, total, what: seen.append((done, total)))
+    for mode, resident_blocks, total in (("none", 0, 4), ("block", 1, 4), ("disk", 3, 3), ("disk", 0, 0)):
+        seen.clear()
+        bring(files, mode, resident_blocks, hooks)
+        assert seen == [(done, total) for done in range(total + 1)]
+
+
+@pytest.mark.parametrize("mode", ["none", "block"])
+def test_a_file_that_shrank_is_named(bring, files, mode):
+    content = files.paths[2].read_bytes()
+    files.paths[2].write_bytes(content[:-200])
+    with pytest.raises(CheckpointError, match=r"block_2.safetensors (ends at byte|cannot be read).*download it again"):
+        bring(files, mode)
+
+
+def test_many_bad_files_do_not_stop_the_good_ones(bring, monkeypatch, tmp_path):
+    """The first unit is slow to read and all others cannot be: the error comes once the first unit is there."""
+    files = Files(tmp_path, (8,) * 40)
+    read = reading._read_file
+
+    def read_first(place, memory):
+        if place.path != files.paths[0]:
+            raise CheckpointError(f"{place.path} is bad")
+        time.sleep(0.02)
+        read(place, memory)
+
+    monkeypatch.setattr(reading, "_read_file", read_first)
+    with pytest.raises(CheckpointError, match="is bad"):
+        bring(files, "none")
+
+
+def test_a_file_that_went_is_named_and_the_pass_after_its_return_works(bring, files):
+    conveyor = bring(files, "disk")
+    content = files.paths[2].read_bytes()
+    files.paths[2].unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"block_2.safetensors (could not|cannot) be read: "):
+            check_pass(conveyor, files)
+    files.paths[2].write_bytes(content)
+    check_pass(conveyor, files)
+
+
+# How weights are loaded
+
+
+def test_only_what_must_be_converted_is_mapped(bring, files):
+    bring(files, "block", resident_blocks=2)
+    assert sorted(files.converted) == sorted(name for name in files.expected if name.endswith("norm3.weight"))
+    assert not files.weights._open
+
+
+@pytest.mark.parametrize(("mode", "resident_blocks"), [("none", 0), ("block", 2), ("disk", 1)])
+def test_large_tensors_are_read_in_pieces(monkeypatch, bring, files, reads, mode, resident_blocks):
+    monkeypatch.setattr(reading, "_PIECE_BYTES", 100)
+    conveyor = bring(files, mode, resident_blocks)
+    check_pass(conveyor, files, mode)
+    assert len(reads) > 3 * len(files.expected)
+
+
+def test_resident_weights_pass_through_little_ram(monkeypatch, bring, tmp_path):
+    monkeypatch.setattr(reading, "_PIECE_BYTES", 4096)
+    gc.collect()  # what tracebacks of earlier tests hold
+    most = [0]
+    send = reading._Ring.send
+
+    def measure(*arguments):
+        most[0] = max(most[0], sum(buffer.num_bytes for buffer in list(host_memory._buffers)))
+        send(*arguments)
+
+    monkeypatch.setattr(reading._Ring, "send", measure)
+    files = Files(tmp_path, (3000,) * 6)
+    check_pass(bring(files, "none"), files)
+    assert 0 < most[0] <= 2 * 8 * 4096 < sum(unit.num_bytes for unit in files.units()) / 5
+    gc.collect()
+    assert not list(host_memory._buffers)
+
+
+@pytest.mark.parametrize("mode", ["block", "disk"])
+def test_passes_run_in_and_out_of_inference_mode(bring, files, mode):
+    """ComfyUI runs nodes in it; the threads that read are never in it by themselves."""
+    conveyor = bring(files, mode, resident_blocks=1)
+    with torch.inference_mode():
+        check_pass(conveyor, files)
+    check_pass(conveyor, files)
+
+
+# Page-locked memory
+
+
+@pytest.fixture
+def locks(monkeypatch):
+    """Locking as on a GPU; the first bytes of each buffer when it was locked, None once it is unlocked."""
+    log = {}
+
+    def lock(memory):
+        log[memory.data_ptr()] = memory.clone()
+        return True
+
+    monkeypatch.setattr(host_memory, "_lock_pages", lock)
+    monkeypatch.setattr(host_memory, "_unlock_pages", lambda memory: log.pop(memory.data_ptr()))
+    return log
 
 
 def test_host_memory_is_of_exact_size_in_whole_pages():
@@ -294,4 +542,51 @@ def test_host_memory_is_of_exact_size_in_whole_pages():
     assert 1_000_000 <= buffer.tensor.numel() < 1_000_000 + 65536
     assert buffer.tensor.data_ptr() == buffer.tensor.untyped_storage().data_ptr()
     if not torch.cuda.is_available():
-        assert buffer.lock() is False
+        assert buffer.lock() is False and not buffer.is_locked
+
+
+def test_blocks_are_locked_once_filled_and_unlocked_when_dropped(bring, files, locks):
+    gc.collect()
+    conveyor = bring(files, "block")
+    units = files.units()
+    assert len(locks) == 4 and locked_bytes() == sum(-(-unit.num_bytes // 4096) * 4096 for unit in units)
+    buffers = [buffer.tensor for buffer in conveyor.residence._rest._home._buffers]
+    for memory, unit in zip(buffers, units, strict=True):
+        at_lock = unit.views(locks[memory.data_ptr()])["ffn.0.weight"]
+        assert torch.equal(at_lock, files.expected[f"{unit.path}.ffn.0.weight"])
+    conveyor.close()
+    gc.collect()
+    assert not locks and locked_bytes() == 0
+
+
+def test_the_limit_holds_for_all_that_is_loaded(bring, files, locks):
+    sizes = [-(-unit.num_bytes // 4096) * 4096 for unit in files.units()]
+    first = bring(files, "block", pinned_limit_bytes=sizes[0] + sizes[1])
+    assert locked_bytes() == sizes[0] + sizes[1]
+    second = bring(files, "block", pinned_limit_bytes=sizes[0] + sizes[1] + sizes[0])
+    assert locked_bytes() == sizes[0] + sizes[1] + sizes[0]
+    for each in (first, second):
+        check_pass(each, files)
+
+
+@pytest.mark.parametrize("mode", ["none", "block", "disk"])
+def test_nothing_is_locked_with_a_limit_of_zero(bring, files, locks, mode):
+    check_pass(bring(files, mode, pinned_limit_bytes=0), files, mode)
+    assert not locks
+
+
+def test_disk_locks_its_two_staging_buffers(bring, files, locks):
+    bring(files, "disk")
+    assert len(locks) == 2
+
+
+def test_closing_gives_all_memory_back(bring, files):
+    for mode in ("block", "disk"):
+        conveyor = bring(files, mode, resident_blocks=1)
+        check_pass(conveyor, files)
+        refs = [weakref.ref(slot) for slot in conveyor.residence._rest._slots]
+        refs += [weakref.ref(buffer) for buffer in host_memory._buffers]
+        assert len(refs) >= 4
+        conveyor.close()
+        gc.collect()
+        assert [ref() for ref in refs] == [None] * len(refs)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import OrderedDict
+from concurrent import futures
 from pathlib import Path
 
 import checkpoints
@@ -119,3 +120,39 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
     path.write_bytes(checkpoints.vae().read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="truncated"):
         open_weights([path])
+
+
+def test_a_file_that_changes_after_it_was_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(checkpoints.vae().read_bytes())
+    weights = open_weights([path])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: .*download it again"):
+        weights["conv2.weight"]
+
+
+def test_location_is_where_the_bytes_lie(tmp_path: Path) -> None:
+    path = checkpoints.comfy_transformer("model.diffusion_model.")
+    weights = open_weights([path], "model.diffusion_model.")
+    name = "blocks.0.ffn.0.weight"
+    place = weights.location(name, torch.float8_e4m3fn)
+    assert place is not None and place.path == path
+    stored = path.read_bytes()[place.offset : place.offset + place.num_bytes]
+    assert stored == weights[name].view(torch.uint8).numpy().tobytes()
+    assert weights.location(name, torch.bfloat16) is None
+    pth = open_weights([checkpoints.vae(".pth")])
+    assert all(pth.location(name, tensor.dtype) is None for name, tensor in pth.items())
+
+
+@pytest.mark.parametrize("path", [checkpoints.vae, lambda: checkpoints.vae(".pth")])
+def test_threads_read_side_by_side_while_others_close(path) -> None:
+    weights = open_weights([path()])
+    expected = {name: tensor.clone() for name, tensor in weights.items()}
+
+    def read(name: str) -> bool:
+        tensor = weights[name]
+        weights.close()
+        return torch.equal(tensor, expected[name])
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, list(expected)[:8] * 4))
