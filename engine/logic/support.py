@@ -7,6 +7,7 @@ implements. A new back end is a row here and a function there.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class Backend:
 
 
 _SAGE_INSTALL = "pip install --no-build-isolation git+https://github.com/thu-ml/SageAttention@v2.2.0"
+_TRITON_INSTALL = f"pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
 _HALF = frozenset({"bf16", "fp16"})
 
 # Ranks follow an H200 at 832x480x81: SageAttention 2 26 ms, cuDNN SDPA 37 ms, Sage's Triton kernel 49 ms,
@@ -99,8 +101,31 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
 # What a linear layer with 8-bit weights and a scale per output channel is computed with.
 MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=20, min_capability=(8, 9)),
+    Backend(
+        name="int_triton",
+        dtypes=frozenset({"int8"}),
+        rank=30,
+        package="triton",
+        min_version="3",
+        min_capability=(8, 0),
+        install=_TRITON_INSTALL,
+    ),
     Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=20, min_capability=(7, 5)),
     Backend(name="dequantize", dtypes=frozenset({"fp8", "int8"}), rank=10),
+)
+
+# What computes between a block's matmuls and attentions.
+BLOCK_BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        name="triton",
+        dtypes=frozenset({"bf16"}),
+        rank=20,
+        package="triton",
+        min_version="3",
+        min_capability=(8, 0),
+        install=_TRITON_INSTALL,
+    ),
+    Backend(name="torch", dtypes=frozenset({"bf16"}), rank=10),
 )
 
 # What the attention widget offers.

@@ -64,7 +64,7 @@ def test_only_the_wan_components_are_imported_and_nothing_stays_changed():
 def test_nothing_is_imported_or_set_before_first_use_and_its_absence_says_how_to_get_it():
     out = run("""
         before = dict(os.environ)
-        from lightx2v_pack.engine.adapters.lightx2v import checkpoint, config, transformer, vae
+        from lightx2v_pack.engine.adapters.lightx2v import config, transformer, vae
         assert not [name for name in sys.modules if name.split(".")[0] in ("lightx2v", "lightx2v_platform")]
         assert dict(os.environ) == before
         print(bootstrap.unavailable_reason())

@@ -23,7 +23,7 @@ def lightx2v():
 
 
 def build(**changes):
-    chosen = {"attention_op": "torch_sdpa", "matmul_op": "fp8-torchao", "use_compile": False, "use_triton": True}
+    chosen = {"attention_op": "torch_sdpa", "matmul_op": "fp8-torchao", "use_triton": True}
     return words.build_config(ARCHITECTURE, **{**chosen, **changes})
 
 
@@ -43,7 +43,7 @@ def test_a_key_that_nobody_reads_would_be_found():
     assert not re.search(r"config(\.get\(|\[)[\"']sage_attention_please[\"']", imported_sources())
 
 
-@pytest.mark.parametrize("changes", [{}, {"use_compile": True}, {"use_triton": False}, {"matmul_op": "Default"}])
+@pytest.mark.parametrize("changes", [{}, {"use_triton": False}, {"matmul_op": "Default"}])
 def test_every_op_name_is_registered(changes):
     from lightx2v.utils import registry_factory as registry
 
@@ -83,14 +83,6 @@ def test_attention_ops_are_registered_and_compute_what_the_kernel_does():
     expected = ATTN_WEIGHT_REGISTER["torch_sdpa"]().apply(q=q, k=k, v=v, max_seqlen_q=24)
     assert name == "sdpa"
     assert torch.equal(found, expected)
-
-
-def test_the_phases_share_out_all_tensors_of_a_block():
-    from lightx2v_pack.tools.make_tiny_checkpoint import make_transformer
-
-    names = [name.removeprefix("blocks.0.") for name in make_transformer() if name.startswith("blocks.0.")]
-    for name in names:
-        assert sum(name.startswith(starts) for starts in words.PHASES) == 1, name
 
 
 def test_the_schedule_is_upstreams():

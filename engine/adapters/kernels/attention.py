@@ -7,7 +7,6 @@ only copies may have a stream of their own.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...logic.support import ATTENTION_BACKENDS
-from .probe import select_kernel
+from .probe import TOLERANCE, find_machine, select_kernel, trial_problem
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +64,9 @@ def _flash_attn3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
     return out[0] if isinstance(out, tuple) else out
 
 
-_PLAIN: dict[str, Attention] = {"sdpa": sdpa, "sdpa_cudnn": _sdpa_cudnn}
-_PACKAGES: dict[str, Attention] = {
+_KERNELS: dict[str, Attention] = {
+    "sdpa": sdpa,
+    "sdpa_cudnn": _sdpa_cudnn,
     "sage_attn2": _sage_attn2,
     "sage_triton": _sage_triton,
     "flash_attn2": _flash_attn2,
@@ -74,23 +74,20 @@ _PACKAGES: dict[str, Attention] = {
 }
 
 
-@functools.cache
-def _kernels() -> dict[str, Attention]:
-    """Return all functions; a package's kernel is one opaque operator to torch.compile, not a graph break."""
-    opaque: dict[str, Attention] = {}
-    for name, function in _PACKAGES.items():
-        operator = torch.library.custom_op(
-            f"lightx2v_nodes::{name}", function, mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor"
-        )
-        operator.register_fake(lambda q, k, v: torch.empty_like(q))
-        opaque[name] = operator
-    return {**_PLAIN, **opaque}
+# Where the trial of `_sage_in_place` failed in this process.
+_not_in_place: set[torch.device] = set()
 
 
-def select_attention(requested: str, device: torch.device, dtype: str = "bf16") -> tuple[str, Attention]:
+def select_attention(
+    requested: str, device: torch.device, dtype: str = "bf16", *, is_fused: bool = False
+) -> tuple[str, Attention]:
     """Return name and function of the attention back end to use on `device`.
 
     `auto` takes the fastest that works and logs one line: what, and why not the better ones.
+
+    Args:
+        is_fused: the function may overwrite q, k and v and return its result in their place, which saves a back end's
+            copies of them where the pack's own Triton kernels can prepare its inputs.
 
     Raises:
         ValueError: the name is unknown.
@@ -102,15 +99,44 @@ def select_attention(requested: str, device: torch.device, dtype: str = "bf16") 
         requested,
         device,
         dtype=dtype,
-        kernels=_kernels(),
+        kernels=_KERNELS,
         reference="sdpa",
         trial=_trial,
     )
-    logger.info("LightX2V: %s.", choice)
+    if is_fused and may_run_in_place(choice.name, device) and _runs_in_place(device):
+        kernel = _sage_in_place
+    logger.info("LightX2V: %s%s.", choice, ", in place" if is_in_place(kernel) else "")
     return choice.name, kernel
+
+
+def may_run_in_place(name: str, device: torch.device) -> bool:
+    """Say whether a back end can overwrite q, k and v beside fused kernels: expected until a trial run says no."""
+    machine = find_machine(device)
+    is_able = name == "sage_attn2" and machine.capability == (9, 0) and "triton" in machine.packages
+    return is_able and device not in _not_in_place
+
+
+def is_in_place(attention: Attention) -> bool:
+    """Say whether what `select_attention` returned overwrites q, k and v."""
+    return attention is _sage_in_place
+
+
+def _runs_in_place(device: torch.device) -> bool:
+    problem = trial_problem(_sage_in_place, sdpa, _trial, device, TOLERANCE)
+    if problem is not None:
+        _not_in_place.add(device)
+        logger.info("LightX2V: sage_attn2 prepares its inputs itself: %s.", problem)
+    return problem is None
+
+
+def _sage_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    from .sage_fused import attend, can_attend
+
+    return attend(q, k, v) if all(can_attend(part) for part in (q, k, v)) else _sage_attn2(q, k, v)
 
 
 def _trial(attention: Attention, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 256, 2, 128, generator=generator).to(device, torch.bfloat16) for _ in range(3))
+    # Not a multiple of any kernel's block.
+    q, k, v = (torch.randn(1, 300, 2, 128, generator=generator).to(device, torch.bfloat16) for _ in range(3))
     return attention(q, k, v)

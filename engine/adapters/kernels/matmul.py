@@ -1,63 +1,119 @@
-"""Linear layers with 8-bit weights: x [M, K] bf16, weight [N, K], scale [N, 1] fp32, bias [N] -> [M, N].
+"""Linear layers with weights in 8 bits or BF16.
 
-FP8 and INT8 kernels quantise the activations per row at run time, as LightX2V's schemes do
+FP8 and INT8 kernels multiply activations that were quantised per row at run time, as LightX2V's schemes do
 (fp8-torchao, int8-torchao); `dequantize` leaves activations as they are and runs everywhere.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from ...logic.support import MATMUL_BACKENDS
 from .probe import select_kernel
+from .quantise import quantise, row_chunks
 from .widen import widen
 
 logger = logging.getLogger(__name__)
 
 Matmul = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Largest value of a row after quantisation.
-_LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-# Temporaries of one kernel call in fp32 or int32 are kept below this many elements (256 MiB).
-_MAX_ELEMENTS = 64 * 1024**2
+# What the activations are to be quantised to; not at all for the other back ends.
+ACTIVATION_DTYPES = {"scaled_mm": torch.float8_e4m3fn, "int_mm": torch.int8, "int_triton": torch.int8}
 # torch._int_mm on CUDA takes more than 16 rows; torch._scaled_mm has no kernel for some long weights and one row.
 _MIN_ROWS = 32
+# Elements of torch._int_mm's product, in int32 and again in fp32 (128 MiB): fewer rows at a time would be slow.
+_MAX_PRODUCT = 16 * 1024**2
+# What N and K must be a multiple of.
+_MULTIPLES = {"scaled_mm": 16, "int_mm": 8, "int_triton": 16}
 
 
-def dequantize(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Multiply in the dtype of `x`. Both 8-bit types are exact in bf16, so the scale goes on the result."""
-    wide = widen(weight, x.new_empty(weight.shape)) if weight.is_cpu else weight.to(x.dtype)
-    out = functional.linear(x, wide)
-    return torch.addcmul(bias, out, scale.flatten(), out=out)
+@dataclass(frozen=True)
+class Linear:
+    """The weights of a linear layer: weight [N, K] BF16, FP8 or INT8; weight_scale fp32 [N, 1] or None; bias [N]."""
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor | None
+    bias: torch.Tensor
 
 
-def scaled_mm(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Multiply in FP8 with a scale per row on both sides; K and N are multiples of 16."""
-    quantised, row_scale = _quantise_rows(_pad_rows(x), weight.dtype)
-    out = torch._scaled_mm(
-        quantised,
-        weight.t(),
-        scale_a=row_scale,
-        scale_b=scale.t(),
-        bias=bias,
-        out_dtype=x.dtype,
+def linear(
+    x: torch.Tensor, scale: torch.Tensor | None, weights: Linear, out: torch.Tensor, *, backend: str | None = None
+) -> None:
+    """Write x @ (weight * weight_scale)^T + bias to out [M, N] in BF16.
+
+    Args:
+        x: [M, K], in 8 bits with its `scale`, or BF16. Rows are dense.
+        scale: fp32 [M, 1], what the rows of x are to be multiplied with; None where x is BF16.
+        backend: a name from `select_matmul`; None takes plain torch's for the dtypes.
+    """
+    if scale is None:
+        name = "bf16" if weights.weight_scale is None else "dequantize"
+    else:
+        name = backend or {torch.float8_e4m3fn: "scaled_mm", torch.int8: "int_mm"}[x.dtype]
+    _KERNELS[name](x, scale, weights, out)
+
+
+def _bf16(x: torch.Tensor, scale: None, weights: Linear, out: torch.Tensor) -> None:
+    torch.addmm(weights.bias, x, weights.weight.t(), out=out)
+
+
+def _dequantize(x: torch.Tensor, scale: None, weights: Linear, out: torch.Tensor) -> None:
+    """Multiply in the dtype of `x`. Both 8-bit types are exact in BF16, so the scale goes on the result."""
+    stored, column_scale = weights.weight, _flat_scale(weights)
+    wide = widen(stored, x.new_empty(stored.shape)) if stored.is_cpu else stored.to(x.dtype)
+    torch.mm(x, wide.t(), out=out)
+    torch.addcmul(weights.bias, out, column_scale, out=out)
+
+
+def _scaled_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    if len(x) < _MIN_ROWS:
+        padded = out.new_empty(_MIN_ROWS, out.shape[1])
+        _scaled_mm(_pad_rows(x), _pad_rows(scale), weights, padded)
+        out.copy_(padded[: len(x)])
+        return
+    torch._scaled_mm(
+        x,
+        weights.weight.t(),
+        scale_a=scale,
+        scale_b=_flat_scale(weights)[None],
+        bias=weights.bias,
+        out_dtype=out.dtype,
         use_fast_accum=True,
+        out=out,
     )
-    return out[: len(x)]
 
 
-def int_mm(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Multiply in INT8 with a scale per row on both sides; K and N are multiples of 8."""
-    out = x.new_empty(len(x), len(weight))
-    for rows, part in zip(_row_chunks(x, len(weight)), _row_chunks(out, len(weight)), strict=True):
-        quantised, row_scale = _quantise_rows(rows, weight.dtype)
-        product = torch._int_mm(_pad_rows(quantised), weight.t())[: len(rows)]
-        torch.addcmul(bias, product * row_scale, scale.flatten(), out=part)
-    return out
+def _int_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    column_scale = _flat_scale(weights)
+    for rows in row_chunks(out, _MAX_PRODUCT):
+        product = torch._int_mm(_pad_rows(x[rows]), weights.weight.t())[: len(out[rows])]
+        torch.addcmul(weights.bias, product * scale[rows], column_scale, out=out[rows])
+
+
+def _int_triton(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    from .int8_triton import int8_matmul
+
+    int8_matmul(x, scale, weights.weight, _flat_scale(weights), weights.bias, out)
+
+
+_KERNELS: dict[str, Callable[..., None]] = {
+    "bf16": _bf16,
+    "dequantize": _dequantize,
+    "scaled_mm": _scaled_mm,
+    "int_mm": _int_mm,
+    "int_triton": _int_triton,
+}
+
+
+def _flat_scale(weights: Linear) -> torch.Tensor:
+    assert weights.weight_scale is not None, "8-bit weights come with a scale"
+    return weights.weight_scale.flatten()
 
 
 def _pad_rows(x: torch.Tensor) -> torch.Tensor:
@@ -66,33 +122,39 @@ def _pad_rows(x: torch.Tensor) -> torch.Tensor:
     return functional.pad(x, (0, 0, 0, missing)) if missing > 0 else x
 
 
-def _quantise_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x [M, K] in 8 bits and the fp32 scale [M, 1] that its values are to be multiplied with."""
-    largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True).float()
-    scale = largest.clamp_(min=1e-12) / _LARGEST[dtype]
+def _multiply(
+    backend: str, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Quantise x [M, K] BF16 as the back end wants it, and multiply."""
+    out = x.new_empty(len(x), len(weight))
+    weights = Linear(weight, scale, bias)
+    dtype = ACTIVATION_DTYPES.get(backend)
+    if dtype is None:
+        linear(x, None, weights, out)
+        return out
     quantised = torch.empty_like(x, dtype=dtype)
-    chunks = (_row_chunks(tensor, x.shape[-1]) for tensor in (x, scale, quantised))
-    for rows, row_scale, part in zip(*chunks, strict=True):
-        ratio = rows / row_scale
-        part.copy_(ratio.round_() if dtype == torch.int8 else ratio)
-    return quantised, scale
+    row_scale = x.new_empty(len(x), 1, dtype=torch.float32)
+    quantise(x, quantised, row_scale)
+    linear(quantised, row_scale, weights, out, backend=backend)
+    return out
 
 
-def _row_chunks(tensor: torch.Tensor, columns: int) -> tuple[torch.Tensor, ...]:
-    """Split rows so that a chunk times `columns` stays small; compiled code fuses and needs no split."""
-    if torch.compiler.is_compiling():
-        return (tensor,)
-    return torch.split(tensor, max(_MAX_ELEMENTS // columns, _MIN_ROWS))
+_MATMULS: dict[str, Matmul] = {name: functools.partial(_multiply, name) for name in ("dequantize", *ACTIVATION_DTYPES)}
+dequantize = _MATMULS["dequantize"]
 
 
-_KERNELS: dict[str, Matmul] = {"scaled_mm": scaled_mm, "int_mm": int_mm, "dequantize": dequantize}
-# What N and K must be a multiple of.
-_MULTIPLES = {"scaled_mm": 16, "int_mm": 8, "dequantize": 1}
-_TRIAL_DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+def matmul_for(name: str, shape: tuple[int, int]) -> Matmul:
+    """Return x [M, K] BF16, weight, scale, bias -> [M, N] of a back end; sizes that it cannot take are dequantised."""
+    return _MATMULS[name if all(size % _MULTIPLES.get(name, 1) == 0 for size in shape) else "dequantize"]
 
 
-def select_matmul(scheme: str, device: torch.device) -> str:
-    """Return the name of the best back end for "fp8" or "int8" weights on `device`, and log it in one line."""
+def select_matmul(scheme: str, device: torch.device, *, is_fused: bool = False) -> str:
+    """Return the name of the best back end for "fp8" or "int8" weights on `device`, and log it in one line.
+
+    Args:
+        is_fused: consider the pack's own Triton kernels too.
+    """
+    kernels = {name: kernel for name, kernel in _MATMULS.items() if is_fused or name != "int_triton"}
     trial = {"fp8": _fp8_trial, "int8": _int8_trial}[scheme]
     choice, _ = select_kernel(
         f"{scheme} matmul",
@@ -100,17 +162,12 @@ def select_matmul(scheme: str, device: torch.device) -> str:
         "auto",
         device,
         dtype=scheme,
-        kernels=_KERNELS,
+        kernels=kernels,
         reference="dequantize",
         trial=trial,
     )
     logger.info("LightX2V: %s.", choice)
     return choice.name
-
-
-def matmul_for(name: str, shape: tuple[int, int]) -> Matmul:
-    """Return the function of a back end for a weight [N, K]; sizes that it cannot take are dequantised."""
-    return _KERNELS[name if all(size % _MULTIPLES[name] == 0 for size in shape) else "dequantize"]
 
 
 def _fp8_trial(matmul: Matmul, device: torch.device) -> torch.Tensor:

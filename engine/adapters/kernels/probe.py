@@ -1,6 +1,7 @@
 """Facts about this machine, and back ends that passed a trial run on it.
 
-Which back end is best is decided in logic/support.py; the kernels themselves are attention.py and matmul.py.
+Which back end is best is decided in logic/support.py; the kernels themselves are attention.py, matmul.py and the
+operations of adapters/blocks.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -15,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from ...logic.support import ATTENTION_BACKENDS, Backend, Choice, Machine, choose_backend
+from ...logic.support import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Choice, Machine, choose_backend
 
 # What a kernel that does not fit this card, driver or torch raises. Out of memory is a RuntimeError too and
 # is let through.
@@ -30,7 +32,12 @@ _KERNEL_ERRORS = (
     subprocess.SubprocessError,
 )
 
-Kernel = TypeVar("Kernel", bound=Callable[..., torch.Tensor])
+# Relative L2 difference of a trial run from plain torch: BF16 and 8-bit codes that round the other way now and then.
+FUSED_TOLERANCE = 0.01
+# The same of other kernels: 8-bit ones are a few per cent from BF16 on random data, a wrong layout or stream is 100 %.
+TOLERANCE = 0.15
+
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 
 @functools.cache
@@ -39,7 +46,7 @@ def find_machine(device: torch.device) -> Machine:
     if device.type != "cuda" or torch.version.hip is not None:
         return Machine()
     packages, problems = {}, {}
-    for name in sorted({backend.package for backend in ATTENTION_BACKENDS if backend.package}):
+    for name in sorted({row.package for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS) if row.package}):
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
@@ -60,6 +67,7 @@ def select_kernel(
     kernels: Mapping[str, Kernel],
     reference: str,
     trial: Callable[[Kernel, torch.device], torch.Tensor],
+    tolerance: float = TOLERANCE,
 ) -> tuple[Choice, Kernel]:
     """Choose a back end and prove that it works on `device` before anything depends on it.
 
@@ -67,6 +75,7 @@ def select_kernel(
         kernels: the functions that the calling engine has, by back end name.
         reference: name of the plain torch back end that a trial is compared with.
         trial: runs a kernel on a small fixed input.
+        tolerance: relative L2 difference from the reference that passes.
 
     Returns:
         The choice, and its function.
@@ -77,16 +86,41 @@ def select_kernel(
     machine = find_machine(device)
     while True:
         choice = choose_backend(task, table, requested, machine, dtype=dtype, among=kernels)
-        problem = _trial_problem(kernels[choice.name], kernels[reference], trial, device)
+        problem = trial_problem(kernels[choice.name], kernels[reference], trial, device, tolerance)
         if problem is None:
             return choice, kernels[choice.name]
         machine = replace(machine, problems={**machine.problems, choice.name: problem})
 
 
+def select_fused(
+    task: str,
+    device: torch.device,
+    kernels: Mapping[str, Kernel],
+    trial: Callable[[Kernel, torch.device], torch.Tensor],
+) -> tuple[Choice, Kernel]:
+    """Choose Triton's operations where a trial run agrees with plain torch's, else those; see select_kernel."""
+    return select_kernel(
+        task,
+        BLOCK_BACKENDS,
+        "auto",
+        device,
+        dtype="bf16",
+        kernels=kernels,
+        reference="torch",
+        trial=trial,
+        tolerance=FUSED_TOLERANCE,
+    )
+
+
 @functools.cache
-def _trial_problem(
-    kernel: Kernel, reference: Kernel, trial: Callable[[Kernel, torch.device], torch.Tensor], device: torch.device
+def trial_problem(
+    kernel: Kernel,
+    reference: Kernel,
+    trial: Callable[[Kernel, torch.device], torch.Tensor],
+    device: torch.device,
+    tolerance: float,
 ) -> str | None:
+    """Return what is wrong with a kernel on this device, found by a trial run, or None; see select_kernel."""
     if kernel is reference:
         return None
     try:
@@ -95,11 +129,16 @@ def _trial_problem(
         relative = float(difference)
     except torch.cuda.OutOfMemoryError:
         raise
-    except _KERNEL_ERRORS as error:
+    except _kernel_errors() as error:
         first_line = (str(error).splitlines() or [""])[0]
         return f"its trial run failed ({type(error).__name__}: {first_line})"
-    # Eight-bit kernels are a few per cent from BF16 on random data; a wrong layout or stream is 100 %.
-    return None if relative < 0.15 else f"its trial run is {relative:.0%} off the plain torch result"
+    return None if relative < tolerance else f"its trial run is {relative:.0%} off the plain torch result"
+
+
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what a kernel that does not fit raises; Triton's compiler has exceptions of its own."""
+    errors = getattr(sys.modules.get("triton"), "errors", None)
+    return _KERNEL_ERRORS if errors is None else (*_KERNEL_ERRORS, errors.TritonError)
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""The one list of LightX2V's own words: config keys, op names, phases. Nothing else in the pack knows them.
+"""The one list of LightX2V's own words: config keys, op names. Nothing else in the pack knows them.
 
 Every key below is read by LightX2V's sources and every op name is registered there; a contract test proves both.
 Facts: LightX2V at the commit of bootstrap.py, lightx2v/models/networks/wan and lightx2v/common/ops.
@@ -11,9 +11,6 @@ from typing import Any
 from ...constants import DEFAULT_NUM_FRAMES, DISTILL_SHIFT, DISTILL_STEP_LIST
 from ...logic.checkpoint_formats import WanArchitecture
 from ...logic.support import Backend
-
-# Tensors of a block that a phase uses, by the start of their name under `blocks.<i>.`; in the order of compute.
-PHASES = (("modulation", "self_attn."), ("norm3.", "cross_attn."), ("ffn.",))
 
 # Op names of matmul back ends; those that start with OURS are registered by ops.py.
 OURS = "lightx2v_nodes."
@@ -73,7 +70,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
 
 
 def build_config(
-    architecture: WanArchitecture, *, attention_op: str, matmul_op: str, use_compile: bool, use_triton: bool
+    architecture: WanArchitecture, *, attention_op: str, matmul_op: str, use_triton: bool
 ) -> dict[str, Any]:
     """Return the keys that LightX2V's Wan text-to-video path reads, beyond its own defaults.
 
@@ -84,7 +81,6 @@ def build_config(
         architecture: sizes of the checkpoint.
         attention_op: registered name for self-attention.
         matmul_op: registered name for the blocks' linears; "Default" is unquantised.
-        use_compile: torch.compile each block.
         use_triton: fused Triton kernel for the modulation (GPU).
     """
     config: dict[str, Any] = {
@@ -104,11 +100,10 @@ def build_config(
         "cross_attn_1_type": "torch_sdpa",
         # The default of both is a package that is not ours to ask for (flashinfer, sgl-kernel), and without
         # sgl-kernel the norm falls back to squares in bfloat16.
-        "rope_type": "torch_real_rope" if use_compile else "torch_complex_rope",
+        "rope_type": "torch_complex_rope",
         "rms_norm_type": "torch_native",
         "layer_norm_type": "torch",
         "modulate_type": "triton" if use_triton else "torch",
-        "use_compile": use_compile,
         # Read by the scheduler's constructor; steps, shift and noise are our own.
         "infer_steps": len(DISTILL_STEP_LIST),
         "denoising_step_list": list(DISTILL_STEP_LIST),

@@ -1,10 +1,11 @@
-"""The denoiser of the LightX2V engine: its compute, on weights that our own reader and streamer bring."""
+"""The denoiser of the LightX2V engine: its compute, on weights that our own reader and streamer bring.
+
+Embeddings and head are LightX2V's. So are the blocks when `compile` is off; else they are those of adapters/blocks.
+"""
 
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +13,43 @@ import torch
 
 from ...interfaces import Hooks
 from ...logic.checkpoint_files import TransformerFiles
+from ...logic.memory_plan import Placement
 from ...settings import EngineSettings
-from ..streaming import Conveyor, FileHome, RamHome, Residence, Resident, Streamed, TensorSpec, Unit, report_load
+from ..blocks.block import Blocks
+from ..blocks.kernels import Kernels, select_kernels
+from ..blocks.workspace import release_memory
+from ..checkpoint import TransformerCheckpoint
+from ..streaming import Conveyor, load_tensors, make_units, settle
 from ..system import compute_device
 from . import bootstrap
-from .checkpoint import TransformerCheckpoint
-from .config import PHASES, build_config
+from .config import build_config
 
-logger = logging.getLogger(__name__)
+# What our blocks take in fp32; LightX2V takes everything in bfloat16.
+_FLOAT32 = r"^blocks\.\d+\.(modulation$|norm3\.)"
 
 
 @dataclass(frozen=True)
+class _Choice:
+    """Whose blocks are run, and with what."""
+
+    loop: type[Any]
+    attention_op: str
+    matmul_op: str
+    kernels: Kernels | None
+    """Of our blocks; None for LightX2V's."""
+    facts: dict[str, Any]
+
+
+@dataclass
 class _Loaded:
     """Everything that takes memory."""
 
     model: Any
     checkpoint: TransformerCheckpoint
+    conveyor: Conveyor
     facts: dict[str, Any]
-    streamed_bytes: int
-    """Copied to the GPU for every call; 0 where the weights stay there."""
+    context: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Text rows as they were given last, and the same in bfloat16 on the compute device."""
 
 
 class LightX2VTransformer:
@@ -38,31 +57,29 @@ class LightX2VTransformer:
 
     Args:
         files: any layout; the precision is the checkpoint's.
-        settings: attention back end by its name in logic/support.py; compile "auto" is off, as one clip does not
-            earn back the time it takes.
-        mode: none (weights stay on the GPU) | block | phase (a third of a block) | disk (read when needed).
-        matmul: name of a row of config.MATMUL_BACKENDS, or auto.
-        pinned_limit_bytes: RAM to page-lock at most in modes block and phase; None is no limit of our own.
+        settings: attention back end by its name in logic/support.py; compile "off" is LightX2V's own blocks.
+        placement: where the weights rest.
+        matmul: of LightX2V's own blocks: name of a row of config.MATMUL_BACKENDS, or auto.
 
     Computes on the current CUDA stream, which must be the default one where SageAttention is used.
+
+    Raises:
+        ValueError: matmul is named, and the blocks are not LightX2V's.
     """
 
     def __init__(
-        self,
-        files: TransformerFiles,
-        settings: EngineSettings,
-        mode: str,
-        *,
-        matmul: str = "auto",
-        pinned_limit_bytes: int | None = None,
+        self, files: TransformerFiles, settings: EngineSettings, placement: Placement, *, matmul: str = "auto"
     ) -> None:
+        if matmul != "auto" and settings.compile != "off":
+            raise ValueError(
+                f"matmul is {matmul!r} and compile is {settings.compile!r}; a named matmul is one of LightX2V's own "
+                "blocks, which run when compile is 'off'."
+            )
         self._files = files
         self._settings = settings
-        self._mode = mode
+        self._placement = placement
         self._matmul = matmul
-        self._pinned_limit_bytes = pinned_limit_bytes
         self._device = compute_device()
-        self._moved_bytes = 0
         self._loaded: _Loaded | None = None
 
     @property
@@ -91,91 +108,92 @@ class LightX2VTransformer:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        loaded.model.conveyor.residence.close()
+        loaded.conveyor.close()
         loaded.checkpoint.close()
         del loaded
-        # Compiled blocks refer to themselves.
         gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self._device)
+
+    def rest(self) -> None:
+        if self._loaded is not None:
+            self._loaded.model.rest()
+            self._loaded.context = None
+            release_memory(self._device)
 
     @torch.no_grad()
     def predict_flow(self, latents: torch.Tensor, timestep: float, context: torch.Tensor, hooks: Hooks) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
-        model = self._loaded.model
-        model.conveyor.check_interrupt = hooks.check_interrupt
-        flow = model.predict(latents.to(self._device), timestep, context.to(self._device, torch.bfloat16))
-        self._moved_bytes += self._loaded.streamed_bytes
+        loaded = self._loaded
+        loaded.conveyor.check_interrupt = hooks.check_interrupt
+        if loaded.context is None or loaded.context[0] is not context:
+            loaded.context = (context, context.to(self._device, torch.bfloat16))
+        flow = loaded.model.predict(latents.to(self._device), timestep, loaded.context[1])
         result: torch.Tensor = flow.to(latents.device, torch.float32)
         return result
 
     def describe(self) -> dict[str, Any]:
-        facts = {
+        facts: dict[str, Any] = {
             "engine": "lightx2v",
             "precision": self._files.format.scheme,
             "attention": self._settings.attention,
-            "compile": self._settings.compile == "on",
-            "offload": self._mode,
+            "compile": False,
+            "offload": self._placement.mode,
+            "resident_blocks": self._placement.resident_blocks,
             "device": str(self._device),
-            "moved_bytes": self._moved_bytes,
+            "moved_bytes": 0,
         }
-        return facts | (self._loaded.facts if self._loaded else {})
+        if self._loaded:
+            facts |= self._loaded.facts
+            facts["moved_bytes"] += self._loaded.conveyor.moved_bytes
+        return facts
 
     def _load(self, hooks: Hooks) -> _Loaded:
-        # These import LightX2V, which only now can be.
-        from .model import WanModel, fill
-        from .ops import select_attention, select_matmul
+        from .model import WanModel  # imports LightX2V, which only now can be
 
-        layout = self._files.format
-        attention, attention_op = select_attention(self._settings.attention, self._device)
-        matmul, matmul_op = select_matmul(layout.scheme, self._matmul, self._device)
+        sizes, by_phase = self._files.format.architecture, self._placement.mode == "phase"
+        is_upstream = self._settings.compile == "off"
+        choice = self._choose_upstream(by_phase) if is_upstream else self._choose_ours()
         config = build_config(
-            layout.architecture,
-            attention_op=attention_op,
-            matmul_op=matmul_op,
-            use_compile=self._settings.compile == "on",
+            sizes,
+            attention_op=choice.attention_op,
+            matmul_op=choice.matmul_op,
             use_triton=self._device.type == "cuda",
         )
-        checkpoint = TransformerCheckpoint(self._files)
-        others = [spec for spec in checkpoint.specs if not spec.name.startswith("blocks.")]
-        model = WanModel(
-            config,
-            {spec.name: checkpoint.read(spec).to(self._device) for spec in others},
-            self._device,
-            is_phased=self._mode == "phase",
-        )
-        units = _units(checkpoint.specs, layout.architecture.num_layers, by_phase=self._mode == "phase")
-        if self._mode == "none":
-            for index, unit in enumerate(units):
-                report_load(hooks, index, len(units))
-                fill(model.blocks[index], index, _on_device(unit, checkpoint, self._device))
-        model.conveyor = Conveyor(self._residence(units, checkpoint, hooks), self._device)
-        checkpoint.close()
-        num_bytes = sum(spec.num_bytes for spec in checkpoint.specs)
-        streamed_bytes = 0 if self._mode == "none" else sum(unit.num_bytes for unit in units)
-        self._moved_bytes += num_bytes - streamed_bytes
-        facts = {"attention": attention, "matmul": matmul, "weight_bytes": num_bytes}
-        return _Loaded(model, checkpoint, facts, streamed_bytes)
+        checkpoint = TransformerCheckpoint(self._files, float32=None if is_upstream else _FLOAT32)
+        others = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
+        facts = {
+            **choice.facts,
+            "weight_bytes": checkpoint.num_bytes,
+            "moved_bytes": 0 if self._device.type == "cpu" else sum(each.nbytes for each in others.values()),
+        }
+        model = WanModel(config, others, self._device, choice.loop)
+        units = make_units(checkpoint.specs, sizes.num_layers, by_phase)
+        conveyor = settle(units, checkpoint, self._placement, self._device, hooks)
+        if choice.kernels is None:
+            model.transformer_infer.units, model.transformer_infer.conveyor = units, conveyor
+        else:
+            model.use_blocks(Blocks(units, conveyor, sizes, choice.kernels, self._device), others)
+        return _Loaded(model, checkpoint, conveyor, facts)
 
-    def _residence(self, units: Sequence[Unit], checkpoint: TransformerCheckpoint, hooks: Hooks) -> Residence:
-        if self._mode == "none":
-            return Resident()
-        if self._mode == "disk":
-            return Streamed(units, FileHome(units, checkpoint), self._device)
-        return Streamed(units, RamHome(units, checkpoint, self._pinned_limit_bytes, hooks), self._device)
+    def _choose_ours(self) -> _Choice:
+        from .model import OurLoop
 
+        layout = self._files.format
+        kernels = select_kernels(layout.scheme, layout.architecture, self._settings, self._device)
+        # LightX2V's own ops for the blocks are made and never run.
+        return _Choice(OurLoop, "torch_sdpa", "Default", kernels, dict(kernels.facts))
 
-def _units(specs: Sequence[TensorSpec], num_layers: int, *, by_phase: bool) -> list[Unit]:
-    """Return the blocks' tensors in the order of compute: a unit a block, or one a phase."""
-    units = []
-    parts = PHASES if by_phase else (("",),)
-    for index in range(num_layers):
-        path = f"blocks.{index}"
-        for starts in parts:
-            prefixes = tuple(f"{path}.{start}" for start in starts)
-            units.append(Unit(path, [spec for spec in specs if spec.name.startswith(prefixes)]))
-    return units
+    def _choose_upstream(self, by_phase: bool) -> _Choice:
+        from .model import BlockLoop, PhaseLoop
+        from .ops import select_attention, select_matmul
 
-
-def _on_device(unit: Unit, checkpoint: TransformerCheckpoint, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: checkpoint.read(spec).to(device) for name, spec in unit.specs.items()}
+        attention, attention_op = select_attention(self._settings.attention, self._device)
+        matmul, matmul_op = select_matmul(self._files.format.scheme, self._matmul, self._device)
+        facts = {
+            "attention": attention,
+            "attention_in_place": False,
+            "matmul": matmul,
+            "ops": "lightx2v",
+            "compile": False,
+        }
+        return _Choice(PhaseLoop if by_phase else BlockLoop, attention_op, matmul_op, None, facts)

@@ -1,0 +1,74 @@
+"""What a block computes between its matmuls and attentions, as a small table of operations.
+
+Rows are tokens. Activations are BF16 and all maths is fp32. Outputs are written where the caller says, so that a block
+needs no memory of its own. ops_torch.py and ops_triton.py implement the same table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the rotary embedding, each fp32 [rows, head_dim / 2]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+class Ops(Protocol):
+    """The operations. All launch on the current stream and never wait for the device.
+
+    Rows are dense, their distance is free (views into a workspace). Where an operation takes `out` and `scale`, it
+    writes BF16 if `scale` is None. Otherwise `out` is float8_e4m3fn or int8 and `scale` fp32 [rows, 1] takes what its
+    values are to be multiplied with: the row's largest magnitude / 448 or / 127. INT8 rounds half to even.
+    """
+
+    def quantise(self, x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
+        """Write x [rows, D] to out [rows, D] in 8 bits. A row of zeros gets zeros and a tiny scale."""
+
+    def norm(
+        self,
+        x: torch.Tensor,
+        mul: torch.Tensor,
+        add: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> None:
+        """Write the layer norm of x [rows, D], times mul [D] plus add [D] (fp32), to out [rows, D]."""
+
+    def residual(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> None:
+        """Add y [rows, D], times gate [D] (fp32) if there is one, to x [rows, D] in place."""
+
+    def residual_norm(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        gate: torch.Tensor | None,
+        mul: torch.Tensor,
+        add: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> None:
+        """Do `residual`, then `norm` of the new x, in one pass."""
+
+    def gelu(self, h: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:
+        """Write the tanh-GELU of h [rows, F] to out [rows, F]; out may be h if `scale` is None."""
+
+    def rms_rotary(self, x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, rotary: Rotary | None) -> None:
+        """Normalise x [rows, heads * head_dim] in place by its root mean square over the whole row, times weight.
+
+        Then, if there is a `rotary`, turn the pairs (2i, 2i + 1) of every head by its angles.
+        """
+
+    def cross_attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor
+    ) -> None:
+        """Attend from q [rows, heads, head_dim] to k, v [keys, heads, head_dim]; the last key counts `repeats` times.
+
+        The text's padding rows are all alike, so that one of them stands for the rest.
+        """

@@ -1,0 +1,88 @@
+"""The operations of ops.py in plain torch: any device; what ops_triton.py is measured against.
+
+Computed some rows at a time, so that fp32 temporaries stay small beside a block's activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from ..kernels.quantise import quantise, row_chunks
+from .ops import Rotary
+
+__all__ = ["cross_attention", "gelu", "norm", "quantise", "residual", "residual_norm", "rms_rotary"]
+
+
+def norm(
+    x: torch.Tensor,
+    mul: torch.Tensor,
+    add: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    scale: torch.Tensor | None,
+) -> None:
+    """Write the modulated layer norm of x; see Ops.norm."""
+    for rows in row_chunks(x):
+        normal = functional.layer_norm(x[rows].float(), x.shape[-1:], eps=eps)
+        _write(normal.mul_(mul).add_(add), out[rows], None if scale is None else scale[rows])
+
+
+def residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> None:
+    """Add y * gate to x in place; see Ops.residual."""
+    for rows in row_chunks(x):
+        change = y[rows].to(torch.float32, copy=True)
+        x[rows] = (change if gate is None else change.mul_(gate)).add_(x[rows])
+
+
+def residual_norm(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor | None,
+    mul: torch.Tensor,
+    add: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    scale: torch.Tensor | None,
+) -> None:
+    """Do residual, then norm; see Ops.residual_norm."""
+    residual(x, y, gate)
+    norm(x, mul, add, eps, out, scale)
+
+
+def gelu(h: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:
+    """Write the tanh-GELU of h; see Ops.gelu."""
+    for rows in row_chunks(h):
+        values = functional.gelu(h[rows].float(), approximate="tanh")
+        _write(values, out[rows], None if scale is None else scale[rows])
+
+
+def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, rotary: Rotary | None) -> None:
+    """Normalise and rotate x in place; see Ops.rms_rotary."""
+    for rows in row_chunks(x):
+        wide = x[rows].to(torch.float32, copy=True)
+        wide.mul_(torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).mul_(weight)
+        if rotary is None:
+            x[rows] = wide
+            continue
+        pairs = wide.view(len(wide), heads, -1, 2)
+        first, second = pairs.unbind(-1)
+        cos, sin = rotary.cos[rows, None], rotary.sin[rows, None]
+        pairs = x[rows].view(pairs.shape)
+        pairs[..., 0] = first * cos - second * sin
+        pairs[..., 1] = first * sin + second * cos
+
+
+def cross_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor) -> None:
+    """Attend to keys of which the last counts `repeats` times; see Ops.cross_attention."""
+    k, v = (torch.cat([part, part[-1:].expand(repeats - 1, -1, -1)]) for part in (k, v))
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    out.copy_(functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
+
+
+def _write(values: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:
+    """Write fp32 values to out in its dtype."""
+    if scale is None:
+        out.copy_(values)
+    else:
+        quantise(values, out, scale)

@@ -1,0 +1,239 @@
+"""The Triton kernels against plain torch.
+
+On a GPU, or with TRITON_INTERPRET=1 on a CPU. Triton's interpreter cuts BF16 off instead of rounding it, so there it is
+fp32; and its FP8 is its own.
+"""
+
+import os
+
+import pytest
+import torch
+from lightx2v_pack.engine.adapters.blocks import ops_torch
+from lightx2v_pack.engine.adapters.blocks.ops import Rotary
+from lightx2v_pack.engine.adapters.blocks.select import select_ops
+from lightx2v_pack.engine.adapters.kernels import matmul
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = pytest.mark.gpu
+if not IS_INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from lightx2v_pack.engine.adapters.blocks import ops_triton  # noqa: E402
+from lightx2v_pack.engine.adapters.kernels import int8_triton  # noqa: E402
+
+DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
+FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
+FP8, INT8 = torch.float8_e4m3fn, torch.int8
+HAS_FP8 = not IS_INTERPRETED and torch.cuda.get_device_capability() >= (8, 9)
+DTYPES = [FLOAT, INT8, *([FP8] if HAS_FP8 else [])]
+EIGHT_BIT = DTYPES[1:]
+HEAD_DIM, EPS = 128, 1e-6
+# Rows and heads: one of each, two of the real widths, numbers of rows that are a multiple of nothing.
+SHAPES = [(1, 1), (37, 2), (5, 3), (3, 12), (2, 40)] if IS_INTERPRETED else [(1, 1), (37, 2), (131, 12), (1001, 40)]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def size(request):
+    """Rows, heads, columns."""
+    rows, heads = request.param
+    return rows, heads, heads * HEAD_DIM
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def normal(*shape, seed=0, dtype=FLOAT):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def vectors(number, columns):
+    return normal(number, columns, seed=9, dtype=torch.float32)
+
+
+def outputs(shape, dtype):
+    scale = None if dtype == FLOAT else torch.empty(shape[0], 1, device=DEVICE)
+    return torch.empty(shape, dtype=dtype, device=DEVICE), scale
+
+
+def check(found, wanted, found_scale=None, wanted_scale=None):
+    """Equal but for fp32's order of summation, which now and then rounds a value to its neighbour."""
+    if wanted_scale is not None:
+        torch.testing.assert_close(found_scale, wanted_scale, rtol=2e-5, atol=1e-20)
+    found, wanted, exact_dtype = found.double(), wanted.double(), found.dtype
+    rtol, atol = {
+        torch.float32: (1e-5, 1e-5),
+        torch.bfloat16: (2.0**-7, 1e-5),
+        INT8: (0.0, 1.0),
+        FP8: (2.0**-3, 2.0**-9),
+    }[exact_dtype]
+    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
+    if exact_dtype != torch.float32:
+        # Far in its tail GELU is what torch's 1 + tanh leaves after cancellation: no digit of that is right.
+        assert ((found - wanted).abs() > 1e-6).double().mean() < 0.002
+
+
+def both(call, *changed):
+    """Run an operation of both kinds; returns what Triton and what torch made of the tensors that it changes."""
+    results = []
+    for ops in (ops_triton, ops_torch):
+        copies = [None if tensor is None else tensor.clone() for tensor in changed]
+        call(ops, *copies)
+        results.append(copies)
+    return results
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
+def test_quantise(size, dtype):
+    rows, _, columns = size
+    x = normal(rows, columns) * 3
+    x[rows // 2] = 0
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    check(out, wanted, scale, wanted_scale)
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
+def test_int8_rounds_half_to_even_and_the_largest_value_is_kept(dtype):
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 126.0]], device=DEVICE).to(FLOAT)
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    assert torch.equal(out.float(), wanted.float()) and torch.equal(scale, wanted_scale)
+
+
+def test_norm(size, dtype):
+    rows, _, columns = size
+    x = normal(rows, columns) * 3 + 1
+    mul, add = vectors(2, columns)
+    (out, scale), (wanted, wanted_scale) = both(
+        lambda ops, *to: ops.norm(x, mul, add, EPS, *to), *outputs(x.shape, dtype)
+    )
+    check(out, wanted, scale, wanted_scale)
+
+
+@pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
+def test_residual(size, has_gate):
+    rows, _, columns = size
+    y = normal(rows, columns, seed=1)
+    gate = vectors(1, columns)[0] if has_gate else None
+    (found,), (wanted,) = both(lambda ops, x: ops.residual(x, y, gate), normal(rows, columns))
+    check(found, wanted)
+
+
+@pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
+def test_residual_norm(size, dtype, has_gate):
+    rows, _, columns = size
+    y = normal(rows, columns, seed=1)
+    gate, mul, add = vectors(3, columns)
+    gate = gate if has_gate else None
+    # Sums that are exact in BF16: were they rounded to neighbours, the norms of both would differ.
+    x, y = (normal(rows, columns, seed=seed).mul(4).round() for seed in range(2))
+    gate = gate.round() if has_gate else None
+    (x, out, scale), (wanted_x, wanted, wanted_scale) = both(
+        lambda ops, x, *to: ops.residual_norm(x, y, gate, mul, add, EPS, *to), x, *outputs(x.shape, dtype)
+    )
+    assert torch.equal(x, wanted_x)
+    check(out, wanted, scale, wanted_scale)
+
+
+@pytest.mark.parametrize("columns", [2, 512, 1000, 8960, 13_824])
+def test_gelu(columns, dtype):
+    h = normal(3, columns) * 3
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.gelu(h, *to), *outputs(h.shape, dtype))
+    check(out, wanted, scale, wanted_scale)
+    if dtype == FLOAT:
+        ops_triton.gelu(h, h, None)
+        assert torch.equal(h, out)
+
+
+def test_gelu_of_large_values_is_finite():
+    h = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4, 1.0, -1.0, 3.0]], device=DEVICE).to(FLOAT)
+    (found,), (wanted,) = both(lambda ops, h: ops.gelu(h, h, None), h)
+    check(found, wanted)
+
+
+@pytest.mark.parametrize("is_rotated", [True, False], ids=["rotary", "plain"])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, FLOAT], ids=str)
+def test_rms_rotary(size, is_rotated, weight_dtype):
+    rows, heads, columns = size
+    weight = vectors(1, columns)[0].to(weight_dtype)
+    angles = normal(rows, HEAD_DIM // 2, seed=2, dtype=torch.float32) * 3
+    rotary = Rotary(angles.cos(), angles.sin()) if is_rotated else None
+    (found,), (wanted,) = both(lambda ops, x: ops.rms_rotary(x, weight, EPS, heads, rotary), normal(rows, columns))
+    # A difference of products may cancel: its error is that of the terms.
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=2.0**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [1, 11, 64, 128, 129])
+def test_cross_attention(keys):
+    q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, keys, keys))
+    (found,), (wanted,) = both(lambda ops, out: ops.cross_attention(q, k, v, 513 - keys, out), torch.empty_like(q))
+    assert (found - wanted).float().norm() / wanted.float().norm() < (1e-5 if IS_INTERPRETED else 0.006)
+
+
+def test_rows_may_lie_apart(dtype):
+    """Operands are parts of a larger region, and what lies between them is left alone."""
+    region, output = normal(3, 37, 768), torch.zeros(37, 768, device=DEVICE).to(dtype)
+    mul, add = vectors(2, 256)
+    angles = normal(37, HEAD_DIM // 2, seed=2, dtype=torch.float32)
+    rotary = Rotary(angles.cos(), angles.sin())
+
+    def run(ops, region, output, scale):
+        x, y, q = region[0, :, 256:512], region[1, :, :256], region[2, :, 512:]
+        ops.residual_norm(x, y, None, mul, add, EPS, output[:, 256:512], scale)
+        ops.rms_rotary(q, mul, EPS, 2, rotary)
+        heads = q.unflatten(1, (2, HEAD_DIM))
+        ops.cross_attention(heads, heads[:5], heads[5:10], 3, y.unflatten(1, (2, HEAD_DIM)))
+
+    scale = outputs((37, 256), dtype)[1]
+    found, wanted = both(run, region, output, scale)
+    torch.testing.assert_close(found[0], wanted[0], rtol=0.02, atol=0.02)
+    check(found[1][:, 256:512], wanted[1][:, 256:512], found[2], wanted[2])
+    untouched = torch.cat([found[1][:, :256], found[1][:, 512:]]).float()
+    assert not untouched.any()
+    assert torch.equal(found[0][0, :, :256], region[0, :, :256])
+
+
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 32, 32), (77, 272, 208), (300, 512, 256), (129, 256, 512)])
+def test_int8_matmul(rows, n, k):
+    x, weight = (torch.randint(-127, 128, (size, k), device=DEVICE).to(INT8) for size in (rows, n))
+    row_scale, column_scale = torch.rand(rows, 1, device=DEVICE), torch.rand(n, 1, device=DEVICE)
+    bias = normal(n, seed=1) * 1000
+    region = torch.zeros(rows + 2, n + 16, device=DEVICE, dtype=FLOAT)
+    config = int8_triton.Config(64, 64, 64, 4, 2) if IS_INTERPRETED else None
+    int8_triton.int8_matmul(x, row_scale, weight, column_scale, bias, region[1:-1, :n], config)
+    exact = (x.double() @ weight.double().T) * row_scale.double() * column_scale.double().T + bias.double()
+    torch.testing.assert_close(region[1:-1, :n].double(), exact, rtol=2.0**-8 * 1.01, atol=1e-2)
+    assert not region[:: rows + 1].any() and not region[:, n:].any()
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter does not compile")
+def test_a_new_number_of_rows_compiles_nothing():
+    def variants():
+        kernels = (ops_triton._norm_kernel, ops_triton._cross_attention_kernel, int8_triton._matmul_kernel)
+        return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
+
+    def run(rows):
+        x = normal(rows, 256)
+        mul, add = vectors(2, 256)
+        out, scale = outputs(x.shape, INT8)
+        ops_triton.norm(x, mul, add, EPS, out, scale)
+        heads = x.view(rows, 2, HEAD_DIM)
+        ops_triton.cross_attention(heads, heads[:11], heads[:11], 500 - rows % 7, torch.empty_like(heads))
+        weights = matmul.Linear(out[:16].contiguous(), scale[:16], mul[:16].to(FLOAT))
+        matmul.linear(out, scale, weights, x[:, :16], backend="int_triton")
+
+    if not hasattr(ops_triton._norm_kernel, "device_caches"):
+        pytest.skip("this Triton keeps its compiled kernels elsewhere")
+    run(160)
+    before = variants()
+    for rows in (16, 17, 1024, 32_760):
+        run(rows)
+    assert variants() == before
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter is not chosen")
+def test_the_kernels_are_chosen_on_this_card():
+    assert select_ops("auto", DEVICE) == ("triton", ops_triton)
+    assert select_ops("on", DEVICE) == ("triton", ops_triton)
+    assert select_ops("off", DEVICE) == ("torch", ops_torch)

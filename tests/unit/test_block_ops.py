@@ -1,0 +1,347 @@
+"""The operations of a block in plain torch against float64, their choice, and linear layers on quantised rows."""
+
+import logging
+
+import pytest
+import torch
+from lightx2v_pack.engine.adapters.blocks import ops_torch, select
+from lightx2v_pack.engine.adapters.blocks.ops import Rotary
+from lightx2v_pack.engine.adapters.blocks.select import select_ops
+from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe, quantise
+from lightx2v_pack.engine.adapters.kernels.matmul import Linear, linear
+from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
+from lightx2v_pack.engine.logic.support import Machine
+
+FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
+LARGEST = {FP8: 448.0, INT8: 127.0}
+EPS = 1e-6
+CPU = torch.device("cpu")
+# Rows and columns: one of each, a real head, nothing that is a multiple of anything.
+SHAPES = [(1, 2), (5, 128), (33, 254), (7, 1026)]
+# Half a step of the last kept bit of 8 (BF16) and 4 (E4M3), the leading one included.
+HALF_STEP = {BF16: 2.0**-8, FP8: 2.0**-4}
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=[BF16, FP8, INT8], ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request):
+    return request.param
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs(shape, dtype):
+    return torch.empty(shape, dtype=dtype), None if dtype == BF16 else torch.empty(shape[0], 1)
+
+
+def check(out, scale, exact):
+    """`out` (times scale) is `exact` (float64), rounded once; 1.001 leaves room for the fp32 maths before it."""
+    if scale is None:
+        allowed = exact.abs() * HALF_STEP[BF16] + 1e-6
+        found = out.double()
+    else:
+        limit = LARGEST[out.dtype]
+        assert scale.dtype == torch.float32
+        wanted_scale = exact.abs().amax(1, keepdim=True).clamp(min=1e-12) / limit
+        torch.testing.assert_close(scale.double(), wanted_scale, rtol=1e-5, atol=1e-20)
+        # E4M3's smallest step is 2 ** -9.
+        step = 0.5 if out.dtype == INT8 else (exact / scale).abs().mul(HALF_STEP[FP8]).clamp(min=2.0**-10)
+        allowed = step * scale.double() + wanted_scale * limit * 1e-5
+        found = out.double() * scale.double()
+    assert ((found - exact).abs() <= 1.001 * allowed).all()
+
+
+def layer_norm(x, mul, add):
+    x = x.double()
+    variance = x.var(1, correction=0, keepdim=True)
+    return (x - x.mean(1, keepdim=True)) / (variance + EPS).sqrt() * mul.double() + add.double()
+
+
+def tanh_gelu(x):
+    x = x.double()
+    return x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+# Operations
+
+
+@pytest.mark.parametrize("dtype", [FP8, INT8], ids=str)
+def test_quantise(shape, dtype):
+    x = (normal(*shape) * 3).to(BF16)
+    out, scale = outputs(shape, dtype)
+    ops_torch.quantise(x, out, scale)
+    check(out, scale, x.double())
+    assert (out.float().abs().amax(1) == LARGEST[dtype]).all()
+
+
+@pytest.mark.parametrize("dtype", [FP8, INT8], ids=str)
+def test_a_row_of_zeros_stays_zero_and_disturbs_no_other(dtype):
+    x = normal(3, 64).to(BF16)
+    alone, alone_scale = outputs((3, 64), dtype)
+    ops_torch.quantise(x, alone, alone_scale)
+    x[1] = 0
+    out, scale = outputs((3, 64), dtype)
+    ops_torch.quantise(x, out, scale)
+    assert (out[1].float() == 0).all() and 0 < scale[1] < 1e-9
+    assert torch.equal(out[::2].float(), alone[::2].float()) and torch.equal(scale[::2], alone_scale[::2])
+
+
+def test_int8_rounds_half_to_even():
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]], dtype=BF16)
+    out, scale = outputs(x.shape, INT8)
+    ops_torch.quantise(x, out, scale)
+    assert scale.item() == 1 and out.tolist() == [[127, 0, 2, 2, 0, -2]]
+
+
+def test_norm(shape, dtype):
+    x = (normal(*shape) * 3 + 1).to(BF16)
+    mul, add = normal(2, shape[1], seed=1)
+    out, scale = outputs(shape, dtype)
+    before = x.clone()
+    ops_torch.norm(x, mul, add, EPS, out, scale)
+    check(out, scale, layer_norm(x, mul, add))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
+def test_residual(shape, has_gate):
+    x, y = normal(2, *shape).to(BF16)
+    gate = normal(shape[1], seed=1) if has_gate else None
+    exact = x.double() + y.double() * (gate.double() if has_gate else 1)
+    ops_torch.residual(x, y, gate)
+    check(x, None, exact)
+
+
+@pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
+def test_residual_norm_normalises_what_it_stores(shape, dtype, has_gate):
+    x, y = normal(2, *shape).to(BF16)
+    gate, mul, add = normal(3, shape[1], seed=1)
+    gate = gate if has_gate else None
+    exact = x.double() + y.double() * (gate.double() if has_gate else 1)
+    out, scale = outputs(shape, dtype)
+    ops_torch.residual_norm(x, y, gate, mul, add, EPS, out, scale)
+    check(x, None, exact)
+    check(out, scale, layer_norm(x, mul, add))
+
+
+def test_gelu(shape, dtype):
+    h = (normal(*shape) * 2).to(BF16)
+    out, scale = outputs(shape, dtype)
+    ops_torch.gelu(h, out, scale)
+    check(out, scale, tanh_gelu(h))
+
+
+def test_gelu_in_place():
+    h = normal(9, 40).to(BF16)
+    exact = tanh_gelu(h)
+    ops_torch.gelu(h, h, None)
+    check(h, None, exact)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+@pytest.mark.parametrize("is_rotated", [True, False], ids=["rotary", "plain"])
+def test_rms_rotary_is_a_complex_product(heads, is_rotated):
+    x = normal(11, heads * 64).to(BF16)
+    weight = normal(heads * 64, seed=1)
+    angles = normal(11, 32, seed=2) * 3
+    exact = x.double() / (x.double().square().mean(1, keepdim=True) + EPS).sqrt() * weight.double()
+    if is_rotated:
+        pairs = torch.view_as_complex(exact.view(11, heads, 32, 2))
+        exact = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles).to(torch.complex128)[:, None])
+    ops_torch.rms_rotary(x, weight, EPS, heads, Rotary(angles.cos(), angles.sin()) if is_rotated else None)
+    torch.testing.assert_close(x.double(), exact.reshape(x.shape), rtol=HALF_STEP[BF16] * 1.001, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [1, 11, 64])
+def test_cross_attention_counts_the_last_key_as_often_as_it_stands_for(keys):
+    q, k, v = (normal(rows, 2, 16, seed=rows).to(BF16) for rows in (9, keys, keys + 100))
+    v = v[:keys]
+    repeats = 65 - keys
+    out = torch.empty_like(q)
+    ops_torch.cross_attention(q, k, v, repeats, out)
+    index = list(range(keys)) + [keys - 1] * (repeats - 1)
+    scores = torch.einsum("nhd,khd->hnk", q.double(), k[index].double()) / 4
+    exact = torch.einsum("hnk,khd->nhd", scores.softmax(-1), v[index].double())
+    torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+
+
+def test_rows_may_lie_apart(dtype):
+    """Operands are parts of a larger region."""
+    region = normal(3, 40, 192).to(BF16)
+    x, y = region[0, :, :64], region[1, :, 64:128]
+    gate, mul, add = normal(3, 64, seed=1)
+    dense_x, dense_y = x.clone(), y.clone()
+    wide = torch.zeros(40, 192, dtype=dtype)
+    out, scale = wide[:, 128:], None if dtype == BF16 else torch.empty(40, 1)
+    ops_torch.residual_norm(x, y, gate, mul, add, EPS, out, scale)
+    dense_out, dense_scale = outputs((40, 64), dtype)
+    ops_torch.residual_norm(dense_x, dense_y, gate, mul, add, EPS, dense_out, dense_scale)
+    assert torch.equal(x, dense_x)
+    assert torch.equal(out.float(), dense_out.float())
+    assert not wide[:, :128].float().any()
+
+
+def test_splitting_rows_changes_nothing(dtype, monkeypatch):
+    x = normal(100, 64).to(BF16)
+    mul, add = normal(2, 64, seed=1)
+    results = []
+    for rows in (100, 7):
+        monkeypatch.setattr(quantise.row_chunks, "__defaults__", (rows * 64,))
+        out, scale = outputs(x.shape, dtype)
+        ops_torch.norm(x, mul, add, EPS, out, scale)
+        results.append(out.float())
+    assert torch.equal(*results)
+
+
+# Linear layers
+
+
+BACKENDS = [("scaled_mm", FP8), ("int_mm", INT8), ("dequantize", FP8), ("dequantize", INT8), ("bf16", BF16)]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40, 333])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
+def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
+    """The reference is the product of the dequantised operands: only the sum and its rounding differ."""
+    if backend == "scaled_mm" and not has_scaled_mm():
+        pytest.skip("this torch has no row-wise _scaled_mm on the CPU")
+    x = normal(rows, 64, seed=3).to(BF16)
+    weight = (normal(48, 64, seed=1) * 20).round().to(dtype)
+    weights = Linear(weight, None if dtype == BF16 else torch.rand(48, 1) + 0.5, normal(48, seed=2).to(BF16))
+    scale, wide = None, x.double()
+    if backend in matmul.ACTIVATION_DTYPES:
+        quantised, scale = outputs(x.shape, dtype)
+        ops_torch.quantise(x, quantised, scale)
+        x, wide = quantised, quantised.double() * scale.double()
+    exact_weight = weight.double() if dtype == BF16 else weight.double() * weights.weight_scale.double()
+    exact = wide @ exact_weight.T + weights.bias.double()
+    region = torch.zeros(rows + 2, 48, dtype=BF16)
+    linear(x, scale, weights, region[1:-1])
+    assert (region[1:-1].double() - exact).norm() / exact.norm() < 0.004
+    assert not region[:: rows + 1].any()
+
+
+def has_scaled_mm():
+    try:
+        matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), CPU)
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_splitting_the_product_changes_nothing(monkeypatch):
+    x, scale = outputs((100, 64), INT8)
+    ops_torch.quantise(normal(100, 64).to(BF16), x, scale)
+    weights = Linear((normal(48, 64) * 20).to(INT8), torch.rand(48, 1), normal(48).to(BF16))
+    whole, parts = torch.empty(2, 100, 48, dtype=BF16)
+    linear(x, scale, weights, whole)
+    monkeypatch.setattr(matmul, "_MAX_PRODUCT", 33 * 48)
+    linear(x, scale, weights, parts)
+    assert torch.equal(whole, parts)
+
+
+# Choice
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Return a function that makes the machine be what the test says."""
+
+    def pretend_machine(machine):
+        monkeypatch.setattr(probe, "find_machine", lambda device: machine)
+        monkeypatch.setattr(select, "find_machine", lambda device: machine)
+        monkeypatch.setattr(attention, "find_machine", lambda device: machine)
+        monkeypatch.setattr(attention, "_not_in_place", set())
+
+    probe.trial_problem.cache_clear()
+    yield pretend_machine
+    probe.trial_problem.cache_clear()
+
+
+def test_auto_without_a_gpu_is_plain_torch_and_says_why(caplog):
+    with caplog.at_level(logging.INFO):
+        assert select_ops("auto", CPU) == ("torch", ops_torch)
+    (record,) = caplog.records
+    assert record.getMessage() == "LightX2V: block kernels: torch (not triton: there is no CUDA device)."
+
+
+def test_off_is_plain_torch():
+    assert select_ops("off", CPU) == ("torch", ops_torch)
+
+
+def test_on_without_a_gpu_is_refused():
+    with pytest.raises(UnsupportedHardwareError, match=r"compile is 'on'.*there is no CUDA device.*'auto'"):
+        select_ops("on", CPU)
+
+
+def test_on_without_triton_says_how_to_install_it(pretend):
+    pretend(Machine(capability=(9, 0)))
+    with pytest.raises(MissingDependencyError, match=r"package triton is not installed.*pip install triton"):
+        select_ops("on", torch.device("cuda"))
+
+
+class Forgetful:
+    """Plain torch, but one operation forgets the gate."""
+
+    def __getattr__(self, name):
+        return getattr(ops_torch, name)
+
+    def residual(self, x, y, gate):
+        ops_torch.residual(x, y, None)
+
+
+def without_compiler():
+    raise RuntimeError("Failed to find C compiler.")
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda: ops_torch, None),
+        (Forgetful, "off the plain torch result"),
+        (without_compiler, "its trial run failed (RuntimeError: Failed to find C compiler.)"),
+    ],
+    ids=["agrees", "differs", "fails"],
+)
+def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
+    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0"}))
+    monkeypatch.setattr(select, "_load_triton", load)
+    name, _ = select_ops("auto", CPU)
+    assert name == ("torch" if reason else "triton")
+    if reason:
+        with pytest.raises(UnsupportedHardwareError) as refusal:
+            select_ops("on", CPU)
+        assert reason in str(refusal.value)
+
+
+def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, monkeypatch, caplog):
+    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
+    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
+
+    def without_extension(q, k, v):
+        raise ImportError("cannot import name '_qattn_sm90'")
+
+    for in_place, expected in ((attention.sdpa, "sage_attn2, in place."), (without_extension, "sage_attn2.")):
+        monkeypatch.setattr(attention, "_sage_in_place", in_place)
+        caplog.clear()
+        assert attention.may_run_in_place("sage_attn2", CPU)
+        with caplog.at_level(logging.INFO):
+            name, kernel = attention.select_attention("auto", CPU, is_fused=True)
+        assert (name, kernel) == ("sage_attn2", attention.sdpa)
+        assert caplog.messages[-1] == f"LightX2V: attention: {expected}"
+        assert attention.is_in_place(kernel) == attention.may_run_in_place(name, CPU) == (in_place is attention.sdpa)
+    assert "cannot import name '_qattn_sm90'" in caplog.text
+
+
+def test_without_leave_to_overwrite_nothing_is_done_in_place(pretend, monkeypatch, caplog):
+    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
+    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
+    with caplog.at_level(logging.INFO):
+        attention.select_attention("auto", CPU)
+    assert caplog.messages == ["LightX2V: attention: sage_attn2."]

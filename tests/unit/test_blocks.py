@@ -1,0 +1,369 @@
+"""One block of the transformer against diffusers' own in float32, its workspace, and what is kept of the text."""
+
+import gc
+import itertools
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from lightx2v_pack.engine.adapters.blocks import block as blocks
+from lightx2v_pack.engine.adapters.blocks import ops_torch
+from lightx2v_pack.engine.adapters.blocks.kernels import Kernels, select_kernels
+from lightx2v_pack.engine.adapters.blocks.workspace import Workspace
+from lightx2v_pack.engine.adapters.kernels import matmul
+from lightx2v_pack.engine.adapters.kernels.attention import sdpa
+from lightx2v_pack.engine.adapters.kernels.quantise import LARGEST
+from lightx2v_pack.engine.adapters.portable import stem
+from lightx2v_pack.engine.adapters.streaming import Conveyor, TensorSpec, make_units, settle
+from lightx2v_pack.engine.errors import LightX2VError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.logic.activations import ALIGNMENT, workspace_sizes
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
+from lightx2v_pack.engine.logic.memory_plan import Placement
+from lightx2v_pack.engine.settings import EngineSettings
+from wan_reference import relative_error
+
+CPU = torch.device("cpu")
+SIZES = WanArchitecture(
+    dim=256, ffn_dim=512, num_heads=2, num_layers=2, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
+)
+GRID = (3, 4, 5)
+TOKENS = 60
+# Relative L2 of x after two blocks to float32, whose branches are as large as x. Activations in BF16; quantised per
+# row to INT8 (values of the largest / 127) and FP8 (3 bits of mantissa).
+TOLERANCE = {"bf16": 0.006, "dequantize": 0.006, "int_mm": 0.012, "scaled_mm": 0.03}
+CASES = [
+    ("bf16", None),
+    ("dequantize", torch.float8_e4m3fn),
+    ("dequantize", torch.int8),
+    ("int_mm", torch.int8),
+    ("scaled_mm", torch.float8_e4m3fn),
+]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_weights(dtype):
+    """Return (what our blocks take, the same dequantised in float32), under native names."""
+    stored, plain = {}, {}
+    for index in range(SIZES.num_layers):
+        for number, (name, shape) in enumerate(block_shapes().items()):
+            value = normal(*shape, seed=100 * index + number)
+            if name.endswith("weight") and len(shape) == 2:
+                add_linear(stored, plain, f"blocks.{index}.{name}", value * shape[1] ** -0.5, dtype)
+                continue
+            value = 1 + 0.2 * value if name.endswith("weight") else 0.3 * value
+            keep = torch.float32 if name.startswith(("modulation", "norm3")) else torch.bfloat16
+            stored[f"blocks.{index}.{name}"] = value.to(keep)
+            plain[f"blocks.{index}.{name}"] = value.to(keep).float()
+    return stored, plain
+
+
+def block_shapes():
+    dim, ffn_dim = SIZES.dim, SIZES.ffn_dim
+    shapes = {"modulation": (1, 6, dim), "norm3.weight": (dim,), "norm3.bias": (dim,)}
+    for attention in ("self_attn", "cross_attn"):
+        for part in "qkvo":
+            shapes |= {f"{attention}.{part}.weight": (dim, dim), f"{attention}.{part}.bias": (dim,)}
+        shapes |= {f"{attention}.norm_{part}.weight": (dim,) for part in "qk"}
+    shapes |= {"ffn.0.weight": (ffn_dim, dim), "ffn.0.bias": (ffn_dim,)}
+    return shapes | {"ffn.2.weight": (dim, ffn_dim), "ffn.2.bias": (dim,)}
+
+
+def add_linear(stored, plain, name, value, dtype):
+    if dtype is None:
+        stored[name], plain[name] = value.bfloat16(), value.bfloat16().float()
+        return
+    scale = value.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
+    codes = value / scale
+    stored[name] = (codes.round() if dtype == torch.int8 else codes).to(dtype)
+    stored[f"{name}_scale"] = scale
+    plain[name] = stored[name].float() * scale
+
+
+class DictSource:
+    def __init__(self, tensors):
+        self._tensors = tensors
+
+    def read(self, spec):
+        return self._tensors[spec.name]
+
+    def location(self, spec):
+        return None
+
+    def close(self):
+        pass
+
+
+def kernels_of(backend):
+    if backend == "scaled_mm":
+        try:
+            matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), CPU)
+        except RuntimeError as error:
+            pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
+
+    def multiply(x, scale, weights, out):
+        matmul.linear(x, scale, weights, out, backend=backend)
+
+    quantised = matmul.ACTIVATION_DTYPES.get(backend)
+    return Kernels(ops=ops_torch, multiply=multiply, attention=sdpa, quantised=quantised, facts={})
+
+
+def make_blocks(stored, kernels):
+    specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in stored.items()]
+    units = make_units(specs, SIZES.num_layers, False)
+    conveyor = settle(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
+    return blocks.Blocks(units, conveyor, SIZES, kernels, CPU)
+
+
+def embed(rows):
+    """Stand for the text embedding: as wide as the blocks, and not zero where the text is."""
+    return torch.cat([rows, 1 - rows, rows, 0.5 + rows], dim=1).bfloat16()
+
+
+def context_of(num_rows, total=512, seed=5):
+    rows = torch.zeros(total, SIZES.text_dim)
+    rows[:num_rows] = normal(num_rows, SIZES.text_dim, seed=seed)
+    return rows
+
+
+def run(made, context, hidden, time):
+    work = made.workspace(TOKENS)
+    work.hidden.copy_(hidden)
+    with torch.no_grad():
+        made.run(work, stem.rotary_of(GRID, 128, CPU), time, made.text(context, embed))
+    return work.hidden.clone()
+
+
+def expected(plain, context, hidden, time):
+    """Return what diffusers' blocks make of the same input in float32."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
+
+    renamed = convert_wan_transformer_to_diffusers(dict(plain))
+    rotary = WanRotaryPosEmbed(128, (1, 2, 2), 1024)(torch.empty(1, 16, GRID[0], 2 * GRID[1], 2 * GRID[2]))
+    x = hidden[None].float()
+    for index in range(SIZES.num_layers):
+        block = WanTransformerBlock(SIZES.dim, SIZES.ffn_dim, SIZES.num_heads, "rms_norm_across_heads", True)
+        start = f"blocks.{index}."
+        block.load_state_dict({name.removeprefix(start): t for name, t in renamed.items() if name.startswith(start)})
+        with torch.no_grad():
+            x = block(x, embed(context)[None].float(), time[None], rotary)
+    return x[0]
+
+
+HIDDEN = normal(TOKENS, SIZES.dim, seed=1).bfloat16()
+TIME = 0.3 * normal(6, SIZES.dim, seed=2)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize("num_rows", [21, 512])
+def test_blocks_agree_with_diffusers_in_float32(backend, dtype, num_rows):
+    stored, plain = make_weights(dtype)
+    context = context_of(num_rows)
+    found = run(make_blocks(stored, kernels_of(backend)), context, HIDDEN, TIME)
+    reference = expected(plain, context, HIDDEN, TIME)
+    assert relative_error(HIDDEN, reference) > 0.5
+    assert relative_error(found, reference) < TOLERANCE[backend]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 510, 511])
+def test_any_number_of_text_rows_agrees_with_diffusers(num_rows):
+    stored, plain = make_weights(None)
+    context = context_of(num_rows)
+    found = run(make_blocks(stored, kernels_of("bf16")), context, HIDDEN, TIME)
+    assert relative_error(found, expected(plain, context, HIDDEN, TIME)) < TOLERANCE["bf16"]
+
+
+def test_text_that_is_not_padded_is_seen_as_it_is():
+    stored, plain = make_weights(None)
+    context = context_of(37, total=37)
+    found = run(make_blocks(stored, kernels_of("bf16")), context, HIDDEN, TIME)
+    assert relative_error(found, expected(plain, context, HIDDEN, TIME)) < TOLERANCE["bf16"]
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "total", "kept", "repeats"),
+    [(0, 512, 1, 512), (21, 512, 22, 491), (510, 512, 511, 2), (511, 512, 512, 1), (512, 512, 512, 1), (5, 5, 5, 1)],
+)
+def test_one_padding_row_stands_for_all(num_rows, total, kept, repeats):
+    text = blocks.Text(context_of(num_rows, total), embed, kernels_of("bf16"))
+    assert len(text.inputs[0]) == kept
+    assert text.repeats == repeats
+
+
+def test_zero_rows_inside_the_text_are_no_padding():
+    context = context_of(21)
+    context[3:9] = 0
+    assert len(blocks.Text(context, embed, kernels_of("bf16")).inputs[0]) == 22
+
+
+class Counter:
+    """Counts the multiplications with each weight, by its data."""
+
+    def __init__(self, kernels):
+        self.calls = []
+        self._multiply = kernels.multiply
+
+    def __call__(self, x, scale, weights, out):
+        self.calls.append(weights.weight.data_ptr())
+        self._multiply(x, scale, weights, out)
+
+
+def counted_blocks():
+    stored, _ = make_weights(torch.int8)
+    kernels = kernels_of("int_mm")
+    counter = Counter(kernels)
+    made = make_blocks(stored, replace(kernels, multiply=counter))
+    text_weights = {stored[f"blocks.{i}.cross_attn.{part}.weight"].data_ptr() for i in range(2) for part in "kv"}
+    return made, lambda: sum(pointer in text_weights for pointer in counter.calls)
+
+
+def test_keys_and_values_are_computed_once_a_prompt_and_give_the_same_bits(monkeypatch):
+    made, count = counted_blocks()
+    context, other = context_of(21), context_of(30, seed=6)
+    first = run(made, context, HIDDEN, TIME)
+    assert count() == 4
+    assert torch.equal(run(made, context, HIDDEN, TIME), first)
+    assert count() == 4
+    second = run(made, other, HIDDEN, TIME)
+    assert count() == 8
+    assert not torch.equal(second, first)
+    assert torch.equal(run(made, context, HIDDEN, TIME), first)
+    monkeypatch.setattr(blocks, "MAX_KEPT_ROWS", 0)
+    made, count = counted_blocks()
+    for passes in (1, 2):
+        assert torch.equal(run(made, context, HIDDEN, TIME), first)
+        assert count() == 4 * passes
+
+
+def test_long_prompts_are_not_kept():
+    made, count = counted_blocks()
+    long = context_of(blocks.MAX_KEPT_ROWS)
+    run(made, long, HIDDEN, TIME)
+    run(made, long, HIDDEN, TIME)
+    assert count() == 8
+
+
+def test_what_is_kept_of_a_prompt_goes_with_the_next_one():
+    made, _ = counted_blocks()
+    context = context_of(21)
+    run(made, context, HIDDEN, TIME)
+    kept = [weakref.ref(part) for pair in made._text.kept.values() for part in pair]
+    assert len(kept) == 4
+    run(made, context_of(30, seed=6), HIDDEN, TIME)
+    assert not [ref for ref in kept if ref() is not None]
+
+
+# The workspace
+
+
+def extent(tensor, start):
+    first = tensor.data_ptr() - start
+    return first, first + tensor.numel() * tensor.element_size()
+
+
+@pytest.mark.parametrize("quantised", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 61, 1024])
+@pytest.mark.parametrize("ffn_dim", [512, 2048])
+def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantised, tokens, ffn_dim):
+    work = Workspace(tokens, 256, ffn_dim, quantised, CPU)
+    scheme = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantised]
+    assert work.num_bytes == workspace_sizes(tokens=tokens, dim=256, ffn_dim=ffn_dim, scheme=scheme).total
+    always = [work.hidden, work.inputs, *([] if work.scales is None else [work.scales])]
+    ends = []
+    for group in (work.parts, *([c.wide, c.out, *((c.inputs, c.scales) if quantised else ())] for c in work.chunks)):
+        extents = sorted(extent(tensor, work._memory.data_ptr()) for tensor in (*always, *group))
+        assert all(first % ALIGNMENT == 0 for first, _ in extents)
+        assert all(end <= first for (_, end), (first, _) in itertools.pairwise(extents))
+        ends.append(extents[-1][1])
+    assert work.num_bytes - ALIGNMENT < max(ends) <= work.num_bytes
+    assert [row for chunk in work.chunks for row in range(tokens)[chunk.rows]] == list(range(tokens))
+    assert len(work.chunks) == min(tokens, 2)
+
+
+def test_the_workspace_is_made_once_a_size():
+    stored, _ = make_weights(None)
+    made = make_blocks(stored, kernels_of("bf16"))
+    first = made.workspace(60)
+    assert made.workspace(60) is first
+    gone = weakref.ref(first)
+    del first
+    assert made.workspace(61).tokens == 61
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(("backend", "dtype"), CASES, ids=str)
+def test_nothing_is_read_from_the_workspace_that_was_not_written_before(backend, dtype):
+    stored, _ = make_weights(dtype)
+    made, context = make_blocks(stored, kernels_of(backend)), context_of(21)
+    first = run(made, context, HIDDEN, TIME)
+    made.workspace(TOKENS)._memory.fill_(0xFF)  # NaN in every floating dtype
+    assert torch.equal(run(made, context, HIDDEN, TIME), first)
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)], ids=str)
+def test_inference_mode_may_change_between_passes(order):
+    """ComfyUI samples in inference mode; a script may not."""
+    stored, _ = make_weights(None)
+    made, context = make_blocks(stored, kernels_of("bf16")), context_of(21)
+    results = []
+    for is_inference in order:
+        with torch.inference_mode(is_inference):
+            results.append(run(made, context, HIDDEN, TIME))
+    assert torch.equal(*results)
+
+
+# Choices
+
+
+def test_all_tensors_of_a_block_travel_once_in_phases():
+    specs = [TensorSpec(name, torch.float32, torch.Size([1])) for name in make_weights(torch.int8)[0]]
+    for by_phase, count in ((True, 6), (False, 2)):
+        units = make_units(specs, SIZES.num_layers, by_phase)
+        assert len(units) == count
+        assert sorted(spec.name for unit in units for spec in unit.specs.values()) == sorted(s.name for s in specs)
+        assert [(unit.block, phase) for unit in units for phase in unit.phases] == [
+            (index, phase) for index in range(2) for phase in range(3)
+        ]
+
+
+@pytest.mark.parametrize(("scheme", "matmul_name"), [("bf16", "bf16"), ("fp8", "dequantize"), ("int8", "dequantize")])
+def test_a_cpu_computes_in_bf16_with_plain_operations(scheme, matmul_name):
+    chosen = select_kernels(scheme, SIZES, EngineSettings(), CPU)
+    assert chosen.quantised is None
+    assert chosen.facts == {
+        "attention": "sdpa",
+        "attention_in_place": False,
+        "matmul": matmul_name,
+        "ops": "torch",
+        "compile": False,
+    }
+
+
+def test_fused_kernels_are_not_replaced_silently():
+    with pytest.raises(LightX2VError, match="compile is 'on'"):
+        select_kernels("bf16", SIZES, EngineSettings(compile="on"), CPU)
+
+
+def test_a_pass_stops_before_the_next_unit():
+    stored, _ = make_weights(None)
+    made = make_blocks(stored, kernels_of("bf16"))
+    assert isinstance(made.conveyor, Conveyor)
+    asked = iter([None, RuntimeError("stop")])
+
+    def check():
+        error = next(asked)
+        if error:
+            raise error
+
+    made.conveyor.check_interrupt = check
+    with pytest.raises(RuntimeError, match="stop"):
+        run(made, context_of(21), HIDDEN, TIME)
