@@ -40,6 +40,9 @@ class Transformer(Protocol):
     def unload(self) -> None:
         """Give back all memory; `load` makes the object usable again."""
 
+    def rest(self) -> None:
+        """Give back what only a pass needs: the workspace, what is kept of the text. The weights stay."""
+
     def predict_flow(self, latents: torch.Tensor, timestep: float, context: torch.Tensor, hooks: Hooks) -> torch.Tensor:
         """Predict the flow (noise minus data).
 
@@ -75,8 +78,15 @@ class VideoDecoder(Protocol):
     def unload(self) -> None:
         """Give back all memory; `load` makes the object usable again."""
 
-    def decode_chunks(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
-        """Decode normalised latents [16, T, h, w] chunk by chunk in time.
+    def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
+        """Do what needs the whole picture of normalised latents [16, T, h, w].
+
+        Returns:
+            features [channels, T, h, w] on the decoder's device; the latents themselves where there is nothing to do.
+        """
+
+    def decode_chunks(self, features: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
+        """Decode features from `prepare`, or a part of their rows and columns, chunk by chunk in time.
 
         Yields:
             frames [f, H, W, 3] float32 in [0, 1] on the decoder's device; f is 1 for the first latent
@@ -86,6 +96,13 @@ class VideoDecoder(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the decoder computes."""
+
+    @property
+    def blend_share(self) -> float:
+        """Middle share of an overlap in which tiles are blended; beside it each pixel is the better tile's alone.
+
+        1 where tiles differ everywhere, less where they differ near their cut edges only.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts for the run report."""

@@ -62,7 +62,7 @@ _KINDS = (
     _Kind(
         "a tiny auto-encoder (TAE)",
         r"^(decoder|taesd_decoder)\.\d+\.",
-        "Tiny auto-encoders are not supported: use the full VAE or LightVAE.",
+        "Of the tiny ones only taew2_1 and lighttaew2_1 fit: they have Wan2.1's 16 latent channels.",
     ),
     _Kind("a language model", r"(^|\.)layers\.\d+\.(self_attn|mlp)\.", "Choose another file."),
     _Kind(

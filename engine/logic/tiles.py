@@ -14,10 +14,11 @@ from math import ceil
 class Tile:
     """Largest tile edge and smallest overlap of neighbours, in latent cells (8 pixels each).
 
-    size 64: 480p takes 1 x 2 tiles of 60 x 56 cells, 720p 2 x 3 of 49 x 59. Measured on an H200 in BF16, 81
-    frames: 2.3 s and 2.4 GiB against 2.1 s and 4.4 GiB whole at 480p, 5.9 s and 2.1 GiB against 4.7 s and 9.9 GiB
-    at 720p. Smaller tiles cost more: 48 takes 1.1 and 1.3 GiB, but 1.5 and 1.6 times the seconds of a whole decode.
-    overlap 8: 64 pixels, the overlap of LightX2V's, diffusers' and ComfyUI's own tiled decodes of this VAE.
+    size 64: 480p takes 1 x 2 tiles of 60 x 56 cells, 720p 2 x 3 of 49 x 59; seconds and bytes are in
+    docs/benchmarks.md. Smaller tiles take less memory and compute more twice: 1.1 times the cells of the picture with
+    64, 1.3 with 48, 1.6 with 32 (480p).
+    overlap 8: 64 pixels. Of it a tile gives up the 3 cells next to its cut, which leaves 2 to blend in (portable
+    decoder); the overlap of LightX2V's, diffusers' and ComfyUI's own tiled decodes of this VAE.
     """
 
     size: int = 64

@@ -1,11 +1,12 @@
 """Latents of one clip to frames: whole, or tile by tile. The decoder arrives as an argument.
 
-Frames go to their place in one CPU tensor as they are made, so a device never holds more than one chunk of
+Frames go to their place in one CPU tensor as they are made, so a device never holds more than two chunks of
 one tile. Batches, loading and the choice between whole and tiled are pipeline.py; tile geometry is logic/tiles.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -32,55 +33,122 @@ def decode_video(decoder: VideoDecoder, latents: torch.Tensor, *, tile: Tile | N
     num_frames, height, width = video_shape(latents.shape)
     row_stride, column_stride = VAE_STRIDE[1:]
     tiles = list(product(split_axis(latents.shape[-2], tile), split_axis(latents.shape[-1], tile)))
+    features = decoder.prepare(latents, hooks)
     if len(tiles) == 1:
         video = torch.empty(num_frames, height, width, 3)
-        _fill(video, decoder, latents, None, hooks)
+        _fill(video, decoder, features, None, hooks)
         return video
     video = torch.zeros(num_frames, height, width, 3)
+    share = decoder.blend_share
     for index, (row, column) in enumerate(tiles):
         target = video[:, _pixels(row, row_stride), _pixels(column, column_stride)]
-        weights = _fade(row, row_stride)[:, None, None] * _fade(column, column_stride)[:, None]
-        part = latents[..., row.start : row.stop, column.start : column.stop]
+        rows, columns = _fade(row, row_stride, share), _fade(column, column_stride, share)
+        weights = rows[:, None, None] * columns[:, None]
+        part = features[..., row.start : row.stop, column.start : column.stop]
         _fill(target, decoder, part, weights.to(decoder.device), _share(hooks, index, len(tiles)))
     # Weights of neighbours add up to 1 only within float32 rounding.
     return video.clamp_(0, 1)
 
 
 def _fill(
-    target: torch.Tensor, decoder: VideoDecoder, latents: torch.Tensor, weights: torch.Tensor | None, hooks: Hooks
+    target: torch.Tensor, decoder: VideoDecoder, features: torch.Tensor, weights: torch.Tensor | None, hooks: Hooks
 ) -> None:
     """Write frames to `target` [F, H, W, 3], or add them to it weighted by `weights` [H, W, 1]."""
     done = 0
-    for frames in decoder.decode_chunks(latents, hooks):
+    for frames in _to_cpu(_weighted(decoder.decode_chunks(features, hooks), weights), decoder.device):
         place = target[done : done + len(frames)]
         if weights is None:
             place.copy_(frames)
         else:
-            place += (frames * weights).cpu()
+            place += frames
         done += len(frames)
     assert done == len(target), f"decoder gave {done} frames of {len(target)}"
+
+
+def _weighted(chunks: Iterable[torch.Tensor], weights: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    for frames in chunks:
+        yield frames if weights is None else frames * weights
+
+
+def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield each chunk on the CPU; from a GPU it is copied while the next one is computed.
+
+    What is yielded is valid until the next chunk is asked for.
+    """
+    if device.type != "cuda":
+        yield from chunks
+        return
+    copies = _Copies(device)
+    for frames in chunks:
+        done = copies.swap(frames)
+        if done is not None:
+            yield done
+    last = copies.swap(None)
+    if last is not None:
+        yield last
+
+
+class _Copies:
+    """Copies chunks from a GPU to page-locked memory on a stream of their own, one behind the computation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers: list[torch.Tensor] = []
+        self._running: tuple[torch.Tensor, torch.Tensor, torch.cuda.Event] | None = None
+
+    def swap(self, frames: torch.Tensor | None) -> torch.Tensor | None:
+        """Begin to copy `frames`; return the chunk before it on the CPU, or None."""
+        before = self._running
+        self._running = None if frames is None else self._begin(frames)
+        if before is None:
+            return None
+        # `before` also holds the chunk itself on the GPU until its copy is done.
+        _, target, finished = before
+        finished.synchronize()
+        return target
+
+    def _begin(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event]:
+        target = self._buffer(frames)
+        self._stream.wait_stream(torch.cuda.current_stream(frames.device))
+        with torch.cuda.stream(self._stream):
+            target.copy_(frames, non_blocking=True)
+        return frames, target, self._stream.record_event()
+
+    def _buffer(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return memory for a chunk: that of the chunk before the last, whose reader is done, if it is large enough."""
+        if len(self._buffers) == 2:
+            oldest = self._buffers.pop(0)
+            if len(oldest) >= len(frames):
+                self._buffers.append(oldest)
+                return oldest[: len(frames)]
+        self._buffers.append(torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True))
+        return self._buffers[-1]
 
 
 def _pixels(span: Span, stride: int) -> slice:
     return slice(span.start * stride, span.stop * stride)
 
 
-def _fade(span: Span, stride: int) -> torch.Tensor:
-    """Return a tile's weight along one axis [pixels]: 1, but linear to 0 over what it shares with a neighbour.
+def _fade(span: Span, stride: int, share: float) -> torch.Tensor:
+    """Return a tile's weight along one axis [pixels]: 1, but linear to 0 in what it shares with a neighbour.
 
     The pixels nearest to a cut, which a tile computes without their surroundings, weigh least.
+
+    Args:
+        share: middle part of what is shared over which the weight falls.
     """
     weights = torch.ones((span.stop - span.start) * stride)
     fade_in, fade_out = span.fade_in * stride, span.fade_out * stride
     if fade_in:
-        weights[:fade_in] = _ramp(fade_in)
+        weights[:fade_in] = _ramp(fade_in, share)
     if fade_out:
-        weights[-fade_out:] = 1 - _ramp(fade_out)
+        weights[-fade_out:] = 1 - _ramp(fade_out, share)
     return weights
 
 
-def _ramp(length: int) -> torch.Tensor:
-    return (torch.arange(length) + 0.5) / length
+def _ramp(length: int, share: float) -> torch.Tensor:
+    position = (torch.arange(length) + 0.5) / length
+    return ((position - 0.5) / share + 0.5).clamp_(0, 1)
 
 
 def _share(hooks: Hooks, index: int, count: int) -> Hooks:

@@ -96,8 +96,9 @@ def test_lightvae_equals_upstreams_pruned_decoder():
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("decoder_class", [LightX2VVideoDecoder, PortableVideoDecoder])
 @pytest.mark.parametrize(("name", "is_scaled"), [("taew2_1", False), ("lighttaew2_1", True)])
-def test_tiny_autoencoder_equals_upstreams(name, is_scaled, tmp_path):
+def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_path):
     from lightx2v.models.video_encoders.hf.tae import TAEHV
     from lightx2v.models.video_encoders.hf.wan.vae_tiny import WanVAE_tiny
 
@@ -105,7 +106,9 @@ def test_tiny_autoencoder_equals_upstreams(name, is_scaled, tmp_path):
     path, clip = tmp_path / f"{name}.safetensors", latents(3, 4, 6)
     save_file(TAEHV(None).state_dict(), path)
     expected = as_frames(WanVAE_tiny(str(path), dtype=torch.float32, need_scaled=is_scaled).decode(clip))
-    found = decode(path, clip)
+    decoder = decoder_class(path)
+    decoder.load(Hooks())
+    found = decode_video(decoder, clip, tile=None, hooks=Hooks())
     assert found.shape == (9, 32, 48, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 

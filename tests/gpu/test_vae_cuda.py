@@ -36,6 +36,23 @@ def test_16_bits_on_the_gpu_agree_with_float32_on_the_cpu(tile):
     assert difference.mean() < 0.01 and difference.max() < 0.1
 
 
+def test_tiles_leave_the_picture_as_it_is():
+    """But for BF16 roundings, which differ with the shape that a convolution is given."""
+    decoder, latents = load("cuda"), clip(3, 24, 60)
+    whole = decode_video(decoder, latents, tile=None, hooks=Hooks())
+    difference = (decode_video(decoder, latents, tile=Tile(size=34, overlap=8), hooks=Hooks()) - whole).abs()
+    assert difference.mean() < 0.004 and difference.max() < 0.06
+
+
+def test_frames_are_copied_before_their_memory_is_used_again():
+    """Frames travel to the CPU while the next ones are made: the same bits as when each is waited for."""
+    decoder, latents = load("cuda"), clip(6, 30, 52)
+    features = decoder.prepare(latents, Hooks())
+    expected = torch.cat([frames.cpu() for frames in decoder.decode_chunks(features, Hooks())])
+    for _ in range(3):
+        assert torch.equal(decode_video(decoder, latents, tile=None, hooks=Hooks()), expected)
+
+
 def test_peak_memory_depends_on_the_tile_and_not_on_the_number_of_frames():
     decoder = load("cuda")
 
@@ -46,7 +63,8 @@ def test_peak_memory_depends_on_the_tile_and_not_on_the_number_of_frames():
         return torch.cuda.max_memory_allocated()
 
     whole = peak(3, None)
-    assert peak(12, None) <= whole * 1.02
+    # Features at the latents' size are kept of every frame.
+    assert peak(12, None) <= whole * 1.05
     assert peak(3, TILE) < 0.6 * whole
 
 

@@ -62,6 +62,23 @@ def test_other_combos_list_their_folder_and_the_checkpoints(paths, filled):
     assert paths.TOKENIZERS.options() == [f"{REPOSITORY}/google/umt5-xxl", "google/umt5-xxl"]
 
 
+def test_of_the_tiny_vaes_only_those_for_wan_are_offered(paths, filled):
+    others = ("taew2_2.pth", "taesd_decoder.pth", "mytaew2_1.pth", "taef1.pt")
+    for name in ("taew2_1.safetensors", "sub/lighttaew2_1.pth", *others):
+        file = filled / "vae_approx" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    (filled / "lightx2v" / REPOSITORY / "lighttaew2_1.safetensors").write_bytes(b"")
+    found = [Path(name).name for name in paths.VAES.options()]
+    assert found[0] == "wan_2.1_vae.safetensors"
+    tiny = ["lighttaew2_1.pth", "lighttaew2_1.safetensors", "taew2_1.safetensors"]
+    assert sorted(found[1:]) == ["Wan2.1_VAE.pth", *tiny]
+    assert paths.VAES.resolve("taew2_1.safetensors") == filled / "vae_approx" / "taew2_1.safetensors"
+    assert not any("tae" in name for name in paths.TRANSFORMERS.options())
+    with pytest.raises(ValueError, match="was not found"):
+        paths.VAES.resolve("taesd_decoder.pth")
+
+
 def test_every_option_resolves_to_what_is_there(paths, filled):
     for choice in (paths.CHECKPOINTS, paths.TRANSFORMERS, paths.TEXT_ENCODERS, paths.TOKENIZERS, paths.VAES):
         for name in choice.options():

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from checkpoints import scratch, vae_weights
 from checkpoints import vae as vae_file
 from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 
 CPU = torch.device("cpu")
 SMALL_TILES = [Tile(size=8, overlap=2), Tile(size=9, overlap=1), Tile(size=20, overlap=5)]
@@ -23,9 +21,13 @@ class KnownDecoder:
 
     device = CPU
 
-    def __init__(self, function):
+    def __init__(self, function, blend_share=1.0):
         self.function = function
+        self.blend_share = blend_share
         self.tiles = []
+
+    def prepare(self, latents, hooks):
+        return latents
 
     def decode_chunks(self, latents, hooks):
         self.tiles.append(tuple(latents.shape[-2:]))
@@ -39,12 +41,6 @@ class KnownDecoder:
 
 def clip(frames, height, width):
     return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def distances(cells, first, last):
-    """Return each pixel column's distance in cells from the nearest edge of the shared cells [first, last)."""
-    position = (torch.arange(cells * 8) + 0.5) / 8
-    return torch.minimum((position - first).abs(), (position - last).abs())
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +62,14 @@ def test_every_frame_and_pixel_lands_in_its_place(tile, frames, height, width):
     torch.testing.assert_close(video, expected, rtol=0, atol=0 if tile is None else 2e-7)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.25])
 @pytest.mark.parametrize("tile", SMALL_TILES, ids=str)
-def test_tiles_that_disagree_leave_no_seam(tile):
+def test_tiles_that_disagree_leave_no_seam(tile, share):
     """Tiles of one constant colour each: neighbouring pixels may differ by the slope of the ramp, no more."""
-    decoder = KnownDecoder(lambda cells: torch.rand(3, 1, 1).expand(3, *cells.shape[1:]))
+    decoder = KnownDecoder(lambda cells: torch.rand(3, 1, 1).expand(3, *cells.shape[1:]), share)
     video = decode_video(decoder, clip(2, 33, 47), tile=tile, hooks=Hooks())
     assert len(decoder.tiles) > 4 and video.std() > 0.1
-    steepest = 1 / (8 * tile.overlap)
+    steepest = 1 / (8 * tile.overlap * share)
     for axis in (1, 2):
         assert video.diff(dim=axis).abs().max() <= steepest + 1e-6
 
@@ -123,27 +120,19 @@ def test_one_tile_over_everything_is_the_whole_decode(vae):
 
 
 def test_a_tiled_decode_differs_little_from_the_whole_one(vae):
-    """Random weights see far beyond a tile, so this is an upper bound: of a range of 1, the mean difference is 0.005
-    (the frames' own standard deviation 0.12) and its step between neighbouring pixels 0.005 (the frames' own 0.07).
+    """Random weights see far, so this is an upper bound: of a range of 1, the frames' standard deviation is 0.2, the
+    tiles' difference at most 0.0007. An 8-bit picture has steps of 0.004.
     """
-    latents = clip(1, 16, 40)
+    latents = clip(2, 12, 60)
     whole = decode_video(vae, latents, tile=None, hooks=Hooks())
-    error = decode_video(vae, latents, tile=Tile(size=28, overlap=7), hooks=Hooks()) - whole
+    error = decode_video(vae, latents, tile=Tile(size=34, overlap=8), hooks=Hooks()) - whole
     assert whole.std() > 0.1
-    assert 0 < error.abs().mean() < 0.01
-    assert error.diff(dim=2).abs().mean() < 0.15 * whole.diff(dim=2).abs().mean()
+    assert 0 < error.abs().max() < 0.0015
 
 
-def test_a_tiled_decode_equals_the_whole_one_beyond_the_convolutions_reach():
-    """Without its attention the decoder is local: 18 cells from a cut, a tile's pixels are those of the whole."""
-    weights = {name: tensor * ("middle.1.proj" not in name) for name, tensor in vae_weights().items()}
-    decoder = PortableVideoDecoder(tiny.write_vae(scratch() / "decode" / "local.pth", weights), CPU)
-    decoder.load(Hooks())
-    latents = clip(1, 2, 80)
-    whole = decode_video(decoder, latents, tile=None, hooks=Hooks())
-    tiled = decode_video(decoder, latents, tile=Tile(size=44, overlap=8), hooks=Hooks())
-    error = (tiled - whole).abs().amax(dim=(0, 1, 3))
-    far = distances(80, 36, 44) > 18
-    assert far.sum() > 200
-    assert error[far].max() < 1e-5
-    assert error[~far].max() > 1e-3
+def test_a_tiled_decode_equals_the_whole_one_where_tiles_give_up_what_they_cannot_see(vae):
+    """After what has seen the whole picture a pixel sees 6.25 cells; of an overlap of 18 a tile gives up 6.75."""
+    latents = clip(1, 2, 90)
+    whole = decode_video(vae, latents, tile=None, hooks=Hooks())
+    tiled = decode_video(vae, latents, tile=Tile(size=72, overlap=18), hooks=Hooks())
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)

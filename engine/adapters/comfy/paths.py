@@ -21,7 +21,9 @@ AUTO = "auto"
 _EXTENSIONS = {".safetensors", ".pth"}
 _TOKENIZER_FILES = {"tokenizer.json", "spiece.model"}
 _TEXT_ENCODER_FILE = re.compile(r"t5", re.IGNORECASE)
-_VAE_FILE = re.compile(r"vae", re.IGNORECASE)
+# The tiny autoencoders for Wan2.1 latents, and no others.
+_TINY_VAE_FILE = re.compile(r"^(light)?taew2_1\.(safetensors|pth)$", re.IGNORECASE)
+_VAE_FILE = re.compile(rf"vae|{_TINY_VAE_FILE.pattern}", re.IGNORECASE)
 # Files that do not hold a whole transformer: its blocks and shards, and what lies beside it.
 _NO_TRANSFORMER_FILE = re.compile(r"^(non_block|block_\d+)\.|-\d+-of-\d+\.|t5|vae|tae|lora|clip", re.IGNORECASE)
 
@@ -72,6 +74,10 @@ def _text_encoder_files(folder: str) -> list[str]:
 
 def _vae_files(folder: str) -> list[str]:
     return [name for name in _all_files(folder) if _VAE_FILE.search(os.path.basename(name))]
+
+
+def _tiny_vae_files(folder: str) -> list[str]:
+    return [name for name in _all_files(folder) if _TINY_VAE_FILE.search(os.path.basename(name))]
 
 
 def _transformer_files(folder: str) -> list[str]:
@@ -156,7 +162,7 @@ TOKENIZERS = ModelChoice(
 )
 VAES = ModelChoice(
     what="VAE",
-    sources=(("vae", _all_files), (FOLDER, _vae_files)),
+    sources=(("vae", _all_files), ("vae_approx", _tiny_vae_files), (FOLDER, _vae_files)),
     put="put Wan2.1_VAE.pth or wan_2.1_vae.safetensors in models/vae",
 )
 

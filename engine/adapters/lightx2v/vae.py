@@ -12,17 +12,14 @@ from typing import Any
 
 import torch
 
-from ...constants import LATENT_CHANNELS, LATENT_MEAN, LATENT_STD
+from ...constants import LATENT_MEAN, LATENT_STD
 from ...errors import CheckpointError
 from ...interfaces import Hooks
 from ...logic.checkpoint_formats import VaeFormat, detect_vae
-from ...logic.safetensors_header import Header
+from ...logic.tae_format import detect_tae
 from ..system import compute_device
 from ..weights import open_weights
 from . import bootstrap
-
-# Of the checkpoint's own kind, TAE: first convolution after the clamp, and the first block with memory.
-_TAE_INPUT, _TAE_BLOCK = "decoder.1.weight", "decoder.3.conv.0.weight"
 
 
 class LightX2VVideoDecoder:
@@ -41,13 +38,18 @@ class LightX2VVideoDecoder:
         # bfloat16 as upstream; on a CPU most processors emulate its convolutions, several hundred times slower.
         self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         weights = open_weights([path])
-        self._format = None if _is_tae(weights.header) else detect_vae(weights.header, str(path))
+        self._format = None if detect_tae(weights.header) else detect_vae(weights.header, str(path))
         weights.close()
         self._vae: Any = None
 
     @property
     def device(self) -> torch.device:
         return self._device
+
+    @property
+    def blend_share(self) -> float:
+        # Attention over a tile is not attention over the picture: tiles differ everywhere.
+        return 1.0
 
     def load(self, hooks: Hooks) -> None:
         """Make the weights ready; does nothing when they are already.
@@ -69,6 +71,10 @@ class LightX2VVideoDecoder:
         self._vae = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
+        """Return the latents [16, T, h, w]: LightX2V's decoders have no part of their own for the whole picture."""
+        return latents.to(self._device)
 
     def decode_chunks(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         """Decode normalised latents [16, T, h, w]: Wan2.1's decoder a latent frame at a time, TAE all at once.
@@ -140,10 +146,6 @@ class LightX2VVideoDecoder:
         except RuntimeError as error:
             raise CheckpointError(f"{self._path} does not fit LightX2V's decoder: {error}") from error
         vae.eval().requires_grad_(False)
-
-
-def _is_tae(header: Header) -> bool:
-    return _TAE_BLOCK in header and _TAE_INPUT in header and header[_TAE_INPUT].shape[1:] == (LATENT_CHANNELS, 3, 3)
 
 
 def _build_on_meta(sizes: VaeFormat) -> Any:
