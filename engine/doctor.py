@@ -25,7 +25,7 @@ from .adapters.lightx2v.config import MATMUL_BACKENDS
 from .constants import GIB
 from .errors import CheckpointError
 from .logic.checkpoint_files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
-from .logic.support import ATTENTION_BACKENDS, Backend, Machine, why_not
+from .logic.support import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Machine, why_not
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
@@ -36,6 +36,7 @@ _INSTALL_REQUIREMENTS = "Run in the pack's folder: python -m pip install -r requ
 _DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
 # Name, distribution, and the back end that needs it, whose row knows the rest.
 _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
+    ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
     ("SageAttention", "sageattention", next(row for row in ATTENTION_BACKENDS if row.package == "sageattention")),
     ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
     ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from . import doctor
-from .adapters.comfy import paths, routes
+from .adapters.comfy import memory, paths, routes
 from .adapters.comfy.routes import Value, choice, number, plain_name
 from .constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS
 from .downloads import Downloads
@@ -56,6 +56,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             vram_budget_gib=given.get("vram_budget_gib", 0.0),
             vae_tiling=given.get("vae_tiling", "auto"),
         ),
+        policy=memory.host_policy(),
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
         width=given.get("width", DEFAULT_WIDTH),
         height=given.get("height", DEFAULT_HEIGHT),

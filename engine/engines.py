@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
+from .adapters import system
+from .adapters.kernels.attention import may_run_in_place
+from .adapters.kernels.probe import find_machine
+from .adapters.lightx2v import config as lightx2v_config
 from .errors import MissingDependencyError, UnsupportedHardwareError
 from .interfaces import TextEncoder, Transformer, VideoDecoder
+from .logic import support
 from .logic.checkpoint_files import TransformerFiles
+from .logic.memory_plan import Placement
 from .settings import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -32,10 +39,11 @@ def choose_engine(wanted: str) -> str:
     from .adapters.lightx2v import bootstrap
 
     problem = bootstrap.unavailable_reason()
-    if torch.cuda.is_available() and problem is None:
+    has_gpu = system.compute_device().type == "cuda"
+    if has_gpu and problem is None:
         return "lightx2v"
     if wanted == "auto":
-        reason = problem if torch.cuda.is_available() else "no CUDA device"
+        reason = problem if has_gpu else "no CUDA device"
         if reason not in _told:
             _told.add(str(reason))
             logger.info("LightX2V: using the portable engine (%s).", reason)
@@ -47,29 +55,98 @@ def choose_engine(wanted: str) -> str:
     )
 
 
-def build_transformer(
-    files: TransformerFiles, settings: EngineSettings, mode: str, pinned_limit_bytes: int | None
-) -> Transformer:
+@dataclass(frozen=True, kw_only=True)
+class Backends:
+    """What a run will compute with."""
+
+    engine: str
+    attention: support.Choice
+    matmul: support.Choice | None
+    """None with BF16 weights."""
+    blocks: support.Choice | None
+    """None for LightX2V's own block compute, which `compile` off stands for on its engine."""
+    is_in_place: bool
+    """Whether the attention is expected to overwrite q, k and v, see kernels/attention.py."""
+
+    @property
+    def path(self) -> str:
+        """Whose activations these are, see logic/activations.py."""
+        return f"{self.engine}_own" if self.blocks is None else self.engine
+
+    @property
+    def attention_memory(self) -> str:
+        """Name of the attention's row in logic/activations.py."""
+        return f"{self.attention.name}_in_place" if self.is_in_place else self.attention.name
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(str(choice) for choice in (self.attention, self.matmul, self.blocks) if choice)
+
+
+def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
+    """Return what a run will choose for weights of a scheme (fp8 | int8 | bf16); its trial runs may say no.
+
+    That an attention does not run in place after all is known from the first run on.
+
+    Raises:
+        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
+    """
+    engine = choose_engine(settings.engine)
+    device = system.compute_device()
+    machine = find_machine(device)
+    attention = support.choose_backend(
+        "attention", support.ATTENTION_BACKENDS, settings.attention, machine, dtype="bf16"
+    )
+    blocks: support.Choice | None = None
+    if engine != "lightx2v" or settings.compile != "off":
+        among = ("torch",) if settings.compile == "off" else None
+        blocks = support.choose_backend("blocks", support.BLOCK_BACKENDS, "auto", machine, dtype="bf16", among=among)
+    is_fused = blocks is not None and blocks.name == "triton"
+    return Backends(
+        engine=engine,
+        attention=attention,
+        matmul=None if scheme == "bf16" else _choose_matmul(scheme, blocks, machine),
+        blocks=blocks,
+        is_in_place=is_fused and may_run_in_place(attention.name, device),
+    )
+
+
+def _choose_matmul(scheme: str, blocks: support.Choice | None, machine: support.Machine) -> support.Choice:
+    table: Sequence[support.Backend] = support.MATMUL_BACKENDS
+    if blocks is None:
+        table = lightx2v_config.MATMUL_BACKENDS
+        packages = {row.package: "" for row in table if row.package and importlib.util.find_spec(row.package)}
+        machine = replace(machine, packages={**machine.packages, **packages})
+    elif blocks.name != "triton":
+        table = [row for row in table if row.package != "triton"]
+    return support.choose_backend(f"{scheme} matmul", table, "auto", machine, dtype=scheme)
+
+
+def build_transformer(files: TransformerFiles, settings: EngineSettings, placement: Placement) -> Transformer:
     """Return an unloaded transformer for a checkpoint.
 
     Args:
         files: the checkpoint.
         settings: engine, attention, compile.
-        mode: none | block | phase | disk.
-        pinned_limit_bytes: RAM to page-lock at most; None is no limit of our own.
+        placement: where its weights rest.
     """
     if choose_engine(settings.engine) == "lightx2v":
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
-        return LightX2VTransformer(files, settings, mode, pinned_limit_bytes=pinned_limit_bytes)
+        return LightX2VTransformer(files, settings, placement)
     from .adapters.portable.transformer import PortableTransformer
 
-    return PortableTransformer(files, settings, mode, pinned_limit_bytes=pinned_limit_bytes)
+    return PortableTransformer(files, settings, placement)
 
 
 def build_decoder(file: Path, engine: str) -> VideoDecoder:
-    """Return an unloaded VAE decoder for a file."""
-    if choose_engine(engine) == "lightx2v":
+    """Return an unloaded VAE decoder for a file; "auto" is the portable one, which takes a third of LightX2V's time.
+
+    Raises:
+        MissingDependencyError, UnsupportedHardwareError: "lightx2v" was chosen and cannot run here.
+    """
+    if engine == "lightx2v":
+        choose_engine(engine)  # raises where it cannot run
         from .adapters.lightx2v.vae import LightX2VVideoDecoder
 
         return LightX2VVideoDecoder(file)

@@ -34,5 +34,9 @@ class NoCapableBackendError(LightX2VError):
         self.reasons = dict(reasons)
 
 
+class NothingFitsError(LightX2VError):
+    """No way to hold the weights leaves enough memory for a clip of this size."""
+
+
 class NonFiniteLatentsError(LightX2VError):
     """A sampling step produced NaN or infinity."""

@@ -7,9 +7,7 @@ left to the run itself. Safe to call from a worker thread.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +15,11 @@ import torch
 
 from . import engines, report
 from .adapters import system
-from .adapters.kernels.probe import find_machine
-from .adapters.lightx2v import config as lightx2v_config
+from .budget import find_budget
 from .constants import GIB
-from .errors import LightX2VError
-from .handles import TransformerHandle, held_ram_bytes
-from .logic import estimate, memory_plan, shapes, support
+from .errors import LightX2VError, NothingFitsError
+from .handles import TransformerHandle, held, offload_wish, run_sizes
+from .logic import estimate, shapes
 from .logic.checkpoint_files import (
     PRECISION_FOLDERS,
     Checkpoint,
@@ -30,6 +27,8 @@ from .logic.checkpoint_files import (
     resolve_checkpoint,
     resolve_transformer,
 )
+from .logic.estimate import Clip
+from .logic.memory_plan import HostPolicy, MemoryPlan, plan_run
 from .settings import EngineSettings, OffloadSettings
 
 _history = estimate.History()
@@ -45,6 +44,7 @@ class Question:
     precision: str = "auto"
     settings: EngineSettings = field(default_factory=EngineSettings)
     offload: OffloadSettings = field(default_factory=OffloadSettings)
+    policy: HostPolicy = field(default_factory=HostPolicy)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
     width: int
@@ -75,9 +75,13 @@ class Forecast:
     attention: str = ""
     matmul: str = ""
     offload: str = ""
+    resident_blocks: int = 0
+    """In a streaming mode: blocks that stay on the GPU."""
     is_tiled: bool = False
+    plan: str = ""
+    """The memory plan in one line."""
     reasons: tuple[str, ...] = ()
-    """Why this engine, these back ends, this offload mode."""
+    """Why this engine and these back ends, and the plan."""
     vram: Need | None = None
     """None without a GPU."""
     ram: Need | None = None
@@ -99,7 +103,7 @@ def forecast(question: Question) -> Forecast:
     if problem:
         return Forecast(ok=False, sentence=problem)
     latent = shapes.latent_shape(question.width, question.height, question.num_frames)
-    clip = estimate.Clip(
+    clip = Clip(
         width=question.width,
         height=question.height,
         num_frames=question.num_frames,
@@ -117,7 +121,7 @@ def forecast(question: Question) -> Forecast:
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
             return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
-        answer = _forecast_run(question, files, clip)
+        answer = _forecast_run(question, files, checkpoint, clip)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
@@ -136,7 +140,7 @@ def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
             scheme=details["precision"],
             attention=details["attention"],
             matmul=details["matmul"],
-            is_compiled=bool(details["compile"]),
+            ops=details["ops"],
             offload=details["offload"],
         )
         _history.add_steps(setup, details["tokens"], details["step_seconds"])
@@ -147,118 +151,63 @@ def remember_decoding(frames: torch.Tensor) -> None:
     record = {record.stage: record for record in report.records_of(frames)}.get("decode")
     if record is not None:
         count, height, width, _ = frames.shape
-        clip = estimate.Clip(width=width, height=height, num_frames=count, tokens=0)
+        clip = Clip(width=width, height=height, num_frames=count, tokens=0)
         _history.add_decode(_card(), clip, record.seconds, is_tiled=record.details["tiled"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Memory:
-    """Where weights will rest and what will be needed."""
-
-    plan: memory_plan.OffloadPlan
-    is_tiled: bool
-    vram: Need | None
-    ram: Need
-
-    @property
-    def fits(self) -> bool:
-        return all(need.needed <= need.available for need in (self.vram, self.ram) if need)
-
-
-def _forecast_run(question: Question, files: TransformerFiles, clip: estimate.Clip) -> Forecast:
+def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None, clip: Clip) -> Forecast:
     layout = files.format
-    engine = engines.choose_engine(question.settings.engine)
-    attention, matmul = _choose_backends(engine, layout.scheme, question.settings.attention)
-    memory = _plan_memory(question.offload, files, clip)
+    backends = engines.choose_backends(layout.scheme, question.settings)
+    engine_reason = _engine_reason(backends.engine, question.settings.engine)
+    answer = Forecast(
+        ok=True,
+        sentence="Fits.",
+        detected=f"{layout.scheme}, {layout.architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        engine=backends.engine,
+        attention=backends.attention.name,
+        matmul=backends.matmul.name if backends.matmul else layout.scheme,
+        reasons=tuple(reason for reason in (engine_reason, *backends.reasons) if reason),
+        tokens=clip.tokens,
+    )
+    try:
+        plan = _plan(question, files, checkpoint)
+    except NothingFitsError as error:
+        return replace(answer, ok=False, sentence=str(error))
     setup = estimate.Setup(
         card=_card(),
         architecture=layout.architecture,
-        engine=engine,
+        engine=answer.engine,
         scheme=layout.scheme,
-        attention=attention.name,
-        matmul=matmul.name if matmul else layout.scheme,
-        is_compiled=question.settings.compile == "on",
-        offload=memory.plan.mode,
+        attention=answer.attention,
+        matmul=answer.matmul,
+        ops=backends.blocks.name if backends.blocks else "lightx2v",
+        offload=plan.placement.mode,
     )
-    duration = _history.predict(setup, clip, is_tiled=memory.is_tiled)
-    reasons = (_engine_reason(engine, question.settings.engine), str(attention), str(matmul or ""), memory.plan.reason)
-    return Forecast(
-        ok=memory.fits,
-        sentence=_verdict(memory),
-        detected=f"{layout.scheme}, {layout.architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
-        engine=engine,
-        attention=attention.name,
-        matmul=setup.matmul,
-        offload=memory.plan.mode,
-        is_tiled=memory.is_tiled,
-        reasons=tuple(reason for reason in reasons if reason),
-        vram=memory.vram,
-        ram=memory.ram,
+    is_tiled = plan.decode.tile is not None
+    duration = _history.predict(setup, clip, is_tiled=is_tiled)
+    return replace(
+        answer,
+        offload=plan.placement.mode,
+        resident_blocks=plan.placement.resident_blocks,
+        is_tiled=is_tiled,
+        plan=str(plan),
+        reasons=(*answer.reasons, str(plan)),
+        vram=None if plan.budget.vram is None else Need(needed=plan.vram, available=plan.budget.vram),
+        ram=Need(needed=plan.ram, available=plan.budget.ram),
         seconds=duration.seconds,
         step_seconds=duration.step_seconds,
         basis=duration.basis,
-        tokens=clip.tokens,
     )
 
 
-def _plan_memory(offload: OffloadSettings, files: TransformerFiles, clip: estimate.Clip) -> _Memory:
-    vram, ram = _available(offload)
-    plan = memory_plan.plan_offload(
-        offload.mode,
-        weight_bytes=files.num_bytes,
-        dim=files.format.architecture.dim,
-        tokens=clip.tokens,
-        vram_bytes=vram,
-        ram_bytes=ram,
-    )
-    decode_space, element_bytes = (ram, 4) if vram is None else (vram, 2)
-    whole = estimate.decode_bytes(clip, element_bytes, is_tiled=False)
-    is_tiled = memory_plan.use_tiles(offload.vae_tiling, needed_bytes=whole, free_bytes=decode_space)
-    device_bytes = max(
-        estimate.sampling_vram_bytes(plan.mode, files, clip.tokens),
-        estimate.decode_bytes(clip, element_bytes, is_tiled=is_tiled),
-    )
-    host_bytes = estimate.ram_bytes(plan.mode, files, clip)
-    if vram is None:
-        need = Need(needed=max(host_bytes, device_bytes), available=ram)
-        return _Memory(plan=plan, is_tiled=is_tiled, vram=None, ram=need)
-    return _Memory(
-        plan=plan,
-        is_tiled=is_tiled,
-        vram=Need(needed=device_bytes, available=vram),
-        ram=Need(needed=host_bytes, available=ram),
-    )
-
-
-def _verdict(memory: _Memory) -> str:
-    if memory.fits:
-        return "Fits."
-    lacking = [
-        f"{need.needed / GIB:.1f} GiB of {name} ({need.available / GIB:.1f} GiB can be had)"
-        for name, need in (("VRAM", memory.vram), ("RAM", memory.ram))
-        if need and need.needed > need.available
-    ]
-    easier = {"none": "offload mode auto, ", "block": "offload mode disk, ", "phase": "offload mode disk, "}
-    advice = easier.get(memory.plan.mode, "") if memory.vram else ""
-    return f"Does not fit: needs {' and '.join(lacking)}. Try {advice}a smaller size or fewer frames."
-
-
-def _choose_backends(
-    engine: str, scheme: str, requested_attention: str
-) -> tuple[support.Choice, support.Choice | None]:
-    """Return the choices for attention and, with 8-bit weights, for matmul."""
-    machine = find_machine(system.compute_device())
-    attention = support.choose_backend(
-        "attention", support.ATTENTION_BACKENDS, requested_attention, machine, dtype="bf16"
-    )
-    if scheme == "bf16":
-        return attention, None
-    table: Sequence[support.Backend] = support.MATMUL_BACKENDS
-    if engine == "lightx2v":
-        table = lightx2v_config.MATMUL_BACKENDS
-        packages = {row.package: "" for row in table if row.package and importlib.util.find_spec(row.package)}
-        machine = replace(machine, packages={**machine.packages, **packages})
-    return attention, support.choose_backend(f"{scheme} matmul", table, "auto", machine, dtype=scheme)
+def _plan(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> MemoryPlan:
+    """Make the plan that a run would make now; both sum free memory in budget.py."""
+    latent = shapes.latent_shape(question.width, question.height, question.num_frames)
+    sizes = run_sizes(files, question.settings, (question.batch, *latent))
+    if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:
+        sizes = replace(sizes, text_encoder_bytes=checkpoint.text_encoder.stat().st_size)
+    budget = find_budget(question.policy, question.offload.vram_budget_gib, held(), others_leave=True)
+    return plan_run(sizes, budget, offload_wish(question.offload, question.policy))
 
 
 def _engine_reason(engine: str, wanted: str) -> str:
@@ -266,26 +215,11 @@ def _engine_reason(engine: str, wanted: str) -> str:
         return ""
     if engine == "lightx2v":
         return "engine: LightX2V is installed and there is a CUDA card"
-    if not torch.cuda.is_available():
+    if system.compute_device().type != "cuda":
         return "engine: portable, as there is no CUDA card"
     from .adapters.lightx2v import bootstrap
 
     return f"engine: portable; {bootstrap.unavailable_reason()}"
-
-
-def _available(offload: OffloadSettings) -> tuple[int | None, int]:
-    """Return VRAM (None without a GPU) and RAM that a run can have.
-
-    What torch holds in this process counts as free: ComfyUI unloads models to make room for the next.
-    """
-    ram = system.free_ram_bytes() + held_ram_bytes()
-    free = system.free_vram_bytes()
-    if free is None:
-        return None, ram
-    free += torch.cuda.memory_allocated()
-    if offload.vram_budget_gib:
-        free = min(free, int(offload.vram_budget_gib * GIB))
-    return free, ram
 
 
 def _card() -> str:

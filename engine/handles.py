@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from . import engines
 from .adapters import system
+from .budget import Host, find_budget
 from .constants import GIB
 from .errors import CheckpointError
 from .interfaces import Hooks, TextEncoder, Transformer, VideoDecoder
 from .logic import shapes
 from .logic.checkpoint_files import TransformerFiles
-from .logic.memory_plan import plan_offload
+from .logic.memory_needs import (
+    LATER_MARGIN,
+    ClipSizes,
+    Need,
+    Placement,
+    Sizes,
+    decoder_bytes,
+    encoding_need,
+    weights_ram,
+    weights_vram,
+)
+from .logic.memory_plan import DecodePlan, HostPolicy, MemoryPlan, Wish, plan_decode, plan_run, retry_wish
+from .logic.model_sizes import WeightSizes, weight_sizes
 from .settings import EngineSettings, OffloadSettings
 
 logger = logging.getLogger(__name__)
@@ -49,11 +66,25 @@ class Handle(Generic[EngineObject]):
         """Weight bytes this takes on the compute device while loaded."""
         raise NotImplementedError
 
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes of RAM in which weights rest while loaded, that the system cannot take back by itself."""
+        return 0
+
     def unload(self) -> None:
         """Give back all memory; the next stage that needs the weights loads them again."""
         self._engine = None
         if self._release is not None:
             self._release()
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Give back what was loaded so far when loading fails or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            self.unload()
+            raise
 
     def _keep(self, engine: EngineObject) -> EngineObject:
         self._engine = engine
@@ -64,12 +95,14 @@ class Handle(Generic[EngineObject]):
         return engine
 
 
-def held_ram_bytes() -> int:
-    """Return the RAM in which loaded transformers keep their weights; unloading them gives it back."""
-    return sum(handle.ram_bytes for handle in list(_loaded) if isinstance(handle, TransformerHandle))
+def held(without: Handle[Any] | None = None) -> Need:
+    """Return what the handles of this process hold now, but for `without`."""
+    loaded = [handle for handle in list(_loaded) if handle.is_loaded and handle is not without]
+    vram = sum(handle.num_bytes for handle in loaded) if system.compute_device().type == "cuda" else 0
+    return Need(vram=vram, ram=sum(handle.ram_bytes for handle in loaded))
 
 
-def unload_others(keep: Handle[Any]) -> None:
+def unload_others(keep: Handle[Any] | None = None) -> None:
     """Unload every handle of this process but `keep`."""
     for handle in list(_loaded):
         if handle is not keep and handle.is_loaded:
@@ -85,59 +118,105 @@ class TransformerHandle(Handle[Transformer]):
         self.files = files
         self.settings = settings
         self.offload = offload
-        self._mode = ""
+        # Of what is loaded, or of the last plan.
+        self._placement = Placement(mode="none")
 
     @property
     def text_dim(self) -> int:
         return self.files.format.architecture.text_dim
 
     @property
+    def weights(self) -> WeightSizes:
+        return weight_sizes(self.files.format.architecture, self.files.format.scheme)
+
+    @property
     def num_bytes(self) -> int:
-        mode = self._mode or self.offload.mode
-        if mode in ("auto", "none"):
-            return self.files.num_bytes
-        # Two units in flight and what is not a block.
-        return 3 * self.files.num_bytes // max(self.files.format.architecture.num_layers, 1)
+        return weights_vram(self.weights, self._placement)
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes of the weights that rest in RAM while loaded, streamed from there to the GPU."""
-        return self.files.num_bytes if self.is_loaded and self._mode in ("block", "phase") else 0
+        if not self.is_loaded or system.compute_device().type == "cpu":
+            return 0
+        return weights_ram(self.weights, self._placement)
 
     @property
     def moved_bytes(self) -> int:
         """Bytes copied to the GPU since the engine was made."""
         return self._engine.describe()["moved_bytes"] if self._engine else 0
 
-    def acquire(self, latent_shape: tuple[int, int, int, int], hooks: Hooks) -> Transformer:
-        """Return the transformer, loaded for latents of this shape."""
-        mode = self._plan_mode(latent_shape)
-        if self._engine is not None and mode != self._mode:
+    def plan(
+        self, samples_shape: Sequence[int], host: Host, *, others_leave: bool = True, failed: MemoryPlan | None = None
+    ) -> MemoryPlan:
+        """Plan the sampling of a batch [B, 16, T, h, w]; what is loaded stays if it fits and is not clearly worse.
+
+        Args:
+            samples_shape: of the latents.
+            host: the program around the engine.
+            others_leave: count on the host to unload its own models first.
+            failed: the plan that ran out of memory, for a cheaper one.
+
+        Raises:
+            NothingFitsError: see logic/memory_plan.py.
+        """
+        sizes = run_sizes(self.files, self.settings, samples_shape)
+        budget = find_budget(host.policy, self.offload.vram_budget_gib, held(), others_leave=others_leave)
+        wish = offload_wish(self.offload, host.policy, current=self._placement if self.is_loaded else None)
+        if failed is not None:
+            wish = retry_wish(wish, failed.needs["sample"])
+        plan = plan_run(sizes, budget, wish)
+        if not self.is_loaded:
+            self._placement = plan.placement
+        return plan
+
+    def acquire(
+        self, latent_shape: tuple[int, int, int, int], hooks: Hooks, plan: MemoryPlan | None = None
+    ) -> Transformer:
+        """Return the transformer, loaded for latents of this shape as planned; without a plan one is made."""
+        plan = plan or self.plan((1, *latent_shape), Host())
+        if self._engine is not None and plan.placement != self._placement:
             self.unload()
-        self._mode = mode
-        pinned_limit = int(self.offload.pinned_ram_limit_gib * GIB) or None
-        engine = self._engine or self._keep(engines.build_transformer(self.files, self.settings, mode, pinned_limit))
-        engine.load(latent_shape, hooks)
+        self._placement = plan.placement
+        engine = self._engine or self._keep(engines.build_transformer(self.files, self.settings, plan.placement))
+        with self._loading():
+            engine.load(latent_shape, hooks)
         return engine
 
-    def _plan_mode(self, latent_shape: tuple[int, int, int, int]) -> str:
-        held = self.num_bytes if self._engine is not None else 0
-        vram = system.free_vram_bytes()
-        if vram is not None:
-            vram += held
-            if self.offload.vram_budget_gib:
-                vram = min(vram, int(self.offload.vram_budget_gib * GIB))
-        plan = plan_offload(
-            self.offload.mode,
-            weight_bytes=self.files.num_bytes,
-            dim=self.files.format.architecture.dim,
-            tokens=shapes.num_tokens(latent_shape),
-            vram_bytes=vram,
-            ram_bytes=system.free_ram_bytes() + self.ram_bytes,
-        )
-        if plan.mode != self._mode:
-            logger.info("LightX2V: offload mode %s (%s).", plan.mode, plan.reason)
-        return plan.mode
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Give back afterwards what only sampling needs, so that a decode has room beside the weights."""
+        try:
+            yield
+        finally:
+            if self._engine is not None:
+                self._engine.rest()
+
+
+def run_sizes(files: TransformerFiles, settings: EngineSettings, samples_shape: Sequence[int]) -> Sizes:
+    """Return the sizes that a plan is made of, for latents [B, 16, T, h, w]."""
+    backends = engines.choose_backends(files.format.scheme, settings)
+    num_frames, height, width = shapes.video_shape(samples_shape)
+    return Sizes(
+        architecture=files.format.architecture,
+        scheme=files.format.scheme,
+        attention=backends.attention_memory,
+        matmul=backends.matmul.name if backends.matmul else files.format.scheme,
+        path=backends.path,
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        batch=samples_shape[0],
+    )
+
+
+def offload_wish(offload: OffloadSettings, policy: HostPolicy, *, current: Placement | None = None) -> Wish:
+    """Return what the offload settings and the host ask of a plan."""
+    return Wish(
+        mode=offload.mode,
+        tiling=offload.vae_tiling,
+        pinned_limit_bytes=int(offload.pinned_ram_limit_gib * GIB) or None,
+        policy=policy,
+        current=current,
+    )
 
 
 class FileHandle(Handle[EngineObject]):
@@ -154,10 +233,6 @@ class FileHandle(Handle[EngineObject]):
             raise CheckpointError(self._problem)
         return self._file
 
-    @property
-    def num_bytes(self) -> int:
-        return self.file.stat().st_size
-
 
 class VaeHandle(FileHandle[VideoDecoder]):
     """A VAE file and how to decode with it."""
@@ -167,10 +242,47 @@ class VaeHandle(FileHandle[VideoDecoder]):
         self.engine = engine
         self.offload = offload
 
+    @property
+    def num_bytes(self) -> int:
+        return decoder_bytes(ClipSizes(width=0, height=0, num_frames=1, vae_base_dim=self.base_dim), None)
+
+    def plan(
+        self,
+        samples_shape: Sequence[int],
+        tiling: str,
+        host: Host,
+        *,
+        others_leave: bool = True,
+        failed: DecodePlan | None = None,
+    ) -> DecodePlan:
+        """Plan the decode of a batch [B, 16, T, h, w].
+
+        Args:
+            samples_shape: of the latents.
+            tiling: auto, which asks the offload settings, or on, or off.
+            host, others_leave, failed: see TransformerHandle.plan.
+        """
+        num_frames, height, width = shapes.video_shape(samples_shape)
+        sizes = ClipSizes(
+            width=width, height=height, num_frames=num_frames, batch=samples_shape[0], vae_base_dim=self.base_dim
+        )
+        budget = find_budget(host.policy, self.offload.vram_budget_gib, held(), others_leave=others_leave)
+        wish = offload_wish(self.offload, host.policy)
+        if tiling != "auto":
+            wish = replace(wish, tiling=tiling)
+        return plan_decode(sizes, budget, wish, held(without=self), margin=LATER_MARGIN, below=failed)
+
+    @cached_property
+    def base_dim(self) -> int:
+        """Base width of the VAE, as in memory_needs.ClipSizes."""
+        dim = engines.build_decoder(self.file, self.engine).describe()["vae_dim"]
+        return dim if isinstance(dim, int) else 0
+
     def acquire(self, hooks: Hooks) -> VideoDecoder:
         """Return the decoder, loaded."""
         engine = self._engine or self._keep(engines.build_decoder(self.file, self.engine))
-        engine.load(hooks)
+        with self._loading():
+            engine.load(hooks)
         return engine
 
 
@@ -181,8 +293,13 @@ class TextEncoderHandle(FileHandle[TextEncoder]):
         super().__init__(file, problem)
         self.tokenizer = tokenizer
 
+    @property
+    def num_bytes(self) -> int:
+        return encoding_need(self.file.stat().st_size, "gpu").vram
+
     def acquire(self, device: str, hooks: Hooks) -> TextEncoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
         engine = self._engine or self._keep(engines.build_text_encoder(self.file, self.tokenizer))
-        engine.load(device, hooks)
+        with self._loading():
+            engine.load(device, hooks)
         return engine

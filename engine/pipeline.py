@@ -13,23 +13,28 @@ from typing import Any
 
 import torch
 
-from .adapters import system
+from .budget import Host
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError
-from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, unload_others
+from .errors import CheckpointError, NothingFitsError
+from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, held, unload_others
 from .interfaces import Hooks
 from .latent_space import denormalise, normalise
-from .logic import memory_plan, shapes
+from .logic import shapes
 from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
+from .logic.memory_needs import encoding_need
+from .logic.memory_plan import DecodePlan, MemoryPlan
 from .logic.safetensors_header import read_header
 from .logic.schedule import build_schedule
-from .logic.tiles import Tile
 from .report import attach, build_report, measure, records_of, step_timer
+from .retry import run_with_retry
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
 from .stages.conditioning import fit_rows
 from .stages.decode import decode_video
 from .stages.denoise import denoise
 from .stages.encode import encode_prompt
+
+# More VRAM than there is: all that the host can free.
+_ALL_OF_IT = 2**50
 
 logger = logging.getLogger(__name__)
 
@@ -92,21 +97,33 @@ def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> V
     return VaeHandle(file, engine, offload)
 
 
-def encode_text(handle: TextEncoderHandle, text: str, *, device: str = "cpu", hooks: Hooks) -> torch.Tensor:
+def encode_text(
+    handle: TextEncoderHandle, text: str, *, device: str = "cpu", hooks: Hooks, host: Host | None = None
+) -> torch.Tensor:
     """Encode a prompt to conditioning rows [1, 512, text_dim], float32 CPU, zero after the last token.
 
-    The encoder's memory is given back before this returns, so that it never sits beside the transformer.
+    The encoder's memory is given back before this returns, so that it never sits beside the transformer. On the GPU
+    the stage moves to the CPU where there is no room.
     """
     check_choice("device", device, TEXT_DEVICES)
-    with measure("load_text_encoder") as loading:
-        encoder = handle.acquire(device, hooks)
-    try:
-        with measure("encode") as encoding:
-            rows = encode_prompt(encoder, text, hooks)
-            encoding.details = encoder.describe()
-    finally:
-        handle.unload()
-    return attach(rows, [loading, encoding])
+    host = host or Host()
+
+    def encode(place: str) -> torch.Tensor:
+        need = encoding_need(handle.file.stat().st_size, place)
+        if place == "gpu":
+            host.claim(handle, 0)
+        try:
+            with measure("load_text_encoder") as loading:
+                encoder = handle.acquire(place, hooks)
+            with measure("encode") as encoding:
+                encoding.expect(need, held())
+                rows = encode_prompt(encoder, text, hooks)
+                encoding.details = encoder.describe()
+        finally:
+            handle.unload()
+        return attach(rows, [loading, encoding])
+
+    return run_with_retry("encoding the prompt", encode, device, lambda: "cpu", lambda: None)
 
 
 def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) -> torch.Tensor:
@@ -125,6 +142,7 @@ def sample(
     settings: SamplingSettings,
     *,
     hooks: Hooks,
+    host: Host | None = None,
 ) -> torch.Tensor:
     """Denoise a batch of clips from pure noise.
 
@@ -134,47 +152,68 @@ def sample(
             Clip i uses entry i modulo k.
         samples: [B, 16, T, h, w]; only the shape is used, as full denoising starts from noise.
         settings: seed (clip i uses seed + i), method, steps, shift.
-        hooks: progress counts the steps of all clips.
+        hooks: progress counts the steps of all clips; it starts again where memory ran out and a cheaper plan is
+            tried, which gives the same latents.
+        host: the program around the engine.
 
     Returns:
         [B, 16, T, h, w] float32 CPU, un-normalised.
 
     Raises:
+        NothingFitsError: no plan has room for this size; nothing was loaded.
         ValueError: wrong shape of `samples` or width of `conditioning`.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
-    context = fit_rows(conditioning, handle.text_dim)
+    host = host or Host()
+    # Clips of one prompt share one tensor: an engine keeps what it computes of it.
+    context = fit_rows(conditioning, handle.text_dim).unbind()
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
     batch, *shape = samples.shape
     latent_shape = (shape[0], shape[1], shape[2], shape[3])
-    moved_before = handle.moved_bytes
-    with measure("load_transformer") as loading:
-        transformer = handle.acquire(latent_shape, hooks)
-    clips = []
-    with measure("sample") as sampling:
-        for index in range(batch):
-            on_step, step_seconds = step_timer(_offset_steps(hooks, index, batch))
-            latents = denoise(
-                transformer,
-                context[index % len(context)],
-                latent_shape,
-                schedule,
-                method=settings.method,
-                seed=settings.seed + index,
-                hooks=replace(hooks, on_step=on_step),
-            )
-            clips.append(denormalise(latents).cpu())
-            sampling.details.setdefault("step_seconds", []).append(step_seconds)
-        sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
-        sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)
-    return attach(torch.stack(clips), records_of(conditioning), [loading, sampling])
+    plan = _plan_sampling(handle, samples.shape, host)
+    logger.info("LightX2V: %s.", plan)
+
+    def run(plan: MemoryPlan) -> torch.Tensor:
+        if not (plan.needs["sample"] + held(without=handle)).fits(plan.budget):
+            unload_others(handle)
+        moved_before, held_before = handle.moved_bytes, held()
+        with measure("load_transformer") as loading:
+            loading.expect(plan.needs["load_transformer"], held_before)
+            transformer = handle.acquire(latent_shape, hooks, plan)
+        clips = []
+        with handle.at_work(), measure("sample") as sampling:
+            sampling.expect(plan.needs["sample"], held())
+            for index in range(batch):
+                on_step, step_seconds = step_timer(_offset_steps(hooks, index, batch))
+                latents = denoise(
+                    transformer,
+                    context[index % len(context)],
+                    latent_shape,
+                    schedule,
+                    method=settings.method,
+                    seed=settings.seed + index,
+                    hooks=replace(hooks, on_step=on_step),
+                )
+                clips.append(denormalise(latents).cpu())
+                sampling.details.setdefault("step_seconds", []).append(step_seconds)
+            sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
+            sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)
+            sampling.details["plan"] = plan.as_data()
+        return attach(torch.stack(clips), records_of(conditioning), [loading, sampling])
+
+    return run_with_retry(
+        "sampling", run, plan, lambda: handle.plan(samples.shape, host, others_leave=False, failed=plan),
+        lambda: host.make_room(plan.vram),
+    )  # fmt: skip
 
 
-def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", hooks: Hooks) -> torch.Tensor:
+def decode(
+    handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", hooks: Hooks, host: Host | None = None
+) -> torch.Tensor:
     """Decode latents to frames.
 
     Args:
@@ -182,6 +221,7 @@ def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", ho
         samples: [B, 16, T, h, w] un-normalised.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         hooks: progress counts chunks.
+        host: the program around the engine.
 
     Returns:
         [B * F, H, W, 3] float32 CPU in [0, 1].
@@ -193,15 +233,28 @@ def decode(handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", ho
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
-    with measure("load_vae") as loading:
-        decoder = handle.acquire(hooks)
-    with measure("decode") as decoding:
-        tile = Tile() if _use_tiles(handle, tiling, samples.shape, decoder.device) else None
-        latents = normalise(samples.float())
-        frames = [decode_video(decoder, clip, tile=tile, hooks=hooks) for clip in latents]
-        decoding.details = {"tiled": tile is not None, **decoder.describe()}
-    video = frames[0] if len(frames) == 1 else torch.cat(frames)
-    return attach(video, records_of(samples), [loading, decoding])
+    host = host or Host()
+    expected = handle.plan(samples.shape, tiling, host)
+    host.claim(handle, expected.need.vram - (held(without=handle).vram if expected.weights_stay else 0))
+    plan = handle.plan(samples.shape, tiling, host, others_leave=False)
+
+    def run(plan: DecodePlan) -> torch.Tensor:
+        if not plan.weights_stay:
+            unload_others(handle)
+        with measure("load_vae") as loading:
+            decoder = handle.acquire(hooks)
+        with measure("decode") as decoding:
+            decoding.expect(plan.need, held())
+            latents = normalise(samples.float())
+            frames = [decode_video(decoder, clip, tile=plan.tile, hooks=hooks) for clip in latents]
+            decoding.details = {"tiled": plan.tile is not None, **decoder.describe()}
+        video = frames[0] if len(frames) == 1 else torch.cat(frames)
+        return attach(video, records_of(samples), [loading, decoding])
+
+    return run_with_retry(
+        "decoding", run, plan, lambda: handle.plan(samples.shape, tiling, host, others_leave=False, failed=plan),
+        lambda: host.make_room(plan.need.vram),
+    )  # fmt: skip
 
 
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:
@@ -240,17 +293,13 @@ def _sampling_facts(settings: SamplingSettings, sigmas: tuple[float, ...], sampl
     }
 
 
-def _use_tiles(handle: VaeHandle, tiling: str, shape: torch.Size, device: torch.device) -> bool:
-    """Decide tiled or whole decode; where the whole decode would fit without our other weights, drop those."""
-    mode = handle.offload.vae_tiling if tiling == "auto" else tiling
-    _, height, width = shapes.video_shape(shape)
-    needed = memory_plan.whole_decode_bytes(
-        height, width, memory_plan.DECODE_BASE_DIM, element_bytes=2 if device.type == "cuda" else 4
-    )
-    free = system.free_vram_bytes()
-    if free is None:
-        free = system.free_ram_bytes()
-    elif memory_plan.use_tiles("auto", needed_bytes=needed, free_bytes=free):
-        unload_others(handle)
-        free = system.free_vram_bytes() or 0
-    return memory_plan.use_tiles(mode, needed_bytes=needed, free_bytes=free)
+def _plan_sampling(handle: TransformerHandle, samples_shape: torch.Size, host: Host) -> MemoryPlan:
+    """Plan with what the host can free, let it make room, and plan again should it not have freed that much."""
+    try:
+        plan = handle.plan(samples_shape, host)
+    except NothingFitsError:
+        # The host may hold memory that torch does not know of.
+        host.make_room(_ALL_OF_IT)
+        plan = handle.plan(samples_shape, host)
+    host.claim(handle, plan.needs["sample"].vram - plan.needs["load_transformer"].vram)
+    return handle.plan(samples_shape, host, others_leave=False)

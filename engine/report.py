@@ -20,6 +20,9 @@ import psutil
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .adapters import system
+from .logic.memory_plan import Need
+
 _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
@@ -45,16 +48,27 @@ class StageRecord:
     """Largest resident set of the process during the stage, mapped file pages included."""
     peak_vram_allocated_bytes: int = 0
     peak_vram_reserved_bytes: int = 0
+    predicted_ram_bytes: int | None = None
+    """What the memory plan expected of peak_ram_bytes; None where nothing was planned."""
+    predicted_vram_bytes: int | None = None
+    """What the memory plan expected of peak_vram_reserved_bytes."""
     details: dict[str, Any] = field(default_factory=dict)
     """Facts of the stage: engine, precision, seconds per step, sizes ..."""
+
+    def expect(self, need: Need, held: Need) -> None:
+        """Note what a plan expects, at the start of the stage, when the process holds so much for the plan already."""
+        self.predicted_ram_bytes = self.peak_ram_bytes - held.ram + need.ram
+        self.predicted_vram_bytes = need.vram
 
 
 @contextmanager
 def measure(stage: str) -> Iterator[StageRecord]:
     """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
     record = StageRecord(stage=stage)
-    has_cuda = torch.cuda.is_available()
+    has_cuda = system.compute_device().type == "cuda"
     if has_cuda:
+        # What earlier stages left in torch's cache is not of this stage.
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     process = psutil.Process()
     done = threading.Event()
@@ -124,7 +138,7 @@ def step_timer(
 
 
 def _describe_device() -> str:
-    if torch.cuda.is_available():
+    if system.compute_device().type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
     return f"CPU, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"

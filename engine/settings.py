@@ -31,7 +31,7 @@ class EngineSettings:
     attention: str = "auto"
     """Name of an attention back end of logic/support.py, or auto."""
     compile: str = "auto"
-    """torch.compile of the transformer blocks: auto | on | off."""
+    """Fused Triton kernels in the blocks: auto (where they work) | on | off (plain torch; LightX2V's own compute)."""
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
@@ -44,9 +44,10 @@ class OffloadSettings:
     """Where weights rest while they are not needed."""
 
     mode: str = "auto"
-    """auto | none (all on the GPU) | block | phase (third of a block) | disk (blocks read when needed)."""
+    """auto (the fastest that fits) | none (all on the GPU) | block | phase (third of a block) | disk (blocks read
+    when needed)."""
     vram_budget_gib: float = 0.0
-    """GiB of VRAM the pack may use; 0 = what is free."""
+    """GiB of VRAM that torch may reserve in all; 0 = what is free."""
     pinned_ram_limit_gib: float = 0.0
     """GiB of page-locked RAM the pack may use; 0 = the system's usual limit."""
     vae_tiling: str = "auto"

@@ -19,20 +19,25 @@ function stageRows(report) {
     const rows = report.stages.map((stage) => [
         STAGES[stage.stage] ?? stage.stage,
         formatSeconds(stage.seconds),
-        memory(stage.peak_ram_bytes),
-        memory(stage.peak_vram_reserved_bytes),
+        memory(stage.peak_ram_bytes, stage.predicted_ram_bytes),
+        memory(stage.peak_vram_reserved_bytes, stage.predicted_vram_bytes),
     ]);
     const total = [formatSeconds(report.total_seconds), memory(report.peak_ram_bytes), memory(report.peak_vram_reserved_bytes)];
     return [...rows, ["total", ...total]];
 }
 
-const memory = (bytes) => (bytes ? `${gib(bytes)} GiB` : "-");
+function memory(bytes, planned) {
+    return bytes ? `${gib(bytes)} GiB${planned ? ` (planned ${gib(planned)})` : ""}` : "-";
+}
 
 /** Rows of [name, value]: what ran, and where. */
 function factRows(report) {
     const details = report.stages.find((stage) => stage.stage === "sample")?.details ?? {};
     const steps = (details.step_seconds ?? []).flat();
     const rows = SAMPLING_FACTS.filter((name) => name in details).map((name) => [name, String(details[name])]);
+    if (details.plan) {
+        rows.push(["plan", details.plan.line.replace("plan: ", "")]);
+    }
     if (steps.length) {
         rows.push(["seconds per step", steps.map((seconds) => seconds.toFixed(2)).join(", ")]);
     }

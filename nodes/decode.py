@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine import forecast, pipeline
-from ..engine.adapters.comfy import formats, memory, progress
+from ..engine.adapters.comfy import formats, progress
 from ..engine.settings import TILING_MODES, check_choice
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
+from ._host import find_host
 
 
 class LightX2VDecode(io.ComfyNode):
@@ -45,7 +46,7 @@ class LightX2VDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str) -> io.NodeOutput:
         samples = formats.latent_samples(latent)
-        memory.register(vae)
-        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=progress.build_hooks(node_id_of(cls)))
+        hooks = progress.build_hooks(node_id_of(cls))
+        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=hooks, host=find_host())
         forecast.remember_decoding(frames)
         return io.NodeOutput(frames)

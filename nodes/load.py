@@ -22,7 +22,7 @@ def _engine_inputs() -> list[io.Input]:
             default="auto",
             tooltip=(
                 "lightx2v: the LightX2V package on a CUDA card. portable: diffusers, runs everywhere. auto: LightX2V "
-                "where it is installed and there is a CUDA card."
+                "where it is installed and there is a CUDA card; the VAE is portable then too, which is faster."
             ),
         ),
         io.Combo.Input(
@@ -35,12 +35,16 @@ def _engine_inputs() -> list[io.Input]:
             "compile",
             options=list(COMPILE_MODES),
             default="auto",
-            tooltip="Compile the transformer's blocks with torch.compile: a slower first run, faster ones after it.",
+            tooltip=(
+                "Fused Triton kernels in the transformer's blocks. auto: where they work, else plain torch. on: where "
+                "they do not work, an error that says what to install. off: plain torch; with LightX2V its own "
+                "compute, which is slower and takes more VRAM."
+            ),
         ),
         sockets.Offload.Input(
             "offload",
             optional=True,
-            tooltip="Where weights rest, from LightX2V Offload. Not connected: chosen by what fits.",
+            tooltip="Where weights rest, from LightX2V Offload. Not connected: the fastest way that fits is planned.",
         ),
     ]
 
@@ -205,13 +209,16 @@ class LightX2VLoadVAE(io.ComfyNode):
         return schema(
             node_id="LightX2VLoadVAE",
             display_name="LightX2V Load VAE",
-            description="Loads the Wan2.1 VAE.",
+            description="Loads a VAE for Wan2.1 latents.",
             search_aliases=["vae loader", "wan vae"],
             inputs=[
                 io.Combo.Input(
                     "vae",
                     options=paths.VAES.options(),
-                    tooltip="Wan2.1_VAE.pth or wan_2.1_vae.safetensors, in models/vae or in a checkpoint folder.",
+                    tooltip=(
+                        "Wan2.1_VAE.pth or wan_2.1_vae.safetensors; lightvaew2_1 (smaller, close), lighttaew2_1 / "
+                        "taew2_1 (previews). In models/vae, models/vae_approx (the last two) or a checkpoint folder."
+                    ),
                 ),
                 sockets.Offload.Input(
                     "offload", optional=True, tooltip="From LightX2V Offload; only its vae_tiling matters here."

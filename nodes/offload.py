@@ -14,8 +14,8 @@ class LightX2VOffload(io.ComfyNode):
             node_id="LightX2VOffload",
             display_name="LightX2V Offload",
             description=(
-                "Where weights rest while they are not needed. Only for cards on which the automatic choice is not "
-                "the one you want; connect it to a loader."
+                "Where weights rest while they are not needed. Without it the fastest way that fits is planned; use it "
+                "where that is not the one you want, and connect it to a loader."
             ),
             search_aliases=["vram", "low vram", "memory", "block swap"],
             inputs=[
@@ -24,9 +24,10 @@ class LightX2VOffload(io.ComfyNode):
                     options=list(OFFLOAD_MODES),
                     default="auto",
                     tooltip=(
-                        "auto: what fits. none: all weights stay on the GPU (fastest). block: blocks stream from RAM. "
-                        "phase: thirds of a block stream from RAM (least VRAM). disk: blocks are read from disk when "
-                        "they are needed (least RAM)."
+                        "auto: the fastest that fits, planned before anything loads; as many blocks as fit stay on "
+                        "the GPU. none: all weights stay on the GPU. block: blocks stream from RAM. phase: thirds of a "
+                        "block stream from RAM (least VRAM). disk: blocks are read from disk when they are needed "
+                        "(least RAM). A mode without room for the clip is an error that says what fits."
                     ),
                 ),
                 io.Float.Input(
@@ -35,7 +36,10 @@ class LightX2VOffload(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.5,
-                    tooltip="GiB of VRAM the pack may use. 0 = what is free when the sampler starts.",
+                    tooltip=(
+                        "GiB of VRAM that torch may reserve in all while the pack runs. 0 = what is free, and what "
+                        "ComfyUI can free, when a stage starts."
+                    ),
                 ),
                 io.Float.Input(
                     "pinned_ram_limit_gib",
@@ -43,7 +47,10 @@ class LightX2VOffload(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.5,
-                    tooltip="GiB of page-locked RAM the pack may use for streaming. 0 = the usual limit.",
+                    tooltip=(
+                        "GiB of page-locked RAM the pack may use for streaming; what is beyond it streams more slowly. "
+                        "0 = what the system and ComfyUI allow."
+                    ),
                 ),
                 io.Combo.Input(
                     "vae_tiling",

@@ -16,8 +16,9 @@ class LightX2VReport(io.ComfyNode):
             node_id="LightX2VReport",
             display_name="LightX2V Report",
             description=(
-                "What the run did and cost: seconds per stage and step, peaks of RAM and VRAM, engine, precision, "
-                "back ends, card and versions. Attach it to a benchmark post or a bug report."
+                "What the run did and cost: the memory plan, seconds per stage and step, peaks of RAM and VRAM as "
+                "predicted and as measured, engine, precision, back ends, card and versions. Attach it to a benchmark "
+                "post or a bug report."
             ),
             search_aliases=["benchmark", "timing", "debug", "info"],
             is_output_node=True,

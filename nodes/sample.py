@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine import forecast, pipeline
-from ..engine.adapters.comfy import formats, memory, progress
+from ..engine.adapters.comfy import formats, progress
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings, check_choice
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
+from ._host import find_host
 
 _MAX_SEED = 2**64 - 1
 
@@ -100,7 +101,7 @@ class LightX2VSampler(io.ComfyNode):
         rows = formats.conditioning_rows(conditioning)
         empty = formats.latent_samples(latent)
         formats.warn_unused_mask(latent)
-        memory.register(transformer)
-        samples = pipeline.sample(transformer, rows, empty, settings, hooks=progress.build_hooks(node_id_of(cls)))
+        hooks = progress.build_hooks(node_id_of(cls))
+        samples = pipeline.sample(transformer, rows, empty, settings, hooks=hooks, host=find_host())
         forecast.remember_sampling(transformer, samples)
         return io.NodeOutput(formats.replace_samples(latent, samples))

@@ -49,13 +49,23 @@ def run_in_comfyui(script: Path, *arguments: object) -> dict:
 class ComfyServer:
     """ComfyUI in a process of its own, with all its folders below `folder`; use it as a context manager."""
 
-    def __init__(self, folder: Path, *, extra_nodes: tuple[Path, ...] = (), arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        extra_nodes: tuple[Path, ...] = (),
+        arguments: tuple[str, ...] = (),
+        device: tuple[str, ...] = ("--cpu",),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Args: device: empty for a GPU; environment: variables beside those of this process."""
         self.folder = folder
         self.models = folder / "models"
         self.output = folder / "output"
         self.log = folder / "server.log"
         self.url = f"http://127.0.0.1:{_free_port()}"
-        self._arguments = arguments
+        self._arguments = (*device, *arguments)
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen | None = None
         for name in ("custom_nodes", "models", "output", "input", "temp", "user"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -67,7 +77,6 @@ class ComfyServer:
         command = [
             comfyui_python(),
             "main.py",
-            "--cpu",
             "--listen",
             "127.0.0.1",
             "--port",
@@ -82,7 +91,12 @@ class ComfyServer:
         ]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=comfyui_dir(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=comfyui_dir(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=self._environment,
             )
         try:
             self._wait_until_ready()
@@ -106,6 +120,10 @@ class ComfyServer:
                 return
             except subprocess.TimeoutExpired:
                 continue
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:

@@ -10,6 +10,8 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Tiny models on few cores: one thread an operator is faster than waiting for the others.
@@ -18,6 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
+
+
+@pytest.fixture(autouse=True)
+def every_test_starts_with_the_gpu():
+    """A ComfyUI with --cpu, which a test ran, told the engine not to use it."""
+    yield
+    system = sys.modules.get("lightx2v_pack.engine.adapters.system")
+    if system is not None:
+        system.use_cpu_only(False)
 
 
 def pytest_terminal_summary(terminalreporter):

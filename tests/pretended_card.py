@@ -21,8 +21,9 @@ def pretend_card(monkeypatch, name, capability, total_gib, free_gib, ram_gib=64)
         ("mem_get_info", (int(free_gib * GIB), int(total_gib * GIB))),
         ("memory_reserved", 0),
         ("memory_allocated", 0),
+        ("get_per_process_memory_fraction", 1.0),
     ):
-        monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value)
+        monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value, raising=False)
     monkeypatch.setattr(system, "compute_device", lambda: device)
     monkeypatch.setattr(system, "free_ram_bytes", lambda: int(ram_gib * GIB))
     find_machine.cache_clear()

@@ -1,4 +1,4 @@
-"""How much memory and time a run will take: arithmetic on sizes, measured figures and published rates.
+"""How long a run will take: arithmetic on sizes, measured figures and published rates.
 
 Seconds are those of sampling and decoding; loading depends on the disk and is left out. A speed that was
 seen in this process goes before every estimate, and a card without published rates gets no number.
@@ -9,21 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..constants import GIB, VAE_STRIDE
-from .checkpoint_files import TransformerFiles
 from .checkpoint_formats import WanArchitecture
-from .memory_plan import (
-    ACTIVATION_BYTES_PER_TOKEN_AND_DIM,
-    ALLOCATOR_SLACK,
-    DECODE_BASE_DIM,
-    VRAM_RESERVE_BYTES,
-    whole_decode_bytes,
-)
-from .tiles import Tile
-
-# ComfyUI, torch and the libraries beside weights and frames.
-RAM_RESERVE_BYTES = 2 * GIB
-_SCHEME_BYTES = {"fp8": 1, "int8": 1, "bf16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +37,8 @@ class Setup:
     """Precision of the stored weights: fp8 | int8 | bf16."""
     attention: str
     matmul: str
-    is_compiled: bool
+    ops: str
+    """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
     offload: str
 
 
@@ -105,33 +92,36 @@ CARDS: dict[str, Rates] = {
 }
 _HOPPER_CARDS = ("H", "GH")
 
-# Seconds an H200 takes for everything but self-attention, per 10^15 operations of the blocks' linears, by
-# (engine, what the linears compute in, compiled). Measured at 832x480x81 with SageAttention 2 (0.78 PFLOP of
-# linears; self-attention 1.04 s a step), portable BF16 with cuDNN attention (1.47 s); docs/benchmarks.md.
+# Measured on an H200 (power cap 700 W) in one step at 832x480, 81 frames, of Wan2.1-14B: 32,760 tokens. A new
+# measurement is a new number here; docs/benchmarks.md has the runs.
+_LINEAR_OPS, _ATTENTION_OPS = 0.783e15, 0.879e15
+# Everything but self-attention, by (ops, what the linears compute in). With triton: matmuls 0.508 FP8, 0.96 BF16, and
+# 0.19 for the rest; BF16 is a sum of kernels' times, not a measured step, and INT8 with torch is taken from LightX2V's.
 _REST_SECONDS = {
-    ("lightx2v", "fp8", False): 1.99,
-    ("lightx2v", "fp8", True): 1.25,
-    ("lightx2v", "bf16", False): 1.80,
-    ("lightx2v", "bf16", True): 1.41,
-    ("portable", "fp8", False): 2.48,
-    ("portable", "fp8", True): 1.24,
-    ("portable", "bf16", False): 2.18,
-    ("portable", "bf16", True): 1.71,
+    ("triton", "fp8"): 0.70,
+    ("triton", "int8"): 0.76,
+    ("triton", "bf16"): 1.15,
+    ("torch", "fp8"): 1.75,
+    ("torch", "int8"): 2.40,
+    ("torch", "bf16"): 2.14,
+    ("lightx2v", "fp8"): 1.23,
+    ("lightx2v", "int8"): 2.42,
+    ("lightx2v", "bf16"): 1.51,
 }
-# Attention back end: (unit it lives on, share of the published rate on Hopper, and on other cards). Hopper:
-# 841, 451, 597 and 366 TFLOP/s measured on an H200. Others: RTX 4090 in the papers of SageAttention 2
-# (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367: 340 TOP/s, FlashAttention-2 165).
-_ATTENTION_SHARES = {
-    "sage_attn2": ("int8", 0.42, 0.73),
-    "sage_triton": ("int8", 0.23, 0.51),
-    "sdpa_cudnn": ("bf16", 0.60, 0.90),
-    "flash_attn3": ("bf16", 0.60, 0.60),
-    "sdpa": ("bf16", 0.60, 0.90),
-    "flash_attn2": ("bf16", 0.37, 0.90),
+# Self-attention: (unit it lives on, seconds, share of the published rate on cards other than Hopper). Others: RTX 4090
+# in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367: 340 TOP/s,
+# FlashAttention-2 165).
+_ATTENTION = {
+    "sage_attn2": ("int8", 1.11, 0.73),
+    "sage_triton": ("int8", 1.95, 0.51),
+    "sdpa_cudnn": ("bf16", 1.58, 0.90),
+    "flash_attn3": ("bf16", 1.58, 0.60),
+    "sdpa": ("bf16", 1.58, 0.90),
+    "flash_attn2": ("bf16", 2.40, 0.90),
 }
-# BF16 decode on an H200, 81 frames: 2.1 s whole and 2.3 s tiled at 832x480, 4.7 and 5.9 s at 1280x720 (tiles.py).
-_DECODE_SECONDS_PER_PIXEL = 6.4e-8
-_TILED_DECODE_FACTOR = 1.2
+# Decode of 81 frames, BF16: 0.74 s whole and 0.91 s tiled at 832x480, 1.67 and 2.63 s at 1280x720.
+_DECODE_SECONDS_PER_PIXEL = 2.27e-8
+_TILED_DECODE_FACTOR = 1.4
 
 
 def find_rates(card: str) -> Rates | None:
@@ -142,20 +132,24 @@ def find_rates(card: str) -> Rates | None:
 def step_seconds(setup: Setup, tokens: int) -> float | None:
     """Return the estimated seconds of one denoising step, or None for a card without published rates."""
     rates = find_rates(setup.card)
-    if rates is None or setup.attention not in _ATTENTION_SHARES:
+    if rates is None or setup.attention not in _ATTENTION:
         return None
     sizes = setup.architecture
     dtype = "bf16" if setup.matmul == "dequantize" else setup.scheme
     rate, reference = rates.of(dtype), _HOPPER.of(dtype)
     if rate is None or reference is None:
         return None
-    rest = _REST_SECONDS[setup.engine, dtype.replace("int8", "fp8"), setup.is_compiled]
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
-    attention_ops = 4 * tokens**2 * sizes.dim * sizes.num_layers
-    unit, hopper_share, other_share = _ATTENTION_SHARES[setup.attention]
-    is_hopper = setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS)
-    attention_rate = (rates.of(unit) or 0) * (hopper_share if is_hopper else other_share)
-    return linear_ops / 1e15 * rest * reference / rate + attention_ops / 1e12 / attention_rate
+    rest = linear_ops / _LINEAR_OPS * _REST_SECONDS[setup.ops, dtype] * reference / rate
+    return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
+
+
+def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
+    unit, hopper_seconds, other_share = _ATTENTION[setup.attention]
+    rate, reference = (each.of(unit) or 0 for each in (rates, _HOPPER))
+    if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
+        return operations / _ATTENTION_OPS * hopper_seconds * reference / rate
+    return operations / 1e12 / (rate * other_share)
 
 
 def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
@@ -224,37 +218,3 @@ def _relative_work(setup: Setup, tokens: int) -> float:
     """Return how a step grows with the clip: as the card's estimate does, or as the operations do."""
     sizes = setup.architecture
     return step_seconds(setup, tokens) or tokens * (3 * sizes.dim + sizes.ffn_dim + tokens)
-
-
-def sampling_vram_bytes(mode: str, files: TransformerFiles, tokens: int) -> int:
-    """Return the VRAM that sampling takes in an offload mode (none | block | phase | disk), reserve included."""
-    block = _block_bytes(files)
-    others = files.num_bytes - block * files.format.architecture.num_layers
-    # Two units in flight; the largest of the three phases is the feed-forward, two fifths of a block.
-    held = {"none": files.num_bytes, "phase": others + 4 * block // 5}.get(mode, others + 2 * block)
-    activations = tokens * files.format.architecture.dim * ACTIVATION_BYTES_PER_TOKEN_AND_DIM
-    return int((held + activations) * ALLOCATOR_SLACK) + VRAM_RESERVE_BYTES
-
-
-def decode_bytes(clip: Clip, element_bytes: int, *, is_tiled: bool) -> int:
-    """Return the memory that decoding takes on its device, weights included."""
-    edge = Tile().size * VAE_STRIDE[1] if is_tiled else max(clip.height, clip.width)
-    return whole_decode_bytes(min(clip.height, edge), min(clip.width, edge), DECODE_BASE_DIM, element_bytes)
-
-
-def ram_bytes(mode: str, files: TransformerFiles, clip: Clip) -> int:
-    """Return the RAM that a run takes with a GPU: streamed weights, then frames twice (decoded, and as saved).
-
-    Weights that go to the GPU as a whole are mapped from their files; the system can drop those pages.
-    """
-    block = _block_bytes(files)
-    every = block * files.format.architecture.num_layers
-    frames = clip.batch * clip.num_frames * clip.height * clip.width * 3 * 4
-    return max({"block": every, "phase": every, "disk": 2 * block}.get(mode, 0), 2 * frames) + RAM_RESERVE_BYTES
-
-
-def _block_bytes(files: TransformerFiles) -> int:
-    """Return the bytes of one transformer block: its linears, or its share of a file that holds less."""
-    sizes = files.format.architecture
-    linears = (8 * sizes.dim**2 + 2 * sizes.dim * sizes.ffn_dim) * _SCHEME_BYTES[files.format.scheme]
-    return min(linears, files.num_bytes // sizes.num_layers)

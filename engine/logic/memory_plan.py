@@ -1,69 +1,312 @@
-"""Which offload mode and which decode fit: pure arithmetic on byte counts."""
+"""Where weights rest and how a clip is decoded so that a run fits: a pure function from sizes and budgets to a plan."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 from ..constants import GIB
+from ..errors import NothingFitsError
+from .memory_needs import (
+    LATER_MARGIN,
+    Budget,
+    ClipSizes,
+    Need,
+    Placement,
+    Sizes,
+    decoding_need,
+    encoding_need,
+    loading_need,
+    sampling_need,
+)
+from .tiles import Tile
 
-# Activations of one forward pass, bytes per token and model width, BF16. Measured on LightX2V FP8 at
-# 832x480x81 and 1280x720x81 (peak allocated minus weights: 3.8 GiB / 32,760 tokens and 8.8 GiB /
-# 75,600 tokens at width 5120; docs/benchmarks.md).
-ACTIVATION_BYTES_PER_TOKEN_AND_DIM = 24
-# The caching allocator holds more than is allocated: reserved / allocated up to 1.15 where weights stay.
-ALLOCATOR_SLACK = 1.15
-# CUDA context, cuBLAS workspaces and a desktop's own use.
-VRAM_RESERVE_BYTES = GIB // 2
-# Whole decode in BF16 with base width 96: bytes of VRAM reserved per output pixel of one frame. Measured on
-# an H200 with torch 2.11: 5.97 GiB at 832x480, 14.5 GiB at 1280x720 (tools/bench/vae.py).
-DECODE_BYTES_PER_PIXEL = 17_000
-DECODE_BASE_DIM = 96
+__all__ = [
+    "Budget",
+    "DecodePlan",
+    "HostPolicy",
+    "MemoryPlan",
+    "Need",
+    "Placement",
+    "Sizes",
+    "Wish",
+    "plan_decode",
+    "plan_run",
+]
+
+# A whole decode, and tiles from the fastest to the one that takes least.
+_TILES = (None, Tile(), Tile(size=48), Tile(size=32))
+# So many of the choices cost little more than a whole decode: less than to load the transformer again.
+_NUM_GOOD_TILES = 2
+# From here on a block computes for longer than it is transferred, so that streaming costs next to nothing.
+_STREAMING_IS_FREE_TOKENS = 16_000
+# A retry takes at most this share of the VRAM of the plan that ran out of memory, or the least there is.
+_RETRY_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffloadPlan:
-    """A chosen offload mode and why."""
+class HostPolicy:
+    """What the host's launch flags ask of a plan; the offload node's named modes go before it."""
 
-    mode: str
-    """none | block | phase | disk."""
-    reason: str
+    prefer: str = "speed"
+    """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
+    --novram)."""
+    reserved_vram_bytes: int = 0
+    """VRAM to leave to others (--reserve-vram)."""
+    pinned_limit_bytes: int | None = None
+    """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""
 
 
-def plan_offload(
-    mode: str, *, weight_bytes: int, dim: int, tokens: int, vram_bytes: int | None, ram_bytes: int
-) -> OffloadPlan:
-    """Choose how the transformer's weights are held.
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was chosen, and what is loaded already."""
 
-    Args:
-        mode: what the user chose; anything but "auto" is taken as it is.
-        weight_bytes: bytes of the checkpoint's transformer.
-        dim: width of the transformer.
-        tokens: number of tokens of the clip.
-        vram_bytes: free VRAM, or None without a GPU.
-        ram_bytes: RAM that can be taken without swapping.
+    mode: str = "auto"
+    """auto | none | block | phase | disk."""
+    tiling: str = "auto"
+    """auto | on | off."""
+    text_device: str = "cpu"
+    pinned_limit_bytes: int | None = None
+    policy: HostPolicy = field(default_factory=HostPolicy)
+    current: Placement | None = None
+    """Kept where it fits and is not clearly worse than the best."""
+    failed: Need | None = None
+    """What sampling needed when it ran out of memory: for a retry, which is to need clearly less VRAM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePlan:
+    """How a clip is going to be decoded."""
+
+    tile: Tile | None
+    """Largest tile; None is a whole decode."""
+    weights_stay: bool
+    """Whether what other handles hold may stay meanwhile."""
+    need: Need
+
+    def __str__(self) -> str:
+        return f"decode tiled {self.tile.size}" if self.tile else "decode whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """How a run is going to fit."""
+
+    placement: Placement
+    num_blocks: int
+    decode: DecodePlan
+    needs: dict[str, Need]
+    """By stage: encode, load_transformer, sample, decode."""
+    budget: Budget
+
+    @property
+    def vram(self) -> int:
+        """Bytes that torch will have reserved at the peak of the run."""
+        return max(need.vram for need in self.needs.values())
+
+    @property
+    def ram(self) -> int:
+        return max(need.ram for need in self.needs.values())
+
+    def __str__(self) -> str:
+        memory = f"{self.ram / GIB:.1f} GiB RAM of {self.budget.ram / GIB:.1f} free"
+        if self.budget.vram is not None:
+            memory = f"{self.vram / GIB:.1f} GiB VRAM of {self.budget.vram / GIB:.1f} free, {memory}"
+        return f"plan: {self.placement.describe(self.num_blocks)}, {memory}; {self.decode}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the plan as JSON data for the run report."""
+        return {
+            "line": str(self),
+            "mode": self.placement.mode,
+            "resident_blocks": self.num_blocks if self.placement.mode == "none" else self.placement.resident_blocks,
+            "num_blocks": self.num_blocks,
+            "tile": self.decode.tile.size if self.decode.tile else None,
+            "free_vram_bytes": self.budget.vram,
+            "free_ram_bytes": self.budget.ram,
+            "needs": {stage: {"vram_bytes": need.vram, "ram_bytes": need.ram} for stage, need in self.needs.items()},
+        }
+
+
+def plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
+    """Choose where weights rest and how the clip is decoded.
+
+    The fastest mode that fits: all weights resident; else streamed from RAM with as many resident blocks as fit,
+    then by phases; from disk where RAM is short. A named mode keeps the fewest blocks resident for which there is RAM.
+
+    Raises:
+        NothingFitsError: no mode that may be taken has room for this clip; says what each would need.
     """
-    if mode != "auto":
-        return OffloadPlan(mode=mode, reason="chosen in the offload node")
-    if vram_bytes is None:
-        return OffloadPlan(mode="none", reason="no GPU: weights are mapped from their files")
-    activations = tokens * dim * ACTIVATION_BYTES_PER_TOKEN_AND_DIM
-    needed = int((weight_bytes + activations) * ALLOCATOR_SLACK) + VRAM_RESERVE_BYTES
-    sizes = f"resident needs {needed / GIB:.1f} GiB of VRAM, {vram_bytes / GIB:.1f} GiB free"
-    if needed <= vram_bytes:
-        return OffloadPlan(mode="none", reason=sizes)
-    if weight_bytes * 1.1 <= ram_bytes:
-        return OffloadPlan(mode="block", reason=sizes)
-    return OffloadPlan(
-        mode="disk", reason=f"{sizes}; weights need {weight_bytes / GIB:.1f} GiB of RAM, {ram_bytes / GIB:.1f} GiB free"
+    groups = _fitting(sizes, budget, wish)
+    placement = _choose(sizes, budget, groups, _tiles(wish)) if groups else None
+    if wish.current is not None and _is_worth_keeping(wish.current, placement, sizes, budget, wish):
+        placement = wish.current
+    if placement is None:
+        raise NothingFitsError(_explain(sizes, budget, wish))
+    on_gpu = budget.vram is not None
+    held = loading_need(sizes, placement, on_gpu=on_gpu)
+    decode = plan_decode(sizes, budget, wish, held)
+    needs = {
+        "encode": encoding_need(sizes.text_encoder_bytes, wish.text_device),
+        "load_transformer": held,
+        "sample": sampling_need(sizes, placement, on_gpu=on_gpu),
+        "decode": decode.need,
+    }
+    return MemoryPlan(
+        placement=placement, num_blocks=sizes.weights.num_blocks, decode=decode, needs=needs, budget=budget
     )
 
 
-def whole_decode_bytes(height: int, width: int, base_dim: int, element_bytes: int) -> int:
-    """Return the bytes a whole (untiled) decode takes on its device, weights included."""
-    per_pixel = DECODE_BYTES_PER_PIXEL * base_dim / DECODE_BASE_DIM * element_bytes / 2
-    return int(height * width * per_pixel)
+def plan_decode(
+    sizes: ClipSizes,
+    budget: Budget,
+    wish: Wish,
+    held: Need,
+    *,
+    margin: float = 1.0,
+    below: DecodePlan | None = None,
+) -> DecodePlan:
+    """Choose how to decode, and whether what is `held` may stay beside it; the least is taken where nothing fits.
+
+    Args:
+        sizes, budget, wish: what is to be run, what there is, and what was chosen.
+        held: by weights that are loaded and not needed for the decode.
+        margin: share of the usual margins.
+        below: the plan that ran out of memory; the next smaller tile is taken then.
+    """
+    tiles, on_gpu = _tiles(wish), budget.vram is not None
+    if below is not None:
+        tiles = tiles[min(tiles.index(below.tile) + 1, len(tiles) - 1) :]
+    for tile in tiles[:_NUM_GOOD_TILES] if below is None else ():
+        need = decoding_need(sizes, tile, on_gpu=on_gpu, beside=held)
+        if need.fits(budget, margin):
+            return DecodePlan(tile=tile, weights_stay=True, need=need)
+    needs = {tile: decoding_need(sizes, tile, on_gpu=on_gpu) for tile in tiles}
+    tile = next((tile for tile, need in needs.items() if need.fits(budget, margin)), tiles[-1])
+    return DecodePlan(tile=tile, weights_stay=False, need=needs[tile])
 
 
-def use_tiles(mode: str, *, needed_bytes: int, free_bytes: int) -> bool:
-    """Decide tiled or whole decode; "auto" tiles when the whole decode would not fit with a tenth to spare."""
-    return mode == "on" or (mode == "auto" and needed_bytes * 1.1 > free_bytes)
+def retry_wish(wish: Wish, failed: Need) -> Wish:
+    """Return the wish for a retry after sampling ran out of memory: any mode that takes clearly less VRAM."""
+    return replace(wish, mode="auto", current=None, failed=failed)
+
+
+def _fitting(sizes: Sizes, budget: Budget, wish: Wish) -> list[list[Placement]]:
+    """Return the placements under which the clip can be sampled, best first, in groups of one mode."""
+
+    def need_of(placement: Placement) -> Need:
+        return sampling_need(sizes, placement, on_gpu=budget.vram is not None)
+
+    groups = [[each for each in group if need_of(each).fits(budget)] for group in _allowed(sizes, wish)]
+    if wish.failed is not None:
+        limit = int(wish.failed.vram * _RETRY_SHARE)
+        least = [min(chain(*groups), key=lambda each: need_of(each).vram)] if any(groups) else []
+        groups = [[each for each in group if need_of(each).vram <= limit] for group in groups]
+        groups.append(least)
+    return [group for group in groups if group]
+
+
+def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
+    limits = [limit for limit in (wish.pinned_limit_bytes, wish.policy.pinned_limit_bytes) if limit is not None]
+    fewest_first = range(sizes.weights.num_blocks)
+    most_first = fewest_first[::-1]
+    by_preference: dict[str, dict[str, Sequence[int]]] = {
+        "speed": {"none": (0,), "block": most_first, "phase": (0,), "disk": most_first},
+        "streaming": {"block": fewest_first, "phase": fewest_first, "disk": fewest_first},
+        "least": {"phase": fewest_first, "disk": fewest_first},
+    }
+    modes = by_preference[wish.policy.prefer]
+    if wish.mode != "auto":
+        modes = {wish.mode: (0,) if wish.mode == "none" else fewest_first}
+    return [
+        [Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=min(limits, default=None)) for count in counts]
+        for mode, counts in modes.items()
+    ]
+
+
+def _tiles(wish: Wish) -> Sequence[Tile | None]:
+    if wish.tiling == "off":
+        return _TILES[:1]
+    return _TILES[1:] if wish.tiling == "on" or wish.policy.prefer == "least" else _TILES
+
+
+def _choose(
+    sizes: Sizes, budget: Budget, groups: Sequence[Sequence[Placement]], tiles: Sequence[Tile | None]
+) -> Placement:
+    """Return the best placement beside which a good decode fits, so that weights need not be loaded again.
+
+    Streaming from RAM is nearly free: rather fewer resident blocks than a slower decode.
+    """
+    on_gpu = budget.vram is not None
+    for group in groups:
+        pairs = [(placement, tile) for placement in group for tile in tiles[:_NUM_GOOD_TILES]]
+        if group[0].mode in ("block", "phase") and sizes.tokens >= _STREAMING_IS_FREE_TOKENS:
+            pairs.sort(key=lambda pair: tiles.index(pair[1]))
+        for placement, tile in pairs:
+            held = loading_need(sizes, placement, on_gpu=on_gpu)
+            if decoding_need(sizes, tile, on_gpu=on_gpu, beside=held).fits(budget):
+                return placement
+    return groups[0][0]
+
+
+def _is_worth_keeping(current: Placement, best: Placement | None, sizes: Sizes, budget: Budget, wish: Wish) -> bool:
+    """Say whether what is loaded fits, and not so much worse than the best that it pays to load anew."""
+    allowed = {(each.mode, each.resident_blocks) for group in _allowed(sizes, wish) for each in group}
+    need = sampling_need(sizes, current, on_gpu=budget.vram is not None)
+    if (current.mode, current.resident_blocks) not in allowed or not need.fits(budget, LATER_MARGIN):
+        return False
+    if best is None:
+        return True
+    if current.mode == "disk":
+        return best.mode == "disk"
+    return best.mode != "none" or current.mode == "none" or sizes.tokens >= _STREAMING_IS_FREE_TOKENS
+
+
+def _explain(sizes: Sizes, budget: Budget, wish: Wish) -> str:
+    """Return what each mode would need, what is there, and the largest clip that would fit."""
+    cause = "No offload mode has room" if wish.mode == "auto" else f"Offload mode {wish.mode!r} has no room"
+    modes = ("none", "block", "phase", "disk") if wish.mode == "auto" else (wish.mode,)
+    on_gpu = budget.vram is not None
+    needs = {mode: sampling_need(sizes, Placement(mode=mode), on_gpu=on_gpu) for mode in modes}
+    there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
+    lines = [
+        f"{cause} for {_size(sizes)} in {sizes.scheme.upper()}. Needed, beside a margin:",
+        *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
+        f"There are {there}.",
+        _advise(sizes, budget, wish),
+    ]
+    return "\n".join(lines)
+
+
+def _advise(sizes: Sizes, budget: Budget, wish: Wish) -> str:
+    auto = replace(wish, mode="auto")
+    groups = _fitting(sizes, budget, auto)
+    if groups:
+        mode = groups[0][0].describe(sizes.weights.num_blocks)
+        return f"Set the offload mode to 'auto': it fits then ({mode})."
+    found: list[str] = []
+    for candidates in (list(_smaller(sizes)), list(_shorter(sizes))):
+        # Each needs no more than the one before it, so that few of the hundreds are looked at.
+        first = bisect.bisect_left(candidates, True, key=lambda each: bool(_fitting(each, budget, auto)))
+        found += map(_size, candidates[first : first + 1])
+    if not found:
+        return "No size fits. Close other programs, or use a checkpoint in FP8 or INT8."
+    return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
+
+
+def _smaller(sizes: Sizes) -> Iterator[Sizes]:
+    """Yield smaller pictures of nearly the same shape, the largest first."""
+    for height in range(sizes.height - 16, 0, -16):
+        width = max(round(sizes.width * height / sizes.height / 16), 1) * 16
+        yield replace(sizes, width=width, height=height)
+
+
+def _shorter(sizes: Sizes) -> Iterator[Sizes]:
+    return (replace(sizes, num_frames=num_frames) for num_frames in range(sizes.num_frames - 4, 0, -4))
+
+
+def _size(sizes: Sizes) -> str:
+    return f"{sizes.width}x{sizes.height} with {sizes.num_frames} frames"

@@ -315,7 +315,7 @@ const steps = {
         delays.linked = await timePlan(link, null, "832x192, 41 frames");
         await setWidget("LightX2VEmptyLatent", "width", 8192);
         await setWidget("LightX2VEmptyLatent", "height", 8192);
-        delays.huge = await timePlan(SET, { type: "LightX2VEmptyLatent", name: "num_frames", to: 4097 }, "Does not fit");
+        delays.huge = await timePlan(SET, { type: "LightX2VEmptyLatent", name: "num_frames", to: 4097 }, "No offload mode has room");
         const refused = await panelText(type, "lightx2v_plan");
         await shot("plan_does_not_fit");
         return { before, offload, refused, delays };

@@ -73,7 +73,7 @@ def test_the_plan_line_follows_a_change_within_300_ms(step):
     assert max(plan["delays"].values()) < 300
     assert "bf16, 40 blocks" in plan["before"] and "192x192, 9 frames" in plan["before"]
     assert plan["offload"].startswith("Fits.") and "bf16, 40 blocks" in plan["offload"]
-    assert "Does not fit: needs" in plan["refused"] and "fewer frames" in plan["refused"]
+    assert "No offload mode has room" in plan["refused"] and "the largest that fit" in plan["refused"]
 
 
 def test_presets_and_typed_values_give_sizes_the_model_takes(step):

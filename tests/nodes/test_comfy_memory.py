@@ -89,3 +89,33 @@ def test_without_a_gpu_making_room_unloads_nothing(memory, monkeypatch):
     monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
     memory.make_room(2**60)
     assert calls == [(2**60, mm.get_torch_device())]
+
+
+def test_the_policy_follows_the_launch_flags(memory, monkeypatch):
+    import comfy.cli_args
+    import comfy.model_management as mm
+    from lightx2v_pack.engine.constants import GIB
+
+    assert memory.host_policy().prefer == "speed" and memory.host_policy().reserved_vram_bytes == 0
+    monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NO_VRAM)
+    monkeypatch.setattr(comfy.cli_args.args, "reserve_vram", 1.5)
+    # Came after 0.3.64.
+    monkeypatch.setattr(mm, "MAX_PINNED_MEMORY", 40.0, raising=False)
+    policy = memory.host_policy()
+    assert (policy.prefer, policy.reserved_vram_bytes, policy.pinned_limit_bytes) == ("least", 3 * GIB // 2, 40)
+    monkeypatch.setattr(comfy.cli_args.args, "disable_pinned_memory", True, raising=False)
+    assert memory.host_policy().pinned_limit_bytes == 0
+
+
+def test_the_engine_computes_where_comfyui_does(memory, monkeypatch):
+    import comfy.model_management as mm
+    import torch
+    from lightx2v_pack.engine.adapters import system
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    memory.follow_host_device()
+    assert system.compute_device() == torch.device("cpu") and system.free_vram_bytes() is None
+    monkeypatch.setattr(mm, "get_torch_device", lambda: torch.device("cuda", 1))
+    memory.follow_host_device()
+    assert system.compute_device() == torch.device("cuda", 1)

@@ -53,7 +53,18 @@ def test_the_command_prints_a_table_with_remedies(tmp_path):
     done = run("--models-dir", tmp_path)
     assert "missing  Checkpoints" in done.stdout
     assert "-> Run in the pack's folder: python tools/download.py get fp8" in done.stdout
-    for name in ("Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"):
+    for name in (
+        "Card",
+        "Driver",
+        "torch",
+        "LightX2V",
+        "Triton",
+        "SageAttention",
+        "q8_kernels",
+        "sgl-kernel",
+        "RAM",
+        "Disk",
+    ):
         assert f"  {name} " in done.stdout
 
 
@@ -79,6 +90,9 @@ def speed_item(label, **facts):
         ("q8_kernels", {"capability": (9, 0)}, "ok", "needs compute capability 8.9"),
         ("sgl-kernel", {"capability": (9, 0)}, "warn", "this card would be faster with it"),
         ("sgl-kernel", {}, "ok", "there is no CUDA device"),
+        ("Triton", {"capability": (9, 0), "packages": {"triton": "3.6.0"}}, "ok", "3.6.0"),
+        ("Triton", {"capability": (8, 6), "packages": {"triton": "2.3.1"}}, "ok", "needs triton 3 or newer"),
+        ("Triton", {}, "ok", "there is no CUDA device"),
     ],
 )
 def test_optional_packages_count_only_where_the_card_uses_them(label, facts, state, found):

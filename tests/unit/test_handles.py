@@ -1,15 +1,28 @@
 """What the loaders return: weights come when needed, go when told, and go with the last reference."""
 
 import gc
+from dataclasses import replace
 
 import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.handles import held_ram_bytes, unload_others
+from lightx2v_pack.engine import engines, handles, pipeline
+from lightx2v_pack.engine.adapters import system
+from lightx2v_pack.engine.adapters.kernels import attention
+from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine.adapters.lightx2v import bootstrap
+from lightx2v_pack.engine.budget import Host
+from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
+from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
+from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
+from lightx2v_pack.engine.logic.memory_plan import Budget, HostPolicy
+from lightx2v_pack.engine.logic.support import Machine
+from lightx2v_pack.engine.logic.tae_format import TaeFormat
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from pretended_card import pretend_card
+from safetensors.torch import save_file
 
 SHAPE = (16, 1, 4, 4)
 
@@ -67,16 +80,80 @@ def test_room_is_made_by_unloading_the_others(loaded):
     assert not loaded.transformer.is_loaded
 
 
-def test_ram_that_streamed_weights_rest_in_counts_as_free_for_the_next_run():
-    """Otherwise a second run on a machine with little RAM would fall back to disk."""
-    before = held_ram_bytes()
+class Fake:
+    """An engine that takes no memory."""
+
+    def __init__(self, placement):
+        self.placement = placement
+
+    def load(self, *_):
+        pass
+
+    def unload(self):
+        pass
+
+
+@pytest.fixture
+def small_card(monkeypatch):
+    """A card on which the tiny transformer is loaded, in name only."""
+    pretend_card(monkeypatch, "NVIDIA GeForce RTX 4060", (8, 9), 8, 7)
+    monkeypatch.setattr(engines, "build_transformer", lambda files, settings, placement: Fake(placement))
+    yield
+    find_machine.cache_clear()
+
+
+def test_what_is_held_counts_as_free_for_the_next_run(small_card):
+    """Otherwise a second run on a machine with little memory would fall back to a slower mode."""
+    before = held()
     transformer = load("block").transformer
-    assert held_ram_bytes() == before
+    assert held() == before
     transformer.acquire(SHAPE, Hooks())
-    assert transformer.ram_bytes == transformer.files.num_bytes
-    assert held_ram_bytes() == before + transformer.files.num_bytes
+    weights = transformer.weights
+    assert transformer.ram_bytes == 2 * weights.block
+    assert transformer.num_bytes == pytest.approx(weights.others + 2 * weights.block, abs=2 * 2**21)
+    assert held().ram == before.ram + transformer.ram_bytes and held().vram == before.vram + transformer.num_bytes
+    assert held(without=transformer) == before
     transformer.unload()
-    assert held_ram_bytes() == before
+    assert held() == before
+
+
+def test_another_plan_loads_anew_and_the_same_one_does_not(small_card):
+    handle = load().transformer
+    first = handle.acquire(SHAPE, Hooks())
+    assert first.placement.mode == "none"
+    assert handle.acquire(SHAPE, Hooks()) is first
+    flags = Host(policy=HostPolicy(prefer="least"))
+    second = handle.acquire(SHAPE, Hooks(), handle.plan((1, *SHAPE), flags))
+    assert second.placement.mode == "phase"
+    # So few tokens compute for less time than their weights are transferred.
+    assert handle.acquire(SHAPE, Hooks()).placement.mode == "none"
+
+
+def test_another_checkpoint_leaves_before_one_loads_that_has_no_room_beside_it(monkeypatch):
+    first, second = load().transformer, load().transformer
+    first.acquire(SHAPE, Hooks())
+    monkeypatch.setattr(handles, "find_budget", lambda *_, **__: Budget(vram=None, ram=int(1.35 * GIB)))
+    budget_holds_one = second.plan((1, *SHAPE), Host()).needs["sample"].fits
+    assert budget_holds_one(Budget(vram=None, ram=int(1.35 * GIB)))
+    run_sample(second)
+    assert first.is_loaded  # on a CPU weights are mapped and take no room
+    monkeypatch.setattr(handles.TransformerHandle, "ram_bytes", GIB)
+    run_sample(second)
+    assert second.is_loaded and not first.is_loaded
+
+
+def run_sample(handle):
+    settings = SamplingSettings(seed=1, steps=1)
+    pipeline.sample(handle, torch.zeros(1, 1, 64), torch.zeros(1, *SHAPE), settings, hooks=Hooks())
+
+
+def test_a_load_that_fails_leaves_nothing(loaded):
+    def cancel(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loaded.transformer.acquire(SHAPE, Hooks(check_interrupt=cancel))
+    assert not loaded.transformer.is_loaded
 
 
 def test_a_missing_part_is_an_error_only_when_it_is_used(tmp_path):
@@ -89,3 +166,54 @@ def test_a_missing_part_is_an_error_only_when_it_is_used(tmp_path):
         pipeline.decode(found.vae, torch.zeros(1, *SHAPE), hooks=Hooks())
     with pytest.raises(CheckpointError, match="text encoder is missing"):
         pipeline.encode_text(found.text_encoder, "a red fox", hooks=Hooks())
+
+
+@pytest.fixture
+def h200(monkeypatch):
+    """A card with everything that runs fast on it, LightX2V included; nothing has run yet."""
+    pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138)
+    machine = Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"})
+    for module in (engines, attention):
+        monkeypatch.setattr(module, "find_machine", lambda device: machine)
+    monkeypatch.setattr(attention, "_not_in_place", set())
+    monkeypatch.setattr(attention, "_sage_in_place", attention.sdpa)
+    monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
+    yield torch.device("cuda", 0)
+    find_machine.cache_clear()
+
+
+def test_the_next_plan_knows_that_sage_does_not_run_in_place(h200, monkeypatch):
+    files = load().transformer.files
+    expected = handles.run_sizes(files, EngineSettings(), (1, *SHAPE))
+    assert (expected.attention, expected.path) == ("sage_attn2_in_place", "lightx2v")
+    for settings in (EngineSettings(compile="off"), EngineSettings(compile="off", engine="portable")):
+        assert handles.run_sizes(files, settings, (1, *SHAPE)).attention == "sage_attn2"
+    monkeypatch.setattr(attention, "trial_problem", lambda *_: "its trial run failed")
+    assert not attention._runs_in_place(h200)
+    assert handles.run_sizes(files, EngineSettings(), (1, *SHAPE)).attention == "sage_attn2"
+
+
+def test_auto_decodes_with_the_faster_decoder(h200):
+    for engine, expected in (("auto", "portable"), ("portable", "portable"), ("lightx2v", "lightx2v")):
+        assert engines.build_decoder(checkpoints.vae(), engine).describe()["engine"] == expected
+
+
+def test_lightx2v_needs_the_device_that_everything_computes_on(h200, monkeypatch):
+    """ComfyUI's --cpu leaves the card unused."""
+    assert engines.choose_engine("auto") == "lightx2v"
+    monkeypatch.setattr(system, "compute_device", lambda: torch.device("cpu"))
+    assert torch.cuda.is_available() and engines.choose_engine("auto") == "portable"
+    with pytest.raises(UnsupportedHardwareError, match="no CUDA device"):
+        engines.build_decoder(checkpoints.vae(), "lightx2v")
+
+
+def test_a_decode_is_planned_for_the_vae_that_the_file_holds(h200, tmp_path):
+    shapes = TaeFormat(widths=(32, 16, 8, 8)).shapes()
+    tae = tmp_path / "taew2_1.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tae)
+    pruned = checkpoints.vae(sizes=replace(checkpoints.tiny.DEFAULT_SIZES, vae_dim=24))
+    tiny, light = (handles.VaeHandle(file, "auto", OffloadSettings()) for file in (tae, pruned))
+    latents = (1, 16, 21, 60, 104)
+    assert tiny.plan(latents, "off", Host()).need.vram == tae_decode_bytes(480, 832, None)
+    assert light.plan(latents, "off", Host()).need.vram == decode_bytes(480, 832, None, base_dim=24)
+    assert not (tiny.is_loaded or light.is_loaded)

@@ -1,55 +1,382 @@
+"""The memory plan at full size: for cards and computers of every kind, and what it says when nothing fits."""
+
+import itertools
+import re
+from dataclasses import replace
+
 import pytest
+from lightx2v_pack.engine.adapters.streaming import reading
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.memory_plan import plan_offload, use_tiles, whole_decode_bytes
+from lightx2v_pack.engine.errors import NothingFitsError
+from lightx2v_pack.engine.logic.activations import ATTENTION_BYTES
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
+from lightx2v_pack.engine.logic.memory_needs import (
+    LATER_MARGIN,
+    RAM_FIXED_BYTES,
+    RING_BYTES,
+    activations,
+    decoding_need,
+    loading_need,
+    weights_ram,
+)
+from lightx2v_pack.engine.logic.memory_plan import (
+    Budget,
+    HostPolicy,
+    Need,
+    Placement,
+    Sizes,
+    Wish,
+    plan_decode,
+    plan_run,
+    retry_wish,
+)
+from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
+from lightx2v_pack.engine.logic.tiles import Tile
 
-TOKENS_480P = 32_760
-TOKENS_720P = 75_600
+WAN_14B = WanArchitecture(
+    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
+)
+P480, P720 = (832, 480), (1280, 720)
+# What a desktop, the CUDA context, the system and ComfyUI leave of a card and of RAM.
+CARDS = {6: 5.2, 8: 7.2, 10: 9.1, 12: 11.0, 16: 15.0, 24: 22.8, 140: 138.0}
+RAMS = {16: 11.5, 32: 26.0, 64: 56.0}
 
 
-def plan(mode="auto", weights=14.5, tokens=TOKENS_480P, vram=24.0, ram=64.0):
-    return plan_offload(
-        mode,
-        weight_bytes=int(weights * GIB),
-        dim=5120,
-        tokens=tokens,
-        vram_bytes=None if vram is None else int(vram * GIB),
-        ram_bytes=int(ram * GIB),
+def sizes(scheme="fp8", size=P480, frames=81, attention="sage_attn2", **more):
+    return Sizes(
+        architecture=WAN_14B,
+        scheme=scheme,
+        attention=attention,
+        matmul="scaled_mm",
+        width=size[0],
+        height=size[1],
+        num_frames=frames,
+        **more,
     )
 
 
+def budget(vram=22.8, ram=56.0):
+    return Budget(vram=None if vram is None else int(vram * GIB), ram=int(ram * GIB))
+
+
+def decoder(tile, size=P720):
+    """GiB of a decode with nothing beside it."""
+    return decoding_need(sizes(size=size), tile, on_gpu=True).vram / GIB
+
+
+def plan(vram=22.8, ram=56.0, wish=None, **changes):
+    return plan_run(sizes(**changes), budget(vram, ram), wish or Wish())
+
+
+def placed(*arguments, **changes):
+    found = plan(*arguments, **changes)
+    return found.placement.mode, found.placement.resident_blocks
+
+
+# Card and RAM in GiB as sold, precision, size: mode, and the least and most resident blocks.
+TABLE = [
+    ((6, 16, "fp8", P480, 81), "disk", (1, 8)),
+    ((6, 32, "fp8", P480, 81), "block", (0, 6)),
+    ((8, 16, "fp8", P480, 81), "disk", (7, 14)),
+    ((8, 32, "fp8", P480, 81), "block", (4, 14)),
+    ((8, 32, "int8", P480, 81), "block", (4, 14)),
+    ((8, 32, "bf16", P480, 81), "disk", (0, 6)),
+    ((8, 64, "bf16", P480, 81), "block", (0, 6)),
+    ((10, 32, "fp8", P720, 81), "block", (0, 6)),
+    ((12, 32, "fp8", P720, 81), "block", (2, 12)),
+    ((12, 16, "fp8", P480, 81), "block", (16, 26)),
+    ((16, 16, "fp8", P480, 81), "block", (26, 36)),
+    ((16, 32, "fp8", P480, 17), "block", (30, 39)),
+    ((16, 64, "bf16", P720, 81), "block", (4, 14)),
+    ((24, 32, "fp8", P480, 81), "none", (0, 0)),
+    ((24, 32, "fp8", P720, 81), "none", (0, 0)),
+    ((24, 64, "bf16", P480, 81), "block", (24, 34)),
+    ((140, 16, "bf16", P720, 81), "none", (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("computer", "mode", "blocks"), TABLE)
+def test_auto_takes_the_fastest_mode_that_fits(computer, mode, blocks):
+    card, ram, scheme, size, frames = computer
+    found = plan(CARDS[card], RAMS[ram], scheme=scheme, size=size, frames=frames)
+    assert found.placement.mode == mode
+    assert blocks[0] <= found.placement.resident_blocks <= blocks[1]
+
+
+GRID = list(itertools.product(CARDS, RAMS, ("fp8", "int8", "bf16"), (P480, P720), (17, 49, 81)))
+
+
+@pytest.mark.parametrize(("card", "ram", "scheme", "size", "frames"), GRID)
+def test_every_plan_fits_in_every_stage(card, ram, scheme, size, frames):
+    """Or says why not: of this grid only 720p on the smallest cards, as its activations alone take more."""
+    try:
+        found = plan(CARDS[card], RAMS[ram], scheme=scheme, size=size, frames=frames)
+    except NothingFitsError:
+        assert size == P720 and card <= 8 and frames > 17
+        return
+    assert set(found.needs) == {"encode", "load_transformer", "sample", "decode"}
+    for need in found.needs.values():
+        assert need.fits(found.budget)
+        assert need.vram < found.budget.vram and need.ram < found.budget.ram
+    # Weights need not leave for the decode, so that the next run loads nothing.
+    assert found.decode.weights_stay
+    assert found.needs["decode"].vram > found.needs["load_transformer"].vram
+
+
+def test_the_example_workflow_fits_8_gb_with_16_gb_of_ram():
+    """What such a computer has free with a desktop, a browser and ComfyUI."""
+    found = plan(6.9, 10.0)
+    assert found.placement.mode in ("block", "disk")
+    assert plan(6.9, 6.0).placement.mode == "disk"
+    assert found.decode.tile in (None, Tile())
+
+
+@pytest.mark.parametrize("vram", [4.0, 5.2, 7.2, 9.1, 13.0])
+def test_more_vram_keeps_more_blocks_and_streams_less_ram(vram):
+    less, more = plan(vram), plan(vram + 2)
+    assert more.placement.resident_blocks > less.placement.resident_blocks
+    assert more.ram < less.ram and more.vram > less.vram
+
+
+def test_streamed_blocks_rest_in_ram_once():
+    """FP8: 40 blocks of 0.328 GiB; RAM is at most 1.15 times the checkpoint (14 GiB)."""
+    found = plan(7.2, wish=Wish(mode="block"))
+    assert found.needs["load_transformer"].ram / GIB == pytest.approx(40 * 0.3277 + 0.4, abs=0.01)
+    assert plan(7.2, wish=Wish(mode="disk")).needs["load_transformer"].ram / GIB < 1.5
+
+
+def test_stages_are_as_large_as_their_parts():
+    """By hand, FP8 480p: others 0.485 GiB, two slots of 0.328; x 2, quantised 1, q|k|v 6 and attention 7 bytes."""
+    found = plan(7.2, wish=Wish(mode="block"))
+    weights = 0.485 + 2 * 0.328
+    activations = 32_760 * 5120 * 16 / GIB
+    assert found.needs["load_transformer"].vram / GIB == pytest.approx(weights, rel=0.01)
+    assert found.needs["sample"].vram / GIB == pytest.approx(weights + activations, rel=0.1)
+    sdpa = plan(7.2, wish=Wish(mode="block"), attention="sdpa")
+    assert sdpa.needs["sample"].vram < found.needs["sample"].vram
+    phase = plan(7.2, wish=Wish(mode="phase"))
+    assert (found.vram - phase.vram) / GIB == pytest.approx(2 * (0.328 - 0.132), abs=0.01)
+
+
 @pytest.mark.parametrize(
-    ("case", "mode"),
+    ("weights", "held"),
+    [(Placement(mode="none"), 0), (Placement(mode="block", resident_blocks=39), 1), (Placement(mode="disk"), 2)],
+    ids=str,
+)
+def test_resident_blocks_load_through_a_ring(weights, held):
+    """FP8 and BF16 alike: 256 MiB whatever a block takes, gone before streamed blocks (0.328 and 0.656 GiB) come."""
+    for scheme in ("fp8", "bf16"):
+        found = sizes(scheme=scheme)
+        ram = loading_need(found, weights, on_gpu=True).ram - RAM_FIXED_BYTES
+        assert weights_ram(found.weights, weights) == held * found.weights.block
+        assert ram == max(RING_BYTES, held * found.weights.block)
+    assert RING_BYTES == 2 * reading._NUM_THREADS * reading._PIECE_BYTES
+
+
+@pytest.mark.parametrize(("scheme", "allocated"), [("fp8", 5.39), ("int8", 4.67), ("bf16", 5.27)])
+def test_lightx2vs_own_compute_is_planned_by_what_it_allocates(scheme, allocated):
+    """docs/benchmarks.md: beside the two blocks on the device, a seventh more than was measured at 480p."""
+    own = plan(7.2, 64.0, scheme=scheme, path="lightx2v_own", wish=Wish(mode="block"))
+    weights = own.needs["load_transformer"].vram / GIB
+    found = own.needs["sample"].vram / GIB
+    assert found - weights == pytest.approx(1.15 * (allocated - weights), rel=0.02)
+    assert own.needs["sample"].vram > plan(7.2, 64.0, scheme=scheme, wish=Wish(mode="block")).needs["sample"].vram
+
+
+def test_dequantised_weights_compute_like_bf16():
+    """The input of a linear is BF16 then, and one widened linear lies beside it."""
+    bf16 = activations(sizes("bf16"))
+    widened = activations(replace(sizes("fp8"), matmul="dequantize"))
+    assert widened - bf16 == 5120 * 13824 * 2
+    assert widened - activations(sizes("fp8")) > 32_760 * 5120
+
+
+def test_lightx2v_keeps_a_rotary_table_beside_the_blocks():
+    portable, lightx2v = (activations(sizes(path=path)) for path in ("portable", "lightx2v"))
+    assert lightx2v - portable == 32_760 * 512
+
+
+def test_every_attention_back_end_has_its_bytes():
+    assert set(ATTENTION_BYTES) == {"sage_attn2_in_place", *(backend.name for backend in ATTENTION_BACKENDS)}
+
+
+NAMED = ("none", "block", "phase", "disk")
+
+
+@pytest.mark.parametrize("mode", NAMED)
+def test_a_named_mode_is_taken_with_the_fewest_resident_blocks(mode):
+    assert placed(22.8, wish=Wish(mode=mode)) == (mode, 0)
+
+
+def test_a_named_mode_keeps_blocks_resident_where_ram_is_short():
+    mode, blocks = placed(11.0, 9.0, wish=Wish(mode="block"))
+    assert mode == "block" and blocks > 10
+
+
+@pytest.mark.parametrize(
+    ("mode", "vram", "ram", "advice"),
     [
-        ({"vram": 24.0}, "none"),
-        ({"vram": 24.0, "tokens": TOKENS_720P}, "block"),
-        ({"vram": 16.0}, "block"),
-        ({"vram": 8.0}, "block"),
-        ({"vram": 8.0, "ram": 12.0}, "disk"),
-        ({"vram": 24.0, "weights": 28.6}, "block"),
-        ({"vram": None}, "none"),
+        ("none", 7.2, 56.0, "Set the offload mode to 'auto': it fits then (block, "),
+        ("block", 5.2, 8.0, "Set the offload mode to 'auto': it fits then (disk, "),
+        ("phase", 2.9, 56.0, "Use 6"),
+        ("disk", 2.9, 56.0, "Use 6"),
     ],
 )
-def test_auto_takes_the_fastest_mode_that_fits(case, mode):
-    assert plan(**case).mode == mode
+def test_a_named_mode_without_room_is_an_error(mode, vram, ram, advice):
+    with pytest.raises(NothingFitsError) as error:
+        plan(vram, ram, wish=Wish(mode=mode))
+    text = str(error.value)
+    assert f"Offload mode {mode!r} has no room for 832x480 with 81 frames in FP8" in text
+    assert re.search(rf"\n  {mode}: \d+\.\d GiB of VRAM and \d+\.\d GiB of RAM\n", text)
+    assert f"There are {vram} GiB of VRAM and {ram} GiB of RAM." in text
+    assert advice in text
 
 
-@pytest.mark.parametrize("mode", ["none", "block", "phase", "disk"])
-def test_a_named_mode_is_taken(mode):
-    assert plan(mode, vram=6.0).mode == mode
+def test_the_error_lists_every_mode_and_the_largest_sizes_that_fit():
+    with pytest.raises(NothingFitsError) as error:
+        plan(5.2, size=P720)
+    text = str(error.value)
+    assert text.startswith("No offload mode has room for 1280x720 with 81 frames in FP8.")
+    for mode in NAMED:
+        assert f"\n  {mode}: " in text
+    (first, second) = re.findall(r"(\d+)x(\d+) with (\d+) frames(?! in)", text)
+    for width, height, frames in (map(int, first), map(int, second)):
+        assert plan(5.2, size=(width, height), frames=frames)
+        larger = (width, height, frames + 4) if (width, height) == P720 else (width + 32, height + 16, frames)
+        with pytest.raises(NothingFitsError):
+            plan(5.2, size=larger[:2], frames=larger[2])
+    assert abs(int(first[0]) / int(first[1]) - 1280 / 720) < 0.05 and first[2] == "81"
+    assert second[:2] == ("1280", "720")
 
 
-def test_the_reason_names_the_sizes():
-    assert "VRAM, 16.0 GiB free" in plan(vram=16.0).reason
-    assert "14.5 GiB of RAM, 12.0 GiB free" in plan(vram=8.0, ram=12.0).reason
+def test_without_any_size_that_fits_the_error_says_so():
+    with pytest.raises(NothingFitsError, match="No size fits"):
+        plan(0.9)
 
 
-def test_whole_decode_estimate_covers_the_measured_peaks():
-    assert 5.97 < whole_decode_bytes(480, 832, 96, 2) / GIB < 5.97 * 1.1
-    assert 14.5 < whole_decode_bytes(720, 1280, 96, 2) / GIB < 14.5 * 1.1
+def test_a_line_says_the_plan():
+    assert re.fullmatch(
+        r"plan: block, \d+ of 40 blocks resident, \d\.\d GiB VRAM of 7\.2 free, \d+\.\d GiB RAM of 24\.0 free; "
+        r"decode (whole|tiled 64)",
+        str(plan(7.2, 24.0)),
+    )
+    assert str(plan(138.0)).startswith("plan: resident, ")
+    data = plan(7.2, 24.0).as_data()
+    assert data["line"] == str(plan(7.2, 24.0)) and data["mode"] == "block" and data["num_blocks"] == 40
+    assert data["needs"]["sample"]["vram_bytes"] < data["free_vram_bytes"]
 
 
 @pytest.mark.parametrize(
-    ("mode", "free", "tiled"), [("on", 99, True), ("off", 0, False), ("auto", 99, False), ("auto", 10, True)]
+    ("current", "vram", "ram", "frames", "is_kept"),
+    [
+        # Fits, and streaming costs next to nothing.
+        (Placement(mode="block", resident_blocks=2), 7.2, 56, 81, True),
+        (Placement(mode="block", resident_blocks=2), 22.8, 56, 81, True),
+        (Placement(mode="phase"), 7.2, 56, 81, True),
+        # Fits no more.
+        (Placement(mode="block", resident_blocks=30), 7.2, 56, 81, False),
+        (Placement(mode="none"), 7.2, 56, 81, False),
+        # Few tokens: a block computes for less than its transfer.
+        (Placement(mode="block", resident_blocks=2), 22.8, 56, 17, False),
+        # The drive is slower than RAM.
+        (Placement(mode="disk", resident_blocks=9), 7.2, 56, 81, False),
+        (Placement(mode="disk", resident_blocks=2), 7.2, 6, 81, True),
+        # Another limit on page-locked memory is no reason to load again.
+        (Placement(mode="block", resident_blocks=2, pinned_limit_bytes=1), 7.2, 56, 81, True),
+    ],
 )
-def test_auto_tiles_only_when_whole_does_not_fit(mode, free, tiled):
-    assert use_tiles(mode, needed_bytes=10, free_bytes=free) is tiled
+def test_what_is_loaded_stays_unless_it_is_clearly_worse(current, vram, ram, frames, is_kept):
+    found = plan(vram, ram, frames=frames, wish=Wish(current=current)).placement
+    assert (found == current) is is_kept
+    if not is_kept:
+        assert found == plan(vram, ram, frames=frames).placement
+
+
+def test_a_little_less_memory_than_at_the_first_run_changes_nothing():
+    """The first run loads kernels, whose memory is not torch's; loading 14 GB again for that would be absurd."""
+    first = plan(7.2)
+    peak = first.vram / GIB
+    assert peak < 7.2 - 0.33
+    again = plan(peak + 0.1, wish=Wish(current=first.placement))
+    assert again.placement == first.placement != plan(peak + 0.1).placement
+    least = plan(4.0)
+    barely = least.needs["sample"].vram / GIB + 0.1
+    assert plan(barely, wish=Wish(current=least.placement)).placement == least.placement
+    with pytest.raises(NothingFitsError):
+        plan(barely)
+    held = first.needs["load_transformer"]
+    decode = plan_decode(sizes(), budget(peak + 0.1), Wish(), held, margin=LATER_MARGIN)
+    assert decode.weights_stay and decode.tile == first.decode.tile
+    assert plan_decode(sizes(), budget(peak + 0.1), Wish(), held).tile != first.decode.tile
+
+
+def test_launch_flags_change_auto_but_not_a_named_mode():
+    streaming, least = HostPolicy(prefer="streaming"), HostPolicy(prefer="least")
+    assert placed(138.0, wish=Wish(policy=streaming)) == ("block", 0)
+    assert placed(138.0, wish=Wish(policy=least)) == ("phase", 0)
+    assert plan(138.0, wish=Wish(policy=least)).decode.tile == Tile()
+    assert placed(138.0, wish=Wish(mode="none", policy=least)) == ("none", 0)
+    limited = Wish(pinned_limit_bytes=5, policy=HostPolicy(pinned_limit_bytes=3))
+    assert plan(wish=limited).placement.pinned_limit_bytes == 3
+    assert plan().placement.pinned_limit_bytes is None
+
+
+@pytest.mark.parametrize("vram", [5.2, 7.2, 22.8, 138.0])
+def test_a_retry_takes_clearly_less_vram_whatever_the_mode_was(vram):
+    mode = plan(vram).placement.mode
+    for wish in (Wish(), Wish(mode=mode), Wish(current=plan(vram).placement)):
+        first = plan(vram, wish=wish)
+        second = plan(vram, wish=retry_wish(wish, first.needs["sample"]))
+        assert second.needs["sample"].vram < 0.91 * first.needs["sample"].vram
+        assert second.placement.mode in ("block", "phase")
+    least = plan(vram, wish=Wish(mode="phase"))
+    assert plan(vram, wish=retry_wish(Wish(), least.needs["sample"])).placement == least.placement
+    with pytest.raises(NothingFitsError):
+        plan(2.0, wish=retry_wish(Wish(), least.needs["sample"]))
+
+
+@pytest.mark.parametrize(
+    ("tiling", "vram", "tile"),
+    [
+        ("auto", 22.8, None),
+        ("auto", decoder(Tile()) + 0.4, Tile()),
+        ("auto", decoder(Tile(size=48)) + 0.4, Tile(size=48)),
+        ("auto", 0.1, Tile(size=32)),
+        ("on", 22.8, Tile()),
+        ("off", 0.1, None),
+    ],
+)
+def test_a_decode_is_tiled_only_when_whole_does_not_fit(tiling, vram, tile):
+    found = plan_decode(sizes(size=P720), budget(vram), Wish(tiling=tiling), Need(vram=0, ram=0))
+    assert found.tile == tile
+    assert str(found) == (f"decode tiled {tile.size}" if tile else "decode whole")
+
+
+def test_weights_leave_a_decode_that_does_not_fit_beside_them():
+    resident = Need(vram=14 * GIB, ram=0)
+    assert plan_decode(sizes(), budget(22.8), Wish(), resident).weights_stay
+    beside = plan_decode(sizes(), budget(14.9 + decoder(Tile(), P480)), Wish(), resident)
+    assert beside.weights_stay and beside.tile == Tile()
+    alone = plan_decode(sizes(), budget(14.5), Wish(), resident)
+    assert not alone.weights_stay and alone.tile is None
+    pinned = Need(vram=0, ram=26 * GIB)
+    assert not plan_decode(sizes(), budget(22.8, 27.0), Wish(), pinned).weights_stay
+
+
+def test_the_retry_of_a_decode_takes_the_next_tile_and_all_memory():
+    wish, held = Wish(), Need(vram=4 * GIB, ram=0)
+    whole = plan_decode(sizes(), budget(22.8), wish, held)
+    tiled = plan_decode(sizes(), budget(22.8), wish, held, below=whole)
+    smaller = plan_decode(sizes(), budget(22.8), wish, held, below=tiled)
+    assert [each.tile for each in (whole, tiled, smaller)] == [None, Tile(), Tile(size=48)]
+    assert whole.weights_stay and not tiled.weights_stay and not smaller.weights_stay
+    assert plan_decode(sizes(), budget(22.8), Wish(tiling="off"), held, below=whole).tile is None
+
+
+def test_without_a_gpu_weights_are_mapped():
+    found = plan(None, 40.0)
+    assert found.placement.mode == "none" and found.vram == 0
+    assert "VRAM" not in str(found)
+    assert plan(None, 12.0).placement.mode == "disk"
+    with pytest.raises(NothingFitsError, match=r"There are 3\.0 GiB of RAM"):
+        plan(None, 3.0)

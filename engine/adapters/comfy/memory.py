@@ -9,9 +9,14 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
+import comfy.cli_args
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+
+from ...logic.host_flags import policy_of
+from ...logic.memory_plan import HostPolicy
+from .. import system
 
 
 class Unloadable(Protocol):
@@ -47,6 +52,24 @@ def make_room(num_bytes: int) -> None:
     device = mm.get_torch_device()
     if not mm.is_device_cpu(device):
         mm.free_memory(num_bytes, device)
+
+
+def host_policy() -> HostPolicy:
+    """Return what ComfyUI's launch flags ask of a plan made now."""
+    args = comfy.cli_args.args
+    # Older versions have neither page-locked memory nor its flag.
+    return policy_of(
+        mm.vram_state.name,
+        reserve_vram_gib=args.reserve_vram,
+        is_pinning_disabled=getattr(args, "disable_pinned_memory", False),
+        # Not less what it has locked itself: that changes with every model, and a plan would with it.
+        max_pinned_bytes=getattr(mm, "MAX_PINNED_MEMORY", -1),
+    )
+
+
+def follow_host_device() -> None:
+    """Compute on the CPU where ComfyUI does (--cpu), although there may be a GPU."""
+    system.use_cpu_only(mm.is_device_cpu(mm.get_torch_device()))
 
 
 class _EngineModule(torch.nn.Module):

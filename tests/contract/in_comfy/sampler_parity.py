@@ -32,16 +32,36 @@ SEED, SHAPE = 11, (16, 2, 6, 8)
 COMFY_SAMPLERS = {"lcm": sampling.sample_lcm, "euler": sampling.sample_euler}
 
 
-class Model:
-    """Our transformer as ComfyUI's samplers call a model: (x, sigma) -> estimate of the clean latents."""
+class Recorder:
+    """A transformer, and the (latents, timestep, flow) of every call."""
 
-    def __init__(self, transformer, context):
-        self.transformer, self.context = transformer, context
+    def __init__(self, transformer):
+        self.transformer, self.calls = transformer, []
+
+    def __getattr__(self, name):
+        return getattr(self.transformer, name)
+
+    def predict_flow(self, latents, timestep, context, hooks):
+        flow = self.transformer.predict_flow(latents, timestep, context, hooks)
+        self.calls.append((latents, timestep, flow))
+        return flow
+
+
+class Model:
+    """The recorded calls as ComfyUI's samplers call a model: (x, sigma) -> estimate of the clean latents.
+
+    Not the transformer itself: its activations are BF16, where a rounding of float32 becomes one of BF16.
+    """
+
+    def __init__(self, calls):
+        self.calls, self.difference = iter(calls), 0.0
         model_sampling = types.SimpleNamespace(noise_scaling=comfy.model_sampling.CONST().noise_scaling)
         self.inner_model = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=model_sampling))
 
     def __call__(self, x, sigma, **_):
-        flow = self.transformer.predict_flow(x[0], float(sigma[0]) * 1000, self.context, Hooks())
+        latents, timestep, flow = next(self.calls)
+        self.difference = max(self.difference, float((x[0] - latents).abs().max()))
+        self.difference = max(self.difference, abs(float(sigma[0]) - timestep / 1000))
         return x - sigma.view(-1, 1, 1, 1, 1) * flow
 
 
@@ -52,14 +72,15 @@ schedule = build_schedule(4, 5.0)
 result = {}
 with torch.inference_mode():
     for method, comfy_sampler in COMFY_SAMPLERS.items():
-        ours = denoise(transformer, context, SHAPE, schedule, method=method, seed=SEED, hooks=Hooks())
+        recorder = Recorder(transformer)
+        ours = denoise(recorder, context, SHAPE, schedule, method=method, seed=SEED, hooks=Hooks())
         generator = torch.Generator("cpu").manual_seed(SEED)
         draw = lambda *_, g=generator: torch.randn(SHAPE, generator=g)[None]  # noqa: E731
         options = {"noise_sampler": draw} if method == "lcm" else {}
-        theirs = comfy_sampler(
-            Model(transformer, context), draw(), torch.tensor(schedule.sigmas), extra_args={}, disable=True, **options
-        )[0]
+        model = Model(recorder.calls)
+        theirs = comfy_sampler(model, draw(), torch.tensor(schedule.sigmas), extra_args={}, disable=True, **options)[0]
         result[method] = float((ours - theirs).abs().max())
+        result[f"{method}_inputs"] = model.difference
         result[f"{method}_std"] = float(ours.std())
         samples = pipeline.sample(
             handle, context[None], torch.zeros(1, *SHAPE), SamplingSettings(seed=SEED, method=method), hooks=Hooks()

@@ -4,8 +4,10 @@ ProbeSave and ProbeConditioning move tensors out of and into a graph, /probe/* s
 manager holds, and ComfyUI's own Wan loaders are made to take the tests' tiny files, whose sizes they fix.
 """
 
+import ctypes
 import gc
 import os
+import sys
 
 import comfy.ldm.wan.vae
 import comfy.model_management as mm
@@ -72,6 +74,15 @@ async def handles(request):
             for each in alive
         ]
     )
+
+
+@PromptServer.instance.routes.get("/probe/trim")
+async def trim(request):
+    """Give the memory that is free inside the process back to the system, so that the rest can be measured."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return web.json_response({})
 
 
 def _is_ours(loaded):

@@ -1,0 +1,62 @@
+"""Free memory, summed in one place for runs and forecasts."""
+
+import pytest
+import torch
+from lightx2v_pack.engine.adapters import system
+from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine.budget import find_budget
+from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.logic.memory_plan import HostPolicy, Need
+from pretended_card import pretend_card
+
+NOTHING = Need(vram=0, ram=0)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A card of 12 GiB: 5 free; torch has 6 reserved, of which 4 allocated."""
+    pretend_card(monkeypatch, "NVIDIA GeForce RTX 4070", (8, 9), 12, 5, ram_gib=20)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 6 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 4 * GIB)
+    yield monkeypatch
+    find_machine.cache_clear()
+
+
+def vram(held=0, others_leave=True, budget=0.0, reserve=0):
+    policy = HostPolicy(reserved_vram_bytes=reserve * GIB)
+    found = find_budget(policy, budget, Need(vram=held * GIB, ram=0), others_leave=others_leave)
+    return found.vram / GIB
+
+
+def test_what_torch_holds_is_free_when_others_leave(card):
+    assert vram() == 11
+    # Of the 4 allocated, 3 are ours; 1 belongs to a model that the host keeps.
+    assert vram(held=3, others_leave=False) == 10
+    assert vram(held=0, others_leave=False) == 7
+
+
+def test_limits_on_what_torch_may_reserve_count(card):
+    assert vram(budget=8) == 8
+    assert vram(budget=8, held=3, others_leave=False) == 7
+    assert vram(budget=100) == 11
+    assert vram(reserve=2) == 9
+    # What is left to others is not of the budget.
+    assert vram(budget=8, reserve=2) == 8
+    card.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.5)
+    assert vram() == 6  # of the 12 the card has
+    card.setattr(torch.cuda, "memory_allocated", lambda: 20 * GIB)
+    assert vram(others_leave=False) == 0
+
+
+def test_an_older_torch_has_no_fraction(card):
+    card.delattr(torch.cuda, "get_per_process_memory_fraction")
+    assert vram() == 11
+
+
+def test_ram_counts_what_is_held(card):
+    assert find_budget(HostPolicy(), 0.0, Need(vram=0, ram=3 * GIB), others_leave=True).ram == 23 * GIB
+
+
+def test_without_a_gpu_there_is_ram_only(monkeypatch):
+    monkeypatch.setattr(system, "compute_device", lambda: torch.device("cpu"))
+    assert find_budget(HostPolicy(), 5.0, NOTHING, others_leave=True).vram is None
