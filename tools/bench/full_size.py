@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ...engine.adapters.kernels.probe import find_machine
 from ...engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, GIB
@@ -32,10 +34,15 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, default=DEFAULT_HEIGHT)
     parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES)
     parser.add_argument("--steps", type=int, default=4, help="steps a run; the first one is a warm-up (default 4)")
+    parser.add_argument("--cap-gib", type=float, help="let torch use no more VRAM, to stand for a smaller card")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add size of model, and folder."""
     parser.add_argument("--dim", type=int, default=5120)
     parser.add_argument("--ffn-dim", type=int, default=13824)
     parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
-    parser.add_argument("--cap-gib", type=float, help="let torch use no more VRAM, to stand for a smaller card")
     parser.add_argument("--folder", type=Path, help="where the weights are written (default: the temporary folder)")
 
 
@@ -46,14 +53,18 @@ def cap_vram(arguments: argparse.Namespace, device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(arguments.cap_gib * GIB / total, device)
 
 
-def describe_run(arguments: argparse.Namespace, shape: Shape, device: torch.device) -> str:
-    """Return date, card, versions and size in one line."""
+def describe_machine(device: torch.device) -> str:
+    """Return date, card and versions in one line."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     packages = "".join(f", {name} {version}" for name, version in find_machine(device).packages.items())
+    return f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}{packages}"
+
+
+def describe_run(arguments: argparse.Namespace, shape: Shape, device: torch.device) -> str:
+    """Return date, card, versions and size in one line."""
     return (
-        f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}{packages}; "
-        f"{arguments.width}x{arguments.height}x{arguments.frames}, {num_tokens(shape)} tokens, "
-        f"{arguments.layers} blocks of {arguments.dim}"
+        f"{describe_machine(device)}; {arguments.width}x{arguments.height}x{arguments.frames}, "
+        f"{num_tokens(shape)} tokens, {arguments.layers} blocks of {arguments.dim}"
     )
 
 
@@ -62,6 +73,42 @@ def make_template(arguments: argparse.Namespace) -> checkpoints.Tensors:
     return checkpoints.make_transformer(
         checkpoints.TinySizes(dim=arguments.dim, ffn_dim=arguments.ffn_dim, num_layers=1, text_dim=TEXT_DIM)
     )
+
+
+def load_template(folder: Path, arguments: argparse.Namespace) -> checkpoints.Tensors:
+    """Return `make_template`'s weights in bfloat16, which holds them exactly; made once, then read from the folder."""
+    file = folder / f"template-{arguments.dim}-{arguments.ffn_dim}.safetensors"
+    if not file.exists():
+        template = {name: tensor.bfloat16() for name, tensor in make_template(arguments).items()}
+        save_file(template, file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
+    return load_file(file)
+
+
+def full_model(template: checkpoints.Tensors, num_layers: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names and weights of the whole model that `write_weights` writes, on the template's device."""
+    for name, tensor in template.items():
+        if name.startswith("blocks.0."):
+            for index in range(num_layers):
+                yield name.replace("blocks.0.", f"blocks.{index}."), tensor.roll(index, 0)
+        else:
+            yield name, tensor
+
+
+def ensure_weights(folder: Path, arguments: argparse.Namespace, precision: str, device: torch.device) -> Path:
+    """Return the folder of the full-size weights of a precision below `folder`; written where it is not complete."""
+    weights = folder / f"weights-{precision}-{arguments.dim}x{arguments.layers}"
+    if not (weights / "non_block.safetensors").exists():
+        shutil.rmtree(weights, ignore_errors=True)
+        template = {name: tensor.float() for name, tensor in load_template(folder, arguments).items()}
+        write_weights(weights, template, precision, arguments.layers, device)
+    return weights
+
+
+def drop_weights(folder: Path, precision: str) -> None:
+    """Delete a precision's weights below `folder`: one H200's disk does not hold all three."""
+    for weights in folder.glob(f"weights-{precision}-*"):
+        shutil.rmtree(weights)
 
 
 def write_weights(

@@ -54,6 +54,7 @@ from lightx2v_pack.engine.constants import (  # noqa: E402
 )
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles, resolve_transformer  # noqa: E402
+from lightx2v_pack.engine.logic.memory_needs import Placement  # noqa: E402
 from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
 from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
@@ -188,7 +189,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--offload", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION_CHOICES, default=("auto", "sdpa"))
     parser.add_argument("--matmul", nargs="+", default=("auto",), help="rows of the adapter's MATMUL_BACKENDS")
-    parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=("off",))
+    parser.add_argument(
+        "--compile", nargs="+", choices=("auto", "on", "off"), default=("off",), help="off: LightX2V's own compute"
+    )
     parser.add_argument(
         "--direct", nargs="*", choices=MODES, default=("none", "block"), help="offload modes to run LightX2V itself in"
     )
@@ -248,7 +251,7 @@ def run_pack(case: Case, files: TransformerFiles, inputs: Inputs, row: Row) -> t
     """Sample as the nodes do; fills `row` and returns the first step's flow."""
     settings = EngineSettings(engine="lightx2v", attention=case.attention, compile=case.compile)
     matmul = "auto" if case.matmul == "bf16" else case.matmul
-    transformer = LightX2VTransformer(files, settings, case.offload, matmul=matmul)
+    transformer = LightX2VTransformer(files, settings, Placement(mode=case.offload), matmul=matmul)
     try:
         start = time.perf_counter()
         transformer.load(inputs.shape, Hooks())
@@ -389,7 +392,7 @@ def measure_cancel(files: TransformerFiles, arguments: argparse.Namespace, input
     """Cancel in the middle of a step; print how long it takes until the GPU is idle, and what stays allocated."""
     for mode in arguments.offload:
         settings = EngineSettings(engine="lightx2v", attention=arguments.attention[0])
-        transformer = LightX2VTransformer(files, settings, mode)
+        transformer = LightX2VTransformer(files, settings, Placement(mode=mode))
         before, is_cancelled, cancelled_at = allocated(inputs.device), threading.Event(), [0.0]
 
         def check(is_cancelled: threading.Event = is_cancelled) -> None:

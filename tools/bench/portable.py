@@ -41,6 +41,7 @@ from lightx2v_pack.engine.constants import (  # noqa: E402
 from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer  # noqa: E402
+from lightx2v_pack.engine.logic.memory_needs import Placement  # noqa: E402
 from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
 from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
@@ -107,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--offload", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION_CHOICES, default=("auto", "sdpa"))
-    parser.add_argument("--compile", choices=("on", "off"), default="off")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     add_size_options(parser)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     return parser.parse_args()
@@ -126,7 +127,7 @@ def measure_modes(
     for mode in arguments.offload:
         settings = EngineSettings(engine="portable", attention=attention, compile=arguments.compile)
         row = Row(precision=precision, offload=mode, attention=attention)
-        transformer = PortableTransformer(resolve_transformer(folder), settings, mode, device=device)
+        transformer = PortableTransformer(resolve_transformer(folder), settings, Placement(mode=mode), device=device)
         try:
             flow = measure_run(transformer, row, shape, arguments.steps, device)
         except (LightX2VError, torch.cuda.OutOfMemoryError) as error:

@@ -1,14 +1,19 @@
-"""Measure the portable VAE decode: seconds and peak memory, whole and tiled, and how far tiled is from whole.
+"""Measure the portable VAE decode: seconds, peak memory beside what was predicted, and how far tiled is from whole.
 
 Weights are random, as speed and memory do not depend on them; the difference does, and trained weights, which
-look less far, differ less. Without --width and --height: 832x480 and 1280x720. On a CPU choose a small size:
+look less far, differ less. Without --width and --height: 832x480 and 1280x720.
 
-    python tools/bench/vae.py --device cpu --dim 8 --width 256 --height 256 --frames 5 --tile 16 4
+    python tools/bench/vae.py --tile 64 8 --tile 48 8 --tile 32 8
+    python tools/bench/vae.py --dim 24         # LightVAE
+    python tools/bench/vae.py --tae            # the tiny autoencoder
+    python tools/bench/vae.py --device cpu --dim 8 --width 256 --height 256 --frames 5 --tile 32 8
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import math
 import sys
 import tempfile
 import types
@@ -25,7 +30,9 @@ from lightx2v_pack.engine.adapters import system  # noqa: E402
 from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder  # noqa: E402
 from lightx2v_pack.engine.constants import DEFAULT_NUM_FRAMES, GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
+from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes  # noqa: E402
 from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
+from lightx2v_pack.engine.logic.tae_format import TaeFormat  # noqa: E402
 from lightx2v_pack.engine.logic.tiles import Tile, split_axis  # noqa: E402
 from lightx2v_pack.engine.report import StageRecord, measure  # noqa: E402
 from lightx2v_pack.engine.stages.decode import decode_video  # noqa: E402
@@ -40,14 +47,26 @@ def main() -> None:
     sizes = [(arguments.width, arguments.height)] if arguments.width else SIZES
     tiles = [Tile(size=size, overlap=overlap) for size, overlap in arguments.tile or [(Tile().size, Tile().overlap)]]
     with tempfile.TemporaryDirectory() as folder:
-        weights = tiny.make_vae(tiny.TinySizes(vae_dim=arguments.dim))
+        weights = make_tae() if arguments.tae else tiny.make_vae(tiny.TinySizes(vae_dim=arguments.dim))
         file = tiny.write_vae(Path(folder) / "vae.safetensors", weights, torch.bfloat16)
         decoder = PortableVideoDecoder(file, device)
         with measure("load_vae") as record:
             decoder.load(Hooks())
-        print(f"torch {torch.__version__}, {decoder.describe()}, loaded in {record.seconds:.1f} s")
+        card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        print(f"{datetime.date.today()}, {card}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+        print(f"{decoder.describe()}, loaded in {record.seconds:.1f} s")
         for width, height in sizes:
             compare(decoder, latent_shape(width, height, arguments.frames), tiles, arguments.runs)
+
+
+def make_tae() -> tiny.Tensors:
+    """Return random weights of a tiny autoencoder's decoder at the published sizes."""
+    shapes = TaeFormat(widths=(256, 128, 64, 64)).shapes()
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator) / math.sqrt(max(math.prod(shape[1:]), 50))
+        for name, shape in shapes.items()
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--height", type=int)
     parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES)
     parser.add_argument("--dim", type=int, default=96, help="base width: 96 Wan2.1, 24 LightVAE (default 96)")
+    parser.add_argument("--tae", action="store_true", help="the tiny autoencoder (taew2_1, lighttaew2_1) instead")
     parser.add_argument("--device", help="cpu | cuda | cuda:1 ... (default: the GPU in use, else the CPU)")
     parser.add_argument(
         "--tile", type=int, nargs=2, action="append", metavar=("SIZE", "OVERLAP"), help="latent cells; may be repeated"
@@ -75,15 +95,16 @@ def compare(decoder: PortableVideoDecoder, shape: tuple[int, int, int, int], til
     whole, record = timed(decoder, latents, None, runs)
     frames, height, width, _ = whole.shape
     print(f"\n{width}x{height}, {frames} frames")
-    print(f"  whole {costs(record)}")
+    print(f"  whole {costs(record)}{predicted(decoder, whole.shape, None)}", flush=True)
     for tile in tiles:
         video, tiled = timed(decoder, latents, tile, runs)
         rows, columns = (len(split_axis(length, tile)) for length in shape[-2:])
         difference = (video - whole).abs_()
         print(
             f"  {rows} x {columns} tiles of at most {tile.size}, overlap {tile.overlap}: {costs(tiled)}, "
-            f"{tiled.seconds / record.seconds:.2f} times whole; difference mean {difference.mean():.4f}, "
-            f"most {difference.max():.3f}"
+            f"{tiled.seconds / record.seconds:.2f} times whole{predicted(decoder, whole.shape, tile)}; "
+            f"difference mean {difference.mean():.6f}, most {difference.max():.4f}",
+            flush=True,
         )
 
 
@@ -100,6 +121,15 @@ def timed(
             video = decode_video(decoder, latents, tile=tile, hooks=Hooks())
         records.append(record)
     return video, min(records, key=lambda record: record.seconds)
+
+
+def predicted(decoder: PortableVideoDecoder, video: torch.Size, tile: Tile | None) -> str:
+    """Return what the memory plan expects of the decoder's device."""
+    frames, height, width, _ = video
+    dim, element_bytes = decoder.describe()["vae_dim"], 2 if decoder.device.type == "cuda" else 4
+    if dim == "TAE":
+        return f", predicted {tae_decode_bytes(height, width, tile, element_bytes) / GIB:.2f}"
+    return f", predicted {decode_bytes(height, width, tile, dim, element_bytes, frames) / GIB:.2f}"
 
 
 def costs(record: StageRecord) -> str:

@@ -1,0 +1,98 @@
+"""ComfyUI's own Wan model, run in process as its sampler node runs it; found through COMFYUI_DIR.
+
+FP8 is the scaled checkpoint that its users load (`scale_weight` per tensor), plain or with the loader's
+`fp8_e4m3fn_fast`. Options: flags (of ComfyUI's command line), fast_weights, compile, compute (what
+its ModelComputeDtype node sets; its own choice is float16).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+import torch
+
+from .. import make_tiny_checkpoint as checkpoints
+from .full_size import full_model, load_template
+from .peer_clock import SEED, Clock, Peer, Task
+
+
+def prepare(peer: Peer, task: Task) -> None:
+    """Import ComfyUI with the peer's flags, which it reads at import."""
+    # The weights are made on the card, which holds all of them, and stay there.
+    home = "--cpu" if task.device.type == "cpu" else "--highvram"
+    sys.argv = [sys.argv[0], home, *peer.options.get("flags", ())]
+    sys.path.insert(0, os.environ["COMFYUI_DIR"])
+    if importlib.util.find_spec("torchsde") is None:
+        # For samplers that are not used here.
+        sys.modules["torchsde"] = types.ModuleType("torchsde")
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.sample
+    import comfy.samplers
+    import comfy.sd
+
+
+@torch.inference_mode()
+def run(peer: Peer, task: Task, clock: Clock) -> torch.Tensor:
+    """Load and sample; return the normalised latents [16, T, h, w]."""
+    import comfy.model_management
+    import comfy.sample
+    import comfy.samplers
+
+    patcher = load(peer, task)
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    model = patcher.model
+    clock.loaded()
+    text = [[task.context()[None], {"pooled_output": None}]]
+    latents = comfy.sample.sample_custom(
+        patcher,
+        task.noise()[None],
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor(task.schedule.sigmas),
+        text,
+        text,
+        torch.zeros(1, *task.shape),
+        callback=clock.step,
+        disable_pbar=True,
+        seed=SEED,
+    )
+    clock.write(
+        compute=str(model.manual_cast_dtype or model.get_dtype()).removeprefix("torch."),
+        attention="sage_attn2" if "--use-sage-attention" in sys.argv else "sdpa",
+    )
+    latents = model.latent_format.process_in(latents.float())
+    return latents[0].cpu()
+
+
+def load(peer: Peer, task: Task) -> Any:
+    """Return ComfyUI's patcher of a model of the full-size weights."""
+    import comfy.sd
+
+    template = {name: tensor.to(task.device) for name, tensor in load_template(task.folder, task.arguments).items()}
+    model = dict(full_model(template, task.arguments.layers))
+    options: dict[str, Any] = {}
+    if peer.precision == "fp8":
+        model = checkpoints.quantise_for_comfy(
+            model, lambda name, tensor: tensor.ndim == 2 and name.endswith(".weight"), marker_size=2
+        )
+        if peer.options.get("fast_weights"):
+            # What the loader node does for weight_dtype fp8_e4m3fn_fast.
+            options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
+    del template
+    patcher = comfy.sd.load_diffusion_model_state_dict(model, model_options=options)
+    if "compute" in peer.options:
+        patcher.set_model_compute_dtype(getattr(torch, peer.options["compute"]))
+    if peer.options.get("compile"):
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        # Every block by itself, with room in the cache, as KJNodes' compile node for Wan does.
+        torch._dynamo.config.cache_size_limit = 64
+        blocks = [f"diffusion_model.blocks.{index}" for index in range(task.arguments.layers)]
+        set_torch_compile_wrapper(patcher, backend="inductor", keys=blocks)
+    return patcher

@@ -1,0 +1,65 @@
+"""diffusers' Wan transformer in BF16 with its default attention. Options: compile."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from .full_size import TEXT_DIM, full_model, load_template
+from .peer_clock import Clock, Peer, Task
+
+
+def prepare(peer: Peer, task: Task) -> None:
+    """Import diffusers."""
+    importlib.import_module("diffusers.loaders.single_file_utils")
+    importlib.import_module("diffusers.models.transformers.transformer_wan")
+
+
+@torch.inference_mode()
+def run(peer: Peer, task: Task, clock: Clock) -> torch.Tensor:
+    """Load and sample; return the normalised latents [16, T, h, w]."""
+    model = load(task)
+    if peer.options.get("compile"):
+        model.compile_repeated_blocks()
+    schedule = task.schedule
+    context = task.context().bfloat16().to(task.device)[None]
+    latents = task.noise().to(task.device)
+    clock.loaded()
+    for index, timestep in enumerate(schedule.timesteps):
+        flow = model(
+            hidden_states=latents.bfloat16()[None],
+            timestep=torch.tensor([timestep], device=task.device),
+            encoder_hidden_states=context,
+            return_dict=False,
+        )[0][0]
+        latents = latents + (schedule.sigmas[index + 1] - schedule.sigmas[index]) * flow.float()
+        clock.step()
+    clock.write(attention="sdpa", compute="bf16")
+    return latents.cpu()
+
+
+def load(task: Task) -> torch.nn.Module:
+    """Return the model with the full-size weights, bfloat16 but for what diffusers keeps in float32."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    arguments = task.arguments
+    with torch.device("meta"):
+        model = WanTransformer3DModel(
+            num_attention_heads=max(1, arguments.dim // 128),
+            ffn_dim=arguments.ffn_dim,
+            num_layers=arguments.layers,
+            text_dim=TEXT_DIM,
+        )
+    template = {name: tensor.to(task.device) for name, tensor in load_template(task.folder, arguments).items()}
+    tensors = convert_wan_transformer_to_diffusers(dict(full_model(template, arguments.layers)))
+    exact = tuple(WanTransformer3DModel._keep_in_fp32_modules)
+    tensors = {
+        name: tensor.float() if any(part in name.split(".") for part in exact) else tensor
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(tensors, assign=True)
+    # The rotary tables are buffers that no file holds.
+    model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len).to(task.device)
+    return model.eval().requires_grad_(False)
