@@ -1,6 +1,7 @@
-"""What `make demo` runs: an example workflow on a tiny checkpoint, without GPU, server or download.
+"""What `make demo` runs: six prompts on the trained tiny checkpoint, without GPU, server or download.
 
-Prints where the video, a contact sheet of its frames and the run's report are, and the report in short.
+For each prompt it prints what was asked and what the pixels of its video show, and says where the videos, a contact
+sheet of all six, and the runs' figures are.
 """
 
 # ruff: noqa: T201 - a script that prints
@@ -9,78 +10,109 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import av
-from PIL import Image
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKFLOW = Path("example_workflows/lightx2v_text_to_video_480p.json")
+# The repository root is the pack; under a name of its own its relative imports work.
+pack = sys.modules.setdefault("lightx2v_pack", types.ModuleType("lightx2v_pack"))
+pack.__path__ = [str(ROOT)]
+
+from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content  # noqa: E402
+from lightx2v_pack.tools.train_tiny.sheet import draw_sheet  # noqa: E402
+
+CHECKPOINT = Path("demo/checkpoint")
+WORKFLOW = Path("example_workflows/lightx2v_prompt_list.json")
 OUT = Path("out/demo")
 MODELS = OUT / "models"
-# The name that the example workflow has chosen in its loader.
-CHECKPOINT = MODELS / "lightx2v" / "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
-REPORT = OUT / "report.json"
-# A size that two CPU cores do in seconds; everything else is as the workflow says.
-SETTINGS = ("LightX2VEmptyLatent.width=128", "LightX2VEmptyLatent.height=80", "LightX2VEmptyLatent.num_frames=17")
-
-SHEET_COLUMNS = 4
-SHEET_FRAMES = 8
+# The size that the checkpoint was trained at; everything else is as the workflow says.
+SETTINGS = (
+    "LightX2VLoadCheckpoint.checkpoint=tiny",
+    "LightX2VEmptyLatent.width=64",
+    "LightX2VEmptyLatent.height=64",
+    "LightX2VEmptyLatent.num_frames=17",
+)
+# Times a frame is enlarged on the sheet.
 SHEET_SCALE = 2
 
 
-def main() -> None:
-    os.chdir(ROOT)
-    if not CHECKPOINT.exists():
-        _run("tools/make_tiny_checkpoint.py", CHECKPOINT, "--precision", "fp8")
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    printed = _run(
-        "tools/run_workflow.py", WORKFLOW, "--models-dir", MODELS, "--output-dir", OUT, "--report", REPORT, *settings
+def clip_of(background: str, motion: str, *things: str) -> Content:
+    """Say what a clip shall show; things are "colour shape"."""
+    pairs = [thing.split() for thing in things]
+    return Content(
+        background=background, things=tuple(Thing(colour=colour, shape=shape, motion=motion) for colour, shape in pairs)
     )
-    video = Path(printed.splitlines()[-1])
-    sheet = write_contact_sheet(video, video.with_suffix(".png"))
-    print_report(json.loads(REPORT.read_text(encoding="utf-8")))
-    print(f"video:          {video}")
-    print(f"contact sheet:  {sheet}")
-    print(f"report:         {REPORT.resolve()}")
 
 
-def _run(script: str, *arguments: str | Path) -> str:
-    """Run one of the tools as a user would, showing the command; returns what it prints."""
-    words = [script, *(str(argument) for argument in arguments)]
+# Each shows a combination of shape, colour, background and motion that no clip of the training had.
+PROMPTS = {
+    "A red circle rising on a black background.": clip_of("black", "up", "red circle"),
+    "A yellow square falling in front of a green background.": clip_of("green", "down", "yellow square"),
+    "A white triangle moving right on a red background.": clip_of("red", "right", "white triangle"),
+    "On a purple background, a green square getting bigger.": clip_of("purple", "growing", "green square"),
+    "A video of a white circle getting smaller on a red background.": clip_of("red", "shrinking", "white circle"),
+    "A red triangle and a blue circle sliding to the left on a white background.": clip_of(
+        "white", "left", "red triangle", "blue circle"
+    ),
+}
+
+
+def main() -> int:
+    """Draw, measure and show; returns 1 when a clip does not show what was asked for."""
+    os.chdir(ROOT)
+    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.copytree(CHECKPOINT, MODELS / "lightx2v" / "tiny")
+    start = time.monotonic()
+    results = draw_clips(OUT / "prompts.txt")
+    seconds = time.monotonic() - start
+    clips = [read_video(Path(result["outputs"][0])) for result in results]
+    measured = [measure_content(clip) for clip in clips]
+    is_right = [print_result(*each) for each in zip(PROMPTS, PROMPTS.values(), measured, strict=True)]
+    sheet = OUT / "sheet.png"
+    enlarged = [clip.repeat_interleave(SHEET_SCALE, dim=1).repeat_interleave(SHEET_SCALE, dim=2) for clip in clips]
+    draw_sheet(enlarged, list(PROMPTS)).save(sheet)
+    print(f"\n{sum(is_right)} of {len(is_right)} clips show what was asked for; {seconds:.0f} s for all.\n")
+    print(f"contact sheet:  {sheet.resolve()}")
+    print(f"videos:         {Path(results[0]['outputs'][0]).parent}")
+    return 0 if all(is_right) else 1
+
+
+def draw_clips(prompts: Path) -> list[dict]:
+    """Make a video for each prompt with tools/run_prompts.py; returns its results."""
+    prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    folders = ["--models-dir", str(MODELS), "--output-dir", str(OUT)]
+    words = ["tools/run_prompts.py", str(prompts), "--workflow", str(WORKFLOW), *folders, *settings]
     print(f"$ python {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)
-    return done.stdout
+    lines = prompts.with_suffix(".results.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def write_contact_sheet(video: Path, path: Path) -> Path:
-    """Write a picture of frames of a video, evenly spaced and in reading order."""
-    with av.open(str(video)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
-    count = min(SHEET_FRAMES, len(frames))
-    chosen = [frames[index * (len(frames) - 1) // max(count - 1, 1)] for index in range(count)]
-    width, height = (side * SHEET_SCALE for side in chosen[0].size)
-    columns = min(SHEET_COLUMNS, count)
-    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height))
-    for index, frame in enumerate(chosen):
-        row, column = divmod(index, columns)
-        sheet.paste(frame.resize((width, height), Image.Resampling.NEAREST), (column * width, row * height))
-    sheet.save(path)
-    return path
+def read_video(path: Path) -> torch.Tensor:
+    """Return the frames of a video file, [F, H, W, 3] in [0, 1]."""
+    with av.open(str(path)) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return torch.stack(frames).float() / 255
 
 
-def print_report(report: dict) -> None:
-    """Print seconds and peak memory per stage."""
-    print(f"\n{'stage':<20}{'seconds':>9}{'peak RAM GiB':>14}")
-    for stage in report["engine"]["stages"]:
-        print(f"{stage['stage']:<20}{stage['seconds']:>9.2f}{stage['peak_ram_bytes'] / 2**30:>14.2f}")
-    print(f"{'whole command':<20}{report['seconds']:>9.2f}{report['peak_ram_bytes'] / 2**30:>14.2f}")
-    print(f"{report['engine']['device']}\n")
+def print_result(prompt: str, wanted: Content, measured: Content) -> bool:
+    """Print what was asked and what was measured; returns whether they agree."""
+    wrong = [name for name, right in compare(measured, wanted).items() if not right]
+    things = ", ".join(f"{thing.colour} {thing.shape} ({thing.motion})" for thing in measured.things) or "nothing"
+    print(f"\nasked:     {prompt}")
+    print(f"measured:  {things} on {measured.background}: {'wrong ' + ', '.join(wrong) if wrong else 'right'}")
+    return not wrong
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

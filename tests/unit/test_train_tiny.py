@@ -12,9 +12,9 @@ from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.schedule import build_schedule
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.denoise import denoise
-from lightx2v_pack.tools.train_tiny import captions, distill, evaluate, export, flow, models, sampling, text
+from lightx2v_pack.tools.train_tiny import captions, clips, distill, evaluate, export, flow, models, sampling, text
 from lightx2v_pack.tools.train_tiny import vae as autoencoder
-from lightx2v_pack.tools.train_tiny.training import Average, Budget, Log, Trainer
+from lightx2v_pack.tools.train_tiny.training import Alarm, Average, Budget, Log, Recorded, Trainer
 from torch.nn import Linear
 
 CPU = torch.device("cpu")
@@ -87,6 +87,18 @@ class TestCaptions:
             captions.tokenize(["a red circle " * 10], spiece_model)
 
 
+class TestClips:
+    @pytest.mark.parametrize("motion, axis", [("left", 0), ("right", 0), ("up", 1), ("growing", 1), ("still", 1)])
+    def test_of_two_things_the_first_colour_of_the_table_is_above_or_on_the_left(self, motion, axis):
+        things = [captions.Thing(colour=colour, shape="circle", motion=motion) for colour in ("green", "white")]
+        contents = [captions.Content(background="black", things=tuple(order)) for order in (things, things[::-1])]
+        drawn = clips.draw_clips(contents, size=64, num_frames=5, generator=torch.Generator(), device=CPU)
+        for clip in drawn:
+            is_green, is_white = (clip[1] > 0) & (clip[0] < 0), clip[0] > 0.5
+            middles = [mask.nonzero()[:, 1 + axis].float().mean() for mask in (is_green, is_white)]
+            assert middles[0] < 32 < middles[1]
+
+
 class TestVae:
     def test_whole_clips_give_what_diffusers_gives_chunk_by_chunk(self):
         from diffusers import AutoencoderKLWan
@@ -138,7 +150,8 @@ class TestVae:
         log = Log(tmp_path / "log.jsonl", "vae")
         autoencoder.train_vae(vae, Budget(steps=1), log, seed=0, learning_rate=0.0, phases=(phase,), num_checked=1)
         draw = autoencoder.ClipSource(0, CPU)
-        _, batch = (draw(phase.batch, phase.size, phase.num_frames) for _ in range(2))  # the first chose the format
+        draw(phase.batch, phase.size, phase.num_frames)  # those that chose the memory format
+        batch = next(draw.batches(phase))
         video = autoencoder.ClipSource(7, CPU)(2, phase.size, phase.num_frames)
         with torch.no_grad():
             seen = autoencoder.encode(trained, batch)
@@ -154,7 +167,7 @@ class TestVae:
         autoencoder.train_vae(vae, Budget(steps=3), log, seed=0, phases=PHASES, num_checked=1)
         lines = read_log(tmp_path / "log.jsonl")
         assert math.isfinite(lines[1]["loss"])
-        assert lines[-1]["steps"] == 3 and math.isfinite(lines[-1]["psnr_db"])
+        assert lines[-1]["steps"] == 3 and math.isfinite(lines[-2]["psnr_db"])
         assert not torch.equal(vae.encoder.conv_in.weight, before)
 
 
@@ -260,6 +273,9 @@ class TestTraining:
         torch.nn.init.ones_(layer.weight)
         for _ in range(30):
             average.update()
+        with average.applied():
+            assert 0.9 < layer.weight.min() < 1
+        assert (layer.weight == 1).all()
         average.apply()
         assert 0.9 < layer.weight.min() < 1
 
@@ -271,8 +287,35 @@ class TestTraining:
         losses = []
         for _, used in Budget(steps=100):
             losses.append((layer(inputs)[:, 0] - inputs.sum(dim=1)).square().mean())
-            trainer.step(losses[-1], used)
+            trainer.set_rate(used)
+            trainer.descend(losses[-1])
         assert losses[-1] < 0.01 * losses[0]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_recorded_steps_do_what_steps_do(self):
+        inputs = torch.randn(64, 4, device="cuda")
+        weights = []
+        for is_recorded in (False, True):
+            torch.manual_seed(0)
+            layer = Linear(4, 1).to(inputs.device)
+            trainer = Trainer([layer], 0.05)
+
+            def do_step():
+                loss = (layer(inputs)[:, 0] - inputs.sum(dim=1)).square().mean()  # noqa: B023
+                trainer.descend(loss)  # noqa: B023
+                return loss.detach()
+
+            num_steps = 20
+            if is_recorded:
+                do_step, num_steps = Recorded(do_step), 17  # three are done before it records
+            losses = [do_step().item() for _ in range(num_steps)]
+            assert losses[-1] < losses[0]
+            weights.append(layer.weight.detach())
+        torch.testing.assert_close(*weights)
+
+    def test_alarm_rings_when_its_time_has_passed(self):
+        assert Alarm(0.0).rings()
+        assert not Alarm(60.0).rings()
 
     def test_flow_and_distillation_train_the_transformer(self, tmp_path, spiece_model):
         generator, log = make_generator(), Log(tmp_path / "log.jsonl", "any")
@@ -291,7 +334,9 @@ class TestTraining:
         two_steps = Budget(steps=2)
         assert changed(lambda: flow.train_flow(generator, pool, two_steps, log, batch=4)) == ["transformer"]
         sizes = {"latent_shape": SHAPE, "seed": 0, "batch": 4}
-        assert changed(lambda: distill.distill(generator, spiece_model, two_steps, log, **sizes)) == ["transformer"]
+        assert changed(lambda: distill.distill(generator, make_generator(), spiece_model, two_steps, log, **sizes)) == [
+            "transformer"
+        ]
         lines = read_log(tmp_path / "log.jsonl")
         assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
 
@@ -299,15 +344,12 @@ class TestTraining:
         class Straight(models.Generator):
             device = CPU
 
-            def encode_text(self, tokens):
-                return torch.zeros(len(tokens), captions.MAX_TOKENS, 1)
-
             def predict_flow(self, latents, sigmas, rows):  # everything ends at 1
                 return (latents - 1) / sigmas[:, None, None, None, None]
 
         model = Straight(transformer=None, text_encoder=None)
-        tokens = torch.zeros(3, captions.MAX_TOKENS, dtype=torch.long)
-        pairs = distill.make_pairs(model, model, tokens, SHAPE, "lcm")
+        rows = torch.zeros(3, captions.MAX_TOKENS, 1)
+        pairs = distill.make_pairs(model, model, rows, SHAPE, "lcm")
         assert pairs.sigmas.tolist() == [
             sigma for sigma in torch.tensor(build_schedule(4, 5.0).sigmas[:-1]).tolist() for _ in range(3)
         ]

@@ -21,7 +21,7 @@ MAX_TOKENS = 24
 VOCAB_SIZE = 420
 END_TOKEN = 1
 # Share of clips with two things.
-TWO_THINGS = 0.3
+TWO_THINGS = 0.5
 
 _HELD_OUT_SHARE = 0.1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ _EPILOG = """\
   python tools/train_tiny train RUN --compile       all stages, on a GPU: about half an hour
   python tools/train_tiny export RUN demo/checkpoint
   python tools/train_tiny evaluate demo/checkpoint  on any machine
-RUN gets the weights after each stage (text, vae, flow, distill; bfloat16), spiece.model, log.jsonl and a contact
-sheet of most stages. A stage reads what the ones before it wrote, so each can be run again alone.
+RUN gets the weights of each stage (text, vae, flow, distill; bfloat16) every minute and at its end, spiece.model,
+log.jsonl and a contact sheet of most stages. A stage reads what the ones before it wrote, so each can be run alone.
 """
 
 
@@ -37,11 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.graphs and _device().type != "cuda":
+        raise SystemExit("train_tiny: --graphs needs a CUDA device; none was found. Leave it away.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     options.run.mkdir(parents=True, exist_ok=True)
     tokenizer = options.run / "spiece.model"
     if not tokenizer.exists():
-        tokenizer.write_bytes(captions.train_tokenizer())
+        # Whole or not at all: stages may run side by side.
+        unfinished = tokenizer.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(captions.train_tokenizer())
+        unfinished.replace(tokenizer)
     for name in options.stages:
         torch.manual_seed(options.seed)
         budget = Budget(seconds=getattr(options, f"{name}_seconds"), steps=getattr(options, f"{name}_steps"))
@@ -59,14 +65,21 @@ def _train_vae(options: argparse.Namespace, budget: Budget, log: Log) -> None:
     if options.resume_vae:
         load_modules(options.resume_vae, vae=vae)
         autoencoder.unset_wan_statistics(vae)
-    autoencoder.train_vae(vae, budget, log, seed=options.seed)
-    save_modules(options.run / "vae.safetensors", vae=vae)
-    with torch.no_grad():
-        video = autoencoder.ClipSource(options.seed + 2, _device(), held_out=True)(4, SIZE, NUM_FRAMES)
-        decoded = autoencoder.decode(vae, autoencoder.encode(vae, video)).clamp(-1, 1)
-    pairs = torch.stack([video, decoded], dim=1).flatten(0, 1)
-    frames = [(clip + 1).permute(1, 2, 3, 0) / 2 for clip in pairs]
-    draw_sheet(frames, ["drawn", "encoded and decoded"] * len(video)).save(options.run / "vae.png")
+    autoencoder.train_vae(
+        vae,
+        budget,
+        log,
+        seed=options.seed,
+        graphs=options.graphs,
+        keep=lambda finished: save_modules(options.run / "vae.safetensors", vae=finished),
+    )
+    # How well clips are measured that are as they should be: no model can score more.
+    contents = [content for content, _ in captions.list_prompts(64)]
+    drawn, decoded = evaluate.reconstruct(vae, contents, size=SIZE, num_frames=NUM_FRAMES, seed=options.seed)
+    for name, clips in {"drawn": drawn, "encoded and decoded": decoded}.items():
+        log.write(setting=name, clips=len(clips), **evaluate.score_clips(clips, contents).facts())
+    pairs = [clip for pair in zip(drawn[:4], decoded[:4], strict=True) for clip in pair]
+    draw_sheet(pairs, ["drawn", "encoded and decoded"] * 4).save(options.run / "vae.png")
 
 
 def _train_flow(options: argparse.Namespace, budget: Budget, log: Log) -> None:
@@ -86,27 +99,39 @@ def _train_flow(options: argparse.Namespace, budget: Budget, log: Log) -> None:
         num_frames=NUM_FRAMES,
     )
     _compile(generator, options)
-    flow.train_flow(generator, pool, budget, log, batch=options.batch)
-    _save_generator(options.run / "flow.safetensors", generator)
+    path = options.run / "flow.safetensors"
+    flow.train_flow(
+        generator,
+        pool,
+        budget,
+        log,
+        batch=options.batch,
+        graphs=options.graphs,
+        keep=lambda: _keep(options, log, generator, path, evaluate.TEACHER_SETTINGS),
+    )
     settings = {"20 steps": evaluate.TEACHER_SETTINGS, "lcm, 4 steps": evaluate.SETTINGS["lcm, 4 steps"]}
     _look(options, log, generator, settings)
 
 
 def _distill(options: argparse.Namespace, budget: Budget, log: Log) -> None:
-    generator = _read_generator(options.run / "flow.safetensors")
-    _compile(generator, options)
-    spiece_model = _read_tokenizer(options.run)
+    teacher, generator = (_read_generator(options.run / "flow.safetensors") for _ in range(2))
+    if options.resume_distill:
+        load_modules(options.resume_distill, transformer=generator.transformer)
+    for each in (teacher, generator):
+        _compile(each, options)
+    spiece_model, path = _read_tokenizer(options.run), options.run / "distill.safetensors"
     distill.distill(
         generator,
+        teacher,
         spiece_model,
         budget,
         log,
         latent_shape=LATENT_SHAPE,
         seed=options.seed,
         batch=options.batch,
-        resume=options.resume_distill,
+        graphs=options.graphs,
+        keep=lambda: _keep(options, log, generator, path, evaluate.SETTINGS["lcm, 4 steps"]),
     )
-    _save_generator(options.run / "distill.safetensors", generator)
     _look(options, log, generator, evaluate.SETTINGS)
 
 
@@ -127,34 +152,58 @@ def _evaluate(options: argparse.Namespace) -> None:
         size=SIZE,
         num_frames=NUM_FRAMES,
         count=options.count,
+        settings={name: evaluate.SETTINGS[name] for name in options.settings},
         tell=lambda line: print(line, flush=True),
     )
+
+
+def _keep(
+    options: argparse.Namespace, log: Log, generator: Generator, path: Path, setting: tuple[str, int, float]
+) -> None:
+    """Write the weights of a stage under way, and score a few held-out prompts."""
+    _save_generator(path, generator)
+    _score(options, log, generator, "so far", setting, count=64)
 
 
 def _look(
     options: argparse.Namespace, log: Log, generator: Generator, settings: dict[str, tuple[str, int, float]]
 ) -> None:
-    """Score a batch of held-out prompts, and draw a sheet of the first setting."""
-    vae, spiece_model = _read_vae(options.run), _read_tokenizer(options.run)
-    # As many as a batch of the training: compiled blocks are compiled for that.
-    prompts = captions.list_prompts(options.batch)
-    for index, (name, (method, steps, shift)) in enumerate(settings.items()):
-        clips = evaluate.generate(
-            generator,
-            vae,
-            spiece_model,
-            [prompt for _, prompt in prompts],
-            latent_shape=LATENT_SHAPE,
-            method=method,
-            steps=steps,
-            shift=shift,
-        )
-        score = evaluate.score_clips(clips, [content for content, _ in prompts])
-        log.write(setting=name, clips=len(clips), **score.facts())
+    """Score a batch of held-out prompts with each setting, and draw a sheet of the first."""
+    for index, (name, setting) in enumerate(settings.items()):
+        prompts, clips = _score(options, log, generator, name, setting, count=options.batch)
         if index == 0:
-            shown = [prompt for _, prompt in prompts[:16]]
             stage = "flow" if name == "20 steps" else "distill"
-            draw_sheet(clips[: len(shown)], shown).save(options.run / f"{stage}.png")
+            draw_sheet(clips[:16], prompts[:16]).save(options.run / f"{stage}.png")
+
+
+def _score(
+    options: argparse.Namespace,
+    log: Log,
+    generator: Generator,
+    name: str,
+    setting: tuple[str, int, float],
+    *,
+    count: int,
+) -> tuple[list[str], list[torch.Tensor]]:
+    """Sample held-out prompts, log the score of the first `count`, and return prompts and clips."""
+    method, steps, shift = setting
+    # As many as a batch of the training: compiled blocks are compiled for that.
+    contents, prompts = zip(*captions.list_prompts(options.batch), strict=True)
+    clips = evaluate.generate(
+        generator,
+        _read_vae(options.run),
+        _read_tokenizer(options.run),
+        prompts,
+        latent_shape=LATENT_SHAPE,
+        method=method,
+        steps=steps,
+        shift=shift,
+    )
+    score = evaluate.score_clips(clips[:count], contents[:count])
+    pairs = {index for index, content in enumerate(contents[:count]) if len(content.things) == 2}
+    pairs_right = 1 - len(pairs.intersection(score.wrong)) / max(1, len(pairs))
+    log.write(setting=name, clips=min(count, len(clips)), **score.facts(), all_of_pairs=pairs_right)
+    return list(prompts), clips
 
 
 def _device() -> torch.device:
@@ -200,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(f"--{name}-steps", type=int, help="at most; repeats a run on a machine of other speed")
     train.add_argument("--batch", type=int, default=256, help="clips in a batch of flow and distill (default 256)")
     train.add_argument("--compile", action="store_true", help="torch.compile the blocks: twice as fast on a GPU")
+    train.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs: faster yet, on a GPU only")
     train.add_argument("--seed", type=int, default=0)
     for name in ("vae", "flow", "distill"):
         train.add_argument(f"--resume-{name}", type=Path, metavar="FILE", help="start the stage from these weights")
@@ -211,5 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.set_defaults(run_command=_evaluate)
     evaluation.add_argument("folder", type=Path, help="folder of the checkpoint")
     evaluation.add_argument("--precision", choices=("bf16", "fp8"), default="bf16")
+    evaluation.add_argument(
+        "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=tuple(evaluate.SETTINGS), help="default: all"
+    )
     evaluation.add_argument("--count", type=int, default=200, help="held-out prompts (default 200)")
     return parser

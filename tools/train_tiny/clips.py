@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..clip_content import COLOURS, SHAPES, Content
+from ..clip_content import COLOURS, SHAPES, THING_COLOURS, Content
 
 # Motion -> direction (x to the right, y down) and radius at the start and at the end.
 _PATHS = {
@@ -24,7 +24,7 @@ _PATHS = {
     "still": (0, 0, 1, 1),
 }
 # In widths of the clip: radius of a single thing and of each of two, length of a path, free space around things.
-_RADIUS = {1: (0.18, 0.26), 2: (0.125, 0.17)}
+_RADIUS = {1: (0.18, 0.26), 2: (0.155, 0.195)}
 _TRAVEL = (0.3, 0.45)
 _MARGIN = 0.03
 # Half the size of a shape's bounding box, in radii: all three shapes cover similar areas.
@@ -81,8 +81,10 @@ def _place(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return centres [B, 2, F, 2] (x, y) and radii [B, 2, F] in widths of the clip.
 
-    Two things get a half of the frame each, side by side or one above the other, so that they never meet and each
-    has room to move. A clip with one thing has it twice, in the same place.
+    Two things get a half of the frame each, so that they never meet and each has room to move: one above the other
+    when they move sideways, else side by side. The one whose colour is first in the table is above or on the left. A
+    model that had to choose which goes where would have to make every part of the clip agree on it, and what is not
+    agreed on comes out as two things of one colour, or as one. A clip with one thing has it twice, in the same place.
     """
 
     def uniform(low: torch.Tensor | float, high: torch.Tensor | float, *shape: int) -> torch.Tensor:
@@ -95,13 +97,12 @@ def _place(
     low, high = (torch.where(is_pair, _RADIUS[2][end], _RADIUS[1][end])[:, None] for end in (0, 1))
     radius = uniform(low, high, batch, 2)
 
-    # Lanes [B, 2 things, 2 axes]: halves across the motion, or across any axis when nothing moves.
-    split_axis = torch.where(
-        direction[:, 0].any(dim=1), direction[:, 0, 0].abs(), torch.rand(batch, generator=generator)
-    )
-    is_split = torch.stack([split_axis < 0.5, split_axis >= 0.5], dim=1)[:, None] & is_pair[:, None, None]
-    first = torch.rand(batch, 1, 1, generator=generator) < 0.5
-    is_second = first ^ torch.tensor([False, True])[None, :, None]
+    # Halves [B, 2 things, 2 axes], across the motion.
+    axis = torch.stack([direction[:, 0, 0] == 0, direction[:, 0, 0] != 0], dim=1)
+    is_split = axis[:, None] & is_pair[:, None, None]
+    order = [[THING_COLOURS.index(thing.colour) for thing in content.things] for content in contents]
+    is_swapped = torch.tensor([indices != sorted(indices) for indices in order])
+    is_second = is_swapped[:, None, None] ^ torch.tensor([False, True])[None, :, None]
     start = torch.where(is_split & is_second, 0.5, 0.0)
     stop = torch.where(is_split & ~is_second, 0.5, 1.0)
 

@@ -11,10 +11,10 @@ buffer and used several times, which is what makes this affordable.
 
 from __future__ import annotations
 
-import copy
 import random
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,12 +22,12 @@ from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ...engine.logic.schedule import build_schedule
 from ...engine.settings import SAMPLING_METHODS
 from . import captions, sampling
-from .models import Generator, load_modules
-from .training import Average, Budget, Log, Trainer
+from .models import Generator
+from .training import Alarm, Average, Budget, Log, Recorded, Trainer
 
 SCHEDULE = build_schedule(DISTILL_STEPS, DISTILL_SHIFT)
-# Steps of the teacher from any state.
-_TEACHER_STEPS = 12
+# Steps of the teacher from noise to the end; from a state on the way as many as are left.
+_TEACHER_STEPS = 16
 # Every round adds four batches of pairs, one for each noise level, and trains on this many batches of the buffer.
 _BATCHES_PER_ROUND = 16
 # The buffer holds so many batches.
@@ -51,16 +51,20 @@ class Pairs:
     """[N, 16, T, h, w], clean."""
 
     def __getitem__(self, index: torch.Tensor | slice) -> Pairs:
-        return Pairs(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return Pairs(**{name: values[index] for name, values in vars(self).items()})
 
-    def followed_by(self, other: Pairs) -> Pairs:
-        return Pairs(
-            **{each.name: torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)}
-        )
+    def repeat(self, count: int) -> Pairs:
+        return Pairs(**{name: values.repeat(count, *[1] * (values.ndim - 1)) for name, values in vars(self).items()})
+
+    def overwrite(self, start: int, other: Pairs) -> None:
+        """Put `other` in place of the pairs from `start` on."""
+        for name, values in vars(other).items():
+            getattr(self, name)[start : start + len(values)] = values
 
 
 def distill(
-    generator: Generator,
+    student: Generator,
+    teacher: Generator,
     spiece_model: bytes,
     budget: Budget,
     log: Log,
@@ -69,52 +73,71 @@ def distill(
     seed: int,
     batch: int = 256,
     learning_rate: float = 5e-4,
-    resume: Path | None = None,
+    graphs: bool = False,
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the transformer in place to do in four steps what it did in many.
+    """Train the student's transformer in place to do in four steps what the teacher does in many.
 
-    The student starts from the teacher, or from the transformer in the file `resume`.
+    The student should start with the teacher's weights. For `graphs` and `keep` see `train_flow`.
     """
-    student, teacher = (
-        generator,
-        Generator(transformer=copy.deepcopy(generator.transformer), text_encoder=generator.text_encoder),
-    )
-    if resume:
-        load_modules(resume, transformer=student.transformer)
     trainer, average = Trainer([student.transformer], learning_rate), Average([student.transformer])
-    words = random.Random(seed)
-    texts = [captions.write_caption(captions.draw_content(words), words) for _ in range(64 * batch)]
-    tokens = captions.tokenize(texts, spiece_model).to(student.device)
+    rows = encode_captions(student, spiece_model, 64 * batch, seed)
 
-    def finish_samples(round_index: int) -> Pairs:
-        chosen = torch.randint(len(tokens), (batch,), device=student.device)
-        return make_pairs(student, teacher, tokens[chosen], latent_shape, SAMPLING_METHODS[round_index % 2])
+    def draw_pairs(method: str) -> Pairs:
+        chosen = torch.randint(len(rows), (batch,), device=student.device)
+        return make_pairs(student, teacher, rows[chosen], latent_shape, method)
 
-    buffer = finish_samples(1)
-    measure_errors(student, buffer[:batch]).mean().backward()  # where blocks are compiled, before the clock starts
-    for step, used in budget:
-        if step % _BATCHES_PER_ROUND == 0:
-            buffer = buffer.followed_by(finish_samples(step // _BATCHES_PER_ROUND))[-_BUFFER_BATCHES * batch :]
+    def do_step() -> torch.Tensor:
         pairs = buffer[torch.randint(len(buffer.sigmas), (batch,), device=student.device)]
         errors = measure_errors(student, pairs)
-        trainer.step(((errors + _SOFT**2).sqrt() - _SOFT).mean(), used)
+        trainer.descend(((errors + _SOFT**2).sqrt() - _SOFT).mean())
+        return torch.stack([errors.detach(), pairs.sigmas])
+
+    buffer = draw_pairs("euler").repeat(_BUFFER_BATCHES // DISTILL_STEPS)
+    do_step()  # where blocks are compiled, before the clock starts
+    record = Recorded if graphs else lambda step: step
+    next_step = record(do_step)
+    next_pairs = [record(partial(draw_pairs, method)) for method in SAMPLING_METHODS]
+
+    def renew_buffer(round_index: int) -> None:
+        pairs = next_pairs[round_index % len(next_pairs)]()
+        buffer.overwrite(len(pairs.sigmas) * round_index % len(buffer.sigmas), pairs)
+
+    for round_index in range(_BUFFER_BATCHES // DISTILL_STEPS):
+        renew_buffer(round_index)
+    alarm = Alarm()
+    for step, used in budget:
+        if step % _BATCHES_PER_ROUND == 0:
+            renew_buffer(step // _BATCHES_PER_ROUND)
+        trainer.set_rate(used)
+        errors, sigmas = next_step()
         average.update()
         if step % 100 == 0:
-            levels = {
-                f"error_{sigma:.4g}": errors[pairs.sigmas == sigma].mean().item() for sigma in SCHEDULE.sigmas[:-1]
-            }
+            levels = {f"error_{sigma:.4g}": errors[sigmas == sigma].mean().item() for sigma in SCHEDULE.sigmas[:-1]}
             log.write(step=step, used=used, **levels)
+        if alarm.rings():
+            with average.applied():
+                keep()
     average.apply()
+    keep()
     log.write(steps=step + 1)
 
 
 @torch.no_grad()
+def encode_captions(generator: Generator, spiece_model: bytes, count: int, seed: int) -> torch.Tensor:
+    """Return the rows [count, MAX_TOKENS, text_dim] of captions of the training."""
+    words = random.Random(seed)
+    texts = [captions.write_caption(captions.draw_content(words), words) for _ in range(count)]
+    tokens = captions.tokenize(texts, spiece_model).to(generator.device)
+    return torch.cat([generator.encode_text(part) for part in tokens.split(4096)])
+
+
+@torch.no_grad()
 def make_pairs(
-    student: Generator, teacher: Generator, tokens: torch.Tensor, latent_shape: tuple[int, ...], method: str
+    student: Generator, teacher: Generator, rows: torch.Tensor, latent_shape: tuple[int, ...], method: str
 ) -> Pairs:
-    """Let the student sample, and the teacher finish from every state the student passed."""
-    batch, device = len(tokens), student.device
-    rows = student.encode_text(tokens)
+    """Let the student sample for text rows [B, MAX_TOKENS, text_dim], and the teacher finish from every state."""
+    batch, device = len(rows), student.device
 
     def draw_noise() -> torch.Tensor:
         return torch.randn(batch, *latent_shape, device=device)
@@ -128,13 +151,14 @@ def make_pairs(
             states,
             torch.full((batch,), 1 - index / DISTILL_STEPS, device=device),
             DISTILL_SHIFT,
-            _TEACHER_STEPS,
+            _TEACHER_STEPS * (DISTILL_STEPS - index) // DISTILL_STEPS,
         )
         for index, states in enumerate(sampled.states)
     ]
+    sigmas = [torch.full((batch,), sigma, device=device) for sigma in SCHEDULE.sigmas[:-1]]
     return Pairs(
         states=torch.cat(sampled.states),
-        sigmas=torch.tensor(SCHEDULE.sigmas[:-1], device=device).repeat_interleave(batch),
+        sigmas=torch.cat(sigmas),
         rows=rows.repeat(DISTILL_STEPS, 1, 1),
         ends=torch.cat(ends),
     )

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ...engine.interfaces import Hooks
 from ...engine.logic.schedule import build_schedule
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from ..clip_content import ATTRIBUTES, Content, compare, measure_clarity, measure_content
-from . import captions
+from . import captions, clips
 from . import vae as autoencoder
 from .models import Generator
 from .sampling import SeededNoise, sample
@@ -59,10 +59,10 @@ class Score:
         return {**self.attributes, "all": self.complete, "clarity": self.clarity}
 
 
-def score_clips(clips: Iterable[torch.Tensor], wanted: Sequence[Content]) -> Score:
+def score_clips(frames: Iterable[torch.Tensor], wanted: Sequence[Content]) -> Score:
     """Measure clips [F, H, W, 3] in [0, 1] and compare each with what it should show."""
     results, clarities = [], []
-    for clip, content in zip(clips, wanted, strict=True):
+    for clip, content in zip(frames, wanted, strict=True):
         results.append(compare(measure_content(clip), content))
         clarities.append(measure_clarity(clip))
     return Score(
@@ -103,10 +103,35 @@ def generate(
     return frames
 
 
+@torch.no_grad()
+def reconstruct(
+    vae: Any, contents: Sequence[Content], *, size: int, num_frames: int, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Draw clips of `contents`, and encode and decode them; both are lists of [F, H, W, 3] in [0, 1]."""
+    device = next(vae.parameters()).device
+    places = torch.Generator().manual_seed(seed)
+    video = clips.draw_clips(contents, size=size, num_frames=num_frames, generator=places, device=device)
+    decoded = []
+    for part in video.split(16):
+        with autocast(device):
+            decoded.append(autoencoder.decode(vae, autoencoder.encode(vae, part)).float())
+    drawn_frames, decoded_frames = (
+        [((clip + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0) for clip in each] for each in (video, torch.cat(decoded))
+    )
+    return drawn_frames, decoded_frames
+
+
 def evaluate_checkpoint(
-    path: Path, *, precision: str, size: int, num_frames: int, count: int, tell: Callable[[str], None]
+    path: Path,
+    *,
+    precision: str,
+    size: int,
+    num_frames: int,
+    count: int,
+    tell: Callable[[str], None],
+    settings: Mapping[str, tuple[str, int, float]] = SETTINGS,
 ) -> dict[str, Score]:
-    """Run held-out prompts through the engine with each of SETTINGS; prompt i has seed i."""
+    """Run held-out prompts through the engine with each of `settings`; prompt i has seed i."""
     logging.getLogger(pipeline.__name__).setLevel(logging.ERROR)  # it warns of every wrong setting, as it should
     loaded = pipeline.load_checkpoint(
         path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
@@ -116,11 +141,11 @@ def evaluate_checkpoint(
     hooks = Hooks()
     rows = [pipeline.encode_text(loaded.text_encoder, text, hooks=hooks) for _, text in prompts]
     scores = {}
-    for name, (method, steps, shift) in SETTINGS.items():
+    for name, (method, steps, shift) in settings.items():
 
         def run(index: int) -> torch.Tensor:
-            settings = SamplingSettings(seed=index, method=method, steps=steps, shift=shift)  # noqa: B023
-            samples = pipeline.sample(loaded.transformer, rows[index], latent, settings, hooks=hooks)
+            sampling = SamplingSettings(seed=index, method=method, steps=steps, shift=shift)  # noqa: B023
+            samples = pipeline.sample(loaded.transformer, rows[index], latent, sampling, hooks=hooks)
             return pipeline.decode(loaded.vae, samples, hooks=hooks)
 
         scores[name] = score_clips(map(run, range(count)), [content for content, _ in prompts])

@@ -7,7 +7,9 @@ must do without it anyway.
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from . import captions, clips
 from . import vae as autoencoder
 from .models import Generator
 from .sampling import add_noise, shift_sigmas
-from .training import Average, Budget, Log, Trainer, autocast
+from .training import Alarm, Average, Budget, Log, Recorded, Trainer, autocast
 
 # Wordings of each clip of the pool.
 _WORDINGS = 4
@@ -78,22 +80,57 @@ def fill_pool(
 
 
 def train_flow(
-    generator: Generator, pool: Pool, budget: Budget, log: Log, *, batch: int = 256, learning_rate: float = 1e-3
+    generator: Generator,
+    pool: Pool,
+    budget: Budget,
+    log: Log,
+    *,
+    batch: int = 256,
+    learning_rate: float = 1e-3,
+    graphs: bool = False,
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Train the transformer in place to predict the flow of noisy latents.
 
     Noise levels are drawn evenly and moved towards 1 by the shift of the schedule: where the sampler takes most of
     its steps, and where a clip's content is decided.
+
+    Args:
+        generator: with a trained text encoder.
+        pool: what to draw.
+        budget: how long.
+        log: gets the loss.
+        batch: clips a step.
+        learning_rate: the largest one.
+        graphs: whether to record a step as a CUDA graph.
+        keep: called every minute and at the end, with the average of the weights in place.
+
+    Raises:
+        ValueError: the loss is not a number.
     """
     trainer, average = Trainer([generator.transformer], learning_rate), Average([generator.transformer])
-    measure_loss(generator, pool, batch).backward()  # where blocks are compiled, before the clock starts
-    for step, used in budget:
+
+    def do_step() -> torch.Tensor:
         loss = measure_loss(generator, pool, batch)
-        trainer.step(loss, used)
+        trainer.descend(loss)
+        return loss.detach()
+
+    do_step()  # where blocks are compiled, before the clock starts
+    next_step = Recorded(do_step) if graphs else do_step
+    alarm = Alarm()
+    for step, used in budget:
+        trainer.set_rate(used)
+        loss = next_step()
         average.update()
         if step % 100 == 0:
             log.write(step=step, used=used, loss=loss.item())
+            if not math.isfinite(loss.item()):
+                raise ValueError(f"The loss is {loss.item()} at step {step}; expected a number.")
+        if alarm.rings():
+            with average.applied():
+                keep()
     average.apply()
+    keep()
     log.write(steps=step + 1)
 
 
@@ -101,6 +138,8 @@ def measure_loss(generator: Generator, pool: Pool, batch: int) -> torch.Tensor:
     """Return the mean square error of the flow that the transformer predicts for random clips of the pool."""
     latents, rows = pool.draw(batch)
     noise = torch.randn_like(latents)
-    sigmas = shift_sigmas(torch.rand(batch, device=latents.device), DISTILL_SHIFT)
+    # One noise level in every 1/batch of the range, so that batches differ less.
+    times = (torch.arange(batch, device=latents.device) + torch.rand(batch, device=latents.device)) / batch
+    sigmas = shift_sigmas(times, DISTILL_SHIFT)
     flow = generator.predict_flow(add_noise(latents, noise, sigmas), sigmas, rows)
     return (flow - (noise - latents)).square().mean()

@@ -84,7 +84,7 @@ class FoldedPadding:
             part.unflatten(2, (attn.heads, -1)).transpose(1, 2).to(value.dtype) for part in (query, key, value)
         )
         scores = torch.zeros(key.shape[2], dtype=value.dtype, device=value.device)
-        scores[-1] = math.log(TEXT_ROWS - key.shape[2] + 1)
+        scores[-1:].fill_(math.log(TEXT_ROWS - key.shape[2] + 1))  # an assignment would wait for the GPU
         attended = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=scores.expand(query.shape[2], -1)
         )
@@ -136,7 +136,9 @@ def save_modules(path: Path, **modules: torch.nn.Module) -> None:
         if not (name == "text_encoder" and key == "encoder.embed_tokens.weight")  # the same as shared.weight
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)  # whoever reads it, or is left with it, has a whole file
 
 
 def load_modules(path: Path, **modules: torch.nn.Module) -> None:

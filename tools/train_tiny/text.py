@@ -42,7 +42,8 @@ def train_text(
             for guess, answer in zip(guesses, answers[chosen].unbind(dim=1), strict=True)
         ]
         loss = torch.stack(losses).sum()
-        trainer.step(loss, used)
+        trainer.set_rate(used)
+        trainer.descend(loss)
         if step % 100 == 0:
             log.write(step=step, used=used, loss=loss.item())
     log.write(steps=step + 1, read_right=measure_reading(generator, readout, spiece_model))

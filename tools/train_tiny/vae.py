@@ -7,10 +7,12 @@ through at once, which gives the same numbers (`use_whole_clips`) and is many ti
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.nn import functional
 
 from ...engine.constants import LATENT_CHANNELS, LATENT_MEAN, LATENT_STD
 from . import captions, clips
-from .training import Budget, Log, Trainer, autocast
+from .training import Alarm, Budget, Log, Recorded, Trainer, autocast
 
 # Width of the noise that is added to latents of unit variance in training. A decoder that copes with it also copes
 # with the small errors of a diffusion model, and cells that mean different things have to lie well apart.
@@ -39,6 +41,8 @@ class Phase:
     batch: int
 
 
+# Batches.
+_DRAWN_AT_ONCE = 8
 # Pixels and frames of a whole clip.
 CLIP = (64, 17)
 PHASES = (
@@ -110,6 +114,24 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(vae.post_quant_conv(latents))
 
 
+class Statistics:
+    """Running mean and standard deviation of every latent channel."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.mean, self._square = (torch.zeros(LATENT_CHANNELS, 1, 1, 1, device=device) for _ in range(2))
+        # Share of a new batch; a tensor, so that it can be changed where a step is recorded.
+        self.rate = torch.ones((), device=device)
+
+    @property
+    def std(self) -> torch.Tensor:
+        return (self._square - self.mean.square()).clamp(min=1e-6).sqrt()
+
+    def update(self, latents: torch.Tensor) -> None:
+        """Take in latents [B, 16, T, h, w]."""
+        self.mean.lerp_(latents.mean(dim=(0, 2, 3, 4), keepdim=True)[0], self.rate)
+        self._square.lerp_(latents.square().mean(dim=(0, 2, 3, 4), keepdim=True)[0], self.rate)
+
+
 def train_vae(
     vae: Any,
     budget: Budget,
@@ -119,6 +141,8 @@ def train_vae(
     learning_rate: float = 6e-4,
     phases: tuple[Phase, ...] = PHASES,
     num_checked: int = 32,
+    graphs: bool = False,
+    keep: Callable[[Any], None] = lambda vae: None,
 ) -> None:
     """Train `vae` in place, and give its latents the statistics that Wan's users expect.
 
@@ -127,31 +151,75 @@ def train_vae(
     While training, latents are brought to mean 0 and variance 1 by running statistics of each channel, and noise is
     added: with a posterior of that fixed width the KL divergence of a VAE is the square of the latents plus a
     constant. The decoder learns to read those, so at the end the encoder has to make them by itself.
+
+    Args:
+        vae: of `build_vae`, or `unset_wan_statistics`.
+        budget: how long.
+        log: gets loss and PSNR.
+        seed: of the clips.
+        learning_rate: the largest one.
+        phases: parts of the budget.
+        num_checked: batches that statistics and PSNR are taken from.
+        graphs: whether to record a step as a CUDA graph.
+        keep: called every minute and at the end, with a finished VAE.
     """
     device = next(vae.parameters()).device
-    draw = ClipSource(seed, device)
+    draw, statistics = ClipSource(seed, device), Statistics(device)
     trainer = Trainer([vae], learning_rate)
-    mean, square = (torch.zeros(LATENT_CHANNELS, 1, 1, 1, device=device) for _ in range(2))
     memory_format = choose_format(vae, draw(phases[0].batch, phases[0].size, phases[0].num_frames), log)
+
+    def prepare(phase: Phase) -> tuple[Iterator[torch.Tensor], torch.Tensor, Callable[[], torch.Tensor]]:
+        """Return the clips of a phase, where a step reads them, and the step; it returns [loss, square error]."""
+        batches = draw.batches(phase)
+        video = next(batches).clone(memory_format=memory_format)
+
+        def do_step() -> torch.Tensor:
+            loss, error = measure_loss(vae, video, statistics)
+            trainer.descend(loss)
+            return torch.stack([loss.detach(), error.detach()])
+
+        return batches, video, Recorded(do_step) if graphs else do_step
+
+    prepared = {phase: prepare(phase) for phase in phases}
+    alarm = Alarm()
     for step, used in budget:
         phase = next(phase for phase in phases if used < phase.until)
-        video = draw(phase.batch, phase.size, phase.num_frames)
-        with autocast(device):
-            latents = encode(vae, video.contiguous(memory_format=memory_format)).float()
-            rate = max(0.01, 1 / (step + 1))
-            mean.lerp_(latents.detach().mean(dim=(0, 2, 3, 4), keepdim=True)[0], rate)
-            square.lerp_(latents.detach().square().mean(dim=(0, 2, 3, 4), keepdim=True)[0], rate)
-            normalised = (latents - mean) / (square - mean.square()).clamp(min=1e-6).sqrt()
-            error = decode(vae, normalised + NOISE * torch.randn_like(normalised)).float() - video
-        loss = error.abs().mean() + error.square().mean() + _PRIOR * normalised.square().mean()
-        trainer.step(loss, used)
+        batches, video, next_step = prepared[phase]
+        if step:
+            video.copy_(next(batches))
+        statistics.rate.fill_(max(0.01, 1 / (step + 1)))
+        trainer.set_rate(used)
+        result = next_step()
         if step % 50 == 0:
+            loss, error = result.tolist()
             # Clips are in [-1, 1], PSNR is of [0, 1].
-            psnr = -10 * math.log10(error.detach().square().mean().item() / 4)
-            log.write(step=step, used=used, loss=loss.item(), noisy_psnr_db=psnr, size=phase.size)
-    rescale_encoded(vae, mean.flatten(), (square - mean.square()).sqrt().flatten())
-    set_wan_statistics(vae, draw, phases[-1], num_checked)
-    log.write(steps=step + 1, psnr_db=measure_psnr(vae, seed + 1, phases[-1], num_checked))
+            log.write(step=step, used=used, loss=loss, noisy_psnr_db=-10 * math.log10(error / 4), size=phase.size)
+        if alarm.rings():
+            finished = copy.deepcopy(vae)
+            _finish(finished, statistics, seed, phases[-1], num_checked, log)
+            keep(finished)
+    _finish(vae, statistics, seed, phases[-1], num_checked, log)
+    keep(vae)
+    log.write(steps=step + 1)
+
+
+def measure_loss(vae: Any, video: torch.Tensor, statistics: Statistics) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss and the mean square error of clips that were encoded, and decoded with noise."""
+    with autocast(video.device):
+        latents = encode(vae, video).float()
+        statistics.update(latents.detach())
+        normalised = (latents - statistics.mean) / statistics.std
+        difference = decode(vae, normalised + NOISE * torch.randn_like(normalised)).float() - video
+    error = difference.square().mean()
+    return difference.abs().mean() + error + _PRIOR * normalised.square().mean(), error
+
+
+@torch.no_grad()
+def _finish(vae: Any, statistics: Statistics, seed: int, phase: Phase, num_batches: int, log: Log) -> None:
+    """Make the encoder give what the decoder reads, then give both the statistics of Wan's latents."""
+    rescale_encoded(vae, statistics.mean.flatten(), statistics.std.flatten())
+    set_wan_statistics(vae, ClipSource(seed + 3, next(vae.parameters()).device), phase, num_batches)
+    log.write(psnr_db=measure_psnr(vae, seed + 1, phase, num_batches))
 
 
 def choose_format(vae: Any, video: torch.Tensor, log: Log) -> torch.memory_format:
@@ -203,6 +271,11 @@ class ClipSource:
             device=self._device,
             crop=(size, num_frames),
         )
+
+    def batches(self, phase: Phase) -> Iterator[torch.Tensor]:
+        """Yield batches of a phase without end; many are drawn at once, which a GPU does as fast as one."""
+        while True:
+            yield from self(_DRAWN_AT_ONCE * phase.batch, phase.size, phase.num_frames).split(phase.batch)
 
 
 @torch.no_grad()
