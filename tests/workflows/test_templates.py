@@ -11,9 +11,8 @@ import examples
 import pytest
 from examples import set_options
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic import estimate, memory_plan, shapes
-from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
-from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat, WanArchitecture
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
+from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run
 from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.boot import boot
@@ -26,7 +25,6 @@ TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
 ARCHITECTURE = WanArchitecture(
     dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
 )
-WEIGHT_BYTES = {"fp8": 15_010_000_000, "int8": 15_010_000_000, "bf16": 28_580_000_000}
 TINY = set_options("LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
 
 
@@ -72,24 +70,20 @@ def test_template_fits_the_card_it_is_for(name):
     width, height, num_frames, batch = values_of(template(name), "LightX2VEmptyLatent")
     offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
     assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
-    tokens = shapes.num_tokens(shapes.latent_shape(width, height, num_frames))
-    files = TransformerFiles(
-        files=(Path("x"),),
-        layout="blocks",
-        format=TransformerFormat(scheme=precision, scale_suffix=None, prefix="", architecture=ARCHITECTURE),
-        num_bytes=WEIGHT_BYTES[precision],
+    sizes = Sizes(
+        architecture=ARCHITECTURE,
+        scheme=precision,
+        attention="sage_attn2",
+        matmul="scaled_mm",
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        batch=batch,
     )
-    clip = estimate.Clip(width=width, height=height, num_frames=num_frames, tokens=tokens, batch=batch)
-    vram, ram = int(vram_gib * GIB), int(ram_gib * GIB)
-    plan = memory_plan.plan_offload(
-        offload_mode, weight_bytes=files.num_bytes, dim=5120, tokens=tokens, vram_bytes=vram, ram_bytes=ram
-    )
-    assert plan.mode == expected_mode
-    assert estimate.sampling_vram_bytes(plan.mode, files, tokens) <= vram
-    whole = estimate.decode_bytes(clip, 2, is_tiled=False)
-    is_tiled = memory_plan.use_tiles(vae_tiling, needed_bytes=whole, free_bytes=vram)
-    assert estimate.decode_bytes(clip, 2, is_tiled=is_tiled) <= vram
-    assert estimate.ram_bytes(plan.mode, files, clip) <= ram
+    budget = Budget(vram=int(vram_gib * GIB), ram=int(ram_gib * GIB))
+    plan = plan_run(sizes, budget, Wish(mode=offload_mode, tiling=vae_tiling))
+    assert plan.placement.mode == expected_mode
+    assert all(need.fits(budget) for need in plan.needs.values())
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
