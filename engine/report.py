@@ -27,7 +27,6 @@ _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyD
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
     "torch",
-    "diffusers",
     "transformers",
     "safetensors",
     "lightx2v",

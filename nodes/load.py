@@ -21,7 +21,7 @@ def _engine_inputs() -> list[io.Input]:
             options=list(ENGINES),
             default="auto",
             tooltip=(
-                "lightx2v: the LightX2V package on a CUDA card. portable: diffusers, runs everywhere. auto: LightX2V "
+                "lightx2v: the LightX2V package on a CUDA card. portable: runs everywhere. auto: LightX2V "
                 "where it is installed and there is a CUDA card; the VAE is portable then too, which is faster."
             ),
         ),

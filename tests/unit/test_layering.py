@@ -63,6 +63,13 @@ def test_decisions_need_the_standard_library_only(path):
     assert not foreign
 
 
+def test_users_need_not_install_diffusers():
+    """It is the tests' reference; what the pack computes with is its own."""
+    users = {path for path in product_files() for name, level in imports_of(path) if name.split(".")[0] == "diffusers"}
+    assert not users
+    assert "diffusers" not in (ROOT / "requirements.txt").read_text()
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("engine/adapters/*/")), ids=lambda path: path.name)
 def test_adapters_do_not_know_each_other(path):
     """A foreign party stays in its folder; kernels, blocks and streaming are shared by the engines."""
