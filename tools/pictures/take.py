@@ -50,22 +50,19 @@ def plan(
 
 FP8, INT8, BF16 = ("fp8, 40 blocks, 14 GiB", "int8, 40 blocks, 14 GiB", "bf16, 40 blocks, 26.6 GiB")
 # From engine/forecast.py for RTX 4070, 4060, 4060 Ti 16 GB, 4090, 4070 SUPER and 4090, with 32 or 64 GB of RAM.
-RTX_4070 = plan((FP8, "sage_triton", "triton", "block"), (6.6, 11.0), (15.1, 26.0), seconds=171)
+RTX_4070 = plan((FP8, "sage_triton", "scaled_mm", "block"), (10.5, 11.0), (8.7, 26.0), seconds=90)
+RTX_4090 = plan((FP8, "sage_triton", "scaled_mm", "none"), (17.4, 23.0), (4.7, 26.0), seconds=32)
 PLANS = {
     "lightx2v_text_to_video_480p": RTX_4070,
     "lightx2v_with_native_nodes": RTX_4070,
-    "lightx2v_8gb_480p": plan(
-        (FP8, "sage_triton", "triton", "block"), (6.6, 7.3), (15.1, 26.0), seconds=343, is_tiled=True
-    ),
-    "lightx2v_16gb_720p": plan(
-        (FP8, "sage_triton", "triton", "block"), (12.2, 15.0), (15.1, 26.0), seconds=658, is_tiled=True
-    ),
-    "lightx2v_24gb_four_takes": plan((FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (4.9, 26.0), seconds=241),
-    "lightx2v_bf16_offload": plan((BF16, "sage_triton", "bf16", "block"), (6.8, 11.0), (28.2, 56.0), seconds=132),
+    "lightx2v_8gb_480p": plan((FP8, "sage_triton", "scaled_mm", "block"), (6.9, 7.3), (12.3, 26.0), seconds=173),
+    "lightx2v_16gb_720p": plan((FP8, "sage_triton", "scaled_mm", "block"), (14.5, 15.0), (10.3, 26.0), seconds=390),
+    "lightx2v_24gb_four_takes": RTX_4090 | {"seconds": 113},
+    "lightx2v_bf16_offload": plan((BF16, "sage_triton", "bf16", "block"), (10.1, 11.0), (22.7, 56.0), seconds=99),
     "lightx2v_int8_q8_kernels": plan(
-        (INT8, "sage_triton", "q8_kernels", "block"), (6.6, 11.0), (15.1, 26.0), seconds=97
+        (INT8, "sage_triton", "int_triton", "block"), (10.5, 11.0), (8.7, 26.0), seconds=56
     ),
-    "lightx2v_prompt_list": plan((FP8, "sage_triton", "triton", "none"), (20.9, 23.0), (2.7, 26.0), seconds=60),
+    "lightx2v_prompt_list": RTX_4090,
 }
 
 
