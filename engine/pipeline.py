@@ -7,6 +7,7 @@ here are in ComfyUI's convention: un-normalised float32 CPU [B, 16, T, h, w].
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from .budget import Host
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NothingFitsError
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, held, unload_others
-from .interfaces import Hooks
+from .interfaces import Hooks, Transformer
 from .latent_space import denormalise, normalise
 from .logic import shapes
 from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
 from .logic.memory_needs import encoding_need
 from .logic.memory_plan import DecodePlan, MemoryPlan
 from .logic.safetensors_header import read_header
-from .logic.schedule import build_schedule
+from .logic.schedule import Schedule, build_schedule
 from .report import attach, build_report, measure, records_of, step_timer
 from .retry import run_with_retry
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
@@ -172,8 +173,6 @@ def sample(
     context = fit_rows(conditioning, handle.text_dim).unbind()
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    batch, *shape = samples.shape
-    latent_shape = (shape[0], shape[1], shape[2], shape[3])
     plan = _plan_sampling(handle, samples.shape, host)
     logger.info("LightX2V: %s.", plan)
 
@@ -183,27 +182,15 @@ def sample(
         moved_before, held_before = handle.moved_bytes, held()
         with measure("load_transformer") as loading:
             loading.expect(plan.needs["load_transformer"], held_before)
-            transformer = handle.acquire(latent_shape, hooks, plan)
-        clips = []
+            transformer = handle.acquire(_clip_shape(samples.shape), hooks, plan)
         with handle.at_work(), measure("sample") as sampling:
             sampling.expect(plan.needs["sample"], held())
-            for index in range(batch):
-                on_step, step_seconds = step_timer(_offset_steps(hooks, index, batch))
-                latents = denoise(
-                    transformer,
-                    context[index % len(context)],
-                    latent_shape,
-                    schedule,
-                    method=settings.method,
-                    seed=settings.seed + index,
-                    hooks=replace(hooks, on_step=on_step),
-                )
-                clips.append(denormalise(latents).cpu())
-                sampling.details.setdefault("step_seconds", []).append(step_seconds)
+            clips, step_seconds = _denoise_batch(transformer, context, samples.shape, schedule, settings, hooks)
+            sampling.details["step_seconds"] = step_seconds
             sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
             sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)
             sampling.details["plan"] = plan.as_data()
-        return attach(torch.stack(clips), records_of(conditioning), [loading, sampling])
+        return attach(clips, records_of(conditioning), [loading, sampling])
 
     return run_with_retry(
         "sampling", run, plan, lambda: handle.plan(samples.shape, host, others_leave=False, failed=plan),
@@ -273,6 +260,37 @@ def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:
     if len(samples) > 1:
         last = settings.seed + len(samples) - 1
         logger.info("LightX2V: batch of %d clips, seeds %d to %d.", len(samples), settings.seed, last)
+
+
+def _denoise_batch(
+    transformer: Transformer,
+    context: Sequence[torch.Tensor],
+    shape: torch.Size,
+    schedule: Schedule,
+    settings: SamplingSettings,
+    hooks: Hooks,
+) -> tuple[torch.Tensor, list[list[float]]]:
+    """Return latents [B, 16, T, h, w] float32 CPU, un-normalised, and each clip's seconds a step."""
+    clips, seconds = [], []
+    for index in range(shape[0]):
+        on_step, step_seconds = step_timer(_offset_steps(hooks, index, shape[0]))
+        latents = denoise(
+            transformer,
+            context[index % len(context)],
+            _clip_shape(shape),
+            schedule,
+            method=settings.method,
+            seed=settings.seed + index,
+            hooks=replace(hooks, on_step=on_step),
+        )
+        clips.append(denormalise(latents).cpu())
+        seconds.append(step_seconds)
+    return torch.stack(clips), seconds
+
+
+def _clip_shape(shape: torch.Size) -> tuple[int, int, int, int]:
+    _, channels, frames, height, width = shape
+    return channels, frames, height, width
 
 
 def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
