@@ -41,7 +41,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
     ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
-_REQUIRED_PACKAGES = ("transformers", "safetensors", "ftfy")
+_REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
 @dataclass(frozen=True, kw_only=True)

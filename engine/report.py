@@ -27,7 +27,7 @@ _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyD
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
     "torch",
-    "transformers",
+    "triton",
     "safetensors",
     "lightx2v",
     "sageattention",

@@ -229,6 +229,30 @@ def test_progress_and_interrupt_between_layers():
     assert not events
 
 
+def test_loading_reads_the_file_where_there_is_room_for_it(monkeypatch):
+    class Cancelled(BaseException):
+        pass
+
+    def cancel():
+        raise Cancelled
+
+    events = []
+    hooks = Hooks(on_progress=lambda done, total, what: events.append((done, total)))
+    encoder = PortableTextEncoder(text_encoder("fp8"), tokenizer_folder())
+    encoder.load("cpu", hooks)
+    num_linears = 7 * SIZES.text_layers
+    assert events == [(index, num_linears) for index in range(num_linears)]
+    encoder.unload()
+    with pytest.raises(Cancelled):
+        encoder.load("cpu", Hooks(check_interrupt=cancel))
+    encoder.unload()
+    events.clear()
+    monkeypatch.setattr(portable.system, "free_ram_bytes", lambda: 1000)
+    encoder.load("cpu", hooks)
+    assert not events
+    encoder.encode_tokens([5, 1], Hooks())
+
+
 def test_unload_frees_the_model_and_load_brings_it_back():
     encoder = load(text_encoder("fp8"))
     rows = encoder.encode_tokens([7, 5, 1], Hooks())

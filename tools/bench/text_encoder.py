@@ -8,14 +8,12 @@ Exit status 1 when a target is missed. Needs torch 2.6 or newer, and free disk f
 from __future__ import annotations
 
 import argparse
-import mmap
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import types
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,10 +25,8 @@ sys.modules["lightx2v_pack"] = pack
 from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
+from lightx2v_pack.tools.bench.text_weights import SMALL, STORED, TextSizes, ensure_text_encoder  # noqa: E402
 
-NUM_LAYERS, D_MODEL, D_FF, NUM_HEADS, D_KV, VOCAB_SIZE = 24, 4096, 10240, 64, 64, 256384
-# Type of the linears' weights and the standard deviation of the stored values; None: stored unscaled.
-STORED = {"fp8": (torch.float8_e4m3fn, 100.0), "int8": (torch.int8, 30.0), "bf16": (torch.bfloat16, None)}
 NUM_TOKENS, PADDED_TOKENS = 40, 512
 RUNS = 3
 
@@ -49,72 +45,16 @@ def main() -> int:
     parser.add_argument("--scheme", choices=tuple(STORED), default="fp8")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--folder", type=Path, help="keeps the file there; default: a temporary folder")
+    parser.add_argument("--small", action="store_true", help="narrow layers, for any CPU; targets mean nothing")
     parser.add_argument("--measure", type=Path, metavar="FILE", help="measure this file in this process")
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(arguments.measure, arguments.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        file = folder / checkpoints.TEXT_ENCODER_NAME.format(precision=arguments.scheme)
-        if not file.is_file():
-            write_full_size(file, arguments.scheme)
+        file = ensure_text_encoder(folder, arguments.scheme, SMALL if arguments.small else TextSizes())
         command = [sys.executable, __file__, "--measure", str(file), "--device", arguments.device]
         return subprocess.run(command, check=False).returncode
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A tensor of normal values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.bfloat16
-    std: float = 0.0
-    mean: float = 0.0
-
-
-def write_full_size(file: Path, scheme: str) -> None:
-    """Write the encoder and a small tokenizer; the tensors are filled in place, in the mapped file."""
-    checkpoints.write_tokenizer(file.parent / checkpoints.TOKENIZER_FOLDER, checkpoints.train_tokenizer(400))
-    draws = plan_tensors(scheme)
-    partial = file.with_suffix(".partial")
-    with torch.serialization.skip_data():
-        torch.save({name: torch.empty(draw.shape, dtype=draw.dtype) for name, draw in draws.items()}, partial)
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        mapped = torch.load(partial, mmap=True, weights_only=True)
-    # One draw, repeated and rotated, is as good here as fresh values everywhere. Its length divides no row.
-    normal = torch.randn(2**24 + 43, generator=torch.Generator().manual_seed(0))
-    for index, (name, draw) in enumerate(draws.items()):
-        values = normal.roll(index * 4099).clamp_(-4, 4).mul_(draw.std).add_(draw.mean).to(draw.dtype)
-        for part in mapped[name].view(-1).split(len(values)):
-            part.copy_(values[: len(part)])
-    partial.rename(file)
-
-
-def plan_tensors(scheme: str) -> dict[str, Draw]:
-    """Return the tensors of models_t5_umt5-xxl-enc-*.pth: weights of variance 1 / inputs, q smaller (T5 does not
-    divide the attention's scores)."""
-    inner = NUM_HEADS * D_KV
-    linears = {
-        "attn.q": (inner, D_MODEL, (D_MODEL * D_KV) ** -0.5),
-        "attn.k": (inner, D_MODEL, D_MODEL**-0.5),
-        "attn.v": (inner, D_MODEL, D_MODEL**-0.5),
-        "attn.o": (D_MODEL, inner, inner**-0.5),
-        "ffn.gate.0": (D_FF, D_MODEL, D_MODEL**-0.5),
-        "ffn.fc1": (D_FF, D_MODEL, D_MODEL**-0.5),
-        "ffn.fc2": (D_MODEL, D_FF, D_FF**-0.5),
-    }
-    norm = Draw((D_MODEL,), std=0.1, mean=1.0)
-    draws = {"token_embedding.weight": Draw((VOCAB_SIZE, D_MODEL), std=1.0), "norm.weight": norm}
-    for index in range(NUM_LAYERS):
-        block = f"blocks.{index}"
-        draws |= {f"{block}.norm1.weight": norm, f"{block}.norm2.weight": norm}
-        draws[f"{block}.pos_embedding.embedding.weight"] = Draw((32, NUM_HEADS), std=0.5)
-        for name, (outputs, inputs, std) in linears.items():
-            dtype, stored_std = STORED[scheme]
-            draws[f"{block}.{name}.weight"] = Draw((outputs, inputs), dtype, stored_std or std)
-            if stored_std:
-                draws[f"{block}.{name}.weight_scale"] = Draw((outputs, 1), torch.float32, mean=std / stored_std)
-    return draws
 
 
 def measure(file: Path, device: str) -> int:
@@ -123,7 +63,8 @@ def measure(file: Path, device: str) -> int:
     encoder = PortableTextEncoder(file, file.parent / checkpoints.TOKENIZER_FOLDER)
     encoder.load(device, Hooks())
     load_seconds = time.perf_counter() - start
-    tokens = torch.randint(2, VOCAB_SIZE, (NUM_TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+    # Ids that every size of embedding has.
+    tokens = torch.randint(2, SMALL.vocab_size, (NUM_TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
 
     def encode(num_padding: int) -> tuple[float, torch.Tensor]:
         start = time.perf_counter()

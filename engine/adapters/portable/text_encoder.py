@@ -1,4 +1,4 @@
-"""The text encoder: transformers' UMT5 encoder on memory-mapped weights in the precision of the file.
+"""The text encoder: UMT5's encoder on memory-mapped weights in the precision of the file.
 
 Computes on the CPU, or on the GPU with every weight moved there only for its own multiplication. The prompt's
 length, padding and truncation are stages/encode.py.
@@ -7,8 +7,7 @@ length, padding and truncation are stages/encode.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,14 @@ from ...logic.checkpoint_formats import TextEncoderFormat, detect_text_encoder
 from .. import system
 from ..weights import Weights, open_weights
 from .text_linear import StoredLinear
+from .text_model import TextModel
 from .tokenizer import END_TOKEN, TOKENIZER_FILES, Tokenizer, clean_text, open_spiece, open_tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Threads that read a file: a drive is faster with several.
+_NUM_READERS = 8
+_PAGE_BYTES = 4096
 
 # Modules of transformers' encoder and of Wan's; those with `layer` are within a block.
 _MODULES = {
@@ -56,10 +60,10 @@ class PortableTextEncoder:
         self._tokenizer = _open_tokenizer(file, weights, tokenizer)
         self._device, self._dtype = torch.device("cpu"), torch.bfloat16
         self._embedding = torch.empty(0)
-        self._model: Any = None
+        self._model: TextModel | None = None
 
     def load(self, device: str, hooks: Hooks) -> None:
-        """Build the model on mapped weights; does nothing when it is there on that device already.
+        """Build the model on mapped weights, and read them; does nothing when it is there on that device already.
 
         Raises:
             UnsupportedHardwareError: `device` is "gpu" and there is no CUDA device.
@@ -73,6 +77,7 @@ class PortableTextEncoder:
             weights = open_weights([self._file], self._format.prefix)
             self._embedding = weights[_file_name("shared.weight", self._format.naming)]
             self._model = _build_model(self._format, weights)
+            _read_ahead([module.stored for module in self._model.modules() if isinstance(module, StoredLinear)], hooks)
         self._model.to(self._device, self._dtype)
 
     def unload(self) -> None:
@@ -99,12 +104,18 @@ class PortableTextEncoder:
                 f"The tokenizer gives the token id {max(token_ids)}, but {self._file} has only {len(self._embedding)} "
                 "tokens: they belong to different models. Choose the google/umt5-xxl tokenizer."
             )
-        padded = torch.tensor([[*token_ids, *[0] * num_padding]])
-        mask = torch.arange(padded.shape[1], device=self._device)[None] < len(token_ids)
-        with torch.no_grad(), _reporting(self._model.encoder.block, hooks):
+        num_blocks = len(self._model.blocks)
+
+        def report(index: int) -> None:
+            hooks.check_interrupt()
+            hooks.on_progress(index, num_blocks, "encoding text")
+
+        with torch.no_grad():
+            padded = torch.tensor([*token_ids, *[0] * num_padding])
             rows = self._embedding[padded].to(self._device, self._dtype)
-            hidden: torch.Tensor = self._model(inputs_embeds=rows, attention_mask=mask.long()).last_hidden_state
-        return hidden[0, : len(token_ids)].float().cpu()
+            hidden: torch.Tensor = self._model(rows, len(token_ids), report)
+        hooks.on_progress(num_blocks, num_blocks, "encoding text")
+        return hidden[: len(token_ids)].float().cpu()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -148,39 +159,44 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def _build_model(text_format: TextEncoderFormat, weights: Weights) -> Any:
-    """Return transformers' encoder on the tensors of the file: no second copy.
+def _build_model(text_format: TextEncoderFormat, weights: Weights) -> TextModel:
+    """Return the encoder on the tensors of the file: no second copy.
 
     It has no embedding: of the largest tensor only the rows of a prompt are ever needed, so they are looked up on
     the CPU and given to the model.
     """
-    from transformers import UMT5Config, UMT5EncoderModel
 
-    config = UMT5Config(
-        vocab_size=text_format.vocab_size,
-        d_model=text_format.d_model,
-        d_kv=text_format.d_kv,
-        d_ff=text_format.d_ff,
-        num_layers=text_format.num_layers,
-        num_heads=text_format.num_heads,
-        relative_attention_num_buckets=text_format.num_buckets,
-        feed_forward_proj="gated-gelu_pytorch_tanh",
-        dropout_rate=0.0,
-        attn_implementation="eager",
-    )
-    with torch.device("meta"):
-        model: Any = UMT5EncoderModel(config)
-    model.set_input_embeddings(None)
-    for path, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
-            name = _file_name(f"{path}.weight", text_format.naming)
-            scale = name.removesuffix("weight") + (text_format.scale_suffix or "")
-            parent, _, child = path.rpartition(".")
-            linear = StoredLinear(weights[name], weights[scale] if text_format.scale_suffix else None)
-            setattr(model.get_submodule(parent), child, linear)
-    norms_and_biases = {name: weights[_file_name(name, text_format.naming)] for name in model.state_dict()}
-    model.load_state_dict(norms_and_biases, assign=True)
-    return model.requires_grad_(False).eval()
+    def get(name: str) -> torch.Tensor:
+        return weights[_file_name(name, text_format.naming)]
+
+    def get_linear(name: str) -> StoredLinear:
+        scale = None
+        if text_format.scale_suffix:
+            scale = weights[_file_name(name, text_format.naming).removesuffix("weight") + text_format.scale_suffix]
+        return StoredLinear(get(name), scale)
+
+    return TextModel(text_format, get, get_linear)
+
+
+def _read_ahead(tensors: list[torch.Tensor], hooks: Hooks) -> None:
+    """Touch the pages of mapped tensors, if there is RAM for all: reading is loading, and faster on several threads.
+
+    Takes a few hundredths of a second where the system still has the file in memory.
+    """
+    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in tensors):
+        return
+    readers = ThreadPoolExecutor(_NUM_READERS, "lightx2v-text-reader")
+    try:
+        for index, read in enumerate([readers.submit(_touch, tensor) for tensor in tensors]):
+            hooks.check_interrupt()
+            hooks.on_progress(index, len(tensors), "loading the text encoder")
+            read.result()
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _touch(tensor: torch.Tensor) -> None:
+    tensor.view(torch.uint8).flatten()[::_PAGE_BYTES].amax()
 
 
 def _file_name(name: str, naming: str) -> str:
@@ -193,22 +209,3 @@ def _file_name(name: str, naming: str) -> str:
         block = f"blocks.{index}."
     module = next(module for module in _MODULES if name.startswith(f"{module}."))
     return block + _MODULES[module] + name.removeprefix(module)
-
-
-@contextmanager
-def _reporting(blocks: Any, hooks: Hooks) -> Iterator[None]:
-    """Check for an interrupt and report progress before each of the blocks while the context is open."""
-
-    def report(index: int) -> None:
-        hooks.check_interrupt()
-        hooks.on_progress(index, len(blocks), "encoding text")
-
-    handles = [
-        block.register_forward_pre_hook(lambda *_, index=index: report(index)) for index, block in enumerate(blocks)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    hooks.on_progress(len(blocks), len(blocks), "encoding text")

@@ -17,9 +17,6 @@ _CHUNK_ELEMENTS = 4 * 1024**2
 class StoredLinear(torch.nn.Module):
     """`inputs @ (weight * scale).T` without a bias, computed in the dtype and on the device of the inputs."""
 
-    # transformers' T5 feed-forward casts its input to `wo.weight.dtype` where that is a tensor; 8-bit is no such dtype.
-    weight: None = None
-
     def __init__(self, stored: torch.Tensor, scale: torch.Tensor | None) -> None:
         """Keep `stored` [N, K] without a copy, as no parameter or buffer: `.to(device)` leaves it where it is.
 
