@@ -25,6 +25,7 @@ from .logic import shapes
 from .logic.checkpoint_files import TransformerFiles
 from .logic.memory_needs import (
     LATER_MARGIN,
+    RAM_FIXED_BYTES,
     ClipSizes,
     Need,
     Placement,
@@ -137,7 +138,8 @@ class TransformerHandle(Handle[Transformer]):
     def ram_bytes(self) -> int:
         if not self.is_loaded or system.compute_device().type == "cpu":
             return 0
-        return weights_ram(self.weights, self._placement)
+        # The libraries that came with the first run are part of every stage's figures, see memory_needs.py.
+        return weights_ram(self.weights, self._placement) + RAM_FIXED_BYTES
 
     @property
     def moved_bytes(self) -> int:

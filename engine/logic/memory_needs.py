@@ -23,14 +23,17 @@ _SEGMENT_BYTES = 2 * 2**20
 _VRAM_MARGIN = (0.03, GIB // 3)
 _RAM_MARGIN = (0.03, GIB)
 LATER_MARGIN = 0.2
-# RAM of libraries and kernels that load with the first run on a GPU; 0.25 GiB measured.
-RAM_FIXED_BYTES = 2 * GIB // 5
+# RAM of libraries and kernels that load with the first run on a GPU, and stay: 0.28 to 0.31 GiB beside what the process
+# had with its CUDA context, measured over every placement and size of docs/benchmarks.md.
+RAM_FIXED_BYTES = 3 * GIB // 10
 # What resident blocks pass through on their way to the device: the ring of adapters/streaming/reading.py.
 RING_BYTES = 2**28
 # T5: share of its file that is in RAM while it encodes on the CPU (of the embedding only a prompt's rows are read), and
 # VRAM on the GPU, where a weight is there for its own product only (docs/benchmarks.md).
 _TEXT_RAM_SHARE = 0.76
 _TEXT_VRAM_BYTES = int(0.3 * GIB)
+# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU.
+_CHUNK_FRAMES = 4
 # Base width of Wan2.1's VAE, for a run whose decoder is not known yet.
 VAE_BASE_DIM = 96
 
@@ -106,9 +109,11 @@ class Need:
 
     def fits(self, budget: Budget, margin: float = 1.0) -> bool:
         """Say whether the budget has this much, and so much of the usual margins, to spare."""
-        return self.ram + margin * _margin(self.ram, _RAM_MARGIN) <= budget.ram and (
-            budget.vram is None or self.vram + margin * _margin(self.vram, _VRAM_MARGIN) <= budget.vram
-        )
+        return self.ram + margin * _margin(self.ram, _RAM_MARGIN) <= budget.ram and self.fits_vram(budget, margin)
+
+    def fits_vram(self, budget: Budget, margin: float = 1.0) -> bool:
+        """Say the same of VRAM alone."""
+        return budget.vram is None or self.vram + margin * _margin(self.vram, _VRAM_MARGIN) <= budget.vram
 
     def __add__(self, other: Need) -> Need:
         return Need(vram=self.vram + other.vram, ram=self.ram + other.ram)
@@ -152,31 +157,38 @@ def activations(sizes: Sizes) -> int:
 
 
 def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
-    """Return what the transformer's weights take; on a CPU they are mapped from their files."""
+    """Return what loading the transformer takes: resident blocks come first, through a ring that is gone after them."""
+    loaded = resting_need(sizes, placement, on_gpu=on_gpu)
+    if not on_gpu:
+        return loaded
+    ring = RING_BYTES if placement.mode == "none" or placement.resident_blocks else 0
+    return Need(vram=loaded.vram, ram=max(loaded.ram, ring + RAM_FIXED_BYTES))
+
+
+def resting_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
+    """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
     weights = sizes.weights
     if not on_gpu:
         return Need(vram=0, ram=weights.others + weights.block if placement.mode == "disk" else weights.total)
-    # Resident blocks load first, and the ring is gone before the others come.
-    ring = RING_BYTES if placement.mode == "none" or placement.resident_blocks else 0
-    ram = max(weights_ram(weights, placement), ring) + RAM_FIXED_BYTES
-    return Need(vram=weights_vram(weights, placement), ram=ram)
+    return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 
 def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what denoising takes, weights included."""
-    weights = loading_need(sizes, placement, on_gpu=on_gpu)
-    if not on_gpu:
-        return Need(vram=0, ram=weights.ram + activations(sizes))
-    return Need(vram=weights.vram + activations(sizes), ram=weights.ram)
+    weights, work = resting_need(sizes, placement, on_gpu=on_gpu), activations(sizes)
+    return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=work))
 
 
 def decoding_need(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
-    """Return what decoding takes beside other weights; the frames are there twice, decoded and as handed on."""
+    """Return what decoding takes beside other weights; the clips of a batch are there twice when they are joined."""
     decoder = decoder_bytes(sizes, tile, on_gpu=on_gpu)
-    frames = 2 * sizes.batch * sizes.num_frames * sizes.height * sizes.width * 3 * 4
+    frame = sizes.height * sizes.width * 3 * 4
+    frames = sizes.batch * sizes.num_frames * frame * (1 if sizes.batch == 1 else 2)
     held = beside or Need(vram=0, ram=0)
     if on_gpu:
-        return Need(vram=held.vram + decoder, ram=held.ram + frames)
+        # torch rounds page-locked memory up to a power of two.
+        chunk = 1 << (_CHUNK_FRAMES * frame - 1).bit_length()
+        return Need(vram=held.vram + decoder, ram=held.ram + frames + 2 * chunk)
     return Need(vram=0, ram=held.ram + frames + decoder)
 
 

@@ -17,6 +17,7 @@ from lightx2v_pack.engine.logic.memory_needs import (
     activations,
     decoding_need,
     loading_need,
+    resting_need,
     weights_ram,
 )
 from lightx2v_pack.engine.logic.memory_plan import (
@@ -80,7 +81,8 @@ TABLE = [
     ((8, 16, "fp8", P480, 81), "disk", (7, 14)),
     ((8, 32, "fp8", P480, 81), "block", (4, 14)),
     ((8, 32, "int8", P480, 81), "block", (4, 14)),
-    ((8, 32, "bf16", P480, 81), "disk", (0, 6)),
+    ((6, 32, "bf16", P480, 81), "disk", (0, 2)),
+    ((8, 32, "bf16", P480, 81), "block", (2, 6)),
     ((8, 64, "bf16", P480, 81), "block", (0, 6)),
     ((10, 32, "fp8", P720, 81), "block", (0, 6)),
     ((12, 32, "fp8", P720, 81), "block", (2, 12)),
@@ -141,7 +143,7 @@ def test_more_vram_keeps_more_blocks_and_streams_less_ram(vram):
 def test_streamed_blocks_rest_in_ram_once():
     """FP8: 40 blocks of 0.328 GiB; RAM is at most 1.15 times the checkpoint (14 GiB)."""
     found = plan(7.2, wish=Wish(mode="block"))
-    assert found.needs["load_transformer"].ram / GIB == pytest.approx(40 * 0.3277 + 0.4, abs=0.01)
+    assert found.needs["load_transformer"].ram / GIB == pytest.approx(40 * 0.3277 + 0.3, abs=0.01)
     assert plan(7.2, wish=Wish(mode="disk")).needs["load_transformer"].ram / GIB < 1.5
 
 
@@ -167,9 +169,10 @@ def test_resident_blocks_load_through_a_ring(weights, held):
     """FP8 and BF16 alike: 256 MiB whatever a block takes, gone before streamed blocks (0.328 and 0.656 GiB) come."""
     for scheme in ("fp8", "bf16"):
         found = sizes(scheme=scheme)
-        ram = loading_need(found, weights, on_gpu=True).ram - RAM_FIXED_BYTES
+        loading, loaded = (need(found, weights, on_gpu=True).ram for need in (loading_need, resting_need))
         assert weights_ram(found.weights, weights) == held * found.weights.block
-        assert ram == max(RING_BYTES, held * found.weights.block)
+        assert loading - RAM_FIXED_BYTES == max(RING_BYTES, held * found.weights.block)
+        assert loaded - RAM_FIXED_BYTES == held * found.weights.block
     assert RING_BYTES == 2 * reading._NUM_THREADS * reading._PIECE_BYTES
 
 
@@ -197,7 +200,8 @@ def test_lightx2v_keeps_a_rotary_table_beside_the_blocks():
 
 
 def test_every_attention_back_end_has_its_bytes():
-    assert set(ATTENTION_BYTES) == {"sage_attn2_in_place", *(backend.name for backend in ATTENTION_BACKENDS)}
+    in_place = {"sage_attn2_in_place", "triton_in_place"}
+    assert set(ATTENTION_BYTES) == in_place | {backend.name for backend in ATTENTION_BACKENDS}
 
 
 NAMED = ("none", "block", "phase", "disk")
@@ -361,6 +365,25 @@ def test_weights_leave_a_decode_that_does_not_fit_beside_them():
     assert not alone.weights_stay and alone.tile is None
     pinned = Need(vram=0, ram=26 * GIB)
     assert not plan_decode(sizes(), budget(22.8, 27.0), Wish(), pinned).weights_stay
+
+
+def test_too_little_ram_for_the_frames_makes_no_smaller_tiles():
+    """Every tile needs the same RAM on a GPU."""
+    found = plan_decode(sizes(), budget(22.8, 0.5), Wish(), Need(vram=0, ram=0))
+    assert found.tile is None and not found.weights_stay
+
+
+@pytest.mark.parametrize(("batch", "copies"), [(1, 1), (2, 2)])
+def test_frames_are_in_ram_once_and_twice_where_clips_are_joined(batch, copies):
+    """And two chunks of four frames on their way, each page-locked and rounded up to 32 MiB."""
+    found = decoding_need(sizes(batch=batch), None, on_gpu=True)
+    assert found.ram == batch * copies * 81 * 832 * 480 * 12 + 2 * 32 * 2**20
+
+
+def test_a_block_short_of_ram_is_streamed_by_phases():
+    """Their smaller buffers leave VRAM for one more resident block."""
+    assert placed(7.2, 12.0) == ("block", 9) and placed(6.9, 12.0) == ("phase", 9)
+    assert placed(6.9, 11.5) == ("disk", 8)
 
 
 def test_the_retry_of_a_decode_takes_the_next_tile_and_all_memory():

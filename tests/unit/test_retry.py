@@ -143,7 +143,7 @@ def test_without_room_for_a_retry_the_error_is_torchs(loaded, trouble, monkeypat
     def fill(_):
         monkeypatch.setattr(handles, "find_budget", lambda *_, **__: full)
 
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="A retry would take no less"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="There is no room for a retry") as error:
         pipeline.sample(
             loaded.transformer,
             torch.ones(1, 3, 64),
@@ -153,6 +153,47 @@ def test_without_room_for_a_retry_the_error_is_torchs(loaded, trouble, monkeypat
             host=Host(make_room=fill),
         )
     assert len(made) == 1
+    # What each mode would need, and what is there.
+    text = str(error.value)
+    assert text.startswith(OOM) and "\n  phase: " in text and "There are 0.0 GiB of VRAM and 32.0 GiB of RAM." in text
+
+
+def test_the_retry_fits_what_another_program_left(loaded, trouble, monkeypatch):
+    """It took most of the card between the plan and the run."""
+    expected, _, _ = sample(loaded)
+    loaded.transformer.unload()
+    made = trouble("transformer", "load")
+    left = Budget(vram=int(4.2 * GIB), ram=32 * GIB)
+
+    def fill(_):
+        monkeypatch.setattr(handles, "find_budget", lambda *_, **__: left)
+
+    samples = pipeline.sample(
+        loaded.transformer,
+        torch.ones(1, 3, 64),
+        torch.zeros(SHAPE),
+        SamplingSettings(seed=5),
+        hooks=Hooks(),
+        host=Host(make_room=fill),
+    )
+    plan = pipeline.report_of(samples)["stages"][-1]["details"]["plan"]
+    assert torch.equal(samples, expected) and len(made) == 2
+    assert plan["needs"]["sample"]["vram_bytes"] < left.vram
+    # The next run starts from what is there now and keeps what is loaded.
+    sample(loaded)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_only_looks_like_a_lack_of_memory_is_raised_as_it_is(loaded, trouble, times):
+    words = "GET was unable to find an engine to execute this computation"
+    trouble("transformer", "predict_flow", failure=lambda: RuntimeError(words), times=times)
+    if times == 1:
+        assert sample(loaded)[0].isfinite().all()
+        return
+    with pytest.raises(RuntimeError) as error:
+        sample(loaded)
+    assert str(error.value) == words and not isinstance(error.value, torch.cuda.OutOfMemoryError)
 
 
 class Cancelled(Exception):  # noqa: N818
@@ -196,7 +237,11 @@ def test_the_prompt_is_encoded_on_the_cpu_where_the_gpu_is_full(loaded, trouble)
     [
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("GET was unable to find an engine to execute this computation", True),
         ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasGemmEx( handle, ...)`", False),
         ("[enforce fail at alloc_cpu.cpp:83] . DefaultCPUAllocator: can't allocate memory", False),
         ("CUDA error: an illegal memory access was encountered", False),
     ],

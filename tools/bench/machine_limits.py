@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,39 @@ _MEMORY_GROUPS = (
 )
 _GROUP = "lightx2v-bench-"
 _WATCH_SECONDS = 0.02
+# CUDA's context with nothing else takes less on every card: 0.6 GiB on an H200.
+_MOST_CONTEXT_BYTES = GIB
+
+
+class SharedCardError(RuntimeError):
+    """Another program is on the card that is to be measured."""
+
+
+def check_alone(device: torch.device) -> int:
+    """Return `context_bytes` of a process that has not run anything yet.
+
+    Raises:
+        SharedCardError: another process holds memory of the same card, which would count as this one's.
+    """
+    taken = context_bytes(device)
+    if taken <= _MOST_CONTEXT_BYTES:
+        return taken
+    raise SharedCardError(
+        f"{taken / GIB:.1f} GiB of {torch.cuda.get_device_name(device)} are in use beside torch; expected at most "
+        f"{_MOST_CONTEXT_BYTES / GIB:.1f}, this process's own CUDA context. Other programs: {_gpu_processes()}. End "
+        "them, or choose another card with CUDA_VISIBLE_DEVICES."
+    )
+
+
+def _gpu_processes() -> str:
+    """Return what the driver tells of programs on all cards, e.g. "python, 1200 MiB, 17" (its process id)."""
+    command = ["nvidia-smi", "--query-compute-apps=name,used_memory,pid", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    lines = (line for line in found.stdout.splitlines() if not line.endswith(f" {os.getpid()}"))
+    return "; ".join(lines) or "unknown"
 
 
 def context_bytes(device: torch.device) -> int:
@@ -78,6 +112,19 @@ def _enforce_ram(num_bytes: int, root: Path, limit: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Let one process at a time into the block; where the system has no such locks (Windows), every one."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def remove_limits() -> None:

@@ -5,27 +5,31 @@ go to --out as JSON lines as they are done; `table` prints them, and its exit st
 
     python tools/bench/memory.py grid --out memory.jsonl       # every placement and size: plan's bytes, torch's bytes
     python tools/bench/memory.py caps --out memory.jsonl       # encode, 4 steps, decode on 6, 8, 10, 12, 16 and 24 GiB
-    python tools/bench/memory.py caps --caps 8 --ram-gib 16 --precision fp8 --out memory.jsonl  # from the drive
+    python tools/bench/memory.py caps --caps 8 --ram-gib 16 --modes disk block --precision fp8 --out memory.jsonl
     python tools/bench/memory.py table memory.jsonl
 
-`--cells 1/2` and `--cells 2/2` split a part between two cards. On any CPU: --dim 256 --ffn-dim 512 --layers 2
---sizes 64x64 --frames 5. The text encoder of `caps` is a small one of full width, unless --text-encoder names one
-(text_encoder.py --folder makes one of full size).
+Every cap is a process of its own, alone on its card. Beside the capped runs `caps` runs uncapped, for the latents to
+compare with, and two steps of each of --alternatives, for the seconds. `--cells 1/2` and `--cells 2/2` split a part
+between two cards; --weights is a folder that they share. On any CPU: --dim 256 --ffn-dim 512 --layers 2 --sizes 64x64
+--frames 5. The text encoder of `caps` is a small one of full width, unless --text-encoder names one (text_encoder.py
+--folder makes one of full size).
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
 import hashlib
 import json
 import logging
+import signal
 import statistics
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,41 +42,57 @@ sys.modules["lightx2v_pack"] = pack
 # This file's folder comes first on the path and would make lightx2v.py there the package `lightx2v`.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from lightx2v_pack.engine import engines, handles, pipeline  # noqa: E402
+from lightx2v_pack.engine import engines, pipeline  # noqa: E402
 from lightx2v_pack.engine.adapters.system import compute_device, free_ram_bytes  # noqa: E402
-from lightx2v_pack.engine.constants import GIB, TEXT_ROWS  # noqa: E402
-from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
-from lightx2v_pack.engine.interfaces import Hooks, Transformer  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer  # noqa: E402
-from lightx2v_pack.engine.logic.memory_needs import Placement, sampling_need  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.constants import GIB  # noqa: E402
+from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.stages.encode import encode_prompt  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
 from lightx2v_pack.tools.bench import machine_limits  # noqa: E402
 from lightx2v_pack.tools.bench.children import Child, wait_for_turn  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     PRECISIONS,
     TEXT_DIM,
-    Shape,
     add_model_options,
     describe_machine,
     drop_weights,
-    ensure_weights,
-    synchronize,
+)
+from lightx2v_pack.tools.bench.memory_grid import (  # noqa: E402
+    choose_cells,
+    clean_up,
+    measure_grid,
+    parse_size,
+    shared_weights,
 )
 from lightx2v_pack.tools.bench.memory_tables import print_tables  # noqa: E402
-
-Case = tuple[str, str, float]
-"""Precision, size, cap in GiB (0: none)."""
 
 SIZES = ("832x480", "1280x720")
 FRAMES = (17, 49, 81)
 CAPS = (6.0, 8.0, 10.0, 12.0, 16.0, 24.0)
 # The least a card needs for the larger frames in FP8.
 LARGE_CAP = 10.0
-# Beyond, a second step takes long and tells little more.
-LAST_TOKENS_OF_TWO_STEPS = 40_000
+STEPS, SHORT_STEPS = 4, 2
+# Kernels that load take 0.15 GiB; another program's CUDA context half a GiB at least.
+MOST_CONTEXT_GROWTH_GIB = 0.45
 PROMPT = "A red fox runs through fresh snow at dawn while the camera follows from the side."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One process of `caps`."""
+
+    precision: str
+    size: str
+    cap: float
+    """GiB; 0 is the whole card."""
+    mode: str = "auto"
+    is_short: bool = False
+    """Two steps and no decode: only the seconds of the mode."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision}-{self.size}-{self.cap:g}-{self.mode}{'-short' * self.is_short}"
 
 
 def main() -> int:
@@ -80,19 +100,32 @@ def main() -> int:
     if arguments.part == "table":
         return print_tables([json.loads(line) for file in arguments.files for line in file.read_text().splitlines()])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        arguments.temporary, arguments.keep = temporary, arguments.weights is not None
-        arguments.weights = arguments.weights or Path(temporary)
-        arguments.weights.mkdir(parents=True, exist_ok=True)
-        part = measure_grid if arguments.part == "grid" else measure_caps
-        rows = []
-        for row in part(arguments, time.perf_counter()):
+    # A time limit ends this with the table of what there is, without children or weights left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in measure(arguments):
             rows.append(row)
             print(json.dumps(row), flush=True)
             if arguments.out and not arguments.row:
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-        return 0 if arguments.row else print_tables(rows)
+    finally:
+        code = 0 if arguments.row else print_tables(rows)
+    return code
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part; give back what it needed."""
+    if arguments.row:
+        yield run_clip(arguments)
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        arguments.temporary, arguments.keep = temporary, arguments.weights is not None
+        arguments.weights = arguments.weights or Path(temporary)
+        arguments.weights.mkdir(parents=True, exist_ok=True)
+        part = measure_grid if arguments.part == "grid" else measure_caps
+        yield from part(arguments, time.perf_counter())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,11 +136,18 @@ def parse_arguments() -> argparse.Namespace:
     grid.add_argument("--placements", nargs="+", help="of none half block phase disk (disk: longest clip only)")
     caps = parts.add_parser("caps", help="encode, 4 steps and decode in a fresh process a cap")
     caps.add_argument("--frames", type=int, nargs=1, default=FRAMES[-1:])
-    caps.add_argument("--caps", type=float, nargs="+", default=CAPS, help="GiB of VRAM, context included")
+    caps.add_argument("--caps", type=float, nargs="*", default=CAPS, help="GiB of VRAM, context included")
+    caps.add_argument("--modes", nargs="+", default=("auto",), help="of the capped runs: auto none block phase disk")
+    caps.add_argument("--no-reference", action="store_true", help="leave the uncapped run out")
+    caps.add_argument(
+        "--alternatives", nargs="*", default=("block", "phase"), help="further modes, uncapped, two steps (block phase)"
+    )
     caps.add_argument("--ram-gib", type=float, help="let the process use no more RAM, and read from the drive")
     caps.add_argument("--text-encoder", type=Path, help="a real one, tokenizer beside it; default: a small stand-in")
     caps.add_argument("--limit", type=float, default=180.0, help="seconds a run may take (180)")
     caps.add_argument("--cap", type=float, help=argparse.SUPPRESS)
+    caps.add_argument("--mode", help=argparse.SUPPRESS)
+    caps.add_argument("--short", action="store_true", help=argparse.SUPPRESS)
     caps.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     for part in (grid, caps):
         part.add_argument("--precision", nargs="+", choices=PRECISIONS, default=("fp8", "bf16"))
@@ -123,213 +163,130 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose_cells(cases: Sequence[Any], cells: str) -> Sequence[Any]:
-    """Return this card's share of the cases, those next to each other: they share their weights."""
-    index, count = map(int, cells.split("/"))
-    return cases[len(cases) * (index - 1) // count : len(cases) * index // count]
-
-
-def placements(num_layers: int) -> dict[str, Placement]:
-    return {
-        "none": Placement(mode="none"),
-        "half": Placement(mode="block", resident_blocks=num_layers // 2),
-        "block": Placement(mode="block"),
-        "phase": Placement(mode="phase"),
-        "disk": Placement(mode="disk"),
-    }
-
-
-def measure_grid(arguments: argparse.Namespace, started: float) -> Iterator[dict[str, Any]]:
-    """Run every placement at every size, a placement's weights loaded once; yield a row each."""
-    device = compute_device()
-    context = machine_limits.context_bytes(device)
-    base_ram = 0
-    machine = describe_machine(device)
-    names = arguments.placements or list(placements(arguments.layers))
-    cases = [(precision, name) for precision in arguments.precision for name in names]
-    cases = choose_cells(cases, arguments.cells)
-    for index, (precision, name) in enumerate(cases):
-        files = resolve_transformer(ensure_weights(arguments.weights, arguments, precision, device))
-        placement = placements(arguments.layers)[name]
-        settings = EngineSettings(engine=arguments.engine)
-        base_ram = base_ram or machine_limits.own_ram_bytes()
-        engine = engines.build_transformer(files, settings, placement)
-        try:
-            for width, height, frames in grid_sizes(arguments, name):
-                if arguments.time_limit and time.perf_counter() - started > arguments.time_limit:
-                    break
-                row = {"part": "grid", "machine": machine, "precision": precision, "placement": name}
-                row |= {"width": width, "height": height, "frames": frames, "context_gib": context / GIB}
-                try:
-                    shape = latent_shape(width, height, frames)
-                    need = sampling_need(
-                        handles.run_sizes(files, settings, (1, *shape)), placement, on_gpu=device.type == "cuda"
-                    )
-                    row |= {"predicted_vram_gib": need.vram / GIB, "predicted_ram_gib": (base_ram + need.ram) / GIB}
-                    row["checkpoint_gib"] = files.num_bytes / GIB
-                    yield row | measure_size(engine, shape, device)
-                except (LightX2VError, RuntimeError) as error:
-                    yield row | {"problem": f"{type(error).__name__}: {error}"[:300]}
-        finally:
-            engine.unload()
-            del engine
-            clean_up(device)
-        if not arguments.keep and precision not in (case[0] for case in cases[index + 1 :]):
-            drop_weights(arguments.weights, precision)
-
-
-def grid_sizes(arguments: argparse.Namespace, placement: str) -> list[tuple[int, int, int]]:
-    """Return (width, height, frames), fewest tokens first; for `disk` the longest clip of the first size only."""
-    sizes = [(*parse_size(size), frames) for size in arguments.sizes for frames in arguments.frames]
-    if placement == "disk":
-        return [(*parse_size(arguments.sizes[0]), arguments.frames[-1])]
-    return sorted(sizes, key=lambda size: num_tokens(latent_shape(*size)))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
-
-
-@torch.inference_mode()
-def measure_size(engine: Transformer, shape: Shape, device: torch.device) -> dict[str, Any]:
-    """Load for a size and take one or two steps; return peaks and seconds."""
-    tokens = num_tokens(shape)
-    engine.rest()  # as the pipeline does after every sampling
-    clean_up(device)
-    reset_peak(device)
-    with machine_limits.watch_ram() as ram:
-        start = time.perf_counter()
-        engine.load(shape, Hooks())
-        synchronize(device)
-        load_seconds, load_reserved = time.perf_counter() - start, reserved_peak(device)
-        reset_peak(device)
-        seconds = [time_step(engine, shape, device) for _ in range(2 if tokens <= LAST_TOKENS_OF_TWO_STEPS else 1)]
-    return {
-        "tokens": tokens,
-        "reserved_gib": reserved_peak(device) / GIB,
-        "allocated_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0.0,
-        "load_reserved_gib": load_reserved / GIB,
-        "ram_gib": ram.num_bytes / GIB,
-        "load_seconds": load_seconds,
-        "step_seconds": seconds,
-        "facts": {key: value for key, value in engine.describe().items() if isinstance(value, str | int | bool)},
-    }
-
-
-def time_step(engine: Transformer, shape: Shape, device: torch.device) -> float:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(shape, generator=generator).to(device)
-    context = torch.zeros(TEXT_ROWS, TEXT_DIM)
-    context[:40] = torch.randn(40, TEXT_DIM, generator=generator)
-    synchronize(device)
-    start = time.perf_counter()
-    engine.predict_flow(latents, 1000.0, context, Hooks())
-    synchronize(device)
-    return time.perf_counter() - start
-
-
 def measure_caps(arguments: argparse.Namespace, started: float) -> Iterator[dict[str, Any]]:
-    """Run prompt to frames in a fresh process a cap, uncapped (0) first; yield a row each."""
-    if arguments.row:
-        wait_for_turn()
-        yield run_clip(arguments)
-        return
-    cases = [
-        (precision, size, cap)
-        for precision in arguments.precision
-        for size in arguments.sizes
-        if size == arguments.sizes[0] or precision == "fp8"
-        for cap in (*(() if arguments.ram_gib else (0.0,)), *sorted(arguments.caps, reverse=True))
-        if size == arguments.sizes[0] or cap == 0 or cap >= LARGE_CAP
-    ]
-    cases = choose_cells(cases, arguments.cells)
-    waiting = start_clip(cases[0], arguments) if cases else None
-    for index, (precision, size, cap) in enumerate(cases):
-        if waiting is None or (arguments.time_limit and time.perf_counter() - started > arguments.time_limit):
-            break
-        child, waiting = waiting, None
-        child.run()
-        if index + 1 < len(cases):
-            waiting = start_clip(cases[index + 1], arguments)
-        row = {"part": "caps", "precision": precision, "size": size, "frames": arguments.frames[0], "cap_gib": cap}
-        row |= {"ram_limit_gib": arguments.ram_gib}
-        problem = child.wait(arguments.limit)
-        machine_limits.remove_limits()
-        file = row_file(arguments, cases[index])
-        row |= json.loads(file.read_text()) if file.exists() else {}
-        if problem:
-            row["problem"] = problem
-            print("\n".join(child.log_lines()[-25:]), file=sys.stderr, flush=True)
-        yield row
-        if not arguments.keep and precision not in (case[0] for case in cases[index + 1 :]):
-            drop_weights(arguments.weights, precision)
-    if waiting is not None:
-        waiting.stop()
+    """Run prompt to frames in a fresh process a case; yield a row each."""
+    make_companions(arguments.weights, arguments)
+    cases = choose_cells(list(capped_cases(arguments)), arguments.cells)
+    with contextlib.ExitStack() as children:
+        waiting = start_clip(cases[0], arguments, children) if cases else None
+        for index, case in enumerate(cases):
+            if waiting is None or (arguments.time_limit and time.perf_counter() - started > arguments.time_limit):
+                break
+            child, waiting = waiting, None
+            child.run()
+            if index + 1 < len(cases):
+                waiting = start_clip(cases[index + 1], arguments, children)
+            row = {"part": "caps", "precision": case.precision, "size": case.size, "frames": arguments.frames[0]}
+            row |= {"cap_gib": case.cap, "mode": case.mode, "is_short": case.is_short}
+            row |= {"ram_limit_gib": arguments.ram_gib}
+            problem = child.wait(arguments.limit)
+            machine_limits.remove_limits()
+            file = row_file(arguments, case)
+            row |= json.loads(file.read_text()) if file.exists() else {}
+            if problem:
+                row["problem"] = problem
+                print("\n".join(child.log_lines()[-25:]), file=sys.stderr, flush=True)
+            yield row
+            if machine_limits.SharedCardError.__name__ in problem:
+                break
+            if not arguments.keep and case.precision not in (each.precision for each in cases[index + 1 :]):
+                drop_weights(arguments.weights, case.precision)
+
+
+def capped_cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """Yield for every precision and size the uncapped run, the alternatives, and the caps, largest first.
+
+    The larger frames run in FP8 only, from the least cap that they need.
+    """
+    for precision in arguments.precision:
+        for size in arguments.sizes:
+            is_large = size != arguments.sizes[0]
+            if is_large and precision != "fp8":
+                continue
+            of_size = {"precision": precision, "size": size}
+            if not arguments.no_reference and not arguments.ram_gib:
+                yield Case(**of_size, cap=0.0)
+            if not arguments.ram_gib:
+                for mode in arguments.alternatives:
+                    yield Case(**of_size, cap=0.0, mode=mode, is_short=True)
+            for cap in sorted(arguments.caps, reverse=True):
+                if cap >= LARGE_CAP or not is_large:
+                    for mode in arguments.modes:
+                        yield Case(**of_size, cap=cap, mode=mode)
 
 
 def row_file(arguments: argparse.Namespace, case: Case) -> Path:
-    return Path(arguments.temporary) / "{}-{}-{:g}.json".format(*case)
+    return Path(arguments.temporary) / f"{case.name}.json"
 
 
-def start_clip(case: Case, arguments: argparse.Namespace) -> Child:
-    """Start a case's process; it imports and waits."""
-    precision, size, cap = case
+def start_clip(case: Case, arguments: argparse.Namespace, children: contextlib.ExitStack) -> Child:
+    """Start a case's process, which `children` end; it makes ready what needs no GPU and waits."""
     file = row_file(arguments, case)
-    command = [str(Path(__file__).resolve()), *sys.argv[1:], "--precision", precision, "--sizes", size]
-    command += ["--cap", str(cap), "--row", str(file), "--weights", str(arguments.weights), "--cells", "1/1"]
-    return Child(command, file.with_suffix(".log"))
+    command = [str(Path(__file__).resolve()), *sys.argv[1:], "--precision", case.precision, "--sizes", case.size]
+    command += ["--cap", str(case.cap), "--mode", case.mode, *(["--short"] if case.is_short else [])]
+    command += ["--row", str(file), "--weights", str(arguments.weights), "--cells", "1/1"]
+    child = Child(command, file.with_suffix(".log"))
+    children.callback(child.stop)
+    return child
 
 
 def run_clip(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode, sample and decode under the cap, through the API that the nodes call; write the row."""
+    small_text_file, small_tokenizer, vae_file = make_companions(arguments.weights, arguments)
+    import_text_encoder(small_text_file, small_tokenizer)
+    wait_for_turn()
     device = compute_device()
-    precision, size = arguments.precision[0], parse_size(arguments.sizes[0])
-    weights = ensure_weights(arguments.weights, arguments, precision, device)
-    text_file, tokenizer, vae_file = make_companions(arguments.weights, arguments)
+    row: dict[str, Any] = {"machine": describe_machine(device), "context_gib": machine_limits.check_alone(device) / GIB}
+    weights = shared_weights(arguments, arguments.precision[0], device)
     clean_up(device)
-    row: dict[str, Any] = {
-        "machine": describe_machine(device),
-        "context_gib": machine_limits.context_bytes(device) / GIB,
-    }
+    limit_machine(arguments, device, row)
+    start = time.perf_counter()
+    with machine_limits.watch_ram() as ram:
+        transformer = pipeline.load_transformer(
+            weights, settings=EngineSettings(engine=arguments.engine), offload=OffloadSettings(mode=arguments.mode)
+        )
+        if arguments.text_encoder:
+            text_encoder = pipeline.load_text_encoder(arguments.text_encoder)
+        else:
+            text_encoder = pipeline.load_text_encoder(small_text_file, tokenizer=small_tokenizer)
+        rows = pipeline.encode_text(text_encoder, PROMPT, device="cpu", hooks=Hooks())
+        empty = pipeline.empty_latent(*parse_size(arguments.sizes[0]), arguments.frames[0], 1)
+        sampling = SamplingSettings(seed=0, steps=SHORT_STEPS if arguments.short else STEPS)
+        latents = pipeline.sample(transformer, rows, empty, sampling, hooks=Hooks())
+        row["latents"] = hashlib.sha256(latents.numpy().tobytes()).hexdigest()[:16]
+        row |= {"report": pipeline.report_of(latents), "is_finite": bool(latents.isfinite().all())}
+        arguments.row.write_text(json.dumps(row))
+        if not arguments.short:
+            vae = pipeline.load_vae(vae_file, offload=OffloadSettings())
+            frames = pipeline.decode(vae, latents, hooks=Hooks())
+            row |= {"report": pipeline.report_of(frames), "frames_shape": list(frames.shape)}
+            row["is_finite"] &= bool(frames.isfinite().all())
+    row |= {"seconds": time.perf_counter() - start, "ram_gib": ram.num_bytes / GIB}
+    steps = [step for clip in stage(row["report"], "sample")["details"]["step_seconds"] for step in clip]
+    row |= {"reserved_gib": row["report"]["peak_vram_reserved_bytes"] / GIB, "step": statistics.median(steps[1:])}
+    row["end_context_gib"] = machine_limits.context_bytes(device) / GIB
+    if row["end_context_gib"] - row["context_gib"] > MOST_CONTEXT_GROWTH_GIB:
+        row["problem"] = f"another program came to the card: {row['end_context_gib']:.1f} GiB are not of torch"
+    arguments.row.write_text(json.dumps(row))
+    return row
+
+
+def import_text_encoder(file: Path, tokenizer: Path) -> None:
+    """Encode once on the CPU: its libraries take long to import, which no row is about."""
+    encoder = engines.build_text_encoder(file, tokenizer)
+    encoder.load("cpu", Hooks())
+    encode_prompt(encoder, PROMPT, Hooks())
+    encoder.unload()
+
+
+def limit_machine(arguments: argparse.Namespace, device: torch.device, row: dict[str, Any]) -> None:
+    """Make the machine as small as the case says; note in the row what was done."""
     if arguments.ram_gib:
         row["cache_dropped"] = machine_limits.drop_page_cache()
         row["ram_enforced"] = machine_limits.limit_ram(arguments.ram_gib)
     if arguments.cap and device.type == "cuda":
         machine_limits.limit_vram(arguments.cap, device)
     row["free_ram_gib"] = free_ram_bytes() / GIB
-    start = time.perf_counter()
-    with machine_limits.watch_ram() as ram:
-        if arguments.text_encoder:
-            text_encoder = pipeline.load_text_encoder(arguments.text_encoder)
-        else:
-            text_encoder = pipeline.load_text_encoder(text_file, tokenizer=tokenizer)
-        transformer = pipeline.load_transformer(
-            weights, settings=EngineSettings(engine=arguments.engine), offload=OffloadSettings()
-        )
-        vae = pipeline.load_vae(vae_file, offload=OffloadSettings())
-        rows = pipeline.encode_text(text_encoder, PROMPT, device="cpu", hooks=Hooks())
-        empty = pipeline.empty_latent(*size, arguments.frames[0], 1)
-        latents = pipeline.sample(transformer, rows, empty, SamplingSettings(seed=0), hooks=Hooks())
-        row["latents"] = hashlib.sha256(latents.numpy().tobytes()).hexdigest()[:16]
-        row["report"] = pipeline.report_of(latents)
-        arguments.row.write_text(json.dumps(row))
-        frames = pipeline.decode(vae, latents, hooks=Hooks())
-    report = pipeline.report_of(frames)
-    details = stage(report, "sample")["details"]
-    steps = [step for clip in details["step_seconds"] for step in clip]
-    row |= {
-        "report": report,
-        "seconds": time.perf_counter() - start,
-        "ram_gib": ram.num_bytes / GIB,
-        "reserved_gib": report["peak_vram_reserved_bytes"] / GIB,
-        "step": statistics.median(steps[1:] or steps),
-        "frames_shape": list(frames.shape),
-        "is_finite": bool(latents.isfinite().all()) and bool(frames.isfinite().all()),
-        "end_context_gib": machine_limits.context_bytes(device) / GIB,
-    }
-    arguments.row.write_text(json.dumps(row))
-    return row
 
 
 def stage(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -346,21 +303,6 @@ def make_companions(folder: Path, arguments: argparse.Namespace) -> tuple[Path, 
         checkpoints.write_tokenizer(tokenizer, checkpoints.train_tokenizer(sizes.vocab_size))
         checkpoints.write_vae(vae_file, checkpoints.make_vae(sizes), torch.bfloat16)
     return text_file, tokenizer, vae_file
-
-
-def reserved_peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def clean_up(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

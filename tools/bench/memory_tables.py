@@ -5,7 +5,6 @@ Imported as `lightx2v_pack.tools.bench.memory_tables`, after the script has regi
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,9 +34,8 @@ def print_tables(rows: Sequence[Row]) -> int:
 
 
 def grid_table(rows: Iterable[Row], problems: list[str]) -> Iterable[str]:
-    yield head(
-        "precision", "size", "weights", "VRAM plan", "VRAM", "ratio", "RAM plan", "RAM", "ratio", "load s", "s/step"
-    )
+    """Yield the lines of plan / measured (ratio): of a placement's loading, in its first row, and of every step."""
+    yield head("precision", "size", "weights", "load VRAM", "load RAM", "VRAM", "RAM", "load s", "s/step")
     for row in rows:
         name = f"{row['precision']} {row['width']}x{row['height']}x{row['frames']} {row['placement']}"
         start = [row["precision"], f"{row['width']}x{row['height']}x{row['frames']}", row["placement"]]
@@ -46,62 +44,119 @@ def grid_table(rows: Iterable[Row], problems: list[str]) -> Iterable[str]:
             yield line(*start, row["problem"])
             continue
         cells = []
-        for what, predicted, measured in (
-            ("VRAM", row["predicted_vram_gib"], row["reserved_gib"]),
-            ("RAM", row["predicted_ram_gib"], row["ram_gib"]),
+        for what, stage, predicted, measured in (
+            ("VRAM", "load ", "predicted_load_vram_gib", "load_reserved_gib"),
+            ("RAM", "load ", "predicted_load_ram_gib", "load_ram_gib"),
+            ("VRAM", "", "predicted_vram_gib", "reserved_gib"),
+            ("RAM", "", "predicted_ram_gib", "ram_gib"),
         ):
-            ratio = predicted / measured if measured else None
-            cells += [f"{predicted:.2f}", f"{measured:.2f}", "" if ratio is None else f"{ratio:.3f}"]
-            if ratio is not None and measured > LEAST_GIB and not LOW <= ratio <= HIGH:
-                problems.append(f"{name}: {what} predicted {predicted:.2f} GiB, measured {measured:.2f} ({ratio:.3f})")
-        yield line(*start, *cells, f"{row['load_seconds']:.1f}", f"{row['step_seconds'][-1]:.3f}")
+            if stage and not row.get("loads"):
+                cells.append("")
+                continue
+            cells.append(compare(f"{name}: {stage}{what}", row[predicted], row[measured], problems))
+        load = f"{row['load_seconds']:.1f}" if row.get("loads") else ""
+        yield line(*start, *cells, load, f"{row['step_seconds'][-1]:.3f}")
+
+
+def compare(name: str, predicted: float, measured: float, problems: list[str]) -> str:
+    """Return plan / measured (ratio) in GiB; a ratio that misses the target goes to `problems`."""
+    if not measured:
+        return f"{predicted:.2f} / {measured:.2f}"
+    ratio = predicted / measured
+    if measured > LEAST_GIB and not LOW <= ratio <= HIGH:
+        problems.append(f"{name} predicted {predicted:.2f} GiB, measured {measured:.2f} ({ratio:.3f})")
+    return f"{predicted:.2f} / {measured:.2f} ({ratio:.3f})"
 
 
 def caps_table(rows: Sequence[Row], grid: Sequence[Row], problems: list[str]) -> Iterable[str]:
-    wanted = {(row["precision"], row["size"]): row.get("latents") for row in rows if row["cap_gib"] == 0}
+    """Yield the lines of the capped runs; plan / used are GiB of what torch reserves, the card's with its context."""
+    complete = [row for row in rows if not row.get("is_short")]
+    wanted = {(row["precision"], row["size"]): row.get("latents") for row in complete if row["cap_gib"] == 0}
     yield head(
-        "precision", "size", "cap GiB", "plan", "sampling, plan / used", "decode, plan / used", "RAM", "s/step",
-        "fastest other", "slower by", "decode s", "prompt to frames s", "with loading", "same latents",
+        "precision", "size", "cap GiB", "plan", "loading, plan / used", "sampling", "decode", "card", "RAM", "s/step",
+        "other modes that fit, s/step", "slower by", "decode s", "prompt to frames s", "with loading", "same latents",
     )  # fmt: skip
     for row in rows:
-        cap = f"{row['cap_gib']:g}" if row["cap_gib"] else "none"
-        cap += f", RAM {row['ram_limit_gib']:g}" if row.get("ram_limit_gib") else ""
-        start = [row["precision"], f"{row['size']}x{row['frames']}", cap]
+        if row.get("is_short"):
+            if "problem" in row:
+                problems.append(f"{row['precision']} {row['size']} {row['mode']}: {row['problem']}")
+            continue
+        start = [row["precision"], f"{row['size']}x{row['frames']}", describe_cap(row)]
         name = " ".join(start)
         if "problem" in row or "step" not in row:
             problems.append(f"{name}: {row.get('problem', 'did not finish')}")
             yield line(*start, row.get("problem", "did not finish"))
             continue
-        uncapped = wanted.get((row["precision"], row["size"]))
-        same = {None: "", row["latents"]: "yes"}.get(uncapped, "NO")
+        same = {None: "", row["latents"]: "yes"}.get(wanted.get((row["precision"], row["size"])), "NO")
         if same == "NO" or not row["is_finite"]:
             problems.append(f"{name}: latents {'differ from the uncapped run' if row['is_finite'] else 'not finite'}")
-        other, seconds = fastest_other(row, grid)
-        slower = row["step"] / seconds - 1 if seconds else None
-        if slower is not None and slower > MOST_SLOWDOWN and not row.get("ram_limit_gib"):
+        card = row["report"].get("peak_vram_reserved_bytes", 0) / GIB + row.get("end_context_gib", 0.0)
+        if row["cap_gib"] and card > row["cap_gib"]:
+            problems.append(f"{name}: took {card:.2f} GiB of the card")
+        others = other_modes(row, rows, grid)
+        slower = row["step"] / others[0][0] - 1 if others else None
+        if slower is not None and slower > MOST_SLOWDOWN and is_choice(row):
+            seconds, other = others[0]
             problems.append(f"{name}: {other} takes {seconds:.3f} s a step, the plan's choice {row['step']:.3f}")
-        decode = next(each for each in row["report"]["stages"] if each["stage"] == "decode")
+        decode = stage_of(row, "decode")
         yield line(
-            *start, describe_plan(row), planned(row, "sample"), planned(row, "decode"), f"{row['ram_gib']:.1f}",
-            f"{row['step']:.3f}",
-            f"{other} {seconds:.3f}" if seconds else "", "" if slower is None else f"{slower:+.1%}",
+            *start, describe_plan(row), *(planned(row, stage) for stage in ("load_transformer", "sample", "decode")),
+            f"{card:.2f}", f"{row['ram_gib']:.1f}", f"{row['step']:.3f}",
+            ", ".join(f"{other} {seconds:.3f}" for seconds, other in others),
+            "" if slower is None else f"{slower:+.1%}",
             f"{decode['seconds']:.2f}", f"{working_seconds(row):.1f}", f"{row['seconds']:.1f}", same,
         )  # fmt: skip
 
 
-def fastest_other(row: Row, grid: Sequence[Row]) -> tuple[str, float]:
-    """Return the placement of the grid, and its seconds a step, that is the fastest of those that fit this cap."""
-    width, height = map(int, row["size"].split("x"))
-    fits = [
-        (statistics.median(each["step_seconds"][1:] or each["step_seconds"]), each["placement"])
-        for each in grid
-        if (each["precision"], each["width"], each["height"], each["frames"])
-        == (row["precision"], width, height, row["frames"])
-        and "problem" not in each
-        and (not row["cap_gib"] or each["reserved_gib"] + row["context_gib"] <= row["cap_gib"])
+def describe_cap(row: Row) -> str:
+    parts = [f"{row['cap_gib']:g}" if row["cap_gib"] else "none"]
+    parts += [f"RAM {row['ram_limit_gib']:g}"] if row.get("ram_limit_gib") else []
+    parts += [f"mode {row['mode']}"] if row.get("mode", "auto") != "auto" else []
+    return ", ".join(parts)
+
+
+def is_choice(row: Row) -> bool:
+    """Say whether the plan was free to take the fastest mode: neither named nor from the drive."""
+    return row.get("mode", "auto") == "auto" and not row.get("ram_limit_gib")
+
+
+def other_modes(row: Row, rows: Sequence[Row], grid: Sequence[Row]) -> list[tuple[float, str]]:
+    """Return (seconds a step, mode) of what fits this cap, the fastest first.
+
+    From the uncapped runs of the same series where there are any, else from the grid: cards differ by a few per cent.
+    """
+    clip = (row["precision"], row["size"], row["frames"])
+    series = [
+        each
+        for each in rows
+        if (each["precision"], each["size"], each["frames"]) == clip and not each["cap_gib"] and "step" in each
     ]
-    seconds, name = min(fits, default=(0.0, ""))
-    return name, seconds
+    if series:
+        measured = [
+            (each["step"], mode_of(each), stage_of(each, "sample")["peak_vram_reserved_bytes"] / GIB)
+            for each in series
+            if each is not row and "problem" not in each
+        ]
+    else:
+        measured = [
+            (each["step_seconds"][-1], each["placement"], each["reserved_gib"])
+            for each in grid
+            if (each["precision"], f"{each['width']}x{each['height']}", each["frames"]) == clip
+            and "problem" not in each
+        ]
+    room = row["cap_gib"] - row["context_gib"] if row["cap_gib"] else float("inf")
+    return sorted((seconds, mode) for seconds, mode, reserved in measured if reserved <= room)
+
+
+def mode_of(row: Row) -> str:
+    """Return the offload mode that a run took."""
+    mode: str = stage_of(row, "sample")["details"]["offload"]
+    return mode
+
+
+def stage_of(row: Row, name: str) -> Row:
+    record: Row = next(each for each in row["report"]["stages"] if each["stage"] == name)
+    return record
 
 
 def working_seconds(row: Row) -> float:
@@ -111,8 +166,8 @@ def working_seconds(row: Row) -> float:
 
 def planned(row: Row, stage: str) -> str:
     """Return what the plan expected of a stage, and what it took."""
-    record = next(each for each in row["report"]["stages"] if each["stage"] == stage)
-    expected, used = record.get("predicted_vram_bytes"), record["peak_vram_reserved_bytes"]
+    record = next((each for each in row["report"]["stages"] if each["stage"] == stage), {})
+    expected, used = record.get("predicted_vram_bytes"), record.get("peak_vram_reserved_bytes", 0)
     return f"{'?' if expected is None else f'{expected / GIB:.2f}'} / {used / GIB:.2f}"
 
 
@@ -125,8 +180,7 @@ def describe_plan(row: Row) -> str:
     if isinstance(plan, dict):
         kept = f", {plan['resident_blocks']} of {plan['num_blocks']} resident" if plan["mode"] != "none" else ""
         return f"{plan['mode']}{kept}; decode {'tiles of ' + str(plan['tile']) if plan['tile'] else 'whole'}"
-    sample = next(each for each in row["report"]["stages"] if each["stage"] == "sample")
-    return str(plan or sample["details"].get("offload"))
+    return str(plan or mode_of(row))
 
 
 def head(*titles: str) -> str:
