@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
+import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ...engine.adapters.kernels.probe import find_machine
 from ...engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, GIB
@@ -26,6 +30,16 @@ Shape = tuple[int, int, int, int]
 PRECISIONS = ("fp8", "int8", "bf16")
 MODES = ("none", "block", "phase", "disk")
 TEXT_DIM = 4096
+
+# Of writing.
+_NUM_THREADS = 8
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+}
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +94,7 @@ def load_template(folder: Path, arguments: argparse.Namespace) -> checkpoints.Te
     file = folder / f"template-{arguments.dim}-{arguments.ffn_dim}.safetensors"
     if not file.exists():
         template = {name: tensor.bfloat16() for name, tensor in make_template(arguments).items()}
-        save_file(template, file.with_suffix(".part"))
+        write_file(template, file.with_suffix(".part"))
         file.with_suffix(".part").rename(file)
     return load_file(file)
 
@@ -121,15 +135,46 @@ def write_weights(
     start = time.perf_counter()
     folder.mkdir(parents=True)
     block = {name: tensor.to(device) for name, tensor in template.items() if name.startswith("blocks.0.")}
-    for index in range(num_layers):
-        moved = {name.replace("blocks.0.", f"blocks.{index}."): tensor.roll(index, 0) for name, tensor in block.items()}
-        stored = checkpoints.quantise_model(moved, precision, torch.float32)
-        for name in [name for name in stored if name.endswith("weight_scale")]:
-            stored[name] = stored[name].bfloat16().float()
-        save_file({name: tensor.cpu() for name, tensor in stored.items()}, folder / f"block_{index}.safetensors")
+
+    # One at a time: they need fp32 copies of a block on the device.
+    computing = threading.Lock()
+
+    def write_block(index: int) -> None:
+        with computing:
+            moved = {
+                name.replace("blocks.0.", f"blocks.{index}."): tensor.roll(index, 0) for name, tensor in block.items()
+            }
+            stored = checkpoints.quantise_model(moved, precision, torch.float32)
+            del moved
+            for name in [name for name in stored if name.endswith("weight_scale")]:
+                stored[name] = stored[name].bfloat16().float()
+        write_file(stored, folder / f"block_{index}.safetensors")
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        list(pool.map(write_block, range(num_layers)))
     rest = {name: tensor for name, tensor in template.items() if not name.startswith("blocks.")}
-    save_file(checkpoints.quantise_model(rest, precision, torch.float32), folder / "non_block.safetensors")
+    # Last: it says that the folder is complete.
+    write_file(checkpoints.quantise_model(rest, precision, torch.float32), folder / "non_block.safetensors")
     print(f"wrote {precision} weights in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def write_file(tensors: checkpoints.Tensors, path: Path) -> None:
+    """Write a safetensors file; several threads may write side by side, which safetensors' own function prevents."""
+    # Tensors of large elements first, so that all are aligned.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    ends = list(itertools.accumulate(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    header = {
+        name: {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        for (name, tensor), start, end in zip(tensors.items(), [0, *ends], ends, strict=False)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            rest = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            while rest:
+                rest = rest[file.write(rest) :]
 
 
 def synchronize(device: torch.device) -> None:

@@ -6,7 +6,9 @@ import sys
 
 import torch
 
-from ...engine import pipeline
+from ...engine import engines, pipeline
+from ...engine.adapters.kernels.probe import find_machine
+from ...engine.adapters.lightx2v import bootstrap
 from ...engine.interfaces import Hooks
 from ...engine.latent_space import normalise
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
@@ -15,9 +17,12 @@ from .peer_clock import SEED, Clock, Peer, Task
 
 
 def prepare(peer: Peer, task: Task) -> None:
-    """Hide the packages that the peer is to do without."""
+    """Hide the packages that the peer is to do without, and import what it will run on, as the other peers do."""
     for package in peer.options.get("hide", ()):
         sys.modules[package] = None  # type: ignore[assignment]
+    find_machine(task.device)
+    if engines.choose_engine(peer.options.get("engine", "auto")) == "lightx2v":
+        bootstrap.import_lightx2v()
 
 
 @torch.inference_mode()

@@ -44,7 +44,13 @@ from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
 from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.tools.bench import plots  # noqa: E402
 from lightx2v_pack.tools.bench.children import Child, wait_for_turn  # noqa: E402
-from lightx2v_pack.tools.bench.full_size import add_size_options, cap_vram, describe_run, drop_weights  # noqa: E402
+from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
+    add_size_options,
+    cap_vram,
+    describe_run,
+    drop_weights,
+    load_template,
+)
 from lightx2v_pack.tools.bench.peer_clock import Clock, Peer, make_task  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
@@ -71,31 +77,31 @@ def _diffusers(title: str, **options: Any) -> Peer:
 
 
 _FAST_SAGE = ("--fast", "--use-sage-attention")
-# By precision, as the weights of one are on the disk at a time; the reference first.
+# The reference first, then what tells most; BF16 together, as weights are dropped after the last row of a precision.
 PEERS = {
     REFERENCE: _pack("this pack, BF16, plain torch, SDPA", "bf16", engine="portable", attention="sdpa", compile="off"),
-    "diffusers": _diffusers("diffusers, BF16"),
-    "diffusers-compile": _diffusers("diffusers, BF16, compile_repeated_blocks", compile=True),
     "pack-bf16": _pack("this pack, BF16", "bf16"),
-    "pack": _pack("this pack", offload="none"),
+    OURS: _pack("this pack", offload="none"),
     "pack-streamed": _pack("this pack, streamed", offload="block"),
-    "pack-portable": _pack("this pack, portable engine", engine="portable", offload="none"),
     "pack-no-sage": _pack("this pack, no SageAttention", hide=(SAGE,), offload="none"),
-    "lightx2v": _lightx2v("LightX2V"),
-    "lightx2v-sage": _lightx2v("LightX2V, Sage", SAGE, attention="sage_attn2"),
-    "lightx2v-sage-streamed": _lightx2v("LightX2V, Sage, block offload", SAGE, attention="sage_attn2", offload="block"),
-    "lightx2v-sage-compile": _lightx2v("LightX2V, Sage, compile", SAGE, attention="sage_attn2", compile=True),
-    "comfyui": _comfyui("ComfyUI, FP8 weights"),
-    "comfyui-fast": _comfyui("ComfyUI --fast", "--fast"),
-    "comfyui-fast-sage": _comfyui("ComfyUI --fast, Sage", *_FAST_SAGE, needs=(SAGE,)),
+    "pack-int8": _pack("this pack, INT8", "int8", offload="none"),
     "comfyui-fast-sage-compile": _comfyui(
         "ComfyUI --fast, Sage, compile", *_FAST_SAGE, needs=(SAGE, "triton"), compile=True
     ),
+    "lightx2v-sage": _lightx2v("LightX2V, Sage", SAGE, attention="sage_attn2"),
+    "lightx2v-sage-compile": _lightx2v("LightX2V, Sage, compile", SAGE, attention="sage_attn2", compile=True),
     "comfyui-fast-sage-compile-bf16": _comfyui(
         "ComfyUI --fast, Sage, compile, BF16", *_FAST_SAGE, needs=(SAGE, "triton"), compile=True, compute="bfloat16"
     ),
-    "pack-int8": _pack("this pack, INT8", "int8", offload="none"),
-}  # fmt: skip
+    "lightx2v": _lightx2v("LightX2V"),
+    "comfyui-fast-sage": _comfyui("ComfyUI --fast, Sage", *_FAST_SAGE, needs=(SAGE,)),
+    "comfyui-fast": _comfyui("ComfyUI --fast", "--fast"),
+    "comfyui": _comfyui("ComfyUI, FP8 weights"),
+    "diffusers": _diffusers("diffusers, BF16"),
+    "pack-portable": _pack("this pack, portable engine", engine="portable", offload="none"),
+    "lightx2v-sage-streamed": _lightx2v("LightX2V, Sage, block offload", SAGE, attention="sage_attn2", offload="block"),
+    "diffusers-compile": _diffusers("diffusers, BF16, compile_repeated_blocks", compile=True),
+}
 
 
 def main() -> int:
@@ -103,13 +109,18 @@ def main() -> int:
     if arguments.child:
         return run_child(arguments)
     shape = latent_shape(arguments.width, arguments.height, arguments.frames)
-    title = f"{describe_run(arguments, shape, compute_device())}, {arguments.steps} steps"
-    print(title, flush=True)
+    names = list(dict.fromkeys(arguments.peers))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         work = arguments.weights or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
+        # The first peer imports while this process makes what all of them share.
+        first = next((name for name in names if all(map(is_there, PEERS[name].needs))), names[0])
+        waiting = {first: start_child(first, work, Path(temporary))}
+        load_template(work, arguments)
+        title = f"{describe_run(arguments, shape, compute_device())}, {arguments.steps} steps"
+        print(title, flush=True)
         rows = []
-        for row in run_peers(arguments, work, Path(temporary)):
+        for row in run_peers(names, waiting, work, Path(temporary), arguments):
             rows.append(row)
             print(json.dumps(row), flush=True)
             if arguments.out:
@@ -160,11 +171,11 @@ def run_child(arguments: argparse.Namespace) -> int:
     os._exit(0)
 
 
-def run_peers(arguments: argparse.Namespace, work: Path, temporary: Path) -> Iterator[dict[str, Any]]:
-    """Run the chosen peers one after the other; yield their rows."""
+def run_peers(
+    names: list[str], waiting: dict[str, Child], work: Path, temporary: Path, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Run the named peers one after the other, those in `waiting` are started already; yield their rows."""
     started = time.perf_counter()
-    names = list(dict.fromkeys(arguments.peers))
-    waiting: dict[str, Child] = {}
     for position, name in enumerate(names):
         row = {"peer": name, "title": PEERS[name].title, "precision": PEERS[name].precision}
         missing = [what for what in PEERS[name].needs if not is_there(what)]

@@ -1,8 +1,10 @@
 """How time and memory grow with the clip and with the batch: measured on a few sizes, fitted, and drawn.
 
 A step takes `a * tokens + b * tokens^2` seconds (linears and everything by rows; self-attention), and the memory that
-torch reserves is `weights + c * tokens`. The coefficients are printed in the terms of engine/logic/estimate.py too.
-Random weights of the full 14B size, made here. Rows of memory.py's grid can be fitted instead of measuring:
+torch reserves is `weights + c * tokens`. Clips of a batch are sampled one after the other: both are fitted by a line.
+Beside every measurement stands what engine/logic/estimate.py tells users before a run; exit status 1 where the two are
+further apart than a tenth. Random weights of the full 14B size, made here. Rows of memory.py's grid can be fitted
+instead of measuring:
 
     python tools/bench/scaling.py --out scaling.jsonl --plot docs
     python tools/bench/scaling.py --from memory.jsonl --plot docs
@@ -34,7 +36,8 @@ from lightx2v_pack.engine import pipeline  # noqa: E402
 from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
 from lightx2v_pack.engine.constants import GIB, TEXT_ROWS  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.estimate import find_rates  # noqa: E402
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture  # noqa: E402
+from lightx2v_pack.engine.logic.estimate import Setup, step_seconds  # noqa: E402
 from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
 from lightx2v_pack.tools.bench import plots  # noqa: E402
@@ -48,7 +51,10 @@ from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
 from lightx2v_pack.tools.bench.growth import fit  # noqa: E402
 
 SIZES = ("832x480x17", "832x480x33", "832x480x49", "832x480x81", "1280x720x33", "1280x720x81")
-BATCHES = (1, 2, 3)
+BATCHES = (1, 2, 4)
+# Constants of estimate.py are seconds of a step of so many tokens.
+REFERENCE_TOKENS = 32_760
+MOST_DIFFERENCE = 0.1
 Row = dict[str, Any]
 
 
@@ -65,7 +71,7 @@ def main() -> int:
         print(describe(precision, series, arguments))
     if arguments.plot:
         draw(rows, arguments.plot)
-    return 0
+    return 1 if worst_estimate(rows, arguments) > MOST_DIFFERENCE else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -120,7 +126,7 @@ def sample(handle: Any, shape: tuple[int, int, int, int], batch: int, steps: int
     )
     record = next(stage for stage in pipeline.report_of(latents)["stages"] if stage["stage"] == "sample")
     clips = record["details"]["step_seconds"]
-    facts = {key: record["details"][key] for key in ("engine", "attention", "matmul")}
+    facts = {key: record["details"][key] for key in ("engine", "attention", "matmul", "ops")}
     return {
         "tokens": num_tokens(shape),
         # The first step of the first clip warms up; a later clip's may count.
@@ -134,6 +140,10 @@ def single(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("batch", 1) == 1 and "problem" not in row]
 
 
+def size_of(row: Row) -> str:
+    return f"{row['width']}x{row['height']}x{row['frames']}"
+
+
 def seconds_points(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return [(row["tokens"], row["step_seconds"][-1]) for row in single(rows)]
 
@@ -142,33 +152,88 @@ def memory_points(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return [(row["tokens"], row["reserved_gib"]) for row in single(rows) if row["reserved_gib"]]
 
 
+def estimate_of(row: Row, arguments: argparse.Namespace) -> float | None:
+    """Return the seconds a step that users are told of before such a run."""
+    facts = row.get("facts", {})
+    if "ops" not in facts:
+        return None
+    sizes = {"dim": arguments.dim, "ffn_dim": arguments.ffn_dim, "num_layers": arguments.layers}
+    heads, text_dim = max(1, arguments.dim // 128), TEXT_DIM
+    setup = Setup(
+        card=row["machine"].split(", ")[1],
+        architecture=WanArchitecture(**sizes, num_heads=heads, in_dim=16, out_dim=16, freq_dim=256, text_dim=text_dim),
+        scheme=row["precision"],
+        offload=row["placement"],
+        **{key: facts[key] for key in ("engine", "attention", "matmul", "ops")},
+    )
+    seconds = step_seconds(setup, row["tokens"])
+    return None if seconds is None else seconds * row.get("batch", 1)
+
+
+def worst_estimate(rows: Sequence[Row], arguments: argparse.Namespace) -> float:
+    """Return the largest relative error of the estimates that there are."""
+    pairs = [(estimate_of(row, arguments), row["step_seconds"][-1]) for row in rows if "problem" not in row]
+    return max((abs(estimated / measured - 1) for estimated, measured in pairs if estimated), default=0.0)
+
+
 def describe(precision: str, rows: Sequence[Row], arguments: argparse.Namespace) -> str:
     """Return measurements and coefficients of one precision as text."""
     lines = [f"{precision}: {rows[0]['machine']}, {rows[0]['facts']}"]
-    lines += ["| size | batch | tokens | s/step | reserved GiB |", "|---|---|---|---|---|"]
+    lines += ["| size | batch | tokens | s/step | estimate | reserved GiB |", "|---|---|---|---|---|---|"]
     for row in rows:
-        size, batch = f"{row['width']}x{row['height']}x{row['frames']}", row.get("batch", 1)
-        lines.append(
-            f"| {size} | {batch} | {row['tokens']} | {row['step_seconds'][-1]:.3f} | {row['reserved_gib']:.2f} |"
-        )
-    if len(single(rows)) < 2:
-        return "\n".join(lines)
+        estimated = estimate_of(row, arguments)
+        cells = [size_of(row), row.get("batch", 1), row["tokens"], f"{row['step_seconds'][-1]:.3f}"]
+        cells += [f"{estimated:.3f}" if estimated else "", f"{row['reserved_gib']:.2f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [*describe_sizes(rows, arguments), *describe_batches(rows)]
+    worst = worst_estimate(rows, arguments)
+    if worst:
+        verdict = "missed: " if worst > MOST_DIFFERENCE else ""
+        lines.append(f"{verdict}estimate.py is at most {worst:.1%} off (wanted: {MOST_DIFFERENCE:.0%})")
+    return "\n".join(lines)
+
+
+def describe_sizes(rows: Sequence[Row], arguments: argparse.Namespace) -> list[str]:
+    """Return the growth with the tokens, in lines; none where there is only one size."""
+    if len({row["tokens"] for row in single(rows)}) < 2:
+        return []
     time = fit(seconds_points(rows), 2)
     linear_ops = arguments.layers * (12 * arguments.dim**2 + 4 * arguments.dim * arguments.ffn_dim)
-    attention_ops = 4 * arguments.dim * arguments.layers
-    rest, rate = time.linear / linear_ops * 1e15, attention_ops / time.other / 1e12
-    lines.append(f"seconds = {time.linear:.4g} * tokens + {time.other:.4g} * tokens^2 (within {time.worst:.1%})")
-    lines.append(f"estimate.py: {rest:.3f} s per PFLOP of linears, self-attention {rate:.0f} TFLOP/s")
-    card = find_rates(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    if card:
-        lines[-1] += f", {rate / card.bf16:.3f} of the BF16 rate, {rate / card.int8:.3f} of INT8"
+    per_peta, rate = time.linear / linear_ops * 1e15, 4 * arguments.dim * arguments.layers / time.other / 1e12
+    rest, attention = time.linear * REFERENCE_TOKENS, time.other * REFERENCE_TOKENS**2
+    lines = [
+        f"seconds a step = {time.linear:.4g} * tokens + {time.other:.4g} * tokens^2 (within {time.worst:.1%}): "
+        f"{per_peta:.3f} s per PFLOP of linears, self-attention at {rate:.0f} TFLOP/s",
+        f"in the terms of estimate.py, {REFERENCE_TOKENS} tokens: {rest:.3f} s and self-attention {attention:.3f} s",
+    ]
     if memory_points(rows):
         memory = fit(memory_points(rows), 0)
         lines.append(
-            f"reserved = {memory.other:.2f} GiB + {memory.linear * GIB / 1024:.2f} KiB * tokens "
+            f"GiB reserved = {memory.other:.2f} + {memory.linear * GIB / 1024:.2f} KiB * tokens "
             f"({memory.linear * GIB / arguments.dim:.2f} bytes a token and unit of width; within {memory.worst:.1%})"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def describe_batches(rows: Sequence[Row]) -> list[str]:
+    """Return the growth with the clips of a batch, in lines; none where there was no batch."""
+    first = next((row for row in rows if row.get("batch", 1) > 1), None)
+    if first is None:
+        return []
+    series = [row for row in rows if size_of(row) == size_of(first)]
+    lines = []
+    for name, unit, value_of in (
+        ("seconds a step of all clips", "s", lambda row: row["step_seconds"][-1]),
+        ("GiB reserved", "GiB", lambda row: row["reserved_gib"]),
+    ):
+        points = [(row.get("batch", 1), value_of(row)) for row in series if value_of(row)]
+        if len(points) > 1:
+            growth = fit(points, 0)
+            lines.append(
+                f"{name} at {size_of(first)} = {growth.other:.4g} + {growth.linear:.4g} {unit} * clips "
+                f"(within {growth.worst:.1%})"
+            )
+    return lines
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
