@@ -94,14 +94,13 @@ def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
     engine = choose_engine(settings.engine)
     device = system.compute_device()
     machine = find_machine(device)
-    attention = support.choose_backend(
-        "attention", support.ATTENTION_BACKENDS, settings.attention, machine, dtype="bf16"
-    )
     blocks: support.Choice | None = None
     if engine != "lightx2v" or settings.compile != "off":
         among = ("torch",) if settings.compile == "off" else None
         blocks = support.choose_backend("blocks", support.BLOCK_BACKENDS, "auto", machine, dtype="bf16", among=among)
     is_fused = blocks is not None and blocks.name == "triton"
+    rows = support.attention_backends(settings.attention, is_fused=is_fused)
+    attention = support.choose_backend("attention", rows, settings.attention, machine, dtype="bf16")
     return Backends(
         engine=engine,
         attention=attention,

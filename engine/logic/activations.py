@@ -15,8 +15,9 @@ FFN_CHUNKS = 2
 
 # Bytes per token and unit of width of what a self-attention back end takes beside q, k, v, its output included.
 # First principles: the output is BF16 (2); SageAttention 2 holds q and k in INT8 (2), v transposed in BF16 (2) and in
-# FP8 (1); its Triton kernel q and k in INT8 (2) and v in FP16 (2). In place, with the pack's own preparation on
-# Hopper, only v in FP8 is new.
+# FP8 (1); its Triton kernel q and k in INT8 (2) and v in FP16 (2); the pack's own has copies of q and k (4) and v in
+# FP8 (1).
+# In place, behind the pack's preparation, only v in FP8 is new.
 ATTENTION_BYTES = {
     "sage_attn2": 7.0,
     "sage_attn2_in_place": 1.1,
@@ -25,6 +26,8 @@ ATTENTION_BYTES = {
     "sdpa_cudnn": 2.1,
     "flash_attn2": 2.1,
     "flash_attn3": 2.1,
+    "triton": 7.1,
+    "triton_in_place": 1.1,
 }
 # The same outside of the blocks, by who computes there: LightX2V's head normalises to a tensor of its own. Blocks and
 # what is outside of them never compute at once.
@@ -71,12 +74,12 @@ def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, scheme: str) -> Work
     """
     is_quantised = scheme != "bf16"
     rows = -(-tokens // FFN_CHUNKS)
-    # A chunk of the feed-forward: h [rows, F] BF16, its quantised copy (BF16: GELU in place), y [rows, D] BF16.
-    chunk = (
-        _aligned(rows * ffn_dim * 2)
-        + (_aligned(rows * ffn_dim) + _aligned(rows * 4) if is_quantised else 0)
-        + _aligned(rows * dim * 2)
-    )
+    # A chunk of the feed-forward: h [rows, F] BF16; with 8-bit weights its quantised copy too, and the outputs of the
+    # chunks before it [rows, D] BF16 (its own goes where h was; with BF16 weights all go to the linears' input).
+    chunk = _aligned(rows * ffn_dim * 2)
+    if is_quantised:
+        outputs = _aligned((FFN_CHUNKS - 1) * rows * dim * 2)
+        chunk += _aligned(rows * ffn_dim) + _aligned(rows * 4) + outputs
     return WorkspaceSizes(
         hidden=_aligned(tokens * dim * 2),
         quantised=_aligned(tokens * dim * (1 if is_quantised else 2)),
@@ -107,7 +110,11 @@ def activation_bytes(
     workspace = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, scheme=inputs).total
     temporary = int(tokens * dim * max(ATTENTION_BYTES[attention], EDGE_BYTES[path]))
     text = 2 * num_blocks * TEXT_ROWS_KEPT * dim * 2
-    return workspace + temporary + tokens * ROTARY_BYTES[path] + text + widened + FIXED_BYTES
+    # The cross-attention's last linear applied to the text, see blocks/block.py: its weights in BF16 (2) where they are
+    # stored in 8 bits, and the result, dim / 2 rows at most (1). What else a block takes is not there at that time.
+    outputs = dim * dim * (1 if scheme == "bf16" else 3)
+    temporary = max(temporary + widened, outputs)
+    return workspace + temporary + tokens * ROTARY_BYTES[path] + text + FIXED_BYTES
 
 
 def _aligned(num_bytes: int) -> int:

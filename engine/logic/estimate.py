@@ -110,10 +110,11 @@ _REST_SECONDS = {
 }
 # Self-attention: (unit it lives on, seconds, share of the published rate on cards other than Hopper). Others: RTX 4090
 # in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367: 340 TOP/s,
-# FlashAttention-2 165).
+# FlashAttention-2 165); the pack's own Triton kernel is taken for as fast as Sage's there.
 _ATTENTION = {
     "sage_attn2": ("int8", 1.11, 0.73),
     "sage_triton": ("int8", 1.95, 0.51),
+    "triton": ("int8", 1.12, 0.51),
     "sdpa_cudnn": ("bf16", 1.58, 0.90),
     "flash_attn3": ("bf16", 1.58, 0.60),
     "sdpa": ("bf16", 1.58, 0.90),

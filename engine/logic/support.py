@@ -53,9 +53,11 @@ _SAGE_INSTALL = "pip install --no-build-isolation git+https://github.com/thu-ml/
 _TRITON_INSTALL = f"pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
 _HALF = frozenset({"bf16", "fp16"})
 
-# Ranks follow an H200 at 832x480x81: SageAttention 2 26 ms, cuDNN SDPA 37 ms, Sage's Triton kernel 49 ms,
-# flash SDPA 60 ms a call. sage_triton first on Ada, as LightX2V has it (common/ops/attn/sage_attn.py); on
-# consumer Blackwell SageAttention 2.2 itself says that the Triton kernel does not run (core.py, sm120).
+# Ranks follow an H200 at 832x480x81, ms a call: SageAttention 2 and the pack's Triton kernel 27, cuDNN SDPA 39, Sage's
+# Triton kernel 49, flash SDPA 60. flash_attn3 is not measured, but whoever built it wants it. On Ada LightX2V takes
+# Sage's Triton kernel before its CUDA ones (common/ops/attn/sage_attn.py); the pack's has the same tiles there, and no
+# copies of q, k and v, so that more fits. On consumer Blackwell SageAttention 2.2 itself says that its Triton kernel
+# does not run (core.py, sm120).
 ATTENTION_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="sage_attn2",
@@ -83,7 +85,6 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         rank=30,
         package="sageattention",
         min_capability=(8, 0),
-        best_on=frozenset({(8, 9)}),
         install=_SAGE_INSTALL,
     ),
     Backend(
@@ -96,6 +97,17 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         install="pip install --no-build-isolation flash-attn",
     ),
     Backend(name="sdpa", dtypes=_HALF | {"fp32"}, rank=10),
+    Backend(
+        name="triton",
+        dtypes=frozenset({"bf16"}),
+        rank=45,
+        package="triton",
+        min_version="3",
+        min_capability=(8, 9),
+        max_capability=(9, 0),
+        best_on=frozenset({(8, 9)}),
+        install=_TRITON_INSTALL,
+    ),
 )
 
 # What a linear layer with 8-bit weights and a scale per output channel is computed with.
@@ -130,6 +142,16 @@ BLOCK_BACKENDS: tuple[Backend, ...] = (
 
 # What the attention widget offers.
 ATTENTION_CHOICES = ("auto", *(backend.name for backend in ATTENTION_BACKENDS))
+
+
+def attention_backends(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
+    """Return the rows to choose an attention from.
+
+    Args:
+        is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
+            whoever names it gets it.
+    """
+    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ import os
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.blocks import ops_torch
+from lightx2v_pack.engine.adapters.blocks.kernels import Kernels
 from lightx2v_pack.engine.adapters.blocks.ops import Rotary
 from lightx2v_pack.engine.adapters.blocks.select import select_ops
 from lightx2v_pack.engine.adapters.kernels import matmul
+from torch.nn import functional
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
@@ -20,7 +22,7 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from lightx2v_pack.engine.adapters.blocks import ops_triton  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import int8_triton  # noqa: E402
+from lightx2v_pack.engine.adapters.kernels import attention_inputs, int8_triton  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
@@ -136,6 +138,28 @@ def test_residual_norm(size, dtype, has_gate):
     check(out, wanted, scale, wanted_scale)
 
 
+def test_residual_norm_may_write_where_the_change_is(size):
+    rows, _, columns = size
+    x, y = (normal(rows, columns, seed=seed) for seed in range(2))
+    gate, mul, add = vectors(3, columns)
+    out, separate = torch.empty_like(y), x.clone()
+    ops_triton.residual_norm(separate, y, gate, mul, add, EPS, out, None)
+    ops_triton.residual_norm(x, y, gate, mul, add, EPS, y, None)
+    assert torch.equal(x, separate) and torch.equal(y, out)
+
+
+def test_residual_norm_is_residual_and_norm_to_the_bit(size, dtype):
+    """A block's last change is added with the next block's norm, and the last block's alone."""
+    rows, _, columns = size
+    x, y = (normal(rows, columns, seed=seed) for seed in range(2))
+    gate, mul, add = vectors(3, columns)
+    separate, (out, scale), (wanted, wanted_scale) = x.clone(), outputs(x.shape, dtype), outputs(x.shape, dtype)
+    ops_triton.residual(separate, y, gate)
+    ops_triton.norm(separate, mul, add, EPS, wanted, wanted_scale)
+    ops_triton.residual_norm(x, y, gate, mul, add, EPS, out, scale)
+    assert torch.equal(x, separate) and torch.equal(out.float(), wanted.float())
+
+
 @pytest.mark.parametrize("columns", [2, 512, 1000, 8960, 13_824])
 def test_gelu(columns, dtype):
     h = normal(3, columns) * 3
@@ -164,11 +188,87 @@ def test_rms_rotary(size, is_rotated, weight_dtype):
     torch.testing.assert_close(found.float(), wanted.float(), rtol=2.0**-7, atol=1e-4)
 
 
+@pytest.mark.parametrize("columns", [2, 254, 1026])
+def test_row_factors(columns):
+    """Of rows that lie apart, of very different sizes, one of zeros; BF16 is only read, in the interpreter too."""
+    check_row_factors(37, columns)
+
+
+def test_row_factors_of_real_widths(size):
+    check_row_factors(size[0], size[2])
+
+
+def check_row_factors(rows, columns):
+    x = normal(rows, 3 * columns, dtype=torch.float32)
+    x *= 10.0 ** torch.arange(-3, rows - 3, device=DEVICE).clamp(max=3)[:, None]
+    x[-1] = 0
+    x = x.bfloat16()[:, columns : 2 * columns]
+    (found,), (wanted,) = both(lambda ops, out: ops.row_factors(x, EPS, out), torch.full((rows,), torch.nan).to(DEVICE))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("keys", [1, 11, 64, 128, 129])
 def test_cross_attention(keys):
     q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, keys, keys))
-    (found,), (wanted,) = both(lambda ops, out: ops.cross_attention(q, k, v, 513 - keys, out), torch.empty_like(q))
+    factors = vectors(1, 133)[0]
+    (found,), (wanted,) = both(
+        lambda ops, out: ops.cross_attention(q, factors, k, v, 513 - keys, out), torch.empty_like(q)
+    )
     assert (found - wanted).float().norm() / wanted.float().norm() < (1e-5 if IS_INTERPRETED else 0.006)
+
+
+@pytest.mark.parametrize("keys", [1, 11, 42, 64, 128, 129])
+def test_cross_weights(keys):
+    q, k = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, keys))
+    factors = vectors(1, 133)[0]
+    columns = -(-keys // 8) * 8
+    (found,), (wanted,) = both(
+        lambda ops, out: ops.cross_weights(q, factors, k, 513 - keys, out), q.new_full((133, 2, columns), torch.nan)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4 if IS_INTERPRETED else 2.0**-7, atol=1e-6)
+    assert not found[..., keys:].any()
+
+
+@pytest.mark.parametrize("keys", [1, 42, 64])
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "fp8"])
+def test_the_values_multiplied_first_give_the_same(keys, scheme):
+    """cross_attention and a linear layer, and cross_weights and the layer of the values' heads."""
+    if scheme == "fp8" and not HAS_FP8:
+        pytest.skip("no FP8")
+    q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows + 1) for rows in (133, keys, keys))
+    factors, scale = vectors(1, 133)[0], None
+    weight = (normal(96, 2 * HEAD_DIM, seed=3) * 20).round()
+    if scheme != "bf16":
+        weight, scale = weight.to({"int8": INT8, "fp8": FP8}[scheme]), 0.5 + vectors(1, 96).T.abs()
+    kernels = Kernels(ops=ops_triton, multiply=matmul.linear, self_attention=None, quantised=None, facts={})
+    weights = {"o.weight": weight} | ({} if scale is None else {"o.weight_scale": scale})
+    columns = -(-keys // 8) * 8
+    shares, attended = q.new_empty(133, 2, columns), torch.empty_like(q)
+    ops_triton.cross_weights(q, factors, k, 500, shares)
+    outputs = kernels.linear_of_heads(functional.pad(v, (0, 0, 0, 0, 0, columns - keys)), weights, "o")
+    found = shares.flatten(1) @ outputs.flatten(0, 1)
+    ops_triton.cross_attention(q, factors, k, v, 500, attended)
+    wanted = attended.flatten(1).double() @ (weight.double() * (1 if scale is None else scale.double())).T
+    assert (found - wanted).norm() / wanted.norm() < (1e-4 if IS_INTERPRETED else 0.008)
+
+
+@pytest.mark.parametrize("size_of_q", [1e-3, 1.0, 300.0])
+def test_cross_attention_to_normalised_queries_is_that_of_rms_rotary(size_of_q):
+    """The norm's weight in the keys and its factors in the scores are what a pass over q makes, to BF16's rounding."""
+    q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, 64, 64))
+    q = (q * size_of_q).bfloat16()
+    weight = 1 + 0.2 * vectors(1, 2 * HEAD_DIM)[0]
+    factors = torch.empty(133, device=DEVICE)
+    ops_triton.row_factors(q.flatten(1), EPS, factors)
+    found = v.new_empty(q.shape)
+    weighted = (k * weight.view(2, HEAD_DIM)).to(FLOAT)
+    ops_triton.cross_attention(q.to(FLOAT), factors, weighted, v, 449, found)
+    plain = q.double().flatten(1)
+    plain = plain * (plain.square().mean(1, keepdim=True) + EPS) ** -0.5 * weight
+    index = [*range(64), *[63] * 448]
+    scores = torch.einsum("nhd,khd->hnk", plain.view(q.shape), k[index].double()) / HEAD_DIM**0.5
+    wanted = torch.einsum("hnk,khd->nhd", scores.softmax(-1), v[index].double())
+    assert (found - wanted).norm() / wanted.norm() < (1e-5 if IS_INTERPRETED else 0.006)
 
 
 def test_rows_may_lie_apart(dtype):
@@ -183,7 +283,7 @@ def test_rows_may_lie_apart(dtype):
         ops.residual_norm(x, y, None, mul, add, EPS, output[:, 256:512], scale)
         ops.rms_rotary(q, mul, EPS, 2, rotary)
         heads = q.unflatten(1, (2, HEAD_DIM))
-        ops.cross_attention(heads, heads[:5], heads[5:10], 3, y.unflatten(1, (2, HEAD_DIM)))
+        ops.cross_attention(heads, mul[:37], heads[:5], heads[5:10], 3, y.unflatten(1, (2, HEAD_DIM)))
 
     scale = outputs((37, 256), dtype)[1]
     found, wanted = both(run, region, output, scale)
@@ -210,7 +310,9 @@ def test_int8_matmul(rows, n, k):
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter does not compile")
 def test_a_new_number_of_rows_compiles_nothing():
     def variants():
-        kernels = (ops_triton._norm_kernel, ops_triton._cross_attention_kernel, int8_triton._matmul_kernel)
+        cross = (ops_triton._cross_attention_kernel, ops_triton._cross_weights_kernel)
+        attention = (*cross, attention_inputs._factors_kernel)
+        kernels = (ops_triton._norm_kernel, *attention, int8_triton._matmul_kernel)
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
 
     def run(rows):
@@ -219,7 +321,11 @@ def test_a_new_number_of_rows_compiles_nothing():
         out, scale = outputs(x.shape, INT8)
         ops_triton.norm(x, mul, add, EPS, out, scale)
         heads = x.view(rows, 2, HEAD_DIM)
-        ops_triton.cross_attention(heads, heads[:11], heads[:11], 500 - rows % 7, torch.empty_like(heads))
+        factors = torch.empty_like(scale[:, 0])
+        ops_triton.row_factors(x, EPS, factors)
+        ops_triton.cross_attention(heads, factors, heads[:11], heads[:11], 500 - rows % 7, torch.empty_like(heads))
+        keys = heads[: 9 + rows % 7]
+        ops_triton.cross_weights(heads, factors, keys, 500, x.new_empty(rows, 2, 16))
         weights = matmul.Linear(out[:16].contiguous(), scale[:16], mul[:16].to(FLOAT))
         matmul.linear(out, scale, weights, x[:, :16], backend="int_triton")
 

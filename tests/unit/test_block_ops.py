@@ -5,12 +5,15 @@ import logging
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.blocks import ops_torch, select
+from lightx2v_pack.engine.adapters.blocks.kernels import NormedAttention, select_kernels
 from lightx2v_pack.engine.adapters.blocks.ops import Rotary
 from lightx2v_pack.engine.adapters.blocks.select import select_ops
 from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe, quantise
 from lightx2v_pack.engine.adapters.kernels.matmul import Linear, linear
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.support import Machine
+from lightx2v_pack.engine.settings import EngineSettings
 
 FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
 LARGEST = {FP8: 448.0, INT8: 127.0}
@@ -144,6 +147,15 @@ def test_gelu_in_place():
     check(h, None, exact)
 
 
+def test_residual_norm_may_write_where_the_change_is(shape):
+    x, y, mul, add = (normal(*shape, seed=seed) for seed in range(4))
+    x, y, gate = x.to(BF16), y.to(BF16), normal(shape[1], seed=5)
+    out, separate = torch.empty_like(y), x.clone()
+    ops_torch.residual_norm(separate, y, gate, mul[0], add[0], EPS, out, None)
+    ops_torch.residual_norm(x, y, gate, mul[0], add[0], EPS, y, None)
+    assert torch.equal(x, separate) and torch.equal(y, out)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize("is_rotated", [True, False], ids=["rotary", "plain"])
 def test_rms_rotary_is_a_complex_product(heads, is_rotated):
@@ -158,17 +170,47 @@ def test_rms_rotary_is_a_complex_product(heads, is_rotated):
     torch.testing.assert_close(x.double(), exact.reshape(x.shape), rtol=HALF_STEP[BF16] * 1.001, atol=1e-5)
 
 
+def test_row_factors_are_those_of_rms_rotary(shape):
+    """Of rows that lie apart, of very different sizes, one of zeros."""
+    x = torch.zeros(shape[0], 3 * shape[1], dtype=BF16)[:, shape[1] : 2 * shape[1]]
+    x.copy_(normal(*shape) * 10.0 ** torch.arange(-3, shape[0] - 3).clamp(max=3)[:, None])
+    x[-1:] = 0
+    out = torch.empty(shape[0])
+    ops_torch.row_factors(x, EPS, out)
+    torch.testing.assert_close(out.double(), (x.double().square().mean(1) + EPS) ** -0.5, rtol=1e-6, atol=0)
+    exact = x.double() * out.double()[:, None]
+    ops_torch.rms_rotary(x, torch.ones(shape[1]), EPS, 1, None)
+    check(x, None, exact)
+
+
 @pytest.mark.parametrize("keys", [1, 11, 64])
 def test_cross_attention_counts_the_last_key_as_often_as_it_stands_for(keys):
     q, k, v = (normal(rows, 2, 16, seed=rows).to(BF16) for rows in (9, keys, keys + 100))
     v = v[:keys]
-    repeats = 65 - keys
-    out = torch.empty_like(q)
-    ops_torch.cross_attention(q, k, v, repeats, out)
+    repeats, factors = 65 - keys, normal(9)
+    before, out = q.clone(), torch.empty_like(q)
+    ops_torch.cross_attention(q, factors, k, v, repeats, out)
+    assert torch.equal(q, before)
     index = list(range(keys)) + [keys - 1] * (repeats - 1)
-    scores = torch.einsum("nhd,khd->hnk", q.double(), k[index].double()) / 4
+    scores = torch.einsum("nhd,khd->hnk", q.double() * factors.double()[:, None, None], k[index].double()) / 4
     exact = torch.einsum("hnk,khd->nhd", scores.softmax(-1), v[index].double())
     torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("keys", [1, 11, 64])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_cross_weights_are_those_of_a_softmax_over_all_repeats(keys, padding):
+    q, k = (normal(rows, 2, 16, seed=rows).to(BF16) for rows in (9, keys))
+    repeats, factors = 513 - keys, normal(9)
+    before, out = q.clone(), torch.full((9, 2, keys + padding), torch.nan, dtype=BF16)
+    ops_torch.cross_weights(q, factors, k, repeats, out)
+    assert torch.equal(q, before)
+    index = list(range(keys)) + [keys - 1] * (repeats - 1)
+    scores = torch.einsum("nhd,khd->nhk", q.double() * factors.double()[:, None, None], k[index].double()) / 4
+    exact = scores.softmax(-1)
+    exact = torch.cat([exact[..., : keys - 1], exact[..., keys - 1 :].sum(-1, keepdim=True)], -1)
+    torch.testing.assert_close(out[..., :keys].double(), exact, rtol=HALF_STEP[BF16] * 1.01, atol=1e-7)
+    assert not out[..., keys:].any()
 
 
 def test_rows_may_lie_apart(dtype):
@@ -197,6 +239,19 @@ def test_splitting_rows_changes_nothing(dtype, monkeypatch):
         ops_torch.norm(x, mul, add, EPS, out, scale)
         results.append(out.float())
     assert torch.equal(*results)
+
+
+def test_splitting_the_rows_of_a_cross_attention_changes_nothing(monkeypatch):
+    q, k, v, factors = normal(100, 2, 32).to(BF16), *normal(2, 20, 2, 32, seed=1).to(BF16), normal(100, seed=2)
+    results = []
+    for rows in (100, 7):
+        monkeypatch.setattr(quantise.row_chunks, "__defaults__", (rows * 64,))
+        out = torch.empty_like(q)
+        ops_torch.cross_attention(q, factors, k, v, 3, out)
+        weights = q.new_empty(100, 2, 24)
+        ops_torch.cross_weights(q, factors, k, 3, weights)
+        results.append(torch.cat([out, weights], -1).double())
+    torch.testing.assert_close(*results, rtol=2 * HALF_STEP[BF16], atol=1e-4)
 
 
 # Linear layers
@@ -287,13 +342,26 @@ def test_on_without_triton_says_how_to_install_it(pretend):
 
 
 class Forgetful:
-    """Plain torch, but one operation forgets the gate."""
+    """Plain torch, but for one operation."""
+
+    def __init__(self, **operation):
+        vars(self).update(operation)
 
     def __getattr__(self, name):
         return getattr(ops_torch, name)
 
-    def residual(self, x, y, gate):
-        ops_torch.residual(x, y, None)
+
+FORGETFUL = {
+    "gate": Forgetful(residual=lambda x, y, gate: ops_torch.residual(x, y, None)),
+    "rows": Forgetful(row_factors=lambda x, eps, out: out.fill_(x.float().square().mean() ** -0.5)),
+    "factors": Forgetful(
+        cross_attention=lambda q, factors, *rest: ops_torch.cross_attention(q, torch.ones_like(factors), *rest)
+    ),
+    "repeats": Forgetful(cross_weights=lambda *given: ops_torch.cross_weights(*given[:3], 1, given[4])),
+    "padding": Forgetful(
+        cross_weights=lambda *given: ops_torch.cross_weights(*given[:4], given[4][..., : len(given[2])])
+    ),
+}
 
 
 def without_compiler():
@@ -304,10 +372,14 @@ def without_compiler():
     ("load", "reason"),
     [
         (lambda: ops_torch, None),
-        (Forgetful, "off the plain torch result"),
+        (lambda: FORGETFUL["gate"], "off the plain torch result"),
+        (lambda: FORGETFUL["rows"], "off the plain torch result"),
+        (lambda: FORGETFUL["factors"], "off the plain torch result"),
+        (lambda: FORGETFUL["repeats"], "off the plain torch result"),
+        (lambda: FORGETFUL["padding"], "off the plain torch result"),
         (without_compiler, "its trial run failed (RuntimeError: Failed to find C compiler.)"),
     ],
-    ids=["agrees", "differs", "fails"],
+    ids=["agrees", *FORGETFUL, "fails"],
 )
 def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
     pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0"}))
@@ -320,28 +392,59 @@ def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, mon
         assert reason in str(refusal.value)
 
 
+def without_extension(*_):
+    raise ImportError("cannot import name '_qattn_sm90'")
+
+
 def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, monkeypatch, caplog):
     pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
     monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-
-    def without_extension(q, k, v):
-        raise ImportError("cannot import name '_qattn_sm90'")
-
-    for in_place, expected in ((attention.sdpa, "sage_attn2, in place."), (without_extension, "sage_attn2.")):
-        monkeypatch.setattr(attention, "_sage_in_place", in_place)
+    reference = NormedAttention(ops_torch, attention.sdpa)
+    forgetful = NormedAttention(ops_torch, lambda q, k, v: attention.sdpa(q, k.flip(1), v))
+    for kernel, reason in (
+        (NormedAttention(ops_torch, attention.sdpa, reference), None),
+        (without_extension, "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
+        (forgetful, "off the plain torch result"),
+    ):
+        monkeypatch.setattr(attention, "_not_in_place", set())
+        monkeypatch.setitem(
+            attention._IN_PLACE, "sage_attn2", attention._IN_PLACE["sage_attn2"]._replace(attend=kernel)
+        )
         caplog.clear()
         assert attention.may_run_in_place("sage_attn2", CPU)
         with caplog.at_level(logging.INFO):
-            name, kernel = attention.select_attention("auto", CPU, is_fused=True)
-        assert (name, kernel) == ("sage_attn2", attention.sdpa)
-        assert caplog.messages[-1] == f"LightX2V: attention: {expected}"
-        assert attention.is_in_place(kernel) == attention.may_run_in_place(name, CPU) == (in_place is attention.sdpa)
-    assert "cannot import name '_qattn_sm90'" in caplog.text
+            found = attention.select_in_place("sage_attn2", CPU, reference)
+        assert found is (None if reason else kernel)
+        assert attention.may_run_in_place("sage_attn2", CPU) == (reason is None)
+        (message,) = caplog.messages
+        assert reason in message if reason else message == "LightX2V: sage_attn2 runs in place."
 
 
-def test_without_leave_to_overwrite_nothing_is_done_in_place(pretend, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("capability", "packages", "names"),
+    [
+        ((9, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"sage_attn2", "triton"}),
+        ((8, 9), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"triton"}),
+        ((9, 0), {"sageattention": "2.2.0"}, set()),
+        ((8, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, set()),
+        (None, {}, set()),
+    ],
+)
+def test_what_may_run_in_place(pretend, capability, packages, names):
+    pretend(Machine(capability=capability, packages=packages))
+    assert {name for name in attention._KERNELS if attention.may_run_in_place(name, CPU)} == names
+
+
+@pytest.mark.parametrize(("compile", "is_in_place"), [("auto", True), ("off", False)])
+def test_attention_is_in_place_beside_fused_operations_only(pretend, monkeypatch, compile, is_in_place):
     pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
+    monkeypatch.setattr(select, "_load_triton", lambda: ops_torch)
     monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-    with caplog.at_level(logging.INFO):
-        attention.select_attention("auto", CPU)
-    assert caplog.messages == ["LightX2V: attention: sage_attn2."]
+    in_place = attention._IN_PLACE["sage_attn2"]._replace(attend=NormedAttention(ops_torch, attention.sdpa))
+    monkeypatch.setitem(attention._IN_PLACE, "sage_attn2", in_place)
+    sizes = WanArchitecture(
+        dim=256, ffn_dim=512, num_heads=2, num_layers=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
+    )
+    chosen = select_kernels("bf16", sizes, EngineSettings(compile=compile), CPU)
+    assert chosen.facts["attention"] == "sage_attn2"
+    assert chosen.facts["attention_in_place"] == is_in_place

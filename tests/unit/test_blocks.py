@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightx2v_pack.engine.adapters.blocks import block as blocks
 from lightx2v_pack.engine.adapters.blocks import ops_torch
-from lightx2v_pack.engine.adapters.blocks.kernels import Kernels, select_kernels
+from lightx2v_pack.engine.adapters.blocks.kernels import Kernels, NormedAttention, select_kernels
 from lightx2v_pack.engine.adapters.blocks.workspace import Workspace
 from lightx2v_pack.engine.adapters.kernels import matmul
 from lightx2v_pack.engine.adapters.kernels.attention import sdpa
@@ -18,7 +18,13 @@ from lightx2v_pack.engine.adapters.portable import stem
 from lightx2v_pack.engine.adapters.streaming import Conveyor, TensorSpec, make_units, settle
 from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.activations import ALIGNMENT, workspace_sizes
+from lightx2v_pack.engine.logic.activations import (
+    ALIGNMENT,
+    FIXED_BYTES,
+    ROTARY_BYTES,
+    activation_bytes,
+    workspace_sizes,
+)
 from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.memory_plan import Placement
 from lightx2v_pack.engine.settings import EngineSettings
@@ -109,12 +115,13 @@ def kernels_of(backend):
         matmul.linear(x, scale, weights, out, backend=backend)
 
     quantised = matmul.ACTIVATION_DTYPES.get(backend)
-    return Kernels(ops=ops_torch, multiply=multiply, attention=sdpa, quantised=quantised, facts={})
+    self_attention = NormedAttention(ops_torch, sdpa)
+    return Kernels(ops=ops_torch, multiply=multiply, self_attention=self_attention, quantised=quantised, facts={})
 
 
-def make_blocks(stored, kernels):
+def make_blocks(stored, kernels, *, by_phase=False):
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in stored.items()]
-    units = make_units(specs, SIZES.num_layers, False)
+    units = make_units(specs, SIZES.num_layers, by_phase)
     conveyor = settle(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
     return blocks.Blocks(units, conveyor, SIZES, kernels, CPU)
 
@@ -170,7 +177,7 @@ def test_blocks_agree_with_diffusers_in_float32(backend, dtype, num_rows):
     assert relative_error(found, reference) < TOLERANCE[backend]
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 510, 511])
+@pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 510, 511])
 def test_any_number_of_text_rows_agrees_with_diffusers(num_rows):
     stored, plain = make_weights(None)
     context = context_of(num_rows)
@@ -183,6 +190,43 @@ def test_text_that_is_not_padded_is_seen_as_it_is():
     context = context_of(37, total=37)
     found = run(make_blocks(stored, kernels_of("bf16")), context, HIDDEN, TIME)
     assert relative_error(found, expected(plain, context, HIDDEN, TIME)) < TOLERANCE["bf16"]
+
+
+class CountingOps:
+    """Plain torch that counts its cross-attentions."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        if name.startswith("cross_"):
+            self.calls.append(name)
+        return getattr(ops_torch, name)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "operation"), [(0, "cross_weights"), (63, "cross_weights"), (64, "cross_attention")]
+)
+def test_the_last_linear_is_applied_to_a_text_of_64_rows_at_most(num_rows, operation):
+    """Padding counts as one; 64 rows of 2 heads are half of 256 columns."""
+    stored, _ = make_weights(None)
+    ops = CountingOps()
+    run(make_blocks(stored, replace(kernels_of("bf16"), ops=ops)), context_of(num_rows), HIDDEN, TIME)
+    assert ops.calls == [operation] * SIZES.num_layers
+
+
+@pytest.mark.parametrize(("backend", "dtype"), CASES, ids=str)
+def test_both_ways_of_the_cross_attention_agree(backend, dtype, monkeypatch):
+    stored, plain = make_weights(dtype)
+    context = context_of(42)
+    to_outputs = run(make_blocks(stored, kernels_of(backend)), context, HIDDEN, TIME)
+    monkeypatch.setattr(blocks, "_attend_to_outputs", blocks._attend_to_values)
+    to_values = run(make_blocks(stored, kernels_of(backend)), context, HIDDEN, TIME)
+    assert not torch.equal(to_outputs, to_values)
+    assert relative_error(to_outputs, to_values) < TOLERANCE[backend]
+    reference = expected(plain, context, HIDDEN, TIME)
+    errors = [relative_error(found, reference) for found in (to_outputs, to_values)]
+    assert max(errors) < TOLERANCE[backend] and errors[0] < 1.05 * errors[1]
 
 
 # The text
@@ -277,15 +321,34 @@ def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantised,
     scheme = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantised]
     assert work.num_bytes == workspace_sizes(tokens=tokens, dim=256, ffn_dim=ffn_dim, scheme=scheme).total
     always = [work.hidden, work.inputs, *([] if work.scales is None else [work.scales])]
+    groups = [work.parts]
+    for chunk in work.chunks:
+        # What a chunk's first linear and its second need at once; in BF16 the output is work.inputs.
+        quantised_inputs = [chunk.inputs, chunk.scales] if quantised else []
+        written = [work.output[:end] if quantised else work.output[:0] for end in (chunk.rows.start, chunk.rows.stop)]
+        groups += [[chunk.wide, *quantised_inputs, written[0]], [*quantised_inputs, written[1]]]
     ends = []
-    for group in (work.parts, *([c.wide, c.out, *((c.inputs, c.scales) if quantised else ())] for c in work.chunks)):
-        extents = sorted(extent(tensor, work._memory.data_ptr()) for tensor in (*always, *group))
+    for group in groups:
+        extents = sorted(extent(tensor, work._memory.data_ptr()) for tensor in (*always, *group) if len(tensor))
         assert all(first % ALIGNMENT == 0 for first, _ in extents)
         assert all(end <= first for (_, end), (first, _) in itertools.pairwise(extents))
         ends.append(extents[-1][1])
     assert work.num_bytes - ALIGNMENT < max(ends) <= work.num_bytes
     assert [row for chunk in work.chunks for row in range(tokens)[chunk.rows]] == list(range(tokens))
     assert len(work.chunks) == min(tokens, 2)
+
+
+def test_the_cross_attentions_last_linear_is_planned_beside_the_workspace():
+    """Its weights widened and its result: of the smallest clip more than anything else."""
+
+    def needed(scheme):
+        sizes = {"tokens": 1, "dim": 5120, "ffn_dim": 13824, "scheme": scheme}
+        beside = activation_bytes(**sizes, num_blocks=0, attention="triton", matmul=scheme, path="portable")
+        return beside - workspace_sizes(**sizes).total - FIXED_BYTES - ROTARY_BYTES["portable"]
+
+    result = 40 * 64 * 5120 * 2
+    assert needed("bf16") == result
+    assert needed("fp8") == needed("int8") == result + 5120 * 5120 * 2
 
 
 def test_the_workspace_is_made_once_a_size():
@@ -353,17 +416,50 @@ def test_fused_kernels_are_not_replaced_silently():
         select_kernels("bf16", SIZES, EngineSettings(compile="on"), CPU)
 
 
-def test_a_pass_stops_before_the_next_unit():
-    stored, _ = make_weights(None)
-    made = make_blocks(stored, kernels_of("bf16"))
+@pytest.mark.parametrize(("backend", "dtype"), [("bf16", None), ("int_mm", torch.int8)], ids=str)
+@pytest.mark.parametrize("by_phase", [False, True], ids=["blocks", "phases"])
+def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits(backend, dtype, by_phase):
+    stored, _ = make_weights(dtype)
+    made, context = make_blocks(stored, kernels_of(backend), by_phase=by_phase), context_of(21)
     assert isinstance(made.conveyor, Conveyor)
-    asked = iter([None, RuntimeError("stop")])
+    first = run(made, context, HIDDEN, TIME)
+    for units_before in range(6 if by_phase else 2):
+        asked = iter([*[None] * units_before, RuntimeError("stop")])
 
-    def check():
-        error = next(asked)
-        if error:
-            raise error
+        def check(asked=asked):
+            error = next(asked, None)
+            if error:
+                raise error
 
-    made.conveyor.check_interrupt = check
-    with pytest.raises(RuntimeError, match="stop"):
-        run(made, context_of(21), HIDDEN, TIME)
+        made.conveyor.check_interrupt = check
+        with pytest.raises(RuntimeError, match="stop"):
+            run(made, context, HIDDEN, TIME)
+        assert torch.equal(run(made, context, HIDDEN, TIME), first)
+
+
+# Self-attention
+
+
+class InPlace:
+    """Stands for a back end that prepares its inputs in the memory of q, k and v."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, q, k, v, norms, eps, rotary):
+        self.calls += 1
+        v.copy_(NormedAttention(ops_torch, sdpa)(q, k, v, norms, eps, rotary))
+        return v
+
+
+def test_attention_in_place_takes_the_heads_that_fit_it():
+    stored, _ = make_weights(None)
+    kernels, in_place = kernels_of("bf16"), InPlace()
+    made = make_blocks(stored, replace(kernels, self_attention=NormedAttention(ops_torch, sdpa, in_place)))
+    found = run(made, context_of(21), HIDDEN, TIME)
+    assert in_place.calls == SIZES.num_layers
+    assert torch.equal(found, run(make_blocks(stored, kernels), context_of(21), HIDDEN, TIME))
+    q, k, v = torch.randn(3, 7, 4, 64).bfloat16()
+    rotary = (torch.ones(7, 32), torch.zeros(7, 32))
+    NormedAttention(ops_torch, sdpa, in_place)(q, k, v, (torch.ones(256), torch.ones(256)), 1e-6, rotary)
+    assert in_place.calls == SIZES.num_layers

@@ -4,6 +4,7 @@ import pytest
 from lightx2v_pack.engine.logic import estimate
 from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.estimate import Clip, History, Setup
+from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
 
 WAN_14B = WanArchitecture(
     dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
@@ -34,6 +35,8 @@ def setup(
     [
         (setup(), TOKENS_480P, 1.82),
         (setup(engine="portable"), TOKENS_480P, 1.82),
+        (setup(), 7_800, 0.247),
+        (setup(), 18_000, 0.745),
         (setup(), 75_600, 7.46),
         (setup(scheme="int8", matmul="int_triton"), TOKENS_480P, 1.87),
         (setup(attention="sdpa_cudnn"), TOKENS_480P, 2.28),
@@ -47,6 +50,11 @@ def setup(
 )
 def test_an_h200_is_predicted_within_a_tenth_of_what_was_measured(what, tokens, measured):
     assert estimate.step_seconds(what, tokens) == pytest.approx(measured, rel=0.1)
+
+
+def test_every_attention_back_end_has_an_estimate():
+    for backend in ATTENTION_BACKENDS:
+        assert estimate.step_seconds(setup(attention=backend.name), TOKENS_480P) < 4
 
 
 @pytest.mark.parametrize(

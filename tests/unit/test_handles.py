@@ -17,6 +17,7 @@ from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareErro
 from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
+from lightx2v_pack.engine.logic.memory_needs import RAM_FIXED_BYTES
 from lightx2v_pack.engine.logic.memory_plan import Budget, HostPolicy
 from lightx2v_pack.engine.logic.support import Machine
 from lightx2v_pack.engine.logic.tae_format import TaeFormat
@@ -109,7 +110,7 @@ def test_what_is_held_counts_as_free_for_the_next_run(small_card):
     assert held() == before
     transformer.acquire(SHAPE, Hooks())
     weights = transformer.weights
-    assert transformer.ram_bytes == 2 * weights.block
+    assert transformer.ram_bytes == 2 * weights.block + RAM_FIXED_BYTES
     assert transformer.num_bytes == pytest.approx(weights.others + 2 * weights.block, abs=2 * 2**21)
     assert held().ram == before.ram + transformer.ram_bytes and held().vram == before.vram + transformer.num_bytes
     assert held(without=transformer) == before
@@ -176,7 +177,6 @@ def h200(monkeypatch):
     for module in (engines, attention):
         monkeypatch.setattr(module, "find_machine", lambda device: machine)
     monkeypatch.setattr(attention, "_not_in_place", set())
-    monkeypatch.setattr(attention, "_sage_in_place", attention.sdpa)
     monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
     yield torch.device("cuda", 0)
     find_machine.cache_clear()
@@ -189,7 +189,7 @@ def test_the_next_plan_knows_that_sage_does_not_run_in_place(h200, monkeypatch):
     for settings in (EngineSettings(compile="off"), EngineSettings(compile="off", engine="portable")):
         assert handles.run_sizes(files, settings, (1, *SHAPE)).attention == "sage_attn2"
     monkeypatch.setattr(attention, "trial_problem", lambda *_: "its trial run failed")
-    assert not attention._runs_in_place(h200)
+    assert attention.select_in_place("sage_attn2", h200, attention._sage_in_place) is None
     assert handles.run_sizes(files, EngineSettings(), (1, *SHAPE)).attention == "sage_attn2"
 
 

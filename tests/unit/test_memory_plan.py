@@ -82,7 +82,7 @@ TABLE = [
     ((8, 32, "fp8", P480, 81), "block", (4, 14)),
     ((8, 32, "int8", P480, 81), "block", (4, 14)),
     ((6, 32, "bf16", P480, 81), "disk", (0, 2)),
-    ((8, 32, "bf16", P480, 81), "block", (2, 6)),
+    ((8, 32, "bf16", P480, 81), "phase", (2, 8)),
     ((8, 64, "bf16", P480, 81), "block", (0, 6)),
     ((10, 32, "fp8", P720, 81), "block", (0, 6)),
     ((12, 32, "fp8", P720, 81), "block", (2, 12)),
@@ -143,8 +143,8 @@ def test_more_vram_keeps_more_blocks_and_streams_less_ram(vram):
 def test_streamed_blocks_rest_in_ram_once():
     """FP8: 40 blocks of 0.328 GiB; RAM is at most 1.15 times the checkpoint (14 GiB)."""
     found = plan(7.2, wish=Wish(mode="block"))
-    assert found.needs["load_transformer"].ram / GIB == pytest.approx(40 * 0.3277 + 0.3, abs=0.01)
-    assert plan(7.2, wish=Wish(mode="disk")).needs["load_transformer"].ram / GIB < 1.5
+    assert found.needs["load_transformer"].ram / GIB == pytest.approx(40 * 0.3277 + 0.62, abs=0.01)
+    assert plan(7.2, wish=Wish(mode="disk")).needs["load_transformer"].ram / GIB < 1.6
 
 
 def test_stages_are_as_large_as_their_parts():
@@ -171,8 +171,8 @@ def test_resident_blocks_load_through_a_ring(weights, held):
         found = sizes(scheme=scheme)
         loading, loaded = (need(found, weights, on_gpu=True).ram for need in (loading_need, resting_need))
         assert weights_ram(found.weights, weights) == held * found.weights.block
-        assert loading - RAM_FIXED_BYTES == max(RING_BYTES, held * found.weights.block)
-        assert loaded - RAM_FIXED_BYTES == held * found.weights.block
+        assert loaded == held * found.weights.block + RAM_FIXED_BYTES
+        assert loading == max(loaded, RING_BYTES + int(0.48 * GIB))
     assert RING_BYTES == 2 * reading._NUM_THREADS * reading._PIECE_BYTES
 
 
@@ -382,8 +382,8 @@ def test_frames_are_in_ram_once_and_twice_where_clips_are_joined(batch, copies):
 
 def test_a_block_short_of_ram_is_streamed_by_phases():
     """Their smaller buffers leave VRAM for one more resident block."""
-    assert placed(7.2, 12.0) == ("block", 9) and placed(6.9, 12.0) == ("phase", 9)
-    assert placed(6.9, 11.5) == ("disk", 8)
+    assert placed(7.2, 12.4) == ("block", 9) and placed(6.9, 12.3) == ("phase", 9)
+    assert placed(6.9, 11.8) == ("disk", 8)
 
 
 def test_the_retry_of_a_decode_takes_the_next_tile_and_all_memory():

@@ -41,5 +41,10 @@ def test_a_workspace_takes_what_was_predicted(tokens, dim, ffn_dim, scheme, dtyp
     sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, scheme=scheme)
     workspace = Workspace(tokens, dim, ffn_dim, dtype, torch.device("cpu"))
     assert workspace.num_bytes == sizes.total
-    end = max(part.data_ptr() + part.nbytes for chunk in workspace.chunks for part in (chunk.out, *workspace.parts))
+    parts = [
+        *workspace.parts,
+        workspace.output,
+        *(part for each in workspace.chunks for part in (each.wide, each.inputs)),
+    ]
+    end = max(part.data_ptr() + part.nbytes for part in parts)
     assert end <= workspace.hidden.data_ptr() + sizes.total

@@ -114,7 +114,12 @@ def test_prefixes_change_nothing(prefix):
 
 
 def test_a_folder_of_blocks_and_a_single_file_are_the_same():
-    assert torch.equal(flow_of(make(path_of("int8"))), flow_of(make(single_file("int8"))))
+    """The weights are; the order of fp32 sums on a CPU depends on where a mapped tensor begins."""
+    folder, single = make(path_of("int8")), make(single_file("int8"))
+    assert relative_error(flow_of(folder), flow_of(single)) < 0.001
+    found, wanted = tensors_of(folder), tensors_of(single)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -7,12 +7,14 @@ from lightx2v_pack.engine.logic.support import (
     ATTENTION_CHOICES,
     MATMUL_BACKENDS,
     Machine,
+    attention_backends,
     choose_backend,
     why_not,
 )
 
 SAGE2 = {"sageattention": "2.2.0"}
 SAGE1 = {"sageattention": "1.0.6"}
+TRITON = {"triton": "3.6.0"}
 FLASH = {"flash_attn": "2.8.3", "flash_attn_interface": ""}
 
 
@@ -29,8 +31,18 @@ def choose_attention(machine, requested="auto", **kwargs):
         ((8, 6), FLASH, "flash_attn2"),
         ((8, 6), SAGE1, "sage_triton"),
         ((8, 6), SAGE2, "sage_attn2"),
-        ((8, 9), SAGE2 | FLASH, "sage_triton"),
+        ((8, 9), SAGE2 | FLASH, "sage_attn2"),
+        ((8, 6), TRITON, "sdpa"),
+        ((8, 9), TRITON, "triton"),
+        ((8, 9), SAGE1, "sage_triton"),
+        ((8, 9), TRITON | SAGE2 | FLASH, "triton"),
         ((9, 0), {}, "sdpa_cudnn"),
+        ((9, 0), {"triton": "2.3.1"}, "sdpa_cudnn"),
+        ((9, 0), TRITON, "triton"),
+        ((9, 0), TRITON | SAGE1, "triton"),
+        ((9, 0), TRITON | FLASH, "flash_attn3"),
+        ((9, 0), TRITON | SAGE2, "sage_attn2"),
+        ((12, 0), TRITON, "sdpa_cudnn"),
         ((9, 0), SAGE1, "sdpa_cudnn"),
         ((9, 0), FLASH, "flash_attn3"),
         ((9, 0), SAGE2 | FLASH, "sage_attn2"),
@@ -44,17 +56,28 @@ def test_auto_takes_the_fastest_attention(capability, packages, expected):
 
 
 def test_auto_says_why_not_the_better_ones_and_only_those():
-    choice = choose_attention(Machine(capability=(9, 0), packages=SAGE1))
+    choice = choose_attention(Machine(capability=(9, 0), packages=SAGE1 | TRITON))
     assert set(choice.passed_over) == {"sage_attn2", "flash_attn3"}
     assert str(choice) == (
-        "attention: sdpa_cudnn (not sage_attn2: needs sageattention 2 or newer; found 1.0.6; "
+        "attention: triton (not sage_attn2: needs sageattention 2 or newer; found 1.0.6; "
         "not flash_attn3: package flash_attn_interface is not installed)"
     )
 
 
+@pytest.mark.parametrize(
+    ("requested", "is_fused", "expected"),
+    [("auto", True, "triton"), ("auto", False, "sdpa_cudnn"), ("triton", True, "triton"), ("triton", False, "triton")],
+)
+def test_the_packs_own_attention_comes_with_its_other_kernels_or_by_name(requested, is_fused, expected):
+    machine = Machine(capability=(9, 0), packages=TRITON)
+    rows = attention_backends(requested, is_fused=is_fused)
+    assert choose_backend("attention", rows, requested, machine, dtype="bf16").name == expected
+
+
 def test_names_with_the_same_reason_are_joined():
     assert str(choose_attention(Machine())) == (
-        "attention: sdpa (not sage_attn2, flash_attn3, sdpa_cudnn, sage_triton, flash_attn2: there is no CUDA device)"
+        "attention: sdpa (not sage_attn2, flash_attn3, triton, sdpa_cudnn, sage_triton, flash_attn2: "
+        "there is no CUDA device)"
     )
 
 

@@ -192,6 +192,8 @@ class Bench:
         yield self._moved(
             "rms_rotary", name, 4 * element + table, lambda: ops.rms_rotary(y, mul, EPS, self.heads, rotary)
         )
+        factors = gate.new_empty(rows)
+        yield self._moved("row_factors", name, 2 * element, lambda: ops.row_factors(y, EPS, factors))
         for kind, dtype in {**self._eight_bits(), "bf16": None}.items():
             for what, num_bytes, call in self._writing_ops(ops, dtype, (x, y, wide), (gate, mul, add)):
                 yield self._moved(f"{what} to {kind}", name, num_bytes, call)
@@ -308,16 +310,18 @@ class Bench:
         return row | {"error": float((found - exact).norm() / exact.norm())}
 
     def cross_attentions(self) -> Iterator[Row]:
-        """Cross-attention to a short prompt's rows, and to all rows with padding."""
+        """Cross-attention to a short prompt's rows, and that of normalised queries to all rows with padding."""
         name, ops = select_ops("auto", self.device)
         q, out = (self.normal(self.tokens, self.heads, HEAD_DIM) for _ in range(2))
         k, v = (self.normal(NUM_KEYS, self.heads, HEAD_DIM) for _ in range(2))
-        repeats = TEXT_ROWS - NUM_KEYS + 1
-        ms = self.time(lambda: ops.cross_attention(q, k, v, repeats, out))
+        repeats, factors = TEXT_ROWS - NUM_KEYS + 1, torch.empty(self.tokens, device=self.device)
+        ops.row_factors(q.flatten(1), EPS, factors)
+        ms = self.time(lambda: ops.cross_attention(q, factors, k, v, repeats, out))
         yield {"what": f"cross-attention to {NUM_KEYS} rows", "by": name, "ms": ms}
         padded = [torch.cat([part, part[-1:].expand(repeats - 1, -1, -1)])[None] for part in (k, v)]
-        difference = float((attention.sdpa(q[None], *padded)[0] - out).float().norm() / out.float().norm())
-        ms = self.time(lambda: attention.sdpa(q[None], *padded))
+        q = q.mul_(factors[:, None, None])[None]
+        difference = float((attention.sdpa(q, *padded)[0] - out).float().norm() / out.float().norm())
+        ms = self.time(lambda: attention.sdpa(q, *padded))
         yield {"what": f"cross-attention to {TEXT_ROWS} rows", "by": "sdpa", "ms": ms, "difference": difference}
 
     def profile(self) -> Iterator[Row]:

@@ -232,6 +232,9 @@ def start_clip(case: Case, arguments: argparse.Namespace, children: contextlib.E
 
 def run_clip(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode, sample and decode under the cap, through the API that the nodes call; write the row."""
+    # The small text encoder's sums on the CPU depend on the number of threads, and latents on them; and the next child
+    # gets ready beside this one.
+    torch.set_num_threads(2)
     small_text_file, small_tokenizer, vae_file = make_companions(arguments.weights, arguments)
     import_text_encoder(small_text_file, small_tokenizer)
     wait_for_turn()

@@ -5,7 +5,8 @@
     x += gate1 * feed_forward(norm(x) * (1 + scale1) + shift1)
 
 The six vectors are the block's `modulation` plus the projected time. A phase leaves the output of its last linear in
-the workspace, and the next one adds it to x in the same pass that normalises x. Weights come under their native names.
+the workspace, and the next one, of this block or another, adds it to x in the same pass that normalises x. Weights
+come under their native names.
 Source: Wan2.1 wan/modules/model.py (WanAttentionBlock).
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from ...logic.checkpoint_formats import WanArchitecture
 from ..streaming import Conveyor, Unit
@@ -25,6 +27,8 @@ from .workspace import Workspace, release_memory
 EPS = 1e-6
 # Keys and values of a prompt of so many rows at most are kept for all blocks: 105 MiB at 40 blocks of width 5120.
 MAX_KEPT_ROWS = 129
+# Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
+KEYS_MULTIPLE = 8
 
 
 class Text:
@@ -62,6 +66,16 @@ class Pass:
     text: Text
     modulation: torch.Tensor
     """[6, D] fp32 of the current block."""
+    change: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    """What the last phase found: rows [N, D], and the gate [D] with which they are to be added to x."""
+
+    def norm(self, mul: torch.Tensor, add: torch.Tensor) -> None:
+        """Add the last change to x, and write the norm of x, times mul plus add, where linears take it from."""
+        ops, work = self.kernels.ops, self.workspace
+        if self.change is None:
+            ops.norm(work.hidden, mul, add, EPS, work.inputs, work.scales)
+        else:
+            ops.residual_norm(work.hidden, *self.change, mul, add, EPS, work.inputs, work.scales)
 
     def split_heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows [N, D] as [N, heads, head_dim]."""
@@ -69,47 +83,46 @@ class Pass:
 
 
 def self_attention(block: int, weights: Weights, run: Pass) -> None:
-    """Compute the first phase; leaves its output in the workspace's first part."""
+    """Compute the first phase."""
     kernels, work = run.kernels, run.workspace
     run.modulation = (weights["modulation"] + run.time).view(6, -1)
-    shift, scale = run.modulation[0], run.modulation[1]
-    kernels.ops.norm(work.hidden, scale, shift, EPS, work.inputs, work.scales)
-    heads = []
+    run.norm(run.modulation[1], run.modulation[0])
     for name, part in zip(("q", "k", "v"), work.parts, strict=True):
         kernels.linear((work.inputs, work.scales), weights, f"self_attn.{name}", part)
-        if name != "v":
-            norm = weights[f"self_attn.norm_{name}.weight"]
-            kernels.ops.rms_rotary(part, norm, EPS, run.num_heads, run.rotary)
-        heads.append(run.split_heads(part)[None])
-    out = kernels.attention(*heads)[0].flatten(1)
+    q, k, v = (run.split_heads(part) for part in work.parts)
+    norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
+    out = kernels.self_attention(q, k, v, norms, EPS, run.rotary).flatten(1)
     kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
+    run.change = (work.parts[0], run.modulation[2])
 
 
 def cross_attention(block: int, weights: Weights, run: Pass) -> None:
-    """Compute the second phase; leaves its output in the workspace's first part."""
+    """Compute the second phase."""
     kernels, work = run.kernels, run.workspace
-    change, q, out = work.parts
-    norm = (weights["norm3.weight"].float(), weights["norm3.bias"].float())
-    kernels.ops.residual_norm(work.hidden, change, run.modulation[2], *norm, EPS, work.inputs, work.scales)
+    change, q, _ = work.parts
+    run.norm(weights["norm3.weight"].float(), weights["norm3.bias"].float())
     kernels.linear((work.inputs, work.scales), weights, "cross_attn.q", q)
-    kernels.ops.rms_rotary(q, weights["cross_attn.norm_q.weight"], EPS, run.num_heads, None)
-    k, v = _keys_values(block, weights, run)
-    heads = [run.split_heads(part) for part in (q, k, v, out)]
-    kernels.ops.cross_attention(heads[0], heads[1], heads[2], run.text.repeats, heads[3])
-    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "cross_attn.o", change)
+    # The RMS norm of q without a pass that writes it: its weight is in the keys, its factors go to the attention.
+    factors = q.new_empty(len(q), dtype=torch.float32)
+    kernels.ops.row_factors(q, EPS, factors)
+    k, v = (run.split_heads(part) for part in _keys_values(block, weights, run))
+    # Half the columns: a BF16 matmul takes about twice the time of an 8-bit one.
+    is_short = run.num_heads * _padded(len(k)) <= q.shape[1] // 2
+    attend = _attend_to_outputs if is_short else _attend_to_values
+    attend(factors, k, v, weights, run)
+    run.change = (change, None)
 
 
 def feed_forward(block: int, weights: Weights, run: Pass) -> None:
-    """Compute the third phase, in row chunks; x is then whole."""
+    """Compute the third phase, in row chunks."""
     kernels, work = run.kernels, run.workspace
-    shift, scale, gate = run.modulation[3], run.modulation[4], run.modulation[5]
-    kernels.ops.residual_norm(work.hidden, work.parts[0], None, scale, shift, EPS, work.inputs, work.scales)
+    run.norm(run.modulation[4], run.modulation[3])
     for chunk in work.chunks:
         scales = None if work.scales is None else work.scales[chunk.rows]
         kernels.linear((work.inputs[chunk.rows], scales), weights, "ffn.0", chunk.wide)
         kernels.ops.gelu(chunk.wide, chunk.inputs, chunk.scales)
-        kernels.linear((chunk.inputs, chunk.scales), weights, "ffn.2", chunk.out)
-        kernels.ops.residual(work.hidden[chunk.rows], chunk.out, gate)
+        kernels.linear((chunk.inputs, chunk.scales), weights, "ffn.2", work.output[chunk.rows])
+    run.change = (work.output, run.modulation[5])
 
 
 _PHASES = (self_attention, cross_attention, feed_forward)
@@ -166,17 +179,46 @@ class Blocks:
             with self.conveyor.unit(index) as weights:
                 for phase in unit.phases:
                     _PHASES[phase](unit.block, weights, run)
+        assert run.change is not None
+        self.kernels.ops.residual(workspace.hidden, *run.change)
+
+
+def _attend_to_values(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
+    """Attend from q to the text, then apply the layer o."""
+    kernels, work = run.kernels, run.workspace
+    change, q, out = work.parts
+    kernels.ops.cross_attention(run.split_heads(q), factors, k, v, run.text.repeats, run.split_heads(out))
+    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "cross_attn.o", change)
+
+
+def _attend_to_outputs(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
+    """Do the same with the layer o applied to the few rows of v: sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
+
+    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantised.
+    """
+    change, q, out = run.workspace.parts
+    columns = _padded(len(k))
+    shares = out.flatten()[: len(q) * run.num_heads * columns].view(len(q), run.num_heads, columns)
+    run.kernels.ops.cross_weights(run.split_heads(q), factors, k, run.text.repeats, shares)
+    v = functional.pad(v, (0, 0, 0, 0, 0, columns - len(v)))
+    outputs = run.kernels.linear_of_heads(v, weights, "cross_attn.o").flatten(0, 1)
+    torch.addmm(weights["cross_attn.o.bias"], shares.flatten(1), outputs, out=change)
+
+
+def _padded(keys: int) -> int:
+    return -(-keys // KEYS_MULTIPLE) * KEYS_MULTIPLE
 
 
 def _keys_values(block: int, weights: Weights, run: Pass) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a block's keys and values [rows, D] of the text."""
+    """Return a block's keys and values [rows, D] of the text, the keys times the weight of the queries' norm."""
     text, kernels = run.text, run.kernels
     if text.kept is not None and block in text.kept:
         return text.kept[block]
     shape = text.inputs[0].shape
     k, v = (text.inputs[0].new_empty(shape, dtype=torch.bfloat16) for _ in range(2))
     kernels.linear(text.inputs, weights, "cross_attn.k", k)
-    kernels.ops.rms_rotary(k, weights["cross_attn.norm_k.weight"], EPS, run.num_heads, None)
+    norm = weights["cross_attn.norm_k.weight"].float() * weights["cross_attn.norm_q.weight"]
+    kernels.ops.rms_rotary(k, norm, EPS, run.num_heads, None)
     kernels.linear(text.inputs, weights, "cross_attn.v", v)
     if text.kept is not None:
         text.kept[block] = (k, v)

@@ -11,9 +11,11 @@ import torch
 
 from ...logic.checkpoint_formats import WanArchitecture
 from ...settings import EngineSettings
-from ..kernels.attention import Attention, is_in_place, select_attention
+from ..kernels.attention import Attention, SelfAttention, fits_in_place, sdpa, select_attention, select_in_place
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear, select_matmul
-from .ops import Ops
+from ..kernels.widen import widen
+from . import ops_torch
+from .ops import Ops, Rotary
 from .select import select_ops
 
 Weights = Mapping[str, torch.Tensor]
@@ -24,6 +26,31 @@ Inputs = tuple[torch.Tensor, torch.Tensor | None]
 _MULTIPLE = 16
 
 
+@dataclass(frozen=True)
+class NormedAttention:
+    """Self-attention by a back end that takes q and k normalised and rotated; see SelfAttention."""
+
+    ops: Ops
+    attention: Attention
+    in_place: SelfAttention | None = None
+    """What prepares them itself, where they fit."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor],
+        eps: float,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        if self.in_place is not None and fits_in_place(q):
+            return self.in_place(q, k, v, norms, eps, rotary)
+        for part, weight in zip((q, k), norms, strict=True):
+            self.ops.rms_rotary(part.view(len(part), -1), weight, eps, part.shape[1], Rotary(*rotary))
+        return self.attention(q[None], k[None], v[None])[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """Functions for the parts of a block."""
@@ -31,7 +58,7 @@ class Kernels:
     ops: Ops
     multiply: Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], None]
     """See kernels/matmul.py linear."""
-    attention: Attention
+    self_attention: SelfAttention
     quantised: torch.dtype | None
     """What the linears' inputs are quantised to: float8_e4m3fn or int8; None is BF16."""
     facts: Mapping[str, Any]
@@ -50,6 +77,17 @@ class Kernels:
         layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
         self.multiply(*inputs, layer, out)
 
+    def linear_of_heads(self, heads: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+        """Return what the linear layer `name` makes of each head alone, without its bias, in BF16 [heads, M, N].
+
+        Args: heads: [M, heads, head_dim] BF16; all of a row together are what the layer takes.
+        """
+        stored, scale = weights[f"{name}.weight"], weights.get(f"{name}.weight_scale")
+        wide = widen(stored, heads.new_empty(stored.shape)) if stored.is_cpu else stored.to(heads.dtype)
+        out = torch.bmm(heads.transpose(0, 1), wide.view(-1, *heads.shape[1:]).permute(1, 2, 0))
+        # Both 8-bit types are exact in BF16, so the scale goes on the result, which is smaller.
+        return out if scale is None else out.mul_(scale.flatten())
+
 
 def select_kernels(scheme: str, sizes: WanArchitecture, settings: EngineSettings, device: torch.device) -> Kernels:
     """Choose the kernels for the blocks of a checkpoint.
@@ -65,6 +103,7 @@ def select_kernels(scheme: str, sizes: WanArchitecture, settings: EngineSettings
     ops_name, ops = select_ops(settings.compile, device)
     is_fused = ops_name == "triton"
     attention_name, attention = select_attention(settings.attention, device, is_fused=is_fused)
+    in_place = select_in_place(attention_name, device, NormedAttention(ops_torch, sdpa)) if is_fused else None
     if scheme == "bf16":
         matmul = "bf16"
     elif sizes.dim % _MULTIPLE or sizes.ffn_dim % _MULTIPLE:
@@ -74,11 +113,11 @@ def select_kernels(scheme: str, sizes: WanArchitecture, settings: EngineSettings
     return Kernels(
         ops=ops,
         multiply=functools.partial(linear, backend=matmul),
-        attention=attention,
+        self_attention=NormedAttention(ops, attention, in_place),
         quantised=ACTIVATION_DTYPES.get(matmul),
         facts={
             "attention": attention_name,
-            "attention_in_place": is_in_place(attention),
+            "attention_in_place": in_place is not None,
             "matmul": matmul,
             "ops": ops_name,
             "compile": is_fused,

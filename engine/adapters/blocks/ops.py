@@ -54,7 +54,7 @@ class Ops(Protocol):
         out: torch.Tensor,
         scale: torch.Tensor | None,
     ) -> None:
-        """Do `residual`, then `norm` of the new x, in one pass."""
+        """Do `residual`, then `norm` of the new x, in one pass; out may be y if `scale` is None."""
 
     def gelu(self, h: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:
         """Write the tanh-GELU of h [rows, F] to out [rows, F]; out may be h if `scale` is None."""
@@ -65,10 +65,27 @@ class Ops(Protocol):
         Then, if there is a `rotary`, turn the pairs (2i, 2i + 1) of every head by its angles.
         """
 
-    def cross_attention(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor
-    ) -> None:
-        """Attend from q [rows, heads, head_dim] to k, v [keys, heads, head_dim]; the last key counts `repeats` times.
+    def row_factors(self, x: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+        """Write what `rms_rotary` multiplies each row of x [rows, D] with to out, fp32 [rows]."""
 
-        The text's padding rows are all alike, so that one of them stands for the rest.
+    def cross_attention(
+        self,
+        q: torch.Tensor,
+        factors: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        repeats: int,
+        out: torch.Tensor,
+    ) -> None:
+        """Attend from q [rows, heads, head_dim], times factors [rows] (fp32), to k, v [keys, heads, head_dim].
+
+        The last key counts `repeats` times: the text's padding rows are all alike, and one of them stands for the rest.
+        """
+
+    def cross_weights(
+        self, q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, repeats: int, out: torch.Tensor
+    ) -> None:
+        """Write what `cross_attention` multiplies the values with to out [rows, heads, columns], contiguous.
+
+        The last key's weight is that of all its repeats. columns is a multiple of 8; those after the keys get zeros.
         """

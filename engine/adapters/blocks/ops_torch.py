@@ -5,13 +5,25 @@ Computed some rows at a time, so that fp32 temporaries stay small beside a block
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
 from ..kernels.quantise import quantise, row_chunks
 from .ops import Rotary
 
-__all__ = ["cross_attention", "gelu", "norm", "quantise", "residual", "residual_norm", "rms_rotary"]
+__all__ = [
+    "cross_attention",
+    "cross_weights",
+    "gelu",
+    "norm",
+    "quantise",
+    "residual",
+    "residual_norm",
+    "rms_rotary",
+    "row_factors",
+]
 
 
 def norm(
@@ -61,7 +73,7 @@ def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, ro
     """Normalise and rotate x in place; see Ops.rms_rotary."""
     for rows in row_chunks(x):
         wide = x[rows].to(torch.float32, copy=True)
-        wide.mul_(torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).mul_(weight)
+        wide.mul_(_rms_factors(wide, eps)[:, None]).mul_(weight)
         if rotary is None:
             x[rows] = wide
             continue
@@ -73,11 +85,35 @@ def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, ro
         pairs[..., 1] = first * sin + second * cos
 
 
-def cross_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor) -> None:
+def row_factors(x: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    """Write the factors of the RMS norm of x; see Ops.row_factors."""
+    for rows in row_chunks(x):
+        out[rows] = _rms_factors(x[rows].float(), eps)
+
+
+def cross_attention(
+    q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor
+) -> None:
     """Attend to keys of which the last counts `repeats` times; see Ops.cross_attention."""
-    k, v = (torch.cat([part, part[-1:].expand(repeats - 1, -1, -1)]) for part in (k, v))
-    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    out.copy_(functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
+    k, v = (torch.cat([part, part[-1:].expand(repeats - 1, -1, -1)]).transpose(0, 1)[None] for part in (k, v))
+    for rows in row_chunks(q.flatten(1)):
+        queries = (q[rows] * factors[rows, None, None]).to(q.dtype).transpose(0, 1)[None]
+        out[rows] = functional.scaled_dot_product_attention(queries, k, v)[0].transpose(0, 1)
+
+
+def cross_weights(q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, repeats: int, out: torch.Tensor) -> None:
+    """Write the weights of keys of which the last counts `repeats` times; see Ops.cross_weights."""
+    keys = k.permute(1, 2, 0).float()
+    for rows in row_chunks(q.flatten(1)):
+        queries = q[rows] * (factors[rows, None, None] * q.shape[2] ** -0.5)
+        scores = torch.bmm(queries.transpose(0, 1), keys)
+        scores[..., -1] += math.log(repeats)
+        out[rows] = functional.pad(scores.softmax(-1), (0, out.shape[2] - len(k))).transpose(0, 1)
+
+
+def _rms_factors(wide: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return one over the root mean square of each row of wide, fp32."""
+    return torch.rsqrt(wide.square().mean(-1) + eps)
 
 
 def _write(values: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:

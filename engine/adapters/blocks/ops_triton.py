@@ -19,9 +19,22 @@ import torch
 import triton
 import triton.language as tl
 
+from ..kernels.attention_inputs import find_factors as row_factors
 from ..kernels.quantise import LARGEST, SMALLEST
 from . import ops_torch
 from .ops import Rotary
+
+__all__ = [
+    "cross_attention",
+    "cross_weights",
+    "gelu",
+    "norm",
+    "quantise",
+    "residual",
+    "residual_norm",
+    "rms_rotary",
+    "row_factors",
+]
 
 # Warps a row, by kernel.
 NUM_WARPS = {"quantise": 4, "norm": 4, "residual": 4, "gelu": 8, "rms_rotary": 4}
@@ -30,7 +43,7 @@ _ROUNDER = tl.constexpr(12582912.0)
 _SMALLEST = tl.constexpr(SMALLEST)
 # -2 * sqrt(2 / pi) * log2(e), the factor of tanh-GELU written with exp2.
 _GELU_FACTOR = tl.constexpr(-2.0 * math.sqrt(2.0 / math.pi) * math.log2(math.e))
-# Keys that a program of cross_attention holds at most, queries that it takes at a time, and how often.
+# Keys that a program of the cross-attention holds at most, queries that it takes at a time, and how often.
 _MAX_KEYS = 128
 _QUERIES, _STEPS = 64, 4
 
@@ -192,27 +205,59 @@ def _rms_rotary_kernel(
     _store(row_x, high_columns, high, D, LOW + HIGH)
 
 
+@triton.jit
+def _load_keys(k, k_stride, head, keys, num_keys, last_bias):
+    """Return a head's keys, and what is to be added to their scores."""
+    some_keys = tl.load(k + keys[:, None] * k_stride + head[None, :], mask=keys[:, None] < num_keys, other=0.0)
+    bias = tl.where(keys < num_keys - 1, 0.0, tl.where(keys < num_keys, last_bias, float("-inf")))
+    return some_keys, bias
+
+
+@triton.jit
+def _cross_weights(q, factors, q_stride, rows, num_rows, head, some_keys, bias, scale):
+    """Return the weights of the keys for some rows [.., 1] of q, and their sums."""
+    queries = tl.load(q + rows * q_stride + head[None, :], mask=rows < num_rows, other=0.0)
+    # Not masked: that would take up to 60 registers more.
+    factor = tl.load(factors + tl.minimum(rows, num_rows - 1)) * scale
+    scores = tl.dot(queries, tl.trans(some_keys)) * factor + bias[None, :]
+    weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+    return weights, tl.sum(weights, axis=1)[:, None]
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "last_bias"])
 def _cross_attention_kernel(
-    q, k, v, out, q_stride, k_stride, v_stride, out_stride, num_rows, num_keys, last_bias, factor,
+    q, factors, k, v, out, q_stride, k_stride, v_stride, out_stride, num_rows, num_keys, last_bias, scale,
     HEAD: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """One head of QUERIES * STEPS rows; strides are those of rows, heads are HEAD apart. factor includes log2(e)."""
+    """One head of QUERIES * STEPS rows; strides are those of rows, heads are HEAD apart. scale includes log2(e)."""
     head = tl.program_id(1) * HEAD + tl.arange(0, HEAD)
     keys = tl.arange(0, KEYS)
-    is_key = keys[:, None] < num_keys
-    some_keys = tl.load(k + keys[:, None] * k_stride + head[None, :], mask=is_key, other=0.0)
-    values = tl.load(v + keys[:, None] * v_stride + head[None, :], mask=is_key, other=0.0)
-    bias = tl.where(keys < num_keys - 1, 0.0, tl.where(keys < num_keys, last_bias, float("-inf")))
+    some_keys, bias = _load_keys(k, k_stride, head, keys, num_keys, last_bias)
+    values = tl.load(v + keys[:, None] * v_stride + head[None, :], mask=keys[:, None] < num_keys, other=0.0)
     for step in range(STEPS):
-        rows = (tl.program_id(0).to(tl.int64) * STEPS + step) * QUERIES + tl.arange(0, QUERIES)
-        is_row = rows[:, None] < num_rows
-        queries = tl.load(q + rows[:, None] * q_stride + head[None, :], mask=is_row, other=0.0)
-        scores = tl.dot(queries, tl.trans(some_keys)) * factor + bias[None, :]
-        weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-        total = tl.sum(weights, axis=1)
-        result = tl.dot(weights.to(values.dtype), values) / total[:, None]
-        tl.store(out + rows[:, None] * out_stride + head[None, :], result.to(out.dtype.element_ty), mask=is_row)
+        rows = ((tl.program_id(0).to(tl.int64) * STEPS + step) * QUERIES + tl.arange(0, QUERIES))[:, None]
+        weights, total = _cross_weights(q, factors, q_stride, rows, num_rows, head, some_keys, bias, scale)
+        result = tl.dot(weights.to(values.dtype), values) / total
+        tl.store(out + rows * out_stride + head[None, :], result.to(out.dtype.element_ty), mask=rows < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_keys", "eights", "last_bias"])
+def _cross_weights_kernel(
+    q, factors, k, out, q_stride, k_stride, num_rows, num_keys, eights, last_bias, scale,
+    HEAD: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Do the first half of _cross_attention_kernel. out is contiguous and has 8 * eights columns a head."""
+    head = tl.program_id(1) * HEAD + tl.arange(0, HEAD)
+    keys = tl.arange(0, KEYS)
+    some_keys, bias = _load_keys(k, k_stride, head, keys, num_keys, last_bias)
+    columns = eights * 8
+    row_out = out + tl.program_id(1) * columns + keys[None, :]
+    for step in range(STEPS):
+        rows = ((tl.program_id(0).to(tl.int64) * STEPS + step) * QUERIES + tl.arange(0, QUERIES))[:, None]
+        weights, total = _cross_weights(q, factors, q_stride, rows, num_rows, head, some_keys, bias, scale)
+        is_here = (rows < num_rows) & (keys[None, :] < columns)
+        weights = (weights / total).to(out.dtype.element_ty)
+        tl.store(row_out + rows * (tl.num_programs(1) * columns), weights, mask=is_here)
 
 
 def quantise(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
@@ -271,18 +316,25 @@ def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, ro
     _rms_rotary_kernel[grid](x, weight, *table, HALF=half, ROTARY=rotary is not None, **options)
 
 
-def cross_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor) -> None:
+def cross_attention(
+    q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, repeats: int, out: torch.Tensor
+) -> None:
     """Attend to keys of which the last counts `repeats` times; see Ops.cross_attention."""
-    num_rows, heads, head_dim = q.shape
     if len(k) > _MAX_KEYS:
-        return ops_torch.cross_attention(q, k, v, repeats, out)
+        return ops_torch.cross_attention(q, factors, k, v, repeats, out)
     strides = (q.stride(0), k.stride(0), v.stride(0), out.stride(0))
-    factor = math.log2(math.e) / math.sqrt(head_dim)
-    keys = max(16, triton.next_power_of_2(len(k)))
-    _cross_attention_kernel[triton.cdiv(num_rows, _QUERIES * _STEPS), heads](
-        q, k, v, out, *strides, num_rows, len(k), math.log2(repeats), factor,
-        HEAD=head_dim, KEYS=keys, QUERIES=_QUERIES, STEPS=_STEPS, num_warps=4, num_stages=1,
-    )  # fmt: skip
+    grid, scale, options = _launch_cross(q, len(k))
+    _cross_attention_kernel[grid](q, factors, k, v, out, *strides, len(q), len(k), math.log2(repeats), scale, **options)
+
+
+def cross_weights(q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, repeats: int, out: torch.Tensor) -> None:
+    """Write the weights of keys of which the last counts `repeats` times; see Ops.cross_weights."""
+    columns = out.shape[2]
+    if columns > _MAX_KEYS:
+        return ops_torch.cross_weights(q, factors, k, repeats, out)
+    grid, scale, options = _launch_cross(q, columns)
+    sizes = (q.stride(0), k.stride(0), len(q), len(k), columns // 8)
+    _cross_weights_kernel[grid](q, factors, k, out, *sizes, math.log2(repeats), scale, **options)
 
 
 def _norm(
@@ -310,6 +362,14 @@ def _launch(kernel: str, x: torch.Tensor) -> tuple[tuple[int], dict[str, int]]:
     low = triton.next_power_of_2(size) // 2
     high = triton.next_power_of_2(size - low)
     return (len(x),), {"D": size, "LOW": low, "HIGH": high, "num_warps": NUM_WARPS[kernel]}
+
+
+def _launch_cross(q: torch.Tensor, keys: int) -> tuple[tuple[int, int], float, dict[str, int]]:
+    """Return grid, factor of the scores and compile-time sizes of a kernel over q and so many keys."""
+    rows, heads, head_dim = q.shape
+    sizes = {"HEAD": head_dim, "KEYS": max(16, triton.next_power_of_2(keys)), "QUERIES": _QUERIES, "STEPS": _STEPS}
+    scale = math.log2(math.e) / math.sqrt(head_dim)
+    return (triton.cdiv(rows, _QUERIES * _STEPS), heads), scale, {**sizes, "num_warps": 4, "num_stages": 1}
 
 
 def _largest(out: torch.Tensor, scale: torch.Tensor | None) -> float:

@@ -85,10 +85,16 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     ops.residual(x, y, gate)
     ops.rms_rotary(y, mul, _EPS, _HEADS, Rotary(angles.cos(), angles.sin()))
     yield from (x, y)
+    factors = gate.new_empty(_ROWS)
+    x.mul_(random(_ROWS, 1))
+    ops.row_factors(x, _EPS, factors)
     q, k, v = (part.view(_ROWS, _HEADS, _HEAD_DIM) for part in (x, y, random(_ROWS, width)))
     attended = torch.empty_like(q)
-    ops.cross_attention(q, k, v, 464, attended)
-    yield attended
+    ops.cross_attention(q, factors, k, v, 464, attended)
+    # NaN: columns after the keys are to be written too.
+    weights = attended.new_full((_ROWS, _HEADS, _ROWS + 8), torch.nan)
+    ops.cross_weights(q, factors, k, 464, weights)
+    yield from (factors, attended, weights)
 
 
 def _quantised_dtypes(device: torch.device) -> list[torch.dtype]:

@@ -21,16 +21,18 @@ class Chunk(NamedTuple):
     """[rows, F] input of the second linear: 8-bit, or `wide` itself."""
     scales: torch.Tensor | None
     """[rows, 1] fp32 of `inputs`, if they are 8-bit."""
-    out: torch.Tensor
-    """[rows, D] BF16."""
 
 
 class Workspace:
     """Views into one region of memory; its layout is logic/activations.py's.
 
     `hidden` [N, D] BF16 is what the blocks pass on. `inputs` [N, D] with `scales` [N, 1] is what the next linear takes:
-    8-bit, or BF16 and None. `parts` are three of [N, D] BF16: q, k and v, then the outputs of the linears. `chunks`
-    are the feed-forward's, and lie where the parts do, one on top of the other.
+    8-bit, or BF16 and None. `parts` are three of [N, D] BF16: q, k and v, then the outputs of the linears.
+
+    `chunks` are the feed-forward's, and lie where the parts do, one on top of the other. Their outputs go to `output`
+    [N, D] BF16. That is the first part: the last chunk's `wide` lies over its own rows of it, which are written when
+    `wide` is no longer needed. Linears in BF16 still need `wide` then; with them `output` is `inputs`, of which a
+    chunk's rows are no longer needed.
     """
 
     def __init__(
@@ -56,12 +58,15 @@ class Workspace:
         self.scales = taker.take(tokens, 1, torch.float32) if quantised else None
         region = taker.position
         self.parts = tuple(taker.take(tokens, dim, torch.bfloat16) for _ in range(3))
+        self.output = self.parts[0] if quantised else self.inputs
         self.chunks: list[Chunk] = []
         step = -(-tokens // FFN_CHUNKS)
         for start in range(0, tokens, step):
             taker.position = region
+            if quantised:
+                taker.take((FFN_CHUNKS - 1) * step, dim, torch.bfloat16)  # what earlier chunks have written
             rows = slice(start, min(start + step, tokens))
-            self.chunks.append(_take_chunk(taker, rows, dim, ffn_dim, quantised))
+            self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantised))
 
 
 class _Taker:
@@ -78,12 +83,12 @@ class _Taker:
         return taken.view(dtype).view(rows, columns)
 
 
-def _take_chunk(taker: _Taker, rows: slice, dim: int, ffn_dim: int, quantised: torch.dtype | None) -> Chunk:
+def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantised: torch.dtype | None) -> Chunk:
     count = rows.stop - rows.start
     wide = taker.take(count, ffn_dim, torch.bfloat16)
     inputs = taker.take(count, ffn_dim, quantised) if quantised else wide
     scales = taker.take(count, 1, torch.float32) if quantised else None
-    return Chunk(rows, wide, inputs, scales, taker.take(count, dim, torch.bfloat16))
+    return Chunk(rows, wide, inputs, scales)
 
 
 def release_memory(device: torch.device) -> None:

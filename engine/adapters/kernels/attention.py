@@ -1,5 +1,7 @@
 """Attention functions over the back ends of logic/support.py: q, k, v [B, S, H, D] -> [B, S, H, D].
 
+Where the pack can prepare a back end's inputs itself, in place, there is a function for the whole self-attention too.
+
 All are launched on the current stream, except SageAttention's CUDA kernels, which launch on the default
 stream whatever is current. Compute therefore stays on the default stream in every engine of this pack;
 only copies may have a stream of their own.
@@ -9,17 +11,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...logic.support import ATTENTION_BACKENDS
+from ...logic.support import Capability, attention_backends
 from .probe import TOLERANCE, find_machine, select_kernel, trial_problem
 
 logger = logging.getLogger(__name__)
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+SelfAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, _Pair, float, _Pair], torch.Tensor]
+"""Normalises and rotates q and k, and attends.
+
+Args: q, k, v [N, H, D] BF16 as their linears left them, which it may overwrite; the weights [H * D] of q's and of k's
+RMS norm over the row, and the norms' epsilon; cosines and sines fp32 [N, D / 2] of the angles by which pairs
+(2i, 2i + 1) turn. Returns [N, H, D], maybe in the memory of v.
+"""
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -64,6 +77,52 @@ def _flash_attn3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
     return out[0] if isinstance(out, tuple) else out
 
 
+def _triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    from .attention_inputs import prepare
+    from .attention_triton import attend
+
+    # With so large an epsilon a norm is a constant factor, which its weights undo. Nothing is rotated.
+    eps, weights = 2.0**100, q.new_full((q.shape[2] * q.shape[3],), 2.0**50)
+    angles = torch.zeros(q.shape[1], q.shape[3] // 2, device=q.device)
+    q, k = (part.clone(memory_format=torch.contiguous_format) for part in (q, k))
+    v = v.contiguous()
+    out = torch.empty_like(v)
+    for index in range(len(v)):
+        parts = (q[index], k[index], v[index])
+        attend(prepare(*parts, (weights, weights), eps, (angles.cos(), angles), key_groups=1), out[index])
+    return out
+
+
+def _sage_in_place(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    norms: _Pair,
+    eps: float,
+    rotary: _Pair,
+) -> torch.Tensor:
+    from . import sage_fused
+    from .attention_inputs import prepare
+
+    sage_fused.attend(prepare(q, k, v, norms, eps, rotary, key_groups=sage_fused.KEY_GROUPS), out=v)
+    return v
+
+
+def _triton_in_place(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    norms: _Pair,
+    eps: float,
+    rotary: _Pair,
+) -> torch.Tensor:
+    from . import attention_triton
+    from .attention_inputs import prepare
+
+    attention_triton.attend(prepare(q, k, v, norms, eps, rotary, key_groups=1), out=v)
+    return v
+
+
 _KERNELS: dict[str, Attention] = {
     "sdpa": sdpa,
     "sdpa_cudnn": _sdpa_cudnn,
@@ -71,11 +130,23 @@ _KERNELS: dict[str, Attention] = {
     "sage_triton": _sage_triton,
     "flash_attn2": _flash_attn2,
     "flash_attn3": _flash_attn3,
+    "triton": _triton,
 }
 
 
-# Where the trial of `_sage_in_place` failed in this process.
-_not_in_place: set[torch.device] = set()
+class _InPlace(NamedTuple):
+    """A back end whose inputs the pack's Triton kernels prepare in q's, k's and v's memory."""
+
+    attend: SelfAttention
+    capabilities: frozenset[Capability]
+
+
+_IN_PLACE = {
+    "sage_attn2": _InPlace(_sage_in_place, frozenset({(9, 0)})),
+    "triton": _InPlace(_triton_in_place, frozenset({(8, 9), (9, 0)})),
+}
+# What failed in a trial run in this process, and where.
+_not_in_place: set[tuple[str, torch.device]] = set()
 
 
 def select_attention(
@@ -86,8 +157,7 @@ def select_attention(
     `auto` takes the fastest that works and logs one line: what, and why not the better ones.
 
     Args:
-        is_fused: the function may overwrite q, k and v and return its result in their place, which saves a back end's
-            copies of them where the pack's own Triton kernels can prepare its inputs.
+        is_fused: `auto` may take the pack's own Triton kernel, see support.attention_backends.
 
     Raises:
         ValueError: the name is unknown.
@@ -95,7 +165,7 @@ def select_attention(
     """
     choice, kernel = select_kernel(
         "attention",
-        ATTENTION_BACKENDS,
+        attention_backends(requested, is_fused=is_fused),
         requested,
         device,
         dtype=dtype,
@@ -103,40 +173,57 @@ def select_attention(
         reference="sdpa",
         trial=_trial,
     )
-    if is_fused and may_run_in_place(choice.name, device) and _runs_in_place(device):
-        kernel = _sage_in_place
-    logger.info("LightX2V: %s%s.", choice, ", in place" if is_in_place(kernel) else "")
+    logger.info("LightX2V: %s.", choice)
     return choice.name, kernel
+
+
+def select_in_place(name: str, device: torch.device, reference: SelfAttention) -> SelfAttention | None:
+    """Return the function of a back end that prepares its inputs in q's, k's and v's memory, or None if it cannot.
+
+    Args:
+        reference: what a trial run is compared with.
+    """
+    if not may_run_in_place(name, device):
+        return None
+    kernel = _IN_PLACE[name].attend
+    problem = trial_problem(kernel, reference, _self_attention_trial, device, TOLERANCE)
+    if problem is not None:
+        _not_in_place.add((name, device))
+        logger.info("LightX2V: %s prepares its inputs itself: %s.", name, problem)
+        return None
+    logger.info("LightX2V: %s runs in place.", name)
+    return kernel
 
 
 def may_run_in_place(name: str, device: torch.device) -> bool:
     """Say whether a back end can overwrite q, k and v beside fused kernels: expected until a trial run says no."""
     machine = find_machine(device)
-    is_able = name == "sage_attn2" and machine.capability == (9, 0) and "triton" in machine.packages
-    return is_able and device not in _not_in_place
+    return (
+        name in _IN_PLACE
+        and machine.capability in _IN_PLACE[name].capabilities
+        and "triton" in machine.packages
+        and (name, device) not in _not_in_place
+    )
 
 
-def is_in_place(attention: Attention) -> bool:
-    """Say whether what `select_attention` returned overwrites q, k and v."""
-    return attention is _sage_in_place
-
-
-def _runs_in_place(device: torch.device) -> bool:
-    problem = trial_problem(_sage_in_place, sdpa, _trial, device, TOLERANCE)
-    if problem is not None:
-        _not_in_place.add(device)
-        logger.info("LightX2V: sage_attn2 prepares its inputs itself: %s.", problem)
-    return problem is None
-
-
-def _sage_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    from .sage_fused import attend, can_attend
-
-    return attend(q, k, v) if all(can_attend(part) for part in (q, k, v)) else _sage_attn2(q, k, v)
+def fits_in_place(q: torch.Tensor) -> bool:
+    """Tell whether q [N, H, D] has the form that functions in place take: their kernels' offsets are 32-bit."""
+    return q.shape[2] == 128 and 2 * q.shape[0] * q.stride(0) < 2**31
 
 
 def _trial(attention: Attention, device: torch.device) -> torch.Tensor:
+    return attention(*(part[None] for part in _random_parts(device)))
+
+
+def _self_attention_trial(attention: SelfAttention, device: torch.device) -> torch.Tensor:
+    q, k, v = _random_parts(device)
+    generator = torch.Generator().manual_seed(1)
+    norms = (1 + torch.randn(2, q[0].numel(), generator=generator) / 4).to(device, torch.bfloat16)
+    angles = torch.randn(len(q), q.shape[2] // 2, generator=generator).to(device)
+    return attention(q, k + 1, v, (norms[0], norms[1]), 1e-6, (angles.cos(), angles.sin()))
+
+
+def _random_parts(device: torch.device) -> list[torch.Tensor]:
+    """Return q, k and v [N, H, D] of several heads; N is not a multiple of any kernel's block."""
     generator = torch.Generator().manual_seed(0)
-    # Not a multiple of any kernel's block.
-    q, k, v = (torch.randn(1, 300, 2, 128, generator=generator).to(device, torch.bfloat16) for _ in range(3))
-    return attention(q, k, v)
+    return [torch.randn(300, 3, 128, generator=generator).to(device, torch.bfloat16) for _ in range(3)]
