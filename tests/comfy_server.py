@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,19 @@ class ComfyServer:
         entry = self.wait(self.queue(prompt))
         assert entry["status"]["status_str"] == "success", error_of(entry)
         return entry
+
+    def free(self, is_done: Callable[[], bool], **what: bool) -> None:
+        """Post /free with `what` (unload_models, free_memory) until it has come about.
+
+        ComfyUI does not hear of it until the next prompt if it collects garbage after the last one: say it again.
+        """
+        deadline = time.monotonic() + 20
+        while True:
+            self.post("/free", what)
+            time.sleep(0.5)
+            if is_done():
+                return
+            assert time.monotonic() < deadline, f"/free with {what} did nothing in 20 s"
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

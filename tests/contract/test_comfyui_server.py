@@ -126,10 +126,7 @@ def expect_error(server, prompt, sentence):
 
 def forget_everything(server):
     """Unload models and drop ComfyUI's cache of node outputs."""
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    deadline = time.monotonic() + 20
-    while server.get("/probe/handles") and time.monotonic() < deadline:
-        time.sleep(0.2)
+    server.free(lambda: not server.get("/probe/handles"), unload_models=True, free_memory=True)
 
 
 def test_all_nodes_have_the_stored_schemas(server):
@@ -323,10 +320,7 @@ def test_unload_models_drops_our_weights_and_they_come_back(server):
     held = [each for each in server.get("/probe/handles") if each["is_loaded"]]
     assert {each["type"] for each in held} == {"TransformerHandle", "VaeHandle"}
     assert all(each["is_registered"] for each in held)
-    server.post("/free", {"unload_models": True})
-    deadline = time.monotonic() + 20
-    while any(each["is_loaded"] for each in server.get("/probe/handles")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    server.free(lambda: not any(each["is_loaded"] for each in server.get("/probe/handles")), unload_models=True)
     handles = server.get("/probe/handles")
     assert len(handles) == 3 and not any(each["is_loaded"] or each["is_registered"] for each in handles)
     server.run(graph("back", seed=13))

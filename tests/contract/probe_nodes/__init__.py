@@ -80,9 +80,23 @@ async def handles(request):
 async def trim(request):
     """Give the memory that is free inside the process back to the system, so that the rest can be measured."""
     gc.collect()
+    mm.soft_empty_cache()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
     return web.json_response({})
+
+
+@PromptServer.instance.routes.get("/probe/memory")
+async def memory(request):
+    """Bytes that torch has page-locked, that it has reserved on the GPU, and that are in use there by everybody."""
+    device = mm.get_torch_device()
+    if device.type != "cuda":
+        return web.json_response({"pinned": 0, "vram": 0, "card": 0})
+    free, total = torch.cuda.mem_get_info(device)
+    # Older versions of torch do not tell.
+    stats = getattr(torch.cuda, "host_memory_stats", dict)()
+    pinned = stats.get("allocated_bytes.current", 0)
+    return web.json_response({"pinned": pinned, "vram": torch.cuda.memory_reserved(device), "card": total - free})
 
 
 def _is_ours(loaded):
