@@ -95,8 +95,8 @@ _HOPPER_CARDS = ("H", "GH")
 # Measured on an H200 (power cap 700 W) in one step at 832x480, 81 frames, of Wan2.1-14B: 32,760 tokens. A new
 # measurement is a new number here; docs/benchmarks.md has the runs.
 _LINEAR_OPS, _ATTENTION_OPS = 0.783e15, 0.879e15
-# Everything but self-attention, by (ops, what the linears compute in). With triton the measured step less 1.11; INT8 with
-# torch is taken from LightX2V's.
+# Everything but self-attention, by (ops, what the linears compute in). With triton it is the measured step less 1.11;
+# INT8 with torch is taken from LightX2V's.
 _REST_SECONDS = {
     ("triton", "fp8"): 0.67,
     ("triton", "int8"): 0.71,

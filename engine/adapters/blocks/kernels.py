@@ -83,7 +83,7 @@ class Kernels:
         Args: heads: [M, heads, head_dim] BF16; all of a row together are what the layer takes.
         """
         stored, scale = weights[f"{name}.weight"], weights.get(f"{name}.weight_scale")
-        wide = widen(stored, heads.new_empty(stored.shape)) if stored.is_cpu else stored.to(heads.dtype)
+        wide = widen(stored, heads.new_empty(stored.shape))
         out = torch.bmm(heads.transpose(0, 1), wide.view(-1, *heads.shape[1:]).permute(1, 2, 0))
         # Both 8-bit types are exact in BF16, so the scale goes on the result, which is smaller.
         return out if scale is None else out.mul_(scale.flatten())

@@ -66,7 +66,7 @@ def _bf16(x: torch.Tensor, scale: None, weights: Linear, out: torch.Tensor) -> N
 def _dequantize(x: torch.Tensor, scale: None, weights: Linear, out: torch.Tensor) -> None:
     """Multiply in the dtype of `x`. Both 8-bit types are exact in BF16, so the scale goes on the result."""
     stored, column_scale = weights.weight, _flat_scale(weights)
-    wide = widen(stored, x.new_empty(stored.shape)) if stored.is_cpu else stored.to(x.dtype)
+    wide = widen(stored, x.new_empty(stored.shape))
     torch.mm(x, wide.t(), out=out)
     torch.addcmul(weights.bias, out, column_scale, out=out)
 

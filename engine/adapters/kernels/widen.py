@@ -17,11 +17,13 @@ _E4M3_RESCALE = 2.0**120
 def widen(stored: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
     """Write `stored` (any dtype) to `wide` (a floating dtype, same shape) and return `wide`.
 
-    Exact for finite FP8 and for INT8. FP8 E4M3 is widened by moving bits: a copy converts element by element on the
-    CPU, ten times slower. (E4M3's only NaN, which no usable weight is, becomes 480.)
+    Exact for finite FP8 and for INT8. On the CPU FP8 E4M3 is widened by moving bits: a copy converts element by
+    element, ten times slower. (E4M3's only NaN, which no usable weight is, becomes 480.)
     """
+    if not stored.is_cpu:
+        return wide.copy_(stored)
     if stored.dtype == torch.float16:
-        return wide.copy_(stored.float())  # twice as fast on the CPU as straight to bfloat16
+        return wide.copy_(stored.float())  # twice as fast as straight to bfloat16
     if stored.dtype != torch.float8_e4m3fn or wide.dtype not in _E4M3_LAYOUTS:
         return wide.copy_(stored)
     integer, shift, mask = _E4M3_LAYOUTS[wide.dtype]
