@@ -3,7 +3,7 @@
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools/pictures/take.py --node-modules PATH
 
 Needs Chromium and a folder of node modules with playwright-core. The server runs on a tiny checkpoint; the plan lines
-show what the forecast says for the real one on the card that a template is for.
+show what the planner says today of the real one on the card that a template is for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +24,101 @@ sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - registers the pack
 import examples  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
+from lightx2v_pack.engine.constants import GIB  # noqa: E402
+from lightx2v_pack.engine.forecast import Forecast, Need  # noqa: E402
+from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture  # noqa: E402
+from lightx2v_pack.engine.logic.estimate import Clip, History, Setup  # noqa: E402
+from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
 
-GIB = 1024**3
+WAN_14B = WanArchitecture(
+    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
+)
+# By precision: what was detected, matmul on an RTX 40, bytes of the text encoder's file.
+PRECISIONS = {
+    "fp8": ("fp8, 40 blocks, 14 GiB", "scaled_mm", 6_730_000_000),
+    "int8": ("int8, 40 blocks, 14 GiB", "int_triton", 6_730_000_000),
+    "bf16": ("bf16, 40 blocks, 26.6 GiB", "bf16", 11_361_920_418),
+}
 
 
 def plan(
-    engine_line: tuple[str, str, str, str], vram: tuple[float, float], ram: tuple[float, float], **facts: Any
+    computer: tuple[str, float, float],
+    *,
+    scheme: str = "fp8",
+    size: tuple[int, int] = (832, 480),
+    batch: int = 1,
+    tiling: str = "auto",
 ) -> dict[str, Any]:
-    """Return an answer of /lightx2v/plan.
+    """Return the answer of /lightx2v/plan for 81 frames on an RTX 40 with LightX2V and Triton installed.
 
     Args:
-        engine_line: what was detected, attention, matmul, offload mode.
-        vram: GiB needed and there.
-        ram: GiB needed and there.
-        facts: further fields.
+        computer: card, and GiB that can be had of its VRAM and of RAM.
+        scheme: fp8 | int8 | bf16.
+        size: width and height.
+        batch: number of videos.
+        tiling: of the decode, as in the template.
     """
-    detected, attention, matmul, offload = engine_line
-    needs = {
-        name: {"needed": int(needed * GIB), "available": int(there * GIB)}
-        for name, (needed, there) in (("vram", vram), ("ram", ram))
-    }
-    fixed = {"ok": True, "sentence": "Fits.", "engine": "lightx2v", "reasons": [], "missing": [], "is_tiled": False}
-    line = {"detected": detected, "attention": attention, "matmul": matmul, "offload": offload}
-    return {**fixed, **line, **needs, "basis": "estimate", "step_seconds": None, "tokens": 0, **facts}
+    card, vram, ram = computer
+    detected, matmul, text_encoder_bytes = PRECISIONS[scheme]
+    sizes = Sizes(
+        architecture=WAN_14B,
+        scheme=scheme,
+        attention="triton_in_place",
+        matmul=matmul,
+        path="lightx2v",
+        width=size[0],
+        height=size[1],
+        num_frames=81,
+        batch=batch,
+        text_encoder_bytes=text_encoder_bytes,
+    )
+    budget = Budget(vram=int(vram * GIB), ram=int(ram * GIB))
+    found = plan_run(sizes, budget, Wish(tiling=tiling))
+    setup = Setup(
+        card=card,
+        architecture=WAN_14B,
+        engine="lightx2v",
+        scheme=scheme,
+        attention="triton",
+        matmul=matmul,
+        ops="triton",
+        offload=found.placement.mode,
+    )
+    clip = Clip(width=size[0], height=size[1], num_frames=81, tokens=sizes.tokens, batch=batch)
+    is_tiled = found.decode.tile is not None
+    duration = History().predict(setup, clip, is_tiled=is_tiled)
+    answer = Forecast(
+        ok=True,
+        sentence="Fits.",
+        detected=detected,
+        engine=setup.engine,
+        attention=setup.attention,
+        matmul=matmul,
+        offload=setup.offload,
+        resident_blocks=found.placement.resident_blocks,
+        is_tiled=is_tiled,
+        vram=Need(needed=found.vram, available=int(vram * GIB)),
+        ram=Need(needed=found.ram, available=budget.ram),
+        seconds=duration.seconds,
+        basis=duration.basis,
+    )
+    return asdict(answer)
 
 
-FP8, INT8, BF16 = ("fp8, 40 blocks, 14 GiB", "int8, 40 blocks, 14 GiB", "bf16, 40 blocks, 26.6 GiB")
-# From engine/forecast.py for RTX 4070, 4060, 4060 Ti 16 GB, 4090, 4070 SUPER and 4090, with 32 or 64 GB of RAM.
-RTX_4070 = plan((FP8, "sage_triton", "scaled_mm", "block"), (10.5, 11.0), (8.7, 26.0), seconds=90)
-RTX_4090 = plan((FP8, "sage_triton", "scaled_mm", "none"), (17.4, 23.0), (4.7, 26.0), seconds=32)
+# 32 or 64 GB of RAM, less what the system and ComfyUI take.
+RTX_4060 = ("RTX 4060", 7.3, 26.0)
+RTX_4060_TI = ("RTX 4060 Ti", 15.0, 26.0)
+RTX_4070 = ("RTX 4070", 11.0, 26.0)
+RTX_4090 = ("RTX 4090", 23.0, 26.0)
 PLANS = {
-    "lightx2v_text_to_video_480p": RTX_4070,
-    "lightx2v_with_native_nodes": RTX_4070,
-    "lightx2v_8gb_480p": plan((FP8, "sage_triton", "scaled_mm", "block"), (6.9, 7.3), (12.3, 26.0), seconds=173),
-    "lightx2v_16gb_720p": plan((FP8, "sage_triton", "scaled_mm", "block"), (14.5, 15.0), (10.3, 26.0), seconds=390),
-    "lightx2v_24gb_four_takes": RTX_4090 | {"seconds": 113},
-    "lightx2v_bf16_offload": plan((BF16, "sage_triton", "bf16", "block"), (10.1, 11.0), (22.7, 56.0), seconds=99),
-    "lightx2v_int8_q8_kernels": plan(
-        (INT8, "sage_triton", "int_triton", "block"), (10.5, 11.0), (8.7, 26.0), seconds=56
-    ),
-    "lightx2v_prompt_list": RTX_4090,
+    "lightx2v_text_to_video_480p": plan(RTX_4070),
+    "lightx2v_with_native_nodes": plan(RTX_4070),
+    "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),
+    "lightx2v_16gb_720p": plan(RTX_4060_TI, size=(1280, 720), tiling="on"),
+    "lightx2v_24gb_four_takes": plan(RTX_4090, batch=4),
+    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), scheme="bf16"),
+    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0), scheme="int8"),
+    "lightx2v_prompt_list": plan(RTX_4090),
 }
 
 
