@@ -6,7 +6,6 @@ The model is tiny but has enough blocks and width that copies and compute overla
 import gc
 import itertools
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +32,7 @@ from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.stages.denoise import denoise
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
+from slow_gpu import delay_attention, delay_copies, delayed
 
 pytestmark = pytest.mark.gpu
 
@@ -186,36 +186,20 @@ def test_streaming_has_no_race(mode, slow, compile):
     if slow == "compute":
         delay_blocks(transformer, SHORT_SLEEP)
     else:
-        streamed = transformer._loaded.conveyor.residence._rest
-        packed = streamed._home.packed
-
-        def slow_packed(*arguments):
-            with torch.cuda.stream(streamed._copies):
-                torch.cuda._sleep(SHORT_SLEEP)
-            return packed(*arguments)
-
-        streamed._home.packed = slow_packed
+        delay_copies(transformer._loaded.conveyor.residence._rest, SHORT_SLEEP)
     for _ in range(2):
         assert torch.equal(flow_of(transformer), expected)
 
 
 def delay_blocks(transformer, cycles):
     """Let the GPU sleep before each self-attention."""
-
-    def delayed(attend):
-        def slow_attention(*arguments, **named):
-            torch.cuda._sleep(cycles)
-            return attend(*arguments, **named)
-
-        return slow_attention
-
     loop = transformer._loaded.model.transformer_infer
     if hasattr(loop, "blocks"):
-        loop.blocks.kernels = replace(loop.blocks.kernels, attention=delayed(loop.blocks.kernels.attention))
+        delay_attention(loop.blocks, cycles)
         return
     for block in transformer._loaded.model.transformer_weights.blocks:
         operator = block.compute_phases[0].self_attn_1
-        operator.apply = delayed(operator.apply)
+        operator.apply = delayed(operator.apply, cycles)
 
 
 def test_without_page_locked_memory_the_result_is_the_same():

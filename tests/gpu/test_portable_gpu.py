@@ -7,7 +7,6 @@ import gc
 import itertools
 import logging
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ from lightx2v_pack.engine.logic.memory_plan import Placement
 from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
+from slow_gpu import delay_attention, delay_copies
 
 pytestmark = pytest.mark.gpu
 
@@ -163,18 +163,6 @@ def make(precision, mode="none", device=DEVICE, resident_blocks=0, pinned_limit_
     return transformer
 
 
-def delay_blocks(transformer, cycles):
-    """Let the GPU sleep before each self-attention."""
-    blocks = transformer._loaded.blocks
-    attend = blocks.kernels.attention
-
-    def slow_attention(q, k, v):
-        torch.cuda._sleep(cycles)
-        return attend(q, k, v)
-
-    blocks.kernels = replace(blocks.kernels, attention=slow_attention)
-
-
 def streamed_of(transformer):
     """Return what brings the blocks that are not resident."""
     return transformer._loaded.blocks.conveyor.residence._rest
@@ -254,17 +242,9 @@ def test_streaming_has_no_race(mode, slow):
     expected = flow_of(make("bf16"))
     transformer = make("bf16", mode)
     if slow == "compute":
-        delay_blocks(transformer, SHORT_SLEEP)
+        delay_attention(transformer._loaded.blocks, SHORT_SLEEP)
     else:
-        streamed = streamed_of(transformer)
-        packed = streamed._home.packed
-
-        def slow_packed(*arguments):
-            with torch.cuda.stream(streamed._copies):
-                torch.cuda._sleep(SHORT_SLEEP)
-            return packed(*arguments)
-
-        streamed._home.packed = slow_packed
+        delay_copies(streamed_of(transformer), SHORT_SLEEP)
     for _ in range(2):
         assert torch.equal(flow_of(transformer), expected)
 
@@ -273,7 +253,7 @@ def test_streaming_has_no_race(mode, slow):
 def test_cancel_stops_within_one_block(mode):
     transformer = make("bf16", mode)
     expected = flow_of(transformer)
-    delay_blocks(transformer, LONG_SLEEP)
+    delay_attention(transformer._loaded.blocks, LONG_SLEEP)
     start = time.perf_counter()
     flow_of(transformer)
     block_seconds = (time.perf_counter() - start) / SIZES.num_layers

@@ -17,6 +17,7 @@ from lightx2v_pack.engine.adapters.weights import open_weights
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.memory_plan import Placement
 from safetensors.torch import save_file
+from slow_gpu import delay_copies
 
 pytestmark = pytest.mark.gpu
 
@@ -101,14 +102,7 @@ def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resid
     units, conveyor = bring(mode, resident_blocks)
     streamed = conveyor.residence._rest
     if slow == "copies" and streamed:
-        packed = streamed._home.packed
-
-        def slow_packed(*arguments):
-            with torch.cuda.stream(streamed._copies):
-                torch.cuda._sleep(SLEEP)
-            return packed(*arguments)
-
-        streamed._home.packed = slow_packed
+        delay_copies(streamed, SLEEP)
     if slow == "reads":
         read = reading._read_file
         monkeypatch.setattr(reading, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))
@@ -141,15 +135,20 @@ def test_copies_run_beside_compute(bring, files):
     assert streamed_seconds < 1.1 * (time.perf_counter() - start)
 
 
+def requested_bytes():
+    """Return what is allocated, without what torch adds where it does not split a block of its cache."""
+    return torch.cuda.memory_stats()["requested_bytes.all.current"]
+
+
 @pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
 def test_closing_gives_all_memory_back(bring, files, mode, resident_blocks):
     gc.collect()
-    before, locked = torch.cuda.memory_allocated(), locked_bytes()
+    before, requested, locked = torch.cuda.memory_allocated(), requested_bytes(), locked_bytes()
     units, conveyor = bring(mode, resident_blocks)
     sizes = [unit.num_bytes for unit in units if mode != "none" and unit.block >= resident_blocks]
     held = sum(unit.num_bytes for unit in units) - sum(sizes)
     slots = min(2, len(sizes)) * max(sizes, default=0)
-    assert torch.cuda.memory_allocated() - before <= held + slots + 2**20
+    assert requested_bytes() - requested <= held + slots + 2**10
     run_pass(units, conveyor, files)
     conveyor.close()
     gc.collect()
