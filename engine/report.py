@@ -64,10 +64,11 @@ class StageRecord:
 def measure(stage: str) -> Iterator[StageRecord]:
     """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
     record = StageRecord(stage=stage)
-    has_cuda = system.compute_device().type == "cuda"
+    device = system.compute_device()
+    # What earlier stages left in caches is not of this stage.
+    system.release_memory(device)
+    has_cuda = device.type == "cuda"
     if has_cuda:
-        # What earlier stages left in torch's cache is not of this stage.
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     process = psutil.Process()
     done = threading.Event()

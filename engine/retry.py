@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from .adapters.system import compute_device, release_memory
 from .errors import NothingFitsError
 from .handles import unload_others
 
@@ -104,6 +105,5 @@ def _try(attempt: Callable[[Plan], Result], plan: Plan) -> Result | _OutOfMemory
         cause = cause.__cause__ or cause.__context__
     unload_others()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory(compute_device())
     return failed

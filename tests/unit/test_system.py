@@ -1,9 +1,12 @@
 """What the machine has: RAM of a container, and how much may be page-locked."""
 
+import ctypes
+import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from lightx2v_pack.engine.adapters import system
 from lightx2v_pack.engine.constants import GIB
 
@@ -63,3 +66,28 @@ def test_the_cpu_can_be_chosen_although_there_is_a_gpu(monkeypatch):
     system.use_cpu_only()
     assert system.compute_device() == torch.device("cpu")
     assert system.free_vram_bytes() is None
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="this C library has no malloc_trim",
+)
+def test_freed_memory_goes_back_to_the_system():
+    """Small blocks that were freed below one in use stay with the process until it is asked for them."""
+
+    def resident():
+        return psutil.Process().memory_info().rss
+
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    blocks = [library.malloc(64_000) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64_000)
+    for block in blocks[:-1]:
+        library.free(block)
+    held = resident()
+    system.release_memory(torch.device("cpu"))
+    given_back = held - resident()
+    library.free(blocks[-1])
+    assert given_back > 50e6

@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from ...logic.checkpoint_formats import WanArchitecture
 from ..streaming import Conveyor, Unit
+from ..system import release_memory
 from .kernels import Inputs, Kernels, Weights
 from .ops import Rotary
-from .workspace import Workspace, release_memory
+from .workspace import Workspace
 
 EPS = 1e-6
 # Keys and values of a prompt of so many rows at most are kept for all blocks: 105 MiB at 40 blocks of width 5120.

@@ -14,6 +14,7 @@ from ...settings import EngineSettings
 from ..kernels.attention import Attention, SelfAttention, fits_in_place, sdpa, select_attention, select_in_place
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear, select_matmul
 from ..kernels.widen import widen
+from ..system import release_memory
 from . import ops_torch
 from .ops import Ops, Rotary
 from .select import select_ops
@@ -110,6 +111,8 @@ def select_kernels(scheme: str, sizes: WanArchitecture, settings: EngineSettings
         matmul = "dequantize"
     else:
         matmul = select_matmul(scheme, device, is_fused=is_fused)
+    # The trial runs compiled; what that took shall not come on top of the weights.
+    release_memory(device)
     return Kernels(
         ops=ops,
         multiply=functools.partial(linear, backend=matmul),

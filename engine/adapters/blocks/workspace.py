@@ -89,9 +89,3 @@ def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantised: torch.dtype
     inputs = taker.take(count, ffn_dim, quantised) if quantised else wide
     scales = taker.take(count, 1, torch.float32) if quantised else None
     return Chunk(rows, wide, inputs, scales)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give what torch's allocator holds and nothing uses back to the system."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

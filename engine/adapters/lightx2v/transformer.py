@@ -17,10 +17,9 @@ from ...logic.memory_plan import Placement
 from ...settings import EngineSettings
 from ..blocks.block import Blocks
 from ..blocks.kernels import Kernels, select_kernels
-from ..blocks.workspace import release_memory
 from ..checkpoint import TransformerCheckpoint
 from ..streaming import Conveyor, load_tensors, make_units, settle
-from ..system import compute_device
+from ..system import compute_device, release_memory
 from . import bootstrap
 from .config import build_config
 

@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from ...interfaces import Hooks
 from ...logic.checkpoint_formats import VaeFormat, detect_vae
 from ...logic.tae_format import detect_tae
-from ..system import compute_device
+from ..system import compute_device, release_memory
 from ..weights import open_weights
 from . import bootstrap
 
@@ -69,8 +69,7 @@ class LightX2VVideoDecoder:
 
     def unload(self) -> None:
         self._vae = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self._device)
 
     def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
         """Return the latents [16, T, h, w]: LightX2V's decoders have no part of their own for the whole picture."""

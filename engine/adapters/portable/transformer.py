@@ -19,10 +19,9 @@ from ..blocks.block import Blocks
 from ..blocks.kernels import select_kernels
 from ..blocks.ops import Rotary
 from ..blocks.patches import Grid, embed_patches, grid_of
-from ..blocks.workspace import release_memory
 from ..checkpoint import TransformerCheckpoint
 from ..streaming import load_tensors, make_units, settle
-from ..system import compute_device
+from ..system import compute_device, release_memory
 from . import stem
 
 

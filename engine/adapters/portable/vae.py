@@ -78,8 +78,7 @@ class PortableVideoDecoder:
 
     def unload(self) -> None:
         self._network = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        system.release_memory(self._device)
 
     def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
         """Return features [channels, T, h, w] on `device`: the part of the decode that needs the whole picture."""
