@@ -53,12 +53,16 @@ class TransformerCheckpoint:
         """Bytes of all tensors, as they are computed with."""
         return sum(spec.num_bytes for spec in self.specs)
 
-    def read(self, spec: TensorSpec) -> torch.Tensor:
-        """Return a CPU tensor of the spec's dtype and shape; mapped where nothing had to change."""
-        stored = self._weights[self._stored_names[spec.name]].to(spec.dtype)
+    def read(self, spec: TensorSpec, elements: slice | None = None) -> torch.Tensor:
+        """Return a CPU tensor of the spec's dtype and shape, mapped where nothing had to change.
+
+        Args:
+            elements: those to return instead, flat, in the dtype of the file.
+        """
+        stored = self._weights[self._stored_names[spec.name]]
         if spec.name.endswith(_SCALE):
-            return stored.reshape(-1, 1).expand(spec.shape).contiguous()
-        return stored
+            stored = stored.reshape(-1, 1).expand(spec.shape).contiguous()
+        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
 
     def location(self, spec: TensorSpec) -> FileRange | None:
         """Return where in a file the tensor's bytes lie as they are needed; None where `read` changes them."""

@@ -50,8 +50,9 @@ class Files:
         self.specs = [TensorSpec(n, dtypes.get(t.dtype, t.dtype), t.shape) for n, t in self.tensors.items()]
         self.expected = {spec.name: self.tensors[spec.name].to(spec.dtype).to(DEVICE) for spec in self.specs}
 
-    def read(self, spec):
-        return self.weights[spec.name].to(spec.dtype)
+    def read(self, spec, elements=None):
+        stored = self.weights[spec.name]
+        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
 
     def location(self, spec):
         return self.weights.location(spec.name, spec.dtype)

@@ -94,8 +94,9 @@ class DictSource:
     def __init__(self, tensors):
         self._tensors = tensors
 
-    def read(self, spec):
-        return self._tensors[spec.name]
+    def read(self, spec, elements=None):
+        tensor = self._tensors[spec.name]
+        return tensor if elements is None else tensor.flatten()[elements]
 
     def location(self, spec):
         return None

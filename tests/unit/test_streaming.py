@@ -70,9 +70,10 @@ class Files:
         self.specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in self.expected.items()]
         self.converted = []
 
-    def read(self, spec):
-        self.converted.append(spec.name)
-        return self.weights[spec.name].to(spec.dtype)
+    def read(self, spec, elements=None):
+        stored = self.weights[spec.name]
+        self.converted.append((spec.name, stored.numel() if elements is None else elements.stop - elements.start))
+        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
 
     def location(self, spec):
         return self.weights.location(spec.name, spec.dtype)
@@ -298,6 +299,18 @@ def tensors_in_place(files):
     return sum(files.location(spec) is not None for spec in files.units()[0].specs.values())
 
 
+@pytest.mark.parametrize("mode", ["none", "block", "disk"])
+def test_what_must_be_converted_is_converted_in_pieces(bring, files, monkeypatch, mode):
+    """A checkpoint in FP32 takes no more RAM on its way than one in BF16."""
+    monkeypatch.setattr(reading, "_PIECE_BYTES", 4)
+    conveyor = bring(files, mode)
+    check_pass(conveyor, files)
+    # Of norm3: five numbers of float64, wanted in bfloat16.
+    pieces = [count for name, count in files.converted if name == "blocks.0.norm3.weight"]
+    assert pieces[:3] == [2, 2, 1]
+    assert all(count <= 2 for _, count in files.converted)
+
+
 def test_disk_reads_the_next_unit_by_itself_while_one_computes(bring, files, reads):
     conveyor = bring(files, "disk")
     assert not reads
@@ -480,7 +493,8 @@ def test_a_file_that_went_is_named_and_the_pass_after_its_return_works(bring, fi
 
 def test_only_what_must_be_converted_is_mapped(bring, files):
     bring(files, "block", resident_blocks=2)
-    assert sorted(files.converted) == sorted(name for name in files.expected if name.endswith("norm3.weight"))
+    converted = sorted(name for name, _ in files.converted)
+    assert converted == sorted(name for name in files.expected if name.endswith("norm3.weight"))
     assert not files.weights._open
 
 

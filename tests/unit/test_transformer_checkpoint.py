@@ -55,6 +55,15 @@ def test_bytes_lie_where_it_says(layout):
     assert num_found >= 20
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_part_of_a_tensor_is_what_the_whole_has_there(layout):
+    checkpoint = open_checkpoint(layout, float32=r"^blocks\.\d+\.modulation$")
+    for spec in checkpoint.specs:
+        whole = checkpoint.read(spec).flatten()
+        part = checkpoint.read(spec, slice(3, 10))
+        assert torch.equal(part.to(spec.dtype).float(), whole[3:10].float())
+
+
 def test_what_must_be_changed_has_no_place():
     checkpoint = open_checkpoint("comfy", float32=r"^blocks\.\d+\.modulation$")
     places = {spec.name: checkpoint.location(spec) for spec in checkpoint.specs}

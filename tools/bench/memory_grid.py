@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...engine import engines, handles
-from ...engine.adapters.system import compute_device
+from ...engine.adapters.system import compute_device, release_memory
 from ...engine.constants import GIB, TEXT_ROWS
 from ...engine.errors import LightX2VError
 from ...engine.interfaces import Hooks, Transformer
@@ -59,7 +59,9 @@ def measure_grid(arguments: argparse.Namespace, started: float) -> Iterator[dict
         files = resolve_transformer(shared_weights(arguments, precision, device))
         placement = placements(arguments.layers)[name]
         settings = EngineSettings(engine=arguments.engine)
-        base_ram = base_ram or machine_limits.own_ram_bytes()
+        if not base_ram:
+            clean_up(device)  # after the weights were written
+            base_ram = machine_limits.own_ram_bytes()
         engine = engines.build_transformer(files, settings, placement)
         try:
             for number, (width, height, frames) in enumerate(grid_sizes(arguments, name)):
@@ -157,5 +159,4 @@ def reset_peak(device: torch.device) -> None:
 
 def clean_up(device: torch.device) -> None:
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(device)

@@ -50,15 +50,17 @@ def embed_text(rows: torch.Tensor, w: Weights) -> torch.Tensor:
 def rotary_of(grid: Grid, head_dim: int, device: torch.device) -> Rotary:
     """Return cosines and sines [N, head_dim / 2] of the tokens' positions: pairs for time, then height, then width."""
     spatial = 2 * (head_dim // 6)
-    axes = []
+    cosines: list[torch.Tensor] = []
+    sines: list[torch.Tensor] = []
     for axis, (length, size) in enumerate(zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)):
         frequencies = _THETA ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
         angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
         shape = [1, 1, 1, size // 2]
         shape[axis] = length
-        axes.append(angles.view(shape).expand(*grid, -1))
-    angles = torch.cat(axes, dim=-1).flatten(0, 2)
-    return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
+        # Only on the device they become as many as there are tokens.
+        for parts, values in ((cosines, angles.cos()), (sines, angles.sin())):
+            parts.append(values.float().to(device).view(shape).expand(*grid, -1))
+    return Rotary(torch.cat(cosines, dim=-1).flatten(0, 2), torch.cat(sines, dim=-1).flatten(0, 2))
 
 
 def project_head(

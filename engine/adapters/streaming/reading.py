@@ -1,7 +1,7 @@
 """Brings tensors from their files to buffers in RAM or on the device, on several threads.
 
 What is stored as it is needed is read straight from the file into its place, without a mapping; the rest goes through
-`Source.read`. Reads, conversions and page-locking all run without Python's lock.
+`Source.read`, a piece at a time. Reads, conversions and page-locking all run without Python's lock.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Piece:
     offset: int
     """Where it begins in the unit's buffer."""
     num_bytes: int
-    place: FileRange | None
-    """Where it lies in a file; None for a whole tensor that must be converted."""
+    place: FileRange | slice
+    """Where it lies in a file; or which elements of the tensor it is, where they must be converted."""
 
     def write(self, source: Source, memory: torch.Tensor) -> None:
         """Write the piece to its CPU memory uint8 [num_bytes]."""
-        if self.place is None:
-            memory.view(self.spec.dtype).view(self.spec.shape).copy_(source.read(self.spec))
-        else:
+        if isinstance(self.place, FileRange):
             _read_file(self.place, memory)
+        else:
+            memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
 
 
 class Fill:
@@ -123,10 +123,6 @@ class _Ring:
         """Bring every num_parts-th piece of a unit to its device memory. A job for a reader."""
         for piece in reader.pieces(unit, part, num_parts):
             memory = target[piece.offset : piece.offset + piece.num_bytes]
-            if piece.place is None:
-                with self._streams.stream(self._stream):
-                    memory.view(piece.spec.dtype).view(piece.spec.shape).copy_(source.read(piece.spec))
-                continue
             chunk, copied = self._free.get()
             try:
                 copied.synchronize()
@@ -230,17 +226,16 @@ def _run(job: Callable[[], None]) -> None:
 
 
 def _cut(unit: Unit, source: Source) -> list[Piece]:
-    """Return a unit's tensors, large ones in several pieces where they can be read as they are."""
+    """Return a unit's tensors, large ones in several pieces."""
     pieces = []
     for name, spec in unit.specs.items():
-        start = unit.offsets[name]
-        place = source.location(spec)
-        if place is None:
-            pieces.append(Piece(spec, start, spec.num_bytes, None))
-            continue
+        place, width = source.location(spec), spec.dtype.itemsize
         for offset in range(0, spec.num_bytes, _PIECE_BYTES):
             size = min(_PIECE_BYTES, spec.num_bytes - offset)
-            pieces.append(Piece(spec, start + offset, size, FileRange(place.path, place.offset + offset, size)))
+            part: FileRange | slice = slice(offset // width, (offset + size) // width)
+            if place is not None:
+                part = FileRange(place.path, place.offset + offset, size)
+            pieces.append(Piece(spec, unit.offsets[name] + offset, size, part))
     return pieces
 
 

@@ -32,8 +32,12 @@ class TensorSpec:
 class Source(Protocol):
     """Where the weights come from. Threads call it side by side."""
 
-    def read(self, spec: TensorSpec) -> torch.Tensor:
-        """Return a parameter on the CPU, in its final dtype; mapped from the file where nothing had to change."""
+    def read(self, spec: TensorSpec, elements: slice | None = None) -> torch.Tensor:
+        """Return a parameter on the CPU, in its final dtype; mapped from the file where nothing had to change.
+
+        Args:
+            elements: those of the flattened parameter to return, flat, in the dtype of the file; None is all of it.
+        """
 
     def location(self, spec: TensorSpec) -> FileRange | None:
         """Return where in a file the parameter's bytes lie as they are needed; None where `read` changes them."""
