@@ -115,9 +115,10 @@ def encode_text(
             host.claim(handle, 0)
         try:
             with measure("load_text_encoder") as loading:
+                loading.expect(need, held())
                 encoder = handle.acquire(place, hooks)
             with measure("encode") as encoding:
-                encoding.expect(need, held())
+                encoding.expect(need, held() + need)  # loading has read the weights
                 rows = encode_prompt(encoder, text, hooks)
                 encoding.details = encoder.describe()
         finally:

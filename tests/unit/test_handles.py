@@ -17,7 +17,7 @@ from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareErro
 from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
-from lightx2v_pack.engine.logic.memory_needs import RAM_FIXED_BYTES
+from lightx2v_pack.engine.logic.memory_needs import RAM_FIXED_BYTES, Need
 from lightx2v_pack.engine.logic.memory_plan import Budget, HostPolicy
 from lightx2v_pack.engine.logic.support import Machine
 from lightx2v_pack.engine.logic.tae_format import TaeFormat
@@ -71,6 +71,16 @@ def test_weights_go_with_the_last_reference_at_once():
 def test_the_text_encoder_is_gone_after_encoding(loaded):
     pipeline.encode_text(loaded.text_encoder, "a red fox", hooks=Hooks())
     assert not loaded.text_encoder.is_loaded
+
+
+def test_what_the_text_encoder_holds_is_predicted_once(loaded, monkeypatch):
+    """Its weights lie in RAM before the stage `encode` begins."""
+    monkeypatch.setattr(pipeline, "encoding_need", lambda num_bytes, device: Need(vram=0, ram=100 * GIB))
+    rows = pipeline.encode_text(loaded.text_encoder, "a red fox", hooks=Hooks())
+    loading, encoding = pipeline.report_of(rows)["stages"]
+    assert (loading["stage"], encoding["stage"]) == ("load_text_encoder", "encode")
+    assert 100 * GIB < loading["predicted_ram_bytes"] < 110 * GIB
+    assert encoding["predicted_ram_bytes"] < 10 * GIB
 
 
 def test_room_is_made_by_unloading_the_others(loaded):
