@@ -56,8 +56,12 @@ function asMarkdown(report) {
     ].join("\n");
 }
 
-function table(rows, alignments) {
-    const cell = (text, index) => element("td", { style: { padding: "1px 6px 1px 0", textAlign: alignments[index], verticalAlign: "top", whiteSpace: index ? "normal" : "nowrap" } }, text);
+/** A table whose columns are [textAlign, whiteSpace] each. */
+function table(rows, columns) {
+    const cell = (text, index) => {
+        const [textAlign, whiteSpace] = columns[index];
+        return element("td", { style: { padding: "1px 6px 1px 0", textAlign, whiteSpace, verticalAlign: "top" } }, text);
+    };
     return element(
         "table",
         { style: { borderCollapse: "collapse", width: "100%" } },
@@ -74,8 +78,8 @@ function show(content, text) {
             copyButton("Copy as Markdown", () => asMarkdown(report)),
             copyButton("Copy as JSON", () => text),
         ),
-        table([["stage", "time", "peak RAM", "peak VRAM"], ...stageRows(report)], ["left", "right", "right", "right"]),
-        table(factRows(report), ["left", "left"]),
+        table([["stage", "time", "peak RAM", "peak VRAM"], ...stageRows(report)], [["left", "nowrap"], ["right", "nowrap"], ["right", "normal"], ["right", "normal"]]),
+        table(factRows(report), [["left", "nowrap"], ["left", "normal"]]),
     );
 }
 
