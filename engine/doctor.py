@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from .logic.support import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Machine,
 OK, WARN, MISSING = "ok", "warn", "missing"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
 _CHECKPOINT_GIB = 24
-# Below this, the text encoder alone (6.5 GiB in 8 bits) and the streamed blocks do not fit side by side with a system.
-_RAM_GIB = 16
+# With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
+_RAM_GIB = 12
 _INSTALL_REQUIREMENTS = "Run in the pack's folder: python -m pip install -r requirements.txt"
 _DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
 # Name, distribution, and the back end that needs it, whose row knows the rest.
@@ -41,6 +41,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
     ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
+_OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -151,6 +152,8 @@ def _examine_lightx2v(machine: Machine) -> Item:
         return Item(name="LightX2V", state=OK, found=f"{version}{used}")
     if machine.capability is None:
         return Item(name="LightX2V", state=OK, found="not installed; not needed without a CUDA card")
+    if bootstrap.missing_packages():
+        return Item(name="LightX2V", state=OK, found="not installed; not needed for speed: the kernels are the same")
     found, _, remedy = problem.partition(" Run: ")
     return Item(
         name="LightX2V",
@@ -175,6 +178,9 @@ def _examine_speed(label: str, package: str, row: Backend, machine: Machine) -> 
     if problem is None:
         return Item(name=label, state=OK, found=str(version))
     if version is None and f"{name} is not installed" in problem:
+        reason = _why_not_needed(row, machine)
+        if reason:
+            return Item(name=label, state=OK, found=f"not installed; not needed: {reason}")
         return Item(
             name=label, state=WARN, found="not installed; this card would be faster with it", remedy=row.install
         )
@@ -183,12 +189,22 @@ def _examine_speed(label: str, package: str, row: Backend, machine: Machine) -> 
     return Item(name=label, state=WARN if is_broken else OK, found=found, remedy=row.install if is_broken else "")
 
 
+def _why_not_needed(row: Backend, machine: Machine) -> str:
+    """Return why a card that could use a back end's package gains nothing from it, or ""."""
+    if row in MATMUL_BACKENDS:
+        return "only LightX2V's own compute (compile off) uses it"
+    with_triton = replace(machine, packages={**machine.packages, "triton": _OWN_ATTENTION.min_version})
+    if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
+        return "the pack's own attention runs on this card"
+    return ""
+
+
 def _examine_ram() -> Item:
     memory = psutil.virtual_memory()
     found = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
     remedy = ""
     if memory.available < _RAM_GIB * GIB:
-        remedy = "Close other programs, or set LightX2V Offload to disk: then blocks need no RAM."
+        remedy = "Close other programs; where RAM is short, offload auto reads the blocks from the drive."
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 

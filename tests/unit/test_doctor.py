@@ -83,12 +83,16 @@ def speed_item(label, **facts):
     ("label", "facts", "state", "found"),
     [
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
-        ("SageAttention", {"capability": (9, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (8, 6)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (12, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (8, 9)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "1.0.6"}}, "ok", "2 or newer"),
-        ("q8_kernels", {"capability": (8, 9)}, "warn", "this card would be faster with it"),
+        ("q8_kernels", {"capability": (8, 9)}, "ok", "not needed: only LightX2V's own compute (compile off) uses it"),
         ("q8_kernels", {"capability": (9, 0)}, "ok", "needs compute capability 8.9"),
-        ("sgl-kernel", {"capability": (9, 0)}, "warn", "this card would be faster with it"),
+        ("sgl-kernel", {"capability": (9, 0)}, "ok", "not needed: only LightX2V's own compute (compile off) uses it"),
+        ("Triton", {"capability": (8, 9)}, "warn", "not installed; this card would be faster with it"),
         ("sgl-kernel", {}, "ok", "there is no CUDA device"),
         ("Triton", {"capability": (9, 0), "packages": {"triton": "3.6.0"}}, "ok", "3.6.0"),
         ("Triton", {"capability": (8, 6), "packages": {"triton": "2.3.1"}}, "ok", "needs triton 3 or newer"),
@@ -113,4 +117,4 @@ def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     dotted = ".".join(map(str, capability))
     assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
     assert items["Checkpoints"].state == "missing"
-    assert items["LightX2V"].state == "warn" and items["LightX2V"].remedy.startswith("pip install")
+    assert items["LightX2V"].state == "ok" and "not installed; not needed for speed" in items["LightX2V"].found

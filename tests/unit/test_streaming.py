@@ -307,7 +307,7 @@ def test_what_must_be_converted_is_converted_in_pieces(bring, files, monkeypatch
     check_pass(conveyor, files)
     # Of norm3: five numbers of float64, wanted in bfloat16.
     pieces = [count for name, count in files.converted if name == "blocks.0.norm3.weight"]
-    assert pieces[:3] == [2, 2, 1]
+    assert sorted(pieces[:3]) == [1, 2, 2]  # in whatever order the threads came to them
     assert all(count <= 2 for _, count in files.converted)
 
 

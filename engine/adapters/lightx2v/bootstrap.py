@@ -70,12 +70,18 @@ NEEDED = {
 _lock = threading.Lock()
 
 
+def missing_packages() -> list[str]:
+    """Return which of LightX2V's two packages are not installed. Runs nothing of them."""
+    if "lightx2v" in sys.modules:
+        return []
+    return [name for name in ("lightx2v", "lightx2v_platform") if importlib.util.find_spec(name) is None]
+
+
 def unavailable_reason() -> str | None:
     """Return a sentence that says why LightX2V cannot be imported here and what to do, or None. Runs nothing of it."""
-    if "lightx2v" not in sys.modules:
-        missing = [name for name in ("lightx2v", "lightx2v_platform") if importlib.util.find_spec(name) is None]
-        if missing:
-            return f"LightX2V is not installed ({missing[0]} was not found). Run: {INSTALL}"
+    missing = missing_packages()
+    if missing:
+        return f"LightX2V is not installed ({missing[0]} was not found). Run: {INSTALL}"
     packages = [
         pip_name
         for name, pip_name in DEPENDENCIES.items()

@@ -51,7 +51,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
         rank=60,
         package="sgl_kernel",
         min_capability=(8, 9),
-        install="pip install sgl-kernel",
+        install="pip install --no-deps sgl-kernel",
     ),
     Backend(
         name="vllm",
