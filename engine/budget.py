@@ -49,10 +49,12 @@ def find_budget(policy: HostPolicy, vram_budget_gib: float, held: Need, *, other
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     staying = 0 if others_leave else max(allocated - held.vram, 0)
     left_to_others = policy.reserved_vram_bytes or (_WINDOWS_RESERVE_BYTES if sys.platform == "win32" else 0)
-    limits = [free + reserved - left_to_others, int(total * _memory_fraction())]
+    limits = {"--reserve-vram" if policy.reserved_vram_bytes else "": free + reserved - left_to_others}
+    limits["the share that torch was allowed"] = int(total * _memory_fraction())
     if vram_budget_gib:
-        limits.append(int(vram_budget_gib * GIB))
-    return Budget(vram=max(min(limits) - staying, 0), ram=ram)
+        limits["vram_budget_gib of LightX2V Offload"] = int(vram_budget_gib * GIB)
+    name, vram = min(limits.items(), key=lambda item: item[1])
+    return Budget(vram=max(vram - staying, 0), ram=ram, vram_limit=name)
 
 
 def _memory_fraction() -> float:

@@ -216,15 +216,14 @@ def decode(
 
     Raises:
         ValueError: wrong shape of `samples`.
+        NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     host = host or Host()
-    expected = handle.plan(samples.shape, tiling, host)
-    host.claim(handle, expected.need.vram - (held(without=handle).vram if expected.weights_stay else 0))
-    plan = handle.plan(samples.shape, tiling, host, others_leave=False)
+    plan = _plan_decoding(handle, samples.shape, tiling, host)
 
     def run(plan: DecodePlan) -> torch.Tensor:
         if not plan.weights_stay:
@@ -234,10 +233,12 @@ def decode(
         with measure("decode") as decoding:
             decoding.expect(plan.need, held())
             latents = normalise(samples.float())
-            frames = [decode_video(decoder, clip, tile=plan.tile, hooks=hooks) for clip in latents]
+            num_frames, height, width = shapes.video_shape(samples.shape)
+            video = torch.empty(len(samples), num_frames, height, width, 3)
+            for clip, frames in zip(latents, video, strict=True):
+                decode_video(decoder, clip, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
             decoding.details = {"tiled": plan.tile is not None, **decoder.describe()}
-        video = frames[0] if len(frames) == 1 else torch.cat(frames)
-        return attach(video, records_of(samples), [loading, decoding])
+        return attach(video.flatten(0, 1), records_of(samples), [loading, decoding])
 
     return run_with_retry(
         "decoding", run, plan, lambda: handle.plan(samples.shape, tiling, host, others_leave=False, failed=plan),
@@ -310,6 +311,21 @@ def _sampling_facts(settings: SamplingSettings, sigmas: tuple[float, ...], sampl
         "shift": settings.shift,
         "sigmas": [round(sigma, 6) for sigma in sigmas],
     }
+
+
+def _plan_decoding(handle: VaeHandle, samples_shape: torch.Size, tiling: str, host: Host) -> DecodePlan:
+    """Plan beside what the host holds; ask it for room only where the plan is better without.
+
+    A host may unload more than it is asked to, the transformer among it, which the next prompt would load again.
+    """
+    plan = handle.plan(samples_shape, tiling, host, others_leave=False)
+    wanted = handle.plan(samples_shape, tiling, host)
+    if plan.weights_stay and plan.tile == wanted.tile:
+        host.claim(handle, 0)
+        return plan
+    beside = held(without=handle).vram if wanted.weights_stay else 0
+    host.claim(handle, max(wanted.need.vram - beside - handle.num_bytes, 0))
+    return handle.plan(samples_shape, tiling, host, others_leave=False)
 
 
 def _plan_sampling(handle: TransformerHandle, samples_shape: torch.Size, host: Host) -> MemoryPlan:

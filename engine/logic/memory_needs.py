@@ -100,6 +100,8 @@ class Budget:
     vram: int | None
     """Bytes that torch may reserve in all; None without a GPU."""
     ram: int
+    vram_limit: str = ""
+    """What keeps `vram` below what is free, for messages; "" for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,16 +184,22 @@ def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
 
 
 def decoding_need(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
-    """Return what decoding takes beside other weights; the clips of a batch are there twice when they are joined."""
+    """Return what decoding takes beside other weights: the decoder, and the frames of all clips in RAM."""
     decoder = decoder_bytes(sizes, tile, on_gpu=on_gpu)
-    frame = sizes.height * sizes.width * 3 * 4
-    frames = sizes.batch * sizes.num_frames * frame * (1 if sizes.batch == 1 else 2)
+    frames = sizes.batch * sizes.num_frames * _frame_bytes(sizes)
     held = beside or Need(vram=0, ram=0)
     if on_gpu:
-        # torch rounds page-locked memory up to a power of two.
-        chunk = 1 << (_CHUNK_FRAMES * frame - 1).bit_length()
-        return Need(vram=held.vram + decoder, ram=held.ram + frames + 2 * chunk)
+        return Need(vram=held.vram + decoder, ram=held.ram + frames + copied_frames_bytes(sizes))
     return Need(vram=0, ram=held.ram + frames + decoder)
+
+
+def copied_frames_bytes(sizes: ClipSizes) -> int:
+    """Return the RAM through which frames come from the GPU; torch rounds it up to a power of two if page-locked."""
+    return 2 << (_CHUNK_FRAMES * _frame_bytes(sizes) - 1).bit_length()
+
+
+def _frame_bytes(sizes: ClipSizes) -> int:
+    return sizes.height * sizes.width * 3 * 4
 
 
 def decoder_bytes(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool = True) -> int:

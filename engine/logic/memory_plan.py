@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from ..constants import GIB
 from ..errors import NothingFitsError
@@ -17,6 +17,7 @@ from .memory_needs import (
     Need,
     Placement,
     Sizes,
+    copied_frames_bytes,
     decoding_need,
     encoding_need,
     loading_need,
@@ -37,6 +38,8 @@ __all__ = [
     "plan_decode",
     "plan_run",
 ]
+
+Clip = TypeVar("Clip", bound=ClipSizes)
 
 # A whole decode, and tiles from the fastest to the one that takes least.
 _TILES = (None, Tile(), Tile(size=48), Tile(size=32))
@@ -87,6 +90,8 @@ class DecodePlan:
     weights_stay: bool
     """Whether what other handles hold may stay meanwhile."""
     need: Need
+    pins_frames: bool = True
+    """Whether frames come from the GPU through page-locked RAM."""
 
     def __str__(self) -> str:
         return f"decode tiled {self.tile.size}" if self.tile else "decode whole"
@@ -139,7 +144,8 @@ def plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
     then by phases; from disk where RAM is short. A named mode keeps the fewest blocks resident for which there is RAM.
 
     Raises:
-        NothingFitsError: no mode that may be taken has room for this clip; says what each would need.
+        NothingFitsError: no mode that may be taken has room for this clip, or RAM for its frames; says what each would
+            need.
     """
     groups = _fitting(sizes, budget, wish)
     placement = _choose(sizes, budget, groups, _tiles(wish)) if groups else None
@@ -169,26 +175,33 @@ def plan_decode(
     margin: float = 1.0,
     below: DecodePlan | None = None,
 ) -> DecodePlan:
-    """Choose how to decode, and whether what is `held` may stay beside it; the least is taken where nothing fits.
+    """Choose how to decode, and whether what is `held` may stay beside it; where no tile fits VRAM, the least is taken.
 
     Args:
         sizes, budget, wish: what is to be run, what there is, and what was chosen.
         held: by weights that are loaded and not needed for the decode.
         margin: share of the usual margins.
         below: the plan that ran out of memory; the next smaller tile is taken then.
+
+    Raises:
+        NothingFitsError: there is not the RAM for the frames.
     """
+    if not _has_ram_for_frames(sizes, budget, wish):
+        raise NothingFitsError(_explain_frames(sizes, budget, wish))
     tiles, on_gpu = _tiles(wish), budget.vram is not None
+    limit = _pinned_limit(wish)
+    pins_frames = limit is None or copied_frames_bytes(sizes) <= limit
     if below is not None:
         tiles = tiles[min(tiles.index(below.tile) + 1, len(tiles) - 1) :]
     for tile in tiles[:_NUM_GOOD_TILES] if below is None else ():
         need = decoding_need(sizes, tile, on_gpu=on_gpu, beside=held)
         if need.fits(budget, margin):
-            return DecodePlan(tile=tile, weights_stay=True, need=need)
+            return DecodePlan(tile=tile, weights_stay=True, need=need, pins_frames=pins_frames)
     needs = {tile: decoding_need(sizes, tile, on_gpu=on_gpu) for tile in tiles}
     # On a GPU no tile takes less RAM than another.
     fits = Need.fits_vram if on_gpu else Need.fits
     tile = next((tile for tile, need in needs.items() if fits(need, budget, margin)), tiles[-1])
-    return DecodePlan(tile=tile, weights_stay=False, need=needs[tile])
+    return DecodePlan(tile=tile, weights_stay=False, need=needs[tile], pins_frames=pins_frames)
 
 
 def retry_wish(wish: Wish, failed: Need) -> Wish:
@@ -205,6 +218,7 @@ def _fitting(sizes: Sizes, budget: Budget, wish: Wish) -> list[list[Placement]]:
     groups = [[each for each in group if need_of(each).fits(budget)] for group in _allowed(sizes, wish)]
     if wish.failed is not None:
         limit = int(wish.failed.vram * _RETRY_SHARE)
+        # Also where it is the one that failed: meanwhile everything else has left.
         least = [min(chain(*groups), key=lambda each: need_of(each).vram)] if any(groups) else []
         groups = [[each for each in group if need_of(each).vram <= limit] for group in groups]
         groups.append(least)
@@ -219,7 +233,7 @@ def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
     estimate.py gives an RTX 4060, 8 GiB, 37 s a step at 832x480x81. Block would read all of it anew before every run,
     with nothing to compute meanwhile. RAM that is left over caches the files.
     """
-    limits = [limit for limit in (wish.pinned_limit_bytes, wish.policy.pinned_limit_bytes) if limit is not None]
+    limit = _pinned_limit(wish)
     fewest_first = range(sizes.weights.num_blocks)
     most_first = fewest_first[::-1]
     by_preference: dict[str, dict[str, Sequence[int]]] = {
@@ -231,9 +245,14 @@ def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
     if wish.mode != "auto":
         modes = {wish.mode: (0,) if wish.mode == "none" else fewest_first}
     return [
-        [Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=min(limits, default=None)) for count in counts]
+        [Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=limit) for count in counts]
         for mode, counts in modes.items()
     ]
+
+
+def _pinned_limit(wish: Wish) -> int | None:
+    limits = (wish.pinned_limit_bytes, wish.policy.pinned_limit_bytes)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _tiles(wish: Wish) -> Sequence[Tile | None]:
@@ -281,10 +300,11 @@ def _explain(sizes: Sizes, budget: Budget, wish: Wish) -> str:
     on_gpu = budget.vram is not None
     needs = {mode: sampling_need(sizes, Placement(mode=mode), on_gpu=on_gpu) for mode in modes}
     there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
+    bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
     lines = [
         f"{cause} for {_size(sizes)} in {sizes.scheme.upper()}. Needed, beside a margin:",
         *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
-        f"There are {there}.",
+        f"There are {there}.{bound}",
         _advise(sizes, budget, wish),
     ]
     return "\n".join(lines)
@@ -296,26 +316,56 @@ def _advise(sizes: Sizes, budget: Budget, wish: Wish) -> str:
     if groups:
         mode = groups[0][0].describe(sizes.weights.num_blocks)
         return f"Set the offload mode to 'auto': it fits then ({mode})."
-    found: list[str] = []
-    for candidates in (list(_smaller(sizes)), list(_shorter(sizes))):
-        # Each needs no more than the one before it, so that few of the hundreds are looked at.
-        first = bisect.bisect_left(candidates, True, key=lambda each: bool(_fitting(each, budget, auto)))
-        found += map(_size, candidates[first : first + 1])
+    found = _first_fitting((_smaller(sizes), _shorter(sizes)), lambda each: bool(_fitting(each, budget, auto)))
     if not found:
-        return "No size fits. Close other programs, or use a checkpoint in FP8 or INT8."
+        other = " Close other programs, or use a checkpoint in FP8 or INT8."
+        return f"No size fits.{other if sizes.scheme == 'bf16' else ' Close other programs.'}"
     return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
 
 
-def _smaller(sizes: Sizes) -> Iterator[Sizes]:
+def _has_ram_for_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> bool:
+    needs = (decoding_need(sizes, tile, on_gpu=budget.vram is not None) for tile in _tiles(wish))
+    return any(need.ram <= budget.ram for need in needs)
+
+
+def _explain_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> str:
+    """Return what the frames need, what is there, and the largest clips that would fit."""
+    need = min(decoding_need(sizes, tile, on_gpu=budget.vram is not None).ram for tile in _tiles(wish))
+    found = _first_fitting(
+        (_fewer(sizes), _shorter(sizes), _smaller(sizes)), lambda each: _has_ram_for_frames(each, budget, wish)
+    )
+    advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
+    return (
+        f"The frames of {_size(sizes)} do not fit in RAM: decoding them takes {need / GIB:.1f} GiB, "
+        f"{budget.ram / GIB:.1f} GiB are free. {advice}"
+    )
+
+
+def _first_fitting(series: Iterable[Iterable[Clip]], fits: Callable[[Clip], bool]) -> list[str]:
+    """Return the first of each series that fits, in words; each clip needs no more than the one before it."""
+    found: list[str] = []
+    for candidates in map(list, series):
+        # Few of the hundreds are looked at.
+        first = bisect.bisect_left(candidates, True, key=fits)
+        found += map(_size, candidates[first : first + 1])
+    return found
+
+
+def _fewer(sizes: Clip) -> Iterator[Clip]:
+    return (replace(sizes, batch=batch) for batch in range(sizes.batch - 1, 0, -1))
+
+
+def _smaller(sizes: Clip) -> Iterator[Clip]:
     """Yield smaller pictures of nearly the same shape, the largest first."""
     for height in range(sizes.height - 16, 0, -16):
         width = max(round(sizes.width * height / sizes.height / 16), 1) * 16
         yield replace(sizes, width=width, height=height)
 
 
-def _shorter(sizes: Sizes) -> Iterator[Sizes]:
+def _shorter(sizes: Clip) -> Iterator[Clip]:
     return (replace(sizes, num_frames=num_frames) for num_frames in range(sizes.num_frames - 4, 0, -4))
 
 
-def _size(sizes: Sizes) -> str:
-    return f"{sizes.width}x{sizes.height} with {sizes.num_frames} frames"
+def _size(sizes: ClipSizes) -> str:
+    clips = f"{sizes.batch} clips of " if sizes.batch > 1 else ""
+    return f"{clips}{sizes.width}x{sizes.height} with {sizes.num_frames} frames"

@@ -18,7 +18,15 @@ from ..logic.shapes import video_shape
 from ..logic.tiles import Span, Tile, split_axis
 
 
-def decode_video(decoder: VideoDecoder, latents: torch.Tensor, *, tile: Tile | None, hooks: Hooks) -> torch.Tensor:
+def decode_video(
+    decoder: VideoDecoder,
+    latents: torch.Tensor,
+    *,
+    tile: Tile | None,
+    hooks: Hooks,
+    out: torch.Tensor | None = None,
+    pins_frames: bool = True,
+) -> torch.Tensor:
     """Decode the latents of one clip.
 
     Args:
@@ -26,6 +34,8 @@ def decode_video(decoder: VideoDecoder, latents: torch.Tensor, *, tile: Tile | N
         latents: [16, T, h, w] normalised, any device.
         tile: size and overlap of spatial tiles; None, or a tile no smaller than the clip, decodes whole.
         hooks: progress counts the chunks of all tiles; the interrupt is checked before each.
+        out: where the frames go, like what is returned.
+        pins_frames: let frames come from a GPU through page-locked RAM.
 
     Returns:
         [F, H, W, 3] float32 CPU in [0, 1]: 388 MB for 81 frames of 832x480.
@@ -34,28 +44,33 @@ def decode_video(decoder: VideoDecoder, latents: torch.Tensor, *, tile: Tile | N
     row_stride, column_stride = VAE_STRIDE[1:]
     tiles = list(product(split_axis(latents.shape[-2], tile), split_axis(latents.shape[-1], tile)))
     features = decoder.prepare(latents, hooks)
+    video = torch.empty(num_frames, height, width, 3) if out is None else out
     if len(tiles) == 1:
-        video = torch.empty(num_frames, height, width, 3)
-        _fill(video, decoder, features, None, hooks)
+        _fill(video, decoder, features, None, hooks, pins_frames)
         return video
-    video = torch.zeros(num_frames, height, width, 3)
+    video.zero_()
     share = decoder.blend_share
     for index, (row, column) in enumerate(tiles):
         target = video[:, _pixels(row, row_stride), _pixels(column, column_stride)]
         rows, columns = _fade(row, row_stride, share), _fade(column, column_stride, share)
         weights = rows[:, None, None] * columns[:, None]
         part = features[..., row.start : row.stop, column.start : column.stop]
-        _fill(target, decoder, part, weights.to(decoder.device), _share(hooks, index, len(tiles)))
+        _fill(target, decoder, part, weights.to(decoder.device), _share(hooks, index, len(tiles)), pins_frames)
     # Weights of neighbours add up to 1 only within float32 rounding.
     return video.clamp_(0, 1)
 
 
 def _fill(
-    target: torch.Tensor, decoder: VideoDecoder, features: torch.Tensor, weights: torch.Tensor | None, hooks: Hooks
+    target: torch.Tensor,
+    decoder: VideoDecoder,
+    features: torch.Tensor,
+    weights: torch.Tensor | None,
+    hooks: Hooks,
+    pins_frames: bool,
 ) -> None:
     """Write frames to `target` [F, H, W, 3], or add them to it weighted by `weights` [H, W, 1]."""
     done = 0
-    for frames in _to_cpu(_weighted(decoder.decode_chunks(features, hooks), weights), decoder.device):
+    for frames in _to_cpu(_weighted(decoder.decode_chunks(features, hooks), weights), decoder.device, pins_frames):
         place = target[done : done + len(frames)]
         if weights is None:
             place.copy_(frames)
@@ -70,7 +85,7 @@ def _weighted(chunks: Iterable[torch.Tensor], weights: torch.Tensor | None) -> I
         yield frames if weights is None else frames * weights
 
 
-def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device, pins_frames: bool) -> Iterator[torch.Tensor]:
     """Yield each chunk on the CPU; from a GPU it is copied while the next one is computed.
 
     What is yielded is valid until the next chunk is asked for.
@@ -78,7 +93,7 @@ def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device) -> Iterator[to
     if device.type != "cuda":
         yield from chunks
         return
-    copies = _Copies(device)
+    copies = _Copies(device, pins_frames)
     for frames in chunks:
         done = copies.swap(frames)
         if done is not None:
@@ -89,9 +104,10 @@ def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device) -> Iterator[to
 
 
 class _Copies:
-    """Copies chunks from a GPU to page-locked memory on a stream of their own, one behind the computation."""
+    """Copies chunks from a GPU to RAM on a stream of their own, one behind the computation where it is page-locked."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, pins_frames: bool) -> None:
+        self._pins_frames = pins_frames
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers: list[torch.Tensor] = []
         self._running: tuple[torch.Tensor, torch.Tensor, torch.cuda.Event] | None = None
@@ -121,7 +137,7 @@ class _Copies:
             if len(oldest) >= len(frames):
                 self._buffers.append(oldest)
                 return oldest[: len(frames)]
-        self._buffers.append(torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True))
+        self._buffers.append(torch.empty(frames.shape, dtype=frames.dtype, pin_memory=self._pins_frames))
         return self._buffers[-1]
 
 

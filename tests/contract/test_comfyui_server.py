@@ -342,6 +342,13 @@ def test_the_memory_manager_makes_room_with_our_handles():
     }
 
 
+def test_the_transformer_stays_loaded_beside_a_decode_that_was_planned_so():
+    """On cards of 5 to 25 GiB: a plan that keeps the weights is of no use if ComfyUI is then asked for too much."""
+    found = run_in_comfyui(HERE / "in_comfy" / "decode_room.py", ROOT, checkpoints.vae())
+    assert sum(stay for _, stay, _ in found.values()) > 70
+    assert {card: each for card, each in found.items() if each[1] and not each[2]} == {}
+
+
 def test_another_workflow_or_free_memory_drops_the_handles(server):
     server.run(graph("gone", seed=14))
     assert server.get("/probe/handles")

@@ -13,7 +13,7 @@ from lightx2v_pack.engine.adapters.kernels.probe import find_machine
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap
 from lightx2v_pack.engine.budget import Host
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
+from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError, UnsupportedHardwareError
 from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
@@ -81,6 +81,22 @@ def test_what_the_text_encoder_holds_is_predicted_once(loaded, monkeypatch):
     assert (loading["stage"], encoding["stage"]) == ("load_text_encoder", "encode")
     assert 100 * GIB < loading["predicted_ram_bytes"] < 110 * GIB
     assert encoding["predicted_ram_bytes"] < 10 * GIB
+
+
+def test_frames_without_ram_are_refused_and_the_latents_stay(loaded, monkeypatch):
+    latents = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    video = pipeline.decode(loaded.vae, latents, hooks=Hooks())
+    assert torch.equal(video, torch.cat([pipeline.decode(loaded.vae, clip[None], hooks=Hooks()) for clip in latents]))
+    monkeypatch.setattr(system, "free_ram_bytes", lambda: 1000)
+    with pytest.raises(NothingFitsError, match=r"The frames of 3 clips of .* do not fit in RAM"):
+        pipeline.decode(loaded.vae, latents, hooks=Hooks())
+
+
+def test_the_host_makes_room_for_a_decode_only_where_that_helps(loaded):
+    claims = []
+    latents = torch.zeros(1, *SHAPE)
+    pipeline.decode(loaded.vae, latents, hooks=Hooks(), host=Host(claim=lambda _, num_bytes: claims.append(num_bytes)))
+    assert claims == [0]
 
 
 def test_room_is_made_by_unloading_the_others(loaded):

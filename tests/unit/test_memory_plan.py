@@ -373,11 +373,43 @@ def test_too_little_ram_for_the_frames_makes_no_smaller_tiles():
     assert found.tile is None and not found.weights_stay
 
 
-@pytest.mark.parametrize(("batch", "copies"), [(1, 1), (2, 2)])
-def test_frames_are_in_ram_once_and_twice_where_clips_are_joined(batch, copies):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_frames_are_in_ram_once(batch):
     """And two chunks of four frames on their way, each page-locked and rounded up to 32 MiB."""
     found = decoding_need(sizes(batch=batch), None, on_gpu=True)
-    assert found.ram == batch * copies * 81 * 832 * 480 * 12 + 2 * 32 * 2**20
+    assert found.ram == batch * 81 * 832 * 480 * 12 + 2 * 32 * 2**20
+
+
+def test_a_batch_whose_frames_do_not_fit_in_ram_is_refused_before_sampling():
+    with pytest.raises(NothingFitsError) as caught:
+        plan(23.0, 5.0, size=P720, batch=8)
+    assert str(caught.value) == (
+        "The frames of 8 clips of 1280x720 with 81 frames do not fit in RAM: decoding them takes 6.8 GiB, 5.0 GiB are "
+        "free. Use 5 clips of 1280x720 with 81 frames or 8 clips of 1280x720 with 57 frames or 8 clips of 1088x608 "
+        "with 81 frames, or close other programs."
+    )
+    assert plan(23.0, 5.0, size=P720, batch=5).needs["decode"].ram < 5.0 * GIB
+    with pytest.raises(NothingFitsError, match="do not fit in RAM"):
+        plan(23.0, 5.0, size=P720, batch=8, wish=Wish(current=plan(23.0, size=P720).placement))
+    with pytest.raises(NothingFitsError, match="do not fit in RAM"):
+        plan(None, 15.0, batch=40)
+
+
+def test_frames_are_page_locked_within_the_limits():
+    chunks = 2 * 32 * 2**20
+    assert plan().decode.pins_frames
+    assert plan(wish=Wish(pinned_limit_bytes=chunks)).decode.pins_frames
+    assert not plan(wish=Wish(pinned_limit_bytes=chunks - 1)).decode.pins_frames
+    assert not plan(wish=Wish(policy=HostPolicy(pinned_limit_bytes=0))).decode.pins_frames
+
+
+def test_a_limit_that_keeps_vram_away_is_named():
+    with pytest.raises(NothingFitsError, match="More VRAM is free: --reserve-vram keeps the rest"):
+        plan_run(sizes(), Budget(vram=2 * GIB, ram=56 * GIB, vram_limit="--reserve-vram"), Wish())
+    for scheme, is_advised in (("fp8", False), ("bf16", True)):
+        with pytest.raises(NothingFitsError, match="No size fits") as caught:
+            plan(0.5, scheme=scheme)
+        assert ("a checkpoint in FP8 or INT8" in str(caught.value)) == is_advised
 
 
 def test_a_block_short_of_ram_is_streamed_by_phases():
