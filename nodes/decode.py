@@ -18,7 +18,7 @@ class LightX2VDecode(io.ComfyNode):
         return schema(
             node_id="LightX2VDecode",
             display_name="LightX2V Decode",
-            description="Decodes video latents to frames, chunk by chunk, so that long videos need no more memory.",
+            description="Decodes video latents to frames, chunk by chunk, so that long videos need little more VRAM.",
             search_aliases=["vae decode", "tiled decode"],
             inputs=[
                 sockets.Vae.Input("vae", tooltip="From a LightX2V loader."),

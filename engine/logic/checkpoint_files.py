@@ -120,8 +120,9 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         vae=vae,
         notes=tuple(notes),
         missing=tuple(
-            f"The {part} is missing: expected {_PARTS[part].format(precision=scheme)} in {home}; it is in "
-            f"{PRECISION_FOLDERS[scheme]}/ of the model repository {MODEL_REPOSITORY}."
+            f"The {part} is missing: expected {_PARTS[part].format(precision=scheme)} in {home}; it is "
+            f"{'at the root or ' if part == 'tokenizer' else ''}in {PRECISION_FOLDERS[scheme]}/ of the model "
+            f"repository {MODEL_REPOSITORY}."
             for part, found in {"transformer": transformer, **parts}.items()
             if found is None
         ),

@@ -181,7 +181,7 @@ _VARIANTS = (
     ),
     Variant(
         name="bf16",
-        summary="folder, unquantised; 64 GB of RAM, or a card with 40 GB and more",
+        summary="folder, unquantised; 32 GB of RAM, or a card with 40 GB and more",
         precision="bf16",
         parts=_repository_parts("bf16"),
     ),

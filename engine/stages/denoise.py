@@ -81,6 +81,7 @@ def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Tra
     facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
     raise NonFiniteLatentsError(
         f"Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
-        f"would be black or noise. Running: {facts}. Set attention to 'sdpa' and offload to 'none' or 'block' to rule "
-        "out a kernel, then check that the checkpoint is complete (the loader's log line says what it resolved)."
+        f"would be black or noise. Running: {facts}. Set attention to 'sdpa', then compile to 'off', then offload to "
+        "'block' to rule out a kernel, then check that the checkpoint is complete (the loader's log line says what it "
+        "resolved)."
     )
