@@ -101,6 +101,10 @@ def _examine_card(machine: Machine) -> list[Item]:
             remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
         card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
         return [card, Item(name="Driver", state=OK, found=driver or "no NVIDIA driver")]
+    if system.compute_device().type != "cuda":
+        found, remedy = "not used: everything runs on the CPU (--cpu)", "Start ComfyUI without --cpu to use the card."
+        card = Item(name="Card", state=WARN, found=found, remedy=remedy)
+        return [card, Item(name="Driver", state=OK, found=driver or "version unknown")]
     properties = torch.cuda.get_device_properties(system.compute_device())
     free = system.free_vram_bytes() or 0
     found = (

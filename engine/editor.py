@@ -45,6 +45,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
+    memory.follow_host_device()
     given: dict[str, Any] = dict(values)
     question = Question(
         path=path,
@@ -69,6 +70,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
 
 def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     """Look at the machine and at every checkpoint that the loader offers."""
+    memory.follow_host_device()
     checkpoints = {name: paths.CHECKPOINTS.resolve(name) for name in paths.CHECKPOINTS.names()}
     return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
 

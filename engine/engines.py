@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from .adapters import system
 from .adapters.kernels.attention import may_run_in_place
-from .adapters.kernels.probe import find_machine
+from .adapters.kernels.probe import after_trials, find_machine
 from .adapters.lightx2v import config as lightx2v_config
 from .errors import MissingDependencyError, UnsupportedHardwareError
 from .interfaces import TextEncoder, Transformer, VideoDecoder
@@ -86,7 +88,7 @@ class Backends:
 def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
     """Return what a run will choose for weights of a scheme (fp8 | int8 | bf16); its trial runs may say no.
 
-    That an attention does not run in place after all is known from the first run on.
+    What they said in an earlier run of this process is known here; of LightX2V's own matmuls it is not.
 
     Raises:
         MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
@@ -97,28 +99,35 @@ def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
     blocks: support.Choice | None = None
     if engine != "lightx2v" or settings.compile != "off":
         among = ("torch",) if settings.compile == "off" else None
-        blocks = support.choose_backend("blocks", support.BLOCK_BACKENDS, "auto", machine, dtype="bf16", among=among)
+        tried = after_trials(machine, "block kernels", device)
+        blocks = support.choose_backend("blocks", support.BLOCK_BACKENDS, "auto", tried, dtype="bf16", among=among)
     is_fused = blocks is not None and blocks.name == "triton"
     rows = support.attention_backends(settings.attention, is_fused=is_fused)
-    attention = support.choose_backend("attention", rows, settings.attention, machine, dtype="bf16")
+    tried = after_trials(machine, "attention", device)
+    attention = support.choose_backend("attention", rows, settings.attention, tried, dtype="bf16")
     return Backends(
         engine=engine,
         attention=attention,
-        matmul=None if scheme == "bf16" else _choose_matmul(scheme, blocks, machine),
+        matmul=None if scheme == "bf16" else _choose_matmul(scheme, blocks, machine, device),
         blocks=blocks,
         is_in_place=is_fused and may_run_in_place(attention.name, device),
     )
 
 
-def _choose_matmul(scheme: str, blocks: support.Choice | None, machine: support.Machine) -> support.Choice:
+def _choose_matmul(
+    scheme: str, blocks: support.Choice | None, machine: support.Machine, device: torch.device
+) -> support.Choice:
+    task = f"{scheme} matmul"
     table: Sequence[support.Backend] = support.MATMUL_BACKENDS
     if blocks is None:
         table = lightx2v_config.MATMUL_BACKENDS
         packages = {row.package: "" for row in table if row.package and importlib.util.find_spec(row.package)}
         machine = replace(machine, packages={**machine.packages, **packages})
-    elif blocks.name != "triton":
-        table = [row for row in table if row.package != "triton"]
-    return support.choose_backend(f"{scheme} matmul", table, "auto", machine, dtype=scheme)
+    else:
+        machine = after_trials(machine, task, device)
+        if blocks.name != "triton":
+            table = [row for row in table if row.package != "triton"]
+    return support.choose_backend(task, table, "auto", machine, dtype=scheme)
 
 
 def build_transformer(files: TransformerFiles, settings: EngineSettings, placement: Placement) -> Transformer:

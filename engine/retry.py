@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from .adapters.system import compute_device, release_memory
+from .adapters.system import compute_device, is_out_of_memory, is_surely_out_of_memory, release_memory
 from .errors import NothingFitsError
 from .handles import unload_others
 
@@ -20,20 +20,6 @@ logger = logging.getLogger(__name__)
 Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
-# What CUDA and its libraries say instead of raising torch's own exception.
-_OTHER_WORDS = (
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-# What cuBLAS and cuDNN say when there is no memory for a handle or a workspace, and in a few other cases.
-_LIKELY_WORDS = (
-    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-    "unable to find an engine to execute this computation",
-)
 _ADVICE = (
     "Close other programs that use the GPU, choose a smaller size or fewer frames, or set vram_budget_gib of 'LightX2V "
     "Offload' to less than what is free."
@@ -68,18 +54,9 @@ def run_with_retry(
     second = _try(attempt, plan)
     if not isinstance(second, _OutOfMemory):
         return second
-    if not _is_surely_out_of_memory(second.error):
+    if not is_surely_out_of_memory(second.error):
         raise second.error
     raise torch.cuda.OutOfMemoryError(f"{second.error}\nThis was the retry ({plan}). {_ADVICE}") from second.error
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an exception means that the GPU's memory was full, for all that is known."""
-    return _is_surely_out_of_memory(error) or any(words in str(error) for words in _LIKELY_WORDS)
-
-
-def _is_surely_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in _OTHER_WORDS)
 
 
 @dataclass(frozen=True)

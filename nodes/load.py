@@ -221,7 +221,9 @@ class LightX2VLoadVAE(io.ComfyNode):
                     ),
                 ),
                 sockets.Offload.Input(
-                    "offload", optional=True, tooltip="From LightX2V Offload; only its vae_tiling matters here."
+                    "offload",
+                    optional=True,
+                    tooltip="From LightX2V Offload; only its vram_budget_gib and vae_tiling matter here.",
                 ),
             ],
             outputs=[sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode.")],

@@ -1,4 +1,7 @@
-"""What the machine has: the compute device, free VRAM, RAM, and how much of it may be page-locked."""
+"""What the machine has: the compute device, free VRAM, RAM, and how much of it may be page-locked.
+
+And how CUDA and its libraries say that the VRAM is full.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,21 @@ import torch
 
 # Part of the RAM that may be page-locked. Windows itself stops at half of it.
 _LOCKABLE_SHARE = 0.45 if sys.platform == "win32" else 0.9
+
+# What CUDA and its libraries say instead of raising torch's own exception.
+_OUT_OF_MEMORY_WORDS = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+# What cuBLAS and cuDNN say when there is no memory for a handle or a workspace, and in a few other cases.
+_LIKELY_WORDS = (
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "unable to find an engine to execute this computation",
+)
 
 _is_cpu_only = False
 
@@ -69,6 +87,16 @@ def release_memory(device: torch.device) -> None:
         # Other C libraries have no such function, and keep less.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an exception means that the GPU's memory was full, for all that is known."""
+    return is_surely_out_of_memory(error) or any(words in str(error) for words in _LIKELY_WORDS)
+
+
+def is_surely_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an exception can mean nothing but that the GPU's memory was full."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ What the names mean is logic/checkpoint_formats.py; what is done with the tensor
 
 from __future__ import annotations
 
+import errno
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,13 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+# How the system refuses memory: Linux, torch's allocator, and Windows, whose sentence is in the user's language.
+_MEMORY_WORDS = re.compile(
+    r"cannot allocate memory|can't allocate memory|not enough memory|paging file"
+    r"|(?:os error |error code: <|winerror )1455\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
     """Open safetensors files, or a single `.pth`, as one mapping.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or not plain tensors.
+        CheckpointError: a file is missing, damaged, or not plain tensors, or there is no memory to map it.
     """
     if len(files) == 1 and files[0].suffix in {".pth", ".pt"}:
         return PthWeights(files[0], prefix)
@@ -141,7 +150,9 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
 def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
+    except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
+        if _is_short_of_memory(error):
+            raise _memory_refusal(path, error) from error
         raise CheckpointError(
             f"{path} cannot be read: {_first_line(error)}. It changed since it was opened; download it again."
         ) from error
@@ -157,7 +168,9 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
             f"accepted). Use the original file or a .safetensors version of it. Detail: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (MemoryError, RuntimeError, EOFError, ValueError) as error:
+        if _is_short_of_memory(error):
+            raise _memory_refusal(path, error) from error
         raise CheckpointError(
             f"{path} cannot be read as a PyTorch file: {_first_line(error)} It is probably truncated or an old pickle; "
             "download it again or use a .safetensors version of it."
@@ -168,6 +181,20 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
         )
     return loaded
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Say whether the system refused RAM or room in its page file; the file is fine then."""
+    is_refused = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return is_refused or _MEMORY_WORDS.search(str(error)) is not None
+
+
+def _memory_refusal(path: Path, error: Exception) -> CheckpointError:
+    said = _first_line(error) or type(error).__name__
+    return CheckpointError(
+        f"{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other programs; "
+        "on Windows, enlarge the page file."
+    )
 
 
 def _first_line(error: Exception) -> str:

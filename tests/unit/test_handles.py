@@ -2,15 +2,18 @@
 
 import gc
 from dataclasses import replace
+from functools import partial
 
 import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import engines, handles, pipeline
 from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.kernels import attention
+from lightx2v_pack.engine.adapters.blocks import select as select_blocks
+from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe
 from lightx2v_pack.engine.adapters.kernels.probe import find_machine
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap
+from lightx2v_pack.engine.adapters.portable import vae_ops
 from lightx2v_pack.engine.budget import Host
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError, UnsupportedHardwareError
@@ -200,11 +203,14 @@ def h200(monkeypatch):
     """A card with everything that runs fast on it, LightX2V included; nothing has run yet."""
     pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138)
     machine = Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"})
-    for module in (engines, attention):
+    for module in (engines, attention, probe):
         monkeypatch.setattr(module, "find_machine", lambda device: machine)
     monkeypatch.setattr(attention, "_not_in_place", set())
+    monkeypatch.setattr(probe, "_failed_trials", {})
     monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
+    probe.trial_problem.cache_clear()
     yield torch.device("cuda", 0)
+    probe.trial_problem.cache_clear()
     find_machine.cache_clear()
 
 
@@ -217,6 +223,44 @@ def test_the_next_plan_knows_that_sage_does_not_run_in_place(h200, monkeypatch):
     monkeypatch.setattr(attention, "trial_problem", lambda *_: "its trial run failed")
     assert attention.select_in_place("sage_attn2", h200, attention._sage_in_place) is None
     assert handles.run_sizes(files, EngineSettings(), (1, *SHAPE)).attention == "sage_attn2"
+
+
+def broken(*_):
+    raise RuntimeError("Failed to find C compiler.")
+
+
+@pytest.mark.parametrize(
+    ("task", "select", "expected"),
+    [
+        ("VAE kernels", vae_ops.select_ops, ("triton", "sage_attn2_in_place", "scaled_mm")),
+        ("blocks", partial(select_blocks.select_ops, "auto"), ("torch", "sage_attn2", "scaled_mm")),
+        ("attention", partial(attention.select_attention, "auto", is_fused=True), ("triton", "sdpa", "scaled_mm")),
+        ("fp8 matmul", partial(matmul.select_matmul, "fp8"), ("triton", "sage_attn2_in_place", "dequantize")),
+    ],
+)
+def test_the_next_plan_knows_what_failed_its_trial_run(h200, monkeypatch, task, select, expected):
+    def chosen(**settings):
+        found = engines.choose_backends("fp8", EngineSettings(**settings))
+        return (found.blocks and found.blocks.name, found.attention_memory, found.matmul.name), found.reasons
+
+    assert chosen()[0] == ("triton", "sage_attn2_in_place", "scaled_mm")
+    own, _ = chosen(engine="lightx2v", compile="off")
+    for module in (vae_ops, select_blocks):
+        monkeypatch.setattr(module, "_load_triton", broken)
+    for kernels, plain in ((attention._KERNELS, "sdpa"), (matmul._MATMULS, "dequantize")):
+        for name in kernels.keys() - {plain}:
+            monkeypatch.setitem(kernels, name, broken)
+    select(h200)
+    names, reasons = chosen()
+    assert names == expected
+    is_learned = [reason.startswith(task) and "its trial run failed" in reason for reason in reasons]
+    assert any(is_learned) == (task != "VAE kernels")
+    if task == "attention":
+        with pytest.raises(UnsupportedHardwareError, match=r"'sage_attn2' was chosen.*its trial run failed"):
+            chosen(attention="sage_attn2")
+    else:
+        # LightX2V's own compute has block operations and matmuls of its own.
+        assert chosen(engine="lightx2v", compile="off")[0] == own
 
 
 def test_auto_decodes_with_the_faster_decoder(h200):

@@ -1,17 +1,21 @@
 """Reading weights: safetensors and .pth files, damaged ones included."""
 
+import errno
 import pickle
+import sys
 from collections import OrderedDict
 from concurrent import futures
 from pathlib import Path
 
 import checkpoints
+import psutil
 import pytest
 import torch
+from lightx2v_pack.engine.adapters import weights as weights_module
 from lightx2v_pack.engine.adapters.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.logic.safetensors_header import TensorInfo
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 def test_several_files_read_as_one_mapping() -> None:
@@ -129,6 +133,59 @@ def test_a_file_that_changes_after_it_was_opened_is_named(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: .*download it again"):
         weights["conv2.weight"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's address space")
+@pytest.mark.parametrize(
+    ("suffix", "room"),
+    # safetensors maps a file once itself and once more with torch.
+    [(".pth", 0.5), (".safetensors", 0.5), (".safetensors", 1.5)],
+)
+def test_a_file_that_there_is_no_memory_to_map_is_fine(tmp_path: Path, suffix: str, room: float) -> None:
+    import resource
+
+    path, num_bytes = tmp_path / f"model{suffix}", 64 * 2**20
+    save = save_file if suffix == ".safetensors" else torch.save
+    save({"a": torch.zeros(num_bytes, dtype=torch.uint8)}, path)
+    open_weights([path])["a"]  # what the first use of a library maps
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + int(room * num_bytes), limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=SHORT_OF_MEMORY) as refusal:
+            open_weights([path])["a"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert str(path) in str(refusal.value) and "Cannot allocate memory" in str(refusal.value)
+    assert open_weights([path])["a"].shape == (num_bytes,)
+
+
+SHORT_OF_MEMORY = "could not be mapped: RAM or the page file is short.*The file is fine.*enlarge the page file"
+# What Windows and torch's allocator say; the sentence before the number is in the user's language.
+REFUSALS = (
+    OSError("Die Auslagerungsdatei ist zu klein. (os error 1455)"),
+    OSError("[WinError 1455] The paging file is too small for this operation to complete"),
+    OSError(errno.ENOMEM, "Nicht genug Hauptspeicher"),
+    RuntimeError("Couldn't open file mapping: <x.pth>, error code: <1455>"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory: you tried"),
+    MemoryError(),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=repr)
+def test_what_systems_say_when_memory_is_short(monkeypatch, refusal: Exception) -> None:
+    def refuse(*_, **__):
+        raise refusal
+
+    monkeypatch.setattr(weights_module, "safe_open", refuse)
+    said = str(refusal) or "MemoryError"
+    with pytest.raises(CheckpointError, match=SHORT_OF_MEMORY) as found:
+        open_weights([checkpoints.vae()])["conv2.weight"]
+    assert said in str(found.value) and "download" not in str(found.value)
+    if isinstance(refusal, OSError):
+        return
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(CheckpointError, match=SHORT_OF_MEMORY):
+        open_weights([checkpoints.vae(".pth")])
 
 
 def test_location_is_where_the_bytes_lie(tmp_path: Path) -> None:

