@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .adapters import system
+from .adapters.blocks.select import TASK as BLOCK_TASK
 from .adapters.kernels.attention import may_run_in_place
 from .adapters.kernels.probe import after_trials, find_machine
 from .adapters.lightx2v import config as lightx2v_config
@@ -88,7 +89,7 @@ class Backends:
 def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
     """Return what a run will choose for weights of a scheme (fp8 | int8 | bf16); its trial runs may say no.
 
-    What they said in an earlier run of this process is known here; of LightX2V's own matmuls it is not.
+    What they said in an earlier run of this process is known here.
 
     Raises:
         MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
@@ -99,11 +100,11 @@ def choose_backends(scheme: str, settings: EngineSettings) -> Backends:
     blocks: support.Choice | None = None
     if engine != "lightx2v" or settings.compile != "off":
         among = ("torch",) if settings.compile == "off" else None
-        tried = after_trials(machine, "block kernels", device)
+        tried = after_trials(machine, BLOCK_TASK, support.BLOCK_BACKENDS, device)
         blocks = support.choose_backend("blocks", support.BLOCK_BACKENDS, "auto", tried, dtype="bf16", among=among)
     is_fused = blocks is not None and blocks.name == "triton"
     rows = support.attention_backends(settings.attention, is_fused=is_fused)
-    tried = after_trials(machine, "attention", device)
+    tried = after_trials(machine, "attention", rows, device)
     attention = support.choose_backend("attention", rows, settings.attention, tried, dtype="bf16")
     return Backends(
         engine=engine,
@@ -123,11 +124,9 @@ def _choose_matmul(
         table = lightx2v_config.MATMUL_BACKENDS
         packages = {row.package: "" for row in table if row.package and importlib.util.find_spec(row.package)}
         machine = replace(machine, packages={**machine.packages, **packages})
-    else:
-        machine = after_trials(machine, task, device)
-        if blocks.name != "triton":
-            table = [row for row in table if row.package != "triton"]
-    return support.choose_backend(task, table, "auto", machine, dtype=scheme)
+    elif blocks.name != "triton":
+        table = [row for row in table if row.package != "triton"]
+    return support.choose_backend(task, table, "auto", after_trials(machine, task, table, device), dtype=scheme)
 
 
 def build_transformer(files: TransformerFiles, settings: EngineSettings, placement: Placement) -> Transformer:

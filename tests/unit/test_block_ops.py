@@ -312,7 +312,7 @@ def pretend(monkeypatch):
         monkeypatch.setattr(probe, "find_machine", lambda device: machine)
         monkeypatch.setattr(select, "find_machine", lambda device: machine)
         monkeypatch.setattr(attention, "find_machine", lambda device: machine)
-        monkeypatch.setattr(attention, "_not_in_place", set())
+        monkeypatch.setattr(probe, "_failed_trials", {})
 
     probe.trial_problem.cache_clear()
     yield pretend_machine
@@ -406,7 +406,7 @@ def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, mo
         (without_extension, "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
         (forgetful, "off the plain torch result"),
     ):
-        monkeypatch.setattr(attention, "_not_in_place", set())
+        monkeypatch.setattr(probe, "_failed_trials", {})
         monkeypatch.setitem(
             attention._IN_PLACE, "sage_attn2", attention._IN_PLACE["sage_attn2"]._replace(attend=kernel)
         )

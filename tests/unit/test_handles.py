@@ -205,7 +205,6 @@ def h200(monkeypatch):
     machine = Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"})
     for module in (engines, attention, probe):
         monkeypatch.setattr(module, "find_machine", lambda device: machine)
-    monkeypatch.setattr(attention, "_not_in_place", set())
     monkeypatch.setattr(probe, "_failed_trials", {})
     monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
     probe.trial_problem.cache_clear()

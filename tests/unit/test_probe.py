@@ -62,7 +62,7 @@ def test_a_full_card_says_nothing_of_a_kernel(failure):
     with pytest.raises(RuntimeError) as raised:
         select(kernel)
     assert raised.value is failure
-    assert not after_trials(Machine(), "task", CPU).problems
+    assert not after_trials(Machine(), "task", TABLE, CPU).problems
     assert select(kernel).name == "fast" and kernel.calls == 2
 
 
@@ -90,11 +90,11 @@ def test_a_kernel_that_fails_is_tried_once(failure):
 def test_what_failed_is_remembered_for_its_task_and_device():
     select(Kernel(RuntimeError("no C compiler")), task="attention")
     machine = Machine(capability=(9, 0), problems={"package": "is broken"})
-    learned = after_trials(machine, "attention", CPU)
+    learned = after_trials(machine, "attention", TABLE, CPU)
     assert learned.problems == {
         "package": "is broken",
         "fast": "its trial run failed (RuntimeError: no C compiler)",
     }
     assert learned.capability == (9, 0)
     for task, device in (("matmul", CPU), ("attention", torch.device("cuda", 0))):
-        assert after_trials(machine, task, device) == machine
+        assert after_trials(machine, task, TABLE, device) == machine

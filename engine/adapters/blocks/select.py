@@ -15,6 +15,9 @@ from .ops import Ops, Rotary
 
 logger = logging.getLogger(__name__)
 
+TASK = "block kernels"
+"""What trial runs of these are remembered under, see kernels/probe.py."""
+
 _ROWS, _HEADS, _HEAD_DIM, _EPS = 48, 3, 128, 1e-6
 
 
@@ -30,7 +33,7 @@ def select_ops(setting: str, device: torch.device) -> tuple[str, Ops]:
         UnsupportedHardwareError: "on", and the kernels do not run on this device.
     """
     loaders = {"torch": _load_torch} if setting == "off" else {"triton": _load_triton, "torch": _load_torch}
-    choice, load = select_fused("block kernels", device, loaders, _trial)
+    choice, load = select_fused(TASK, device, loaders, _trial)
     if setting == "on" and choice.name != "triton":
         raise _refusal(choice, device)
     logger.info("LightX2V: %s.", choice)

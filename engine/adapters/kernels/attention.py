@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...logic.support import Capability, attention_backends
-from .probe import TOLERANCE, find_machine, select_kernel, trial_problem
+from ...logic.support import ATTENTION_BACKENDS, Capability, attention_backends
+from .probe import TOLERANCE, find_machine, has_failed, remember_failure, select_kernel, trial_problem
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +145,8 @@ _IN_PLACE = {
     "sage_attn2": _InPlace(_sage_in_place, frozenset({(9, 0)})),
     "triton": _InPlace(_triton_in_place, frozenset({(8, 9), (9, 0)})),
 }
-# What failed in a trial run in this process, and where.
-_not_in_place: set[tuple[str, torch.device]] = set()
+_IN_PLACE_TASK = "attention in place"
+_ROWS = {row.name: row for row in ATTENTION_BACKENDS}
 
 
 def select_attention(
@@ -188,7 +188,7 @@ def select_in_place(name: str, device: torch.device, reference: SelfAttention) -
     kernel = _IN_PLACE[name].attend
     problem = trial_problem(kernel, reference, _self_attention_trial, device, TOLERANCE)
     if problem is not None:
-        _not_in_place.add((name, device))
+        remember_failure(_IN_PLACE_TASK, _ROWS[name], device, problem)
         logger.info("LightX2V: %s prepares its inputs itself: %s.", name, problem)
         return None
     logger.info("LightX2V: %s runs in place.", name)
@@ -202,7 +202,7 @@ def may_run_in_place(name: str, device: torch.device) -> bool:
         name in _IN_PLACE
         and machine.capability in _IN_PLACE[name].capabilities
         and "triton" in machine.packages
-        and (name, device) not in _not_in_place
+        and not has_failed(_IN_PLACE_TASK, _ROWS[name], device)
     )
 
 

@@ -10,7 +10,7 @@ import functools
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import TypeVar
@@ -38,10 +38,10 @@ FUSED_TOLERANCE = 0.01
 # The same of other kernels: 8-bit ones are a few per cent from BF16 on random data, a wrong layout or stream is 100 %.
 TOLERANCE = 0.15
 
-Kernel = TypeVar("Kernel", bound=Callable[..., object])
+Kernel = TypeVar("Kernel", bound=Hashable)
 
-# What failed a trial run in this process, by task and device: why, by back end. Tasks have back ends of one name.
-_failed_trials: dict[tuple[str, torch.device], dict[str, str]] = {}
+# Why a back end failed a trial run for a task in this process. Tasks share rows, and tables have rows of one name.
+_failed_trials: dict[tuple[str, Backend, torch.device], str] = {}
 
 
 @functools.cache
@@ -72,35 +72,49 @@ def select_kernel(
     reference: str,
     trial: Callable[[Kernel, torch.device], torch.Tensor],
     tolerance: float = TOLERANCE,
+    machine: Machine | None = None,
 ) -> tuple[Choice, Kernel]:
     """Choose a back end and prove that it works on `device` before anything depends on it.
 
     Args:
-        kernels: the functions that the calling engine has, by back end name.
+        kernels: the functions that the calling engine has, or its names for them, by back end name.
         reference: name of the plain torch back end that a trial is compared with.
         trial: runs a kernel on a small fixed input.
         tolerance: relative L2 difference from the reference that passes.
+        machine: facts about the machine; None finds them.
 
     Returns:
-        The choice, and its function.
+        The choice, and its entry in `kernels`.
 
     Raises:
         ValueError, MissingDependencyError, UnsupportedHardwareError: see support.choose_backend.
         RuntimeError: a trial ran out of GPU memory, which says nothing of its back end.
     """
-    machine = find_machine(device)
+    machine = find_machine(device) if machine is None else machine
     while True:
         choice = choose_backend(task, table, requested, machine, dtype=dtype, among=kernels)
         problem = trial_problem(kernels[choice.name], kernels[reference], trial, device, tolerance)
         if problem is None:
             return choice, kernels[choice.name]
-        _failed_trials.setdefault((task, device), {})[choice.name] = problem
+        row = next(row for row in table if row.name == choice.name and dtype in row.dtypes)
+        remember_failure(task, row, device, problem)
         machine = replace(machine, problems={**machine.problems, choice.name: problem})
 
 
-def after_trials(machine: Machine, task: str, device: torch.device) -> Machine:
-    """Return `machine` with what failed a trial run for `task` on `device` in this process among its problems."""
-    return replace(machine, problems={**machine.problems, **_failed_trials.get((task, device), {})})
+def remember_failure(task: str, row: Backend, device: torch.device, problem: str) -> None:
+    """Note that a back end failed a trial run for a task, and why."""
+    _failed_trials[task, row, device] = problem
+
+
+def has_failed(task: str, row: Backend, device: torch.device) -> bool:
+    """Say whether a back end failed a trial run for a task in this process."""
+    return (task, row, device) in _failed_trials
+
+
+def after_trials(machine: Machine, task: str, table: Sequence[Backend], device: torch.device) -> Machine:
+    """Return `machine` with what of a table failed a trial run for `task` in this process among its problems."""
+    failed = {row.name: _failed_trials[task, row, device] for row in table if has_failed(task, row, device)}
+    return replace(machine, problems={**machine.problems, **failed})
 
 
 def select_fused(

@@ -7,7 +7,6 @@ Imports LightX2V: import this module after bootstrap.import_lightx2v().
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -19,27 +18,11 @@ from lightx2v.common.ops.attn.template import AttnWeightTemplate
 from lightx2v.common.ops.mm.mm_weight import MMWeightQuantTemplate
 from lightx2v.utils.registry_factory import ATTN_WEIGHT_REGISTER, MM_WEIGHT_REGISTER
 
-from ...logic.support import choose_backend
 from ..kernels import attention, matmul
-from ..kernels.probe import find_machine
-from ..system import is_surely_out_of_memory
+from ..kernels.probe import find_machine, select_kernel
 from .config import MATMUL_BACKENDS, MATMUL_OPS, OURS
 
 logger = logging.getLogger(__name__)
-
-# What a kernel that does not fit this card, driver or torch raises; out of memory is let through.
-_KERNEL_ERRORS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-# Eight-bit activations are a few per cent from bfloat16 on random data; a wrong layout is 100 %.
-_TOLERANCE = 0.15
 
 
 def select_attention(requested: str, device: torch.device) -> tuple[str, str]:
@@ -71,38 +54,39 @@ def select_matmul(scheme: str, requested: str, device: torch.device) -> tuple[st
     # LightX2V tried to import all of them when it was imported.
     packages = {row.package: "" for row in MATMUL_BACKENDS if row.package in sys.modules}
     machine = replace(machine, packages={**machine.packages, **packages})
-    while True:
-        choice = choose_backend(f"{scheme} matmul", MATMUL_BACKENDS, requested, machine, dtype=scheme)
-        op = MATMUL_OPS[scheme, choice.name]
-        problem = _trial_problem(op, scheme, device)
-        if problem is None:
-            logger.info("LightX2V: %s.", choice)
-            return choice.name, op
-        machine = replace(machine, problems={**machine.problems, choice.name: problem})
+    choice, op = select_kernel(
+        f"{scheme} matmul",
+        MATMUL_BACKENDS,
+        requested,
+        device,
+        dtype=scheme,
+        kernels={name: op for (dtype, name), op in MATMUL_OPS.items() if dtype == scheme},
+        reference="dequantize",
+        trial={"fp8": _fp8_trial, "int8": _int8_trial}[scheme],
+        machine=machine,
+    )
+    logger.info("LightX2V: %s.", choice)
+    return choice.name, op
 
 
-@functools.cache
-def _trial_problem(op: str, scheme: str, device: torch.device) -> str | None:
-    """Return what is wrong with an op on this device, found on a small input, or None."""
-    if op == MATMUL_OPS[scheme, "dequantize"]:
-        return None
-    dtype = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}[scheme]
+def _fp8_trial(op: str, device: torch.device) -> torch.Tensor:
+    return _trial(op, device, torch.float8_e4m3fn)
+
+
+def _int8_trial(op: str, device: torch.device) -> torch.Tensor:
+    return _trial(op, device, torch.int8)
+
+
+def _trial(op: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 128, generator=generator).to(device, torch.bfloat16)
     weight = (torch.randn(256, 128, generator=generator) * 20).round().to(device).to(dtype)
     scale = torch.rand(256, 1, generator=generator).to(device) + 0.5
     bias = torch.zeros(256, device=device, dtype=torch.bfloat16)
-    try:
-        module = MM_WEIGHT_REGISTER[op]("x.weight", "x.bias")
-        module.load({"x.weight": weight, "x.weight_scale": scale, "x.bias": bias})
-        found = module.apply(x).float()
-        difference = (found - matmul.dequantize(x, weight, scale, bias).float()).norm() / found.norm()
-        relative = float(difference)
-    except _KERNEL_ERRORS as error:
-        if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
-            raise
-        return f"its trial run failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-    return None if relative < _TOLERANCE else f"its trial run is {relative:.0%} off the plain torch result"
+    module = MM_WEIGHT_REGISTER[op]("x.weight", "x.bias")
+    module.load({"x.weight": weight, "x.weight_scale": scale, "x.bias": bias})
+    product: torch.Tensor = module.apply(x)
+    return product
 
 
 def _register_matmuls() -> None:
