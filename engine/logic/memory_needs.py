@@ -23,9 +23,9 @@ _SEGMENT_BYTES = 2 * 2**20
 _VRAM_MARGIN = (0.03, GIB // 3)
 _RAM_MARGIN = (0.03, GIB)
 LATER_MARGIN = 0.2
-# RAM of libraries and kernels that come with the first run on a GPU, and stay: 0.53 to 0.66 GiB beside what the process
+# RAM of libraries and kernels that come with the first run on a GPU, and stay: 0.57 to 0.59 GiB beside what the process
 # had with its CUDA context, measured over every placement and size of docs/benchmarks.md. While resident blocks load it
-# is 0.38 to 0.54, the most where Triton compiles.
+# is 0.46 (BF16) to 0.54 (8 bits, whose trial run has loaded cuBLAS by then).
 RAM_FIXED_BYTES = int(0.62 * GIB)
 _LOADING_FIXED_BYTES = int(0.48 * GIB)
 # What resident blocks pass through on their way to the device: the ring of adapters/streaming/reading.py.

@@ -186,7 +186,7 @@ def plan_decode(
     Raises:
         NothingFitsError: there is not the RAM for the frames.
     """
-    if not _has_ram_for_frames(sizes, budget, wish):
+    if _frames_ram(sizes, budget, wish) > budget.ram:
         raise NothingFitsError(_explain_frames(sizes, budget, wish))
     tiles, on_gpu = _tiles(wish), budget.vram is not None
     limit = _pinned_limit(wish)
@@ -323,16 +323,16 @@ def _advise(sizes: Sizes, budget: Budget, wish: Wish) -> str:
     return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
 
 
-def _has_ram_for_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> bool:
-    needs = (decoding_need(sizes, tile, on_gpu=budget.vram is not None) for tile in _tiles(wish))
-    return any(need.ram <= budget.ram for need in needs)
+def _frames_ram(sizes: ClipSizes, budget: Budget, wish: Wish) -> int:
+    """Return the least RAM with which the frames can be decoded."""
+    return min(decoding_need(sizes, tile, on_gpu=budget.vram is not None).ram for tile in _tiles(wish))
 
 
 def _explain_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> str:
     """Return what the frames need, what is there, and the largest clips that would fit."""
-    need = min(decoding_need(sizes, tile, on_gpu=budget.vram is not None).ram for tile in _tiles(wish))
+    need = _frames_ram(sizes, budget, wish)
     found = _first_fitting(
-        (_fewer(sizes), _shorter(sizes), _smaller(sizes)), lambda each: _has_ram_for_frames(each, budget, wish)
+        (_fewer(sizes), _shorter(sizes), _smaller(sizes)), lambda each: _frames_ram(each, budget, wish) <= budget.ram
     )
     advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
     return (

@@ -2,13 +2,10 @@
 
 import pytest
 from lightx2v_pack.engine.logic import estimate
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.estimate import Clip, History, Setup
 from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
+from wan_14b import WAN_14B
 
-WAN_14B = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
 TOKENS_480P, TOKENS_720P = 32_760, 75_600
 CLIP_480P = Clip(width=832, height=480, num_frames=81, tokens=TOKENS_480P)
 CLIP_720P = Clip(width=1280, height=720, num_frames=81, tokens=TOKENS_720P)

@@ -15,10 +15,11 @@ from lightx2v_pack.engine.forecast import Question, forecast
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
-from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat, WanArchitecture
+from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat
 from lightx2v_pack.engine.logic.memory_plan import HostPolicy
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from pretended_card import pretend_card
+from wan_14b import WAN_14B
 
 
 @pytest.fixture(autouse=True)
@@ -133,10 +134,7 @@ def test_a_single_transformer_file_is_described():
 @pytest.fixture
 def card(monkeypatch):
     """Pretend a card, and the 14B transformer in FP8 where a file is asked for; the machine forgets both afterwards."""
-    sizes = WanArchitecture(
-        dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-    )
-    layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=sizes)
+    layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=WAN_14B)
     files = TransformerFiles(files=(), layout="single", format=layout, num_bytes=15_010_000_000)
     monkeypatch.setattr(module, "_resolve_transformer", lambda *_: files)
     yield lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)

@@ -9,7 +9,6 @@ from lightx2v_pack.engine.adapters.streaming import reading
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import NothingFitsError
 from lightx2v_pack.engine.logic.activations import ATTENTION_BYTES
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.memory_needs import (
     LATER_MARGIN,
     RAM_FIXED_BYTES,
@@ -33,10 +32,8 @@ from lightx2v_pack.engine.logic.memory_plan import (
 )
 from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
 from lightx2v_pack.engine.logic.tiles import Tile
+from wan_14b import WAN_14B
 
-WAN_14B = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
 P480, P720 = (832, 480), (1280, 720)
 # What a desktop, the CUDA context, the system and ComfyUI leave of a card and of RAM.
 CARDS = {6: 5.2, 8: 7.2, 10: 9.1, 12: 11.0, 16: 15.0, 24: 22.8, 140: 138.0}

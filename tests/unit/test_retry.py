@@ -11,15 +11,13 @@ from lightx2v_pack.engine.adapters.system import is_out_of_memory
 from lightx2v_pack.engine.budget import Host
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from wan_14b import WAN_14B
 
 SHAPE = (1, 16, 2, 6, 8)
 FULL_SIZE = Sizes(
-    architecture=WanArchitecture(
-        dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-    ),
+    architecture=WAN_14B,
     scheme="fp8",
     attention="sage_attn2",
     matmul="scaled_mm",

@@ -11,20 +11,17 @@ import examples
 import pytest
 from examples import set_options
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
 from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run
 from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.boot import boot
 from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+from wan_14b import WAN_14B
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
 # What a template is about: the precision it loads, and how much of a card its desktop and driver leave free.
-ARCHITECTURE = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
 TINY = set_options("LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
 
 
@@ -71,7 +68,7 @@ def test_template_fits_the_card_it_is_for(name):
     offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
     assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
     sizes = Sizes(
-        architecture=ARCHITECTURE,
+        architecture=WAN_14B,
         scheme=precision,
         attention="sage_attn2",
         matmul="scaled_mm",

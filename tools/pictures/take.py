@@ -26,13 +26,10 @@ import examples  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.forecast import Forecast, Need  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture  # noqa: E402
 from lightx2v_pack.engine.logic.estimate import Clip, History, Setup  # noqa: E402
 from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
+from wan_14b import WAN_14B  # noqa: E402
 
-WAN_14B = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
 # By precision: what was detected, matmul on an RTX 40, bytes of the text encoder's file.
 PRECISIONS = {
     "fp8": ("fp8, 40 blocks, 14 GiB", "scaled_mm", 6_730_000_000),

@@ -6,19 +6,13 @@ planned (the tile, and whether weights stay) and whether the transformer was sti
 
 import json
 import sys
-import types
 from pathlib import Path
 from types import SimpleNamespace
 
+from start import pretend_gpu, start
+
 root, vae_file = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-pack = types.ModuleType("lightx2v_pack")
-pack.__path__ = [root]
-sys.modules["lightx2v_pack"] = pack
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(root)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
@@ -28,14 +22,11 @@ from lightx2v_pack.engine.adapters.comfy import memory  # noqa: E402
 from lightx2v_pack.engine.budget import Host  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.handles import Handle, VaeHandle  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture  # noqa: E402
 from lightx2v_pack.engine.logic.memory_needs import weights_ram, weights_vram  # noqa: E402
 from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
 from lightx2v_pack.engine.settings import OffloadSettings  # noqa: E402
+from wan_14b import WAN_14B  # noqa: E402
 
-WAN_14B = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
 SHAPE = (1, 16, 21, 60, 104)
 RAM_GIB = 40
 HOST = Host(claim=memory.register)
@@ -62,18 +53,10 @@ def taken():
     return sum(handle.num_bytes for handle in handles if handle.is_loaded)
 
 
-def free_memory(device=None, torch_free_too=False):
-    free = card - taken()
-    return (free, 0) if torch_free_too else free
-
-
-mm.cpu_state, mm.vram_state = mm.CPUState.GPU, mm.VRAMState.NORMAL_VRAM
-mm.get_torch_device = lambda: torch.device("cuda", 0)
-mm.soft_empty_cache = lambda force=False: None
-mm.get_free_memory = free_memory
+pretend_gpu(lambda: card, lambda: handles)
 system.compute_device = lambda: torch.device("cuda", 0)
 system.free_ram_bytes = lambda: RAM_GIB * GIB - sum(handle.ram_bytes for handle in handles if handle.is_loaded)
-torch.cuda.mem_get_info = lambda *_: (free_memory(), card)
+torch.cuda.mem_get_info = lambda *_: (card - taken(), card)
 torch.cuda.get_device_properties = lambda *_: SimpleNamespace(total_memory=card)
 torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda *_: taken()
 torch.cuda.get_per_process_memory_fraction = lambda *_: 1.0

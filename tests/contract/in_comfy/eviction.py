@@ -5,20 +5,13 @@ usage: eviction.py PACK_ROOT; prints one line of JSON: what is loaded after each
 
 import json
 import sys
-import types
+
+from start import pretend_gpu, start
 
 (root,) = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-pack = types.ModuleType("lightx2v_pack")
-pack.__path__ = [root]
-sys.modules["lightx2v_pack"] = pack
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(root)
 
 import comfy.model_management as mm  # noqa: E402
-import torch  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import memory  # noqa: E402
 
 GB = 10**9
@@ -35,17 +28,7 @@ class Weights:
 
 
 handles = {}
-mm.cpu_state, mm.vram_state = mm.CPUState.GPU, mm.VRAMState.NORMAL_VRAM
-mm.get_torch_device = lambda: torch.device("cuda", 0)
-mm.soft_empty_cache = lambda force=False: None
-
-
-def get_free_memory(device=None, torch_free_too=False):
-    free = 16 * GB - sum(handle.num_bytes for handle in handles.values() if handle.is_loaded)
-    return (free, 0) if torch_free_too else free
-
-
-mm.get_free_memory = get_free_memory
+pretend_gpu(lambda: 16 * GB, handles.values)
 
 
 def use(name, size, activations=0):

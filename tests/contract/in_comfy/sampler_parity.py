@@ -8,15 +8,10 @@ import sys
 import types
 from pathlib import Path
 
+from start import start
+
 root, file = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-pack = types.ModuleType("lightx2v_pack")
-pack.__path__ = [root]
-sys.modules["lightx2v_pack"] = pack
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(root)
 
 import comfy.latent_formats  # noqa: E402
 import comfy.model_sampling  # noqa: E402

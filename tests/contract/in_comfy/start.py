@@ -1,0 +1,34 @@
+"""Makes a process with ComfyUI ready for the scripts here. Import it first."""
+
+import sys
+import types
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+def start(root):
+    """Register the pack, let the tests' modules be imported, and start ComfyUI on the CPU."""
+    sys.argv = [sys.argv[0], "--cpu"]
+    sys.path.append(str(TESTS))
+    pack = types.ModuleType("lightx2v_pack")
+    pack.__path__ = [root]
+    sys.modules["lightx2v_pack"] = pack
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+
+
+def pretend_gpu(num_bytes, handles):
+    """Let ComfyUI manage a GPU of so many bytes (a function), of which loaded handles (an iterable) take theirs."""
+    import comfy.model_management as mm
+    import torch
+
+    def get_free_memory(device=None, torch_free_too=False):
+        free = num_bytes() - sum(handle.num_bytes for handle in handles() if handle.is_loaded)
+        return (free, 0) if torch_free_too else free
+
+    mm.cpu_state, mm.vram_state = mm.CPUState.GPU, mm.VRAMState.NORMAL_VRAM
+    mm.get_torch_device = lambda: torch.device("cuda", 0)
+    mm.soft_empty_cache = lambda force=False: None
+    mm.get_free_memory = get_free_memory
