@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import av
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# The repository root is the pack; under a name of its own its relative imports work.
-pack = sys.modules.setdefault("lightx2v_pack", types.ModuleType("lightx2v_pack"))
-pack.__path__ = [str(ROOT)]
+runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
 
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content  # noqa: E402
 from lightx2v_pack.tools.train_tiny.sheet import draw_sheet  # noqa: E402
