@@ -4,7 +4,6 @@ For each prompt it prints what was asked and what the pixels of its video show, 
 sheet of all six, and the runs' figures are.
 """
 
-# ruff: noqa: T201 - a script that prints
 from __future__ import annotations
 
 import json
@@ -23,8 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
 
+from lightx2v_pack.demo.train.sheet import draw_sheet  # noqa: E402
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content  # noqa: E402
-from lightx2v_pack.tools.train_tiny.sheet import draw_sheet  # noqa: E402
 
 CHECKPOINT = Path("demo/checkpoint")
 WORKFLOW = Path("example_workflows/lightx2v_prompt_list.json")
