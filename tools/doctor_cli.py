@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ..engine import doctor
-from ..engine.logic.checkpoint_files import list_checkpoint_folders
+from ..engine.checkpoints.files import list_checkpoint_folders
+from ..engine.panel import doctor
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,7 +15,7 @@ _PACK_ROOT = Path(__file__).resolve().parent.parent
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; returns 1 when something is missing."""
     parser = argparse.ArgumentParser(
-        prog="doctor.py", description="Show what this machine has and lacks for the LightX2V nodes."
+        prog="panel/doctor.py", description="Show what this machine has and lacks for the LightX2V nodes."
     )
     parser.add_argument(
         "--models-dir",

@@ -12,9 +12,9 @@ from lightx2v_pack.demo.train.training import Alarm, Average, Budget, Log, Recor
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.schedule import build_schedule
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.schedule import build_schedule
 from torch.nn import Linear
 
 CPU = torch.device("cpu")

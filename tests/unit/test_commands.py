@@ -20,7 +20,7 @@ def run(*words):
         ("run_workflow.py", "workflow", "--report"),
         ("run_prompts.py", "prompts", "--results"),
         ("download.py", "download", "get"),
-        ("doctor.py", "doctor", "--models-dir"),
+        ("panel/doctor.py", "doctor", "--models-dir"),
     ],
 )
 def test_a_file_is_its_command(file, command, option):

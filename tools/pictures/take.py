@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.constants import GIB
-from ...engine.forecast import Forecast, Need
-from ...engine.logic.estimate import Clip, History, Setup
-from ...engine.logic.memory_plan import Budget, Sizes, Wish, plan_run
+from ...engine.memory.plan import Budget, Sizes, Wish, plan_run
+from ...engine.panel.forecast import Forecast, Need
+from ...engine.panel.speed import Clip, History, Setup
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
