@@ -14,7 +14,7 @@ from lightx2v_pack.engine.backends.trials import find_machine
 from lightx2v_pack.engine.panel import doctor
 from pretended_card import pretend_card
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "panel/doctor.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 
 
 @pytest.fixture
