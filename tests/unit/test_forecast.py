@@ -7,7 +7,6 @@ import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.backends.trials import find_machine
 from lightx2v_pack.engine.checkpoints.files import TransformerFiles
 from lightx2v_pack.engine.checkpoints.formats import TransformerFormat
 from lightx2v_pack.engine.constants import GIB
@@ -133,12 +132,11 @@ def test_a_single_transformer_file_is_described():
 
 @pytest.fixture
 def card(monkeypatch):
-    """Pretend a card, and the 14B transformer in FP8 where a file is asked for; the machine forgets both afterwards."""
+    """Pretend a card, and the 14B transformer in FP8 where a file is asked for."""
     layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=WAN_14B)
     files = TransformerFiles(files=(), layout="single", format=layout, num_bytes=15_010_000_000)
     monkeypatch.setattr(module, "_resolve_transformer", lambda *_: files)
-    yield lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
-    find_machine.cache_clear()
+    return lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
 
 
 def ask_14b(**changes):
