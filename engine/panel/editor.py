@@ -10,8 +10,9 @@ from ..adapters.comfy import memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.published import PUBLISHED, find_variant
-from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS
-from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, PRECISIONS, TILING_MODES, EngineSettings, OffloadSettings
+from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
+from ..memory.clip import Clip
+from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
 from .forecast import Forecast, Question, forecast
@@ -51,10 +52,12 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         ),
         policy=memory.host_policy(),
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
-        width=given.get("width", DEFAULT_WIDTH),
-        height=given.get("height", DEFAULT_HEIGHT),
-        num_frames=given.get("frames", DEFAULT_NUM_FRAMES),
-        batch=given.get("batch", 1),
+        clip=Clip(
+            width=given.get("width", DEFAULT_WIDTH),
+            height=given.get("height", DEFAULT_HEIGHT),
+            num_frames=given.get("frames", DEFAULT_NUM_FRAMES),
+            batch=given.get("batch", 1),
+        ),
         steps=given.get("steps", DISTILL_STEPS),
     )
     return asdict(forecast(question))
