@@ -13,7 +13,7 @@ from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
 from support import checkpoints, lightx2v_cpu
 from support.cancel import CancelAfter, CancelledError
-from support.decoders import load_portable, loaded
+from support.decoders import load_decoder, loaded
 from support.tensors import normal
 
 # A step of an 8-bit picture.
@@ -60,7 +60,7 @@ def test_whole_decode_equals_upstreams(suffix):
 
 def test_whole_decode_equals_the_portable_engines():
     path, clip = checkpoints.vae(".pth"), latents(3, 8, 10)
-    expected = decode_video(load_portable(path), clip, tile=None, hooks=Hooks())
+    expected = decode_video(load_decoder(path), clip, tile=None, hooks=Hooks())
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 

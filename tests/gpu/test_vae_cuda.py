@@ -7,7 +7,7 @@ from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
-from support.decoders import load_portable
+from support.decoders import load_decoder
 from support.gpu_memory import peak_of
 from support.tensors import normal
 
@@ -18,7 +18,7 @@ TILE = Tile(size=16, overlap=4)
 
 
 def load(device):
-    return load_portable(vae(".pth", torch.float32, SIZES), device)
+    return load_decoder(vae(".pth", torch.float32, SIZES), device)
 
 
 def clip(frames, height, width):

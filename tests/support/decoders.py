@@ -1,8 +1,9 @@
 """Video decoders of both engines, loaded."""
 
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 
 
 def loaded(decoder):
@@ -11,6 +12,6 @@ def loaded(decoder):
     return decoder
 
 
-def load_portable(path, device="cpu"):
+def load_decoder(path, device="cpu"):
     """Return the pack's own decoder of a file, loaded."""
-    return loaded(PortableVideoDecoder(path, torch.device(device)))
+    return loaded(WanVideoDecoder(resolve_vae(path), torch.device(device)))

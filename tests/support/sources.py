@@ -1,7 +1,7 @@
 """Tensors in files as the offload machinery reads them."""
 
 from lightx2v_pack.engine.checkpoints.weights import open_weights
-from lightx2v_pack.engine.offload import TensorSpec
+from lightx2v_pack.engine.checkpoints.weights import TensorSpec
 
 
 class FileSource:

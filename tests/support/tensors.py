@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.kernels import matmul
+from lightx2v_pack.engine.kernels.matmul import MATMULS
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
@@ -29,6 +29,6 @@ def skip_without_scaled_mm():
     """Skip the test where this torch multiplies no FP8 matrices with a scale a row on the CPU."""
     codes, scale = quantized(normal(32, 64), torch.float8_e4m3fn)
     try:
-        matmul.matmul_for("scaled_mm", (32, 64))(normal(16, 64).bfloat16(), codes, scale, torch.zeros(32).bfloat16())
+        MATMULS["scaled_mm"](normal(16, 64).bfloat16(), codes, scale, torch.zeros(32).bfloat16())
     except RuntimeError as error:
         pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")

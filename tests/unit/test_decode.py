@@ -7,7 +7,7 @@ from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
 from support.cancel import Cancelled
 from support.checkpoints import vae as vae_file
-from support.decoders import load_portable
+from support.decoders import load_decoder
 from support.tensors import normal
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def clip(frames, height, width):
 
 @pytest.fixture(scope="module")
 def vae():
-    return load_portable(vae_file())
+    return load_decoder(vae_file())
 
 
 @pytest.mark.parametrize("tile", [None, *SMALL_TILES], ids=str)
