@@ -12,7 +12,6 @@ from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels import matmul, ops_torch
 from lightx2v_pack.engine.kernels.attention import sdpa
-from lightx2v_pack.engine.kernels.quantize import LARGEST
 from lightx2v_pack.engine.memory.activations import (
     ALIGNMENT,
     FIXED_BYTES,
@@ -27,7 +26,8 @@ from lightx2v_pack.engine.wan import block as blocks
 from lightx2v_pack.engine.wan import embeddings
 from lightx2v_pack.engine.wan.kernels import Kernels, NormedAttention, select_kernels
 from lightx2v_pack.engine.wan.workspace import Workspace
-from support.wan_reference import relative_error
+from support.cancel import CancelAfter, Cancelled
+from support.tensors import normal, quantized, relative_error, skip_without_scaled_mm
 
 CPU = torch.device("cpu")
 SIZES = WanArchitecture(
@@ -45,10 +45,6 @@ CASES = [
     ("int_mm", torch.int8),
     ("scaled_mm", torch.float8_e4m3fn),
 ]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_weights(dtype):
@@ -82,11 +78,8 @@ def add_linear(stored, plain, name, value, dtype):
     if dtype is None:
         stored[name], plain[name] = value.bfloat16(), value.bfloat16().float()
         return
-    scale = value.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
-    codes = value / scale
-    stored[name] = (codes.round() if dtype == torch.int8 else codes).to(dtype)
-    stored[f"{name}_scale"] = scale
-    plain[name] = stored[name].float() * scale
+    stored[name], stored[f"{name}_scale"] = quantized(value, dtype)
+    plain[name] = stored[name].float() * stored[f"{name}_scale"]
 
 
 class DictSource:
@@ -106,10 +99,7 @@ class DictSource:
 
 def kernels_of(backend):
     if backend == "scaled_mm":
-        try:
-            matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), CPU)
-        except RuntimeError as error:
-            pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
+        skip_without_scaled_mm()
 
     def multiply(x, scale, weights, out):
         matmul.linear(x, scale, weights, out, backend=backend)
@@ -424,15 +414,8 @@ def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits
     assert isinstance(made.conveyor, Conveyor)
     first = run(made, context, HIDDEN, TIME)
     for units_before in range(6 if by_phase else 2):
-        asked = iter([*[None] * units_before, RuntimeError("stop")])
-
-        def check(asked=asked):
-            error = next(asked, None)
-            if error:
-                raise error
-
-        made.conveyor.check_interrupt = check
-        with pytest.raises(RuntimeError, match="stop"):
+        made.conveyor.check_interrupt = CancelAfter(units_before)
+        with pytest.raises(Cancelled):
             run(made, context, HIDDEN, TIME)
         assert torch.equal(run(made, context, HIDDEN, TIME), first)
 

@@ -3,17 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
 from support.pretended_card import pretend_card
-
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
+from support.scripts import run_script
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def models(tmp_path):
 
 
 def run(*arguments):
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+    done = run_script("doctor.py", *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -23,6 +23,7 @@ from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, Sampl
 from safetensors.torch import save_file
 from support import checkpoints
 from support.pretended_card import pretend_card
+from support.tensors import normal
 
 SHAPE = (16, 1, 4, 4)
 
@@ -83,7 +84,7 @@ def test_what_the_text_encoder_holds_is_predicted_once(loaded, monkeypatch):
 
 
 def test_frames_without_ram_are_refused_and_the_latents_stay(loaded, monkeypatch):
-    latents = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    latents = normal(3, *SHAPE)
     video = pipeline.decode(loaded.vae, latents, hooks=Hooks())
     assert torch.equal(video, torch.cat([pipeline.decode(loaded.vae, clip[None], hooks=Hooks()) for clip in latents]))
     monkeypatch.setattr(system, "free_ram_bytes", lambda: 1000)

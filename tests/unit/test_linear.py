@@ -4,9 +4,9 @@ import pytest
 import torch
 from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.kernels.matmul import Linear
+from support.tensors import LARGEST, normal, quantized, relative_error, skip_without_scaled_mm
 
 N, K = 96, 128
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 # Relative L2 error against float64 on random normal data. dequantize: BF16 output rounded twice (2 ** -9 each).
 # int_mm: activations in 8 bits of the row's largest value (about 4 standard deviations / 127). scaled_mm:
 # activations with 3 mantissa bits, 2 ** -4 / sqrt(3) relative.
@@ -19,19 +19,8 @@ BACKENDS = [
 ]
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def quantise(weight, dtype):
-    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
-    values = weight / scale
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
-
-
 def make_layer(dtype, n=N, k=K):
-    weight, scale = quantise(normal(n, k, seed=1), dtype)
-    return Linear(weight, scale, normal(n, seed=2).bfloat16())
+    return Linear(*quantized(normal(n, k, seed=1), dtype), normal(n, seed=2).bfloat16())
 
 
 def multiply(backend, layer, x):
@@ -44,18 +33,11 @@ def expected(layer, x):
     return x.double() @ weight.T + layer.bias.double()
 
 
-def relative_error(found, reference):
-    return float((found.double() - reference).norm() / reference.norm())
-
-
 @pytest.fixture(params=BACKENDS, ids=lambda param: f"{param[0]}-{param[1]}".replace("torch.", ""))
 def backend_and_dtype(request):
     backend, dtype = request.param
     if backend == "scaled_mm":
-        try:
-            matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), torch.device("cpu"))
-        except RuntimeError as error:
-            pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
+        skip_without_scaled_mm()
     return backend, dtype
 
 
