@@ -112,7 +112,7 @@ def test_cancel_stops_the_wait(execute, shown, monkeypatch):
     with LlmServer(llm_server.never) as server:
         with pytest.raises(mm.InterruptProcessingException):
             execute(**(WIDGETS | {"timeout": 60}), url=server.url)
-        assert server.broken.wait(3)
+        assert server.broken.wait(10)
 
 
 def test_the_wait_is_shown_second_by_second(execute, shown):

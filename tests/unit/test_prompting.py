@@ -22,6 +22,8 @@ from llm_server import ENHANCED, LlmServer
 from PIL import Image
 
 TEXT = "a red fox in the snow"
+# Seconds that a busy machine may take beyond a time-out.
+LATE = 1.5
 CHINESE = "\u96ea\u5730\u91cc\u7684\u72d0\u72f8"
 PROMPTS = Path(client.__file__).with_name("wan_prompts.json")
 # Of wan/utils/system_prompt.py in https://github.com/Wan-Video/Wan2.2, commit 42bf4cf: the strings' values.
@@ -482,14 +484,27 @@ def test_the_time_out_is_kept_by_a_server_that_never_ends(answer):
         found = ask(server, seconds=1.0)
         took = time.monotonic() - start
         assert found.text == TEXT and "had not answered after 1 s" in found.warning
-        assert took < 1.6
-        assert server.broken.wait(3), "the server was not told that nobody waits any more"
+        assert took < 1 + LATE
+        assert server.broken.wait(10), "the server was not told that nobody waits any more"
         wait_for_threads()
+
+
+def test_a_client_keeps_its_time_by_itself():
+    """As for the request that frees the memory, which nobody watches."""
+    with LlmServer(llm_server.dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", pause=0.1)) as server:
+        endpoint = read_url(server.url, {})
+        start = time.monotonic()
+        with (
+            client.Client(endpoint, seconds=0.5) as asking,
+            pytest.raises(NoAnswerError, match=r"not answered after 0\.5"),
+        ):
+            asking.post("/v1/chat/completions", {})
+        assert time.monotonic() - start < LATE
 
 
 def wait_for_threads():
     """No thread of a request stays behind."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 10
     while any(thread.name.startswith("lightx2v-enhance") for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread is still asking"
         time.sleep(0.02)
@@ -527,7 +542,7 @@ def test_a_server_that_accepts_nothing(names):
             filler.connect_ex(("127.0.0.1", port))
         start = time.monotonic()
         found = ask(f"http://127.0.0.1:{port}", seconds=1.0)
-        assert time.monotonic() - start < 1.6 and found.text == TEXT and found.warning
+        assert time.monotonic() - start < 1 + LATE and found.text == TEXT and found.warning
         for filler in fillers:
             filler.close()
 
@@ -542,7 +557,7 @@ def test_a_resolver_that_hangs_keeps_nobody(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(20) and [])
     start = time.monotonic()
     found = ask("http://model.box", seconds=0.5)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 0.5 + LATE
     assert found.text == TEXT and "had not answered after 0.5 s" in found.warning
     release.set()
 
@@ -568,8 +583,8 @@ def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer):
     with LlmServer(answer) as server:
         with pytest.raises(Cancel):
             ask(server, seconds=60, hooks=Hooks(check_interrupt=check_interrupt))
-        assert time.monotonic() - start < 0.9
-        assert server.broken.wait(3)
+        assert time.monotonic() - start < 0.4 + LATE
+        assert server.broken.wait(10)
     wait_for_threads()
 
 
@@ -614,7 +629,7 @@ def test_other_servers_get_no_requests_they_do_not_know():
 def test_ollama_frees_the_memory_after_a_failure_too(answer):
     with LlmServer(answer, is_ollama=True) as server:
         assert ask(server, seconds=1.0).text == TEXT
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 10
         while not unloads(server) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert unloads(server) == [UNLOAD]
@@ -633,7 +648,7 @@ def test_an_answer_counts_though_the_memory_is_not_freed(monkeypatch):
     with LlmServer(is_ollama=True) as server:
         start = time.monotonic()
         found = ask(server, seconds=1.0)
-        assert (found.text, found.warning) == (ENHANCED, "") and time.monotonic() - start < 1.6
+        assert (found.text, found.warning) == (ENHANCED, "") and time.monotonic() - start < 1 + LATE
 
 
 # Nothing to ask.
