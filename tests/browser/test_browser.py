@@ -2,10 +2,10 @@
 
 import json
 
-import examples
 import pytest
-from llm_server import ENHANCED
-from node_schemas import read_golden
+from support import examples
+from support.llm_server import ENHANCED
+from support.node_schemas import read_golden
 
 PANELS = {
     "LightX2VLoadCheckpoint": "lightx2v_plan",

@@ -3,11 +3,10 @@
 import shutil
 import time
 
-import checkpoints
-import llm_server
 import pytest
-from comfy_server import ComfyServer, comfyui_dir, event_of
-from llm_server import ENHANCED, LlmServer
+from support import checkpoints, llm_server
+from support.comfy_server import ComfyServer, comfyui_dir, event_of
+from support.llm_server import ENHANCED, LlmServer
 
 TEXT = "a red fox in the snow"
 KEY = "sk-of-the-environment"

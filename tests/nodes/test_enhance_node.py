@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-import llm_server
 import pytest
 import torch
-from llm_server import ENHANCED, LlmServer
+from support import llm_server
+from support.llm_server import ENHANCED, LlmServer
 
 NODE = "LightX2VEnhancePrompt"
 TEXT = "a red fox in the snow"

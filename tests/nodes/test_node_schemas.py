@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from node_schemas import GOLDEN, breaking_changes, describe_node, read_golden
+from support.node_schemas import GOLDEN, breaking_changes, describe_node, read_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_IDS = list(read_golden()) if GOLDEN.exists() else []

@@ -6,7 +6,7 @@ from lightx2v_pack.engine import system
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.budget import find_budget
 from lightx2v_pack.engine.memory.plan import HostPolicy, Need
-from pretended_card import pretend_card
+from support.pretended_card import pretend_card
 
 NOTHING = Need(vram=0, ram=0)
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
-from pretended_card import pretend_card
+from support import checkpoints
+from support.pretended_card import pretend_card
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 

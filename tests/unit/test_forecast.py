@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
@@ -17,8 +16,9 @@ from lightx2v_pack.engine.memory.plan import HostPolicy
 from lightx2v_pack.engine.panel import forecast as module
 from lightx2v_pack.engine.panel.forecast import Question, forecast
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from pretended_card import pretend_card
-from wan_14b import WAN_14B
+from support import checkpoints
+from support.pretended_card import pretend_card
+from support.wan_14b import WAN_14B
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import gc
 from dataclasses import replace
 from functools import partial
 
-import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import engines, handles, pipeline, system
@@ -21,8 +20,9 @@ from lightx2v_pack.engine.memory.decoder import decode_bytes, tae_decode_bytes
 from lightx2v_pack.engine.memory.needs import RAM_FIXED_BYTES, Need
 from lightx2v_pack.engine.memory.plan import Budget, HostPolicy
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from pretended_card import pretend_card
 from safetensors.torch import save_file
+from support import checkpoints
+from support.pretended_card import pretend_card
 
 SHAPE = (16, 1, 4, 4)
 

@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import llm_server
 import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
@@ -18,8 +17,9 @@ from lightx2v_pack.engine.prompting import Question, Server, addresses, client, 
 from lightx2v_pack.engine.prompting.addresses import check_addresses, is_local, read_url
 from lightx2v_pack.engine.prompting.answers import NoAnswerError, choose_model, read_answer
 from lightx2v_pack.engine.prompting.composing import build_request, compose_text, find_instructions
-from llm_server import ENHANCED, LlmServer
 from PIL import Image
+from support import llm_server
+from support.llm_server import ENHANCED, LlmServer
 
 TEXT = "a red fox in the snow"
 # Seconds that a busy machine may take beyond a time-out.

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.demo.train import captions
@@ -15,6 +14,7 @@ from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages import decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
 from safetensors.torch import load_file, save_file
+from support import lightx2v_cpu
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="demo/checkpoint is not here")

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import llm_server
-from examples import TEXT_TO_VIDEO, TINY
-from llm_server import ENHANCED, LlmServer
+from support import llm_server
+from support.examples import TEXT_TO_VIDEO, TINY
+from support.llm_server import ENHANCED, LlmServer
 
 GOLDEN = Path(__file__).parent / "golden" / f"{TEXT_TO_VIDEO.stem}.api.json"
 

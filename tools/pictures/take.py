@@ -26,9 +26,9 @@ from ...engine.panel.speed import Clip, History, Setup
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import examples  # noqa: E402
-from comfy_server import ComfyServer  # noqa: E402
-from wan_14b import WAN_14B  # noqa: E402
+from support import examples  # noqa: E402
+from support.comfy_server import ComfyServer  # noqa: E402
+from support.wan_14b import WAN_14B  # noqa: E402
 
 # By precision: what was detected, matmul on an RTX 40, bytes of the text encoder's file.
 PRECISIONS = {

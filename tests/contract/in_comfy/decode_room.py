@@ -24,7 +24,7 @@ from lightx2v_pack.engine.memory.budget import Host  # noqa: E402
 from lightx2v_pack.engine.memory.needs import weights_ram, weights_vram  # noqa: E402
 from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run  # noqa: E402
 from lightx2v_pack.engine.settings import OffloadSettings  # noqa: E402
-from wan_14b import WAN_14B  # noqa: E402
+from support.wan_14b import WAN_14B  # noqa: E402
 
 SHAPE = (1, 16, 21, 60, 104)
 RAM_GIB = 40
