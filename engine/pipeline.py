@@ -187,6 +187,7 @@ def sample(
         with handle.at_work(), measure("sample") as sampling:
             sampling.expect(plan.needs["sample"], held())
             clips, step_seconds = _denoise_batch(transformer, context, samples.shape, schedule, settings, hooks)
+            sampling.details["file"] = handle.files.title
             sampling.details["step_seconds"] = step_seconds
             sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
             sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from comfy_api.latest import ComfyExtension, io, ui
+from comfy_api.latest import ComfyExtension, io
 
 __all__ = [
     "CATEGORY",
@@ -18,7 +18,6 @@ __all__ = [
     "io",
     "node_id_of",
     "output_shown",
-    "output_with_text",
     "schema",
     "verdict",
 ]
@@ -68,12 +67,6 @@ def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
-
-
-def output_with_text(*values: Any, text: str) -> io.NodeOutput:
-    """Return node outputs and a text for the node's body, where this ComfyUI has a place for one."""
-    preview = getattr(ui, "PreviewText", None)
-    return io.NodeOutput(*values, ui=preview(text) if preview else None)
 
 
 def output_shown(*values: Any, **texts: str) -> io.NodeOutput:

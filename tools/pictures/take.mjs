@@ -149,12 +149,11 @@ async function run() {
     await page.waitForTimeout(1500);
     await page.evaluate(() => {
         for (const cell of document.querySelectorAll("td")) {
-            if (cell.textContent === "device") {
+            if (cell.textContent === "card") {
                 cell.nextSibling.textContent = cell.nextSibling.textContent.split(",")[0];
             }
-            if (cell.textContent === "versions") {
-                const versions = cell.nextSibling.textContent.split(", ");
-                cell.nextSibling.textContent = versions.filter((version) => !version.startsWith("os ")).join(", ");
+            if (cell.textContent === "system") {
+                cell.parentElement.remove();
             }
         }
     });
