@@ -117,9 +117,7 @@ def kernels_of(backend):
 
     quantised = matmul.ACTIVATION_DTYPES.get(backend)
     attention = Normed(ops_torch, sdpa)
-    return Kernels(
-        ops=ops_torch, multiply=multiply, attention=attention, attention_in_place=None, quantised=quantised
-    )
+    return Kernels(ops=ops_torch, multiply=multiply, attention=attention, attention_in_place=None, quantised=quantised)
 
 
 def make_blocks(stored, kernels, *, by_phase=False):
