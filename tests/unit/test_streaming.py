@@ -11,23 +11,23 @@ import weakref
 
 import pytest
 import torch
-from lightx2v_pack.engine.checkpoints.weights import open_weights
+from lightx2v_pack.engine.checkpoints.weights import TensorSpec, open_weights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.memory.rounding import ALIGNMENT
 from lightx2v_pack.engine.offload import (
     Conveyor,
-    TensorSpec,
     Unit,
     load_tensors,
     make_units,
     pinned,
     reader,
     settle,
-    units,
 )
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
+from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ class Files:
         self.weights.close()
 
     def units(self, mode="block"):
-        return make_units(self.specs, self.num_layers, mode == "phase")
+        return make_units(self.specs, self.num_layers, PHASES, mode == "phase")
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_tensors_of_a_unit_are_aligned_and_apart(files):
     (unit, *_) = files.units()
     buffer = torch.zeros(unit.num_bytes + 100, dtype=torch.uint8)
     for value, view in enumerate(unit.views(buffer).values(), start=1):
-        assert (view.data_ptr() - buffer.data_ptr()) % units.ALIGNMENT == 0
+        assert (view.data_ptr() - buffer.data_ptr()) % ALIGNMENT == 0
         assert not view.view(torch.uint8).any()
         view.view(torch.uint8).fill_(value)
     assert not buffer[unit.num_bytes :].any()
