@@ -195,9 +195,9 @@ def test_what_is_chosen_runs_there_and_is_the_best_that_does(seeds):
             assert choice.backend in table, seed
             assert why_not(choice.backend, machine, dtype, choice.task) is None, seed
             for name, reason in choice.passed_over.items():
-                assert any(
-                    row.name == name and why_not(row, machine, dtype, choice.task) == reason for row in table
-                ), seed
+                assert any(row.name == name and why_not(row, machine, dtype, choice.task) == reason for row in table), (
+                    seed
+                )
             left = [row for row in better(choice, machine, dtype, table) if row.name not in choice.passed_over]
             assert all(is_ruled_out(row, found, wanted, choice) for row in left), seed
 
