@@ -237,6 +237,7 @@ def test_offload_settings_reach_the_handles(run, repository):
 def test_unloading_between_runs_changes_nothing(run, loaded):
     conditioning = encode(run, loaded)
     before = sample(run, loaded, conditioning)["samples"]
+    assert loaded.transformer.owner.is_loaded
     loaded.transformer.patcher.detach()
-    assert not loaded.transformer.is_loaded
+    assert not loaded.transformer.owner.is_loaded
     assert torch.equal(before, sample(run, loaded, conditioning)["samples"])
