@@ -4,6 +4,15 @@ import gc
 import weakref
 
 import pytest
+from lightx2v_pack.engine.memory.needs import Need
+from lightx2v_pack.engine.memory.owner import WeightOwner
+
+
+class Engine:
+    """An engine that takes no memory."""
+
+    def unload(self):
+        pass
 
 
 class Weights:
@@ -36,6 +45,23 @@ def test_registering_loads_nothing_and_keeps_one_patcher(memory):
     memory.register(owner)
     assert owner.patcher is patcher
     assert not owner.is_loaded and patcher.loaded_size() == 0 and patcher.model_size() == 1
+
+
+def test_what_is_claimed_counts_until_it_is_loaded(memory, monkeypatch):
+    import comfy.model_management as mm
+
+    asked = []
+    monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required: asked.append((models, memory_required)))
+    owner = WeightOwner("transformer")
+    memory.register(owner, 3000, 500)
+    assert asked == [([owner.patcher], 500)]
+    assert owner.patcher.model_size() == 3000 and owner.patcher.loaded_size() == 0
+    owner.load("key", Engine, lambda _: None, Need(vram=2500, ram=0))
+    assert owner.patcher.model_size() == owner.patcher.loaded_size() == 2500
+    owner.patcher.detach()
+    assert not owner.is_loaded and owner.patcher.loaded_size() == 0
+    memory.register(owner, 4000)
+    assert owner.patcher.model_size() == 4000
 
 
 def test_loaded_weights_count_and_detach_drops_them(memory):
