@@ -27,11 +27,13 @@ HERE = CONTEXT / "docker"
 SUITE = "bookworm"
 # The release of Python and the C library are Debian's: what differs from the image.
 _NOT_RUN = {"FROM": "Debian instead", "EXPOSE": "describes the image", "VOLUME": "describes the image"}
-# What this machine needs to reach package registries, inside as outside.
-_NETWORK_FILES = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
-_NETWORK_VARIABLES = re.compile(
-    r"(?i)(https?|no|all)_proxy|pip_(cert|index_url|default_timeout)|ssl_cert_file|requests_ca_bundle"
-)
+# What this machine needs to reach package registries, inside as outside; its certificates under a name of their own,
+# as the package ca-certificates writes the usual one anew.
+_RESOLVER = "/etc/resolv.conf"
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_CERTIFICATES_INSIDE = "/etc/ssl/this-machine.crt"
+_NETWORK_VARIABLES = re.compile(r"(?i)(https?|no|all)_proxy|pip_(index_url|default_timeout)")
+_CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "GIT_SSL_CAINFO")
 _START_SECONDS = 300
 
 
@@ -75,6 +77,7 @@ class Image:
         home = "/root" if self.user == "root" else f"/home/{self.user}"
         base = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": home}
         network = {name: value for name, value in os.environ.items() if _NETWORK_VARIABLES.fullmatch(name)}
+        network |= dict.fromkeys(_CERTIFICATE_VARIABLES, _CERTIFICATES_INSIDE)
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.rootfs}/proc"]
         environment = base | network | (self.arguments if is_build else {}) | self.variables
         return subprocess.Popen([*command, "sh", "-c", script], env=environment, **options)
@@ -212,9 +215,8 @@ def main() -> None:
         sys.exit(f"{rootfs} was used before; expected a fresh Debian, or a folder that is not there.")
     if not rootfs.exists():
         subprocess.run(["debootstrap", "--variant=minbase", SUITE, str(rootfs)], check=True, stdout=subprocess.DEVNULL)
-    for name in _NETWORK_FILES:
-        Path(f"{rootfs}{name}").parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(name, f"{rootfs}{name}")
+    shutil.copy(_RESOLVER, f"{rootfs}{_RESOLVER}")
+    shutil.copy(_CERTIFICATES, f"{rootfs}{_CERTIFICATES_INSIDE}")
     image = Image(rootfs, CONTEXT, dict(each.split("=", 1) for each in options.bind))
     image.arguments.update(each.split("=", 1) for each in options.build_arg)
     for target in image.binds.values():
