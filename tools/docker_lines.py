@@ -31,7 +31,7 @@ _NOT_RUN = {"FROM": "Debian instead", "EXPOSE": "describes the image", "VOLUME":
 # as the package ca-certificates writes the usual one anew.
 _RESOLVER = "/etc/resolv.conf"
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-_CERTIFICATES_INSIDE = "/etc/ssl/this-machine.crt"
+_CERTIFICATES_INSIDE = "/etc/this-machine.crt"
 _NETWORK_VARIABLES = re.compile(r"(?i)(https?|no|all)_proxy|pip_(index_url|default_timeout)")
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "GIT_SSL_CAINFO")
 _START_SECONDS = 300
