@@ -36,4 +36,7 @@ LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
+# Precisions of the blocks' linears that checkpoints come in; auto takes what is there.
+PRECISIONS = ("auto", "fp8", "int8", "bf16")
+
 GIB = 1024**3

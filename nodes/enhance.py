@@ -8,8 +8,8 @@ from typing import Any
 
 from ..engine import prompting
 from ..engine.adapters.comfy import progress
+from ..engine.errors import check_choice
 from ..engine.prompting.composing import LANGUAGES, TASKS
-from ..engine.settings import check_choice
 from ._api import graph_inputs_of, io, node_id_of, output_shown, schema, verdict
 
 _MAX_SEED = 2**31 - 1

@@ -8,7 +8,8 @@ from ..engine import pipeline
 from ..engine.adapters.comfy import paths
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
-from ..engine.settings import COMPILE_MODES, ENGINES, PRECISIONS, EngineSettings, OffloadSettings
+from ..engine.constants import PRECISIONS
+from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict
 

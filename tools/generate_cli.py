@@ -20,14 +20,15 @@ from ..engine.constants import (
     DISTILL_SHIFT,
     DISTILL_STEPS,
     FRAME_RATE,
+    PRECISIONS,
 )
 from ..engine.errors import CheckpointError, LightX2VError
 from ..engine.interfaces import Hooks
+from ..engine.report import records_of
 from ..engine.settings import (
     COMPILE_MODES,
     ENGINES,
     OFFLOAD_MODES,
-    PRECISIONS,
     SAMPLING_METHODS,
     TEXT_DEVICES,
     TILING_MODES,
@@ -35,6 +36,7 @@ from ..engine.settings import (
     OffloadSettings,
     SamplingSettings,
 )
+from ..engine.stages.conditioning import of_rows
 from ..engine.system import is_out_of_memory
 from .headless.cli import comfy_folder, interruptible
 from .headless.errors import Cancelled, CommandError, RunError
@@ -178,7 +180,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
         progress.finish_node()
         progress.start_node("sample")
         empty = pipeline.empty_latent(width, height, options.frames)
-        latents = pipeline.sample(loaded.transformer, rows, empty, settings, hooks=hooks)
+        conditioning = of_rows(rows, loaded.transformer.text_dim, records_of(rows))
+        latents = pipeline.sample(loaded.transformer, conditioning, empty, settings, hooks=hooks)
         progress.finish_node()
         progress.start_node("decode")
         frames = pipeline.decode(loaded.vae, latents, tiling=options.tiling, hooks=hooks)

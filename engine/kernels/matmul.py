@@ -7,19 +7,14 @@ FP8 and INT8 kernels multiply activations that were quantised per row at run tim
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from ..backends.table import MATMUL_BACKENDS
-from ..backends.trials import select_kernel
 from .quantize import quantise, row_chunks
 from .widen import widen
-
-logger = logging.getLogger(__name__)
 
 Matmul = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,8 +24,6 @@ ACTIVATION_DTYPES = {"scaled_mm": torch.float8_e4m3fn, "int_mm": torch.int8, "in
 _MIN_ROWS = 32
 # Elements of torch._int_mm's product, in int32 and again in fp32 (128 MiB): fewer rows at a time would be slow.
 _MAX_PRODUCT = 16 * 1024**2
-# What N and K must be a multiple of.
-_MULTIPLES = {"scaled_mm": 16, "int_mm": 8, "int_triton": 16}
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ def linear(
     Args:
         x: [M, K], in 8 bits with its `scale`, or BF16. Rows are dense.
         scale: fp32 [M, 1], what the rows of x are to be multiplied with; None where x is BF16.
-        backend: a name from `select_matmul`; None takes plain torch's for the dtypes.
+        backend: a name of ACTIVATION_DTYPES; None takes plain torch's for the dtypes.
     """
     if scale is None:
         name = "bf16" if weights.weight_scale is None else "dequantize"
@@ -139,48 +132,6 @@ def _multiply(
     return out
 
 
-_MATMULS: dict[str, Matmul] = {name: functools.partial(_multiply, name) for name in ("dequantize", *ACTIVATION_DTYPES)}
-dequantize = _MATMULS["dequantize"]
-
-
-def matmul_for(name: str, shape: tuple[int, int]) -> Matmul:
-    """Return x [M, K] BF16, weight, scale, bias -> [M, N] of a back end; sizes that it cannot take are dequantised."""
-    return _MATMULS[name if all(size % _MULTIPLES.get(name, 1) == 0 for size in shape) else "dequantize"]
-
-
-def select_matmul(scheme: str, device: torch.device, *, is_fused: bool = False) -> str:
-    """Return the name of the best back end for "fp8" or "int8" weights on `device`, and log it in one line.
-
-    Args:
-        is_fused: consider the pack's own Triton kernels too.
-    """
-    kernels = {name: kernel for name, kernel in _MATMULS.items() if is_fused or name != "int_triton"}
-    trial = {"fp8": _fp8_trial, "int8": _int8_trial}[scheme]
-    choice, _ = select_kernel(
-        f"{scheme} matmul",
-        MATMUL_BACKENDS,
-        "auto",
-        device,
-        dtype=scheme,
-        kernels=kernels,
-        reference="dequantize",
-        trial=trial,
-    )
-    logger.info("LightX2V: %s.", choice)
-    return choice.name
-
-
-def _fp8_trial(matmul: Matmul, device: torch.device) -> torch.Tensor:
-    return _trial(matmul, device, torch.float8_e4m3fn)
-
-
-def _int8_trial(matmul: Matmul, device: torch.device) -> torch.Tensor:
-    return _trial(matmul, device, torch.int8)
-
-
-def _trial(matmul: Matmul, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(48, 64, generator=generator).to(device, torch.bfloat16)
-    weight = (torch.randn(32, 64, generator=generator) * 20).round().to(device).to(dtype)
-    scale = torch.rand(32, 1, generator=generator).to(device) + 0.5
-    return matmul(x, weight, scale, torch.zeros(32, device=device, dtype=torch.bfloat16))
+MATMULS: dict[str, Matmul] = {name: functools.partial(_multiply, name) for name in ("dequantize", *ACTIVATION_DTYPES)}
+"""x [M, K] BF16, weight, scale, bias -> [M, N], by name of a back end."""
+dequantize = MATMULS["dequantize"]

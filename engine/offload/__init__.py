@@ -5,6 +5,6 @@ Generic: knows tensors, files and byte buffers, not what is computed with them.
 
 from .reader import load_tensors
 from .streamer import Conveyor, settle
-from .units import Source, TensorSpec, Unit, make_units
+from .units import Source, Unit, make_units, weigh
 
-__all__ = ["Conveyor", "Source", "TensorSpec", "Unit", "load_tensors", "make_units", "settle"]
+__all__ = ["Conveyor", "Source", "Unit", "load_tensors", "make_units", "settle", "weigh"]

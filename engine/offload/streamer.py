@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..interfaces import Hooks
-from ..memory.plan import Placement
+from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
 from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed

@@ -19,8 +19,14 @@ import torch
 
 from .. import system
 from ..adapters.lightx2v import bootstrap
-from ..adapters.lightx2v.config import MATMUL_BACKENDS
-from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Machine, why_not
+from ..backends.table import (
+    ATTENTION_BACKENDS,
+    BLOCK_BACKENDS,
+    LIGHTX2V_MATMUL_BACKENDS,
+    Backend,
+    Machine,
+    why_not,
+)
 from ..backends.trials import find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..constants import GIB
@@ -37,8 +43,8 @@ _DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
 _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
     ("SageAttention", "sageattention", next(row for row in ATTENTION_BACKENDS if row.package == "sageattention")),
-    ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
-    ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),
+    ("q8_kernels", "q8-kernels", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "q8_kernels")),
+    ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
 _OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
@@ -148,7 +154,7 @@ def _examine_lightx2v(machine: Machine) -> Item:
     return Item(
         name="LightX2V",
         state=WARN,
-        found=f"{found.rstrip('.')}; the portable engine is used",
+        found=f"{found.rstrip('.')}; engine auto does not need it",
         remedy=remedy,
     )
 
@@ -184,8 +190,8 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
 
 def _why_not_needed(row: Backend, machine: Machine) -> str:
     """Return why a card that could use a back end's package gains nothing from it, or ""."""
-    if row in MATMUL_BACKENDS:
-        return "only LightX2V's own compute (compile off) uses it"
+    if row in LIGHTX2V_MATMUL_BACKENDS:
+        return "only LightX2V's own compute (engine lightx2v) uses it"
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": _OWN_ATTENTION.min_version}
     with_triton = replace(machine, packages=packages, problems=problems)

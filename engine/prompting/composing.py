@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..settings import check_choice
+from ..errors import check_choice
 
 TASKS = ("t2v", "i2v")
 LANGUAGES = ("auto", "en", "zh")

@@ -1,4 +1,4 @@
-"""The blocks of Wan2.1's transformer, for both engines: three phases each, computed in one workspace.
+"""The blocks of Wan2.1's transformer: three phases each, computed in one workspace.
 
     x += gate0 * self_attention(norm(x) * (1 + scale0) + shift0)
     x += cross_attention(norm(x) * weight + bias)
@@ -19,15 +19,15 @@ import torch
 from torch.nn import functional
 
 from ..checkpoints.formats import WanArchitecture
+from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
+from ..memory.activations import TEXT_ROWS_KEPT
 from ..offload import Conveyor, Unit
 from ..system import release_memory
 from .kernels import Inputs, Kernels, Weights
 from .workspace import Workspace
 
 EPS = 1e-6
-# Keys and values of a prompt of so many rows at most are kept for all blocks: 105 MiB at 40 blocks of width 5120.
-MAX_KEPT_ROWS = 129
 # Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
 KEYS_MULTIPLE = 8
 
@@ -35,23 +35,23 @@ KEYS_MULTIPLE = 8
 class Text:
     """The text rows of a prompt, and each block's keys and values of them, computed once.
 
-    Rows after the last that is not zero are padding and all alike, so that one of them stands for the others.
+    Rows after the prompt's are padding and all alike, so that one of them stands for the others.
     """
 
-    def __init__(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> None:
-        """Args: context: [rows, text_dim]; embed: turns its first rows into [rows, D] BF16 on the compute device."""
-        self.context = context
-        used = context.ne(0).any(dim=1).nonzero()
-        last = int(used[-1]) if len(used) else -1
+    def __init__(
+        self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels
+    ) -> None:
+        """Args: embed: turns text rows [rows, text_dim] into [rows, D] BF16 on the compute device."""
+        self.conditioning = conditioning
         # Text rows, then the one that counts `repeats` times: padding, or the last text row itself.
-        num_rows = min(last + 2, len(context))
-        self.repeats = len(context) - num_rows + 1
-        rows, dtype = embed(context[:num_rows]), kernels.quantised
+        num_rows = min(conditioning.num_text + 1, len(conditioning.text))
+        self.repeats = len(conditioning.text) - num_rows + 1
+        rows, dtype = embed(conditioning.text[:num_rows]), kernels.quantised
         self.inputs: Inputs = (rows, None)
         if dtype is not None:
             scales = rows.new_empty(num_rows, 1, dtype=torch.float32)
             self.inputs = kernels.quantise(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= MAX_KEPT_ROWS else None
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= TEXT_ROWS_KEPT else None
 
 
 @dataclass
@@ -92,7 +92,8 @@ def self_attention(block: int, weights: Weights, run: Pass) -> None:
         kernels.linear((work.inputs, work.scales), weights, f"self_attn.{name}", part)
     q, k, v = (run.split_heads(part) for part in work.parts)
     norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
-    out = kernels.self_attention(q, k, v, norms, EPS, run.rotary).flatten(1)
+    attention = kernels.attention_for(q)
+    out = attention.attend(attention.prepare(q, k, v, norms, EPS, run.rotary)).flatten(1)
     kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
     run.change = (work.parts[0], run.modulation[2])
 
@@ -140,7 +141,7 @@ class Blocks:
         self.kernels = kernels
         self._units = units
         self._sizes = sizes
-        self._device = device
+        self.device = device
         self._workspace: Workspace | None = None
         self._text: Text | None = None
 
@@ -149,19 +150,19 @@ class Blocks:
         if self._workspace is None or self._workspace.tokens != tokens:
             # Before the next one is made, and from torch's cache too, which would hold both.
             self._workspace = None
-            release_memory(self._device)
+            release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self._workspace = Workspace(tokens, *sizes, self.kernels.quantised, self._device)
+            self._workspace = Workspace(tokens, *sizes, self.kernels.quantised, self.device)
         return self._workspace
 
-    def text(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
+    def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
         """Return what is kept of a prompt's rows; what there was of another prompt is dropped. See Text."""
-        if self._text is None or self._text.context is not context:
+        if self._text is None or self._text.conditioning is not conditioning:
             self._text = None
-            self._text = Text(context, embed, self.kernels)
+            self._text = Text(conditioning, embed, self.kernels)
         return self._text
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         """Drop the workspace and what is kept of the text."""
         self._workspace = self._text = None
 

@@ -18,8 +18,6 @@ from .patches import Grid
 
 Weights = Mapping[str, torch.Tensor]
 
-# Names of what is computed in fp32: modulations, the affine norm of the blocks, the embedding of the time.
-FLOAT32 = r"modulation$|norm3\.|^time_embedding\."
 _THETA = 10_000.0
 
 

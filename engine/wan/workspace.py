@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..memory.activations import ALIGNMENT, FFN_CHUNKS, workspace_sizes
+from ..memory.activations import FFN_CHUNKS, workspace_sizes
+from ..memory.rounding import round_up
 
-_SCHEMES = {None: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
+_PRECISIONS = {None: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 
 
 class Chunk(NamedTuple):
@@ -50,7 +51,7 @@ class Workspace:
 
     def _allocate(self, dim: int, ffn_dim: int, quantised: torch.dtype | None, device: torch.device) -> None:
         tokens = self.tokens
-        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, scheme=_SCHEMES[quantised])
+        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=_PRECISIONS[quantised])
         self._memory = torch.empty(sizes.total, dtype=torch.uint8, device=device)
         taker = _Taker(self._memory)
         self.hidden = taker.take(tokens, dim, torch.bfloat16)
@@ -79,7 +80,7 @@ class _Taker:
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         num_bytes = rows * columns * dtype.itemsize
         taken = self._memory[self.position : self.position + num_bytes]
-        self.position += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        self.position += round_up(num_bytes)
         return taken.view(dtype).view(rows, columns)
 
 

@@ -17,6 +17,7 @@ from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
+from support.tensors import normal
 
 COMFYUI_DIR = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI_DIR, reason="COMFYUI_DIR does not point at a ComfyUI checkout")
@@ -52,7 +53,7 @@ def vae_file():
 @pytest.fixture(scope="module")
 def samples():
     """LATENT samples: two clips, un-normalised."""
-    return denormalise(torch.randn(2, 16, 2, 2, 4, generator=torch.Generator().manual_seed(3)))
+    return denormalise(normal(2, 16, 2, 2, 4, seed=3))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from lightx2v_pack.engine.stages.denoise import denoise
 from lightx2v_pack.engine.stages.schedule import build_schedule
 from safetensors.torch import load_file, save_file
 from support import checkpoints, lightx2v_cpu
+from support.cancel import CancelAfter, CancelledError
+from support.tensors import normal, relative_error
 from support.wan_reference import dequantised, reference_flow
 
 SHAPE = (16, 3, 8, 10)
@@ -30,13 +32,9 @@ def lightx2v():
     lightx2v_cpu.import_lightx2v()
 
 
-def normal(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def context():
-    rows = normal(1, 512, 64).bfloat16()
+    rows = normal(512, 64, seed=1).bfloat16()
     rows[37:] = 0
     return rows
 
@@ -64,7 +62,7 @@ def build(path, mode="none", compile="off", resident_blocks=0):
 
 
 def predict(path, context, mode="none", compile="off"):
-    return build(path, mode, compile).predict_flow(normal(2, *SHAPE), 937.5, context, Hooks())
+    return build(path, mode, compile).predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks())
 
 
 def upstream(path, matmul_op="Default", **changes):
@@ -81,16 +79,12 @@ def sample(transformer, context, seed=5):
     return denoise(transformer, context, SHAPE, SCHEDULE, method="euler", seed=seed, hooks=Hooks())
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
-
-
 # ---------------------------------------------------------------- equal to LightX2V
 
 
 def test_euler_latents_equal_upstreams_own_scheduler_bit_for_bit(context):
     path = checkpoints.single_file("bf16")
-    expected = lightx2v_cpu.sample_upstream(*upstream(path), context, normal(5, *SHAPE))
+    expected = lightx2v_cpu.sample_upstream(*upstream(path), context, normal(*SHAPE, seed=5))
     assert torch.equal(sample(build(path), context), expected)
 
 
@@ -99,10 +93,10 @@ def test_every_flow_equals_upstreams_bit_for_bit(step, context):
     path = checkpoints.single_file("bf16")
     model, scheduler = upstream(path)
     scheduler.prepare(0, list(SHAPE))
-    scheduler.latents = normal(2, *SHAPE)
+    scheduler.latents = normal(*SHAPE, seed=2)
     scheduler.step_pre(step)
     model.infer({"text_encoder_output": {"context": context[None]}, "image_encoder_output": None})
-    flow = build(path).predict_flow(normal(2, *SHAPE), SCHEDULE.timesteps[step], context, Hooks())
+    flow = build(path).predict_flow(normal(*SHAPE, seed=2), SCHEDULE.timesteps[step], context, Hooks())
     assert flow.dtype == torch.float32
     assert torch.equal(flow, scheduler.noise_pred)
 
@@ -118,7 +112,7 @@ def with_bfloat16_scales(path, folder):
 def test_fp8_latents_equal_upstreams_bit_for_bit(context, monkeypatch, tmp_path):
     use_fp8_matmul(monkeypatch)
     path = with_bfloat16_scales(checkpoints.single_file("fp8"), tmp_path)
-    expected = lightx2v_cpu.sample_upstream(*upstream(path, "fp8-torchao"), context, normal(5, *SHAPE))
+    expected = lightx2v_cpu.sample_upstream(*upstream(path, "fp8-torchao"), context, normal(*SHAPE, seed=5))
     assert torch.equal(sample(build(path), context), expected)
 
 
@@ -130,9 +124,11 @@ def test_fp8_latents_equal_upstreams_bit_for_bit(context, monkeypatch, tmp_path)
 def test_our_blocks_are_no_further_from_float32_than_lightx2vs(precision, timestep, context):
     """LightX2V rounds norms, modulation and residuals to bfloat16 on the way."""
     path = checkpoints.single_file(precision)
-    expected = reference_flow(dequantised(path), normal(2, *SHAPE), timestep, context)
+    expected = reference_flow(dequantised(path), normal(*SHAPE, seed=2), timestep, context)
     theirs, ours = (
-        relative(build(path, compile=mode).predict_flow(normal(2, *SHAPE), timestep, context, Hooks()), expected)
+        relative_error(
+            build(path, compile=mode).predict_flow(normal(*SHAPE, seed=2), timestep, context, Hooks()), expected
+        )
         for mode in ("off", "auto")
     )
     assert ours < min(1.02 * theirs, FLOAT32_TOLERANCE)
@@ -160,7 +156,7 @@ def test_portable_engine_agrees(compile, context):
 def test_eight_bit_weights_are_used_with_their_scales(precision, compile, context):
     # Without the scales the result is noise: relative error 1 and more.
     expected = predict(checkpoints.single_file("bf16"), context)
-    assert relative(predict(checkpoints.single_file(precision), context, compile=compile), expected) < 0.1
+    assert relative_error(predict(checkpoints.single_file(precision), context, compile=compile), expected) < 0.1
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
@@ -180,7 +176,7 @@ def test_prefixed_names_give_the_same(context):
 def test_comfyui_scaled_fp8_with_its_scalar_scales(has_marker, mode, context):
     path = checkpoints.comfy_transformer(prefix="model.diffusion_model.", has_marker=has_marker)
     expected = predict(checkpoints.single_file("bf16"), context)
-    assert relative(predict(path, context, mode), expected) < 0.1
+    assert relative_error(predict(path, context, mode), expected) < 0.1
 
 
 def test_scales_stay_float32(context, monkeypatch):
@@ -189,7 +185,7 @@ def test_scales_stay_float32(context, monkeypatch):
     path = checkpoints.single_file("fp8")
     stored = load_file(path)
     transformer = build(path)
-    transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks())
+    transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks())
     block = transformer._loaded.model.transformer_weights.blocks[0].compute_phases[0]
     assert torch.equal(block.self_attn_q.weight_scale, stored["blocks.0.self_attn.q.weight_scale"])
     assert not torch.equal(block.self_attn_q.weight_scale, block.self_attn_q.weight_scale.bfloat16().float())
@@ -230,33 +226,26 @@ def test_compute_stays_on_the_stream_that_every_attention_kernel_launches_on(mod
     assert not hasattr(transformer._loaded.model.transformer_infer, "offload_manager")
 
 
-class CancelledError(Exception):
-    pass
-
-
-def cancel_after(checks):
-    def check():
-        nonlocal checks
-        if checks == 0:
-            raise CancelledError
-        checks -= 1
-
-    return Hooks(check_interrupt=check)
-
-
 @COMPILE
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cancel_passes_before_every_block_and_the_next_run_is_right(mode, compile, context):
     path = checkpoints.single_file("bf16")
     expected = predict(path, context, compile=compile)
     transformer = build(path, mode, compile)
-    latents = normal(2, *SHAPE)
+    latents = normal(*SHAPE, seed=2)
     num_units = 6 if mode == "phase" else 2
     for checks in range(num_units):
         with pytest.raises(CancelledError):
-            transformer.predict_flow(latents, 937.5, context, cancel_after(checks))
+            transformer.predict_flow(
+                latents, 937.5, context, Hooks(check_interrupt=CancelAfter(checks, CancelledError))
+            )
     # Upstream's buffers would hold the weights of whatever block came next.
-    assert torch.equal(transformer.predict_flow(latents, 937.5, context, cancel_after(num_units)), expected)
+    assert torch.equal(
+        transformer.predict_flow(
+            latents, 937.5, context, Hooks(check_interrupt=CancelAfter(num_units, CancelledError))
+        ),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -264,9 +253,9 @@ def test_a_cancel_while_loading_leaves_an_object_that_loads_again(mode, context)
     transformer = make(checkpoints.single_file("bf16"), mode)
     if mode != "disk":
         with pytest.raises(CancelledError):
-            transformer.load(SHAPE, cancel_after(1))
+            transformer.load(SHAPE, Hooks(check_interrupt=CancelAfter(1, CancelledError)))
     transformer.load(SHAPE, Hooks())
-    assert transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks()).isfinite().all()
+    assert transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks()).isfinite().all()
 
 
 # ---------------------------------------------------------------- memory
@@ -278,7 +267,7 @@ def test_a_cancel_while_loading_leaves_an_object_that_loads_again(mode, context)
 def test_weights_go_at_once(mode, leave, compile, context, monkeypatch):
     # Upstream's objects refer to themselves and to each other; without cuts this waits for the garbage collector.
     transformer = build(checkpoints.single_file("fp8"), mode, compile)
-    transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks())
+    transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks())
     model = transformer._loaded.model
     with transformer._loaded.conveyor.unit(0) as tensors:
         weight = weakref.ref(tensors["self_attn.q.weight"])
@@ -323,7 +312,7 @@ def test_rest_keeps_the_weights(mode, compile, context):
 @COMPILE
 def test_latents_are_not_kept_or_changed(compile, context):
     transformer = build(checkpoints.single_file("bf16"), compile=compile)
-    latents = normal(2, *SHAPE)
+    latents = normal(*SHAPE, seed=2)
     before, alive = latents.clone(), weakref.ref(latents)
     transformer.predict_flow(latents, 937.5, context, Hooks())
     assert torch.equal(latents, before)
@@ -341,16 +330,16 @@ def test_weights_loaded_under_inference_mode_can_be_used_outside_of_it(mode, com
     expected = predict(path, context, compile=compile)
     with torch.inference_mode():
         transformer = build(path, mode, compile)
-        assert torch.equal(transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks()), expected)
-    assert torch.equal(transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks()), expected)
+        assert torch.equal(transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks()), expected)
+    assert torch.equal(transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks()), expected)
 
 
 @COMPILE
 def test_another_size_needs_no_reload(compile, context):
     path = checkpoints.single_file("bf16")
     transformer = build(path, compile=compile)
-    transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks())
-    larger = normal(3, 16, 5, 12, 8)
+    transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks())
+    larger = normal(16, 5, 12, 8, seed=3)
     found = transformer.predict_flow(larger, 937.5, context, Hooks())
     assert torch.equal(found, build(path, compile=compile).predict_flow(larger, 937.5, context, Hooks()))
 
@@ -358,10 +347,10 @@ def test_another_size_needs_no_reload(compile, context):
 @COMPILE
 def test_another_prompt_is_seen(compile, context):
     path = checkpoints.single_file("bf16")
-    transformer, latents = build(path, compile=compile), normal(2, *SHAPE)
+    transformer, latents = build(path, compile=compile), normal(*SHAPE, seed=2)
     first = transformer.predict_flow(latents, 937.5, context, Hooks())
     other = transformer.predict_flow(latents, 937.5, context.flip(1), Hooks())
-    assert relative(other, first) > 0.01
+    assert relative_error(other, first) > 0.01
     assert torch.equal(transformer.predict_flow(latents, 937.5, context, Hooks()), first)
 
 
@@ -369,10 +358,10 @@ def test_another_prompt_is_seen(compile, context):
 def test_padding_rows_of_the_text_matter_and_are_seen(compile, context):
     # Cross-attention sees all 512 rows: cutting the zero rows off gives another picture.
     transformer = build(checkpoints.single_file("bf16"), compile=compile)
-    latents = normal(2, *SHAPE)
+    latents = normal(*SHAPE, seed=2)
     whole = transformer.predict_flow(latents, 937.5, context, Hooks())
     cut = transformer.predict_flow(latents, 937.5, context[:37], Hooks())
-    assert relative(cut, whole) > 0.01
+    assert relative_error(cut, whole) > 0.01
 
 
 @pytest.mark.parametrize(("compile", "ops"), [("off", "lightx2v"), ("auto", "torch")])
@@ -380,7 +369,7 @@ def test_the_report_names_what_ran(compile, ops, context, as_on_a_gpu):
     path = checkpoints.single_file("fp8")
     transformer = build(path, "block", compile)
     before = transformer.describe()
-    transformer.predict_flow(normal(2, *SHAPE), 937.5, context, Hooks())
+    transformer.predict_flow(normal(*SHAPE, seed=2), 937.5, context, Hooks())
     facts = transformer.describe()
     assert facts["engine"] == "lightx2v"
     assert facts["precision"] == "fp8"

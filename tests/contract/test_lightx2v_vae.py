@@ -12,6 +12,9 @@ from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
 from support import checkpoints, lightx2v_cpu
+from support.cancel import CancelAfter, CancelledError
+from support.decoders import load_decoder, loaded
+from support.tensors import normal
 
 # A step of an 8-bit picture.
 LEVEL = 1 / 255
@@ -23,13 +26,11 @@ def lightx2v():
 
 
 def latents(*shape):
-    return torch.randn(16, *shape, generator=torch.Generator().manual_seed(4))
+    return normal(16, *shape, seed=4)
 
 
 def build(path):
-    decoder = LightX2VVideoDecoder(path)
-    decoder.load(Hooks())
-    return decoder
+    return loaded(LightX2VVideoDecoder(path))
 
 
 def decode(path, clip, tile=None):
@@ -59,9 +60,7 @@ def test_whole_decode_equals_upstreams(suffix):
 
 def test_whole_decode_equals_the_portable_engines():
     path, clip = checkpoints.vae(".pth"), latents(3, 8, 10)
-    portable = PortableVideoDecoder(path)
-    portable.load(Hooks())
-    expected = decode_video(portable, clip, tile=None, hooks=Hooks())
+    expected = decode_video(load_decoder(path), clip, tile=None, hooks=Hooks())
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
@@ -105,9 +104,7 @@ def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_p
     path, clip = tmp_path / f"{name}.safetensors", latents(3, 4, 6)
     save_file(TAEHV(None).state_dict(), path)
     expected = as_frames(WanVAE_tiny(str(path), dtype=torch.float32, need_scaled=is_scaled).decode(clip))
-    decoder = decoder_class(path)
-    decoder.load(Hooks())
-    found = decode_video(decoder, clip, tile=None, hooks=Hooks())
+    found = decode_video(loaded(decoder_class(path)), clip, tile=None, hooks=Hooks())
     assert found.shape == (9, 32, 48, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -120,22 +117,11 @@ def test_frames_come_one_latent_at_a_time_and_nothing_stays_behind():
     assert set(decoder._vae._feat_map) == {None}
 
 
-class CancelledError(Exception):
-    pass
-
-
 def test_a_cancel_passes_between_chunks_and_the_next_decode_is_right():
     path, clip = checkpoints.vae(".pth"), latents(3, 4, 6)
-    decoder, checks = build(path), 0
-
-    def check():
-        nonlocal checks
-        checks += 1
-        if checks == 2:
-            raise CancelledError
-
+    decoder = build(path)
     with pytest.raises(CancelledError):
-        decode_video(decoder, clip, tile=None, hooks=Hooks(check_interrupt=check))
+        decode_video(decoder, clip, tile=None, hooks=Hooks(check_interrupt=CancelAfter(1, CancelledError)))
     assert set(decoder._vae._feat_map) == {None}
     assert torch.equal(decode_video(decoder, clip, tile=None, hooks=Hooks()), decode(path, clip))
 

@@ -4,7 +4,6 @@ The model is tiny but has enough blocks and width that copies and compute overla
 """
 
 import gc
-import itertools
 import time
 
 import pytest
@@ -21,7 +20,6 @@ from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.kernels.attention import select_attention
 from lightx2v_pack.engine.memory.plan import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.decode import decode_video
@@ -31,8 +29,13 @@ from lightx2v_pack.engine.system import compute_device
 from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from support import lightx2v_cpu
-from support.checkpoints import repository, single_file, vae
+from support.attention import attention_or_skip
+from support.cancel import CancelAfter, Cancelled
+from support.checkpoints import distilled, single_file, vae
+from support.decoders import loaded
+from support.gpu_memory import peak_of
 from support.slow_gpu import delay_attention, delay_copies, delayed
+from support.tensors import normal, relative_error
 
 pytestmark = pytest.mark.gpu
 
@@ -47,10 +50,6 @@ ATTENTIONS = [backend.name for backend in ATTENTION_BACKENDS]
 LONG_SLEEP, SHORT_SLEEP = 170_000_000, 17_000_000
 
 
-class Cancelled(BaseException):
-    """Stands for the host's interrupt."""
-
-
 @pytest.fixture(autouse=True)
 def lightx2v():
     lightx2v_cpu.import_for_cuda()
@@ -59,28 +58,15 @@ def lightx2v():
     torch.cuda.empty_cache()
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(found, reference):
-    return float((found.double() - reference.double()).norm() / reference.double().norm())
-
-
 def context_rows():
     rows = normal(512, SIZES.text_dim, seed=5).bfloat16()
     rows[21:] = 0
     return rows
 
 
-def path_of(precision):
-    folder = {"bf16": "distill_models/distill_model.safetensors", "fp8": "distill_fp8", "int8": "distill_int8"}
-    return repository(SIZES) / folder[precision]
-
-
 def make(precision, mode="none", matmul="auto", resident_blocks=0, pinned_limit_bytes=None, **settings):
     transformer = LightX2VTransformer(
-        resolve_transformer(path_of(precision)),
+        resolve_transformer(distilled(precision, SIZES)),
         EngineSettings(engine="lightx2v", **settings),
         Placement(mode=mode, resident_blocks=resident_blocks, pinned_limit_bytes=pinned_limit_bytes),
         matmul=matmul,
@@ -92,13 +78,6 @@ def make(precision, mode="none", matmul="auto", resident_blocks=0, pinned_limit_
 def flow_of(transformer, timestep=937.5, hooks=None):
     latents = normal(*SHAPE, seed=4).to(DEVICE)
     return transformer.predict_flow(latents, timestep, context_rows(), hooks or Hooks()).cpu()
-
-
-def attention_or_skip(name):
-    try:
-        select_attention(name, DEVICE)
-    except (MissingDependencyError, UnsupportedHardwareError) as error:
-        pytest.skip(str(error))
 
 
 # Equal to LightX2V
@@ -126,7 +105,7 @@ def test_euler_latents_equal_upstreams_own_scheduler_bit_for_bit():
 @COMPILE
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.015), ("int8", 0.03), ("fp8", 0.04)])
 def test_the_portable_engine_agrees(precision, tolerance, compile):
-    files, settings = resolve_transformer(path_of(precision)), EngineSettings(attention="sdpa")
+    files, settings = resolve_transformer(distilled(precision, SIZES)), EngineSettings(attention="sdpa")
     portable = PortableTransformer(files, settings, Placement(mode="none"))
     portable.load(SHAPE, Hooks())
     found = flow_of(make(precision, attention="sdpa", compile=compile))
@@ -153,7 +132,7 @@ def test_every_matmul_that_is_here_agrees_with_dequantised_weights(scheme, name)
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_mode_gives_the_same_bits_with_every_attention(precision, name, compile):
     """Upstream's block and phase offload give NaN with sage_attn2."""
-    attention_or_skip(name)
+    attention_or_skip(name, DEVICE)
     flows = []
     for mode in MODES:
         for resident_blocks in (0, 2):
@@ -215,14 +194,8 @@ def test_cancel_stops_within_one_block(mode, compile):
     start = time.perf_counter()
     flow_of(transformer)
     block_seconds = (time.perf_counter() - start) / SIZES.num_layers
-    calls = itertools.count()
-
-    def check():
-        if next(calls) == (9 if mode == "phase" else 3):
-            raise Cancelled
-
     with pytest.raises(Cancelled):
-        flow_of(transformer, hooks=Hooks(check_interrupt=check))
+        flow_of(transformer, hooks=Hooks(check_interrupt=CancelAfter(9 if mode == "phase" else 3)))
     start = time.perf_counter()
     torch.cuda.synchronize()
     assert time.perf_counter() - start < 1.5 * block_seconds
@@ -256,10 +229,7 @@ def test_phases_hold_less_than_blocks_and_blocks_less_than_all(compile):
     peaks = []
     for mode in ("none", "block", "phase"):
         transformer = make("bf16", mode, attention="sdpa", compile=compile)
-        flow_of(transformer)
-        torch.cuda.reset_peak_memory_stats()
-        flow_of(transformer)
-        peaks.append(torch.cuda.max_memory_allocated())
+        peaks.append(peak_of(flow_of, transformer))
         transformer.unload()
         del transformer
     assert peaks[0] > peaks[1] > peaks[2]
@@ -277,8 +247,7 @@ def test_vae_equals_upstreams_within_bfloat16_rounding():
     mean, std = (torch.tensor(each, device=DEVICE, dtype=torch.bfloat16) for each in (LATENT_MEAN, LATENT_STD))
     images = theirs.decode(clip[None].to(DEVICE, torch.bfloat16), [mean, 1.0 / std]).clamp(-1, 1)
     expected = (images[0].permute(1, 2, 3, 0).float().cpu() + 1) / 2
-    decoder = LightX2VVideoDecoder(path)
-    decoder.load(Hooks())
+    decoder = loaded(LightX2VVideoDecoder(path))
     difference = (decode_video(decoder, clip, tile=None, hooks=Hooks()) - expected).abs()
     assert difference.mean() < 0.01
     assert difference.max() < 0.1
@@ -286,14 +255,10 @@ def test_vae_equals_upstreams_within_bfloat16_rounding():
 
 def test_vae_memory_does_not_grow_with_time_and_goes():
     before = torch.cuda.memory_allocated()
-    decoder = LightX2VVideoDecoder(vae(".pth", torch.float32, TinySizes(vae_dim=24)))
-    decoder.load(Hooks())
+    decoder = loaded(LightX2VVideoDecoder(vae(".pth", torch.float32, TinySizes(vae_dim=24))))
 
     def peak(frames):
-        decode_video(decoder, normal(16, frames, 32, 32), tile=None, hooks=Hooks())
-        torch.cuda.reset_peak_memory_stats()
-        decode_video(decoder, normal(16, frames, 32, 32), tile=None, hooks=Hooks())
-        return torch.cuda.max_memory_allocated()
+        return peak_of(decode_video, decoder, normal(16, frames, 32, 32), tile=None, hooks=Hooks())
 
     assert peak(12) <= peak(3) * 1.02
     decoder.unload()

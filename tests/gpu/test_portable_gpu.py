@@ -4,7 +4,6 @@ The model is tiny but has enough blocks and width that copies and compute overla
 """
 
 import gc
-import itertools
 import logging
 import time
 
@@ -17,7 +16,6 @@ if not torch.cuda.is_available():
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
 from lightx2v_pack.engine.backends.trials import find_machine
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
-from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.kernels.attention import select_attention
@@ -26,8 +24,11 @@ from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.system import compute_device
 from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from support.checkpoints import repository
+from support.attention import attention_or_skip
+from support.cancel import CancelAfter, Cancelled
+from support.checkpoints import distilled
 from support.slow_gpu import delay_attention, delay_copies
+from support.tensors import normal, quantized, relative_error
 
 pytestmark = pytest.mark.gpu
 
@@ -38,30 +39,13 @@ SHAPE = (16, 5, 32, 32)  # 1280 tokens
 MODES = ("none", "block", "phase", "disk")
 # A tenth of a second of GPU time at about 1.7 GHz.
 LONG_SLEEP, SHORT_SLEEP = 170_000_000, 17_000_000
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-
-
-class Cancelled(BaseException):
-    """Stands for the host's interrupt."""
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(found, reference):
-    return float((found.double() - reference.double()).norm() / reference.double().norm())
 
 
 # Matmul kernels
 
 
 def quantised_layer(dtype, n, k):
-    weight = normal(n, k, seed=1).to(DEVICE)
-    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
-    values = weight / scale
-    bias = normal(n, seed=2).bfloat16().to(DEVICE)
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scale, bias
+    return *quantized(normal(n, k, seed=1).to(DEVICE), dtype), normal(n, seed=2).bfloat16().to(DEVICE)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 40, 1280, 4099])
@@ -116,17 +100,10 @@ def test_temporaries_stay_small(scheme, dtype):
 EIGHT_BIT = ("sage_attn2", "sage_triton", "triton")
 
 
-def attention_or_skip(name):
-    try:
-        return select_attention(name, DEVICE)[1]
-    except (MissingDependencyError, UnsupportedHardwareError) as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("name", [backend.name for backend in ATTENTION_BACKENDS])
 @pytest.mark.parametrize("length", [1280, 333])
 def test_attention_agrees_with_fp32(name, length):
-    attention = attention_or_skip(name)
+    attention = attention_or_skip(name, DEVICE)
     q, k, v = (normal(1, length, 4, 128, seed=seed).to(DEVICE) for seed in range(3))
     # Keys with a mean, as real ones have; 8-bit kernels must smooth it away.
     k += normal(1, 1, 4, 128, seed=9).to(DEVICE) * 3
@@ -150,13 +127,8 @@ def test_auto_logs_one_line(caplog):
 # The transformer
 
 
-def path_of(precision):
-    folder = {"bf16": "distill_models/distill_model.safetensors", "fp8": "distill_fp8", "int8": "distill_int8"}
-    return repository(SIZES) / folder[precision]
-
-
 def make(precision, mode="none", device=DEVICE, resident_blocks=0, pinned_limit_bytes=None, **settings):
-    files = resolve_transformer(path_of(precision))
+    files = resolve_transformer(distilled(precision, SIZES))
     placement = Placement(mode=mode, resident_blocks=resident_blocks, pinned_limit_bytes=pinned_limit_bytes)
     transformer = PortableTransformer(files, EngineSettings(**settings), placement, device=device)
     transformer.load(SHAPE, Hooks())
@@ -196,7 +168,7 @@ def test_agrees_with_the_cpu(precision, tolerance):
 @pytest.mark.parametrize("name", [backend.name for backend in ATTENTION_BACKENDS])
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_every_mode_gives_the_same_bits_with_every_attention(precision, name):
-    attention_or_skip(name)
+    attention_or_skip(name, DEVICE)
     flows = []
     for mode in MODES:
         for resident_blocks in (0, 2):
@@ -257,14 +229,8 @@ def test_cancel_stops_within_one_block(mode):
     start = time.perf_counter()
     flow_of(transformer)
     block_seconds = (time.perf_counter() - start) / SIZES.num_layers
-    calls = itertools.count()
-
-    def check():
-        if next(calls) == (9 if mode == "phase" else 3):
-            raise Cancelled
-
     with pytest.raises(Cancelled):
-        flow_of(transformer, hooks=Hooks(check_interrupt=check))
+        flow_of(transformer, hooks=Hooks(check_interrupt=CancelAfter(9 if mode == "phase" else 3)))
     start = time.perf_counter()
     torch.cuda.synchronize()
     assert time.perf_counter() - start < 1.5 * block_seconds

@@ -4,21 +4,17 @@ On a GPU, or with TRITON_INTERPRET=1 on a CPU. Triton's interpreter cuts BF16 of
 fp32.
 """
 
-import os
-
 import pytest
 import torch
 from lightx2v_pack.engine.kernels.vae_ops import TorchOps, select_ops
+from support.tensors import normal
+from support.triton_device import IS_INTERPRETED, triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 
 from lightx2v_pack.engine.kernels.vae_triton import TritonOps  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32] if IS_INTERPRETED else [torch.bfloat16, torch.float16]
 # Wan2.1's widths and LightVAE's; numbers of pixels that are a multiple of nothing.
 SHAPES = [(3, 5, 96), (7, 11, 384), (1, 1, 24), (5, 7, 192)]
@@ -27,7 +23,7 @@ SHAPES = [(3, 5, 96), (7, 11, 384), (1, 1, 24), (5, 7, 192)]
 @pytest.fixture(params=DTYPES, ids=str)
 def draw(request):
     def draw(*shape, seed=0):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, request.param)
+        return normal(*shape, seed=seed).to(DEVICE, request.param)
 
     return draw
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from lightx2v_pack.engine.kernels.attention import SelfAttention
 
 
 def delayed(function, cycles):
@@ -15,10 +16,23 @@ def delayed(function, cycles):
     return slow
 
 
+class DelayedAttention(SelfAttention):
+    """A self-attention with so many cycles of GPU time before it."""
+
+    def __init__(self, attention, cycles):
+        self.prepare = delayed(attention.prepare, cycles)
+        self.attend = attention.attend
+
+
 def delay_attention(blocks, cycles):
     """Let the GPU sleep before each self-attention of the pack's blocks."""
     kernels = blocks.kernels
-    blocks.kernels = replace(kernels, self_attention=delayed(kernels.self_attention, cycles))
+    in_place = kernels.attention_in_place
+    blocks.kernels = replace(
+        kernels,
+        attention=DelayedAttention(kernels.attention, cycles),
+        attention_in_place=None if in_place is None else DelayedAttention(in_place, cycles),
+    )
 
 
 def delay_copies(streamed, cycles):

@@ -34,8 +34,3 @@ def reference_flow(weights, latents, timestep, context):
     model.load_state_dict(convert_wan_transformer_to_diffusers(dict(weights)))
     with torch.no_grad():
         return model(latents[None].float(), torch.tensor([timestep]), context[None].float(), return_dict=False)[0][0]
-
-
-def relative_error(found, reference):
-    """Return the relative L2 difference."""
-    return float((found.double() - reference.double()).norm() / reference.double().norm())

