@@ -1,0 +1,36 @@
+"""One side of the net; started by __main__.py, once for each commit: python tools/net/worker.py JOB.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+
+def main(job: dict[str, object]) -> None:
+    """Run the cases of a job: root, models, out, kinds, only, quick, wide."""
+    import torch
+    from lightx2v_net import machines, refusals, tensors
+    from lightx2v_net.pack import Pack
+    from lightx2v_net.record import Record
+
+    torch.set_num_threads(1)
+    root, models, out = (Path(str(job[key])) for key in ("root", "models", "out"))
+    record = Record(out, job["only"], {models: "<models>", root: "<pack>"})  # type: ignore[arg-type]
+    pack = Pack(root)
+    if job["wide"]:
+        tensors.run_wide(pack, record, models / "wide", job["wide"])  # type: ignore[arg-type]
+        return
+    quick = bool(job["quick"])
+    tensors.run_tiny(pack, record, models / "tiny", quick=quick)
+    refusals.run(pack, record, models, quick=quick)
+    machines.run(pack, record, models / "big", quick=quick)
+
+
+if __name__ == "__main__":
+    # Python puts this folder first on the path, where its modules would hide others of their names.
+    here = Path(sys.path.pop(0))
+    net = sys.modules["lightx2v_net"] = types.ModuleType("lightx2v_net")
+    net.__path__ = [str(here)]
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
