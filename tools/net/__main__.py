@@ -43,7 +43,9 @@ def main() -> int:
             models.write_big(folder / "models" / "big")
             models.write_broken(folder / "models" / "broken")
         print(f"models: {time.perf_counter() - start:.0f} s", flush=True)
-        sides = {side: _check_out(commit, folder / side) for side, commit in (("old", arguments.old), ("new", arguments.new))}
+        sides = {
+            side: _check_out(commit, folder / side) for side, commit in (("old", arguments.old), ("new", arguments.new))
+        }
         job = {"models": str(folder / "models"), "only": arguments.only, "quick": arguments.quick, "wide": wide}
         start = time.perf_counter()
         started = [_start(side, job | {"root": str(root)}, folder, arguments) for side, root in sides.items()]
@@ -106,7 +108,9 @@ def _start(
     if not arguments.gpu or arguments.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     elif environment.get("LIGHTX2V_DIR"):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), environment["LIGHTX2V_DIR"])))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (environment.get("PYTHONPATH"), environment["LIGHTX2V_DIR"]))
+        )
     command = [sys.executable, str(HERE / "worker.py"), str(folder / f"{side}.json")]
     with (folder / f"{side}.log").open("wb") as log:
         return side, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

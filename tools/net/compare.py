@@ -107,7 +107,9 @@ def describe(old: Path, new: Path, expected: Sequence[Expected], *, limit: int) 
     for kind, count in unexpected.items():
         if count > limit:
             lines.append(f"{kind}: {count - limit} more, shown with --all")
-    lines.append(f"\n{'kind':14}{'cases':>7}{'equal':>7}{'expected':>10}{'DIFFERENT':>11}{'errors':>8}{'skipped':>9}{'s':>7}")
+    lines.append(
+        f"\n{'kind':14}{'cases':>7}{'equal':>7}{'expected':>10}{'DIFFERENT':>11}{'errors':>8}{'skipped':>9}{'s':>7}"
+    )
     for kind in dict.fromkeys(name.partition("/")[0] for name in cases):
         these = [case for name, case in cases.items() if name.partition("/")[0] == kind]
         counts = [sum(mark in (case.get("value") or ()) for case in these) for mark in ("error", "skipped")]

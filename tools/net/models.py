@@ -176,10 +176,13 @@ def write_broken(folder: Path) -> None:
     vaes = {
         "missing": _without(vae, "decoder.conv1.bias"),
         "missing_head": _without(vae, "decoder.head.2.weight"),
-        "wan22": vae | {"conv2.weight": torch.zeros(48, 48, 1, 1, 1), "decoder.conv1.weight": torch.zeros(32, 48, 3, 3, 3)},
+        "wan22": vae
+        | {"conv2.weight": torch.zeros(48, 48, 1, 1, 1), "decoder.conv1.weight": torch.zeros(32, 48, 3, 3, 3)},
         "widths": vae | {"decoder.upsamples.0.residual.6.weight": torch.zeros(12, 12, 3, 3, 3)},
         "int8": vae | {"decoder.conv1.bias": torch.zeros(32, dtype=torch.int8)},
-        "tae_channels": {name: t[:, :8] if name == "decoder.1.weight" else t for name, t in make_tae((8, 8, 8, 8)).items()},
+        "tae_channels": {
+            name: t[:, :8] if name == "decoder.1.weight" else t for name, t in make_tae((8, 8, 8, 8)).items()
+        },
         "tae_missing": _without(make_tae((8, 8, 8, 8)), "decoder.9.conv.2.bias"),
     }
     for name, tensors in (anything | vaes | {"wan": transformer, "text": text_encoder}).items():

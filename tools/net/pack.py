@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 from urllib.parse import urlencode
 
 import torch
@@ -53,6 +54,8 @@ class Pack:
             last_prompt_id=None,
         )
         self.classes = asyncio.run(self._load_nodes())
+        # Nobody listens; made once, as a mock takes its time.
+        self._connection = {name: mock.Mock() for name in ("app", "writer", "protocol", "transport")}
         self.routes = {(route.method, route.path): route.handler for route in routes}
 
     async def _load_nodes(self) -> dict[str, Any]:
@@ -108,6 +111,6 @@ class Pack:
         """Return the status and the JSON that the editor gets for a GET request."""
         from aiohttp.test_utils import make_mocked_request
 
-        request = make_mocked_request("GET", f"/lightx2v/{route}?{urlencode(parameters)}")
+        request = make_mocked_request("GET", f"/lightx2v/{route}?{urlencode(parameters)}", **self._connection)
         response = asyncio.run(self.routes["GET", f"/lightx2v/{route}"](request))
         return {"status": response.status, "answer": json.loads(response.body)}

@@ -6,6 +6,7 @@ A name is looked up wherever it is now: by its value, or in every module of the 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,12 @@ def modules(pack: str) -> Iterator[ModuleType]:
 
 
 def forget_answers(pack: str) -> None:
-    """Clear every function cache of the pack: what it found out about a machine, and about files."""
+    """Clear every function cache of the pack, but what it knows of a path: files are the same on every machine."""
     for module in modules(pack):
         for value in list(vars(module).values()):
-            if callable(getattr(value, "cache_clear", None)):
-                value.cache_clear()
+            clear = getattr(value, "cache_clear", None)
+            if callable(clear) and "path" not in inspect.signature(value).parameters:
+                clear()
 
 
 def accept_few_blocks(pack: str) -> None:

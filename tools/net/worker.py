@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import types
@@ -19,13 +20,16 @@ def main(job: dict[str, object]) -> None:
     root, models, out = (Path(str(job[key])) for key in ("root", "models", "out"))
     record = Record(out, job["only"], {models: "<models>", root: "<pack>"})  # type: ignore[arg-type]
     pack = Pack(root)
+    # The engines collect garbage often; what lives as long as the process need not be looked at each time.
+    gc.freeze()
     if job["wide"]:
         tensors.run_wide(pack, record, models / "wide", job["wide"])  # type: ignore[arg-type]
         return
     quick = bool(job["quick"])
-    tensors.run_tiny(pack, record, models / "tiny", quick=quick)
-    refusals.run(pack, record, models, quick=quick)
-    machines.run(pack, record, models / "big", quick=quick)
+    machines.run(pack, record, models / "big", models / "tiny", quick=quick)
+    with machines.pretend_ram(64, 0.75):
+        refusals.run(pack, record, models / "broken", models / "tiny")
+        tensors.run_tiny(pack, record, models / "tiny", quick=quick)
 
 
 if __name__ == "__main__":
