@@ -26,9 +26,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lightx2v-net-") as temporary:
         folder = arguments.keep or Path(temporary)
         start = time.perf_counter()
-        wide: dict[str, Any] | None = None
+        job: dict[str, Any] = {"models": str(folder / "models"), "only": arguments.only, "quick": arguments.quick}
         if arguments.gpu:
-            wide = {"size": [int(each) for each in arguments.size.split("x")], "text_dim": arguments.text_dim}
+            job |= {"size": [int(each) for each in arguments.size.split("x")], "text_dim": arguments.text_dim}
             models.write_wide(
                 folder / "models" / "wide",
                 dim=arguments.dim,
@@ -46,10 +46,9 @@ def main() -> int:
         sides = {
             side: _check_out(commit, folder / side) for side, commit in (("old", arguments.old), ("new", arguments.new))
         }
-        job = {"models": str(folder / "models"), "only": arguments.only, "quick": arguments.quick, "wide": wide}
         start = time.perf_counter()
         started = [_start(side, job | {"root": str(root)}, folder, arguments) for side, root in sides.items()]
-        for side, process in started:
+        for _, process in started:
             process.wait()
         print(f"both sides: {time.perf_counter() - start:.0f} s", flush=True)
         for side, process in started:

@@ -14,7 +14,7 @@ import torch
 INDEX = "cases.jsonl"
 
 
-class Skip(Exception):
+class CannotRunError(Exception):
     """A case cannot run here; says why."""
 
 
@@ -45,7 +45,7 @@ class Record:
         start = time.perf_counter()
         try:
             value = run()
-        except Skip as reason:
+        except CannotRunError as reason:
             value = {"skipped": str(reason)}
         except Exception as error:  # noqa: BLE001 - what is raised is what is compared
             value = {"error": f"{type(error).__name__}: {error}"}

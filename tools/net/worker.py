@@ -7,29 +7,32 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 
-def main(job: dict[str, object]) -> None:
-    """Run the cases of a job: root, models, out, kinds, only, quick, wide."""
+def main(job: dict[str, Any]) -> None:
+    """Run the cases of a job: root, models, out, only, quick; with --gpu size and text_dim."""
     import torch
     from lightx2v_net import machines, refusals, tensors
     from lightx2v_net.pack import Pack
     from lightx2v_net.record import Record
 
     torch.set_num_threads(1)
-    root, models, out = (Path(str(job[key])) for key in ("root", "models", "out"))
-    record = Record(out, job["only"], {models: "<models>", root: "<pack>"})  # type: ignore[arg-type]
+    root, models, quick = Path(job["root"]), Path(job["models"]), job["quick"]
+    record = Record(Path(job["out"]), job["only"], {models: "<models>", root: "<pack>"})
     pack = Pack(root)
     # The engines collect garbage often; what lives as long as the process need not be looked at each time.
     gc.freeze()
-    if job["wide"]:
-        tensors.run_wide(pack, record, models / "wide", job["wide"])  # type: ignore[arg-type]
-        return
-    quick = bool(job["quick"])
-    machines.run(pack, record, models / "big", models / "tiny", quick=quick)
+    if "size" not in job:
+        machines.run(pack, record, models / "big", models / "tiny", quick=quick)
     with machines.pretend_ram(64, 0.75):
-        refusals.run(pack, record, models / "broken", models / "tiny")
-        tensors.run_tiny(pack, record, models / "tiny", quick=quick)
+        if "size" in job:
+            tensors.run_wide(
+                pack, record, models / "wide", size=tuple(job["size"]), text_dim=job["text_dim"], quick=quick
+            )
+        else:
+            refusals.run(pack, record, models / "broken", models / "tiny")
+            tensors.run_tiny(pack, record, models / "tiny", quick=quick)
 
 
 if __name__ == "__main__":
