@@ -1,6 +1,7 @@
 """What the loaders return: weights come when needed, go when told, and go with the last reference."""
 
 import gc
+import logging
 from dataclasses import replace
 
 import pytest
