@@ -1,4 +1,4 @@
-"""An owner of weights under ComfyUI's memory manager; the real one is driven in tests/contract/test_comfyui_server.py."""
+"""An owner of weights under ComfyUI's memory manager; tests/contract/test_comfyui_server.py drives the real one."""
 
 import gc
 import weakref
