@@ -121,9 +121,7 @@ def test_a_first_run_makes_an_unlisted_card_known():
 
 
 def test_a_batch_takes_as_often_as_long():
-    one, four = (
-        History().predict(setup(), replace(CLIP_480P, batch=count), 4, is_tiled=True) for count in (1, 4)
-    )
+    one, four = (History().predict(setup(), replace(CLIP_480P, batch=count), 4, is_tiled=True) for count in (1, 4))
     assert four.seconds == pytest.approx(4 * one.seconds)
 
 

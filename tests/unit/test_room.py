@@ -146,9 +146,7 @@ def turing(monkeypatch):
     monkeypatch.setattr(trials, "_outcomes", {})
     # With the tiny autoencoder, so that sampling takes the most.
     full_size = replace(make_sizes(FULL_CLIP), vae_dim=0)
-    monkeypatch.setattr(
-        TransformerHandle, "sizes", lambda _, clip, backends: replace(full_size, backends=backends)
-    )
+    monkeypatch.setattr(TransformerHandle, "sizes", lambda _, clip, backends: replace(full_size, backends=backends))
     return pipeline.load_checkpoint(
         checkpoints.repository(), precision="int8", settings=EngineSettings(), offload=OffloadSettings()
     ).transformer
