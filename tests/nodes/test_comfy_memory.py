@@ -1,4 +1,4 @@
-"""An owner of weights under ComfyUI's memory manager; tests/contract/test_comfyui_server.py drives the real one."""
+"""An owner of weights under ComfyUI's memory manager; the real one is in tests/contract/test_comfyui_server.py."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""The room of a stage: questions change nothing, what is claimed are bytes, and a trial run may change the plan."""
+"""The room of a stage: questions change nothing, claims are bytes, and a trial run may change the plan."""
 
 import logging
 from dataclasses import replace
