@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_text_encoder
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
+from lightx2v_pack.engine.umt5.encoder import Umt5Encoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from lightx2v_pack.tools.bench import harness, peers, weights
 from lightx2v_pack.tools.bench.memory import caps, grid
@@ -57,7 +58,7 @@ def test_blocks_differ_by_moved_rows(tmp_path, precision):
 def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
     file = weights.ensure_text_encoder(tmp_path, precision, weights.SMALL_TEXT)
 
-    encoder = PortableTextEncoder(file, file.parent / tiny.TOKENIZER_FOLDER)
+    encoder = Umt5Encoder(resolve_text_encoder(file, file.parent / tiny.TOKENIZER_FOLDER))
     encoder.load("cpu", Hooks())
     rows = encoder.encode_tokens([7, 5, 1], Hooks())
     assert rows.isfinite().all() and 0.5 < rows.std() < 2

@@ -185,11 +185,12 @@ def run(name: str, module: Any, words: Sequence[str]) -> Iterator[Row]:
     # A time limit ends this with the rows that there are, without children or weights left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     options = parse(name, module, words)
+    if options.child:
+        # In its parent's folder: it may be ended at any time.
+        module.run_child(Bench(name, words, options, options.weights))
+        return
     with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as temporary:
         bench = Bench(name, words, options, Path(temporary))
-        if options.child:
-            module.run_child(bench)
-            return
         common = {"part": name, "date": str(datetime.date.today()), "command": shown(name, words)}
         common |= {"layers": options.layers, "dim": options.dim}
         common |= {} if hasattr(module, "ONLY_CHILDREN_USE_THE_CARD") else bench.machine

@@ -240,7 +240,7 @@ def profile(bench: Bench) -> Iterator[Row]:
     settings, hooks = pack.SamplingSettings(seed=0, steps=4), pack.Hooks(on_step=profile_the_third)
     row = harness.report_row(
         pack.pipeline.sample(
-            handle, pack.of_rows(text, handle.text_dim), torch.zeros(1, *bench.shape), settings, hooks=hooks
+            handle, text, torch.zeros(1, *bench.shape), settings, hooks=hooks
         )
     )
     facts = {key: row[key] for key in ("engine", "attention", "matmul", "ops")}

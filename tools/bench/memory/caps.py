@@ -176,8 +176,8 @@ def check(rows: Sequence[Row]) -> list[str]:
             problems.append(f"{name}: took {row['card_gib']:.2f} GiB of the card")
         room = row["cap_gib"] - row["context_gib"] if row["cap_gib"] else math.inf
         others = [each for each in modes.get((row["precision"], row["size"], row["frames"]), []) if each[2] <= room]
-        # Where the mode was neither named nor forced by little RAM.
-        is_choice = row["mode"] == "auto" and not row["ram_limit_gib"]
+        # Where the mode was neither named nor forced by little RAM; on a CPU modes differ in nothing that takes time.
+        is_choice = row["mode"] == "auto" and not row["ram_limit_gib"] and row.get("card") != "CPU"
         if others and is_choice and row["step"] / min(others)[0] - 1 > MOST_SLOWDOWN:
             seconds, mode, _ = min(others)
             problems.append(f"{name}: {mode} takes {seconds:.3f} s a step, the plan's choice {row['step']:.3f}")
