@@ -28,7 +28,7 @@ from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
 from lightx2v_pack.engine.wan.layout import PHASES
 from lightx2v_pack.engine.wan.workspace import Workspace
 from support.engine import conditioning_of
-from support.wan_reference import relative_error
+from support.tensors import relative_error
 
 CPU = torch.device("cpu")
 SIZES = WanArchitecture(

@@ -1,6 +1,7 @@
 """What the loaders return: weights come when needed, go when told, and go with the last reference."""
 
 import gc
+import logging
 from dataclasses import replace
 
 import pytest
@@ -189,6 +190,34 @@ def run_sample(handle, hooks=None, **host):
     )
 
 
+def test_views_share_what_is_loaded(loaded):
+    first = loaded.transformer
+    second = first.view()
+    assert second is not first and second.owner is first.owner
+    reads = []
+    hooks = Hooks(on_progress=lambda done, total, what: reads.append(what))
+    engine = acquire(first, hooks)
+    num_reads = len(reads)
+    assert num_reads and acquire(second, hooks) is engine and len(reads) == num_reads
+    assert second.owner.is_loaded and second.is_loaded_as(plan_now(second, Host()))
+    second.unload()
+    assert not first.owner.is_loaded and not first.is_loaded_as(plan_now(first, Host()))
+    with pytest.raises(AssertionError, match="before load"):
+        predict(engine)
+
+
+def test_a_view_keeps_the_weights_that_another_handle_loaded():
+    transformer = load().transformer
+    view = transformer.view()
+    engine = acquire(transformer)
+    del transformer
+    gc.collect()
+    assert acquire(view) is engine and predict(engine).isfinite().all()
+    del view
+    with pytest.raises(AssertionError, match="before load"):
+        predict(engine)
+
+
 def test_a_load_that_fails_leaves_nothing(loaded):
     def cancel(*_):
         raise KeyboardInterrupt
@@ -198,11 +227,14 @@ def test_a_load_that_fails_leaves_nothing(loaded):
     assert not loaded.transformer.owner.is_loaded
 
 
-def test_a_missing_part_is_an_error_only_when_it_is_used(tmp_path):
+def test_a_missing_part_is_logged_and_an_error_only_when_it_is_used(tmp_path, caplog):
     folder = checkpoints.single_file("fp8")
     alone = tmp_path / folder.name
     alone.symlink_to(folder)
     found = pipeline.load_checkpoint(alone, settings=EngineSettings(engine="portable"), offload=OffloadSettings())
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for part in ("VAE", "text encoder", "tokenizer"):
+        assert any(f"The {part} is missing: expected " in sentence for sentence in said)
     assert weight_sizes(found.transformer.files).total > 0
     with pytest.raises(CheckpointError, match="VAE is missing"):
         pipeline.decode(found.vae, torch.zeros(1, *SHAPE), hooks=Hooks())
