@@ -34,6 +34,9 @@ _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _CERTIFICATES_INSIDE = "/etc/this-machine.crt"
 _NETWORK_VARIABLES = re.compile(r"(?i)(https?|no|all)_proxy|pip_(index_url|default_timeout)")
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "GIT_SSL_CAINFO")
+# What the build argument TORCH chooses.
+_TORCH = re.compile(r"torch(vision|audio)?=|triton=|nvidia-|cuda-")
+_FREEZE_NOTE = "# What docker/Dockerfile installs beside torch: written by tools/docker_lines.py --freeze."
 _START_SECONDS = 300
 
 
@@ -226,8 +229,9 @@ def main() -> None:
         print(f"{line.number:3} {line.instruction} {line.argument[:90]}", flush=True)
         print(f"    {run_line(line, image)}", flush=True)
     if options.freeze:
-        with options.freeze.open("w") as file:
-            image.start(["pip", "freeze"], stdout=file).wait()
+        listed = image.start(["pip", "freeze"], stdout=subprocess.PIPE, text=True).communicate()[0]
+        pins = [pin for pin in listed.splitlines() if not _TORCH.match(pin)]
+        options.freeze.write_text("\n".join([_FREEZE_NOTE, *pins]) + "\n", encoding="utf-8")
     check_server(lines, image)
 
 
