@@ -1,7 +1,6 @@
 """Tensors in files as the offload machinery reads them."""
 
-from lightx2v_pack.engine.checkpoints.weights import open_weights
-from lightx2v_pack.engine.checkpoints.weights import TensorSpec
+from lightx2v_pack.engine.checkpoints.weights import TensorSpec, open_weights
 
 
 class FileSource:
