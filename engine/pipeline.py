@@ -193,6 +193,7 @@ def sample(
                 sampling.expect(plan.needs["sample"], held())
                 latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
                 sampling.details = {
+                    "file": handle.files.title,
                     "step_seconds": step_seconds,
                     **_sampling_facts(settings, schedule, clip),
                     **transformer.describe(),

@@ -119,6 +119,8 @@ def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
         "peak_vram_allocated_bytes": max((record.peak_vram_allocated_bytes for record in records), default=0),
         "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in records), default=0),
         "device": _describe_device(),
+        "driver": system.driver_version(),
+        "system": f"{platform.platform()}, {system.cpu_name()}, {_describe_size()}",
         "versions": {"python": sys.version.split()[0], "os": platform.platform(), **_versions()},
     }
 
@@ -144,7 +146,11 @@ def _describe_device() -> str:
     if system.compute_device().type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
-    return f"CPU, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
+    return f"CPU, {_describe_size()}"
+
+
+def _describe_size() -> str:
+    return f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
 
 
 def _versions() -> dict[str, str]:

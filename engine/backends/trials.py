@@ -128,7 +128,7 @@ def confirm(wanted: Wanted, device: torch.device, *, lightx2v_matmul: Multiply |
     backends = _settle(
         lambda machine: choose(machine, wanted), lambda chosen: _trials_of(chosen, lightx2v_matmul), device
     )
-    for reason in (str(backends.blocks), *backends.reasons[:2]):
+    for reason in backends.reasons:
         logger.info("LightX2V: %s.", reason)
     if backends.is_in_place:
         logger.info("LightX2V: %s runs in place.", backends.attention.name)

@@ -37,6 +37,13 @@ class TransformerFiles:
     header: Header = field(repr=False, compare=False)
     """Of all files together, without the prefix."""
 
+    @property
+    def title(self) -> str:
+        """The file's name, or the folder's with the one above it."""
+        if self.layout == "single":
+            return self.files[0].name
+        return "/".join(self.files[0].parent.parts[-2:])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -100,7 +99,7 @@ def as_text(items: list[Item]) -> str:
 
 
 def _examine_card(machine: Machine) -> list[Item]:
-    driver = _driver_version()
+    driver = system.driver_version()
     if not torch.cuda.is_available():
         remedy = "Use a machine with an NVIDIA card of compute capability 8.0 or higher for videos of useful size."
         if driver:
@@ -123,19 +122,6 @@ def _examine_card(machine: Machine) -> list[Item]:
         Item(name="Card", state=WARN if is_old else OK, found=found, remedy=remedy),
         Item(name="Driver", state=OK, found=driver or "version unknown"),
     ]
-
-
-def _driver_version() -> str:
-    """Return the NVIDIA driver's version, or "" without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
 
 
 def _examine_torch() -> Item:

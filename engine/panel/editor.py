@@ -25,7 +25,7 @@ _MODELS = {"checkpoint": paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
 def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     """Say what a loader will do with these widget values, at this size.
 
-    A model that is not there, or cannot run, is an answer with ok False.
+    A model that is not there or cannot run, and choices that exclude each other, are an answer with ok False.
 
     Raises:
         ValueError: not exactly one of checkpoint and transformer is given.
@@ -38,13 +38,17 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
-    memory.follow_host_device()
     given: dict[str, Any] = dict(values)
+    try:
+        settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
+    except ValueError as error:
+        return asdict(Forecast(ok=False, sentence=str(error)))
+    memory.follow_host_device()
     question = Question(
         path=path,
         is_checkpoint=kind == "checkpoint",
         precision=given.get("precision", "auto"),
-        settings=EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given}),
+        settings=settings,
         offload=OffloadSettings(
             mode=given.get("offload", "auto"),
             vram_budget_gib=given.get("vram_budget_gib", 0.0),

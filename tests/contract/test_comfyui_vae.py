@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalise, normalise
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
 from support.tensors import normal
@@ -82,9 +83,9 @@ def test_latent_space_is_comfyuis(comfyui, samples):
 def test_frames_are_those_of_vae_decode(comfyui, samples, vae_file):
     """ComfyUI's VAEDecode on a LATENT, and ours on the same LATENT: float32 on both sides."""
     assert comfyui["dtype"] == "torch.float32"
-    decoder = PortableVideoDecoder(vae_file, torch.device("cpu"))
+    decoder = WanVideoDecoder(resolve_vae(vae_file), torch.device("cpu"))
     decoder.load(Hooks())
-    frames = torch.stack([decode_video(decoder, clip, tile=None, hooks=Hooks()) for clip in normalise(samples)])
+    frames = torch.stack([decode_video(decoder, clip, tile=None, hooks=Hooks()) for clip in samples])
     assert frames.shape == comfyui["frames"].shape == (2, 5, 16, 32, 3)
     assert frames.std() > 0.1
     torch.testing.assert_close(frames, comfyui["frames"], rtol=0, atol=1e-4)

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD, VAE_STRIDE
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import denormalise
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
 from support import checkpoints, lightx2v_cpu
@@ -18,6 +20,7 @@ from support.tensors import normal
 
 # A step of an 8-bit picture.
 LEVEL = 1 / 255
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +33,11 @@ def latents(*shape):
 
 
 def build(path):
-    return loaded(LightX2VVideoDecoder(path))
+    return loaded(LightX2VVideoDecoder(resolve_vae(path), CPU))
 
 
 def decode(path, clip, tile=None):
-    return decode_video(build(path), clip, tile=tile, hooks=Hooks())
+    return decode_video(build(path), denormalise(clip), tile=tile, hooks=Hooks())
 
 
 def upstream(path, base_dim):
@@ -60,7 +63,7 @@ def test_whole_decode_equals_upstreams(suffix):
 
 def test_whole_decode_equals_the_portable_engines():
     path, clip = checkpoints.vae(".pth"), latents(3, 8, 10)
-    expected = decode_video(load_decoder(path), clip, tile=None, hooks=Hooks())
+    expected = decode_video(load_decoder(path), denormalise(clip), tile=None, hooks=Hooks())
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
@@ -94,7 +97,7 @@ def test_lightvae_equals_upstreams_pruned_decoder():
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("decoder_class", [LightX2VVideoDecoder, PortableVideoDecoder])
+@pytest.mark.parametrize("decoder_class", [LightX2VVideoDecoder, WanVideoDecoder])
 @pytest.mark.parametrize(("name", "is_scaled"), [("taew2_1", False), ("lighttaew2_1", True)])
 def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_path):
     from lightx2v.models.video_encoders.hf.tae import TAEHV
@@ -104,7 +107,7 @@ def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_p
     path, clip = tmp_path / f"{name}.safetensors", latents(3, 4, 6)
     save_file(TAEHV(None).state_dict(), path)
     expected = as_frames(WanVAE_tiny(str(path), dtype=torch.float32, need_scaled=is_scaled).decode(clip))
-    found = decode_video(loaded(decoder_class(path)), clip, tile=None, hooks=Hooks())
+    found = decode_video(loaded(decoder_class(resolve_vae(path), CPU)), denormalise(clip), tile=None, hooks=Hooks())
     assert found.shape == (9, 32, 48, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -150,4 +153,4 @@ def test_an_incomplete_file_is_refused_by_name(tmp_path):
 
 def test_another_file_is_refused():
     with pytest.raises(CheckpointError):
-        LightX2VVideoDecoder(checkpoints.single_file("bf16"))
+        resolve_vae(checkpoints.single_file("bf16"))

@@ -40,7 +40,7 @@ def normal(*shape, seed=0):
 
 def rotary_of(tokens):
     angles = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(9)) * 3
-    return angles.cos().to(DEVICE), angles.sin().to(DEVICE)
+    return Rotary(angles.cos().to(DEVICE), angles.sin().to(DEVICE))
 
 
 def problem(tokens, heads):
@@ -51,7 +51,7 @@ def problem(tokens, heads):
     exact = []
     for part, weight in zip((q, k), norms, strict=True):
         rows = part.float().flatten(1)
-        ops_torch.rms_rotary(rows, weight.float(), EPS, heads, Rotary(*rotary))
+        ops_torch.rms_rotary(rows, weight.float(), EPS, heads, rotary)
         exact.append(rows.view(part.shape))
     return q, k, v, norms, rotary, exact
 

@@ -6,7 +6,8 @@ fp32.
 
 import pytest
 import torch
-from lightx2v_pack.engine.kernels.vae_ops import TorchOps, select_ops
+from lightx2v_pack.engine.backends.trials import confirm_vae_ops
+from lightx2v_pack.engine.kernels.vae_ops import TorchOps
 from support.tensors import normal
 from support.triton_device import IS_INTERPRETED, triton_device
 
@@ -61,4 +62,4 @@ def test_add(shape, draw):
 @pytest.mark.skipif(IS_INTERPRETED or torch.version.hip is not None, reason="needs a CUDA device")
 def test_triton_is_chosen_where_it_works():
     expected = TritonOps if torch.cuda.get_device_capability() >= (8, 0) else TorchOps
-    assert isinstance(select_ops(torch.device("cuda")), expected)
+    assert isinstance(confirm_vae_ops(torch.device("cuda")), expected)

@@ -4,19 +4,19 @@ import logging
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends import block_ops, trials
-from lightx2v_pack.engine.backends.block_ops import select_ops
+from lightx2v_pack.engine.backends import trial_inputs, trials
+from lightx2v_pack.engine.backends.choose import Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
-from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
-from lightx2v_pack.engine.kernels import attention, matmul, ops_torch, quantize
+from lightx2v_pack.engine.errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
+from lightx2v_pack.engine.kernels import attention, matmul, ops, ops_torch, quantize
+from lightx2v_pack.engine.kernels.attention import Normed, SelfAttention
 from lightx2v_pack.engine.kernels.matmul import Linear, linear
 from lightx2v_pack.engine.kernels.ops import Rotary
-from lightx2v_pack.engine.settings import EngineSettings
-from lightx2v_pack.engine.wan.kernels import NormedAttention, select_kernels
-from support.tensors import LARGEST, normal, relative_error, skip_without_scaled_mm
+from lightx2v_pack.engine.wan.kernels import build_kernels
+from support.pretended_machine import pretend_machine
 
 FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
+LARGEST = {FP8: 448.0, INT8: 127.0}
 EPS = 1e-6
 CPU = torch.device("cpu")
 # Rows and columns: one of each, a real head, nothing that is a multiple of anything.
@@ -33,6 +33,10 @@ def shape(request):
 @pytest.fixture(params=[BF16, FP8, INT8], ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request):
     return request.param
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outputs(shape, dtype):
@@ -260,8 +264,8 @@ BACKENDS = [("scaled_mm", FP8), ("int_mm", INT8), ("dequantize", FP8), ("dequant
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
 def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     """The reference is the product of the dequantised operands: only the sum and its rounding differ."""
-    if backend == "scaled_mm":
-        skip_without_scaled_mm()
+    if backend == "scaled_mm" and not has_scaled_mm():
+        pytest.skip("this torch has no row-wise _scaled_mm on the CPU")
     x = normal(rows, 64, seed=3).to(BF16)
     weight = (normal(48, 64, seed=1) * 20).round().to(dtype)
     weights = Linear(weight, None if dtype == BF16 else torch.rand(48, 1) + 0.5, normal(48, seed=2).to(BF16))
@@ -274,8 +278,16 @@ def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     exact = wide @ exact_weight.T + weights.bias.double()
     region = torch.zeros(rows + 2, 48, dtype=BF16)
     linear(x, scale, weights, region[1:-1])
-    assert relative_error(region[1:-1], exact) < 0.004
+    assert (region[1:-1].double() - exact).norm() / exact.norm() < 0.004
     assert not region[:: rows + 1].any()
+
+
+def has_scaled_mm():
+    try:
+        trial_inputs.multiply("fp8", "scaled_mm", CPU)
+    except RuntimeError:
+        return False
+    return True
 
 
 def test_splitting_the_product_changes_nothing(monkeypatch):
@@ -295,38 +307,51 @@ def test_splitting_the_product_changes_nothing(monkeypatch):
 @pytest.fixture
 def pretend(monkeypatch):
     """Return a function that makes the machine be what the test says."""
+    trials.forget_trials()
+    yield lambda machine: pretend_machine(monkeypatch, machine)
+    trials.forget_trials()
 
-    def pretend_machine(machine):
-        monkeypatch.setattr(trials, "find_machine", lambda device: machine)
-        monkeypatch.setattr(block_ops, "find_machine", lambda device: machine)
-        monkeypatch.setattr(attention, "find_machine", lambda device: machine)
-        monkeypatch.setattr(trials, "_failed_trials", {})
 
-    trials.trial_problem.cache_clear()
-    yield pretend_machine
-    trials.trial_problem.cache_clear()
+TRITON = {"triton": "3.6.0"}
+SAGE = TRITON | {"sageattention": "2.2.0"}
+
+
+def wanted(**settings):
+    return Wanted(precision="bf16", dim=256, ffn_dim=512, **settings)
 
 
 def test_auto_without_a_gpu_is_plain_torch_and_says_why(caplog):
     with caplog.at_level(logging.INFO):
-        assert select_ops("auto", CPU) == ("torch", ops_torch)
-    (record,) = caplog.records
-    assert record.getMessage() == "LightX2V: block kernels: torch (not triton: there is no CUDA device)."
+        chosen = trials.confirm(wanted(), CPU)
+    assert chosen.blocks.name == "torch" and build_kernels(chosen).ops is ops_torch
+    (message,) = [message for message in caplog.messages if "blocks" in message]
+    assert message == "LightX2V: blocks: torch (not triton: there is no CUDA device)."
 
 
-def test_off_is_plain_torch():
-    assert select_ops("off", CPU) == ("torch", ops_torch)
+@pytest.mark.parametrize(("precision", "number"), [("bf16", 2), ("fp8", 3)])
+def test_every_choice_is_logged_once(precision, number, caplog):
+    with caplog.at_level(logging.INFO):
+        chosen = trials.confirm(Wanted(precision=precision, dim=256, ffn_dim=512), CPU)
+    assert caplog.messages == [f"LightX2V: {reason}." for reason in chosen.reasons]
+    assert len(set(caplog.messages)) == number
+
+
+def test_off_is_plain_torch(pretend):
+    pretend(Machine(capability=(9, 0), packages=TRITON))
+    chosen = trials.confirm(wanted(fused_kernels="off", attention="sdpa"), CPU)
+    assert (chosen.blocks.name, chosen.is_fused) == ("torch", False)
+    assert build_kernels(chosen).ops is ops_torch
 
 
 def test_on_without_a_gpu_is_refused():
     with pytest.raises(UnsupportedHardwareError, match=r"compile is 'on'.*there is no CUDA device.*'auto'"):
-        select_ops("on", CPU)
+        trials.confirm(wanted(fused_kernels="on"), CPU)
 
 
 def test_on_without_triton_says_how_to_install_it(pretend):
     pretend(Machine(capability=(9, 0)))
     with pytest.raises(MissingDependencyError, match=r"package triton is not installed.*pip install triton"):
-        select_ops("on", torch.device("cuda"))
+        trials.confirm(wanted(fused_kernels="on"), CPU)
 
 
 class Forgetful:
@@ -370,69 +395,80 @@ def without_compiler():
     ids=["agrees", *FORGETFUL, "fails"],
 )
 def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0"}))
-    monkeypatch.setattr(block_ops, "_load_triton", load)
-    name, _ = select_ops("auto", CPU)
-    assert name == ("torch" if reason else "triton")
+    pretend(Machine(capability=(9, 0), packages=TRITON))
+    monkeypatch.setattr(ops, "load", lambda name: load() if name == "triton" else ops_torch)
+    chosen = trials.confirm(wanted(attention="sdpa"), CPU)
+    assert chosen.blocks.name == ("torch" if reason else "triton")
     if reason:
+        assert reason in chosen.blocks.passed_over["triton"]
         with pytest.raises(UnsupportedHardwareError) as refusal:
-            select_ops("on", CPU)
+            trials.confirm(wanted(attention="sdpa", fused_kernels="on"), CPU)
         assert reason in str(refusal.value)
+    else:
+        assert trials.confirm(wanted(attention="sdpa", fused_kernels="on"), CPU).is_fused
 
 
-def without_extension(*_):
-    raise ImportError("cannot import name '_qattn_sm90'")
+class WithoutExtension(SelfAttention):
+    def prepare(self, *_):
+        raise ImportError("cannot import name '_qattn_sm90'")
 
 
-def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, monkeypatch, caplog):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
-    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-    reference = NormedAttention(ops_torch, attention.sdpa)
-    forgetful = NormedAttention(ops_torch, lambda q, k, v: attention.sdpa(q, k.flip(1), v))
-    for kernel, reason in (
-        (NormedAttention(ops_torch, attention.sdpa, reference), None),
-        (without_extension, "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
-        (forgetful, "off the plain torch result"),
-    ):
-        monkeypatch.setattr(trials, "_failed_trials", {})
-        monkeypatch.setitem(
-            attention._IN_PLACE, "sage_attn2", attention._IN_PLACE["sage_attn2"]._replace(attend=kernel)
-        )
-        caplog.clear()
-        assert attention.may_run_in_place("sage_attn2", CPU)
-        with caplog.at_level(logging.INFO):
-            found = attention.select_in_place("sage_attn2", CPU, reference)
-        assert found is (None if reason else kernel)
-        assert attention.may_run_in_place("sage_attn2", CPU) == (reason is None)
-        (message,) = caplog.messages
-        assert reason in message if reason else message == "LightX2V: sage_attn2 runs in place."
+@pytest.fixture
+def sage(pretend, monkeypatch):
+    """A card for SageAttention in place, with plain torch for what is compiled."""
+    pretend(Machine(capability=(9, 0), packages=SAGE))
+    monkeypatch.setattr(ops, "load", lambda name: ops_torch)
+    monkeypatch.setitem(attention.KERNELS, "sage_attn2", attention.sdpa)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (Normed(ops_torch, attention.sdpa), None),
+        (WithoutExtension(), "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
+        (Normed(ops_torch, lambda q, k, v: attention.sdpa(q, k.flip(1), v)), "off the plain torch result"),
+    ],
+    ids=["agrees", "fails", "forgetful"],
+)
+def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(kernel, reason, sage, monkeypatch, caplog):
+    monkeypatch.setitem(attention.IN_PLACE, "sage_attn2", kernel)
+    assert choose(trials.find_machine(CPU), wanted()).is_in_place
+    with caplog.at_level(logging.INFO):
+        chosen = trials.confirm(wanted(), CPU)
+    assert chosen.attention.name == "sage_attn2" and chosen.is_in_place == (reason is None)
+    assert build_kernels(chosen).attention_in_place is (None if reason else kernel)
+    assert choose(trials.find_machine(CPU), wanted()) == chosen
+    (message,) = [message for message in caplog.messages if "in place" in message]
+    if reason:
+        assert message.startswith("LightX2V: attention in place: not sage_attn2: ") and reason in message
+    else:
+        assert message == "LightX2V: sage_attn2 runs in place."
 
 
 @pytest.mark.parametrize(
     ("capability", "packages", "names"),
     [
-        ((9, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"sage_attn2", "triton"}),
-        ((8, 9), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"triton"}),
+        ((9, 0), SAGE, {"sage_attn2", "triton"}),
+        ((8, 9), SAGE, {"triton"}),
         ((9, 0), {"sageattention": "2.2.0"}, set()),
-        ((8, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, set()),
+        ((8, 0), SAGE, set()),
         (None, {}, set()),
     ],
 )
-def test_what_may_run_in_place(pretend, capability, packages, names):
-    pretend(Machine(capability=capability, packages=packages))
-    assert {name for name in attention._KERNELS if attention.may_run_in_place(name, CPU)} == names
+def test_what_may_run_in_place(capability, packages, names):
+    machine, found = Machine(capability=capability, packages=packages), set()
+    for name in attention.KERNELS:
+        try:
+            chosen = choose(machine, wanted(attention=name))
+        except LightX2VError:
+            continue  # does not run at all
+        found |= {name} if chosen.is_in_place else set()
+    assert found == names
 
 
 @pytest.mark.parametrize(("compile", "is_in_place"), [("auto", True), ("off", False)])
-def test_attention_is_in_place_beside_fused_operations_only(pretend, monkeypatch, compile, is_in_place):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
-    monkeypatch.setattr(block_ops, "_load_triton", lambda: ops_torch)
-    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-    in_place = attention._IN_PLACE["sage_attn2"]._replace(attend=NormedAttention(ops_torch, attention.sdpa))
-    monkeypatch.setitem(attention._IN_PLACE, "sage_attn2", in_place)
-    sizes = WanArchitecture(
-        dim=256, ffn_dim=512, num_heads=2, num_layers=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
-    )
-    chosen = select_kernels("bf16", sizes, EngineSettings(compile=compile), CPU)
-    assert chosen.facts["attention"] == "sage_attn2"
-    assert chosen.facts["attention_in_place"] == is_in_place
+def test_attention_is_in_place_beside_fused_operations_only(sage, monkeypatch, compile, is_in_place):
+    monkeypatch.setitem(attention.IN_PLACE, "sage_attn2", Normed(ops_torch, attention.sdpa))
+    facts = trials.confirm(wanted(fused_kernels=compile), CPU).as_facts()
+    assert facts["attention"] == "sage_attn2"
+    assert facts["attention_in_place"] == is_in_place

@@ -13,7 +13,8 @@ import pytest
 import torch
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.memory.rounding import ALIGNMENT
 from lightx2v_pack.engine.offload import (
     Conveyor,
     Unit,
@@ -22,10 +23,10 @@ from lightx2v_pack.engine.offload import (
     pinned,
     reader,
     settle,
-    units,
 )
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
+from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
 from support.cancel import CancelAfter, Cancelled
 from support.sources import FileSource
@@ -67,7 +68,7 @@ class Files(FileSource):
         return super().read(spec, elements)
 
     def units(self, mode="block"):
-        return make_units(self.specs, self.num_layers, mode == "phase")
+        return make_units(self.specs, self.num_layers, PHASES, mode == "phase")
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_tensors_of_a_unit_are_aligned_and_apart(files):
     (unit, *_) = files.units()
     buffer = torch.zeros(unit.num_bytes + 100, dtype=torch.uint8)
     for value, view in enumerate(unit.views(buffer).values(), start=1):
-        assert (view.data_ptr() - buffer.data_ptr()) % units.ALIGNMENT == 0
+        assert (view.data_ptr() - buffer.data_ptr()) % ALIGNMENT == 0
         assert not view.view(torch.uint8).any()
         view.view(torch.uint8).fill_(value)
     assert not buffer[unit.num_bytes :].any()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_text_encoder
 from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
@@ -14,7 +15,7 @@ from lightx2v_pack.engine.kernels.widen import widen
 from lightx2v_pack.engine.stages.encode import encode_prompt
 from lightx2v_pack.engine.umt5 import encoder as portable
 from lightx2v_pack.engine.umt5 import linear as text_linear
-from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
+from lightx2v_pack.engine.umt5.encoder import Umt5Encoder
 from lightx2v_pack.engine.umt5.linear import StoredLinear
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
@@ -54,13 +55,13 @@ def tokenizer_folder() -> Path:
     return repository() / "distill_fp8" / tiny.TOKENIZER_FOLDER
 
 
-def load(file: Path, device: str = "cpu") -> PortableTextEncoder:
-    encoder = PortableTextEncoder(file, tokenizer_folder())
+def load(file: Path, device: str = "cpu") -> Umt5Encoder:
+    encoder = Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
     encoder.load(device, Hooks())
     return encoder
 
 
-def linears(encoder: PortableTextEncoder) -> list[StoredLinear]:
+def linears(encoder: Umt5Encoder) -> list[StoredLinear]:
     return [module for module in encoder._model.modules() if isinstance(module, StoredLinear)]
 
 
@@ -208,7 +209,7 @@ def test_prompt_of_exactly_512_tokens_is_whole(caplog):
 
 
 def test_comfy_file_brings_its_tokenizer():
-    inside = PortableTextEncoder(comfy_text_encoder(), None)
+    inside = Umt5Encoder(resolve_text_encoder(comfy_text_encoder(), None))
     assert inside.tokenize(PROMPT) == load(text_encoder("fp8")).tokenize(PROMPT)
 
 
@@ -227,7 +228,7 @@ def test_progress_and_interrupt_between_layers():
 def test_loading_reads_the_file_where_there_is_room_for_it(monkeypatch):
     events = []
     hooks = Hooks(on_progress=lambda done, total, what: events.append((done, total)))
-    encoder = PortableTextEncoder(text_encoder("fp8"), tokenizer_folder())
+    encoder = Umt5Encoder(resolve_text_encoder(text_encoder("fp8"), tokenizer_folder()))
     encoder.load("cpu", hooks)
     num_linears = 7 * SIZES.text_layers
     assert events == [(index, num_linears) for index in range(num_linears)]
@@ -264,7 +265,7 @@ def test_gpu_without_cuda_says_what_to_do(monkeypatch):
 def test_other_models_are_refused():
     for file in (vae(), vae(".pth"), single_file("fp8")):
         with pytest.raises(CheckpointError) as caught:
-            PortableTextEncoder(file, tokenizer_folder())
+            Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
         assert str(file) in str(caught.value) and "umt5" in str(caught.value)
 
 
@@ -274,12 +275,12 @@ def test_truncated_file_is_refused(form, tmp_path):
     file = tmp_path / FORMS[form]().name
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="truncated"):
-        PortableTextEncoder(file, tokenizer_folder())
+        Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
 
 
 def test_without_any_tokenizer_the_folder_to_get_is_named():
     with pytest.raises(CheckpointError, match=r"google/umt5-xxl folder.*tokenizer\.json"):
-        PortableTextEncoder(text_encoder("fp8"), None)
+        Umt5Encoder(resolve_text_encoder(text_encoder("fp8"), None))
 
 
 def test_tokenizer_with_more_tokens_than_the_encoder(tmp_path):

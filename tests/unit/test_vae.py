@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalise, normalise
 from lightx2v_pack.engine.memory.decoder import decode_bytes
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save_file
 from support.cancel import Cancelled
@@ -27,7 +27,8 @@ SIZES = tiny.DEFAULT_SIZES
 
 
 def clip(frames):
-    return normal(16, frames, 2, 4, seed=2)
+    """Latents as in a LATENT."""
+    return denormalise(normal(16, frames, 2, 4, seed=2))
 
 
 def decode(decoder, latents):
@@ -54,10 +55,8 @@ def reference_vae(weights):
 
 
 def reference_frames(weights, latents):
-    """Un-normalise as diffusers' Wan pipeline does, decode whole, map to [0, 1]."""
-    model = reference_vae(weights)
-    mean, std = (torch.tensor(model.config[key]).view(-1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
-    frames = model.decode((latents * std + mean)[None]).sample[0]
+    """Decode whole, map to [0, 1]."""
+    frames = reference_vae(weights).decode(latents[None]).sample[0]
     return (frames.permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
 
 
@@ -229,7 +228,7 @@ def test_a_decoder_with_wrong_tensors_is_refused_by_name(name, tensor, found):
 
 def test_other_models_are_refused_before_anything_is_loaded():
     with pytest.raises(CheckpointError, match="VAE"):
-        PortableVideoDecoder(single_file("bf16"), torch.device("cpu"))
+        resolve_vae(single_file("bf16"))
 
 
 def test_normalise_and_denormalise_are_each_others_inverse_and_use_diffusers_constants():

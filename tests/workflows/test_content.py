@@ -3,14 +3,16 @@
 import os
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightx2v_pack.demo.train import captions
-from lightx2v_pack.engine import engines, latent_space, pipeline
+from lightx2v_pack.engine import engines, latent_space
+from lightx2v_pack.engine.adapters.comfy import formats
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
-from lightx2v_pack.engine.stages import decode
+from lightx2v_pack.engine.stages import conditioning, decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
 from safetensors.torch import load_file, save_file
 from support import lightx2v_cpu
@@ -124,7 +126,7 @@ def test_clips_show_what_was_asked_for(run, monkeypatch, precision, method, tili
 @pytest.mark.parametrize(("precision", "method"), [("bf16", "lcm"), ("fp8", "euler")])
 def test_clips_of_lightx2v_show_what_was_asked_for(run, monkeypatch, precision, method):
     lightx2v_cpu.import_lightx2v()
-    monkeypatch.setattr(engines, "choose_engine", lambda wanted: wanted)  # it refuses LightX2V without a GPU
+    monkeypatch.setattr(engines, "choose_engine", lambda wanted, device: wanted)  # it refuses LightX2V without a GPU
     assert Graph(run, precision=precision, engine="lightx2v").score(PROMPTS[3:], method=method) >= ENOUGH
 
 
@@ -147,11 +149,12 @@ class TestWrongSettingsShow:
         assert Graph(run, "unscaled", precision="fp8").score(PROMPTS[:2]) < ENOUGH
 
     def test_unpadded_text(self, run, monkeypatch):
-        def cut(conditioning, text_dim):
+        def cut(rows, text_dim, records):
             """Give the transformer the rows of the caption, without the zeros after it."""
-            return conditioning[:, : int(conditioning[0].any(dim=-1).sum())]
+            entries = conditioning.of_rows(rows, text_dim, records)
+            return [replace(entry, text=entry.text[: entry.num_text]) for entry in entries]
 
-        monkeypatch.setattr(pipeline, "fit_rows", cut)
+        monkeypatch.setattr(formats, "of_rows", cut)
         assert Graph(run).score(PROMPTS[:2]) < ENOUGH
 
 
