@@ -89,9 +89,8 @@ def run_pass(units, conveyor, files, before_use=lambda: None, after_use=lambda: 
 def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resident_blocks, slow):
     """Make one side much slower than the other: a missing wait shows as wrong bytes."""
     units, conveyor = bring(mode, resident_blocks)
-    streamed = conveyor.residence._rest
-    if slow == "copies" and streamed:
-        delay_copies(streamed, SLEEP)
+    if slow == "copies":
+        delay_copies(monkeypatch, SLEEP)
     if slow == "reads":
         read = reader._read_file
         monkeypatch.setattr(reader, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))
