@@ -238,11 +238,7 @@ def profile(bench: Bench) -> Iterator[Row]:
 
     text = pack.of_rows(harness.text_rows(torch.Generator().manual_seed(0)), handle.text_dim)
     settings, hooks = pack.SamplingSettings(seed=0, steps=4), pack.Hooks(on_step=profile_the_third)
-    row = harness.report_row(
-        pack.pipeline.sample(
-            handle, text, torch.zeros(1, *bench.shape), settings, hooks=hooks
-        )
-    )
+    row = harness.report_row(pack.pipeline.sample(handle, text, torch.zeros(1, *bench.shape), settings, hooks=hooks))
     facts = {key: row[key] for key in ("engine", "attention", "matmul", "ops")}
     yield {"what": "a step", "precision": options.precision, "s": row["step_seconds"][1], **facts}
     yield from summarise(profiler, options.top)
