@@ -20,8 +20,8 @@ import psutil
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .adapters import system
-from .logic.memory_plan import Need
+from . import system
+from .memory.plan import Need
 
 _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
 _SAMPLE_SECONDS = 0.02

@@ -26,7 +26,7 @@ sys.modules["lightx2v_pack"] = pack
 def every_test_starts_with_the_gpu():
     """A ComfyUI with --cpu, which a test ran, told the engine not to use it."""
     yield
-    system = sys.modules.get("lightx2v_pack.engine.adapters.system")
+    system = sys.modules.get("lightx2v_pack.engine.system")
     if system is not None:
         system.use_cpu_only(False)
 

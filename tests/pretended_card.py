@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import torch
-from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine import system
+from lightx2v_pack.engine.backends.trials import find_machine
 from lightx2v_pack.engine.constants import GIB
 
 

@@ -11,8 +11,8 @@ PACK = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Print the findings; returns 1 when something is missing."""
-    from lightx2v_pack.engine import doctor
-    from lightx2v_pack.engine.logic.checkpoint_files import list_checkpoint_folders
+    from lightx2v_pack.engine.checkpoints.files import list_checkpoint_folders
+    from lightx2v_pack.engine.panel import doctor
 
     parser = argparse.ArgumentParser(description="Show what this machine has and lacks for the LightX2V nodes.")
     parser.add_argument(

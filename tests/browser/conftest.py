@@ -20,7 +20,7 @@ import pytest
 from comfy_server import ComfyServer, comfyui_dir
 from graphs import slow_graph
 from hub_server import HubServer
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 
 SESSION = Path(__file__).parent / "session.mjs"

@@ -17,9 +17,14 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 
-from lightx2v_pack.engine.adapters.blocks import ops_triton  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import attention_inputs, fp8_tensor, fp8_triton, quantise  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.int8_triton import Config  # noqa: E402
+from lightx2v_pack.engine.kernels import (  # noqa: E402
+    attention_inputs,
+    fp8_tensor,
+    fp8_triton,
+    ops_triton,
+    quantize,
+)
+from lightx2v_pack.engine.kernels.int8_triton import Config  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
@@ -39,7 +44,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 def in_fp8(x):
     codes, scale = torch.empty_like(x, dtype=FP8), x.new_empty(len(x), 1)
-    quantise.quantise(x, codes, scale)
+    quantize.quantise(x, codes, scale)
     return codes, scale
 
 

@@ -22,11 +22,14 @@ VERSIONS = [tuple(int(part) for part in version.split(".")[:2]) for version in (
 if IS_INTERPRETED and VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4):
     pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4", allow_module_level=True)
 
-from lightx2v_pack.engine.adapters.blocks import ops_torch  # noqa: E402
-from lightx2v_pack.engine.adapters.blocks.ops import Rotary  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import attention_int8_inputs, attention_int8_triton  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.attention_inputs import SAMPLE_ROWS, SAMPLE_STRIDE  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.attention_int8_inputs import KEYS_A_SCALE  # noqa: E402
+from lightx2v_pack.engine.kernels import (  # noqa: E402
+    attention_int8_inputs,
+    attention_int8_triton,
+    ops_torch,
+)
+from lightx2v_pack.engine.kernels.attention_inputs import SAMPLE_ROWS, SAMPLE_STRIDE  # noqa: E402
+from lightx2v_pack.engine.kernels.attention_int8_inputs import KEYS_A_SCALE  # noqa: E402
+from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.budget import find_budget
+from lightx2v_pack.engine import system
+from lightx2v_pack.engine.backends.trials import find_machine
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.memory_plan import HostPolicy, Need
+from lightx2v_pack.engine.memory.budget import find_budget
+from lightx2v_pack.engine.memory.plan import HostPolicy, Need
 from pretended_card import pretend_card
 
 NOTHING = Need(vram=0, ram=0)

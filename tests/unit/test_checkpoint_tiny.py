@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 import torch
 from checkpoints import tiny
-from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.checkpoints.weights import open_weights
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_tiny_checkpoint.py"
 COMPANIONS = {

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from lightx2v_pack.engine import doctor
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.logic.support import Machine
+from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.backends.trials import find_machine
+from lightx2v_pack.engine.panel import doctor
 from pretended_card import pretend_card
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"

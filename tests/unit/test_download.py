@@ -12,10 +12,15 @@ import pytest
 from hub_server import HubServer
 from lightx2v_pack.engine.adapters.hub import download as hub_download
 from lightx2v_pack.engine.adapters.hub.download import download, plan_download
+from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint, resolve_transformer
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    COMFY_REPOSITORY,
+    PUBLISHED,
+    SINGLE_FILE_REPOSITORY,
+    DownloadError,
+)
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_checkpoint, resolve_transformer
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY, DownloadError
 from lightx2v_pack.tools import download_cli
 
 FP8 = PUBLISHED["fp8"]

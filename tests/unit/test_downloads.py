@@ -5,9 +5,9 @@ import shutil
 import checkpoints
 import pytest
 from hub_server import HubServer
-from lightx2v_pack.engine.downloads import Downloads
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.logic.published import PUBLISHED
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED
+from lightx2v_pack.engine.panel.downloads import Downloads
 
 FP8 = PUBLISHED["fp8"]
 

@@ -6,17 +6,17 @@ import shutil
 import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine import forecast as module
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.budget import Host
+from lightx2v_pack.engine.backends.trials import find_machine
+from lightx2v_pack.engine.checkpoints.files import TransformerFiles
+from lightx2v_pack.engine.checkpoints.formats import TransformerFormat
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.forecast import Question, forecast
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
-from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat
-from lightx2v_pack.engine.logic.memory_plan import HostPolicy
+from lightx2v_pack.engine.memory.budget import Host
+from lightx2v_pack.engine.memory.plan import HostPolicy
+from lightx2v_pack.engine.panel import forecast as module
+from lightx2v_pack.engine.panel.forecast import Question, forecast
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from pretended_card import pretend_card
 from wan_14b import WAN_14B

@@ -7,23 +7,22 @@ from functools import partial
 import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine import engines, handles, pipeline
-from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.blocks import select as select_blocks
-from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
+from lightx2v_pack.engine import engines, handles, pipeline, system
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap
-from lightx2v_pack.engine.adapters.portable import vae_ops
-from lightx2v_pack.engine.budget import Host
+from lightx2v_pack.engine.backends import block_ops as select_blocks
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.backends.trials import find_machine
+from lightx2v_pack.engine.checkpoints.tae import TaeFormat
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError, UnsupportedHardwareError
 from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
-from lightx2v_pack.engine.logic.memory_needs import RAM_FIXED_BYTES, Need
-from lightx2v_pack.engine.logic.memory_plan import Budget, HostPolicy
-from lightx2v_pack.engine.logic.support import Machine
-from lightx2v_pack.engine.logic.tae_format import TaeFormat
+from lightx2v_pack.engine.kernels import attention, matmul, vae_ops
+from lightx2v_pack.engine.memory.budget import Host
+from lightx2v_pack.engine.memory.decoder import decode_bytes, tae_decode_bytes
+from lightx2v_pack.engine.memory.needs import RAM_FIXED_BYTES, Need
+from lightx2v_pack.engine.memory.plan import Budget, HostPolicy
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from pretended_card import pretend_card
 from safetensors.torch import save_file
@@ -203,13 +202,13 @@ def h200(monkeypatch):
     """A card with everything that runs fast on it, LightX2V included; nothing has run yet."""
     pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138)
     machine = Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"})
-    for module in (engines, attention, probe):
+    for module in (engines, attention, trials):
         monkeypatch.setattr(module, "find_machine", lambda device: machine)
-    monkeypatch.setattr(probe, "_failed_trials", {})
+    monkeypatch.setattr(trials, "_failed_trials", {})
     monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
-    probe.trial_problem.cache_clear()
+    trials.trial_problem.cache_clear()
     yield torch.device("cuda", 0)
-    probe.trial_problem.cache_clear()
+    trials.trial_problem.cache_clear()
     find_machine.cache_clear()
 
 

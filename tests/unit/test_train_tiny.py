@@ -9,9 +9,9 @@ import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.schedule import build_schedule
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.schedule import build_schedule
 from lightx2v_pack.tools.train_tiny import captions, clips, distill, evaluate, export, flow, models, sampling, text
 from lightx2v_pack.tools.train_tiny import vae as autoencoder
 from lightx2v_pack.tools.train_tiny.training import Alarm, Average, Budget, Log, Recorded, Trainer

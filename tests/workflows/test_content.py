@@ -10,7 +10,7 @@ import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine import engines, latent_space, pipeline
-from lightx2v_pack.engine.logic.tiles import Tile, split_axis
+from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages import decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
 from lightx2v_pack.tools.train_tiny import captions

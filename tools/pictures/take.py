@@ -25,9 +25,9 @@ import conftest  # noqa: E402, F401 - registers the pack
 import examples  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
-from lightx2v_pack.engine.forecast import Forecast, Need  # noqa: E402
-from lightx2v_pack.engine.logic.estimate import Clip, History, Setup  # noqa: E402
-from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
+from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run  # noqa: E402
+from lightx2v_pack.engine.panel.forecast import Forecast, Need  # noqa: E402
+from lightx2v_pack.engine.panel.speed import Clip, History, Setup  # noqa: E402
 from wan_14b import WAN_14B  # noqa: E402
 
 # By precision: what was detected, matmul on an RTX 40, bytes of the text encoder's file.

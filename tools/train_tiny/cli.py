@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...engine.logic.shapes import latent_shape
+from ...engine.shapes import latent_shape
 from . import captions, distill, evaluate, flow, text
 from . import vae as autoencoder
 from .export import export_checkpoint

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 
 from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS
-from ...engine.logic.schedule import build_schedule
 from ...engine.settings import SAMPLING_METHODS
+from ...engine.stages.schedule import build_schedule
 from . import captions, sampling
 from .models import Generator
 from .training import Alarm, Average, Budget, Log, Recorded, Trainer

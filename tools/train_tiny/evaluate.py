@@ -17,8 +17,8 @@ import torch
 from ...engine import pipeline
 from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_MEAN, LATENT_STD
 from ...engine.interfaces import Hooks
-from ...engine.logic.schedule import build_schedule
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from ...engine.stages.schedule import build_schedule
 from ..clip_content import ATTRIBUTES, Content, compare, measure_clarity, measure_content
 from . import captions, clips
 from . import vae as autoencoder

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from ...engine.logic.schedule import Schedule
+from ...engine.stages.schedule import Schedule
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(latents [B, ...], sigmas [B]) -> flow [B, ...], for captions that are fixed."""
@@ -62,7 +62,7 @@ def solve(predict: Predict, latents: torch.Tensor, times: torch.Tensor, shift: f
         predict: the teacher.
         latents: [B, ...].
         times: [B] noise levels of the latents before the shift, in [0, 1].
-        shift: as in engine/logic/schedule.py.
+        shift: as in engine/stages/schedule.py.
         steps: how many, evenly spaced in unshifted time.
     """
     for index in range(steps):
@@ -73,7 +73,7 @@ def solve(predict: Predict, latents: torch.Tensor, times: torch.Tensor, shift: f
 
 
 def shift_sigmas(times: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move noise levels towards 1, as engine/logic/schedule.py does for one."""
+    """Move noise levels towards 1, as engine/stages/schedule.py does for one."""
     return shift * times / (1 + (shift - 1) * times)
 
 
