@@ -40,17 +40,25 @@ TOLERANCE = 0.15
 
 Kernel = TypeVar("Kernel", bound=Hashable)
 
+# What back ends of every engine import.
+OPTIONAL_PACKAGES = sorted({row.package for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS) if row.package})
 # Why a back end failed a trial run for a task in this process. Tasks share rows, and tables have rows of one name.
 _failed_trials: dict[tuple[str, Backend, torch.device], str] = {}
 
 
-@functools.cache
 def find_machine(device: torch.device) -> Machine:
-    """Return the facts about `device` and the optional packages, gathered once per process."""
+    """Return the facts about `device` and the optional packages."""
     if device.type != "cuda" or torch.version.hip is not None:
         return Machine()
+    packages, problems = find_packages()
+    return Machine(capability=torch.cuda.get_device_capability(device), packages=packages, problems=problems)
+
+
+@functools.cache
+def find_packages() -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the version of each optional package that imports, and why each other does not; once per process."""
     packages, problems = {}, {}
-    for name in sorted({row.package for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS) if row.package}):
+    for name in OPTIONAL_PACKAGES:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
@@ -58,7 +66,7 @@ def find_machine(device: torch.device) -> Machine:
             problems[name] = f"package {name} is not installed" if is_absent else f"{name} does not import: {error}"
         else:
             packages[name] = _version(name) or str(getattr(module, "__version__", ""))
-    return Machine(capability=torch.cuda.get_device_capability(device), packages=packages, problems=problems)
+    return packages, problems
 
 
 def select_kernel(

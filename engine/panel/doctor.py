@@ -70,7 +70,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         _examine_torch(),
         *(_examine_required(name) for name in _REQUIRED_PACKAGES),
         _examine_lightx2v(machine),
-        *(_examine_speed(label, package, row, machine) for label, package, row in _SPEED_PACKAGES),
+        *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_checkpoints(checkpoints),
@@ -167,12 +167,15 @@ def _examine_lightx2v(machine: Machine) -> Item:
     )
 
 
-def _examine_speed(label: str, package: str, row: Backend, machine: Machine) -> Item:
-    """Look at an optional package that one back end needs."""
+def _find_package(package: str, row: Backend) -> str | None:
+    """Return the version of the distribution that a back end needs, or "installed" where it does not say."""
+    return _version(package) or ("installed" if importlib.util.find_spec(row.package or "") else None)
+
+
+def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | None) -> Item:
+    """Look at an optional package that one back end needs, of which this version is installed."""
     name = row.package or ""
-    version = machine.packages.get(name) or _version(package)
-    if version is None and importlib.util.find_spec(name):
-        version = "installed"
+    version = machine.packages.get(name) or installed
     known = Machine(
         capability=machine.capability,
         packages={**machine.packages, **({name: version} if version and name not in machine.problems else {})},
@@ -197,7 +200,9 @@ def _why_not_needed(row: Backend, machine: Machine) -> str:
     """Return why a card that could use a back end's package gains nothing from it, or ""."""
     if row in MATMUL_BACKENDS:
         return "only LightX2V's own compute (compile off) uses it"
-    with_triton = replace(machine, packages={**machine.packages, "triton": _OWN_ATTENTION.min_version})
+    problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
+    packages = {**machine.packages, "triton": _OWN_ATTENTION.min_version}
+    with_triton = replace(machine, packages=packages, problems=problems)
     if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
         return "the pack's own attention runs on this card"
     return ""

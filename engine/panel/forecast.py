@@ -194,7 +194,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
 
 
 def _plan(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> MemoryPlan:
-    """Make the plan that a run would make now; both sum free memory in budget.py."""
+    """Make the plan that a run would make now; both sum free memory in memory/budget.py."""
     latent = shapes.latent_shape(question.width, question.height, question.num_frames)
     sizes = run_sizes(files, question.settings, (question.batch, *latent))
     if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:

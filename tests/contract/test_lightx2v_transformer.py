@@ -3,8 +3,6 @@
 import gc
 import weakref
 
-import checkpoints
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.config import build_config
@@ -16,7 +14,8 @@ from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.denoise import denoise
 from lightx2v_pack.engine.stages.schedule import build_schedule
 from safetensors.torch import load_file, save_file
-from wan_reference import dequantised, reference_flow
+from support import checkpoints, lightx2v_cpu
+from support.wan_reference import dequantised, reference_flow
 
 SHAPE = (16, 3, 8, 10)
 SCHEDULE = build_schedule(4, 5.0)

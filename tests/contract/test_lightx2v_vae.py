@@ -1,7 +1,5 @@
 """The LightX2V engine's VAE decoders on a CPU against LightX2V's own classes, with tiny or random weights."""
 
-import checkpoints
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
@@ -13,6 +11,7 @@ from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
+from support import checkpoints, lightx2v_cpu
 
 # A step of an 8-bit picture.
 LEVEL = 1 / 255

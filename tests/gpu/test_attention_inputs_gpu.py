@@ -16,10 +16,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 
-from lightx2v_pack.engine.kernels import (
-    attention_inputs,
-    ops_torch,
-)
+from lightx2v_pack.engine.kernels import attention_inputs, ops_torch  # noqa: E402
 from lightx2v_pack.engine.kernels.attention_inputs import (  # noqa: E402
     KEY_BLOCK,
     QUERY_BLOCK,

@@ -13,8 +13,6 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-import lightx2v_cpu
-from checkpoints import repository, single_file, vae
 from lightx2v_pack.engine.adapters.lightx2v.config import MATMUL_BACKENDS, build_config
 from lightx2v_pack.engine.adapters.lightx2v.transformer import LightX2VTransformer
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
@@ -32,7 +30,9 @@ from lightx2v_pack.engine.stages.schedule import build_schedule
 from lightx2v_pack.engine.system import compute_device
 from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from slow_gpu import delay_attention, delay_copies, delayed
+from support import lightx2v_cpu
+from support.checkpoints import repository, single_file, vae
+from support.slow_gpu import delay_attention, delay_copies, delayed
 
 pytestmark = pytest.mark.gpu
 

@@ -17,7 +17,7 @@ from lightx2v_pack.engine.offload import TensorSpec, load_tensors, make_units, r
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
-from slow_gpu import delay_copies
+from support.slow_gpu import delay_copies
 
 pytestmark = pytest.mark.gpu
 

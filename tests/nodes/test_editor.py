@@ -3,9 +3,9 @@
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 
 LOADER = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
 

@@ -27,7 +27,7 @@ from lightx2v_pack.engine.wan import block as blocks
 from lightx2v_pack.engine.wan import embeddings
 from lightx2v_pack.engine.wan.kernels import Kernels, NormedAttention, select_kernels
 from lightx2v_pack.engine.wan.workspace import Workspace
-from wan_reference import relative_error
+from support.wan_reference import relative_error
 
 CPU = torch.device("cpu")
 SIZES = WanArchitecture(

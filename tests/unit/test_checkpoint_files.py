@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import checkpoints
 import pytest
 from lightx2v_pack.engine.checkpoints.files import (
     find_tokenizer,
@@ -15,6 +14,7 @@ from lightx2v_pack.engine.checkpoints.files import (
 )
 from lightx2v_pack.engine.errors import CheckpointError
 from safetensors.torch import load_file, save_file
+from support import checkpoints
 
 MODEL_REPOSITORY = "lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 
-import checkpoints
 import pytest
 from lightx2v_pack.engine.checkpoints.checks import describe_blocks
 from lightx2v_pack.engine.checkpoints.formats import (
@@ -15,6 +14,7 @@ from lightx2v_pack.engine.checkpoints.formats import (
 from lightx2v_pack.engine.checkpoints.header import TensorInfo, read_header
 from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
+from support import checkpoints
 
 Header = dict[str, TensorInfo]
 SCALAR = TensorInfo("F32", ())

@@ -4,7 +4,7 @@ import pytest
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
 from lightx2v_pack.engine.panel import speed
 from lightx2v_pack.engine.panel.speed import Clip, History, Setup
-from wan_14b import WAN_14B
+from support.wan_14b import WAN_14B
 
 TOKENS_480P, TOKENS_720P = 32_760, 75_600
 CLIP_480P = Clip(width=832, height=480, num_frames=81, tokens=TOKENS_480P)

@@ -32,7 +32,7 @@ from lightx2v_pack.engine.memory.plan import (
 )
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.offload import reader
-from wan_14b import WAN_14B
+from support.wan_14b import WAN_14B
 
 P480, P720 = (832, 480), (1280, 720)
 # What a desktop, the CUDA context, the system and ComfyUI leave of a card and of RAM.

@@ -1,6 +1,5 @@
 """Predicted weight bytes against the units that the engines make of a checkpoint."""
 
-import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint
@@ -11,7 +10,8 @@ from lightx2v_pack.engine.memory.model_sizes import weight_sizes
 from lightx2v_pack.engine.offload import make_units
 from lightx2v_pack.engine.wan import embeddings
 from lightx2v_pack.engine.wan.workspace import Workspace
-from wan_14b import WAN_14B
+from support import checkpoints
+from support.wan_14b import WAN_14B
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8", "bf16"])

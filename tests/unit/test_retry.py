@@ -3,7 +3,6 @@
 import logging
 import weakref
 
-import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import engines, handles, pipeline
@@ -13,7 +12,8 @@ from lightx2v_pack.engine.memory.budget import Host
 from lightx2v_pack.engine.memory.plan import Budget, Sizes
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.system import is_out_of_memory
-from wan_14b import WAN_14B
+from support import checkpoints
+from support.wan_14b import WAN_14B
 
 SHAPE = (1, 16, 2, 6, 8)
 FULL_SIZE = Sizes(

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from concurrent import futures
 from pathlib import Path
 
-import checkpoints
 import psutil
 import pytest
 import torch
@@ -16,6 +15,7 @@ from lightx2v_pack.engine.checkpoints.header import TensorInfo
 from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
 from safetensors.torch import load_file, save_file
+from support import checkpoints
 
 
 def test_several_files_read_as_one_mapping() -> None:

@@ -41,7 +41,7 @@ from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.memory.needs import Placement  # noqa: E402
 from lightx2v_pack.engine.offload import Unit, make_units, settle  # noqa: E402
-from lightx2v_pack.engine.offload import reader as reading
+from lightx2v_pack.engine.offload import reader as reading  # noqa: E402
 from lightx2v_pack.engine.offload.pinned import locked_bytes  # noqa: E402
 from lightx2v_pack.engine.system import compute_device, page_lock_limit  # noqa: E402
 from lightx2v_pack.tools.bench import machine_limits  # noqa: E402

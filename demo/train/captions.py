@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import sentencepiece
 import torch
 
-from ..clip_content import COLOURS, MOTIONS, SHAPES, THING_COLOURS, Content, Thing
+from ...tools.clip_content import COLOURS, MOTIONS, SHAPES, THING_COLOURS, Content, Thing
 
 # Captions are padded to this many tokens; the longest has fewer, so the last row of text is always padding.
 MAX_TOKENS = 24

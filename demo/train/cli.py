@@ -1,4 +1,4 @@
-"""The command line of tools/train_tiny."""
+"""The command line of demo/train."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SIZE, NUM_FRAMES = autoencoder.CLIP
 LATENT_SHAPE = latent_shape(SIZE, SIZE, NUM_FRAMES)
 
 _EPILOG = """\
-  python tools/train_tiny train RUN --compile       all stages, on a GPU: about half an hour
-  python tools/train_tiny export RUN demo/checkpoint
-  python tools/train_tiny evaluate demo/checkpoint  on any machine
+  python demo/train train RUN --compile       all stages, on a GPU: about half an hour
+  python demo/train export RUN demo/checkpoint
+  python demo/train evaluate demo/checkpoint  on any machine
 RUN gets the weights of each stage (text, vae, flow, distill; bfloat16) every minute and at its end, spiece.model,
 log.jsonl and a contact sheet of most stages. A stage reads what the ones before it wrote, so each can be run alone.
 """
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     if options.graphs and _device().type != "cuda":
-        raise SystemExit("train_tiny: --graphs needs a CUDA device; none was found. Leave it away.")
+        raise SystemExit("train: --graphs needs a CUDA device; none was found. Leave it away.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     options.run.mkdir(parents=True, exist_ok=True)
     tokenizer = options.run / "spiece.model"
@@ -237,7 +237,7 @@ def _save_generator(path: Path, generator: Generator) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train_tiny", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train one stage or all")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import checkpoints
 import numpy as np
 from lightx2v_pack.tools.headless import cli
+from support import checkpoints
 
-FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 TEXT_TO_VIDEO = FOLDER / "lightx2v_text_to_video_480p.json"
 WITH_NATIVE_NODES = FOLDER / "lightx2v_with_native_nodes.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"

@@ -19,7 +19,7 @@ from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_MEAN, LATEN
 from ...engine.interfaces import Hooks
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from ...engine.stages.schedule import build_schedule
-from ..clip_content import ATTRIBUTES, Content, compare, measure_clarity, measure_content
+from ...tools.clip_content import ATTRIBUTES, Content, compare, measure_clarity, measure_content
 from . import captions, clips
 from . import vae as autoencoder
 from .models import Generator

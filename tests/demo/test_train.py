@@ -6,15 +6,15 @@ import random
 
 import pytest
 import torch
+from lightx2v_pack.demo.train import captions, clips, distill, evaluate, export, flow, models, sampling, text
+from lightx2v_pack.demo.train import vae as autoencoder
+from lightx2v_pack.demo.train.training import Alarm, Average, Budget, Log, Recorded, Trainer
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.denoise import denoise
 from lightx2v_pack.engine.stages.schedule import build_schedule
-from lightx2v_pack.tools.train_tiny import captions, clips, distill, evaluate, export, flow, models, sampling, text
-from lightx2v_pack.tools.train_tiny import vae as autoencoder
-from lightx2v_pack.tools.train_tiny.training import Alarm, Average, Budget, Log, Recorded, Trainer
 from torch.nn import Linear
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import Linear, functional
 
-from ..clip_content import COLOURS, MOTIONS, SHAPES, THING_COLOURS, Content
+from ...tools.clip_content import COLOURS, MOTIONS, SHAPES, THING_COLOURS, Content
 from . import captions
 from .models import Generator
 from .training import Budget, Log, Trainer

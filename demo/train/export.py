@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import make_tiny_checkpoint as files
+from ...tools import make_tiny_checkpoint as files
 from .models import Generator
 
 # diffusers' or transformers' name -> Wan's, the first that fits; within blocks the rest of the name is replaced too.

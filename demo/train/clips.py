@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..clip_content import COLOURS, SHAPES, THING_COLOURS, Content
+from ...tools.clip_content import COLOURS, SHAPES, THING_COLOURS, Content
 
 # Motion -> direction (x to the right, y down) and radius at the start and at the end.
 _PATHS = {
