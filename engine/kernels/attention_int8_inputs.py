@@ -179,7 +179,7 @@ def prepare(
         eps: of the norms.
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
     """
-    rows, heads, head_dim = k.shape
+    rows, heads, _ = k.shape
     factors = k.new_empty(rows, dtype=torch.float32)
     find_factors(q.flatten(1), eps, factors)
     query_scales = q.new_empty(heads, rows, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The pack's own self-attention in INT8 alone: scores, weights and values, with exact sums, on any tensor core since RTX 30.
+"""The pack's own self-attention in INT8 alone: scores, weights and values, with exact sums, from RTX 30 on.
 
 FP8 is not needed, and on GeForce cards INT8 multiplies at twice the rate of FP8 with FP32 sums. Weights of a block of
 keys are whole numbers up to 127, the largest of the block's being 127; the block's result, exact in INT32, is brought
@@ -134,10 +134,10 @@ def _int8_attention_kernel(
     HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, KEY_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Attend from QUERIES rows of a head to all keys; grid: runs of rows, heads. factor is the softmax's, * log2(e)."""
-    PART: tl.constexpr = HEAD // 2
+    part_size: tl.constexpr = HEAD // 2
     head = tl.program_id(1)
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    columns, part = tl.arange(0, HEAD), tl.arange(0, PART)
+    columns, part = tl.arange(0, HEAD), tl.arange(0, part_size)
     keys = tl.arange(0, KEYS)
     is_row = rows[:, None] < num_rows
     wide_rows = rows.to(tl.int64)[:, None]
@@ -150,28 +150,28 @@ def _int8_attention_kernel(
     values += (head * HEAD).to(tl.int64) * length + part[None, :] * length + keys[:, None]
     highest = tl.full([QUERIES], _NO_SCORE, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
-    left = tl.zeros([QUERIES, PART], tl.float32)
-    right = tl.zeros([QUERIES, PART], tl.float32)
+    left = tl.zeros([QUERIES, part_size], tl.float32)
+    right = tl.zeros([QUERIES, part_size], tl.float32)
     whole = num_rows // (2 * KEYS) * (2 * KEYS)
     # What fills no block comes first: after the loop it would cost the loop registers.
     if whole < num_rows:
         scale = query_scale * tl.load(key_scales + whole // KEYS)
         more_scale = query_scale * tl.load(key_scales + whole // KEYS + 1)
         highest, total, left, right = _attend_block(
-            queries, k + tl.cast(whole, tl.int64) * stride, values + whole, scale, more_scale, num_rows - whole, stride, length,
-            highest, total, left, right, QUERIES, KEYS, PART, True,
+            queries, k + tl.cast(whole, tl.int64) * stride, values + whole, scale, more_scale, num_rows - whole, stride,
+            length, highest, total, left, right, QUERIES, KEYS, part_size, True,
         )  # fmt: skip
     for start in tl.range(0, whole, 2 * KEYS, num_stages=STAGES):
         scale = query_scale * tl.load(key_scales + start // KEYS)
         more_scale = query_scale * tl.load(key_scales + start // KEYS + 1)
         highest, total, left, right = _attend_block(
             queries, k + tl.cast(start, tl.int64) * stride, values + start, scale, more_scale, 2 * KEYS, stride, length,
-            highest, total, left, right, QUERIES, KEYS, PART, False,
+            highest, total, left, right, QUERIES, KEYS, part_size, False,
         )  # fmt: skip
     out += wide_rows * out_stride + head * HEAD + part[None, :]
     steps, means = value_steps + head * HEAD + part, value_means + head * HEAD + part
     _store(out, left, total, steps, means, is_row)
-    _store(out + PART, right, total, steps + PART, means + PART, is_row)
+    _store(out + part_size, right, total, steps + part_size, means + part_size, is_row)
 
 
 def attend(inputs: Int8Prepared, out: torch.Tensor, config: Config = CONFIG) -> None:

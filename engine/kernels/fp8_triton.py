@@ -73,7 +73,10 @@ def _scales_kernel(
 
 
 def apply_scales(out: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor) -> None:
-    """Turn out [M, N] BF16 into out * row_scale * column_scale^T + bias in place; fp8_tensor.apply_scales in one pass over memory."""
+    """Turn out [M, N] BF16 into out * row_scale * column_scale^T + bias in place, in one pass over memory.
+
+    See fp8_tensor.apply_scales.
+    """
     grid = (triton.cdiv(len(out), _ROWS), triton.cdiv(out.shape[1], _COLUMNS))
     _scales_kernel[grid](
         out, row_scale, column_scale, bias, out.stride(0), len(out),

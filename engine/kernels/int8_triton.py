@@ -64,8 +64,8 @@ def _matmul_kernel(
     safe_columns = tl.where(columns < N, columns, 0).to(tl.int64)
     x_tile = x + safe_rows[:, None] * x_stride + inner[None, :]
     weight_tile = weight + safe_columns[None, :] * weight_stride + inner[:, None]
-    SUM: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
-    product = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUM)
+    sum_type: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
+    product = tl.zeros((BLOCK_M, BLOCK_N), dtype=sum_type)
     for start in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             a = tl.load(x_tile)
@@ -73,7 +73,7 @@ def _matmul_kernel(
         else:
             a = tl.load(x_tile, mask=inner[None, :] < K - start, other=0.0)
             b = tl.load(weight_tile, mask=inner[:, None] < K - start, other=0.0)
-        product = tl.dot(a, b, product, out_dtype=SUM)
+        product = tl.dot(a, b, product, out_dtype=sum_type)
         x_tile += BLOCK_K
         weight_tile += BLOCK_K
 

@@ -1,4 +1,4 @@
-"""requantise.py's in Triton, bit for bit, in one pass over memory; the second look at a row comes from the cache.
+"""requantize.py's in Triton, bit for bit, in one pass over memory; the second look at a row comes from the cache.
 
 FP8 is read as bytes: Triton has no FP8 below compute capability 8.9, where this is for. Magnitudes of E4M3 are in the
 order of their codes, so that the largest is found among bytes.
@@ -32,8 +32,8 @@ def _value(code):
 
 
 @triton.jit
-def _requantise_kernel(weight, scale, stride, K: tl.constexpr, EACH: tl.constexpr):
-    """Requantise a row in place; grid: rows."""
+def _requantize_kernel(weight, scale, stride, K: tl.constexpr, EACH: tl.constexpr):
+    """Requantize a row in place; grid: rows."""
     row = tl.program_id(0).to(tl.int64)
     weight += row * stride
     columns = tl.arange(0, EACH)
@@ -51,11 +51,11 @@ def _requantise_kernel(weight, scale, stride, K: tl.constexpr, EACH: tl.constexp
     tl.store(scale + row, tl.load(scale + row) * (peak * (1.0 / 127.0)))
 
 
-def requantise(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Turn weight [N, K] float8_e4m3fn into INT8 with a scale per row, in place; see requantise.requantise.
+def requantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Turn weight [N, K] float8_e4m3fn into INT8 with a scale per row, in place; see requantize.requantize.
 
     Rows are dense; scale is fp32 [N, 1] and contiguous.
     """
     codes = weight.view(torch.int8)
-    _requantise_kernel[len(codes),](codes, scale, codes.stride(0), K=codes.shape[1], EACH=_EACH, num_warps=4)
+    _requantize_kernel[len(codes),](codes, scale, codes.stride(0), K=codes.shape[1], EACH=_EACH, num_warps=4)
     return codes

@@ -15,7 +15,7 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from lightx2v_pack.engine.kernels import requantize_triton  # noqa: E402
-from lightx2v_pack.engine.kernels.requantize import requantise  # noqa: E402
+from lightx2v_pack.engine.kernels.requantize import requantize  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FP8 = torch.float8_e4m3fn
@@ -31,8 +31,8 @@ def weights(rows, inner):
 def test_triton_is_torch_bit_for_bit(size):
     weight, scale = weights(*size)
     wanted_scale = scale.clone()
-    wanted = requantise(weight.clone(), wanted_scale)
-    found = requantize_triton.requantise(weight, scale)
+    wanted = requantize(weight.clone(), wanted_scale)
+    found = requantize_triton.requantize(weight, scale)
     assert found.data_ptr() == weight.data_ptr() and found.dtype == torch.int8
     assert torch.equal(found, wanted) and torch.equal(scale, wanted_scale)
 
@@ -42,7 +42,7 @@ def test_every_code():
     finite = codes[(codes & 0x7F) != 0x7F].to(DEVICE).view(FP8)
     weight = torch.stack([finite, torch.zeros_like(finite.float()).to(FP8)])
     scale = torch.ones(2, 1, device=DEVICE)
-    found = requantize_triton.requantise(weight.clone(), scale)
+    found = requantize_triton.requantize(weight.clone(), scale)
     assert torch.equal(found[0].cpu().float(), (finite.cpu().float() * (torch.tensor(127.0) / 448)).round())
     assert not found[1].any()
     torch.testing.assert_close(scale[0, 0].cpu(), torch.tensor(448 / 127))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightx2v_pack.engine.kernels.quantize import quantise
-from lightx2v_pack.engine.kernels.requantize import requantisation_error, requantise
+from lightx2v_pack.engine.kernels.requantize import requantization_error, requantize
 
 
 def in_fp8(wide):
@@ -19,7 +19,7 @@ def error(found, wanted):
 def test_it_stays_in_the_memory_of_the_weight():
     weight, scale = in_fp8(torch.randn(4, 32))
     before = scale.data_ptr()
-    codes = requantise(weight, scale)
+    codes = requantize(weight, scale)
     assert codes.data_ptr() == weight.data_ptr() and scale.data_ptr() == before
     assert codes.abs().amax(1).tolist() == [127] * 4
 
@@ -29,8 +29,8 @@ def test_normal_weights_are_little_further_off_than_in_fp8(inner):
     wide = torch.randn(32, inner, generator=torch.Generator().manual_seed(0))
     weight, scale = in_fp8(wide)
     before = error(weight.float() * scale, wide)
-    moved = requantisation_error(weight)
-    after = error(requantise(weight, scale).float() * scale, wide)
+    moved = requantization_error(weight)
+    after = error(requantize(weight, scale).float() * scale, wide)
     assert 0.025 < before < 0.027 and after < 1.1 * before
     assert ((moved > 0.007) & (moved < 0.011)).all()
 
@@ -38,12 +38,12 @@ def test_normal_weights_are_little_further_off_than_in_fp8(inner):
 def test_rows_with_outliers_say_so():
     wide = torch.randn(8, 5120, generator=torch.Generator().manual_seed(0))
     wide[0, 0] = 40
-    moved = requantisation_error(in_fp8(wide)[0])
+    moved = requantization_error(in_fp8(wide)[0])
     assert moved[0] > 0.06 and (moved[1:] < 0.011).all()
 
 
 def test_the_error_is_measured_on_a_copy():
     weight, _ = in_fp8(torch.randn(4, 32))
     before = weight.clone()
-    requantisation_error(weight)
+    requantization_error(weight)
     assert torch.equal(weight.view(torch.int8), before.view(torch.int8))

@@ -3,8 +3,8 @@
     python tools cards run --arch 89 -- -m pytest tests/gpu
     python tools cards run --arch 86 --windows --vram-gib 8 -- tools/run_workflow.py ...
 
-The card that is there must be at least as new: an H100 or H200 for all but 120, of which it runs what needs nothing new.
-What changes, in that process only:
+The card that is there must be at least as new: an H100 or H200 for all but 120, of which it runs what needs nothing
+new. What changes, in that process only:
 
 - torch.cuda.get_device_capability says the other card's, so that every table of the pack chooses what it would there;
 - Triton compiles for it: its tensor-core instructions and asynchronous copies, its conversions. `--mode override` lets
