@@ -23,7 +23,7 @@ from .int8_triton import Config, config_for, multiply
 # 12.0, 227 KiB on 9.0 and 10.0. Those of 8.9 and 12.0 leave room for two programs a multiprocessor.
 CONFIGS: tuple[tuple[tuple[int, int], Config], ...] = (
     ((12, 0), Config(128, 128, 64, 8, 3)),
-    ((9, 0), Config(128, 256, 128, 8, 4, 16)),
+    ((9, 0), Config(128, 256, 128, 8, 4, 12)),
     ((8, 9), Config(128, 128, 64, 8, 3)),
 )
 # Rows and columns of a program of `apply_scales`.

@@ -12,11 +12,13 @@ Imports Triton: import this module only when it is to be used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 import triton.language as tl
+
+Row = TypeVar("Row")
 
 
 class Config(NamedTuple):
@@ -128,7 +130,7 @@ def multiply(
     )  # fmt: skip
 
 
-def config_for(table: Sequence[tuple[tuple[int, int], Config]], device: torch.device) -> Config:
+def config_for(table: Sequence[tuple[tuple[int, int], Row]], device: torch.device) -> Row:
     """Return the first row of a table that the card reaches."""
     capability = torch.cuda.get_device_capability(device)
     return next(config for lowest, config in table if capability >= lowest)

@@ -21,8 +21,8 @@ import triton.language as tl
 
 from . import ops_torch
 from .attention_inputs import find_factors as row_factors
-from .ops import Rotary
 from .fp8_rounding import to_fp8
+from .ops import Rotary
 from .quantize import LARGEST, SMALLEST
 
 __all__ = [

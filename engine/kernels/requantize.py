@@ -39,4 +39,6 @@ def requantization_error(weight: torch.Tensor) -> torch.Tensor:
     codes, steps = weight.clone(), weight.new_ones(len(weight), 1, dtype=torch.float32)
     moved = requantize(codes, steps).float() * steps
     exact = weight.float()
-    return (moved - exact).norm(dim=1) / exact.norm(dim=1).clamp(min=1e-12)
+    distance: torch.Tensor = torch.linalg.vector_norm(moved - exact, dim=1)
+    length: torch.Tensor = torch.linalg.vector_norm(exact, dim=1)
+    return distance / length.clamp_(min=1e-12)

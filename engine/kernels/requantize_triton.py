@@ -57,5 +57,8 @@ def requantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Rows are dense; scale is fp32 [N, 1] and contiguous.
     """
     codes = weight.view(torch.int8)
-    _requantize_kernel[len(codes),](codes, scale, codes.stride(0), K=codes.shape[1], EACH=_EACH, num_warps=4)
+    # Without fusion: products are rounded before they are rounded to codes, as torch does it. Ties are frequent here.
+    _requantize_kernel[len(codes),](
+        codes, scale, codes.stride(0), K=codes.shape[1], EACH=_EACH, num_warps=4, enable_fp_fusion=False
+    )
     return codes

@@ -35,7 +35,7 @@ SIZES = [(1, 32, 64), (37, 48, 96), (130, 144, 128)] + (
 )
 SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
 # Of the sum in FP32 or, as FP8 tensor cores do it, in fewer bits; and of one rounding to BF16.
-CLOSE = 1e-6 if IS_INTERPRETED else 3e-3
+CLOSE = 1e-6 if IS_INTERPRETED else 5e-3
 
 
 def normal(*shape, seed=0, dtype=torch.float32):

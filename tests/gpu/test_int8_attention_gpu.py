@@ -34,6 +34,7 @@ from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
 EPS = 1e-6
+CONFIG = attention_int8_triton.Config(64, 4, 2) if IS_INTERPRETED else None
 # Tokens and heads: one of each, half a block of keys and one more, whole blocks, a multiple of nothing.
 SIZES = [(1, 1), (64, 1), (65, 2), (128, 1), (300, 2)] + ([] if IS_INTERPRETED else [(1001, 12), (3000, 40)])
 SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -81,7 +82,7 @@ def error(found, wanted):
 def run(parts, norms, rotary):
     prepared = attention_int8_inputs.prepare(*parts, norms, EPS, rotary)
     out = torch.full(parts[2].shape, float("nan"), dtype=FLOAT, device=DEVICE)
-    attention_int8_triton.attend(prepared, out)
+    attention_int8_triton.attend(prepared, out, CONFIG)
     return prepared, out
 
 
@@ -187,7 +188,7 @@ def test_all_scores_below_zero(tokens):
     prepared.q.fill_(100)
     prepared.k.fill_(-100)
     out = torch.full(parts[2].shape, float("nan"), dtype=FLOAT, device=DEVICE)
-    attention_int8_triton.attend(prepared, out)
+    attention_int8_triton.attend(prepared, out, CONFIG)
     assert error(out, by_the_rules(prepared, tokens)) < (1e-4 if IS_INTERPRETED else 4e-3)
 
 
