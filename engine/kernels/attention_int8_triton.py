@@ -191,7 +191,7 @@ def attend(inputs: Int8Prepared, out: torch.Tensor, config: Config | None = None
     _int8_attention_kernel[triton.cdiv(rows, chosen.queries), heads](
         inputs.q, inputs.k, inputs.values, inputs.query_scales, inputs.key_scales, inputs.value_steps,
         inputs.value_means, out, math.log2(math.e) / math.sqrt(head_dim), inputs.q.stride(0), out.stride(0), rows,
-        HEAD=head_dim, QUERIES=config.queries, KEYS=KEYS_A_SCALE, STAGES=chosen.num_stages, KEY_BLOCK=KEY_BLOCK,
+        HEAD=head_dim, QUERIES=chosen.queries, KEYS=KEYS_A_SCALE, STAGES=chosen.num_stages, KEY_BLOCK=KEY_BLOCK,
         num_warps=chosen.num_warps, num_stages=chosen.num_stages,
     )  # fmt: skip
 

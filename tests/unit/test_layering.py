@@ -45,6 +45,7 @@ STDLIB_ONLY = (
     *(f"engine/memory/{name}.py" for name in ("activations", "decoder", "model_sizes", "needs", "plan", "tiles")),
     "engine/adapters/comfy/host_flags.py",
     "engine/backends/table.py",
+    "engine/backends/versions.py",
     "engine/constants.py",
     "engine/errors.py",
     "engine/panel/speed.py",
