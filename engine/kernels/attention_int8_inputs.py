@@ -33,7 +33,7 @@ _SPREAD_ROWS, _SPREAD_COLUMNS, _SPREAD_STEP = 256, 512, 8
 _EACH = 8
 # Tokens that share a scale of k. Two such runs are a block of keys, and values are padded to whole blocks.
 KEYS_A_SCALE = KEY_BLOCK // 2
-_NUM_WARPS = {"codes": 8, "spread": 4, "values": 4}
+_NUM_WARPS = {"codes": 4, "spread": 4, "values": 4}
 # Adding this to a float rounds it half to even and leaves the integer in the low bits.
 _ROUNDER = tl.constexpr(12582912.0)
 
@@ -56,6 +56,34 @@ def _hadamard(SIZE: tl.constexpr):
     return (1 - 2 * (shared & 1)).to(tl.float32)
 
 
+@triton.jit
+def _load_angles(table, places, is_row, columns, HALF: tl.constexpr):
+    return tl.load(table + places * HALF + columns, mask=is_row, other=0.0)
+
+
+@triton.jit
+def _rotate(x, weight, mean, factor, cosines, sines, is_row, pair, places, row_words, IS_KEY: tl.constexpr):
+    """Return sums and differences of pairs of columns, normalised, rotated and, of keys, less their mean."""
+    first, second = _unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
+    first_weight, second_weight = _unpack(tl.load(weight + pair))
+    first = first * factor * first_weight
+    second = second * factor * second_weight
+    turned = first * cosines - second * sines
+    second = first * sines + second * cosines
+    if IS_KEY:
+        turned = tl.where(is_row, turned - tl.load(mean + 2 * pair), 0.0)
+        second = tl.where(is_row, second - tl.load(mean + 2 * pair + 1), 0.0)
+    return turned + second, turned - second
+
+
+@triton.jit
+def _store_codes(codes, first, second, ratio, is_row):
+    """Store pairs of values, rounded half to even to 8 bits, as words of 16."""
+    low = (first * ratio + _ROUNDER).to(tl.int32, bitcast=True)
+    high = (second * ratio + _ROUNDER).to(tl.int32, bitcast=True)
+    tl.store(codes, ((low & 0xFF) | (high << 8)).to(tl.int16), mask=is_row)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _codes_kernel(
     x, codes, factors, mean, weight, cos, sin, scales, unit, row_words, num_rows,
@@ -63,33 +91,34 @@ def _codes_kernel(
 ):  # fmt: skip
     """Normalise, rotate, turn and quantise BLOCK rows, EACH heads one after the other; grid: blocks, groups of heads.
 
-    A pair of columns is one word of x. Of Sylvester's matrix over 2 * HALF columns the pair is the last factor, so that
-    it acts on sums and differences of pairs. With IS_KEY mean is subtracted and the rows share a scale; else each has
-    its own. codes is the same memory as x: a head's rows are read before its scale is known, and written after.
+    A pair of columns is one word of x. Sylvester's matrix over a head is the product of one over its halves, one over
+    HALF / 2 words and one over the pair; the first and the last are sums and differences. With IS_KEY mean is
+    subtracted and the rows share a scale; else each has its own. codes is the same memory as x: a head's rows are read
+    before its scale is known, and written after.
     """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = (rows < num_rows)[:, None]
     places = rows.to(tl.int64)[:, None]
-    columns = tl.arange(0, HALF)[None, :]
+    left = tl.arange(0, HALF // 2)[None, :]
+    right = left + HALF // 2
     factor = tl.load(factors + places, mask=is_row, other=0.0)
-    cosines = tl.load(cos + places * HALF + columns, mask=is_row, other=0.0)
-    sines = tl.load(sin + places * HALF + columns, mask=is_row, other=0.0)
-    turn = _hadamard(HALF)
+    left_cos, right_cos = _load_angles(cos, places, is_row, left, HALF), _load_angles(cos, places, is_row, right, HALF)
+    left_sin, right_sin = _load_angles(sin, places, is_row, left, HALF), _load_angles(sin, places, is_row, right, HALF)
+    turn = _hadamard(HALF // 2)
     begin = tl.program_id(1) * EACH
     for head in range(begin, tl.minimum(begin + EACH, HEADS)):
-        pair = head * HALF + columns
-        first, second = _unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
-        first_weight, second_weight = _unpack(tl.load(weight + pair))
-        first = first * factor * first_weight
-        second = second * factor * second_weight
-        turned_first = first * cosines - second * sines
-        turned_second = first * sines + second * cosines
-        if IS_KEY:
-            turned_first = tl.where(is_row, turned_first - tl.load(mean + 2 * pair), 0.0)
-            turned_second = tl.where(is_row, turned_second - tl.load(mean + 2 * pair + 1), 0.0)
-        first = tl.dot(turned_first + turned_second, turn)
-        second = tl.dot(turned_first - turned_second, turn)
-        largest = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=1)
+        pair = head * HALF + left
+        sums, differences = _rotate(
+            x, weight, mean, factor, left_cos, left_sin, is_row, pair, places, row_words, IS_KEY
+        )  # fmt: skip
+        pair += HALF // 2
+        more_sums, more_differences = _rotate(
+            x, weight, mean, factor, right_cos, right_sin, is_row, pair, places, row_words, IS_KEY
+        )  # fmt: skip
+        first, second = tl.dot(sums + more_sums, turn), tl.dot(differences + more_differences, turn)
+        third, fourth = tl.dot(sums - more_sums, turn), tl.dot(differences - more_differences, turn)
+        largest = tl.maximum(tl.maximum(tl.abs(first), tl.abs(second)), tl.maximum(tl.abs(third), tl.abs(fourth)))
+        largest = tl.max(largest, axis=1)
         if IS_KEY:
             largest = tl.maximum(tl.max(largest, axis=0), 1e-12)
             tl.store(scales + head * tl.num_programs(0) + tl.program_id(0), largest * unit)
@@ -98,10 +127,9 @@ def _codes_kernel(
             largest = tl.maximum(largest, 1e-12)
             tl.store(scales + head * num_rows + rows, largest * unit, mask=rows < num_rows)
             ratio = tl.div_rn(largest * 0.0 + 127.0, largest)[:, None]
-        low = (first * ratio + _ROUNDER).to(tl.int32, bitcast=True)
-        high = (second * ratio + _ROUNDER).to(tl.int32, bitcast=True)
-        pairs = ((low & 0xFF) | (high << 8)).to(tl.int16)
-        tl.store(codes + places * (2 * row_words) + head * (2 * HALF) + columns, pairs, mask=is_row)
+        target = codes + places * (2 * row_words) + head * (2 * HALF) + left
+        _store_codes(target, first, second, ratio, is_row)
+        _store_codes(target + HALF // 2, third, fourth, ratio, is_row)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -33,6 +33,7 @@ MAX_SPILLED = 64
 # Tensor-core instructions of PTX, and the conversion that shows FP8 operands being widened.
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*")
 _WIDENED = re.compile(r"\bcvt\.rn\.f16x2\.e4m3x2\b")
+_TO_FP8 = re.compile(r"\bcvt\.rn\.satfinite\.e4m3x2\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Compiled:
     """Bytes a thread stores."""
     shared: int = 0
     tensor_core: tuple[str, ...] = ()
+    to_fp8: tuple[str, ...] = ()
+    """Conversions to FP8; those from f16x2 have rounded once before."""
     problem: str = ""
     """Why it is not to be used there; empty where it is."""
 
@@ -203,6 +206,7 @@ def _judge(launch: str, name: str, kernel: Any, arch: int) -> Compiled:
         spilled=int(spilled.group(1)) if spilled else 0,
         shared=kernel.metadata.shared,
         tensor_core=tuple(sorted(set(_TENSOR_CORE.findall(ptx)))),
+        to_fp8=tuple(sorted(set(_TO_FP8.findall(ptx)))),
     )
     limit = LIMITS[arch].program_kib
     if not used:
