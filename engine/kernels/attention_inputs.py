@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .fp8_rounding import to_fp8
+
 # Tokens of a block of queries and of keys: the last block is filled up, with scales too. Values are padded to whole
 # blocks of keys.
 QUERY_BLOCK, KEY_BLOCK = 64, 128
@@ -249,7 +251,9 @@ def _values_kernel(
     tokens = (places - inside + inside // 2 % 2 * 8 + inside // 4 * 2 + inside % 2).to(tl.int64)
     values = tl.load(v + tokens[:, None] * v_stride + columns[None, :], mask=tokens[:, None] < num_rows, other=0.0)
     factor = LARGEST / tl.load(peaks + columns)
-    codes = (values.to(tl.float32) * factor[None, :]).to(out.dtype.element_ty)
+    codes = values.to(tl.float32) * factor[None, :]
+    if out.dtype.element_ty == tl.float8e4nv:
+        codes = to_fp8(codes)
     length = tl.num_programs(0) * BLOCK
     tl.store(out + columns.to(tl.int64)[:, None] * length + places[None, :], tl.trans(codes))
 

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from . import ops_torch
 from .attention_inputs import find_factors as row_factors
+from .fp8_rounding import to_fp8
 from .ops import Rotary
 from .quantize import LARGEST, SMALLEST
 
@@ -62,6 +63,8 @@ def _load(pointer, columns, D: tl.constexpr, END: tl.constexpr):
 def _store(pointer, columns, values, D: tl.constexpr, END: tl.constexpr):
     if pointer.dtype.element_ty == tl.int8:
         stored = (values + _ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
+    elif pointer.dtype.element_ty == tl.float8e4nv:
+        stored = to_fp8(values)
     else:
         stored = values.to(pointer.dtype.element_ty)
     if END <= D:
