@@ -1,6 +1,6 @@
 """Linear layers with weights in 8 bits or BF16.
 
-FP8 and INT8 kernels multiply activations that were quantised per row at run time, as LightX2V's schemes do
+FP8 and INT8 kernels multiply activations that were quantized per row at run time, as LightX2V's schemes do
 (fp8-torchao, int8-torchao); `dequantize` leaves activations as they are and runs everywhere.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch.nn import functional
 
 from .fp8_tensor import ApplyScales, apply_scales, tensor_matmul
-from .quantize import quantise, row_chunks
+from .quantize import quantize, row_chunks
 from .widen import widen
 
 Matmul = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# What the activations are to be quantised to; not at all for the other back ends.
+# What the activations are to be quantized to; not at all for the other back ends.
 ACTIVATION_DTYPES = {
     "scaled_mm": torch.float8_e4m3fn,
     "fp8_triton": torch.float8_e4m3fn,
@@ -148,17 +148,17 @@ def _pad_rows(x: torch.Tensor) -> torch.Tensor:
 def _multiply(
     backend: str, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Quantise x [M, K] BF16 as the back end wants it, and multiply."""
+    """Quantize x [M, K] BF16 as the back end wants it, and multiply."""
     out = x.new_empty(len(x), len(weight))
     weights = Linear(weight, scale, bias)
     dtype = ACTIVATION_DTYPES.get(backend)
     if dtype is None:
         linear(x, None, weights, out)
         return out
-    quantised = torch.empty_like(x, dtype=dtype)
+    quantized = torch.empty_like(x, dtype=dtype)
     row_scale = x.new_empty(len(x), 1, dtype=torch.float32)
-    quantise(x, quantised, row_scale)
-    linear(quantised, row_scale, weights, out, backend=backend)
+    quantize(x, quantized, row_scale)
+    linear(quantized, row_scale, weights, out, backend=backend)
     return out
 
 

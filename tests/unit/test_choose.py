@@ -309,8 +309,8 @@ def test_what_is_chosen_by_name_is_what_is_built(name, precision):
     kernels = build_kernels(chosen)
     assert kernels.attention.kernel is KERNELS[name]
     assert kernels.attention_in_place is None
-    assert kernels.quantised == ACTIVATION_DTYPES.get(chosen.matmul.name)
-    assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantised]
+    assert kernels.quantized == ACTIVATION_DTYPES.get(chosen.matmul.name)
+    assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantized]
 
 
 WINDOWS = {"system": "win32", "torch": "2.13.0"}
