@@ -14,7 +14,7 @@ from support import checkpoints, lightx2v_cpu
 from support.contract_of_a_transformer import CpuContract, travel_as_on_a_gpu
 from support.engine import CPU, conditioning_of, open_transformer
 from support.tensors import normal, relative_error
-from support.wan_reference import dequantised, reference_flow
+from support.wan_reference import dequantized, reference_flow
 
 SHAPE = (16, 3, 8, 10)
 SCHEDULE = build_schedule(4, 5.0)
@@ -107,7 +107,7 @@ def test_fp8_latents_equal_upstreams_bit_for_bit(tmp_path):
 def test_our_own_compute_is_no_further_from_float32(precision, timestep):
     """LightX2V rounds norms, modulation and residuals to bfloat16 on the way."""
     path = checkpoints.single_file(precision)
-    expected = reference_flow(dequantised(path), normal(*SHAPE, seed=2), timestep, CONTEXT)
+    expected = reference_flow(dequantized(path), normal(*SHAPE, seed=2), timestep, CONTEXT)
     theirs, ours = (
         relative_error(flow_of(build(path, engine=engine), timestep), expected) for engine in ("lightx2v", "portable")
     )

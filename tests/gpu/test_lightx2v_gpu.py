@@ -20,7 +20,7 @@ from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.stages.denoise import run_steps, start
@@ -102,7 +102,7 @@ def test_the_portable_engine_agrees(precision, tolerance):
     [(dtype, row) for row in LIGHTX2V_MATMUL_BACKENDS for dtype in sorted(row.dtypes)],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_every_matmul_that_is_here_agrees_with_dequantised_weights(precision, row):
+def test_every_matmul_that_is_here_agrees_with_dequantized_weights(precision, row):
     from lightx2v_pack.engine.adapters.lightx2v import ops
 
     trial = trials.Trial("matmul", row, "dequantize", functools.partial(ops.multiply, precision))
@@ -135,7 +135,7 @@ def test_vae_equals_upstreams_within_bfloat16_rounding():
     images = theirs.decode(clip[None].to(DEVICE, torch.bfloat16), [mean, 1.0 / std]).clamp(-1, 1)
     expected = (images[0].permute(1, 2, 3, 0).float().cpu() + 1) / 2
     decoder = loaded(LightX2VVideoDecoder(resolve_vae(path), DEVICE))
-    difference = (decode_video(decoder, denormalise(clip), tile=None, hooks=Hooks()) - expected).abs()
+    difference = (decode_video(decoder, denormalize(clip), tile=None, hooks=Hooks()) - expected).abs()
     assert difference.mean() < 0.01
     assert difference.max() < 0.1
 

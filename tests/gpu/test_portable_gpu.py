@@ -52,7 +52,7 @@ def chosen_for(precision):
     return trials.confirm(Wanted(precision=precision, dim=512, ffn_dim=2048, fused_kernels="off"), DEVICE)
 
 
-def quantised_layer(dtype, n, k):
+def quantized_layer(dtype, n, k):
     return *quantized(normal(n, k, seed=1).to(DEVICE), dtype), normal(n, seed=2).bfloat16().to(DEVICE)
 
 
@@ -72,7 +72,7 @@ def quantised_layer(dtype, n, k):
 def test_matmul_agrees_with_float64(name, dtype, tolerance, n, k, rows):
     if name == "scaled_mm" and CAPABILITY < (8, 9):
         pytest.skip(f"scaled_mm needs compute capability 8.9; this GPU has {CAPABILITY}")
-    weight, scale, bias = quantised_layer(dtype, n, k)
+    weight, scale, bias = quantized_layer(dtype, n, k)
     x = normal(rows, k, seed=3).bfloat16().to(DEVICE)
     found = MATMULS[name](x, weight, scale, bias)
     reference = x.double() @ (weight.double() * scale.double()).T + bias.double()
@@ -93,7 +93,7 @@ def test_auto_uses_the_eight_bit_kernels_of_this_card(caplog):
 def test_temporaries_stay_small(scheme, dtype):
     """A 14B feed-forward on 32,760 tokens: int32 or fp32 copies of it would be 1.7 GiB each."""
     rows, n, k = 32_760, 13_824, 512
-    weight, scale, bias = quantised_layer(dtype, n, k)
+    weight, scale, bias = quantized_layer(dtype, n, k)
     kernel = MATMULS[chosen_for(scheme).matmul.name]
     x = torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
     out_bytes = rows * n * 2
@@ -159,7 +159,7 @@ def give_memory_back():
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    # Relative L2 of a six-block flow. bf16: order of summation only. fp8 and int8: the GPU quantises the
+    # Relative L2 of a six-block flow. bf16: order of summation only. fp8 and int8: the GPU quantizes the
     # activations too (0.010 and 0.006 measured for two blocks on a CPU with the same scheme).
     [("bf16", 0.015), ("int8", 0.02), ("fp8", 0.04)],
 )

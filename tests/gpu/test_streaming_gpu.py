@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.plan import Placement
-from lightx2v_pack.engine.offload import load_tensors, make_units, settle
+from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
@@ -62,7 +62,7 @@ def bring(files):
     def settled(mode, resident_blocks=0, **placement):
         units = make_units(files.specs, NUM_LAYERS, mode == "phase")
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        conveyors.append(settle(units, files, place, DEVICE, Hooks()))
+        conveyors.append(place_weights(units, files, place, DEVICE, Hooks()))
         return units, conveyors[-1]
 
     yield settled

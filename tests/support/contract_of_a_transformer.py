@@ -45,7 +45,7 @@ TIMESTEPS = build_schedule(4, 5.0).timesteps[:3:2]
 
 def travel_as_on_a_gpu(monkeypatch):
     """Let weights travel through RAM and buffers, instead of being mapped from their files as on a CPU."""
-    monkeypatch.setattr(streamer, "map_units", streamer.bring_units)
+    monkeypatch.setattr(streamer, "map_units", streamer.load_units)
 
 
 class TransformerContract:

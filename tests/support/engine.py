@@ -23,7 +23,7 @@ def open_transformer(files, settings=None, placement=None, device=CPU, *, matmul
     """
     settings, architecture = settings or EngineSettings(), files.format.architecture
     wanted = Wanted(
-        precision=files.format.scheme,
+        precision=files.format.precision,
         dim=architecture.dim,
         ffn_dim=architecture.ffn_dim,
         engine="lightx2v" if settings.engine == "lightx2v" else "portable",

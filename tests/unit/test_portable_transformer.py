@@ -16,14 +16,14 @@ from support.contract_of_a_transformer import CpuContract
 from support.engine import conditioning_of, open_transformer
 from support.mapped_files import file_of, mapped_below, needs_proc
 from support.tensors import normal, relative_error
-from support.wan_reference import dequantised, reference_flow
+from support.wan_reference import dequantized, reference_flow
 
 SHAPE = (16, 3, 8, 10)
 # Flow of unit variance, relative L2. BF16 activations against fp32 throughout: 0.005 on this two-block model,
-# whatever the weights are stored in, as 8-bit weights are compared with the same weights dequantised. (Rounding
+# whatever the weights are stored in, as 8-bit weights are compared with the same weights dequantized. (Rounding
 # the timestep 937.5 to 937 would be 0.07.)
 BF16_TOLERANCE = 0.01
-# The same with activations quantised per token by the 8-bit kernels: 0.010 and 0.006.
+# The same with activations quantized per token by the 8-bit kernels: 0.010 and 0.006.
 KERNEL_TOLERANCE = {"scaled_mm": 0.02, "int_mm": 0.012}
 CONDITIONING = conditioning_of(normal(21, 64, seed=7))
 
@@ -53,13 +53,13 @@ def expected_flow(weights, timestep=937.5, shape=SHAPE):
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 @pytest.mark.parametrize("timestep", [1000.0, 937.5, 625.0])
 def test_agrees_with_diffusers_in_float32(precision, timestep):
-    weights = dequantised(distilled(precision))
+    weights = dequantized(distilled(precision))
     flow = flow_of(make(distilled(precision)), timestep)
     assert relative_error(flow, expected_flow(weights, timestep)) < BF16_TOLERANCE
 
 
 @pytest.mark.parametrize(("precision", "kernel"), [("fp8", "scaled_mm"), ("int8", "int_mm")])
-def test_eight_bit_kernels_agree_with_dequantised_weights(precision, kernel):
+def test_eight_bit_kernels_agree_with_dequantized_weights(precision, kernel):
     """The kernels of CUDA cards, where torch has them on the CPU too."""
     transformer = make(distilled(precision), matmul=kernel)
     try:
@@ -67,13 +67,13 @@ def test_eight_bit_kernels_agree_with_dequantised_weights(precision, kernel):
     except RuntimeError as error:
         pytest.skip(f"this torch has no {kernel} on the CPU: {error}")
     assert transformer.describe()["matmul"] == kernel
-    assert relative_error(flow, expected_flow(dequantised(distilled(precision)))) < KERNEL_TOLERANCE[kernel]
+    assert relative_error(flow, expected_flow(dequantized(distilled(precision)))) < KERNEL_TOLERANCE[kernel]
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8"])
-def test_eight_bit_agrees_with_bf16_on_dequantised_weights(precision, tmp_path):
-    file = tmp_path / "dequantised.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in dequantised(distilled(precision)).items()}, file)
+def test_eight_bit_agrees_with_bf16_on_dequantized_weights(precision, tmp_path):
+    file = tmp_path / "dequantized.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in dequantized(distilled(precision)).items()}, file)
     assert relative_error(flow_of(make(distilled(precision))), flow_of(make(file))) < BF16_TOLERANCE
 
 
@@ -112,7 +112,7 @@ def test_wider_files_are_cast_once(dtype, tmp_path):
 def tensors_of(transformer) -> dict[str, torch.Tensor]:
     """Return everything that a loaded transformer computes with, under native names."""
     tensors = dict(transformer._loaded.weights)
-    conveyor = transformer._loaded.blocks.conveyor
+    conveyor = transformer._loaded.blocks.streamer
     for index in range(2):
         with conveyor.unit(index) as unit:
             tensors |= {f"blocks.{index}.{name}": tensor for name, tensor in unit.items()}
@@ -139,7 +139,7 @@ def test_precision_of_each_part():
 @pytest.mark.parametrize("shape", [(16, 1, 2, 2), (16, 2, 6, 4), (16, 5, 4, 12)], ids=str)
 def test_any_size_of_latents(shape):
     flow = flow_of(make(distilled("bf16")), shape=shape)
-    reference = expected_flow(dequantised(distilled("bf16")), shape=shape)
+    reference = expected_flow(dequantized(distilled("bf16")), shape=shape)
     assert flow.shape == shape
     assert flow.dtype == torch.float32
     assert relative_error(flow, reference) < BF16_TOLERANCE

@@ -116,7 +116,7 @@ class Kernels:
             moved = (2 + out.element_size()) * wide.numel()
             calls.append(("GELU", to, moved, lambda: ops.gelu(wide, wide_out, wide_scale)))
             if scale is not None:
-                calls.append(("quantise", to, 2 * size + written, lambda: ops.quantise(x, out, scale)))
+                calls.append(("quantize", to, 2 * size + written, lambda: ops.quantize(x, out, scale)))
 
         writing("bf16", None)
         rows = [row for row in pack.MATMUL_BACKENDS if row.name != "dequantize"]
@@ -129,7 +129,7 @@ class Kernels:
             yield {"what": what, "to": to, "by": by, "ms": ms, "gb_per_s": num_bytes / ms / 1e6}
 
     def matmul(self) -> Iterator[Row]:
-        """Every matrix product of a block, by every back end; activations are quantised before."""
+        """Every matrix product of a block, by every back end; activations are quantized before."""
         half, dim, ffn, matmul = -(-self.tokens // 2), self.dim, self.ffn_dim, pack.matmul
         for rows, outputs, inputs in ((self.tokens, dim, dim), (half, ffn, dim), (half, dim, ffn)):
             x, wide, bias = self.normal(rows, inputs), self.normal(outputs, inputs), self.normal(outputs)
@@ -137,14 +137,14 @@ class Kernels:
             calls = [("bf16", "bf16", (x, None, matmul.Linear(wide, None, bias), out))]
             for precision, dtype in EIGHT_BITS.items():
                 stored, weight_scale = wide.new_empty(wide.shape, dtype=dtype), bias.new_empty(outputs, 1).float()
-                pack.quantise(wide, stored, weight_scale)
+                pack.quantize(wide, stored, weight_scale)
                 linear = matmul.Linear(stored, weight_scale, bias)
-                quantised, scale = x.new_empty(x.shape, dtype=dtype), weight_scale.new_empty(rows, 1)
-                pack.quantise(x, quantised, scale)
+                quantized, scale = x.new_empty(x.shape, dtype=dtype), weight_scale.new_empty(rows, 1)
+                pack.quantize(x, quantized, scale)
                 for backend in (
                     row.name for row in pack.MATMUL_BACKENDS if not pack.why_not(row, self.machine, precision)
                 ):
-                    given = (quantised, scale) if backend in matmul.ACTIVATION_DTYPES else (x, None)
+                    given = (quantized, scale) if backend in matmul.ACTIVATION_DTYPES else (x, None)
                     calls.append((precision, backend, (*given, linear, out)))
             for precision, backend, call in calls:
                 row = {"what": f"{rows} x {outputs} x {inputs}", "precision": precision, "by": backend}
@@ -198,7 +198,7 @@ class Kernels:
         return row | {"error": float((found - exact).norm() / exact.norm())}
 
     def cross(self) -> Iterator[Row]:
-        """Cross-attention to a short prompt's rows, and that of normalised queries to all rows with padding."""
+        """Cross-attention to a short prompt's rows, and that of normalized queries to all rows with padding."""
         q, out = (self.normal(self.tokens, self.heads, HEAD_DIM) for _ in range(2))
         k, v = (self.normal(NUM_KEYS, self.heads, HEAD_DIM) for _ in range(2))
         repeats, factors = pack.TEXT_ROWS - NUM_KEYS + 1, torch.empty(self.tokens, device=self.device)
@@ -213,7 +213,7 @@ class Kernels:
 
 
 def attend_exactly(given: Inputs) -> torch.Tensor:
-    """Normalise, rotate and attend in fp32 without any shortcut, a head at a time."""
+    """Normalize, rotate and attend in fp32 without any shortcut, a head at a time."""
 
     def attend(*parts: torch.Tensor) -> torch.Tensor:
         heads = zip(*(part[0].unbind(1) for part in parts), strict=True)

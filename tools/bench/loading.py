@@ -72,7 +72,7 @@ def measure_gpu(bench: Bench, units: Sequence[Any], source: Any, num_bytes: int)
     """Yield the load to the GPU, and the pace of every mode."""
     device, compute_ms = bench.device, bench.options.compute_ms
     placement = pack.Placement(mode="none")
-    seconds, conveyor = timed(lambda: pack.settle(units, source, placement, device, pack.Hooks()), device)
+    seconds, conveyor = timed(lambda: pack.place_weights(units, source, placement, device, pack.Hooks()), device)
     conveyor.close()
     del conveyor
     yield {"what": "to the GPU", "seconds": seconds, "gb_per_s": num_bytes / seconds / 1e9}
@@ -88,7 +88,7 @@ def measure_gpu(bench: Bench, units: Sequence[Any], source: Any, num_bytes: int)
         if is_cold and not limits.drop_page_cache():
             yield {"what": f"pace of {title}", "problem": "the page cache cannot be emptied here"}
             continue
-        with closing(pack.settle(units, source, placement, device, pack.Hooks())) as conveyor:
+        with closing(pack.place_weights(units, source, placement, device, pack.Hooks())) as conveyor:
             passes = [run_pass(conveyor, len(units), cycles, device) for _ in range(1 if is_cold else 2)]
         del conveyor
         yield {"what": f"pace of {title}", "compute_ms": compute_ms, "first_ms": passes[0], "ms": passes[-1]}

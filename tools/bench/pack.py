@@ -24,12 +24,12 @@ from ...engine.handles import TransformerHandle
 from ...engine.interfaces import Hooks
 from ...engine.kernels import attention, matmul, ops, ops_torch
 from ...engine.kernels.ops import Ops, Rotary
-from ...engine.kernels.quantize import quantise
-from ...engine.latent_space import denormalise, normalise
+from ...engine.kernels.quantize import quantize
+from ...engine.latent_space import denormalize, normalize
 from ...engine.memory.decoder import decode_bytes, tae_decode_bytes
 from ...engine.memory.placement import Placement
 from ...engine.memory.tiles import Tile
-from ...engine.offload import make_units, reader, settle
+from ...engine.offload import make_units, place_weights, reader
 from ...engine.offload.pinned import locked_bytes
 from ...engine.panel.speed import Setup, step_seconds
 from ...engine.report import records_of

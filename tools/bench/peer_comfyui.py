@@ -41,7 +41,7 @@ def prepare(peer: Peer, bench: Bench) -> None:
 
 @torch.inference_mode()
 def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
+    """Load and sample; return the normalized latents [16, T, h, w]."""
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
@@ -81,7 +81,7 @@ def load(peer: Peer, bench: Bench) -> Any:
     model = full_model(template, bench.options.layers)
     options: dict[str, Any] = {}
     if peer.precision == "fp8":
-        model = checkpoints.quantise_for_comfy(
+        model = checkpoints.quantize_for_comfy(
             model, lambda name, tensor: tensor.ndim == 2 and name.endswith(".weight"), marker_size=2
         )
         if peer.options.get("fast_weights"):

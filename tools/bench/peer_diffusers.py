@@ -19,7 +19,7 @@ def prepare(peer: Peer, bench: Bench) -> None:
 
 @torch.inference_mode()
 def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
+    """Load and sample; return the normalized latents [16, T, h, w]."""
     model = load(bench)
     if peer.options.get("compile"):
         model.compile_repeated_blocks()

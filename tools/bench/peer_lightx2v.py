@@ -30,7 +30,7 @@ def prepare(peer: Peer, bench: Bench) -> None:
 
 @torch.inference_mode()
 def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
+    """Load and sample; return the normalized latents [16, T, h, w]."""
     from lightx2v.models.networks.wan.distill_model import WanDistillModel
     from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 

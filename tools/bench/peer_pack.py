@@ -22,7 +22,7 @@ def prepare(peer: Peer, bench: Bench) -> None:
 
 @torch.inference_mode()
 def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
+    """Load and sample; return the normalized latents [16, T, h, w]."""
     settings = {key: value for key, value in peer.options.items() if key in ("engine", "attention", "compile")}
     handle = pack.pipeline.load_transformer(
         bench.weights(peer.precision),
@@ -42,4 +42,4 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     load_seconds, (first, *others) = row["load_transformer_seconds"], clock.row["step_seconds"]
     clock.write(load_seconds=load_seconds, step_seconds=[first - load_seconds, *others])
     clock.write(attention=row["attention"], compute=row["matmul"], engine=row["engine"])
-    return pack.normalise(latents)[0]
+    return pack.normalize(latents)[0]

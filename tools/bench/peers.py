@@ -84,7 +84,6 @@ PEERS = {
         "ComfyUI --fast, Sage, compile, BF16", *_FAST_SAGE, needs=(SAGE, "triton"), compile=True, compute="bfloat16"
     ),
     "diffusers-compile": _diffusers("diffusers, BF16, compile_repeated_blocks", compile=True),
-    "pack-portable": _pack("this pack, portable engine", engine="portable", offload="none"),
 }
 
 

@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         for size in bench.options.sizes:
             width, height = parse_size(size)
             shape = pack.latent_shape(width, height, bench.options.frames)
-            latents = pack.denormalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+            latents = pack.denormalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
             whole: torch.Tensor | None = None
             for tile_size in (None, *bench.options.tiles):
                 if bench.seconds_left <= 0:

@@ -79,7 +79,7 @@ def ensure_transformer(folder: Path, options: argparse.Namespace, precision: str
     start = time.perf_counter()
     target.mkdir(parents=True)
     template = {name: tensor.float() for name, tensor in load_template(folder, options).items()}
-    template = checkpoints.quantise_model(template, precision, torch.float32)
+    template = checkpoints.quantize_model(template, precision, torch.float32)
     for name in [name for name in template if name.endswith("weight_scale")]:
         template[name] = template[name].bfloat16().float()
 
@@ -102,7 +102,7 @@ def ensure_text_encoder(folder: Path, precision: str, sizes: checkpoints.TinySiz
         start = time.perf_counter()
         checkpoints.write_tokenizer(file.parent / checkpoints.TOKENIZER_FOLDER, checkpoints.train_tokenizer(400))
         few = checkpoints.make_text_encoder(replace(sizes, text_layers=1, vocab_size=400))
-        tensors = full_model(checkpoints.quantise_model(few, precision, torch.bfloat16), sizes.text_layers)
+        tensors = full_model(checkpoints.quantize_model(few, precision, torch.bfloat16), sizes.text_layers)
         embedding = tensors["token_embedding.weight"]
         repeats = -(-sizes.vocab_size // len(embedding))
         tensors["token_embedding.weight"] = embedding.repeat(repeats, 1)[: sizes.vocab_size].clone()

@@ -92,7 +92,9 @@ def sample(handle: pack.TransformerHandle, shape: tuple[int, ...], base_ram: int
     planned_ram = max(row["planned_ram_gib"][stage] for stage in stages)
     layout = handle.files.format
     facts = {key: row[key] for key in ("engine", "attention", "matmul", "ops", "offload")}
-    setup = pack.Setup(card=bench.machine["card"], architecture=layout.architecture, precision=layout.scheme, **facts)
+    setup = pack.Setup(
+        card=bench.machine["card"], architecture=layout.architecture, precision=layout.precision, **facts
+    )
     return {
         **row,
         "tokens": tokens,
