@@ -279,6 +279,8 @@ def _load_transformer(
     """
     if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
         unload_others(handle.owner)
+    if not handle.is_loaded_as(plan):
+        handle.unload()  # What is loaded otherwise is not of this stage.
     held_before = held()
     with measure("load_transformer", device) as loading:
         loading.expect(plan.needs["load_transformer"], held_before)

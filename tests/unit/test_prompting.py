@@ -485,7 +485,7 @@ def test_the_time_out_is_kept_by_a_server_that_never_ends(answer):
         took = time.monotonic() - start
         assert found.text == TEXT and "had not answered after 1 s" in found.warning
         assert took < 1 + LATE
-        assert server.broken.wait(10), "the server was not told that nobody waits any more"
+        assert server.broken.wait(60), "the server was not told that nobody waits any more"
         wait_for_threads()
 
 
@@ -504,7 +504,7 @@ def test_a_client_keeps_its_time_by_itself():
 
 def wait_for_threads():
     """No thread of a request stays behind."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(thread.name.startswith("lightx2v-enhance") for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread is still asking"
         time.sleep(0.02)
