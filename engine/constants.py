@@ -25,7 +25,7 @@ DISTILL_STEP_LIST = (1000, 750, 500, 250)
 DISTILL_STEPS = len(DISTILL_STEP_LIST)
 DISTILL_SHIFT = 5.0
 
-# Per-channel mean and standard deviation of Wan2.1 VAE latents: normalised = (latent - mean) / std.
+# Per-channel mean and standard deviation of Wan2.1 VAE latents: normalized = (latent - mean) / std.
 # Source: Wan2.1 wan/modules/vae.py (WanVAE.__init__).
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,

@@ -83,7 +83,7 @@ class TransformerHandle(_Handle):
         """
         architecture = self.files.format.architecture
         return Wanted(
-            precision=self.files.format.scheme,
+            precision=self.files.format.precision,
             dim=architecture.dim,
             ffn_dim=architecture.ffn_dim,
             engine=engines.choose_engine(self.settings.engine, device),

@@ -25,7 +25,7 @@ class Hooks:
     """Plain callables through which long work reports upward.
 
     check_interrupt raises (whatever the host raises) when the user cancelled; on_progress gets
-    (done, total, what) with a short text; on_step gets (step index from 1, steps, normalised x0
+    (done, total, what) with a short text; on_step gets (step index from 1, steps, normalized x0
     estimate [16, T, h, w]) after each sampling step.
     """
 
@@ -81,7 +81,7 @@ class Transformer(Protocol):
         """Predict the flow (noise minus data).
 
         Args:
-            latents: [16, T, h, w] float32, normalised, on `device`.
+            latents: [16, T, h, w] float32, normalized, on `device`.
             timestep: model time in [0, 1000].
             conditioning: of the clip.
             hooks: `check_interrupt` is called before every block.
@@ -116,7 +116,7 @@ class VideoDecoder(Protocol):
         """Give back all memory; `load` makes the object usable again."""
 
     def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
-        """Do what needs the whole picture of latents [16, T, h, w], un-normalised as in a LATENT.
+        """Do what needs the whole picture of latents [16, T, h, w], un-normalized as in a LATENT.
 
         Returns:
             features [channels, T, h, w] on the decoder's device; the latents themselves where there is nothing to do.

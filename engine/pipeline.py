@@ -1,7 +1,7 @@
 """Load, encode, sample, decode: the one file that joins handles, memory and stages.
 
 Loaders return light handles; weights load when a stage first needs them. Latents that enter and leave
-here are in ComfyUI's convention: un-normalised float32 CPU [B, 16, T, h, w].
+here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer
-from .latent_space import denormalise
+from .latent_space import denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
 from .memory.plan import DecodePlan, MemoryPlan
@@ -165,7 +165,7 @@ def sample(
         host: the program around the engine.
 
     Returns:
-        [B, 16, T, h, w] float32 CPU, un-normalised.
+        [B, 16, T, h, w] float32 CPU, un-normalized.
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
@@ -211,7 +211,7 @@ def decode(
 
     Args:
         handle: the VAE.
-        samples: [B, 16, T, h, w] un-normalised.
+        samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         hooks: progress counts chunks.
         host: the program around the engine.
@@ -300,7 +300,7 @@ def _denoise_batch(
     settings: SamplingSettings,
     hooks: Hooks,
 ) -> tuple[torch.Tensor, list[list[float]]]:
-    """Return latents [B, 16, T, h, w] float32 CPU, un-normalised, and each clip's seconds a step."""
+    """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
     clips, seconds = [], []
     for index in range(clip.batch):
         on_step, step_seconds = step_timer(_offset_steps(hooks, index, clip.batch))
@@ -314,7 +314,7 @@ def _denoise_batch(
             method=settings.method,
             hooks=replace(hooks, on_step=on_step),
         )
-        clips.append(denormalise(state.latents).cpu())
+        clips.append(denormalize(state.latents).cpu())
         seconds.append(step_seconds)
     return torch.stack(clips), seconds
 

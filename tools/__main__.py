@@ -9,6 +9,8 @@ COMMANDS = {
     "prompts": ("prompts_cli", "make a video for every line of a file (tools/run_prompts.py)"),
     "download": ("download_cli", "fetch the published checkpoints (tools/download.py)"),
     "doctor": ("doctor_cli", "show what this machine has and lacks for the pack (tools/doctor.py)"),
+    "bench": ("bench.cli", "measure speed and memory on a card (docs/benchmarks.md)"),
+    "cards": ("cards.cli", "run as another card; compile the kernels for every card"),
     "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
 }
 

@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
-
-# CUDA compute capability, (major, minor).
-Capability = tuple[int, int]
+from .versions import Capability, find_refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +22,8 @@ class Machine:
     capability: Capability | None = None
     """Of the CUDA device in use; None without one."""
     system: str = sys.platform
+    torch: str = ""
+    """Version; "" where it is unknown, and nothing is refused for it."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Version by import name, of the optional packages that import; "" where it is unknown."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -50,6 +50,8 @@ class Backend:
     """Cards on which it goes before every higher rank."""
     systems: frozenset[str] = frozenset()
     """Where it runs, as sys.platform says; empty: everywhere."""
+    kernels: tuple[str, ...] = ()
+    """Its kernels in versions.py, which knows where they are not to be tried."""
     install: str = ""
     """The one line that installs the package."""
     multiple: int = 1
@@ -159,6 +161,7 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         min_capability=_ADA,
         max_capability=_HOPPER,
         best_on=frozenset({_ADA}),
+        kernels=("attention_fp8",),
         install=_TRITON_INSTALL,
         bytes=7.1,
         in_place_on=frozenset({_ADA, _HOPPER}),
@@ -169,9 +172,40 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
     ),
 )
 
-# What a linear layer with 8-bit weights and a scale per output channel is computed with.
+# What a linear layer with 8-bit weights and a scale per output channel is computed with. FP8: with a scale per row in
+# the multiplication, which torch has not everywhere (versions.py); the same in Triton; and with one scale a tensor, the
+# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md).
 MATMUL_BACKENDS: tuple[Backend, ...] = (
-    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=20, min_capability=_ADA, multiple=16, inputs="fp8"),
+    Backend(
+        name="scaled_mm",
+        dtypes=frozenset({"fp8"}),
+        rank=40,
+        min_capability=_ADA,
+        kernels=("scaled_mm",),
+        multiple=16,
+        inputs="fp8",
+    ),
+    Backend(
+        name="fp8_triton",
+        dtypes=frozenset({"fp8"}),
+        rank=35,
+        package="triton",
+        min_version="3",
+        min_capability=_ADA,
+        kernels=("fp8_matmul",),
+        install=_TRITON_INSTALL,
+        multiple=16,
+        inputs="fp8",
+    ),
+    Backend(
+        name="scaled_mm_tensor",
+        dtypes=frozenset({"fp8"}),
+        rank=30,
+        min_capability=_ADA,
+        kernels=("scaled_mm_tensor",),
+        multiple=16,
+        inputs="fp8",
+    ),
     Backend(
         name="int_triton",
         dtypes=frozenset({"int8"}),
@@ -179,6 +213,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
         package="triton",
         min_version="3",
         min_capability=(8, 0),
+        kernels=("int8_matmul",),
         install=_TRITON_INSTALL,
         multiple=16,
         inputs="int8",
@@ -219,7 +254,7 @@ LIGHTX2V_MATMUL_BACKENDS: tuple[Backend, ...] = (
         is_measured=False,
     ),
     Backend(name="triton", dtypes=frozenset({"fp8"}), rank=40, package="triton", min_capability=_ADA),
-    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=30, min_capability=_ADA),
+    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=30, min_capability=_ADA, kernels=("scaled_mm",)),
     Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=30, min_capability=(8, 0)),
     Backend(name="triton", dtypes=frozenset({"int8"}), rank=20, package="triton", min_capability=(8, 0)),
     Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
@@ -234,6 +269,7 @@ BLOCK_BACKENDS: tuple[Backend, ...] = (
         package="triton",
         min_version="3",
         min_capability=(8, 0),
+        kernels=("block_ops", "vae_ops"),
         install=_TRITON_INSTALL,
         rest_seconds={"fp8": 0.67, "int8": 0.71, "bf16": 1.13},
     ),
@@ -327,10 +363,16 @@ def _hardware_problem(backend: Backend, machine: Machine) -> str | None:
     if machine.capability is None:
         return "there is no CUDA device"
     if backend.min_capability <= machine.capability <= backend.max_capability:
-        return None
+        return _version_problem(backend, machine.capability, machine)
     low, high = _dotted(backend.min_capability), _dotted(backend.max_capability)
     wanted = low if low == high else f"{low} or higher" if backend.max_capability[0] == 99 else f"{low} to {high}"
     return f"needs compute capability {wanted}; this GPU has {_dotted(machine.capability)}"
+
+
+def _version_problem(backend: Backend, capability: Capability, machine: Machine) -> str | None:
+    versions = {name: version for name, version in {**machine.packages, "torch": machine.torch}.items() if version}
+    found = (find_refusal(kernel, capability, versions, machine.system) for kernel in backend.kernels)
+    return next((reason for reason in found if reason), None)
 
 
 def package_problem(backend: Backend, machine: Machine) -> str | None:

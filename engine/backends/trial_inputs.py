@@ -70,9 +70,9 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     x, y = random(_ROWS, width), random(_ROWS, width)
     gate, mul, add = random(3, width, dtype=torch.float32)
     angles = random(_ROWS, _HEAD_DIM // 2, dtype=torch.float32)
-    for dtype in _quantised_dtypes(device):
+    for dtype in _quantized_dtypes(device):
         out, scale = torch.empty_like(x, dtype=dtype), gate.new_empty(_ROWS, 1)
-        ops.quantise(x, out, scale)
+        ops.quantize(x, out, scale)
         yield out.float() * scale
         ops.residual_norm(x, y, gate, mul, add, _EPS, out, scale)
         yield out.float() * scale
@@ -94,7 +94,7 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     yield from (factors, attended, weights)
 
 
-def _quantised_dtypes(device: torch.device) -> list[torch.dtype]:
+def _quantized_dtypes(device: torch.device) -> list[torch.dtype]:
     """Return the 8-bit types that the card multiplies."""
     has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
     return [dtype for dtype in LARGEST if has_fp8 or dtype != torch.float8_e4m3fn]

@@ -93,7 +93,11 @@ def find_machine(device: torch.device) -> Machine:
         return Machine(failed_trials=failed)
     packages, problems = find_packages()
     return Machine(
-        capability=torch.cuda.get_device_capability(device), packages=packages, problems=problems, failed_trials=failed
+        capability=torch.cuda.get_device_capability(device),
+        torch=torch.__version__,
+        packages=packages,
+        problems=problems,
+        failed_trials=failed,
     )
 
 

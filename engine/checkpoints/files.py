@@ -108,7 +108,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
     transformer, notes = _choose_transformer(path, precision)
     home = transformer.files[0].parent if transformer else path
-    scheme = transformer.format.scheme if transformer else precision.replace("auto", "fp8")
+    scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
     text_encoder = _choose_text_encoder(folders, scheme)
     vae = next(iter(_find_files(folders, _VAE_FILE)), None)
@@ -228,7 +228,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         except CheckpointError as error:
             failures.append(error)
             continue
-        scheme = found.format.scheme
+        scheme = found.format.precision
         if precision not in ("auto", scheme):
             raise CheckpointError(
                 f"{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or "

@@ -26,7 +26,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class SelfAttention:
-    """Normalises and rotates q and k, then attends: in two halves, between which rows can be exchanged for heads."""
+    """Normalizes and rotates q and k, then attends: in two halves, between which rows can be exchanged for heads."""
 
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
@@ -111,7 +111,7 @@ def _triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Normed(SelfAttention):
-    """Self-attention by a back end that takes q and k normalised and rotated."""
+    """Self-attention by a back end that takes q and k normalized and rotated."""
 
     ops: Ops
     kernel: Attention

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from .attention_inputs import FP8_LARGEST, KEY_BLOCK, QUERY_BLOCK, QUERY_SCALES, Prepared
+from .int8_triton import config_for
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -42,12 +43,19 @@ class _Config(NamedTuple):
     num_warps: int
     num_stages: int
     max_registers: int | None
+    is_tiled: bool = False
+    """Codes and values come through tensor descriptors, where this Triton has them."""
 
 
 # On Hopper three programs of at most 168 registers a thread share a multiprocessor: one multiplies while another takes
 # exponentials. Measured on an H200 at 32,760 tokens: 27 ms a call, with two programs 30. Ada's is the largest that
-# compiles without spilling there.
-_HOPPER, _OTHER = _Config(64, 128, 4, 2, 168), _Config(128, 64, 8, 3, None)
+# compiles without spilling there. By compute capability: the first row that the card reaches.
+_ADA = _Config(128, 64, 8, 3, None)
+_CONFIGS: tuple[tuple[tuple[int, int], _Config], ...] = (
+    ((9, 1), _ADA),
+    ((9, 0), _Config(64, 128, 4, 2, 168, is_tiled=True)),
+    ((8, 9), _ADA),
+)
 # log2 of FP8_LARGEST: weights are at most that.
 _HEADROOM = tl.constexpr(math.log2(FP8_LARGEST))
 # Products n of codes, which stay below 2**22, are added up on top of the bits of _BIAS: read as a float that is
@@ -142,9 +150,8 @@ def _attention_kernel(
 def attend(inputs: Prepared, out: torch.Tensor) -> None:
     """Write the attention of `inputs`, which have one scale a block of keys, to out [N, H, 128] BF16."""
     rows, heads, head_dim = out.shape
-    is_hopper = out.is_cuda and torch.cuda.get_device_capability(out.device) == (9, 0)
-    config = _HOPPER if is_hopper else _OTHER
-    is_tiled = is_hopper and TensorDescriptor is not None
+    config = config_for(_CONFIGS, out.device)
+    is_tiled = config.is_tiled and TensorDescriptor is not None
     k_tiles, value_tiles = _tiles(inputs, config) if is_tiled else (inputs.k, inputs.values)
     _attention_kernel[triton.cdiv(rows, config.queries), heads](
         inputs.q, inputs.k, inputs.values, k_tiles, value_tiles, inputs.query_scales, inputs.key_scales,

@@ -11,11 +11,14 @@ Imports Triton: import this module only when it is to be used.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 import triton.language as tl
+
+Row = TypeVar("Row")
 
 
 class Config(NamedTuple):
@@ -63,15 +66,16 @@ def _matmul_kernel(
     safe_columns = tl.where(columns < N, columns, 0).to(tl.int64)
     x_tile = x + safe_rows[:, None] * x_stride + inner[None, :]
     weight_tile = weight + safe_columns[None, :] * weight_stride + inner[:, None]
-    product = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    sum_type: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
+    product = tl.zeros((BLOCK_M, BLOCK_N), dtype=sum_type)
     for start in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             a = tl.load(x_tile)
             b = tl.load(weight_tile)
         else:
-            a = tl.load(x_tile, mask=inner[None, :] < K - start, other=0)
-            b = tl.load(weight_tile, mask=inner[:, None] < K - start, other=0)
-        product = tl.dot(a, b, product, out_dtype=tl.int32)
+            a = tl.load(x_tile, mask=inner[None, :] < K - start, other=0.0)
+            b = tl.load(weight_tile, mask=inner[:, None] < K - start, other=0.0)
+        product = tl.dot(a, b, product, out_dtype=sum_type)
         x_tile += BLOCK_K
         weight_tile += BLOCK_K
 
@@ -104,8 +108,20 @@ def int8_matmul(
         out: bf16 [M, N]; rows are dense.
         config: the table's for this card when None.
     """
+    multiply(x, row_scale, weight, column_scale, bias, out, config or config_for(_CONFIGS, x.device))
+
+
+def multiply(
+    x: torch.Tensor,
+    row_scale: torch.Tensor,
+    weight: torch.Tensor,
+    column_scale: torch.Tensor,
+    bias: torch.Tensor,
+    out: torch.Tensor,
+    chosen: Config,
+) -> None:
+    """Launch the kernel on INT8, added up in INT32, or on FP8, added up in FP32; see int8_matmul."""
     rows, columns = len(x), len(weight)
-    chosen = config or _config_for(torch.cuda.get_device_capability(x.device))
     grid = (triton.cdiv(rows, chosen.block_m) * triton.cdiv(columns, chosen.block_n),)
     _matmul_kernel[grid](
         x, weight, row_scale, column_scale, bias, out, x.stride(0), weight.stride(0), out.stride(0), rows,
@@ -114,5 +130,7 @@ def int8_matmul(
     )  # fmt: skip
 
 
-def _config_for(capability: tuple[int, int]) -> Config:
-    return next(config for lowest, config in _CONFIGS if capability >= lowest)
+def config_for(table: Sequence[tuple[tuple[int, int], Row]], device: torch.device) -> Row:
+    """Return the first row of a table that the card reaches."""
+    capability = torch.cuda.get_device_capability(device)
+    return next(config for lowest, config in table if capability >= lowest)

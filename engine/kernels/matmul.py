@@ -1,25 +1,33 @@
 """Linear layers with weights in 8 bits or BF16.
 
-FP8 and INT8 kernels multiply activations that were quantised per row at run time, as LightX2V's schemes do
+FP8 and INT8 kernels multiply activations that were quantized per row at run time, as LightX2V's schemes do
 (fp8-torchao, int8-torchao); `dequantize` leaves activations as they are and runs everywhere.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from .quantize import quantise, row_chunks
+from .fp8_tensor import ApplyScales, apply_scales, tensor_matmul
+from .quantize import quantize, row_chunks
 from .widen import widen
 
 Matmul = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# What the activations are to be quantised to; not at all for the other back ends.
-ACTIVATION_DTYPES = {"scaled_mm": torch.float8_e4m3fn, "int_mm": torch.int8, "int_triton": torch.int8}
+# What the activations are to be quantized to; not at all for the other back ends.
+ACTIVATION_DTYPES = {
+    "scaled_mm": torch.float8_e4m3fn,
+    "fp8_triton": torch.float8_e4m3fn,
+    "scaled_mm_tensor": torch.float8_e4m3fn,
+    "int_mm": torch.int8,
+    "int_triton": torch.int8,
+}
 # torch._int_mm on CUDA takes more than 16 rows; torch._scaled_mm has no kernel for some long weights and one row.
 _MIN_ROWS = 32
 # Elements of torch._int_mm's product, in int32 and again in fp32 (128 MiB): fewer rows at a time would be slow.
@@ -82,6 +90,26 @@ def _scaled_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch
     )
 
 
+def _fp8_triton(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    from .fp8_triton import fp8_matmul
+
+    fp8_matmul(x, scale, weights.weight, _flat_scale(weights), weights.bias, out)
+
+
+def _scaled_mm_tensor(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    tensor_matmul(x, scale, weights.weight, _flat_scale(weights), weights.bias, out, _apply_scales(x.device))
+
+
+@functools.cache
+def _apply_scales(device: torch.device) -> ApplyScales:
+    """Return Triton's one pass where Triton is, else plain torch's two."""
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from .fp8_triton import apply_scales as fused
+
+        return fused
+    return apply_scales
+
+
 def _int_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
     column_scale = _flat_scale(weights)
     for rows in row_chunks(out, _MAX_PRODUCT):
@@ -99,6 +127,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "bf16": _bf16,
     "dequantize": _dequantize,
     "scaled_mm": _scaled_mm,
+    "fp8_triton": _fp8_triton,
+    "scaled_mm_tensor": _scaled_mm_tensor,
     "int_mm": _int_mm,
     "int_triton": _int_triton,
 }
@@ -118,17 +148,17 @@ def _pad_rows(x: torch.Tensor) -> torch.Tensor:
 def _multiply(
     backend: str, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Quantise x [M, K] BF16 as the back end wants it, and multiply."""
+    """Quantize x [M, K] BF16 as the back end wants it, and multiply."""
     out = x.new_empty(len(x), len(weight))
     weights = Linear(weight, scale, bias)
     dtype = ACTIVATION_DTYPES.get(backend)
     if dtype is None:
         linear(x, None, weights, out)
         return out
-    quantised = torch.empty_like(x, dtype=dtype)
+    quantized = torch.empty_like(x, dtype=dtype)
     row_scale = x.new_empty(len(x), 1, dtype=torch.float32)
-    quantise(x, quantised, row_scale)
-    linear(quantised, row_scale, weights, out, backend=backend)
+    quantize(x, quantized, row_scale)
+    linear(quantized, row_scale, weights, out, backend=backend)
     return out
 
 

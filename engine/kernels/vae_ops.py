@@ -18,13 +18,13 @@ class VaeOps(Protocol):
     """The operations; all launch on the current stream and never wait for the device."""
 
     def norm_silu(self, x: torch.Tensor, bias: torch.Tensor | None, gamma: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the SiLU of `normalise(x + bias, gamma)` to `out`, whose pixels may lie apart."""
+        """Write the SiLU of `normalize(x + bias, gamma)` to `out`, whose pixels may lie apart."""
 
     def add(self, x: torch.Tensor, bias: torch.Tensor, shortcut: torch.Tensor) -> None:
         """Add bias [channels] and `shortcut` to x in place."""
 
 
-def normalise(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def normalize(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     """Return x with every pixel's channels scaled to length sqrt(channels), times gamma [channels]."""
     channels = x.shape[-1]
     return functional.rms_norm(x, (channels,), gamma, SMALLEST_NORM**2 / channels)
@@ -34,7 +34,7 @@ class TorchOps:
     """VaeOps in plain torch: any device."""
 
     def norm_silu(self, x: torch.Tensor, bias: torch.Tensor | None, gamma: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(functional.silu(normalise(x if bias is None else x + bias, gamma), inplace=True))
+        out.copy_(functional.silu(normalize(x if bias is None else x + bias, gamma), inplace=True))
 
     def add(self, x: torch.Tensor, bias: torch.Tensor, shortcut: torch.Tensor) -> None:
         x.add_(bias).add_(shortcut)

@@ -33,7 +33,7 @@ class WorkspaceSizes:
 
     hidden: int
     """x [N, D] BF16: what the blocks pass on."""
-    quantised: int
+    quantized: int
     """Input of the next linear [N, D]: 8-bit, or BF16 with BF16 weights."""
     scales: int
     """[N, 1] FP32; none with BF16 weights."""
@@ -42,7 +42,7 @@ class WorkspaceSizes:
 
     @property
     def total(self) -> int:
-        return self.hidden + self.quantised + self.scales + self.region
+        return self.hidden + self.quantized + self.scales + self.region
 
 
 def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> WorkspaceSizes:
@@ -54,18 +54,18 @@ def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> W
         ffn_dim: width of the feed-forward (F).
         precision: fp8 | int8 | bf16, of the inputs of the blocks' linears.
     """
-    is_quantised = precision != "bf16"
+    is_quantized = precision != "bf16"
     rows = -(-tokens // FFN_CHUNKS)
-    # A chunk of the feed-forward: h [rows, F] BF16; with 8-bit weights its quantised copy too, and the outputs of the
+    # A chunk of the feed-forward: h [rows, F] BF16; with 8-bit weights its quantized copy too, and the outputs of the
     # chunks before it [rows, D] BF16 (its own goes where h was; with BF16 weights all go to the linears' input).
     chunk = round_up(rows * ffn_dim * 2)
-    if is_quantised:
+    if is_quantized:
         outputs = round_up((FFN_CHUNKS - 1) * rows * dim * 2)
         chunk += round_up(rows * ffn_dim) + round_up(rows * 4) + outputs
     return WorkspaceSizes(
         hidden=round_up(tokens * dim * 2),
-        quantised=round_up(tokens * dim * (1 if is_quantised else 2)),
-        scales=round_up(tokens * 4) if is_quantised else 0,
+        quantized=round_up(tokens * dim * (1 if is_quantized else 2)),
+        scales=round_up(tokens * 4) if is_quantized else 0,
         region=max(3 * round_up(tokens * dim * 2), chunk),
     )
 

@@ -1,7 +1,7 @@
 """How much memory each stage of a run takes: arithmetic on sizes, and constants that were measured.
 
 VRAM is what torch's allocator will have reserved at the peak; the CUDA context, about 0.5 GiB, is extra. RAM is what
-a stage takes beside what the process has anyway. tools/bench/memory.py compares both with what is measured.
+a stage takes beside what the process has anyway. `python tools bench grid` compares both with what is measured.
 """
 
 from __future__ import annotations

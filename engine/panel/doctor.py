@@ -245,7 +245,7 @@ def _describe(checkpoint: Checkpoint) -> str:
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
         size = checkpoint.transformer.num_bytes / GIB
-        parts.append(f"transformer {layout.scheme}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        parts.append(f"transformer {layout.precision}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

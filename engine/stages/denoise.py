@@ -1,7 +1,7 @@
-"""The few-step sampler loop on one clip: noise in, normalised latents out.
+"""The few-step sampler loop on one clip: noise in, normalized latents out.
 
 The transformer arrives as an argument, and a clip's state lies outside, so that a schedule can be cut between two
-transformers. The schedule is stages/schedule.py; batches, latent normalisation and loading are pipeline.py.
+transformers. The schedule is stages/schedule.py; batches, latent normalization and loading are pipeline.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ClipState:
     """One clip between two steps."""
 
     latents: torch.Tensor
-    """[16, T, h, w] float32, normalised, on the transformer's device."""
+    """[16, T, h, w] float32, normalized, on the transformer's device."""
     generator: torch.Generator
     """On the CPU, so that a seed gives the same noise on every machine."""
 

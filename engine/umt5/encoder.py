@@ -110,7 +110,7 @@ class Umt5Encoder:
         return {
             "engine": "portable",
             "text_encoder": self._files.path.name,
-            "scheme": self._files.format.scheme,
+            "scheme": self._files.format.precision,
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": str(self._device),
         }

@@ -5,7 +5,7 @@
     x += gate1 * feed_forward(norm(x) * (1 + scale1) + shift1)
 
 The six vectors are the block's `modulation` plus the projected time. A phase leaves the output of its last linear in
-the workspace, and the next one, of this block or another, adds it to x in the same pass that normalises x. Weights
+the workspace, and the next one, of this block or another, adds it to x in the same pass that normalizes x. Weights
 come under their native names.
 Source: Wan2.1 wan/modules/model.py (WanAttentionBlock).
 """
@@ -22,7 +22,7 @@ from ..checkpoints.formats import WanArchitecture
 from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
 from ..memory.activations import TEXT_ROWS_KEPT
-from ..offload import Conveyor, Unit
+from ..offload import Unit, WeightStreamer
 from ..system import release_memory
 from .kernels import Inputs, Kernels, Weights
 from .workspace import Workspace
@@ -46,11 +46,11 @@ class Text:
         # Text rows, then the one that counts `repeats` times: padding, or the last text row itself.
         num_rows = min(conditioning.num_text + 1, len(conditioning.text))
         self.repeats = len(conditioning.text) - num_rows + 1
-        rows, dtype = embed(conditioning.text[:num_rows]), kernels.quantised
+        rows, dtype = embed(conditioning.text[:num_rows]), kernels.quantized
         self.inputs: Inputs = (rows, None)
         if dtype is not None:
             scales = rows.new_empty(num_rows, 1, dtype=torch.float32)
-            self.inputs = kernels.quantise(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
+            self.inputs = kernels.quantize(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= TEXT_ROWS_KEPT else None
 
 
@@ -94,7 +94,7 @@ def self_attention(block: int, weights: Weights, run: Pass) -> None:
     norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
     attention = kernels.attention_for(q)
     out = attention.attend(attention.prepare(q, k, v, norms, EPS, run.rotary)).flatten(1)
-    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
+    kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
     run.change = (work.parts[0], run.modulation[2])
 
 
@@ -134,10 +134,15 @@ class Blocks:
     """The blocks of a loaded transformer; owns their workspace and what is kept of the text."""
 
     def __init__(
-        self, units: Sequence[Unit], conveyor: Conveyor, sizes: WanArchitecture, kernels: Kernels, device: torch.device
+        self,
+        units: Sequence[Unit],
+        streamer: WeightStreamer,
+        sizes: WanArchitecture,
+        kernels: Kernels,
+        device: torch.device,
     ) -> None:
-        """Args: units: in the order of compute, as `conveyor` has them."""
-        self.conveyor = conveyor
+        """Args: units: in the order of compute, as `streamer` has them."""
+        self.streamer = streamer
         self.kernels = kernels
         self._units = units
         self._sizes = sizes
@@ -152,7 +157,7 @@ class Blocks:
             self._workspace = None
             release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self._workspace = Workspace(tokens, *sizes, self.kernels.quantised, self.device)
+            self._workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
         return self._workspace
 
     def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
@@ -178,7 +183,7 @@ class Blocks:
         time[1::3] += 1
         run = Pass(self.kernels, workspace, self._sizes.num_heads, rotary, time, text, modulation=time)
         for index, unit in enumerate(self._units):
-            with self.conveyor.unit(index) as weights:
+            with self.streamer.unit(index) as weights:
                 for phase in unit.phases:
                     _PHASES[phase](unit.block, weights, run)
         assert run.change is not None
@@ -190,13 +195,13 @@ def _attend_to_values(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w
     kernels, work = run.kernels, run.workspace
     change, q, out = work.parts
     kernels.ops.cross_attention(run.split_heads(q), factors, k, v, run.text.repeats, run.split_heads(out))
-    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "cross_attn.o", change)
+    kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "cross_attn.o", change)
 
 
 def _attend_to_outputs(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
     """Do the same with the layer o applied to the few rows of v: sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
 
-    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantised.
+    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantized.
     """
     change, q, out = run.workspace.parts
     columns = _padded(len(k))

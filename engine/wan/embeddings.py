@@ -68,7 +68,7 @@ def project_head(
 
     Args:
         embedding: [D], of the time.
-        out: [N, D] BF16, for the normalised tokens.
+        out: [N, D] BF16, for the normalized tokens.
     """
     shift, scale = (w["head.modulation"][0] + embedding).unbind()
     ops.norm(hidden, 1 + scale, shift, EPS, out, None)

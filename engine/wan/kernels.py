@@ -31,8 +31,8 @@ class Kernels:
     """For rows of any form."""
     attention_in_place: SelfAttention | None
     """What overwrites q, k and v, where they fit; see kernels/attention.py."""
-    quantised: torch.dtype | None
-    """What the linears' inputs are quantised to: float8_e4m3fn or int8; None is BF16."""
+    quantized: torch.dtype | None
+    """What the linears' inputs are quantized to: float8_e4m3fn or int8; None is BF16."""
 
     def attention_for(self, q: torch.Tensor) -> SelfAttention:
         """Return the self-attention for rows like q [N, H, D]."""
@@ -40,11 +40,11 @@ class Kernels:
             return self.attention_in_place
         return self.attention
 
-    def quantise(self, x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None) -> Inputs:
+    def quantize(self, x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None) -> Inputs:
         """Return x [M, K] BF16 as the linears take it: written to `out` and `scales`, or itself where that is BF16."""
         if scales is None:
             return x, None
-        self.ops.quantise(x, out, scales)
+        self.ops.quantize(x, out, scales)
         return out, scales
 
     def linear(self, inputs: Inputs, weights: Weights, name: str, out: torch.Tensor) -> None:
@@ -72,5 +72,5 @@ def build_kernels(backends: Backends) -> Kernels:
         multiply=functools.partial(linear, backend=matmul),
         attention=Normed(block_ops, KERNELS[backends.attention.name]),
         attention_in_place=IN_PLACE[backends.attention.name] if backends.is_in_place else None,
-        quantised=ACTIVATION_DTYPES.get(matmul),
+        quantized=ACTIVATION_DTYPES.get(matmul),
     )

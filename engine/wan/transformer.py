@@ -17,7 +17,7 @@ from ..checkpoints.source import TransformerCheckpoint
 from ..interfaces import Conditioning, Hooks
 from ..kernels.ops import Rotary
 from ..memory.placement import Placement
-from ..offload import load_tensors, make_units, settle
+from ..offload import load_tensors, make_units, place_weights
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
@@ -41,7 +41,7 @@ class _Loaded:
     def moved_bytes(self) -> int:
         """Copied to the device so far."""
         others = 0 if self.blocks.device.type == "cpu" else sum(each.nbytes for each in self.weights.values())
-        return others + self.blocks.conveyor.moved_bytes
+        return others + self.blocks.streamer.moved_bytes
 
     def rotary_of(self, grid: Grid, head_dim: int, device: torch.device) -> Rotary:
         if self.rotary is None or self.rotary[0] != grid:
@@ -86,7 +86,7 @@ class WanTransformer:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        loaded.blocks.conveyor.close()
+        loaded.blocks.streamer.close()
         loaded.checkpoint.close()
         del loaded
         gc.collect()
@@ -104,7 +104,7 @@ class WanTransformer:
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
         blocks, weights = self._loaded.blocks, self._loaded.weights
-        blocks.conveyor.check_interrupt = hooks.check_interrupt
+        blocks.streamer.check_interrupt = hooks.check_interrupt
         grid = grid_of(latents)
         work = blocks.workspace(grid[0] * grid[1] * grid[2])
         patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])
@@ -132,6 +132,6 @@ class WanTransformer:
         checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32)
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
-        conveyor = settle(units, checkpoint, self._placement, self._device, hooks)
-        blocks = Blocks(units, conveyor, architecture, build_kernels(self._backends), self._device)
+        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks)
+        blocks = Blocks(units, streamer, architecture, build_kernels(self._backends), self._device)
         return _Loaded(checkpoint, weights, blocks)

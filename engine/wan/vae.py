@@ -21,7 +21,7 @@ from ..checkpoints.tae import FRAMES_PER_LATENT, TaeFormat
 from ..checkpoints.weights import open_weights
 from ..errors import CheckpointError
 from ..interfaces import Hooks
-from ..latent_space import normalise
+from ..latent_space import normalize
 from . import tae
 from .vae_decoder import WanDecoder, decoder_shapes
 
@@ -64,7 +64,7 @@ class WanVideoDecoder:
             if isinstance(layout, VaeFormat):
                 self._network = _Wan(self._read_wan(layout, hooks), layout, self._device)
             else:
-                self._network = _Tae(self._read_tae(layout, hooks), is_normalised=not self._is_lighttae)
+                self._network = _Tae(self._read_tae(layout, hooks), is_normalized=not self._is_lighttae)
 
     def unload(self) -> None:
         self._network = None
@@ -100,7 +100,7 @@ class WanVideoDecoder:
 
     @property
     def _is_lighttae(self) -> bool:
-        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # taew2_1 was trained on normalized latents, lighttaew2_1 on un-normalized ones; only the names differ.
         # Source: LightX2V lightx2v/pipeline.py, need_scaled.
         return "lighttae" in self._files.path.name.lower()
 
@@ -147,12 +147,12 @@ class _Wan:
 class _Tae:
     """Latents and frames of the tiny autoencoder in the engine's conventions."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], *, is_normalised: bool) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], *, is_normalized: bool) -> None:
         self._decoder = tae.TaeDecoder(tensors)
-        self._is_normalised = is_normalised
+        self._is_normalized = is_normalized
 
     def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
-        return (normalise(latents) if self._is_normalised else latents).to(dtype)
+        return (normalize(latents) if self._is_normalized else latents).to(dtype)
 
     def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         memory: tae.Memory = {}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.engine.latent_space import denormalize, normalize
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
@@ -53,8 +53,8 @@ def vae_file():
 
 @pytest.fixture(scope="module")
 def samples():
-    """LATENT samples: two clips, un-normalised."""
-    return denormalise(normal(2, 16, 2, 2, 4, seed=3))
+    """LATENT samples: two clips, un-normalized."""
+    return denormalize(normal(2, 16, 2, 2, 4, seed=3))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def comfyui(vae_file, samples, tmp_path_factory):
 
 
 def test_latent_space_is_comfyuis(comfyui, samples):
-    assert torch.equal(normalise(samples), comfyui["process_in"])
-    assert torch.equal(denormalise(samples), comfyui["process_out"])
+    assert torch.equal(normalize(samples), comfyui["process_in"])
+    assert torch.equal(denormalize(samples), comfyui["process_out"])
 
 
 def test_frames_are_those_of_vae_decode(comfyui, samples, vae_file):

@@ -7,7 +7,7 @@ from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD, VAE_STRIDE
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.wan.vae import WanVideoDecoder
@@ -37,7 +37,7 @@ def build(path):
 
 
 def decode(path, clip, tile=None):
-    return decode_video(build(path), denormalise(clip), tile=tile, hooks=Hooks())
+    return decode_video(build(path), denormalize(clip), tile=tile, hooks=Hooks())
 
 
 def upstream(path, base_dim):
@@ -63,7 +63,7 @@ def test_whole_decode_equals_upstreams(suffix):
 
 def test_whole_decode_equals_the_portable_engines():
     path, clip = checkpoints.vae(".pth"), latents(3, 8, 10)
-    expected = decode_video(load_decoder(path), denormalise(clip), tile=None, hooks=Hooks())
+    expected = decode_video(load_decoder(path), denormalize(clip), tile=None, hooks=Hooks())
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_p
     path, clip = tmp_path / f"{name}.safetensors", latents(3, 4, 6)
     save_file(TAEHV(None).state_dict(), path)
     expected = as_frames(WanVAE_tiny(str(path), dtype=torch.float32, need_scaled=is_scaled).decode(clip))
-    found = decode_video(loaded(decoder_class(resolve_vae(path), CPU)), denormalise(clip), tile=None, hooks=Hooks())
+    found = decode_video(loaded(decoder_class(resolve_vae(path), CPU)), denormalize(clip), tile=None, hooks=Hooks())
     assert found.shape == (9, 32, 48, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 

@@ -397,4 +397,4 @@ class TestExport:
             loaded = pipeline.load_checkpoint(
                 folder, precision=precision, settings=EngineSettings(), offload=OffloadSettings()
             )
-            assert loaded.transformer.files.format.scheme == precision
+            assert loaded.transformer.files.format.precision == precision

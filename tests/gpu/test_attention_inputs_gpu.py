@@ -44,7 +44,7 @@ def rotary_of(tokens):
 
 
 def problem(tokens, heads):
-    """Return q, k, v, the weights of both norms, the rotary, and q and k as they are to be quantised, in fp32."""
+    """Return q, k, v, the weights of both norms, the rotary, and q and k as they are to be quantized, in fp32."""
     q, k, v = (normal(tokens, heads, 128, seed=seed).to(DEVICE) for seed in range(3))
     norms = tuple(normal(1, heads * 128, seed=seed)[0].to(DEVICE) for seed in (3, 4))
     rotary = rotary_of(tokens)
@@ -72,7 +72,7 @@ def check_codes(codes, scales, exact, group_of, groups, block):
 
 @SIZE
 @pytest.mark.parametrize("key_groups", KEY_GROUPS)
-def test_queries_and_keys_are_normalised_rotated_and_quantised_in_their_own_memory(size, key_groups):
+def test_queries_and_keys_are_normalized_rotated_and_quantized_in_their_own_memory(size, key_groups):
     q, k, v, norms, rotary, (exact_q, exact_k) = problem(*size)
     found = attention_inputs.prepare(q, k, v, norms, EPS, rotary, key_groups=key_groups)
     check_codes(found.q, found.query_scales, exact_q, lambda t: t // 16 * 8 + t % 8, QUERY_SCALES, QUERY_BLOCK)

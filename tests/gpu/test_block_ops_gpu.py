@@ -92,18 +92,18 @@ def both(call, *changed):
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
-def test_quantise(size, dtype):
+def test_quantize(size, dtype):
     rows, _, columns = size
     x = normal(rows, columns) * 3
     x[rows // 2] = 0
-    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantize(x, *to), *outputs(x.shape, dtype))
     check(out, wanted, scale, wanted_scale)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
 def test_int8_rounds_half_to_even_and_the_largest_value_is_kept(dtype):
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 126.0]], device=DEVICE).to(FLOAT)
-    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantize(x, *to), *outputs(x.shape, dtype))
     assert torch.equal(out.float(), wanted.float()) and torch.equal(scale, wanted_scale)
 
 
@@ -249,7 +249,7 @@ def test_the_values_multiplied_first_give_the_same(keys, precision):
         multiply=matmul.linear,
         attention=Normed(ops_triton, sdpa),
         attention_in_place=None,
-        quantised=None,
+        quantized=None,
     )
     weights = {"o.weight": weight} | ({} if scale is None else {"o.weight_scale": scale})
     columns = -(-keys // 8) * 8
@@ -263,7 +263,7 @@ def test_the_values_multiplied_first_give_the_same(keys, precision):
 
 
 @pytest.mark.parametrize("size_of_q", [1e-3, 1.0, 300.0])
-def test_cross_attention_to_normalised_queries_is_that_of_rms_rotary(size_of_q):
+def test_cross_attention_to_normalized_queries_is_that_of_rms_rotary(size_of_q):
     """The norm's weight in the keys and its factors in the scores are what a pass over q makes, to BF16's rounding."""
     q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, 64, 64))
     q = (q * size_of_q).bfloat16()

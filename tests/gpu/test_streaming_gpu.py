@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.plan import Placement
-from lightx2v_pack.engine.offload import load_tensors, make_units, reader, settle
+from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights, reader
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
@@ -62,7 +62,7 @@ def bring(files):
     def settled(mode, resident_blocks=0, **placement):
         units = make_units(files.specs, NUM_LAYERS, mode == "phase")
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        conveyors.append(settle(units, files, place, DEVICE, Hooks()))
+        conveyors.append(place_weights(units, files, place, DEVICE, Hooks()))
         return units, conveyors[-1]
 
     yield settled
@@ -89,9 +89,8 @@ def run_pass(units, conveyor, files, before_use=lambda: None, after_use=lambda: 
 def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resident_blocks, slow):
     """Make one side much slower than the other: a missing wait shows as wrong bytes."""
     units, conveyor = bring(mode, resident_blocks)
-    streamed = conveyor.residence._rest
-    if slow == "copies" and streamed:
-        delay_copies(streamed, SLEEP)
+    if slow == "copies":
+        delay_copies(monkeypatch, SLEEP)
     if slow == "reads":
         read = reader._read_file
         monkeypatch.setattr(reader, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
@@ -23,7 +23,7 @@ def load(device):
 
 
 def clip(frames, height, width):
-    return denormalise(normal(16, frames, height, width, seed=4))
+    return denormalize(normal(16, frames, height, width, seed=4))
 
 
 @pytest.mark.parametrize("tile", [None, TILE], ids=str)

@@ -84,7 +84,7 @@ def test_parts_as_single_files_give_the_same_video_within_bf16_rounding(run, loa
         vae=run("LightX2VLoadVAE", vae=names["vae"])[0],
     )
     conditioning = encode(run, loaded)
-    # Same values, but a single file stores what is not quantised in bfloat16 and a folder of blocks in float32.
+    # Same values, but a single file stores what is not quantized in bfloat16 and a folder of blocks in float32.
     latents, expected = (sample(run, each, conditioning)["samples"] for each in (single, loaded))
     assert relative_error(latents, expected) < 0.02
     assert encode(run, single)[0][0].count_nonzero() > 0

@@ -3,8 +3,11 @@
 import pytest
 from lightx2v_pack.engine.backends import trials
 from lightx2v_pack.engine.backends.choose import Wanted
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
 from lightx2v_pack.engine.kernels.attention import KERNELS
+
+ATTENTIONS = [backend.name for backend in ATTENTION_BACKENDS]
 
 
 def attention_or_skip(name, device):

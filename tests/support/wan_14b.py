@@ -24,7 +24,7 @@ def make_files(precision: str = "fp8", architecture: WanArchitecture = WAN_14B) 
     return TransformerFiles(
         files=(Path(f"wan_14b_{precision}.safetensors"),),
         layout="single",
-        format=TransformerFormat(scheme=precision, scale_suffix=suffix, prefix="", architecture=architecture),
+        format=TransformerFormat(precision=precision, scale_suffix=suffix, prefix="", architecture=architecture),
         num_bytes=sum(info.num_bytes for info in header.values()),
         header=header,
     )

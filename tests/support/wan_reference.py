@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 
-def dequantised(path: Path) -> dict[str, torch.Tensor]:
+def dequantized(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a folder or file in float32, scales applied, under native names."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     stored = {name: tensor for file in files for name, tensor in load_file(file).items()}

@@ -1,4 +1,4 @@
-"""The operations of a block in plain torch against float64, their choice, and linear layers on quantised rows."""
+"""The operations of a block in plain torch against float64, their choice, and linear layers on quantized rows."""
 
 import logging
 
@@ -75,10 +75,10 @@ def tanh_gelu(x):
 
 
 @pytest.mark.parametrize("dtype", [FP8, INT8], ids=str)
-def test_quantise(shape, dtype):
+def test_quantize(shape, dtype):
     x = (normal(*shape) * 3).to(BF16)
     out, scale = outputs(shape, dtype)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     check(out, scale, x.double())
     assert (out.float().abs().amax(1) == LARGEST[dtype]).all()
 
@@ -87,10 +87,10 @@ def test_quantise(shape, dtype):
 def test_a_row_of_zeros_stays_zero_and_disturbs_no_other(dtype):
     x = normal(3, 64).to(BF16)
     alone, alone_scale = outputs((3, 64), dtype)
-    ops_torch.quantise(x, alone, alone_scale)
+    ops_torch.quantize(x, alone, alone_scale)
     x[1] = 0
     out, scale = outputs((3, 64), dtype)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     assert (out[1].float() == 0).all() and 0 < scale[1] < 1e-9
     assert torch.equal(out[::2].float(), alone[::2].float()) and torch.equal(scale[::2], alone_scale[::2])
 
@@ -98,7 +98,7 @@ def test_a_row_of_zeros_stays_zero_and_disturbs_no_other(dtype):
 def test_int8_rounds_half_to_even():
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]], dtype=BF16)
     out, scale = outputs(x.shape, INT8)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     assert scale.item() == 1 and out.tolist() == [[127, 0, 2, 2, 0, -2]]
 
 
@@ -122,7 +122,7 @@ def test_residual(shape, has_gate):
 
 
 @pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
-def test_residual_norm_normalises_what_it_stores(shape, dtype, has_gate):
+def test_residual_norm_normalizes_what_it_stores(shape, dtype, has_gate):
     x, y = normal(2, *shape).to(BF16)
     gate, mul, add = normal(3, shape[1], seed=1)
     gate = gate if has_gate else None
@@ -263,7 +263,7 @@ BACKENDS = [("scaled_mm", FP8), ("int_mm", INT8), ("dequantize", FP8), ("dequant
 @pytest.mark.parametrize("rows", [1, 5, 40, 333])
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
 def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
-    """The reference is the product of the dequantised operands: only the sum and its rounding differ."""
+    """The reference is the product of the dequantized operands: only the sum and its rounding differ."""
     if backend == "scaled_mm" and not has_scaled_mm():
         pytest.skip("this torch has no row-wise _scaled_mm on the CPU")
     x = normal(rows, 64, seed=3).to(BF16)
@@ -271,9 +271,9 @@ def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     weights = Linear(weight, None if dtype == BF16 else torch.rand(48, 1) + 0.5, normal(48, seed=2).to(BF16))
     scale, wide = None, x.double()
     if backend in matmul.ACTIVATION_DTYPES:
-        quantised, scale = outputs(x.shape, dtype)
-        ops_torch.quantise(x, quantised, scale)
-        x, wide = quantised, quantised.double() * scale.double()
+        quantized, scale = outputs(x.shape, dtype)
+        ops_torch.quantize(x, quantized, scale)
+        x, wide = quantized, quantized.double() * scale.double()
     exact_weight = weight.double() if dtype == BF16 else weight.double() * weights.weight_scale.double()
     exact = wide @ exact_weight.T + weights.bias.double()
     region = torch.zeros(rows + 2, 48, dtype=BF16)
@@ -292,7 +292,7 @@ def has_scaled_mm():
 
 def test_splitting_the_product_changes_nothing(monkeypatch):
     x, scale = outputs((100, 64), INT8)
-    ops_torch.quantise(normal(100, 64).to(BF16), x, scale)
+    ops_torch.quantize(normal(100, 64).to(BF16), x, scale)
     weights = Linear((normal(48, 64) * 20).to(INT8), torch.rand(48, 1), normal(48).to(BF16))
     whole, parts = torch.empty(2, 100, 48, dtype=BF16)
     linear(x, scale, weights, whole)

@@ -21,7 +21,7 @@ from lightx2v_pack.engine.kernels.quantize import LARGEST
 from lightx2v_pack.engine.memory.activations import FIXED_BYTES, ROTARY_BYTES, activation_bytes, workspace_sizes
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.rounding import ALIGNMENT
-from lightx2v_pack.engine.offload import Conveyor, make_units, settle
+from lightx2v_pack.engine.offload import WeightStreamer, make_units, place_weights
 from lightx2v_pack.engine.wan import block as blocks
 from lightx2v_pack.engine.wan import embeddings
 from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
@@ -36,7 +36,7 @@ SIZES = WanArchitecture(
 )
 GRID = (3, 4, 5)
 TOKENS = 60
-# Relative L2 of x after two blocks to float32, whose branches are as large as x. Activations in BF16; quantised per
+# Relative L2 of x after two blocks to float32, whose branches are as large as x. Activations in BF16; quantized per
 # row to INT8 (values of the largest / 127) and FP8 (3 bits of mantissa).
 TOLERANCE = {"bf16": 0.006, "dequantize": 0.006, "int_mm": 0.012, "scaled_mm": 0.03}
 CASES = [
@@ -53,7 +53,7 @@ def normal(*shape, seed=0):
 
 
 def make_weights(dtype):
-    """Return (what our blocks take, the same dequantised in float32), under native names."""
+    """Return (what our blocks take, the same dequantized in float32), under native names."""
     stored, plain = {}, {}
     for index in range(SIZES.num_layers):
         for number, (name, shape) in enumerate(block_shapes().items()):
@@ -115,15 +115,15 @@ def kernels_of(backend):
     def multiply(x, scale, weights, out):
         matmul.linear(x, scale, weights, out, backend=backend)
 
-    quantised = matmul.ACTIVATION_DTYPES.get(backend)
+    quantized = matmul.ACTIVATION_DTYPES.get(backend)
     attention = Normed(ops_torch, sdpa)
-    return Kernels(ops=ops_torch, multiply=multiply, attention=attention, attention_in_place=None, quantised=quantised)
+    return Kernels(ops=ops_torch, multiply=multiply, attention=attention, attention_in_place=None, quantized=quantized)
 
 
 def make_blocks(stored, kernels, *, by_phase=False):
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in stored.items()]
     units = make_units(specs, SIZES.num_layers, PHASES, by_phase)
-    conveyor = settle(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
+    conveyor = place_weights(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
     return blocks.Blocks(units, conveyor, SIZES, kernels, CPU)
 
 
@@ -314,20 +314,20 @@ def extent(tensor, start):
     return first, first + tensor.numel() * tensor.element_size()
 
 
-@pytest.mark.parametrize("quantised", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("quantized", [None, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 61, 1024])
 @pytest.mark.parametrize("ffn_dim", [512, 2048])
-def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantised, tokens, ffn_dim):
-    work = Workspace(tokens, 256, ffn_dim, quantised, CPU)
-    precision = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantised]
+def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantized, tokens, ffn_dim):
+    work = Workspace(tokens, 256, ffn_dim, quantized, CPU)
+    precision = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantized]
     assert work.num_bytes == workspace_sizes(tokens=tokens, dim=256, ffn_dim=ffn_dim, precision=precision).total
     always = [work.hidden, work.inputs, *([] if work.scales is None else [work.scales])]
     groups = [work.parts]
     for chunk in work.chunks:
         # What a chunk's first linear and its second need at once; in BF16 the output is work.inputs.
-        quantised_inputs = [chunk.inputs, chunk.scales] if quantised else []
-        written = [work.output[:end] if quantised else work.output[:0] for end in (chunk.rows.start, chunk.rows.stop)]
-        groups += [[chunk.wide, *quantised_inputs, written[0]], [*quantised_inputs, written[1]]]
+        quantized_inputs = [chunk.inputs, chunk.scales] if quantized else []
+        written = [work.output[:end] if quantized else work.output[:0] for end in (chunk.rows.start, chunk.rows.stop)]
+        groups += [[chunk.wide, *quantized_inputs, written[0]], [*quantized_inputs, written[1]]]
     ends = []
     for group in groups:
         extents = sorted(extent(tensor, work._memory.data_ptr()) for tensor in (*always, *group) if len(tensor))
@@ -409,7 +409,7 @@ def test_all_tensors_of_a_block_travel_once_in_phases():
 def test_a_cpu_computes_in_bf16_with_plain_operations(precision, matmul_name):
     chosen = trials.confirm(Wanted(precision=precision, dim=SIZES.dim, ffn_dim=SIZES.ffn_dim), CPU)
     kernels = build_kernels(chosen)
-    assert kernels.quantised is None and kernels.attention_in_place is None
+    assert kernels.quantized is None and kernels.attention_in_place is None
     assert kernels.ops is ops_torch and kernels.attention == Normed(ops_torch, sdpa)
     assert chosen.as_facts() == {
         "engine": "portable",
@@ -432,7 +432,7 @@ def test_fused_kernels_are_not_replaced_silently():
 def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits(backend, dtype, by_phase):
     stored, _ = make_weights(dtype)
     made, context = make_blocks(stored, kernels_of(backend), by_phase=by_phase), context_of(21)
-    assert isinstance(made.conveyor, Conveyor)
+    assert isinstance(made.streamer, WeightStreamer)
     first = run(made, context, HIDDEN, TIME)
     for units_before in range(6 if by_phase else 2):
         asked = iter([*[None] * units_before, RuntimeError("stop")])
@@ -442,7 +442,7 @@ def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits
             if error:
                 raise error
 
-        made.conveyor.check_interrupt = check
+        made.streamer.check_interrupt = check
         with pytest.raises(RuntimeError, match="stop"):
             run(made, context, HIDDEN, TIME)
         assert torch.equal(run(made, context, HIDDEN, TIME), first)

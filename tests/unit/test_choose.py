@@ -80,6 +80,7 @@ def random_case(seed):
     machine = Machine(
         capability=generator.choice(CAPABILITIES),
         system=generator.choice(("linux", "win32", "darwin")),
+        torch=generator.choice(("", "2.6.0", "2.7.1", "2.13.0+cu130")),
         packages=packages,
         problems={name: f"{name} does not import: no library" for name in broken},
         failed_trials=dict.fromkeys(failed, "its trial run failed before"),
@@ -308,5 +309,35 @@ def test_what_is_chosen_by_name_is_what_is_built(name, precision):
     kernels = build_kernels(chosen)
     assert kernels.attention.kernel is KERNELS[name]
     assert kernels.attention_in_place is None
-    assert kernels.quantised == ACTIVATION_DTYPES.get(chosen.matmul.name)
-    assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantised]
+    assert kernels.quantized == ACTIVATION_DTYPES.get(chosen.matmul.name)
+    assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantized]
+
+
+WINDOWS = {"system": "win32", "torch": "2.13.0"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "facts", "packages", "name"),
+    [
+        ((8, 9), {"system": "linux", "torch": "2.13.0"}, {"triton": "3.6.0"}, "scaled_mm"),
+        ((8, 9), WINDOWS, {"triton": "3.6.0"}, "fp8_triton"),
+        ((8, 9), WINDOWS, {}, "scaled_mm_tensor"),
+        ((12, 0), WINDOWS, {"triton": "3.5.0"}, "fp8_triton"),
+        ((12, 0), WINDOWS, {"triton": "3.4.0"}, "scaled_mm_tensor"),
+        ((8, 9), {"system": "linux", "torch": "2.6.0"}, {"triton": "3.2.0"}, "fp8_triton"),
+        ((12, 0), {"system": "linux", "torch": "2.7.1"}, {}, "scaled_mm_tensor"),
+        ((8, 6), WINDOWS, {"triton": "3.6.0"}, "dequantize"),
+    ],
+)
+def test_every_card_with_fp8_multiplies_in_fp8_on_every_system(capability, facts, packages, name):
+    machine = Machine(capability=capability, packages=packages, **facts)
+    chosen = choose(machine, Wanted(precision="fp8", dim=5120, ffn_dim=13824))
+    assert chosen.matmul.name == name
+    assert name == "scaled_mm" or "scaled_mm" in chosen.matmul.passed_over
+
+
+def test_a_compiler_that_ends_the_process_is_never_tried():
+    machine = Machine(capability=(12, 0), packages={"triton": "3.2.0"}, torch="2.8.0")
+    chosen = choose(machine, Wanted(precision="int8", dim=5120, ffn_dim=13824))
+    assert (chosen.blocks.name, chosen.matmul.name) == ("torch", "int_mm")
+    assert "ends the process" in chosen.blocks.passed_over["triton"]

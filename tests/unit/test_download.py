@@ -103,7 +103,7 @@ def test_a_precision_arrives_whole_and_loads(fetch, hub, models_dir, repositorie
     found = resolve_checkpoint(models_dir / plan.variant.entry, precision)
     assert plan.entry == found.path
     assert found.missing == ()
-    assert found.transformer.format.scheme == precision
+    assert found.transformer.format.precision == precision
     assert found.text_encoder.name == f"models_t5_umt5-xxl-enc-{precision}.pth"
     assert found.tokenizer == models_dir / FOLDER / "google" / "umt5-xxl"
     published = content_of(repositories[MODEL_REPOSITORY])
@@ -117,7 +117,7 @@ def test_a_precision_arrives_whole_and_loads(fetch, hub, models_dir, repositorie
 @pytest.mark.parametrize("name", ["fp8-single", "fp8-comfyui", "int8-single", "bf16-single"])
 def test_single_files_arrive_where_the_loaders_look(fetch, models_dir, name):
     plan = fetch(PUBLISHED[name])
-    assert resolve_transformer(plan.entry).format.scheme == PUBLISHED[name].precision
+    assert resolve_transformer(plan.entry).format.precision == PUBLISHED[name].precision
     assert {path.parent.name for path in models_dir.rglob("*.safetensors")} == {
         "diffusion_models",
         "text_encoders",

@@ -26,14 +26,14 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantise(weight, dtype):
+def quantize(weight, dtype):
     scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
     values = weight / scale
     return (values.round() if dtype == torch.int8 else values).to(dtype), scale
 
 
 def make_layer(dtype, n=N, k=K):
-    weight, scale = quantise(normal(n, k, seed=1), dtype)
+    weight, scale = quantize(normal(n, k, seed=1), dtype)
     return Linear(weight, scale, normal(n, seed=2).bfloat16())
 
 
@@ -73,7 +73,7 @@ def test_agrees_with_float64(backend_and_dtype, rows):
 
 
 def test_a_large_row_does_not_change_the_others(backend_and_dtype):
-    """Activations are quantised per token: one outlier token must not take the others' precision."""
+    """Activations are quantized per token: one outlier token must not take the others' precision."""
     backend, dtype = backend_and_dtype
     layer = make_layer(dtype)
     x = normal(40, K, seed=3).bfloat16()
@@ -115,7 +115,7 @@ def test_dequantize_uses_the_exact_weights():
                                                             ("fp8", torch.float8_e4m3fn, 32, 40),
                                                             ("int8", torch.int8, 20, 36),
                                                             ("int8", torch.int8, 20, 64)])  # fmt: skip
-def test_sizes_that_a_kernel_cannot_take_are_dequantised(precision, dtype, n, k):
+def test_sizes_that_a_kernel_cannot_take_are_dequantized(precision, dtype, n, k):
     machine = Machine(capability=(9, 0), packages={"triton": "3.6.0"})
     backend = choose(machine, Wanted(precision=precision, dim=k, ffn_dim=n)).matmul.name
     assert backend == "dequantize"

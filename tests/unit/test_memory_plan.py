@@ -139,7 +139,7 @@ def test_streamed_blocks_rest_in_ram_once():
 
 
 def test_stages_are_as_large_as_their_parts():
-    """By hand, FP8 480p: others 0.485 GiB, two slots of 0.328; x 2, quantised 1, q|k|v 6 and attention 7 bytes."""
+    """By hand, FP8 480p: others 0.485 GiB, two slots of 0.328; x 2, quantized 1, q|k|v 6 and attention 7 bytes."""
     found = plan(7.2, wish=Wish(mode="block"))
     weights = 0.485 + 2 * 0.328
     activations = 32_760 * 5120 * 16 / GIB
@@ -178,7 +178,7 @@ def test_lightx2vs_own_compute_is_planned_by_what_it_allocates(precision, alloca
     assert own.needs["sample"].vram > plan(7.2, 64.0, precision=precision, wish=Wish(mode="block")).needs["sample"].vram
 
 
-def test_dequantised_weights_compute_like_bf16():
+def test_dequantized_weights_compute_like_bf16():
     """The input of a linear is BF16 then, and one widened linear lies beside it."""
     ampere = sizes("fp8", capability=(8, 6))
     assert ampere.backends.matmul.name == "dequantize" and ampere.backends.attention.name == "sage_attn2"

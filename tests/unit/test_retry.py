@@ -116,7 +116,7 @@ def test_sampling_is_retried_under_a_cheaper_plan_with_the_same_result(loaded, t
     details = pipeline.report_of(samples)["stages"][-1]["details"]
     assert details["plan"]["mode"] == details["offload"] == "block"
     assert len(details["step_seconds"]) == 1
-    warning = next(record for record in caplog.records if record.levelno == logging.WARNING)
+    warning = next(record for record in caplog.records if record.levelno == logging.WARNING and "room" in record.name)
     assert "sampling ran out of GPU memory (CUDA out of memory)" in warning.message
     assert details["plan"]["line"] in warning.message
 

@@ -16,13 +16,13 @@ from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.rounding import ALIGNMENT
 from lightx2v_pack.engine.offload import (
-    Conveyor,
     Unit,
+    WeightStreamer,
     load_tensors,
     make_units,
     pinned,
+    place_weights,
     reader,
-    settle,
 )
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
@@ -96,13 +96,13 @@ def opened():
 def bring(opened):
     """bring(files, mode, resident_blocks) -> a conveyor whose units go through memory as on a GPU."""
 
-    def bring_units(files, mode, resident_blocks=0, hooks=None, **placement):
+    def load_units(files, mode, resident_blocks=0, hooks=None, **placement):
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        residence = conveyor.bring_units(files.units(mode), files, place, CPU, hooks or Hooks())
-        opened.append(Conveyor(residence, CPU))
+        residence = conveyor.load_units(files.units(mode), files, place, CPU, hooks or Hooks())
+        opened.append(WeightStreamer(residence, CPU))
         return opened[-1]
 
-    return bring_units
+    return load_units
 
 
 def check_pass(conveyor, files, mode="block", during=lambda index: None):
@@ -138,7 +138,9 @@ def test_every_placement_gives_the_tensors_of_the_files(bring, files, mode, resi
 
 @pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
 def test_on_a_cpu_they_are_mapped(opened, files, mode, resident_blocks):
-    opened.append(settle(files.units(mode), files, Placement(mode=mode, resident_blocks=resident_blocks), CPU, Hooks()))
+    opened.append(
+        place_weights(files.units(mode), files, Placement(mode=mode, resident_blocks=resident_blocks), CPU, Hooks())
+    )
     for _ in range(PASSES):
         check_pass(opened[0], files, mode)
     assert opened[0].moved_bytes == 0

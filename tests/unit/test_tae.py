@@ -6,7 +6,7 @@ from lightx2v_pack.engine.checkpoints.header import TensorInfo
 from lightx2v_pack.engine.checkpoints.tae import TaeFormat, detect_tae
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import normalise
+from lightx2v_pack.engine.latent_space import normalize
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
 from safetensors.torch import save_file
@@ -62,7 +62,7 @@ def write(path, weights=WEIGHTS):
 def test_frames_equal_the_plain_layers(name, tmp_path):
     """Published files differ in the latents they were trained on, which only the name says."""
     latents = clip(4)
-    expected = reference(latents if "light" in name else normalise(latents))
+    expected = reference(latents if "light" in name else normalize(latents))
     found = decode_video(load_decoder(write(tmp_path / f"{name}.safetensors")), latents, tile=None, hooks=Hooks())
     assert found.shape == (13, 32, 48, 3) and expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -75,7 +75,7 @@ def test_a_file_with_an_encoder_and_more_frames_than_used_decodes_the_same(tmp_p
     more[grow] = torch.cat([more[grow], WEIGHTS[grow]])
     torch.save(more, tmp_path / "taew2_1.pth")
     found = decode_video(load_decoder(tmp_path / "taew2_1.pth"), clip(2), tile=None, hooks=Hooks())
-    torch.testing.assert_close(found, reference(normalise(clip(2))), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, reference(normalize(clip(2))), rtol=0, atol=1e-5)
 
 
 def test_tiles_change_the_picture_little(tmp_path):

@@ -1,4 +1,4 @@
-"""The portable text encoder against transformers' own on dequantised weights, and the stage that uses it."""
+"""The portable text encoder against transformers' own on dequantized weights, and the stage that uses it."""
 
 import logging
 import sys
@@ -66,7 +66,7 @@ def linears(encoder: Umt5Encoder) -> list[StoredLinear]:
 
 
 def reference_rows(file: Path, token_ids: list[int]) -> torch.Tensor:
-    """Dequantise a file by its own rules, load it into transformers' encoder as usual, encode in float32."""
+    """Dequantize a file by its own rules, load it into transformers' encoder as usual, encode in float32."""
     stored = torch.load(file, weights_only=True) if file.suffix == ".pth" else load_file(file)
     weights = {}
     for name, tensor in stored.items():

@@ -11,7 +11,7 @@ from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.engine.latent_space import denormalize, normalize
 from lightx2v_pack.engine.memory.decoder import decode_bytes
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save_file
@@ -28,7 +28,7 @@ SIZES = tiny.DEFAULT_SIZES
 
 def clip(frames):
     """Latents as in a LATENT."""
-    return denormalise(normal(16, frames, 2, 4, seed=2))
+    return denormalize(normal(16, frames, 2, 4, seed=2))
 
 
 def decode(decoder, latents):
@@ -231,12 +231,12 @@ def test_other_models_are_refused_before_anything_is_loaded():
         resolve_vae(single_file("bf16"))
 
 
-def test_normalise_and_denormalise_are_each_others_inverse_and_use_diffusers_constants():
+def test_normalize_and_denormalize_are_each_others_inverse_and_use_diffusers_constants():
     samples = clip(2)[None].repeat(2, 1, 1, 1, 1)
     config = AutoencoderKLWan(base_dim=8).config
     mean, std = (torch.tensor(config[key])[None, :, None, None, None] for key in ("latents_mean", "latents_std"))
-    torch.testing.assert_close(normalise(samples), (samples - mean) / std, rtol=0, atol=1e-6)
-    torch.testing.assert_close(denormalise(samples), samples * std + mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(denormalise(normalise(samples)), samples, rtol=0, atol=1e-6)
-    assert torch.equal(normalise(samples[0]), normalise(samples)[0])
-    assert normalise(samples.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(normalize(samples), (samples - mean) / std, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalize(samples), samples * std + mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalize(normalize(samples)), samples, rtol=0, atol=1e-6)
+    assert torch.equal(normalize(samples[0]), normalize(samples)[0])
+    assert normalize(samples.bfloat16()).dtype == torch.float32

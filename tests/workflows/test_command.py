@@ -100,7 +100,7 @@ def test_failing_node_is_named_and_finished_nodes_are_in_the_report(run, models_
     report_file = tmp_path / "report.json"
     done = run(TEXT_TO_VIDEO, *SIZE, "--report", report_file, models=broken)
     assert (done.code, done.stdout) == (3, "")
-    assert "Node 7 (LightX2V Decode) failed with CheckpointError" in done.stderr
+    assert "Node 3 (LightX2V Load Checkpoint) failed with CheckpointError" in done.stderr
     report = json.loads(report_file.read_text(encoding="utf-8"))
     assert report["status"] == "failed"
-    assert [node["node_id"] for node in report["nodes"]][-1] == "6"
+    assert [node["node_id"] for node in report["nodes"]] == ["2"]

@@ -139,9 +139,9 @@ class TestWrongSettingsShow:
     def test_shifted_schedule(self, run):
         assert Graph(run).score(PROMPTS[:4], shift=100.0) < ENOUGH
 
-    def test_swapped_latent_normalisation(self, run):
+    def test_swapped_latent_normalization(self, run):
         def swap(samples):
-            return latent_space.normalise(latent_space.normalise(samples))
+            return latent_space.normalize(latent_space.normalize(samples))
 
         assert Graph(run).score(PROMPTS[:2], change_latent=swap) < ENOUGH
 

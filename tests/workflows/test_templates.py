@@ -8,12 +8,13 @@ import av
 import pytest
 from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run
+from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from support import checkpoints, examples
 from support.examples import set_options
-from support.wan_14b import WAN_14B
+from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
@@ -58,16 +59,8 @@ def test_template_fits_the_card_it_is_for(name):
     width, height, num_frames, batch = values_of(template(name), "LightX2VEmptyLatent")
     offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
     assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
-    sizes = Sizes(
-        architecture=WAN_14B,
-        scheme=precision,
-        attention="sage_attn2",
-        matmul="scaled_mm",
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        batch=batch,
-    )
+    clip = Clip(width=width, height=height, num_frames=num_frames, batch=batch)
+    sizes = make_sizes(clip, choose_kernels(precision))
     budget = Budget(vram=int(vram_gib * GIB), ram=int(ram_gib * GIB))
     plan = plan_run(sizes, budget, Wish(mode=offload_mode, tiling=vae_tiling))
     assert plan.placement.mode == expected_mode

@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...engine import pipeline
-from ...engine.adapters.comfy import formats, memory, progress
+from ...engine.adapters.comfy import formats, progress
 from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
 
@@ -132,7 +132,6 @@ class VAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
-        memory.register(vae)
         hooks = progress.build_hooks(cls.hidden.unique_id)
         return io.NodeOutput(pipeline.decode(vae, formats.latent_samples(samples), hooks=hooks))
 

@@ -59,7 +59,7 @@ def write_wide(folder: Path, *, dim: int, ffn_dim: int, layers: int, text_dim: i
     weights = {name: tensor.to(device) for name, tensor in tiny.make_transformer(sizes).items()}
     for precision, name in tiny.PRECISION_FOLDERS.items():
         target = folder / "lightx2v" / "wide" / name
-        stored = tiny.quantise_model(weights, precision, torch.bfloat16)
+        stored = tiny.quantize_model(weights, precision, torch.bfloat16)
         block = {name: tensor for name, tensor in stored.items() if name.startswith("blocks.")}
         _save({name: tensor for name, tensor in stored.items() if name not in block}, target / "non_block.safetensors")
         for index in range(layers):
@@ -75,12 +75,12 @@ def write_big(folder: Path) -> None:
         weights = tiny.make_transformer(tiny.TinySizes(dim=5120, ffn_dim=13824, num_layers=40, text_dim=4096))
     home = folder / "lightx2v" / "wan"
     for precision, name in tiny.PRECISION_FOLDERS.items():
-        _save_header(tiny.quantise_model(weights, precision, torch.float32), home / name / "transformer.safetensors")
+        _save_header(tiny.quantize_model(weights, precision, torch.float32), home / name / "transformer.safetensors")
         tiny.write_vae(home / name / tiny.VAE_NAME, tiny.make_vae())
         with (home / name / tiny.TEXT_ENCODER_NAME.format(precision=precision)).open("wb") as file:
             file.truncate({"bf16": 11_362, "fp8": 6_731, "int8": 6_731}[precision] * 10**6)
     tiny.write_tokenizer(home / tiny.TOKENIZER_FOLDER, tiny.train_tokenizer(400))
-    _save_header(tiny.quantise_model(weights, "fp8", torch.bfloat16), folder / "lightx2v" / "alone.safetensors")
+    _save_header(tiny.quantize_model(weights, "fp8", torch.bfloat16), folder / "lightx2v" / "alone.safetensors")
 
 
 def write_broken(folder: Path) -> None:
@@ -88,7 +88,7 @@ def write_broken(folder: Path) -> None:
     sizes = tiny.TinySizes(dim=128, ffn_dim=128, text_dim=32)
     tiny.write_checkpoint(folder / "lightx2v" / "good", sizes=sizes, precisions=("fp8",))
     transformer, text, vae = tiny.make_transformer(sizes), tiny.make_text_encoder(sizes), tiny.make_vae(sizes)
-    int8, fp8 = (tiny.quantise_model(transformer, precision, torch.bfloat16) for precision in ("int8", "fp8"))
+    int8, fp8 = (tiny.quantize_model(transformer, precision, torch.bfloat16) for precision in ("int8", "fp8"))
     alien = {name: {tensor: _ONE} for name, tensor in _ALIEN.items()} | {"no_tensors": {}}
     alien |= {"a_transformer": transformer, "a_text": text, "a_picture": vae}
     patches = {"i2v": 36, "ti2v": 48, "channels": 20}
@@ -111,7 +111,7 @@ def write_broken(folder: Path) -> None:
         "v11": _without(text, "blocks.1.pos_embedding.embedding.weight"),
         "gap": _renamed(text, "blocks.1.", "blocks.2."),
         "heads": text | {f"blocks.{i}.pos_embedding.embedding.weight": torch.zeros(32, 3) for i in range(2)},
-        "int8_no_scales": _without(tiny.quantise_model(text, "int8", torch.bfloat16), "_scale"),
+        "int8_no_scales": _without(tiny.quantize_model(text, "int8", torch.bfloat16), "_scale"),
     }
     wan22 = {"conv2.weight": torch.zeros(48, 48, 1, 1, 1), "decoder.conv1.weight": torch.zeros(32, 48, 3, 3, 3)}
     tae = _make_tae((8, 8, 8, 8))

@@ -42,7 +42,7 @@ def build_config(
     Args:
         architecture: sizes of the checkpoint.
         attention_op: registered name for self-attention.
-        matmul_op: registered name for the blocks' linears; "Default" is unquantised.
+        matmul_op: registered name for the blocks' linears; "Default" is unquantized.
         use_triton: fused Triton kernel for the modulation (GPU).
     """
     config: dict[str, Any] = {
@@ -58,7 +58,7 @@ def build_config(
         "use_image_encoder": False,
         "enable_cfg": False,
         "self_attn_1_type": attention_op,
-        # 512 keys are too few for a quantised attention to pay.
+        # 512 keys are too few for a quantized attention to pay.
         "cross_attn_1_type": "torch_sdpa",
         # The default of both is a package that is not ours to ask for (flashinfer, sgl-kernel), and without
         # sgl-kernel the norm falls back to squares in bfloat16.

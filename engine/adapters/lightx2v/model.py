@@ -16,7 +16,7 @@ from lightx2v.models.networks.wan.infer.transformer_infer import WanTransformerI
 from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 from lightx2v.utils.set_config import get_default_config
 
-from ...offload import Conveyor, Unit
+from ...offload import Unit, WeightStreamer
 
 
 class WanModel(WanDistillModel):  # type: ignore[misc]
@@ -80,9 +80,9 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
 
 
 class _Loop:
-    """LightX2V's own compute on the units of a conveyor."""
+    """LightX2V's own compute on the units of a streamer."""
 
-    conveyor: Conveyor
+    streamer: WeightStreamer
     units: Sequence[Unit]
     """To be set before the first pass."""
     infer_func: Any
@@ -107,7 +107,7 @@ class BlockLoop(_Loop, WanTransformerInfer):  # type: ignore[misc]
         for number, unit in enumerate(self.units):
             self.block_idx = unit.block
             block = blocks[unit.block]
-            with self.conveyor.unit(number) as tensors:
+            with self.streamer.unit(number) as tensors:
                 _fill(block, unit.block, tensors)
                 x = self.run_block(unit.block, block, x, pre_infer_out)
         return x
@@ -129,7 +129,7 @@ class PhaseLoop(_Loop, WanOffloadTransformerInfer):  # type: ignore[misc]
         for number, unit in enumerate(self.units):
             (phase,) = unit.phases
             module = blocks[unit.block].compute_phases[phase]
-            with self.conveyor.unit(number) as tensors:
+            with self.streamer.unit(number) as tensors:
                 _fill(module, unit.block, tensors)
                 x = self.run_phase(unit.block, phase, module, x, pre_infer_out)
             if phase == self.phases_num - 1:

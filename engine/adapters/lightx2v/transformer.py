@@ -13,7 +13,7 @@ from ...checkpoints.files import TransformerFiles
 from ...checkpoints.source import TransformerCheckpoint
 from ...interfaces import Conditioning, Hooks
 from ...memory.placement import Placement
-from ...offload import Conveyor, load_tensors, make_units, settle
+from ...offload import WeightStreamer, load_tensors, make_units, place_weights
 from ...system import release_memory
 from ...wan.layout import PHASES
 from . import bootstrap
@@ -26,7 +26,7 @@ class _Loaded:
 
     model: Any
     checkpoint: TransformerCheckpoint
-    conveyor: Conveyor
+    streamer: WeightStreamer
     others_bytes: int
     """Of what is in no block."""
     context: tuple[Conditioning, torch.Tensor] | None = None
@@ -60,7 +60,7 @@ class LightX2VTransformer:
     def moved_bytes(self) -> int:
         if self._loaded is None:
             return 0
-        return self._loaded.others_bytes * (self._device.type != "cpu") + self._loaded.conveyor.moved_bytes
+        return self._loaded.others_bytes * (self._device.type != "cpu") + self._loaded.streamer.moved_bytes
 
     def load(self, hooks: Hooks) -> None:
         """Make the weights ready; does nothing when they are already.
@@ -79,7 +79,7 @@ class LightX2VTransformer:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        loaded.conveyor.close()
+        loaded.streamer.close()
         loaded.checkpoint.close()
         del loaded
         gc.collect()
@@ -97,7 +97,7 @@ class LightX2VTransformer:
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
         loaded = self._loaded
-        loaded.conveyor.check_interrupt = hooks.check_interrupt
+        loaded.streamer.check_interrupt = hooks.check_interrupt
         if loaded.context is None or loaded.context[0] is not conditioning:
             loaded.context = (conditioning, conditioning.text.to(self._device, torch.bfloat16))
         flow = loaded.model.predict(latents.to(self._device), timestep, loaded.context[1])
@@ -131,6 +131,6 @@ class LightX2VTransformer:
         others_bytes = sum(each.nbytes for each in others.values())
         model = WanModel(config, others, self._device, PhaseLoop if by_phase else BlockLoop)
         units = make_units(checkpoint.specs, sizes.num_layers, PHASES, by_phase)
-        conveyor = settle(units, checkpoint, self._placement, self._device, hooks)
-        model.transformer_infer.units, model.transformer_infer.conveyor = units, conveyor
-        return _Loaded(model, checkpoint, conveyor, others_bytes)
+        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks)
+        model.transformer_infer.units, model.transformer_infer.streamer = units, streamer
+        return _Loaded(model, checkpoint, streamer, others_bytes)

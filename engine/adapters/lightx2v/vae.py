@@ -16,7 +16,7 @@ from ...checkpoints.formats import VaeFormat
 from ...checkpoints.weights import open_weights
 from ...errors import CheckpointError
 from ...interfaces import Hooks
-from ...latent_space import normalise
+from ...latent_space import normalize
 from ...system import release_memory
 from . import bootstrap
 
@@ -87,7 +87,7 @@ class LightX2VVideoDecoder:
 
     def _decode_frames(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         """Keep the causal convolutions' last two input frames from chunk to chunk, and nothing else."""
-        # Un-normalised in fp32 and only then rounded; upstream computes this in bfloat16.
+        # Un-normalized in fp32 and only then rounded; upstream computes this in bfloat16.
         scaled = latents.to(self._device, self._dtype)
         stream = self._vae.decode_stream(scaled[None], (0.0, 1.0))
         num_chunks = latents.shape[1]
@@ -103,10 +103,10 @@ class LightX2VVideoDecoder:
 
     def _decode_tae(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         hooks.check_interrupt()
-        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # taew2_1 was trained on normalized latents, lighttaew2_1 on un-normalized ones; only the names differ.
         # Source: lightx2v/pipeline.py, need_scaled.
         if "lighttae" not in self._files.path.name.lower():
-            latents = normalise(latents.to(self._device))
+            latents = normalize(latents.to(self._device))
         frames_first = latents.to(self._device, self._dtype).transpose(0, 1)
         with torch.no_grad():
             decoded = self._vae.decode_video(frames_first[None], parallel=False, show_progress_bar=False)

@@ -1,32 +1,27 @@
-"""Stand for a smaller machine: less VRAM, less RAM; and watch what this process takes.
-
-Imported as `lightx2v_pack.tools.bench.machine_limits`, after the script has registered the pack.
-"""
+"""Stand for a smaller machine: less VRAM, less RAM; and watch what this process takes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import torch
 
-from ...engine.constants import GIB
+from .. import pack
+from ..harness import nvidia_smi
 
-# Control groups of Linux, version 2 and 1: their folder, and the file of a group's limit.
-_MEMORY_GROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-)
+_V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+# Control groups of Linux: their folder, and the file of a group's limit.
+_MEMORY_GROUPS = ((_V2, "memory.max"), (_V1, "memory.limit_in_bytes"))
 _GROUP = "lightx2v-bench-"
 _WATCH_SECONDS = 0.02
 # CUDA's context with nothing else takes less on every card: 0.6 GiB on an H200.
-_MOST_CONTEXT_BYTES = GIB
+_MOST_CONTEXT_BYTES = pack.GIB
 
 
 class SharedCardError(RuntimeError):
@@ -43,20 +38,16 @@ def check_alone(device: torch.device) -> int:
     if taken <= _MOST_CONTEXT_BYTES:
         return taken
     raise SharedCardError(
-        f"{taken / GIB:.1f} GiB of {torch.cuda.get_device_name(device)} are in use beside torch; expected at most "
-        f"{_MOST_CONTEXT_BYTES / GIB:.1f}, this process's own CUDA context. Other programs: {_gpu_processes()}. End "
-        "them, or choose another card with CUDA_VISIBLE_DEVICES."
+        f"{taken / pack.GIB:.1f} GiB of {torch.cuda.get_device_name(device)} are in use beside torch; expected at most "
+        f"{_MOST_CONTEXT_BYTES / pack.GIB:.1f}, this process's own CUDA context. Other programs: {_gpu_processes()}. "
+        "End them, or choose another card with CUDA_VISIBLE_DEVICES."
     )
 
 
 def _gpu_processes() -> str:
     """Return what the driver tells of programs on all cards, e.g. "python, 1200 MiB, 17" (its process id)."""
-    command = ["nvidia-smi", "--query-compute-apps=name,used_memory,pid", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    lines = (line for line in found.stdout.splitlines() if not line.endswith(f" {os.getpid()}"))
+    found = nvidia_smi("--query-compute-apps=name,used_memory,pid")
+    lines = [line for line in found if not line.endswith(f" {os.getpid()}")]
     return "; ".join(lines) or "unknown"
 
 
@@ -74,10 +65,10 @@ def limit_vram(cap_gib: float, device: torch.device) -> None:
     """Let torch take no more than a card of `cap_gib` would leave it, and report such a card's free memory."""
     total = torch.cuda.get_device_properties(device).total_memory
     context = context_bytes(device)
-    torch.cuda.set_per_process_memory_fraction((cap_gib * GIB - context) / total, device)
+    torch.cuda.set_per_process_memory_fraction((cap_gib * pack.GIB - context) / total, device)
 
     def mem_get_info(*_: object) -> tuple[int, int]:
-        return max(int(cap_gib * GIB) - context - torch.cuda.memory_reserved(device), 0), int(cap_gib * GIB)
+        return max(int(cap_gib * pack.GIB) - context - torch.cuda.memory_reserved(device), 0), int(cap_gib * pack.GIB)
 
     torch.cuda.mem_get_info = mem_get_info
 
@@ -87,44 +78,23 @@ _mem_get_info = torch.cuda.mem_get_info
 
 def limit_ram(gib: float) -> bool:
     """Report a machine of so much RAM as free memory; return whether the system enforces it too (Linux, as root)."""
-    real = psutil.virtual_memory
+    real, num_bytes = psutil.virtual_memory, int(gib * pack.GIB)
 
     def virtual_memory() -> object:
         memory = real()
-        free = min(memory.available, max(int(gib * GIB) - own_ram_bytes(), 0))
-        return memory._replace(total=int(gib * GIB), available=free)
+        return memory._replace(total=num_bytes, available=max(min(memory.available, num_bytes - own_ram_bytes()), 0))
 
     psutil.virtual_memory = virtual_memory
-    return any(_enforce_ram(int(gib * GIB), root, limit) for root, limit in _MEMORY_GROUPS)
-
-
-def _enforce_ram(num_bytes: int, root: Path, limit: str) -> bool:
-    """Move this process into a new control group of so much RAM; return whether that went well."""
-    group = root / f"{_GROUP}{os.getpid()}"
-    try:
-        group.mkdir()
-        # The kernel makes these files with the group; elsewhere writing them would mean nothing.
-        if not (group / limit).exists():
-            group.rmdir()
-            return False
-        (group / limit).write_text(str(num_bytes))
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Let one process at a time into the block; where the system has no such locks (Windows), every one."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    for root, limit in _MEMORY_GROUPS:
+        group = root / f"{_GROUP}{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            # The kernel makes this file with the group; where it is missing there is no such thing.
+            with (group / limit).open("r+") as file:
+                file.write(str(num_bytes))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            return True
+    return False
 
 
 def remove_limits() -> None:
@@ -155,17 +125,10 @@ def own_ram_bytes() -> int:
     return sum(int(sizes[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in sizes)
 
 
-@dataclass
-class Peak:
-    """Most RAM seen."""
-
-    num_bytes: int = 0
-
-
 @contextlib.contextmanager
-def watch_ram() -> Iterator[Peak]:
-    """Yield what becomes the peak of `own_ram_bytes` in the block."""
-    peak, done = Peak(own_ram_bytes()), threading.Event()
+def watch_ram() -> Iterator[SimpleNamespace]:
+    """Yield an object whose `num_bytes` becomes the peak of `own_ram_bytes` in the block."""
+    peak, done = SimpleNamespace(num_bytes=own_ram_bytes()), threading.Event()
 
     def watch() -> None:
         while not done.wait(_WATCH_SECONDS):

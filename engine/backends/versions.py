@@ -1,0 +1,158 @@
+"""Where a kernel is not offered, and why: versions of Triton and torch, cards and systems. Pure: facts in, reason out.
+
+A trial run finds what raises or computes wrongly. These rows are for what it cannot find: a compiler that ends the
+whole process, and code that is right and slow. Those on Triton are what `python tools cards compile` finds with that
+version; what a row lets through is compiled for every card by tests/cards, with the Triton that is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# CUDA compute capability, (major, minor).
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """What a kernel needs at least."""
+
+    lowest: Capability
+    needs_triton: bool = True
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "block_ops": Kernel(lowest=(8, 0)),
+    "block_ops_fp8": Kernel(lowest=(8, 9)),
+    "vae_ops": Kernel(lowest=(8, 0)),
+    "int8_matmul": Kernel(lowest=(8, 0)),
+    "requantize": Kernel(lowest=(8, 0)),
+    "attention_int8": Kernel(lowest=(8, 0)),
+    "attention_fp8": Kernel(lowest=(8, 9)),
+    "fp8_matmul": Kernel(lowest=(8, 9)),
+    "scales": Kernel(lowest=(8, 9)),
+    "scaled_mm": Kernel(lowest=(8, 9), needs_triton=False),
+    "scaled_mm_tensor": Kernel(lowest=(8, 9), needs_triton=False),
+    "sdpa_cudnn": Kernel(lowest=(8, 0), needs_triton=False),
+}
+"""By name: the pack's Triton kernels by module, scaled_mm is torch._scaled_mm with a scale per row, scaled_mm_tensor
+with one a tensor, and sdpa_cudnn cuDNN's attention in torch, which runs from 8.0 on by PyTorch's
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, check_cudnn_hardware_support."""
+
+_TRITON = frozenset(name for name, kernel in KERNELS.items() if kernel.needs_triton)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Where kernels are not offered. A row applies where everything that it names does."""
+
+    kernels: frozenset[str]
+    reason: str
+    lowest: Capability = (0, 0)
+    highest: Capability = (99, 0)
+    package: str = "triton"
+    since: str = "0"
+    """The first version of the package that the row applies to."""
+    before: str = ""
+    """The first version that it does not apply to any more; every later one when empty."""
+    system: str = ""
+    """As sys.platform; every system when empty."""
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        kernels=_TRITON,
+        lowest=(12, 0),
+        before="3.3",
+        reason="Triton before 3.3 ends the process when it compiles for compute capability 12.0",
+    ),
+    Refusal(
+        kernels=frozenset({"attention_fp8", "fp8_matmul"}),
+        lowest=(12, 0),
+        before="3.5",
+        reason="Triton before 3.5 multiplies FP8 as FP16 on compute capability 12.0 (triton-lang/triton#7188)",
+    ),
+    Refusal(
+        kernels=frozenset({"attention_fp8"}),
+        lowest=(9, 0),
+        highest=(9, 0),
+        before="3.4",
+        reason="Triton before 3.4 keeps part of the attention's registers in memory on compute capability 9.0",
+    ),
+    Refusal(
+        kernels=frozenset({"scaled_mm"}),
+        package="torch",
+        system="win32",
+        reason="PyTorch for Windows has no FP8 multiplication with a scale per row",
+    ),
+    Refusal(
+        kernels=frozenset({"scaled_mm"}),
+        package="torch",
+        highest=(8, 9),
+        before="2.7",
+        reason="PyTorch before 2.7 has no FP8 multiplication with a scale per row on compute capability 8.9",
+    ),
+    Refusal(
+        kernels=frozenset({"scaled_mm"}),
+        package="torch",
+        lowest=(12, 0),
+        before="2.8",
+        reason="PyTorch before 2.8 has no FP8 multiplication with a scale per row on compute capability 12.0",
+    ),
+    Refusal(
+        kernels=frozenset({"scaled_mm_tensor"}),
+        package="torch",
+        system="win32",
+        before="2.4",
+        reason="PyTorch for Windows before 2.4 has no FP8 multiplication",
+    ),
+)
+
+
+def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str], system: str) -> str | None:
+    """Return why a kernel is not offered, or None.
+
+    Args:
+        kernel: a name of KERNELS.
+        capability: of the card.
+        versions: by import name, of "torch" and "triton"; a package that is absent is not here.
+        system: as sys.platform.
+
+    Raises:
+        KeyError: there is no such kernel.
+    """
+    needs = KERNELS[kernel]
+    if capability < needs.lowest:
+        return f"needs compute capability {_dotted(needs.lowest)}; this GPU has {_dotted(capability)}"
+    if needs.needs_triton and "triton" not in versions:
+        return "package triton is not installed"
+    return find_refusal(kernel, capability, versions, system)
+
+
+def find_refusal(kernel: str, capability: Capability, versions: Mapping[str, str], system: str) -> str | None:
+    """Return what of REFUSALS says why a kernel is not offered, or None; see why_refused."""
+    for row in REFUSALS:
+        applies = (
+            kernel in row.kernels
+            and row.lowest <= capability <= row.highest
+            and row.system in ("", system)
+            and row.package in versions
+            and _is_between(versions[row.package], row.since, row.before)
+        )
+        if applies:
+            return f"{row.reason}; found {row.package} {versions[row.package]}"
+    return None
+
+
+def _is_between(version: str, since: str, before: str) -> bool:
+    return _key(since) <= _key(version) and (not before or _key(version) < _key(before))
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:2])
+
+
+def _dotted(capability: Capability) -> str:
+    return f"{capability[0]}.{capability[1]}"
