@@ -1,6 +1,7 @@
 """The prompt enhancer: what a language model is told, who may be asked, and every way in which no answer comes."""
 
 import base64
+import gc
 import hashlib
 import io
 import json
@@ -465,6 +466,14 @@ def test_the_users_text_is_kept_to_the_letter():
             assert ask(server, text).text == text
 
 
+@pytest.fixture
+def without_garbage_collection():
+    """A connection is closed because somebody closes it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -478,7 +487,7 @@ def test_the_users_text_is_kept_to_the_letter():
     ],
     ids=["silent", "status line", "headers", "continue", "length", "chunks", "until close"],
 )
-def test_the_time_out_is_kept_by_a_server_that_never_ends(answer):
+def test_the_time_out_is_kept_by_a_server_that_never_ends(answer, without_garbage_collection):
     with LlmServer(answer) as server:
         start = time.monotonic()
         found = ask(server, seconds=1.0)
@@ -573,7 +582,7 @@ class Cancel(BaseException):
 
 
 @pytest.mark.parametrize("answer", [llm_server.never, llm_server.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b" ")])
-def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer):
+def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer, without_garbage_collection):
     start = time.monotonic()
 
     def check_interrupt():
