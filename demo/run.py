@@ -4,29 +4,26 @@ For each prompt it prints what was asked and what the pixels of its video show, 
 sheet of all six, and the runs' figures are.
 """
 
-# ruff: noqa: T201 - a script that prints
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import av
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# The repository root is the pack; under a name of its own its relative imports work.
-pack = sys.modules.setdefault("lightx2v_pack", types.ModuleType("lightx2v_pack"))
-pack.__path__ = [str(ROOT)]
+runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
 
+from lightx2v_pack.demo.train.sheet import draw_sheet  # noqa: E402
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content  # noqa: E402
-from lightx2v_pack.tools.train_tiny.sheet import draw_sheet  # noqa: E402
 
 CHECKPOINT = Path("demo/checkpoint")
 WORKFLOW = Path("example_workflows/lightx2v_prompt_list.json")

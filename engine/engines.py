@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from .adapters import system
-from .adapters.blocks.select import TASK as BLOCK_TASK
-from .adapters.kernels.attention import may_run_in_place
-from .adapters.kernels.probe import after_trials, find_machine
+from . import system
 from .adapters.lightx2v import config as lightx2v_config
+from .backends import table as support
+from .backends.block_ops import TASK as BLOCK_TASK
+from .backends.trials import after_trials, find_machine
+from .checkpoints.files import TransformerFiles
 from .errors import MissingDependencyError, UnsupportedHardwareError
 from .interfaces import TextEncoder, Transformer, VideoDecoder
-from .logic import support
-from .logic.checkpoint_files import TransformerFiles
-from .logic.memory_plan import Placement
+from .kernels.attention import may_run_in_place
+from .memory.plan import Placement
 from .settings import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class Backends:
 
     @property
     def path(self) -> str:
-        """Whose activations these are, see logic/activations.py."""
+        """Whose activations these are, see memory/activations.py."""
         return f"{self.engine}_own" if self.blocks is None else self.engine
 
     @property
     def attention_memory(self) -> str:
-        """Name of the attention's row in logic/activations.py."""
+        """Name of the attention's row in memory/activations.py."""
         return f"{self.attention.name}_in_place" if self.is_in_place else self.attention.name
 
     @property
@@ -141,7 +141,7 @@ def build_transformer(files: TransformerFiles, settings: EngineSettings, placeme
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
         return LightX2VTransformer(files, settings, placement)
-    from .adapters.portable.transformer import PortableTransformer
+    from .wan.transformer import PortableTransformer
 
     return PortableTransformer(files, settings, placement)
 
@@ -157,13 +157,13 @@ def build_decoder(file: Path, engine: str) -> VideoDecoder:
         from .adapters.lightx2v.vae import LightX2VVideoDecoder
 
         return LightX2VVideoDecoder(file)
-    from .adapters.portable.vae import PortableVideoDecoder
+    from .wan.vae import PortableVideoDecoder
 
     return PortableVideoDecoder(file)
 
 
 def build_text_encoder(file: Path, tokenizer: Path | None) -> TextEncoder:
     """Return an unloaded text encoder; T5 always runs on the portable engine (LightX2V cannot on a CPU)."""
-    from .adapters.portable.text_encoder import PortableTextEncoder
+    from .umt5.encoder import PortableTextEncoder
 
     return PortableTextEncoder(file, tokenizer)

@@ -15,15 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from . import engines
-from .adapters import system
-from .budget import Host, find_budget
+from . import engines, shapes, system
+from .checkpoints.files import TransformerFiles
 from .constants import GIB
 from .errors import CheckpointError
 from .interfaces import Hooks, TextEncoder, Transformer, VideoDecoder
-from .logic import shapes
-from .logic.checkpoint_files import TransformerFiles
-from .logic.memory_needs import (
+from .memory.budget import Host, find_budget
+from .memory.model_sizes import WeightSizes, weight_sizes
+from .memory.needs import (
     LATER_MARGIN,
     RAM_FIXED_BYTES,
     ClipSizes,
@@ -35,8 +34,7 @@ from .logic.memory_needs import (
     weights_ram,
     weights_vram,
 )
-from .logic.memory_plan import DecodePlan, HostPolicy, MemoryPlan, Wish, plan_decode, plan_run, retry_wish
-from .logic.model_sizes import WeightSizes, weight_sizes
+from .memory.plan import DecodePlan, HostPolicy, MemoryPlan, Wish, plan_decode, plan_run, retry_wish
 from .settings import EngineSettings, OffloadSettings
 
 logger = logging.getLogger(__name__)
@@ -158,7 +156,7 @@ class TransformerHandle(Handle[Transformer]):
             failed: the plan that ran out of memory, for a cheaper one.
 
         Raises:
-            NothingFitsError: see logic/memory_plan.py.
+            NothingFitsError: see memory/plan.py.
         """
         sizes = run_sizes(self.files, self.settings, samples_shape)
         budget = find_budget(host.policy, self.offload.vram_budget_gib, held(), others_leave=others_leave)

@@ -14,25 +14,25 @@ from typing import Any
 
 import torch
 
-from .budget import Host
+from . import shapes
+from .checkpoints.files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
+from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NothingFitsError
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, held, unload_others
 from .interfaces import Hooks, Transformer
 from .latent_space import denormalise, normalise
-from .logic import shapes
-from .logic.checkpoint_files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
-from .logic.memory_needs import encoding_need
-from .logic.memory_plan import DecodePlan, MemoryPlan
-from .logic.safetensors_header import read_header
-from .logic.schedule import Schedule, build_schedule
+from .memory.budget import Host
+from .memory.needs import encoding_need
+from .memory.plan import DecodePlan, MemoryPlan
+from .memory.retry import run_with_retry
 from .report import attach, build_report, measure, records_of, step_timer
-from .retry import run_with_retry
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
 from .stages.conditioning import fit_rows
 from .stages.decode import decode_video
 from .stages.denoise import denoise
 from .stages.encode import encode_prompt
+from .stages.schedule import Schedule, build_schedule
 
 # More VRAM than there is: all that the host can free.
 _ALL_OF_IT = 2**50

@@ -20,13 +20,12 @@ import psutil
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .adapters import system
-from .logic.memory_plan import Need
+from . import system
+from .memory.plan import Need
 
 _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
-    "torch",
     "triton",
     "safetensors",
     "lightx2v",
@@ -145,7 +144,8 @@ def _describe_device() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    # Of torch its own word, which says the build: 2.13.0+cpu, 2.13.0+cu130.
+    found = {"torch": str(torch.__version__)}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

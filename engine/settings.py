@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .backends.table import ATTENTION_CHOICES
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .logic.support import ATTENTION_CHOICES
 
 PRECISIONS = ("auto", "fp8", "int8", "bf16")
 ENGINES = ("auto", "lightx2v", "portable")
@@ -29,7 +29,7 @@ class EngineSettings:
     engine: str = "auto"
     """auto | lightx2v | portable."""
     attention: str = "auto"
-    """Name of an attention back end of logic/support.py, or auto."""
+    """Name of an attention back end of backends/table.py, or auto."""
     compile: str = "auto"
     """Fused Triton kernels in the blocks: auto (where they work) | on | off (plain torch; LightX2V's own compute)."""
 

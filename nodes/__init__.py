@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine import editor
 from ..engine.adapters.comfy import paths
+from ..engine.panel import editor
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
 from .latent import LightX2VEmptyLatent

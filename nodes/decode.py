@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import forecast, pipeline
+from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
+from ..engine.panel import forecast
 from ..engine.settings import TILING_MODES, check_choice
 from . import sockets
 from ._api import io, node_id_of, schema, verdict

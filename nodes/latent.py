@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine import pipeline
 from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
-from ..engine.logic.shapes import latent_shape
+from ..engine.shapes import latent_shape
 from ._api import io, schema, verdict
 
 _MAX_SIZE = 8192

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import paths
-from ..engine.logic.checkpoint_files import resolve_checkpoint, resolve_transformer
-from ..engine.logic.support import ATTENTION_CHOICES
+from ..engine.backends.table import ATTENTION_CHOICES
+from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from ..engine.settings import COMPILE_MODES, ENGINES, PRECISIONS, EngineSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import forecast, pipeline
+from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
+from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings, check_choice
 from . import sockets
 from ._api import io, node_id_of, schema, verdict

@@ -1,13 +1,9 @@
-"""Let tests import the pack as `lightx2v_pack.engine...` and `lightx2v_pack.nodes...`.
-
-The repository root is the pack itself; it is registered under a name of its own so that its relative
-imports work and ComfyUI's top-level `nodes` module stays free.
-"""
+"""Let tests import the pack as `lightx2v_pack.engine...` and `lightx2v_pack.nodes...`."""
 
 import collections
 import os
+import runpy
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -17,16 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tiny models on few cores: one thread an operator is faster than waiting for the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pack = types.ModuleType("lightx2v_pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["lightx2v_pack"] = pack
+runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
 
 
 @pytest.fixture(autouse=True)
 def every_test_starts_with_the_gpu():
     """A ComfyUI with --cpu, which a test ran, told the engine not to use it."""
     yield
-    system = sys.modules.get("lightx2v_pack.engine.adapters.system")
+    system = sys.modules.get("lightx2v_pack.engine.system")
     if system is not None:
         system.use_cpu_only(False)
 

@@ -1,14 +1,9 @@
 """Fetch the published checkpoints: python tools/download.py list | get NAME (--help lists all)."""
 
+import runpy
 import sys
-import types
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The repository root is the pack; under a name of its own its relative imports work.
-    pack = types.ModuleType("lightx2v_pack")
-    pack.__path__ = [str(Path(__file__).resolve().parent.parent)]
-    sys.modules["lightx2v_pack"] = pack
-    from lightx2v_pack.tools.download_cli import main
-
-    sys.exit(main())
+    sys.argv.insert(1, "download")
+    runpy.run_path(str(Path(__file__).resolve().parent), run_name="__main__")

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from ..engine.adapters.hub.download import Plan, download, plan_download
+from ..engine.checkpoints.published import PUBLISHED, DownloadError, find_variant
 from ..engine.errors import LightX2VError
-from ..engine.logic.published import PUBLISHED, DownloadError, find_variant
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,7 +3,7 @@
 `write_checkpoint` writes the whole model repository (transformer per block in FP8 and INT8, single BF16
 file, text encoder in three `.pth` forms, VAE, trained tokenizer); the other `write_*` functions write the
 single-file variants found elsewhere. All forms hold the same float weights, so runs can be compared.
-Needs torch, safetensors and sentencepiece only. Tests and tools/train_tiny import it; it also runs as a script.
+Needs torch, safetensors and sentencepiece only. Tests and demo/train import it; it also runs as a script.
 """
 
 from __future__ import annotations

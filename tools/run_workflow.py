@@ -1,15 +1,9 @@
 """Run a ComfyUI workflow file from the command line: python tools/run_workflow.py WORKFLOW.json (--help lists all)."""
 
+import runpy
 import sys
-import types
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The repository root is the pack; under a name of its own its relative imports work, and ComfyUI's top-level
-    # `nodes` stays free.
-    pack = types.ModuleType("lightx2v_pack")
-    pack.__path__ = [str(Path(__file__).resolve().parent.parent)]
-    sys.modules["lightx2v_pack"] = pack
-    from lightx2v_pack.tools.headless.cli import main
-
-    sys.exit(main())
+    sys.argv.insert(1, "workflow")
+    runpy.run_path(str(Path(__file__).resolve().parent), run_name="__main__")

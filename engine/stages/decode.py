@@ -1,7 +1,7 @@
 """Latents of one clip to frames: whole, or tile by tile. The decoder arrives as an argument.
 
 Frames go to their place in one CPU tensor as they are made, so a device never holds more than two chunks of
-one tile. Batches, loading and the choice between whole and tiled are pipeline.py; tile geometry is logic/tiles.py.
+one tile. Batches, loading and the choice between whole and tiled are pipeline.py; tile geometry is memory/tiles.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoDecoder
-from ..logic.shapes import video_shape
-from ..logic.tiles import Span, Tile, split_axis
+from ..memory.tiles import Span, Tile, split_axis
+from ..shapes import video_shape
 
 
 def decode_video(

@@ -1,6 +1,6 @@
 """The few-step sampler loop: noise in, normalised latents out. One clip at a time.
 
-The transformer arrives as an argument; the schedule is logic/schedule.py. Batches, latent
+The transformer arrives as an argument; the schedule is stages/schedule.py. Batches, latent
 normalisation and loading are pipeline.py.
 """
 
@@ -10,7 +10,7 @@ import torch
 
 from ..errors import NonFiniteLatentsError
 from ..interfaces import Hooks, Transformer
-from ..logic.schedule import Schedule
+from .schedule import Schedule
 
 _NUM_SEEDS = 2**64
 

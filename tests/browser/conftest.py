@@ -1,6 +1,6 @@
 """A ComfyUI with this pack and few models, a hub with the rest, and a browser that works through session.mjs.
 
-COMFYUI_DIR, COMFYUI_PYTHON   see tests/comfy_server.py
+COMFYUI_DIR, COMFYUI_PYTHON   see tests/support/comfy_server.py
 LIGHTX2V_NODE_MODULES         a folder with playwright-core: npm install --prefix DIR playwright-core
 LIGHTX2V_CHROMIUM             the browser; chromium on the PATH if unset
 LIGHTX2V_FRONTENDS            further frontends to test, separated as in PATH: folders with an index.html, such as
@@ -14,14 +14,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import checkpoints
-import examples
 import pytest
-from comfy_server import ComfyServer, comfyui_dir
 from graphs import slow_graph
-from hub_server import HubServer
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
+from support import checkpoints, examples
+from support.comfy_server import ComfyServer, comfyui_dir
+from support.hub_server import HubServer
 
 SESSION = Path(__file__).parent / "session.mjs"
 # Steps of most of a second on one core.

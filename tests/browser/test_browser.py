@@ -2,9 +2,9 @@
 
 import json
 
-import examples
 import pytest
-from node_schemas import read_golden
+from support import examples
+from support.node_schemas import read_golden
 
 PANELS = {
     "LightX2VLoadCheckpoint": "lightx2v_plan",

@@ -10,10 +10,10 @@ import shutil
 import time
 
 import aiohttp
-import checkpoints
 import psutil
 import pytest
-from comfy_server import ComfyServer, comfyui_dir
+from support import checkpoints
+from support.comfy_server import ComfyServer, comfyui_dir
 
 CLIENTS, JOBS = 4, 100
 # Memory is flat from here on: models loaded, caches filled.

@@ -10,12 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoints
 import psutil
 import pytest
 import torch
-from comfy_server import ComfyServer, comfyui_dir, error_of
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
+from support import checkpoints
+from support.comfy_server import ComfyServer, comfyui_dir, error_of
 
 HERE = Path(__file__).parent
 HAS_GPU = torch.cuda.is_available()

@@ -6,10 +6,10 @@ import time
 import urllib.error
 import urllib.request
 
-import checkpoints
 import pytest
-from comfy_server import ComfyServer, comfyui_dir
-from node_schemas import read_golden
+from support import checkpoints
+from support.comfy_server import ComfyServer, comfyui_dir
+from support.node_schemas import read_golden
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
-import checkpoints
-import examples
 import pytest
 import torch
-from comfy_server import ROOT, ComfyServer, comfyui_dir, error_of, event_of, refusal_of, run_in_comfyui
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from node_schemas import describe_node, read_golden
 from PIL import Image
+from support import checkpoints, examples
+from support.comfy_server import ROOT, ComfyServer, comfyui_dir, error_of, event_of, refusal_of, run_in_comfyui
+from support.node_schemas import describe_node, read_golden
 
 HERE = Path(__file__).parent
 # A transformer whose steps take long on a CPU, in many short blocks.

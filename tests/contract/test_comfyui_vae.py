@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import vae
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalise, normalise
 from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from support.checkpoints import vae
 
 COMFYUI_DIR = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI_DIR, reason="COMFYUI_DIR does not point at a ComfyUI checkout")

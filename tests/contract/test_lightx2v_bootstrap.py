@@ -10,9 +10,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import lightx2v_cpu
 import pytest
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap
+from support import lightx2v_cpu
 
 TESTS = Path(__file__).resolve().parents[1]
 PRELUDE = """
@@ -39,7 +39,8 @@ def test_only_the_wan_components_are_imported_and_nothing_stays_changed():
     folder = lightx2v_cpu.source_folder()
     run(
         """
-        import torch, lightx2v_cpu
+        import torch
+        from support import lightx2v_cpu
         os.environ["DTYPE"] = "FP16"
         # First: torch's compiler notes its cache folder in the environment when it is imported.
         limits = torch._dynamo.config.cache_size_limit, torch.get_default_dtype(), torch.backends.cudnn.benchmark

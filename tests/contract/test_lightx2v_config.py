@@ -4,12 +4,12 @@ import re
 import sys
 from pathlib import Path
 
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v import config as words
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
-from lightx2v_pack.engine.logic.schedule import build_schedule
+from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
+from lightx2v_pack.engine.stages.schedule import build_schedule
+from support import lightx2v_cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURE = WanArchitecture(

@@ -2,16 +2,16 @@
 
 import importlib
 
-import lightx2v_cpu
 import pytest
 import torch
-from checkpoints import repository, text_encoder, text_encoder_weights
-from lightx2v_pack.engine.adapters.portable import text_encoder as portable
-from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder
 from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.stages.encode import encode_prompt
+from lightx2v_pack.engine.umt5 import encoder as portable
+from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from support import lightx2v_cpu
+from support.checkpoints import repository, text_encoder, text_encoder_weights
 from transformers import PreTrainedTokenizerFast
 
 SIZES = tiny.DEFAULT_SIZES

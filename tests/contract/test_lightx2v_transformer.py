@@ -3,20 +3,19 @@
 import gc
 import weakref
 
-import checkpoints
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.config import build_config
-from lightx2v_pack.engine.adapters.streaming import conveyor
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer
-from lightx2v_pack.engine.logic.memory_plan import Placement
-from lightx2v_pack.engine.logic.schedule import build_schedule
+from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.offload import streamer
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.schedule import build_schedule
 from safetensors.torch import load_file, save_file
-from wan_reference import dequantised, reference_flow
+from support import checkpoints, lightx2v_cpu
+from support.wan_reference import dequantised, reference_flow
 
 SHAPE = (16, 3, 8, 10)
 SCHEDULE = build_schedule(4, 5.0)
@@ -141,7 +140,7 @@ def test_our_blocks_are_no_further_from_float32_than_lightx2vs(precision, timest
 
 @COMPILE
 def test_portable_engine_agrees(compile, context):
-    from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer
+    from lightx2v_pack.engine.wan.transformer import PortableTransformer
 
     path = checkpoints.single_file("bf16")
     settings = EngineSettings(engine="portable")
@@ -202,7 +201,7 @@ def test_scales_stay_float32(context, monkeypatch):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Let weights travel through RAM and buffers as on a GPU; on a CPU they are mapped from the file."""
-    monkeypatch.setattr(conveyor, "map_units", conveyor.bring_units)
+    monkeypatch.setattr(streamer, "map_units", streamer.bring_units)
 
 
 @COMPILE

@@ -1,18 +1,17 @@
 """The LightX2V engine's VAE decoders on a CPU against LightX2V's own classes, with tiny or random weights."""
 
-import checkpoints
-import lightx2v_cpu
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD, VAE_STRIDE
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.tiles import Tile, split_axis
+from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
+from support import checkpoints, lightx2v_cpu
 
 # A step of an 8-bit picture.
 LEVEL = 1 / 255

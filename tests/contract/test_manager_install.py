@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from comfy_server import comfyui_dir, comfyui_python
+from support.comfy_server import comfyui_dir, comfyui_python
 
 REQUIREMENTS = [
     line.strip()

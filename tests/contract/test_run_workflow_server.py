@@ -9,9 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from comfy_server import ComfyServer, comfyui_dir
-from examples import TEXT_TO_VIDEO, TINY, WITH_NATIVE_NODES, frames_of, run_command, set_options, write_models
 from lightx2v_pack.tools.headless.progress import Progress
+from support.comfy_server import ComfyServer, comfyui_dir
+from support.examples import TEXT_TO_VIDEO, TINY, WITH_NATIVE_NODES, frames_of, run_command, set_options, write_models
 
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 

@@ -16,16 +16,15 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 
-from lightx2v_pack.engine.adapters.blocks import ops_torch  # noqa: E402
-from lightx2v_pack.engine.adapters.blocks.ops import Rotary  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import attention_inputs  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.attention_inputs import (  # noqa: E402
+from lightx2v_pack.engine.kernels import attention_inputs, ops_torch  # noqa: E402
+from lightx2v_pack.engine.kernels.attention_inputs import (  # noqa: E402
     KEY_BLOCK,
     QUERY_BLOCK,
     QUERY_SCALES,
     SAMPLE_ROWS,
     SAMPLE_STRIDE,
 )
+from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32, *([] if IS_INTERPRETED else [torch.float8_e4m3fn])]

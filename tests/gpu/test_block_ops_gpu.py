@@ -8,11 +8,10 @@ import os
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.blocks import ops_torch
-from lightx2v_pack.engine.adapters.blocks.kernels import Kernels
-from lightx2v_pack.engine.adapters.blocks.ops import Rotary
-from lightx2v_pack.engine.adapters.blocks.select import select_ops
-from lightx2v_pack.engine.adapters.kernels import matmul
+from lightx2v_pack.engine.backends.block_ops import select_ops
+from lightx2v_pack.engine.kernels import matmul, ops_torch
+from lightx2v_pack.engine.kernels.ops import Rotary
+from lightx2v_pack.engine.wan.kernels import Kernels
 from torch.nn import functional
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,8 +20,11 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from lightx2v_pack.engine.adapters.blocks import ops_triton  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import attention_inputs, int8_triton  # noqa: E402
+from lightx2v_pack.engine.kernels import (  # noqa: E402
+    attention_inputs,
+    int8_triton,
+    ops_triton,
+)
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16

@@ -13,26 +13,26 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-import lightx2v_cpu
-from checkpoints import repository, single_file, vae
-from lightx2v_pack.engine.adapters.kernels.attention import select_attention
 from lightx2v_pack.engine.adapters.lightx2v.config import MATMUL_BACKENDS, build_config
 from lightx2v_pack.engine.adapters.lightx2v.transformer import LightX2VTransformer
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
-from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer
-from lightx2v_pack.engine.adapters.system import compute_device
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer
-from lightx2v_pack.engine.logic.memory_plan import Placement
-from lightx2v_pack.engine.logic.schedule import build_schedule
-from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
+from lightx2v_pack.engine.kernels.attention import select_attention
+from lightx2v_pack.engine.memory.plan import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.schedule import build_schedule
+from lightx2v_pack.engine.system import compute_device
+from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from slow_gpu import delay_attention, delay_copies, delayed
+from support import lightx2v_cpu
+from support.checkpoints import repository, single_file, vae
+from support.slow_gpu import delay_attention, delay_copies, delayed
 
 pytestmark = pytest.mark.gpu
 

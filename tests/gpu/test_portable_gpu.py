@@ -14,20 +14,20 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from checkpoints import repository
-from lightx2v_pack.engine.adapters.kernels import matmul
-from lightx2v_pack.engine.adapters.kernels.attention import select_attention
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer
-from lightx2v_pack.engine.adapters.system import compute_device
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.backends.trials import find_machine
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer
-from lightx2v_pack.engine.logic.memory_plan import Placement
-from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
+from lightx2v_pack.engine.kernels import matmul
+from lightx2v_pack.engine.kernels.attention import select_attention
+from lightx2v_pack.engine.memory.plan import Placement
 from lightx2v_pack.engine.settings import EngineSettings
+from lightx2v_pack.engine.system import compute_device
+from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from slow_gpu import delay_attention, delay_copies
+from support.checkpoints import repository
+from support.slow_gpu import delay_attention, delay_copies
 
 pytestmark = pytest.mark.gpu
 

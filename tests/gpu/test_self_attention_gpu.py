@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.blocks import ops_torch
-from lightx2v_pack.engine.adapters.blocks.kernels import NormedAttention, select_kernels
-from lightx2v_pack.engine.adapters.kernels import attention
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
+from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
+from lightx2v_pack.engine.kernels import attention, ops_torch
 from lightx2v_pack.engine.settings import EngineSettings
+from lightx2v_pack.engine.wan.kernels import NormedAttention, select_kernels
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():

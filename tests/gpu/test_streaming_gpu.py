@@ -10,14 +10,14 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from lightx2v_pack.engine.adapters.streaming import TensorSpec, load_tensors, make_units, reading, settle
-from lightx2v_pack.engine.adapters.streaming.host_memory import HostBuffer, locked_bytes
-from lightx2v_pack.engine.adapters.system import compute_device
-from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.memory_plan import Placement
+from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.offload import TensorSpec, load_tensors, make_units, reader, settle
+from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
+from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
-from slow_gpu import delay_copies
+from support.slow_gpu import delay_copies
 
 pytestmark = pytest.mark.gpu
 
@@ -105,8 +105,8 @@ def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resid
     if slow == "copies" and streamed:
         delay_copies(streamed, SLEEP)
     if slow == "reads":
-        read = reading._read_file
-        monkeypatch.setattr(reading, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))
+        read = reader._read_file
+        monkeypatch.setattr(reader, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))
     wait = (lambda: torch.cuda._sleep(SLEEP)) if slow == "compute" else (lambda: None)
     flags = [flag for _ in range(3) for flag in run_pass(units, conveyor, files, wait, wait)]
     assert all(bool(flag) for flag in flags)

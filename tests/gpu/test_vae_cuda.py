@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from checkpoints import vae
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.tiles import Tile
+from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from support.checkpoints import vae
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

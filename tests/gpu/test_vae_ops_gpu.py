@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.portable.vae_ops import TorchOps, select_ops
+from lightx2v_pack.engine.kernels.vae_ops import TorchOps, select_ops
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,7 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from lightx2v_pack.engine.adapters.portable.vae_triton import TritonOps  # noqa: E402
+from lightx2v_pack.engine.kernels.vae_triton import TritonOps  # noqa: E402
 
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32] if IS_INTERPRETED else [torch.bfloat16, torch.float16]

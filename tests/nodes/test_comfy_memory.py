@@ -110,7 +110,7 @@ def test_the_policy_follows_the_launch_flags(memory, monkeypatch):
 def test_the_engine_computes_where_comfyui_does(memory, monkeypatch):
     import comfy.model_management as mm
     import torch
-    from lightx2v_pack.engine.adapters import system
+    from lightx2v_pack.engine import system
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

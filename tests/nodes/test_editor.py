@@ -3,9 +3,9 @@
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def computer_with_a_card(host, monkeypatch):
 
 
 def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
-    from lightx2v_pack.engine import editor
+    from lightx2v_pack.engine.panel import editor
 
     shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
     answer = editor.answer_plan({"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5})
@@ -30,7 +30,7 @@ def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
 
 
 def test_the_doctor_says_that_the_card_is_not_used(computer_with_a_card, models_dir):
-    from lightx2v_pack.engine import editor
+    from lightx2v_pack.engine.panel import editor
 
     items = {item["name"]: item for item in editor.answer_doctor({})}
     assert items["Card"]["state"] == "warn" and items["Card"]["found"].startswith("not used: ")

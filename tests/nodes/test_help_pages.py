@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from node_schemas import read_golden
 from PIL import Image
+from support.node_schemas import read_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "js" / "docs"

@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 
 LOADER = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
 
@@ -49,7 +49,7 @@ def test_the_report_puts_predicted_beside_measured(run, loaded):
 
 def test_launch_flags_reach_the_plan(run, loaded, monkeypatch):
     from lightx2v_pack.engine.adapters.comfy import memory
-    from lightx2v_pack.engine.logic.memory_plan import HostPolicy
+    from lightx2v_pack.engine.memory.plan import HostPolicy
 
     monkeypatch.setattr(memory, "host_policy", lambda: HostPolicy(prefer="least"))
     stages = run_graph(run, loaded)

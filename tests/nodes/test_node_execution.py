@@ -6,9 +6,9 @@ import os
 import shutil
 from types import SimpleNamespace
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
 
 SIZE = {"width": 64, "height": 48, "num_frames": 5, "batch_size": 1}
 LOADER = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}

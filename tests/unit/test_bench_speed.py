@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from lightx2v_pack.tools.bench import full_size, text_weights
 from safetensors.torch import load_file

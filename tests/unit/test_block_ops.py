@@ -4,16 +4,16 @@ import logging
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.blocks import ops_torch, select
-from lightx2v_pack.engine.adapters.blocks.kernels import NormedAttention, select_kernels
-from lightx2v_pack.engine.adapters.blocks.ops import Rotary
-from lightx2v_pack.engine.adapters.blocks.select import select_ops
-from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe, quantise
-from lightx2v_pack.engine.adapters.kernels.matmul import Linear, linear
+from lightx2v_pack.engine.backends import block_ops, trials
+from lightx2v_pack.engine.backends.block_ops import select_ops
+from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
 from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
-from lightx2v_pack.engine.logic.support import Machine
+from lightx2v_pack.engine.kernels import attention, matmul, ops_torch, quantize
+from lightx2v_pack.engine.kernels.matmul import Linear, linear
+from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.settings import EngineSettings
+from lightx2v_pack.engine.wan.kernels import NormedAttention, select_kernels
 
 FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
 LARGEST = {FP8: 448.0, INT8: 127.0}
@@ -234,7 +234,7 @@ def test_splitting_rows_changes_nothing(dtype, monkeypatch):
     mul, add = normal(2, 64, seed=1)
     results = []
     for rows in (100, 7):
-        monkeypatch.setattr(quantise.row_chunks, "__defaults__", (rows * 64,))
+        monkeypatch.setattr(quantize.row_chunks, "__defaults__", (rows * 64,))
         out, scale = outputs(x.shape, dtype)
         ops_torch.norm(x, mul, add, EPS, out, scale)
         results.append(out.float())
@@ -245,7 +245,7 @@ def test_splitting_the_rows_of_a_cross_attention_changes_nothing(monkeypatch):
     q, k, v, factors = normal(100, 2, 32).to(BF16), *normal(2, 20, 2, 32, seed=1).to(BF16), normal(100, seed=2)
     results = []
     for rows in (100, 7):
-        monkeypatch.setattr(quantise.row_chunks, "__defaults__", (rows * 64,))
+        monkeypatch.setattr(quantize.row_chunks, "__defaults__", (rows * 64,))
         out = torch.empty_like(q)
         ops_torch.cross_attention(q, factors, k, v, 3, out)
         weights = q.new_empty(100, 2, 24)
@@ -309,14 +309,14 @@ def pretend(monkeypatch):
     """Return a function that makes the machine be what the test says."""
 
     def pretend_machine(machine):
-        monkeypatch.setattr(probe, "find_machine", lambda device: machine)
-        monkeypatch.setattr(select, "find_machine", lambda device: machine)
+        monkeypatch.setattr(trials, "find_machine", lambda device: machine)
+        monkeypatch.setattr(block_ops, "find_machine", lambda device: machine)
         monkeypatch.setattr(attention, "find_machine", lambda device: machine)
-        monkeypatch.setattr(probe, "_failed_trials", {})
+        monkeypatch.setattr(trials, "_failed_trials", {})
 
-    probe.trial_problem.cache_clear()
+    trials.trial_problem.cache_clear()
     yield pretend_machine
-    probe.trial_problem.cache_clear()
+    trials.trial_problem.cache_clear()
 
 
 def test_auto_without_a_gpu_is_plain_torch_and_says_why(caplog):
@@ -383,7 +383,7 @@ def without_compiler():
 )
 def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
     pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0"}))
-    monkeypatch.setattr(select, "_load_triton", load)
+    monkeypatch.setattr(block_ops, "_load_triton", load)
     name, _ = select_ops("auto", CPU)
     assert name == ("torch" if reason else "triton")
     if reason:
@@ -406,7 +406,7 @@ def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, mo
         (without_extension, "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
         (forgetful, "off the plain torch result"),
     ):
-        monkeypatch.setattr(probe, "_failed_trials", {})
+        monkeypatch.setattr(trials, "_failed_trials", {})
         monkeypatch.setitem(
             attention._IN_PLACE, "sage_attn2", attention._IN_PLACE["sage_attn2"]._replace(attend=kernel)
         )
@@ -438,7 +438,7 @@ def test_what_may_run_in_place(pretend, capability, packages, names):
 @pytest.mark.parametrize(("compile", "is_in_place"), [("auto", True), ("off", False)])
 def test_attention_is_in_place_beside_fused_operations_only(pretend, monkeypatch, compile, is_in_place):
     pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
-    monkeypatch.setattr(select, "_load_triton", lambda: ops_torch)
+    monkeypatch.setattr(block_ops, "_load_triton", lambda: ops_torch)
     monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
     in_place = attention._IN_PLACE["sage_attn2"]._replace(attend=NormedAttention(ops_torch, attention.sdpa))
     monkeypatch.setitem(attention._IN_PLACE, "sage_attn2", in_place)

@@ -7,28 +7,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.blocks import block as blocks
-from lightx2v_pack.engine.adapters.blocks import ops_torch
-from lightx2v_pack.engine.adapters.blocks.kernels import Kernels, NormedAttention, select_kernels
-from lightx2v_pack.engine.adapters.blocks.workspace import Workspace
-from lightx2v_pack.engine.adapters.kernels import matmul
-from lightx2v_pack.engine.adapters.kernels.attention import sdpa
-from lightx2v_pack.engine.adapters.kernels.quantise import LARGEST
-from lightx2v_pack.engine.adapters.portable import stem
-from lightx2v_pack.engine.adapters.streaming import Conveyor, TensorSpec, make_units, settle
+from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
 from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.activations import (
+from lightx2v_pack.engine.kernels import matmul, ops_torch
+from lightx2v_pack.engine.kernels.attention import sdpa
+from lightx2v_pack.engine.kernels.quantize import LARGEST
+from lightx2v_pack.engine.memory.activations import (
     ALIGNMENT,
     FIXED_BYTES,
     ROTARY_BYTES,
     activation_bytes,
     workspace_sizes,
 )
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture
-from lightx2v_pack.engine.logic.memory_plan import Placement
+from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.offload import Conveyor, TensorSpec, make_units, settle
 from lightx2v_pack.engine.settings import EngineSettings
-from wan_reference import relative_error
+from lightx2v_pack.engine.wan import block as blocks
+from lightx2v_pack.engine.wan import embeddings
+from lightx2v_pack.engine.wan.kernels import Kernels, NormedAttention, select_kernels
+from lightx2v_pack.engine.wan.workspace import Workspace
+from support.wan_reference import relative_error
 
 CPU = torch.device("cpu")
 SIZES = WanArchitecture(
@@ -142,7 +141,7 @@ def run(made, context, hidden, time):
     work = made.workspace(TOKENS)
     work.hidden.copy_(hidden)
     with torch.no_grad():
-        made.run(work, stem.rotary_of(GRID, 128, CPU), time, made.text(context, embed))
+        made.run(work, embeddings.rotary_of(GRID, 128, CPU), time, made.text(context, embed))
     return work.hidden.clone()
 
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.budget import find_budget
+from lightx2v_pack.engine import system
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.memory_plan import HostPolicy, Need
-from pretended_card import pretend_card
+from lightx2v_pack.engine.memory.budget import find_budget
+from lightx2v_pack.engine.memory.plan import HostPolicy, Need
+from support.pretended_card import pretend_card
 
 NOTHING = Need(vram=0, ram=0)
 
@@ -18,8 +17,7 @@ def card(monkeypatch):
     pretend_card(monkeypatch, "NVIDIA GeForce RTX 4070", (8, 9), 12, 5, ram_gib=20)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 4 * GIB)
-    yield monkeypatch
-    find_machine.cache_clear()
+    return monkeypatch
 
 
 def vram(held=0, others_leave=True, budget=0.0, reserve=0):

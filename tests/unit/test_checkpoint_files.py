@@ -5,16 +5,16 @@ import os
 import shutil
 from pathlib import Path
 
-import checkpoints
 import pytest
-from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.logic.checkpoint_files import (
+from lightx2v_pack.engine.checkpoints.files import (
     find_tokenizer,
     list_checkpoint_folders,
     resolve_checkpoint,
     resolve_transformer,
 )
+from lightx2v_pack.engine.errors import CheckpointError
 from safetensors.torch import load_file, save_file
+from support import checkpoints
 
 MODEL_REPOSITORY = "lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 

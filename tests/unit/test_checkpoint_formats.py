@@ -3,18 +3,18 @@
 import re
 from collections.abc import Callable
 
-import checkpoints
 import pytest
-from lightx2v_pack.engine.adapters.weights import open_weights
-from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.logic.checkpoint_formats import (
+from lightx2v_pack.engine.checkpoints.checks import describe_blocks
+from lightx2v_pack.engine.checkpoints.formats import (
     detect_text_encoder,
     detect_transformer,
     detect_vae,
     find_missing_blocks,
 )
-from lightx2v_pack.engine.logic.header_checks import describe_blocks
-from lightx2v_pack.engine.logic.safetensors_header import TensorInfo, read_header
+from lightx2v_pack.engine.checkpoints.header import TensorInfo, read_header
+from lightx2v_pack.engine.checkpoints.weights import open_weights
+from lightx2v_pack.engine.errors import CheckpointError
+from support import checkpoints
 
 Header = dict[str, TensorInfo]
 SCALAR = TensorInfo("F32", ())

@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
 import sentencepiece
 import torch
-from checkpoints import tiny
-from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.checkpoints.weights import open_weights
+from support import checkpoints
+from support.checkpoints import tiny
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_tiny_checkpoint.py"
 COMPANIONS = {

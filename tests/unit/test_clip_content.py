@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightx2v_pack.demo.train.captions import draw_content
+from lightx2v_pack.demo.train.clips import draw_clips
 from lightx2v_pack.tools.clip_content import (
     ATTRIBUTES,
     COLOURS,
@@ -14,8 +16,6 @@ from lightx2v_pack.tools.clip_content import (
     measure_clarity,
     measure_content,
 )
-from lightx2v_pack.tools.train_tiny.captions import draw_content
-from lightx2v_pack.tools.train_tiny.clips import draw_clips
 
 RIGHT = dict.fromkeys(ATTRIBUTES, True)
 

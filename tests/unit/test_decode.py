@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from checkpoints import vae as vae_file
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.tiles import Tile
+from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from support.checkpoints import vae as vae_file
 
 CPU = torch.device("cpu")
 SMALL_TILES = [Tile(size=8, overlap=2), Tile(size=9, overlap=1), Tile(size=20, overlap=5)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightx2v_pack.engine.errors import NonFiniteLatentsError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.schedule import build_schedule
 from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.schedule import build_schedule
 
 SHAPE = (16, 3, 4, 6)
 CONTEXT = torch.zeros(512, 8)

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
-from lightx2v_pack.engine import doctor
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.logic.support import Machine
-from pretended_card import pretend_card
+from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.panel import doctor
+from support import checkpoints
+from support.pretended_card import pretend_card
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 
@@ -74,9 +73,9 @@ def test_every_item_that_is_not_ok_has_a_one_line_remedy(models):
         assert (item["state"] == "ok") == (item["remedy"] == "")
 
 
-def speed_item(label, **facts):
-    row = next(row for row in doctor._SPEED_PACKAGES if row[0] == label)
-    return doctor._examine_speed(*row, Machine(**facts))
+def speed_item(label, installed=None, **facts):
+    row = next(row for name, _, row in doctor._SPEED_PACKAGES if name == label)
+    return doctor._examine_speed(label, row, Machine(**facts), installed)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,9 @@ def speed_item(label, **facts):
         ("sgl-kernel", {}, "ok", "there is no CUDA device"),
         ("Triton", {"capability": (9, 0), "packages": {"triton": "3.6.0"}}, "ok", "3.6.0"),
         ("Triton", {"capability": (8, 6), "packages": {"triton": "2.3.1"}}, "ok", "needs triton 3 or newer"),
-        ("Triton", {}, "ok", "there is no CUDA device"),
+        ("Triton", {}, "ok", "not installed; not used: there is no CUDA device"),
+        ("Triton", {"installed": "3.6.0"}, "ok", "3.6.0; not used: there is no CUDA device"),
+        ("q8_kernels", {"capability": (8, 9), "installed": "0.0.5"}, "ok", "0.0.5"),
     ],
 )
 def test_optional_packages_count_only_where_the_card_uses_them(label, facts, state, found):
@@ -112,9 +113,17 @@ def test_optional_packages_count_only_where_the_card_uses_them(label, facts, sta
 def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     pretend_card(monkeypatch, name, capability, 24, 22.5)
     items = {item.name: item for item in doctor.examine({}, tmp_path)}
-    find_machine.cache_clear()
     assert items["Card"].state == state
     dotted = ".".join(map(str, capability))
     assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
     assert items["Checkpoints"].state == "missing"
     assert items["LightX2V"].state == "ok" and "not installed; not needed for speed" in items["LightX2V"].found
+
+
+def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):
+    pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5)
+    monkeypatch.setattr(doctor, "_find_package", lambda *_: None)
+    items = {item.name: item for item in doctor.examine({}, tmp_path)}
+    assert items["Triton"].state == "warn" and items["Triton"].remedy.startswith("pip install triton")
+    assert items["SageAttention"].state == "ok"
+    assert items["SageAttention"].found == "not installed; not needed: the pack's own attention runs on this card"

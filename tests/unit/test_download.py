@@ -7,16 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
-from hub_server import HubServer
 from lightx2v_pack.engine.adapters.hub import download as hub_download
 from lightx2v_pack.engine.adapters.hub.download import download, plan_download
+from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint, resolve_transformer
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    COMFY_REPOSITORY,
+    PUBLISHED,
+    SINGLE_FILE_REPOSITORY,
+    DownloadError,
+)
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_checkpoint, resolve_transformer
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY, DownloadError
 from lightx2v_pack.tools import download_cli
+from support import checkpoints
+from support.hub_server import HubServer
 
 FP8 = PUBLISHED["fp8"]
 FOLDER = Path(FP8.entry)

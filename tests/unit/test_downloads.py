@@ -2,12 +2,12 @@
 
 import shutil
 
-import checkpoints
 import pytest
-from hub_server import HubServer
-from lightx2v_pack.engine.downloads import Downloads
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.logic.published import PUBLISHED
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED
+from lightx2v_pack.engine.panel.downloads import Downloads
+from support import checkpoints
+from support.hub_server import HubServer
 
 FP8 = PUBLISHED["fp8"]
 

@@ -1,10 +1,10 @@
 """Predicted seconds, against what was measured (docs/benchmarks.md) and what others published."""
 
 import pytest
-from lightx2v_pack.engine.logic import estimate
-from lightx2v_pack.engine.logic.estimate import Clip, History, Setup
-from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
-from wan_14b import WAN_14B
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.panel import speed
+from lightx2v_pack.engine.panel.speed import Clip, History, Setup
+from support.wan_14b import WAN_14B
 
 TOKENS_480P, TOKENS_720P = 32_760, 75_600
 CLIP_480P = Clip(width=832, height=480, num_frames=81, tokens=TOKENS_480P)
@@ -48,12 +48,12 @@ def setup(
     ],
 )
 def test_an_h200_is_predicted_within_a_tenth_of_what_was_measured(what, tokens, measured):
-    assert estimate.step_seconds(what, tokens) == pytest.approx(measured, rel=0.1)
+    assert speed.step_seconds(what, tokens) == pytest.approx(measured, rel=0.1)
 
 
 def test_every_attention_back_end_has_an_estimate():
     for backend in ATTENTION_BACKENDS:
-        assert estimate.step_seconds(setup(attention=backend.name), TOKENS_480P) < 4
+        assert speed.step_seconds(setup(attention=backend.name), TOKENS_480P) < 4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_every_attention_back_end_has_an_estimate():
     [(CLIP_480P, False, 0.74), (CLIP_480P, True, 0.91), (CLIP_720P, False, 1.67), (CLIP_720P, True, 2.63)],
 )
 def test_a_decode_is_predicted_within_a_sixth_of_what_was_measured(clip, tiled, measured):
-    found = estimate.decode_seconds(H200, clip, is_tiled=tiled)
+    found = speed.decode_seconds(H200, clip, is_tiled=tiled)
     assert found == pytest.approx(measured, rel=0.16)
 
 
@@ -79,8 +79,8 @@ def test_an_rtx_4090_is_predicted_below_what_a_longer_run_took(clip, published):
 
 def test_a_card_without_fp8_is_slower_with_fp8_weights_than_with_int8():
     ampere = "NVIDIA GeForce RTX 3090"
-    fp8 = estimate.step_seconds(setup(card=ampere, matmul="dequantize"), TOKENS_480P)
-    int8 = estimate.step_seconds(setup(card=ampere, scheme="int8"), TOKENS_480P)
+    fp8 = speed.step_seconds(setup(card=ampere, matmul="dequantize"), TOKENS_480P)
+    int8 = speed.step_seconds(setup(card=ampere, scheme="int8"), TOKENS_480P)
     assert fp8 > 1.5 * int8
 
 
@@ -90,9 +90,9 @@ def test_an_unlisted_card_gets_no_number(card):
     assert (duration.seconds, duration.basis) == (None, "unknown")
 
 
-@pytest.mark.parametrize("name", estimate.CARDS)
+@pytest.mark.parametrize("name", speed.CARDS)
 def test_listed_rates_are_consistent(name):
-    rates = estimate.CARDS[name]
+    rates = speed.CARDS[name]
     assert rates.int8 == pytest.approx(4 * rates.bf16, rel=0.03) or rates.int8 == pytest.approx(
         2 * rates.bf16, rel=0.03
     )
@@ -106,7 +106,7 @@ def test_a_run_of_the_same_kind_goes_before_the_estimate():
     same = history.predict(setup(), CLIP_480P, is_tiled=False)
     assert (same.basis, same.step_seconds, same.seconds) == ("measured", 5.0, pytest.approx(4 * 5.0 + 2.5))
     larger = history.predict(setup(), CLIP_720P, is_tiled=False)
-    ratio = estimate.step_seconds(setup(), TOKENS_720P) / estimate.step_seconds(setup(), TOKENS_480P)
+    ratio = speed.step_seconds(setup(), TOKENS_720P) / speed.step_seconds(setup(), TOKENS_480P)
     assert (larger.basis, larger.step_seconds) == ("scaled", pytest.approx(5.0 * ratio))
     assert history.predict(setup(offload="block"), CLIP_480P, is_tiled=False).basis == "estimate"
 

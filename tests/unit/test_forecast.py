@@ -3,23 +3,22 @@
 import os
 import shutil
 
-import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine import forecast as module
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.budget import Host
+from lightx2v_pack.engine.checkpoints.files import TransformerFiles
+from lightx2v_pack.engine.checkpoints.formats import TransformerFormat
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.forecast import Question, forecast
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles
-from lightx2v_pack.engine.logic.checkpoint_formats import TransformerFormat
-from lightx2v_pack.engine.logic.memory_plan import HostPolicy
+from lightx2v_pack.engine.memory.budget import Host
+from lightx2v_pack.engine.memory.plan import HostPolicy
+from lightx2v_pack.engine.panel import forecast as module
+from lightx2v_pack.engine.panel.forecast import Question, forecast
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from pretended_card import pretend_card
-from wan_14b import WAN_14B
+from support import checkpoints
+from support.pretended_card import pretend_card
+from support.wan_14b import WAN_14B
 
 
 @pytest.fixture(autouse=True)
@@ -133,12 +132,11 @@ def test_a_single_transformer_file_is_described():
 
 @pytest.fixture
 def card(monkeypatch):
-    """Pretend a card, and the 14B transformer in FP8 where a file is asked for; the machine forgets both afterwards."""
+    """Pretend a card, and the 14B transformer in FP8 where a file is asked for."""
     layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=WAN_14B)
     files = TransformerFiles(files=(), layout="single", format=layout, num_bytes=15_010_000_000)
     monkeypatch.setattr(module, "_resolve_transformer", lambda *_: files)
-    yield lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
-    find_machine.cache_clear()
+    return lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
 
 
 def ask_14b(**changes):

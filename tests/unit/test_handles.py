@@ -4,29 +4,25 @@ import gc
 from dataclasses import replace
 from functools import partial
 
-import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine import engines, handles, pipeline
-from lightx2v_pack.engine.adapters import system
-from lightx2v_pack.engine.adapters.blocks import select as select_blocks
-from lightx2v_pack.engine.adapters.kernels import attention, matmul, probe
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine
-from lightx2v_pack.engine.adapters.lightx2v import bootstrap
-from lightx2v_pack.engine.adapters.portable import vae_ops
-from lightx2v_pack.engine.budget import Host
+from lightx2v_pack.engine import engines, handles, pipeline, system
+from lightx2v_pack.engine.backends import block_ops as select_blocks
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.checkpoints.tae import TaeFormat
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError, UnsupportedHardwareError
 from lightx2v_pack.engine.handles import held, unload_others
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes
-from lightx2v_pack.engine.logic.memory_needs import RAM_FIXED_BYTES, Need
-from lightx2v_pack.engine.logic.memory_plan import Budget, HostPolicy
-from lightx2v_pack.engine.logic.support import Machine
-from lightx2v_pack.engine.logic.tae_format import TaeFormat
+from lightx2v_pack.engine.kernels import attention, matmul, vae_ops
+from lightx2v_pack.engine.memory.budget import Host
+from lightx2v_pack.engine.memory.decoder import decode_bytes, tae_decode_bytes
+from lightx2v_pack.engine.memory.needs import RAM_FIXED_BYTES, Need
+from lightx2v_pack.engine.memory.plan import Budget, HostPolicy
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from pretended_card import pretend_card
 from safetensors.torch import save_file
+from support import checkpoints
+from support.pretended_card import pretend_card
 
 SHAPE = (16, 1, 4, 4)
 
@@ -128,8 +124,6 @@ def small_card(monkeypatch):
     """A card on which the tiny transformer is loaded, in name only."""
     pretend_card(monkeypatch, "NVIDIA GeForce RTX 4060", (8, 9), 8, 7)
     monkeypatch.setattr(engines, "build_transformer", lambda files, settings, placement: Fake(placement))
-    yield
-    find_machine.cache_clear()
 
 
 def test_what_is_held_counts_as_free_for_the_next_run(small_card):
@@ -201,16 +195,12 @@ def test_a_missing_part_is_an_error_only_when_it_is_used(tmp_path):
 @pytest.fixture
 def h200(monkeypatch):
     """A card with everything that runs fast on it, LightX2V included; nothing has run yet."""
-    pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138)
-    machine = Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"})
-    for module in (engines, attention, probe):
-        monkeypatch.setattr(module, "find_machine", lambda device: machine)
-    monkeypatch.setattr(probe, "_failed_trials", {})
-    monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)
-    probe.trial_problem.cache_clear()
+    packages = {"triton": "3.6.0", "sageattention": "2.2.0"}
+    pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138, packages=packages, has_lightx2v=True)
+    monkeypatch.setattr(trials, "_failed_trials", {})
+    trials.trial_problem.cache_clear()
     yield torch.device("cuda", 0)
-    probe.trial_problem.cache_clear()
-    find_machine.cache_clear()
+    trials.trial_problem.cache_clear()
 
 
 def test_the_next_plan_knows_that_sage_does_not_run_in_place(h200, monkeypatch):

@@ -1,9 +1,9 @@
 """ComfyUI's launch flags as a memory policy."""
 
 import pytest
+from lightx2v_pack.engine.adapters.comfy.host_flags import policy_of
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.host_flags import policy_of
-from lightx2v_pack.engine.logic.memory_plan import HostPolicy
+from lightx2v_pack.engine.memory.plan import HostPolicy
 
 
 def test_without_flags_nothing_is_asked():

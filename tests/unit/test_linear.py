@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.kernels import matmul
-from lightx2v_pack.engine.adapters.kernels.matmul import Linear
+from lightx2v_pack.engine.kernels import matmul
+from lightx2v_pack.engine.kernels.matmul import Linear
 
 N, K = 96, 128
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}

@@ -5,11 +5,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from lightx2v_pack.engine.adapters.streaming import reading
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import NothingFitsError
-from lightx2v_pack.engine.logic.activations import ATTENTION_BYTES
-from lightx2v_pack.engine.logic.memory_needs import (
+from lightx2v_pack.engine.memory.activations import ATTENTION_BYTES
+from lightx2v_pack.engine.memory.needs import (
     LATER_MARGIN,
     RAM_FIXED_BYTES,
     RING_BYTES,
@@ -19,7 +19,7 @@ from lightx2v_pack.engine.logic.memory_needs import (
     resting_need,
     weights_ram,
 )
-from lightx2v_pack.engine.logic.memory_plan import (
+from lightx2v_pack.engine.memory.plan import (
     Budget,
     HostPolicy,
     Need,
@@ -30,9 +30,9 @@ from lightx2v_pack.engine.logic.memory_plan import (
     plan_run,
     retry_wish,
 )
-from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS
-from lightx2v_pack.engine.logic.tiles import Tile
-from wan_14b import WAN_14B
+from lightx2v_pack.engine.memory.tiles import Tile
+from lightx2v_pack.engine.offload import reader
+from support.wan_14b import WAN_14B
 
 P480, P720 = (832, 480), (1280, 720)
 # What a desktop, the CUDA context, the system and ComfyUI leave of a card and of RAM.
@@ -170,7 +170,7 @@ def test_resident_blocks_load_through_a_ring(weights, held):
         assert weights_ram(found.weights, weights) == held * found.weights.block
         assert loaded == held * found.weights.block + RAM_FIXED_BYTES
         assert loading == max(loaded, RING_BYTES + int(0.48 * GIB))
-    assert RING_BYTES == 2 * reading._NUM_THREADS * reading._PIECE_BYTES
+    assert RING_BYTES == 2 * reader._NUM_THREADS * reader._PIECE_BYTES
 
 
 @pytest.mark.parametrize(("scheme", "allocated"), [("fp8", 5.39), ("int8", 4.67), ("bf16", 5.27)])

@@ -1,23 +1,23 @@
 """Predicted weight bytes against the units that the engines make of a checkpoint."""
 
-import checkpoints
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.blocks.workspace import Workspace
-from lightx2v_pack.engine.adapters.checkpoint import TransformerCheckpoint
-from lightx2v_pack.engine.adapters.portable import stem
-from lightx2v_pack.engine.adapters.streaming import make_units
+from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.activations import workspace_sizes
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_checkpoint
-from lightx2v_pack.engine.logic.model_sizes import weight_sizes
-from wan_14b import WAN_14B
+from lightx2v_pack.engine.memory.activations import workspace_sizes
+from lightx2v_pack.engine.memory.model_sizes import weight_sizes
+from lightx2v_pack.engine.offload import make_units
+from lightx2v_pack.engine.wan import embeddings
+from lightx2v_pack.engine.wan.workspace import Workspace
+from support import checkpoints
+from support.wan_14b import WAN_14B
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8", "bf16"])
 def test_blocks_are_as_large_as_their_units(scheme):
     files = resolve_checkpoint(checkpoints.repository(), scheme).transformer
-    checkpoint = TransformerCheckpoint(files, float32=stem.FLOAT32)
+    checkpoint = TransformerCheckpoint(files, float32=embeddings.FLOAT32)
     sizes = weight_sizes(files.format.architecture, scheme)
     blocks = make_units(checkpoint.specs, files.format.architecture.num_layers, by_phase=False)
     phases = make_units(checkpoint.specs, files.format.architecture.num_layers, by_phase=True)

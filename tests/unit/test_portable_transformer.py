@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import comfy_transformer, repository, single_file, transformer_weights
-from lightx2v_pack.engine.adapters.blocks import kernels
-from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer
-from lightx2v_pack.engine.adapters.streaming import conveyor
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.errors import UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer
-from lightx2v_pack.engine.logic.memory_plan import Placement
+from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.settings import EngineSettings
+from lightx2v_pack.engine.wan import kernels
+from lightx2v_pack.engine.wan.transformer import PortableTransformer
 from safetensors.torch import load_file, save_file
-from wan_reference import dequantised, reference_flow, relative_error
+from support.checkpoints import comfy_transformer, repository, single_file, transformer_weights
+from support.wan_reference import dequantised, reference_flow, relative_error
 
 SHAPE = (16, 3, 8, 10)
 MODES = ("none", "block", "phase", "disk")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.kernels import probe
-from lightx2v_pack.engine.adapters.kernels.probe import after_trials, select_kernel
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.table import Backend, Machine
+from lightx2v_pack.engine.backends.trials import after_trials, select_kernel
 from lightx2v_pack.engine.errors import UnsupportedHardwareError
-from lightx2v_pack.engine.logic.support import Backend, Machine
 
 CPU = torch.device("cpu")
 TABLE = (
@@ -34,7 +34,7 @@ def run(kernel, device):
 
 @pytest.fixture(autouse=True)
 def process_without_a_past(monkeypatch):
-    monkeypatch.setattr(probe, "_failed_trials", {})
+    monkeypatch.setattr(trials, "_failed_trials", {})
 
 
 def select(kernel, requested="auto", task="task"):

@@ -1,8 +1,8 @@
 """The table of published variants: what is chosen from a repository's listing."""
 
 import pytest
-from lightx2v_pack.engine.logic.checkpoint_kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.logic.published import (
+from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
     COMFY_REPOSITORY,
     DOWNLOAD_PROBLEMS,
     PUBLISHED,

@@ -3,17 +3,17 @@
 import logging
 import weakref
 
-import checkpoints
 import pytest
 import torch
 from lightx2v_pack.engine import engines, handles, pipeline
-from lightx2v_pack.engine.adapters.system import is_out_of_memory
-from lightx2v_pack.engine.budget import Host
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes
+from lightx2v_pack.engine.memory.budget import Host
+from lightx2v_pack.engine.memory.plan import Budget, Sizes
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from wan_14b import WAN_14B
+from lightx2v_pack.engine.system import is_out_of_memory
+from support import checkpoints
+from support.wan_14b import WAN_14B
 
 SHAPE = (1, 16, 2, 6, 8)
 FULL_SIZE = Sizes(

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lightx2v_pack.engine.logic.schedule import build_schedule
+from lightx2v_pack.engine.stages.schedule import build_schedule
 
 
 def test_four_steps_at_shift_five_is_the_distillation_schedule():

@@ -1,5 +1,5 @@
 import pytest
-from lightx2v_pack.engine.logic import shapes
+from lightx2v_pack.engine import shapes
 
 
 def test_default_clip():

@@ -11,23 +11,23 @@ import weakref
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.streaming import (
+from lightx2v_pack.engine.checkpoints.weights import open_weights
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.offload import (
     Conveyor,
     TensorSpec,
     Unit,
-    conveyor,
-    host_memory,
     load_tensors,
     make_units,
-    reading,
+    pinned,
+    reader,
     settle,
     units,
 )
-from lightx2v_pack.engine.adapters.streaming.host_memory import HostBuffer, locked_bytes
-from lightx2v_pack.engine.adapters.weights import open_weights
-from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.logic.memory_plan import Placement
+from lightx2v_pack.engine.offload import streamer as conveyor
+from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
@@ -204,7 +204,7 @@ def test_tensors_outside_of_blocks_come_by_their_names(files, monkeypatch):
     found = load_tensors(files.specs, files, CPU, Hooks())
     assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in files.expected.items())
     unit = Unit("", files.specs)
-    (found,) = reading.load_to_device([unit], files, CPU, 0, reading.Progress(Hooks(), 1))
+    (found,) = reader.load_to_device([unit], files, CPU, 0, reader.Progress(Hooks(), 1))
     assert set(found) == set(files.expected)
     assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in files.expected.items())
 
@@ -284,13 +284,13 @@ def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch, bring, tmp_
 def reads(monkeypatch):
     """Every read of a file: (its name, whether a reader's thread did it)."""
     log = []
-    read = reading._read_file
+    read = reader._read_file
 
     def logging_read(place, memory):
         read(place, memory)
         log.append((place.path.stem, threading.current_thread() is not threading.main_thread()))
 
-    monkeypatch.setattr(reading, "_read_file", logging_read)
+    monkeypatch.setattr(reader, "_read_file", logging_read)
     return log
 
 
@@ -302,7 +302,7 @@ def tensors_in_place(files):
 @pytest.mark.parametrize("mode", ["none", "block", "disk"])
 def test_what_must_be_converted_is_converted_in_pieces(bring, files, monkeypatch, mode):
     """A checkpoint in FP32 takes no more RAM on its way than one in BF16."""
-    monkeypatch.setattr(reading, "_PIECE_BYTES", 4)
+    monkeypatch.setattr(reader, "_PIECE_BYTES", 4)
     conveyor = bring(files, mode)
     check_pass(conveyor, files)
     # Of norm3: five numbers of float64, wanted in bfloat16.
@@ -405,8 +405,8 @@ def test_a_unit_that_fails_leaves_usable_weights(bring, files, mode):
 
 def test_cancel_is_heard_while_a_slow_drive_is_waited_for(monkeypatch, bring, files):
     go_on = threading.Event()
-    read = reading._read_file
-    monkeypatch.setattr(reading, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    read = reader._read_file
+    monkeypatch.setattr(reader, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
     conveyor = bring(files, "disk")
     asked = []
 
@@ -428,8 +428,8 @@ def test_cancel_is_heard_while_a_slow_drive_is_waited_for(monkeypatch, bring, fi
 def test_a_load_can_be_cancelled(monkeypatch, bring, files, mode):
     """All that a load has begun ends with it: its threads, see no_thread_stays, and its memory."""
     go_on = threading.Event()
-    read = reading._read_file
-    monkeypatch.setattr(reading, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    read = reader._read_file
+    monkeypatch.setattr(reader, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
     asked = []
 
     def check():
@@ -441,7 +441,7 @@ def test_a_load_can_be_cancelled(monkeypatch, bring, files, mode):
     with pytest.raises(Cancelled):
         bring(files, mode, hooks=Hooks(check_interrupt=check))
     gc.collect()
-    assert not list(host_memory._buffers)
+    assert not list(pinned._buffers)
 
 
 def test_progress_counts_to_the_end(bring, files):
@@ -464,7 +464,7 @@ def test_a_file_that_shrank_is_named(bring, files, mode):
 def test_many_bad_files_do_not_stop_the_good_ones(bring, monkeypatch, tmp_path):
     """The first unit is slow to read and all others cannot be: the error comes once the first unit is there."""
     files = Files(tmp_path, (8,) * 40)
-    read = reading._read_file
+    read = reader._read_file
 
     def read_first(place, memory):
         if place.path != files.paths[0]:
@@ -472,7 +472,7 @@ def test_many_bad_files_do_not_stop_the_good_ones(bring, monkeypatch, tmp_path):
         time.sleep(0.02)
         read(place, memory)
 
-    monkeypatch.setattr(reading, "_read_file", read_first)
+    monkeypatch.setattr(reader, "_read_file", read_first)
     with pytest.raises(CheckpointError, match="is bad"):
         bring(files, "none")
 
@@ -500,28 +500,28 @@ def test_only_what_must_be_converted_is_mapped(bring, files):
 
 @pytest.mark.parametrize(("mode", "resident_blocks"), [("none", 0), ("block", 2), ("disk", 1)])
 def test_large_tensors_are_read_in_pieces(monkeypatch, bring, files, reads, mode, resident_blocks):
-    monkeypatch.setattr(reading, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(reader, "_PIECE_BYTES", 100)
     conveyor = bring(files, mode, resident_blocks)
     check_pass(conveyor, files, mode)
     assert len(reads) > 3 * len(files.expected)
 
 
 def test_resident_weights_pass_through_little_ram(monkeypatch, bring, tmp_path):
-    monkeypatch.setattr(reading, "_PIECE_BYTES", 4096)
+    monkeypatch.setattr(reader, "_PIECE_BYTES", 4096)
     gc.collect()  # what tracebacks of earlier tests hold
     most = [0]
-    send = reading._Ring.send
+    send = reader._Ring.send
 
     def measure(*arguments):
-        most[0] = max(most[0], sum(buffer.num_bytes for buffer in list(host_memory._buffers)))
+        most[0] = max(most[0], sum(buffer.num_bytes for buffer in list(pinned._buffers)))
         send(*arguments)
 
-    monkeypatch.setattr(reading._Ring, "send", measure)
+    monkeypatch.setattr(reader._Ring, "send", measure)
     files = Files(tmp_path, (3000,) * 6)
     check_pass(bring(files, "none"), files)
     assert 0 < most[0] <= 2 * 8 * 4096 < sum(unit.num_bytes for unit in files.units()) / 5
     gc.collect()
-    assert not list(host_memory._buffers)
+    assert not list(pinned._buffers)
 
 
 @pytest.mark.parametrize("mode", ["block", "disk"])
@@ -545,8 +545,8 @@ def locks(monkeypatch):
         log[memory.data_ptr()] = memory.clone()
         return True
 
-    monkeypatch.setattr(host_memory, "_lock_pages", lock)
-    monkeypatch.setattr(host_memory, "_unlock_pages", lambda memory: log.pop(memory.data_ptr()))
+    monkeypatch.setattr(pinned, "_lock_pages", lock)
+    monkeypatch.setattr(pinned, "_unlock_pages", lambda memory: log.pop(memory.data_ptr()))
     return log
 
 
@@ -599,7 +599,7 @@ def test_closing_gives_all_memory_back(bring, files):
         conveyor = bring(files, mode, resident_blocks=1)
         check_pass(conveyor, files)
         refs = [weakref.ref(slot) for slot in conveyor.residence._rest._slots]
-        refs += [weakref.ref(buffer) for buffer in host_memory._buffers]
+        refs += [weakref.ref(buffer) for buffer in pinned._buffers]
         assert len(refs) >= 4
         conveyor.close()
         gc.collect()

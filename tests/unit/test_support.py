@@ -1,8 +1,7 @@
 """The tables of back ends: what a machine can run, what `auto` takes, and what a refusal says."""
 
 import pytest
-from lightx2v_pack.engine.errors import MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
-from lightx2v_pack.engine.logic.support import (
+from lightx2v_pack.engine.backends.table import (
     ATTENTION_BACKENDS,
     ATTENTION_CHOICES,
     MATMUL_BACKENDS,
@@ -11,6 +10,7 @@ from lightx2v_pack.engine.logic.support import (
     choose_backend,
     why_not,
 )
+from lightx2v_pack.engine.errors import MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
 
 SAGE2 = {"sageattention": "2.2.0"}
 SAGE1 = {"sageattention": "1.0.6"}

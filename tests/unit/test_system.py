@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from lightx2v_pack.engine.adapters import system
+from lightx2v_pack.engine import system
 from lightx2v_pack.engine.constants import GIB
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
+from lightx2v_pack.engine.checkpoints.header import TensorInfo
+from lightx2v_pack.engine.checkpoints.tae import TaeFormat, detect_tae
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalise
-from lightx2v_pack.engine.logic.safetensors_header import TensorInfo
-from lightx2v_pack.engine.logic.tae_format import TaeFormat, detect_tae
-from lightx2v_pack.engine.logic.tiles import Tile
+from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from safetensors.torch import save_file
 from torch.nn import functional
 

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import comfy_text_encoder, repository, scratch, single_file, text_encoder, text_encoder_weights, vae
-from lightx2v_pack.engine.adapters.kernels.widen import widen
-from lightx2v_pack.engine.adapters.portable import text_encoder as portable
-from lightx2v_pack.engine.adapters.portable import text_linear
-from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder
-from lightx2v_pack.engine.adapters.portable.text_linear import StoredLinear
 from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.kernels.widen import widen
 from lightx2v_pack.engine.stages.encode import encode_prompt
+from lightx2v_pack.engine.umt5 import encoder as portable
+from lightx2v_pack.engine.umt5 import linear as text_linear
+from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
+from lightx2v_pack.engine.umt5.linear import StoredLinear
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
+from support.checkpoints import (
+    comfy_text_encoder,
+    repository,
+    scratch,
+    single_file,
+    text_encoder,
+    text_encoder_weights,
+    vae,
+)
 from transformers import UMT5Config, UMT5EncoderModel
 
 SIZES = tiny.DEFAULT_SIZES

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from lightx2v_pack.engine.logic.tiles import Span, Tile, split_axis
+from lightx2v_pack.engine.memory.tiles import Span, Tile, split_axis
 
 TILES = [Tile(), Tile(size=32, overlap=8), Tile(size=41, overlap=10), Tile(size=9, overlap=2), Tile(size=4, overlap=1)]
 

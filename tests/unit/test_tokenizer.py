@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import sentencepiece
-from checkpoints import repository, spiece_model
-from lightx2v_pack.engine.adapters.portable.tokenizer import END_TOKEN, clean_text, open_spiece, open_tokenizer
 from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.umt5.tokenizer import END_TOKEN, clean_text, open_spiece, open_tokenizer
+from support.checkpoints import repository, spiece_model
 
 PROMPTS = (
     "",

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from checkpoints import comfy_transformer, repository, single_file, transformer_weights
-from lightx2v_pack.engine.adapters.checkpoint import TransformerCheckpoint
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
+from support.checkpoints import comfy_transformer, repository, single_file, transformer_weights
 
 LAYOUTS = {
     "file": lambda: single_file("fp8"),

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import scratch, single_file, vae, vae_weights
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder
-from lightx2v_pack.engine.adapters.weights import PthWeights
+from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalise, normalise
-from lightx2v_pack.engine.logic.decode_memory import decode_bytes
+from lightx2v_pack.engine.memory.decoder import decode_bytes
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save_file
+from support.checkpoints import scratch, single_file, vae, vae_weights
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

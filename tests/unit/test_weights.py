@@ -7,15 +7,15 @@ from collections import OrderedDict
 from concurrent import futures
 from pathlib import Path
 
-import checkpoints
 import psutil
 import pytest
 import torch
-from lightx2v_pack.engine.adapters import weights as weights_module
-from lightx2v_pack.engine.adapters.weights import open_weights
+from lightx2v_pack.engine.checkpoints import weights as weights_module
+from lightx2v_pack.engine.checkpoints.header import TensorInfo
+from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.logic.safetensors_header import TensorInfo
 from safetensors.torch import load_file, save_file
+from support import checkpoints
 
 
 def test_several_files_read_as_one_mapping() -> None:

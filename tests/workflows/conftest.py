@@ -1,7 +1,7 @@
 """Model folders and a runner for the workflow tests."""
 
-import examples
 import pytest
+from support import examples
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ For every example workflow NAME.json as it is and NAME.api.json, what it means t
 was saved with. Run it as the last step before a release; never change the folder of a version that is out.
 """
 
-import importlib.util
 import json
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -50,7 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # tests/conftest.py registers the pack under the name that the tests import it by.
-    spec = importlib.util.spec_from_file_location("pack_registration", ROOT / "tests" / "conftest.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
     main()

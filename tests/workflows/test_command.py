@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import TEXT_TO_VIDEO, set_options
 from lightx2v_pack.tools.headless.progress import Progress
+from support.examples import TEXT_TO_VIDEO, set_options
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "run_workflow.py"
 SIZE = set_options("LightX2VEmptyLatent.width=32", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")

@@ -6,15 +6,15 @@ import shutil
 import sys
 from pathlib import Path
 
-import lightx2v_cpu
 import pytest
 import torch
+from lightx2v_pack.demo.train import captions
 from lightx2v_pack.engine import engines, latent_space, pipeline
-from lightx2v_pack.engine.logic.tiles import Tile, split_axis
+from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages import decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
-from lightx2v_pack.tools.train_tiny import captions
 from safetensors.torch import load_file, save_file
+from support import lightx2v_cpu
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="demo/checkpoint is not here")

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import TEXT_TO_VIDEO, WITH_NATIVE_NODES
 from lightx2v_pack.tools.headless.boot import boot
 from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+from support.examples import TEXT_TO_VIDEO, WITH_NATIVE_NODES
 
 GOLDEN = Path(__file__).parent / "golden"
 

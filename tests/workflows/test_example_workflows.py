@@ -5,7 +5,7 @@ import json
 import av
 import numpy as np
 import pytest
-from examples import TEXT_TO_VIDEO, TINY, WITH_NATIVE_NODES, frames_of, set_options
+from support.examples import TEXT_TO_VIDEO, TINY, WITH_NATIVE_NODES, frames_of, set_options
 
 STAGES = ["load_text_encoder", "encode", "load_transformer", "sample", "load_vae", "decode"]
 

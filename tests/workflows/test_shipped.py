@@ -7,8 +7,8 @@ import sys
 import pytest
 from lightx2v_pack.tools.headless.boot import boot
 from lightx2v_pack.tools.headless.progress import Progress
-from node_schemas import breaking_changes, read_golden
 from ship import SHIPPED, meaning, version
+from support.node_schemas import breaking_changes, read_golden
 
 WORKFLOWS = [path for path in sorted(SHIPPED.glob("*/lightx2v_*.json")) if not path.name.endswith(".api.json")]
 

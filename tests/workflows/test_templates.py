@@ -6,18 +6,17 @@ import sys
 from pathlib import Path
 
 import av
-import checkpoints
-import examples
 import pytest
-from examples import set_options
+from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run
-from lightx2v_pack.engine.logic.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.boot import boot
 from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
-from wan_14b import WAN_14B
+from support import checkpoints, examples
+from support.examples import set_options
+from support.wan_14b import WAN_14B
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))

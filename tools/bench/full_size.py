@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ...engine.adapters.kernels.probe import find_machine
+from ...engine.backends.trials import find_machine
 from ...engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, GIB
-from ...engine.logic.shapes import num_tokens
+from ...engine.shapes import num_tokens
 from .. import make_tiny_checkpoint as checkpoints
 
 Shape = tuple[int, int, int, int]

@@ -1,6 +1,6 @@
 """Time what a step is made of: fused operations, matrix products, attentions; and where one whole step goes.
 
-Every back end of logic/support.py that runs on this card is measured at the shapes of a clip (832x480, 81 frames:
+Every back end of backends/table.py that runs on this card is measured at the shapes of a clip (832x480, 81 frames:
 32,760 tokens of the 14B model), operations beside the speed of a copy. Self-attentions are measured with the RMS norm
 and RoPE of q and k before them, which some fuse (`alone_ms` is without), with their temporaries (bytes per token and
 unit of width, the result included) and their relative L2 error against fp32 on fewer tokens. `--profile` then takes one
@@ -39,19 +39,22 @@ sys.modules["lightx2v_pack"] = pack
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from lightx2v_pack.engine import pipeline  # noqa: E402
-from lightx2v_pack.engine.adapters.blocks import ops_torch  # noqa: E402
-from lightx2v_pack.engine.adapters.blocks.ops import Ops, Rotary  # noqa: E402
-from lightx2v_pack.engine.adapters.blocks.select import select_ops  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels import attention, matmul  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.probe import find_machine  # noqa: E402
-from lightx2v_pack.engine.adapters.kernels.quantise import quantise  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.backends.block_ops import select_ops  # noqa: E402
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, MATMUL_BACKENDS, why_not  # noqa: E402
+from lightx2v_pack.engine.backends.trials import find_machine  # noqa: E402
 from lightx2v_pack.engine.constants import TEXT_ROWS  # noqa: E402
 from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
-from lightx2v_pack.engine.logic.support import ATTENTION_BACKENDS, MATMUL_BACKENDS, why_not  # noqa: E402
+from lightx2v_pack.engine.kernels import (  # noqa: E402
+    attention,
+    matmul,
+    ops_torch,
+)
+from lightx2v_pack.engine.kernels.ops import Ops, Rotary  # noqa: E402
+from lightx2v_pack.engine.kernels.quantize import quantise  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     PRECISIONS,
     TEXT_DIM,

@@ -46,20 +46,20 @@ if os.environ.get("LIGHTX2V_DIR"):
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap  # noqa: E402
 from lightx2v_pack.engine.adapters.lightx2v.config import build_config  # noqa: E402
 from lightx2v_pack.engine.adapters.lightx2v.transformer import LightX2VTransformer  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.backends.table import ATTENTION_CHOICES  # noqa: E402
+from lightx2v_pack.engine.checkpoints.files import TransformerFiles, resolve_transformer  # noqa: E402
 from lightx2v_pack.engine.constants import (  # noqa: E402
     DISTILL_SHIFT,
     GIB,
     TEXT_ROWS,
 )
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_files import TransformerFiles, resolve_transformer  # noqa: E402
-from lightx2v_pack.engine.logic.memory_needs import Placement  # noqa: E402
-from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
-from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
+from lightx2v_pack.engine.memory.needs import Placement  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.stages.denoise import denoise  # noqa: E402
+from lightx2v_pack.engine.stages.schedule import build_schedule  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     MODES,
     PRECISIONS,

@@ -35,14 +35,15 @@ sys.modules["lightx2v_pack"] = pack
 # This file's folder comes first on the path and would make lightx2v.py there the package `lightx2v`.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
-from lightx2v_pack.engine.adapters.checkpoint import TransformerCheckpoint  # noqa: E402
-from lightx2v_pack.engine.adapters.streaming import Unit, make_units, reading, settle  # noqa: E402
-from lightx2v_pack.engine.adapters.streaming.host_memory import locked_bytes  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device, page_lock_limit  # noqa: E402
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer  # noqa: E402
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer  # noqa: E402
-from lightx2v_pack.engine.logic.memory_needs import Placement  # noqa: E402
+from lightx2v_pack.engine.memory.needs import Placement  # noqa: E402
+from lightx2v_pack.engine.offload import Unit, make_units, settle  # noqa: E402
+from lightx2v_pack.engine.offload import reader as reading  # noqa: E402
+from lightx2v_pack.engine.offload.pinned import locked_bytes  # noqa: E402
+from lightx2v_pack.engine.system import compute_device, page_lock_limit  # noqa: E402
 from lightx2v_pack.tools.bench import machine_limits  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     PRECISIONS,

@@ -43,11 +43,11 @@ sys.modules["lightx2v_pack"] = pack
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from lightx2v_pack.engine import engines, pipeline  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device, free_ram_bytes  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
 from lightx2v_pack.engine.stages.encode import encode_prompt  # noqa: E402
+from lightx2v_pack.engine.system import compute_device, free_ram_bytes  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
 from lightx2v_pack.tools.bench import machine_limits  # noqa: E402
 from lightx2v_pack.tools.bench.children import Child, wait_for_turn  # noqa: E402

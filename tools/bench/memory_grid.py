@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ...engine import engines, handles
-from ...engine.adapters.system import compute_device, release_memory
+from ...engine.checkpoints.files import resolve_transformer
 from ...engine.constants import GIB, TEXT_ROWS
 from ...engine.errors import LightX2VError
 from ...engine.interfaces import Hooks, Transformer
-from ...engine.logic.checkpoint_files import resolve_transformer
-from ...engine.logic.memory_needs import Placement, loading_need, sampling_need
-from ...engine.logic.shapes import latent_shape, num_tokens
+from ...engine.memory.needs import Placement, loading_need, sampling_need
 from ...engine.settings import EngineSettings
+from ...engine.shapes import latent_shape, num_tokens
+from ...engine.system import compute_device, release_memory
 from . import machine_limits
 from .full_size import TEXT_DIM, Shape, describe_machine, drop_weights, ensure_weights, synchronize
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ...engine.constants import DISTILL_SHIFT, GIB, TEXT_ROWS
-from ...engine.logic.schedule import Schedule, build_schedule
-from ...engine.logic.shapes import latent_shape
+from ...engine.shapes import latent_shape
+from ...engine.stages.schedule import Schedule, build_schedule
 from .full_size import TEXT_DIM, Shape, synchronize
 
 SEED = 0

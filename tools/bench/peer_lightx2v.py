@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...engine.adapters.lightx2v import bootstrap
-from ...engine.logic.checkpoint_files import resolve_transformer
+from ...engine.checkpoints.files import resolve_transformer
 from .full_size import ensure_weights
 from .peer_clock import Clock, Peer, Task
 

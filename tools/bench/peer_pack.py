@@ -7,8 +7,8 @@ import sys
 import torch
 
 from ...engine import engines, pipeline
-from ...engine.adapters.kernels.probe import find_machine
 from ...engine.adapters.lightx2v import bootstrap
+from ...engine.backends.trials import find_machine
 from ...engine.interfaces import Hooks
 from ...engine.latent_space import normalise
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings

@@ -40,8 +40,8 @@ sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolv
 if os.environ.get("LIGHTX2V_DIR"):
     sys.path.append(os.environ["LIGHTX2V_DIR"])
 
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
 from lightx2v_pack.tools.bench import plots  # noqa: E402
 from lightx2v_pack.tools.bench.children import Child, wait_for_turn  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402

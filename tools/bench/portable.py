@@ -31,8 +31,8 @@ pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
 
-from lightx2v_pack.engine.adapters.portable.transformer import PortableTransformer  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.backends.table import ATTENTION_CHOICES  # noqa: E402
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer  # noqa: E402
 from lightx2v_pack.engine.constants import (  # noqa: E402
     DISTILL_SHIFT,
     GIB,
@@ -40,12 +40,12 @@ from lightx2v_pack.engine.constants import (  # noqa: E402
 )
 from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_files import resolve_transformer  # noqa: E402
-from lightx2v_pack.engine.logic.memory_needs import Placement  # noqa: E402
-from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
-from lightx2v_pack.engine.logic.support import ATTENTION_CHOICES  # noqa: E402
+from lightx2v_pack.engine.memory.needs import Placement  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape  # noqa: E402
+from lightx2v_pack.engine.stages.schedule import build_schedule  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.wan.transformer import PortableTransformer  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     MODES,
     PRECISIONS,

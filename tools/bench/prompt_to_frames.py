@@ -32,12 +32,12 @@ sys.modules["lightx2v_pack"] = pack
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from lightx2v_pack.engine import pipeline  # noqa: E402
-from lightx2v_pack.engine.adapters.portable.tokenizer import open_tokenizer  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.settings import OFFLOAD_MODES, EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.umt5.tokenizer import open_tokenizer  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     PRECISIONS,

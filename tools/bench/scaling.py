@@ -2,7 +2,7 @@
 
 A step takes `a * tokens + b * tokens^2` seconds (linears and everything by rows; self-attention), and the memory that
 torch reserves is `weights + c * tokens`. Clips of a batch are sampled one after the other: both are fitted by a line.
-Beside every measurement stands what engine/logic/estimate.py tells users before a run; exit status 1 where the two are
+Beside every measurement stands what engine/panel/speed.py tells users before a run; exit status 1 where the two are
 further apart than a tenth. Random weights of the full 14B size, made here. Rows of memory.py's grid can be fitted
 instead of measuring:
 
@@ -33,13 +33,13 @@ sys.modules["lightx2v_pack"] = pack
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
 
 from lightx2v_pack.engine import pipeline  # noqa: E402
-from lightx2v_pack.engine.adapters.system import compute_device  # noqa: E402
+from lightx2v_pack.engine.checkpoints.formats import WanArchitecture  # noqa: E402
 from lightx2v_pack.engine.constants import GIB, TEXT_ROWS  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.checkpoint_formats import WanArchitecture  # noqa: E402
-from lightx2v_pack.engine.logic.estimate import Setup, step_seconds  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.panel.speed import Setup, step_seconds  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape, num_tokens  # noqa: E402
+from lightx2v_pack.engine.system import compute_device  # noqa: E402
 from lightx2v_pack.tools.bench import plots  # noqa: E402
 from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
     PRECISIONS,

@@ -22,8 +22,8 @@ pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(Path(__file__).resolve().parents[2])]
 sys.modules["lightx2v_pack"] = pack
 
-from lightx2v_pack.engine.adapters.portable.text_encoder import PortableTextEncoder  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
+from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as checkpoints  # noqa: E402
 from lightx2v_pack.tools.bench.text_weights import SMALL, STORED, TextSizes, ensure_text_encoder  # noqa: E402
 

@@ -26,16 +26,16 @@ pack = types.ModuleType("lightx2v_pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["lightx2v_pack"] = pack
 
-from lightx2v_pack.engine.adapters import system  # noqa: E402
-from lightx2v_pack.engine.adapters.portable.vae import PortableVideoDecoder  # noqa: E402
+from lightx2v_pack.engine import system  # noqa: E402
+from lightx2v_pack.engine.checkpoints.tae import TaeFormat  # noqa: E402
 from lightx2v_pack.engine.constants import DEFAULT_NUM_FRAMES, GIB  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.decode_memory import decode_bytes, tae_decode_bytes  # noqa: E402
-from lightx2v_pack.engine.logic.shapes import latent_shape  # noqa: E402
-from lightx2v_pack.engine.logic.tae_format import TaeFormat  # noqa: E402
-from lightx2v_pack.engine.logic.tiles import Tile, split_axis  # noqa: E402
+from lightx2v_pack.engine.memory.decoder import decode_bytes, tae_decode_bytes  # noqa: E402
+from lightx2v_pack.engine.memory.tiles import Tile, split_axis  # noqa: E402
 from lightx2v_pack.engine.report import StageRecord, measure  # noqa: E402
+from lightx2v_pack.engine.shapes import latent_shape  # noqa: E402
 from lightx2v_pack.engine.stages.decode import decode_video  # noqa: E402
+from lightx2v_pack.engine.wan.vae import PortableVideoDecoder  # noqa: E402
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny  # noqa: E402
 
 SIZES = ((832, 480), (1280, 720))

@@ -1,6 +1,6 @@
 """Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
 
-    COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools/pictures/take.py --node-modules PATH
+    COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
 Needs Chromium and a folder of node modules with playwright-core. The server runs on a tiny checkpoint; the plan lines
 show what the planner says today of the real one on the card that a template is for.
@@ -18,17 +18,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...engine.constants import GIB
+from ...engine.memory.plan import Budget, Sizes, Wish, plan_run
+from ...engine.panel.forecast import Forecast, Need
+from ...engine.panel.speed import Clip, History, Setup
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import conftest  # noqa: E402, F401 - registers the pack
-import examples  # noqa: E402
-from comfy_server import ComfyServer  # noqa: E402
-from lightx2v_pack.engine.constants import GIB  # noqa: E402
-from lightx2v_pack.engine.forecast import Forecast, Need  # noqa: E402
-from lightx2v_pack.engine.logic.estimate import Clip, History, Setup  # noqa: E402
-from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
-from wan_14b import WAN_14B  # noqa: E402
+from support import examples  # noqa: E402
+from support.comfy_server import ComfyServer  # noqa: E402
+from support.wan_14b import WAN_14B  # noqa: E402
 
 # By precision: what was detected, matmul on an RTX 40, bytes of the text encoder's file.
 PRECISIONS = {
@@ -119,11 +119,14 @@ PLANS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python tools pictures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--node-modules", type=Path, required=True, metavar="DIR")
     parser.add_argument("--chromium", default=shutil.which("chromium"), metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder, "comfy")) as server:
         examples.write_models(server.models)
         config = {
@@ -136,8 +139,4 @@ def main() -> None:
         }
         file = Path(folder, "config.json")
         file.write_text(json.dumps(config), encoding="utf-8")
-        subprocess.run(["node", str(Path(__file__).with_name("take.mjs")), str(file)], check=True)
-
-
-if __name__ == "__main__":
-    main()
+        return subprocess.run(["node", str(Path(__file__).with_name("take.mjs")), str(file)]).returncode

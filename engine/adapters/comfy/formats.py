@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...logic.shapes import latent_problem
+from ...shapes import latent_problem
 
 logger = logging.getLogger(__name__)
 

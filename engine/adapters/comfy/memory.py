@@ -14,9 +14,9 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from ...logic.host_flags import policy_of
-from ...logic.memory_plan import HostPolicy
-from .. import system
+from ... import system
+from ...memory.plan import HostPolicy
+from .host_flags import policy_of
 
 
 class Unloadable(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...logic.checkpoint_files import list_checkpoint_folders
+from ...checkpoints.files import list_checkpoint_folders
 
 FOLDER = "lightx2v"
 AUTO = "auto"

@@ -1,8 +1,8 @@
 """HTTP routes on ComfyUI's server: checks what a client sends, answers from a worker thread.
 
-What is answered is engine/editor.py. A request that is not understood gets status 400 and a sentence. Nothing that a
-client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST takes
-JSON only, which a page of another site cannot send.
+What is answered is engine/panel/editor.py. A request that is not understood gets status 400 and a sentence. Nothing
+that a client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST
+takes JSON only, which a page of another site cannot send.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from ...logic.published import DownloadError
+from ...checkpoints.published import DownloadError
 
 _LISTING_SECONDS = 30
 

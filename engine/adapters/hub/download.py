@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.files import resolve_checkpoint, resolve_transformer
+from ...checkpoints.published import DownloadError, Variant, choose_files
 from ...constants import GIB
-from ...logic.checkpoint_files import resolve_checkpoint, resolve_transformer
-from ...logic.published import DownloadError, Variant, choose_files
 from . import client
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def plan_download(variant: Variant, models_dir: Path, *, endpoint: str | None = 
     """Ask the hub what a variant consists of, and look what is there. Writes nothing.
 
     Args:
-        variant: a row of logic/published.py.
+        variant: a row of checkpoints/published.py.
         models_dir: ComfyUI's models folder.
         endpoint: base URL of the hub; None takes HF_ENDPOINT, else huggingface.co.
 
@@ -108,7 +108,7 @@ def download(
     """Fetch what is missing of a variant, verify everything, and check that the loader finds it.
 
     Args:
-        variant: a row of logic/published.py.
+        variant: a row of checkpoints/published.py.
         models_dir: ComfyUI's models folder; created if needed.
         on_progress: gets (bytes that are here and right or being fetched, bytes of all files, what is done now).
         check_cancel: raises, whatever the caller likes, to stop; a later call goes on where this one stopped.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...backends.table import Backend
+from ...checkpoints.formats import WanArchitecture
 from ...constants import DEFAULT_NUM_FRAMES, DISTILL_SHIFT, DISTILL_STEP_LIST
-from ...logic.checkpoint_formats import WanArchitecture
-from ...logic.support import Backend
 
 # Op names of matmul back ends; those that start with OURS are registered by ops.py.
 OURS = "lightx2v_nodes."
@@ -33,7 +33,7 @@ MATMUL_OPS = {
 
 _EIGHT_BIT = frozenset({"fp8", "int8"})
 _Q8_INSTALL = "pip install --no-build-isolation git+https://github.com/KONAKONA666/q8_kernels"
-# Matmul back ends of this engine; see logic/support.py. LightX2V's Triton kernels quantise activations in the same
+# Matmul back ends of this engine; see backends/table.py. LightX2V's Triton kernels quantise activations in the same
 # pass, which plain torch does in several; its INT8 one cuts values off where it should round, so torch's goes first.
 MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
@@ -74,7 +74,7 @@ def build_config(
 ) -> dict[str, Any]:
     """Return the keys that LightX2V's Wan text-to-video path reads, beyond its own defaults.
 
-    Its offload keys are not among them: the weights are brought by adapters/streaming.py. LightX2V's own offload
+    Its offload keys are not among them: the weights are brought by offload.py. LightX2V's own offload
     computes on a stream of its own while SageAttention 2 launches on the default one, which gives NaN.
 
     Args:

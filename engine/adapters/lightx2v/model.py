@@ -17,10 +17,10 @@ from lightx2v.models.networks.wan.infer.transformer_infer import WanTransformerI
 from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 from lightx2v.utils.set_config import get_default_config
 
-from ..blocks.block import Blocks
-from ..blocks.ops import Rotary
-from ..blocks.patches import embed_patches, grid_of
-from ..streaming import Conveyor, Unit
+from ...kernels.ops import Rotary
+from ...offload import Conveyor, Unit
+from ...wan.block import Blocks
+from ...wan.patches import embed_patches, grid_of
 
 
 class WanModel(WanDistillModel):  # type: ignore[misc]
@@ -108,7 +108,7 @@ class _PatchEmbedding:
 
 
 class OurLoop(WanTransformerInfer):  # type: ignore[misc]
-    """The blocks are computed by adapters/blocks."""
+    """The blocks are computed by engine/wan."""
 
     blocks: Blocks
     text_rows: torch.Tensor | None = None

@@ -1,6 +1,6 @@
 """Attention and matmul ops for LightX2V: choose a back end that works here, and register what LightX2V lacks.
 
-Attention functions are the pack's own (adapters/kernels), so that a name means the same kernel in both engines;
+Attention functions are the pack's own (engine/kernels), so that a name means the same kernel in both engines;
 LightX2V's op `sage_attn2` is SageAttention's Triton kernel on some cards. Matmuls are LightX2V's where it has them.
 Imports LightX2V: import this module after bootstrap.import_lightx2v().
 """
@@ -18,8 +18,8 @@ from lightx2v.common.ops.attn.template import AttnWeightTemplate
 from lightx2v.common.ops.mm.mm_weight import MMWeightQuantTemplate
 from lightx2v.utils.registry_factory import ATTN_WEIGHT_REGISTER, MM_WEIGHT_REGISTER
 
-from ..kernels import attention, matmul
-from ..kernels.probe import find_machine, select_kernel
+from ...backends.trials import find_machine, select_kernel
+from ...kernels import attention, matmul
 from .config import MATMUL_BACKENDS, MATMUL_OPS, OURS
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _register_matmuls() -> None:
 
 def _attention_class(kernel: attention.Attention) -> type[Any]:
     class KernelAttention(AttnWeightTemplate):  # type: ignore[misc]
-        """An attention function of adapters/kernels as an op: q, k, v [S, H, D] -> [S, H * D]."""
+        """An attention function of engine/kernels as an op: q, k, v [S, H, D] -> [S, H * D]."""
 
         def __init__(self) -> None:
             self.config: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def _attention_class(kernel: attention.Attention) -> type[Any]:
 
 def _matmul_class(name: str) -> type[Any]:
     class KernelLinear(MMWeightQuantTemplate):  # type: ignore[misc]
-        """A matmul function of adapters/kernels as an op: x [M, K] -> [M, N]."""
+        """A matmul function of engine/kernels as an op: x [M, K] -> [M, N]."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)

@@ -1,6 +1,6 @@
 """The denoiser of the LightX2V engine: its compute, on weights that our own reader and streamer bring.
 
-Embeddings and head are LightX2V's. So are the blocks when `compile` is off; else they are those of adapters/blocks.
+Embeddings and head are LightX2V's. So are the blocks when `compile` is off; else they are those of engine/wan.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.files import TransformerFiles
+from ...checkpoints.source import TransformerCheckpoint
 from ...interfaces import Hooks
-from ...logic.checkpoint_files import TransformerFiles
-from ...logic.memory_plan import Placement
+from ...memory.plan import Placement
+from ...offload import Conveyor, load_tensors, make_units, settle
 from ...settings import EngineSettings
-from ..blocks.block import Blocks
-from ..blocks.kernels import Kernels, select_kernels
-from ..checkpoint import TransformerCheckpoint
-from ..streaming import Conveyor, load_tensors, make_units, settle
-from ..system import compute_device, release_memory
+from ...system import compute_device, release_memory
+from ...wan.block import Blocks
+from ...wan.kernels import Kernels, select_kernels
 from . import bootstrap
 from .config import build_config
 
@@ -56,7 +56,7 @@ class LightX2VTransformer:
 
     Args:
         files: any layout; the precision is the checkpoint's.
-        settings: attention back end by its name in logic/support.py; compile "off" is LightX2V's own blocks.
+        settings: attention back end by its name in backends/table.py; compile "off" is LightX2V's own blocks.
         placement: where the weights rest.
         matmul: of LightX2V's own blocks: name of a row of config.MATMUL_BACKENDS, or auto.
 

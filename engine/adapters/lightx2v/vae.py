@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.formats import VaeFormat, detect_vae
+from ...checkpoints.tae import detect_tae
+from ...checkpoints.weights import open_weights
 from ...constants import LATENT_MEAN, LATENT_STD
 from ...errors import CheckpointError
 from ...interfaces import Hooks
-from ...logic.checkpoint_formats import VaeFormat, detect_vae
-from ...logic.tae_format import detect_tae
-from ..system import compute_device, release_memory
-from ..weights import open_weights
+from ...system import compute_device, release_memory
 from . import bootstrap
 
 

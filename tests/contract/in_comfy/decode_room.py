@@ -16,16 +16,15 @@ start(root)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
-from lightx2v_pack.engine import pipeline  # noqa: E402
-from lightx2v_pack.engine.adapters import system  # noqa: E402
+from lightx2v_pack.engine import pipeline, system  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import memory  # noqa: E402
-from lightx2v_pack.engine.budget import Host  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
 from lightx2v_pack.engine.handles import Handle, VaeHandle  # noqa: E402
-from lightx2v_pack.engine.logic.memory_needs import weights_ram, weights_vram  # noqa: E402
-from lightx2v_pack.engine.logic.memory_plan import Budget, Sizes, Wish, plan_run  # noqa: E402
+from lightx2v_pack.engine.memory.budget import Host  # noqa: E402
+from lightx2v_pack.engine.memory.needs import weights_ram, weights_vram  # noqa: E402
+from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run  # noqa: E402
 from lightx2v_pack.engine.settings import OffloadSettings  # noqa: E402
-from wan_14b import WAN_14B  # noqa: E402
+from support.wan_14b import WAN_14B  # noqa: E402
 
 SHAPE = (1, 16, 21, 60, 104)
 RAM_GIB = 40

@@ -19,9 +19,9 @@ import torch  # noqa: E402
 from comfy.k_diffusion import sampling  # noqa: E402
 from lightx2v_pack.engine import pipeline  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.logic.schedule import build_schedule  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
 from lightx2v_pack.engine.stages.denoise import denoise  # noqa: E402
+from lightx2v_pack.engine.stages.schedule import build_schedule  # noqa: E402
 
 SEED, SHAPE = 11, (16, 2, 6, 8)
 COMFY_SAMPLERS = {"lcm": sampling.sample_lcm, "euler": sampling.sample_euler}

@@ -1,7 +1,7 @@
 """Makes a process with ComfyUI ready for the scripts here. Import it first."""
 
+import runpy
 import sys
-import types
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -11,9 +11,7 @@ def start(root):
     """Register the pack, let the tests' modules be imported, and start ComfyUI on the CPU."""
     sys.argv = [sys.argv[0], "--cpu"]
     sys.path.append(str(TESTS))
-    pack = types.ModuleType("lightx2v_pack")
-    pack.__path__ = [root]
-    sys.modules["lightx2v_pack"] = pack
+    runpy.run_path(f"{root}/tools/register_pack.py")
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -1,1 +1,0 @@
-"""One transformer block for both engines: its fused operations, its workspace and its phases."""

@@ -1,0 +1,1 @@
+"""Which kernel runs: a table of rows, the choice, and trial runs."""

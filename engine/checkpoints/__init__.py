@@ -1,0 +1,1 @@
+"""Files to formats: what a checkpoint is, and its tensors by name."""

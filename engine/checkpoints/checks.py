@@ -1,0 +1,163 @@
+"""Checks of a header against a table of names and shapes, shared by the formats of checkpoint_formats.py."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from ..errors import CheckpointError
+from .header import Header
+from .kinds import USABLE_FILES
+
+# A shape in numbers, names of sizes, and multiples of named sizes ("6 dim").
+Shape = tuple["int | str", ...]
+
+FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
+_SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8": "int8"}
+# LightX2V's and ComfyUI's names for the scale of X.weight.
+_SCALE_SUFFIXES = ("weight_scale", "scale_weight")
+# The matrices that 8-bit files quantise, in the blocks of transformers and of text encoders of either naming.
+_BLOCK_LINEAR = re.compile(
+    r"block(s)?\.\d+\.((self_|cross_)?attn\.[qkvo]|ffn\.(0|2|gate\.0|fc1|fc2)"
+    r"|layer\.0\.SelfAttention\.[qkvo]|layer\.1\.DenseReluDense\.w(i_0|i_1|o))\.weight$"
+)
+
+
+def find_prefix(header: Header, prefixes: Iterable[str], pattern: str) -> str | None:
+    """Return the first prefix under which a name matches the whole regular expression."""
+    whole = re.compile(pattern)
+    for prefix in prefixes:
+        if any(name.startswith(prefix) and whole.fullmatch(name, len(prefix)) for name in header):
+            return prefix
+    return None
+
+
+def strip_prefix(header: Header, prefix: str) -> Header:
+    """Return the tensors under `prefix`, named without it."""
+    return {name.removeprefix(prefix): info for name, info in header.items() if name.startswith(prefix)}
+
+
+def block_indices(header: Header, blocks: str) -> set[int]:
+    """Return the numbers that follow `blocks` in tensor names, whatever the prefix."""
+    found = (re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d+)\.", name) for name in header)
+    return {int(match[1]) for match in found if match}
+
+
+def missing_indices(present: set[int], published: int) -> list[int]:
+    """Return which of blocks 0 to the last one are absent; the last is known where `published` is not 0."""
+    return sorted(set(range(max({1, published, *(index + 1 for index in present)}))) - present)
+
+
+def describe_blocks(indices: Iterable[int]) -> str:
+    """Write block numbers with their verb: `block 3 is`, `blocks 1, 5-7, 39 are`."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    words = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return f"block {words} is" if words.isdigit() else f"blocks {words} are"
+
+
+def read_sizes(header: Header, expected: Mapping[str, Shape], source: str) -> dict[str, int]:
+    """Read named sizes off the shapes; the first tensor that has a size defines it, the rest must agree.
+
+    Raises:
+        CheckpointError: names the tensors that are missing, or the first one of another shape.
+    """
+    missing = [name for name in expected if name not in header]
+    if missing:
+        count = f"{len(missing)} tensors are" if len(missing) > 1 else "a tensor is"
+        more = ", ..." if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{source} is incomplete: {count} missing ({', '.join(missing[:3])}{more}). Download it again."
+        )
+    sizes: dict[str, int] = {}
+    for name, shape in expected.items():
+        found = header[name].shape
+        if len(found) != len(shape) or not all(_agrees(*pair, sizes) for pair in zip(shape, found, strict=True)):
+            known = [str(part if isinstance(part, int) else _multiple(part, sizes) or part) for part in shape]
+            raise CheckpointError(
+                f"{source} does not fit together: {name} has shape {list(found)}, expected [{', '.join(known)}] from "
+                "the other tensors. Files of two models may be mixed: download it again."
+            )
+    return sizes
+
+
+def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *, wanted: str) -> tuple[str, str | None]:
+    """Return (scheme, scale suffix) of the blocks' linear weights after checking that all agree.
+
+    Raises:
+        CheckpointError: mixed or unknown dtypes, 8-bit weights whose scales are missing or odd, or other
+            weights in 8 bits.
+    """
+    linears = [name for name in expected if name in header and _BLOCK_LINEAR.search(name)]
+    dtypes = sorted({header[name].dtype for name in linears})
+    schemes = {_SCHEME_OF_DTYPE.get(dtype) for dtype in dtypes}
+    scheme = schemes.pop() if len(schemes) == 1 else None
+    if scheme is None:
+        raise CheckpointError(
+            f"{source} stores its linear weights as {' and '.join(dtypes)}; expected BF16, F16 or F32, or FP8 E4M3, or "
+            f"INT8 for all of them, e.g. {USABLE_FILES[wanted]}."
+        )
+    if scheme == "int8" and any(name.endswith(".comfy_quant") for name in header):
+        raise CheckpointError(
+            f"{source} is an INT8 file for ComfyUI's own quantised layers (comfy_quant), whose weights may be rotated; "
+            f"expected plain INT8 with .weight_scale. Load it with ComfyUI's nodes, or use {USABLE_FILES[wanted]}."
+        )
+    suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
+    if (wanted, scheme, suffix) != ("text encoder", "fp8", None):
+        _check_others(header, expected.keys() - {*linears}, source, wanted)
+    return scheme, suffix
+
+
+def _find_scales(header: Header, linears: list[str], source: str, scheme: str, wanted: str) -> str | None:
+    """Return the suffix of the scales; None for FP8 text encoders that were cast without scales."""
+
+    def scale_name(linear: str, suffix: str) -> str:
+        return linear.removesuffix("weight") + suffix
+
+    suffix = next((s for s in _SCALE_SUFFIXES if any(scale_name(name, s) in header for name in linears)), None)
+    if suffix is None:
+        if (wanted, scheme) == ("text encoder", "fp8"):
+            return None
+        raise CheckpointError(
+            f"{source} holds {scheme.upper()} weights without scales: beside {linears[0]} there is neither a "
+            f".weight_scale nor a .scale_weight, so it would give noise. Use a scaled file: {USABLE_FILES[wanted]}."
+        )
+    for linear in linears:
+        name = scale_name(linear, suffix)
+        if name not in header:
+            raise CheckpointError(f"{source} is incomplete: the scale {name} is missing. Download it again.")
+        scale, rows = header[name], header[linear].shape[0]
+        if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape != (rows, 1)):
+            raise CheckpointError(
+                f"{source} has a scale {name} of {scale.dtype} {list(scale.shape)}; expected one number or [{rows}, 1] "
+                f"in F32. Block-scaled files (MXFP8) are not supported: use {USABLE_FILES[wanted]}."
+            )
+    return suffix
+
+
+def _check_others(header: Header, names: Iterable[str], source: str, wanted: str) -> None:
+    found = sorted(name for name in names if name in header and header[name].dtype not in FLOAT_DTYPES)
+    if found:
+        raise CheckpointError(
+            f"{source} stores {found[0]} as {header[found[0]].dtype}; expected 8-bit weights in the blocks' linear "
+            f"layers only, as in {USABLE_FILES[wanted]}."
+        )
+
+
+def _agrees(part: int | str, found: int, sizes: dict[str, int]) -> bool:
+    """Compare one dimension with the table; an unknown size takes its value from it."""
+    if isinstance(part, int):
+        return part == found
+    factor, _, name = part.rpartition(" ")
+    sizes.setdefault(name, found // int(factor or 1))
+    return _multiple(part, sizes) == found
+
+
+def _multiple(part: str, sizes: Mapping[str, int]) -> int:
+    factor, _, name = part.rpartition(" ")
+    return int(factor or 1) * sizes.get(name, 0)

@@ -1,0 +1,355 @@
+"""Which files form a checkpoint: finds transformer, text encoder, tokenizer and VAE on disk.
+
+Paths and safetensors headers only; no weight is read. What the tensors mean is checkpoint_formats.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..constants import GIB
+from ..errors import CheckpointError
+from ..settings import PRECISIONS, check_choice
+from .checks import describe_blocks
+from .formats import TransformerFormat, detect_transformer, find_missing_blocks
+from .header import TensorInfo, read_header
+from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerFiles:
+    """The files of a transformer and how they store it."""
+
+    files: tuple[Path, ...]
+    """Layout blocks: non_block.safetensors, then block_<i>.safetensors by number."""
+    layout: str
+    """blocks | single | sharded."""
+    format: TransformerFormat
+    num_bytes: int
+    """Bytes of all tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a path resolves to."""
+
+    path: Path
+    transformer: TransformerFiles | None
+    text_encoder: Path | None
+    tokenizer: Path | None
+    """Folder with tokenizer.json or spiece.model."""
+    vae: Path | None
+    notes: tuple[str, ...]
+    """What was resolved and why, one sentence each."""
+    missing: tuple[str, ...]
+    """What is not there, where it is expected and where to get it, one sentence each."""
+
+
+# Sub-folders of the model repository, in the order in which precision "auto" takes them.
+PRECISION_FOLDERS = {"fp8": "distill_fp8", "int8": "distill_int8", "bf16": "distill_models"}
+# Sub-folders of a repository that may hold text encoder, VAE and tokenizer.
+_COMPANION_FOLDERS = (*PRECISION_FOLDERS.values(), "original")
+_TOKENIZER_FOLDERS = (Path("google", "umt5-xxl"), Path("umt5-xxl"))
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+_BLOCK_FILE = re.compile(r"block_(\d+)\.safetensors")
+_NON_BLOCK_FILE = "non_block.safetensors"
+_SHARD_FILE = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
+_VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
+# Safetensors files that sit beside transformers and are none.
+_NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
+
+# Part of a checkpoint -> the file's name in the model repository.
+_PARTS = {
+    "transformer": "block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors",
+    "text encoder": "models_t5_umt5-xxl-enc-{precision}.pth",
+    "VAE": "Wan2.1_VAE.pth",
+    "tokenizer": "google/umt5-xxl/",
+}
+# Pattern of file names where a transformer was expected, what they are, what to do.
+_FOREIGN_FILES = (
+    ("model_index.json", "a model in diffusers' layout", "Use the same model with Wan's native names."),
+    ("*.gguf", "a GGUF file", "Use the FP8 or INT8 version, or load GGUF with ComfyUI-GGUF."),
+    ("*.pt", "a PyTorch .pt file", "Transformers are read from safetensors only."),
+    ("*.pth", "a PyTorch .pth file", "Transformers are read from safetensors only."),
+)
+
+
+def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
+    """Find everything that belongs to a checkpoint.
+
+    Args:
+        path: a model repository (with distill_fp8/, distill_int8/ or distill_models/), a folder with a
+            transformer, or a single safetensors file.
+        precision: auto (fp8, then int8, then bf16) | fp8 | int8 | bf16.
+
+    Raises:
+        CheckpointError: the path is missing, holds no transformer, or not one of that precision.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
+    transformer, notes = _choose_transformer(path, precision)
+    home = transformer.files[0].parent if transformer else path
+    scheme = transformer.format.scheme if transformer else precision.replace("auto", "fp8")
+    folders = _companion_folders(path, home)
+    text_encoder = _choose_text_encoder(folders, scheme)
+    vae = next(iter(_find_files(folders, _VAE_FILE)), None)
+    tokenizer = next((found for folder in folders if (found := _tokenizer_in(folder))), None)
+    tokenizer_source = tokenizer
+    if tokenizer is None and text_encoder is not None and _has_spiece(text_encoder):
+        tokenizer_source = text_encoder
+    parts = {"text encoder": text_encoder, "VAE": vae, "tokenizer": tokenizer_source}
+    if text_encoder is not None and _precision_in_name(text_encoder) != scheme:
+        notes.append(f"No {scheme} text encoder is there; {text_encoder.name} is used.")
+    notes += [f"The {part} is {found}." for part, found in parts.items() if found is not None]
+    return Checkpoint(
+        path=path,
+        transformer=transformer,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        vae=vae,
+        notes=tuple(notes),
+        missing=tuple(
+            f"The {part} is missing: expected {_PARTS[part].format(precision=scheme)} in {home}; it is "
+            f"{'at the root or ' if part == 'tokenizer' else ''}in {PRECISION_FOLDERS[scheme]}/ of the model "
+            f"repository {MODEL_REPOSITORY}."
+            for part, found in {"transformer": transformer, **parts}.items()
+            if found is None
+        ),
+    )
+
+
+def resolve_transformer(path: Path) -> TransformerFiles:
+    """Read how the transformer in a file, or in a folder of blocks or shards, is stored.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or not a Wan2.1 text-to-video transformer.
+    """
+    if path.is_file() and path.suffix != ".safetensors":
+        raise _refuse(path, [path])
+    layout, files = _list_transformer_files(path) if path.is_dir() else ("single", (path,))
+    header: dict[str, TensorInfo] = {}
+    for file in files:
+        tensors = read_header(file)
+        twice = header.keys() & tensors.keys()
+        if twice:
+            raise CheckpointError(
+                f"{path} holds more than one transformer ({', '.join(f.name for f in files)}): several files have a "
+                f"tensor {min(twice)}. Choose one of the files instead of the folder."
+            )
+        header.update(tensors)
+    if layout == "blocks":
+        _check_block_files(path, files, find_missing_blocks(header))
+    return TransformerFiles(
+        files=files,
+        layout=layout,
+        format=detect_transformer(header, str(path)),
+        num_bytes=sum(info.num_bytes for info in header.values()),
+    )
+
+
+def find_tokenizer(near: Path) -> Path | None:
+    """Return the tokenizer folder nearest to a file or folder.
+
+    Looks at the folder itself, then for google/umt5-xxl in it, in up to two folders above, and in the
+    repository sub-folders of these.
+    """
+    start = near if near.is_dir() else near.parent
+    if _is_tokenizer(start):
+        return start
+    above = (start, *start.parents[:2])
+    places = [place for folder in above for place in (folder, *(folder / name for name in _COMPANION_FOLDERS))]
+    return next((found for place in places if (found := _tokenizer_in(place))), None)
+
+
+def list_checkpoint_folders(root: Path) -> list[str]:
+    """List the folders below `root` that hold a transformer, as sorted relative paths with forward slashes.
+
+    A model repository is listed, and each of its precision folders. File names decide; no file is
+    opened. Links are followed, loops are not.
+    """
+    return sorted(_walk(root, "", frozenset({os.path.realpath(root)}))) if root.is_dir() else []
+
+
+def _walk(folder: Path, relative: str, ancestors: frozenset[str]) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        logger.warning("%s is not searched for checkpoints: %s", folder, error)
+        return
+    is_checkpoint = any(_is_transformer_name(entry.name) for entry in entries)
+    for entry in entries:
+        if not entry.is_dir() or entry.name.startswith(".") or entry.name == "loras":
+            continue
+        real = os.path.realpath(entry.path)
+        if real in ancestors:
+            continue
+        below = list(_walk(Path(entry.path), f"{relative}{entry.name}/", ancestors | {real}))
+        is_checkpoint |= bool(below) and entry.name in PRECISION_FOLDERS.values()
+        yield from below
+    if is_checkpoint and relative:
+        yield relative.removesuffix("/")
+
+
+def _is_transformer_name(name: str) -> bool:
+    return name.endswith(".safetensors") and not _NOT_TRANSFORMER.search(name)
+
+
+def _holds_transformer(folder: Path) -> bool:
+    return folder.is_dir() and any(_is_transformer_name(file.name) for file in folder.iterdir())
+
+
+def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str]]:
+    """Return the first usable transformer, or None where only its companions are there, with notes."""
+    failures: list[CheckpointError] = []
+    for candidate in _list_candidates(path, precision):
+        try:
+            found = resolve_transformer(candidate)
+        except CheckpointError as error:
+            failures.append(error)
+            continue
+        scheme = found.format.scheme
+        if precision not in ("auto", scheme):
+            raise CheckpointError(
+                f"{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or "
+                f"{scheme}, or another checkpoint."
+            )
+        why = "it is the precision chosen"
+        if precision == "auto":
+            why = "precision auto takes what is there, in the order fp8, int8, bf16"
+        size = f"{found.format.architecture.num_layers} blocks, {found.num_bytes / GIB:.3g} GiB"
+        notes = [f"Not used: {failure}" for failure in failures]
+        return found, [f"The transformer is {candidate} ({scheme}, {size}): {why}.", *notes]
+    if failures:
+        raise failures[0]
+    return None, []
+
+
+def _list_candidates(path: Path, precision: str) -> list[Path]:
+    """Return files or folders to take the transformer from, best first."""
+    if path.is_file():
+        return [path]
+    folders = {name: path / folder for name, folder in PRECISION_FOLDERS.items() if _holds_transformer(path / folder)}
+    if precision in folders:
+        return [folders[precision]]
+    if folders and precision != "auto":
+        there = ", ".join(f"{folder.name}/" for folder in folders.values())
+        raise CheckpointError(
+            f"{path} has no {precision} transformer: found {there}; expected {PRECISION_FOLDERS[precision]}/. Choose a "
+            f"precision that is there, or download {PRECISION_FOLDERS[precision]}/ from {MODEL_REPOSITORY}."
+        )
+    if folders:
+        return list(folders.values())
+    if _holds_transformer(path):
+        return [path]
+    if any(_find_files(_companion_folders(path, path), pattern) for pattern in (_TEXT_ENCODER_FILE, _VAE_FILE)):
+        return []
+    raise _refuse(path, sorted(path.iterdir()))
+
+
+def _list_transformer_files(folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """Return the layout of a folder and its transformer's files."""
+    names = sorted(file.name for file in folder.iterdir() if _is_transformer_name(file.name))
+    blocks = {int(match[1]): match[0] for name in names if (match := _BLOCK_FILE.fullmatch(name))}
+    if blocks or _NON_BLOCK_FILE in names:
+        first = [_NON_BLOCK_FILE] if _NON_BLOCK_FILE in names else []
+        return "blocks", tuple(folder / name for name in (*first, *(blocks[index] for index in sorted(blocks))))
+    if not names:
+        raise _refuse(folder, sorted(folder.iterdir()))
+    index_files = sorted(folder.glob("*.safetensors.index.json"))
+    shards = [match for name in names if (match := _SHARD_FILE.fullmatch(name))]
+    expected = set(names)
+    if index_files:
+        expected = _read_shard_index(index_files[0])
+    elif shards:
+        stem, number, total = shards[0].groups()
+        expected = {f"{stem}-{i:0{len(number)}}-of-{total}.safetensors" for i in range(1, int(total) + 1)}
+    absent = sorted(expected - set(names))
+    if absent:
+        raise CheckpointError(
+            f"{folder} is incomplete: {len(absent)} of {len(expected)} files are missing ({', '.join(absent[:6])}). "
+            "Download them again."
+        )
+    return ("single" if len(expected) == 1 else "sharded"), tuple(folder / name for name in sorted(expected))
+
+
+def _read_shard_index(path: Path) -> set[str]:
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not an index of safetensors shards ({error!r}). Download it again."
+        ) from error
+
+
+def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:
+    names = [f"block_{index}.safetensors" for index in missing]
+    parts = [describe_blocks(missing) + " missing"] if missing else []
+    if folder / _NON_BLOCK_FILE not in files:
+        names.insert(0, _NON_BLOCK_FILE)
+        parts.insert(0, f"{_NON_BLOCK_FILE} is missing")
+    if parts:
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        raise CheckpointError(
+            f"{folder} is incomplete: {' and '.join(parts)} (expected {', '.join(names[:6])}{more}). Download the "
+            f"missing files from {folder.name}/ of {MODEL_REPOSITORY}."
+        )
+
+
+def _refuse(path: Path, files: list[Path]) -> CheckpointError:
+    """Return the error for a path without a safetensors transformer, by the names of the files there."""
+    expected = f"expected {_PARTS['transformer']}, as in {TRANSFORMER_FILES}."
+    for pattern, kind, advice in _FOREIGN_FILES:
+        found = next((file.name for file in files if file.match(pattern)), None)
+        if found is not None:
+            return CheckpointError(f"{path} holds no transformer to load: {found} is {kind}; {expected} {advice}")
+    there = f"found {', '.join(file.name for file in files[:4])}" if files else "it is empty"
+    return CheckpointError(f"{path} holds no transformer to load: {there}; {expected}")
+
+
+def _companion_folders(path: Path, home: Path) -> list[Path]:
+    """Return where text encoder, VAE and tokenizer may lie: beside the transformer, then in the same repository."""
+    folders = [home]
+    repositories = [path] if path.is_dir() else []
+    if home.name in _COMPANION_FOLDERS and not path.is_file():
+        repositories.append(home.parent)
+    for repository in repositories:
+        folders += [repository, *(repository / name for name in _COMPANION_FOLDERS)]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def _find_files(folders: Iterable[Path], pattern: re.Pattern[str]) -> list[Path]:
+    found = (sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name)) for folder in folders)
+    return [file for files in found for file in files if file.is_file()]
+
+
+def _choose_text_encoder(folders: Iterable[Path], precision: str) -> Path | None:
+    """Return the text encoder of the transformer's precision, or else the first one."""
+    files = _find_files(folders, _TEXT_ENCODER_FILE)
+    return min(files, key=lambda file: _precision_in_name(file) != precision, default=None)
+
+
+def _precision_in_name(file: Path) -> str:
+    return next((precision for precision in ("fp8", "int8") if precision in file.name.lower()), "bf16")
+
+
+def _has_spiece(text_encoder: Path) -> bool:
+    return text_encoder.suffix == ".safetensors" and "spiece_model" in read_header(text_encoder)
+
+
+def _is_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _TOKENIZER_FOLDERS if _is_tokenizer(folder / name)), None)

@@ -1,0 +1,326 @@
+"""Tables: what tensor names, dtypes and shapes of a file mean. Pure: headers in, formats out.
+
+`detect_transformer`, `detect_text_encoder` and `detect_vae` accept the layouts of this field and refuse
+the rest by name (checkpoint_kinds.py). Which files form a checkpoint is checkpoint_files.py.
+Sources: https://huggingface.co/lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v (file lists),
+LightX2V tools/convert/converter.py (scales), ComfyUI comfy/ops.py (scaled FP8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..constants import LATENT_CHANNELS
+from ..errors import CheckpointError
+from .checks import (
+    FLOAT_DTYPES,
+    Shape,
+    block_indices,
+    describe_blocks,
+    detect_scheme,
+    find_prefix,
+    missing_indices,
+    read_sizes,
+    strip_prefix,
+)
+from .header import Header
+from .kinds import TRANSFORMER_FILES, USABLE_FILES, WANTED, check_wan_variant, refuse_kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanArchitecture:
+    """Sizes of a Wan2.1 text-to-video transformer, all read from tensor shapes."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    """dim / 128; one head where dim is below 128."""
+    num_layers: int
+    in_dim: int
+    out_dim: int
+    freq_dim: int
+    text_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerFormat:
+    """How a transformer checkpoint stores its weights."""
+
+    scheme: str
+    """bf16 | fp8 | int8: the scheme of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
+    scale_suffix: str | None
+    """What replaces `weight` to find a scale: weight_scale (LightX2V, [N, 1] or scalar) or scale_weight (ComfyUI,
+    scalar); None for unquantised weights."""
+    prefix: str
+    """Stripped from every tensor name, e.g. `model.diffusion_model.`."""
+    architecture: WanArchitecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderFormat:
+    """How a UMT5 encoder checkpoint names and stores its weights."""
+
+    naming: str
+    """wan (`blocks.0.attn.q.weight`) | hf (`encoder.block.0.layer.0.SelfAttention.q.weight`)."""
+    scheme: str
+    """bf16 | fp8 | int8, of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
+    scale_suffix: str | None
+    """As in TransformerFormat; None with scheme fp8 means a plain cast, weight = stored value."""
+    prefix: str
+    num_layers: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    d_kv: int
+    num_buckets: int
+    vocab_size: int
+    """Rows of the embedding; the tokenizer may have fewer pieces."""
+    has_spiece: bool
+    """The file holds its SentencePiece tokenizer as the uint8 tensor `spiece_model`."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeFormat:
+    """Sizes of a Wan2.1 VAE under its native names."""
+
+    prefix: str
+    base_dim: int
+    z_dim: int
+    dim_mult: tuple[int, ...]
+    """Width of each stage from full resolution down, in units of base_dim."""
+    num_res_blocks: int
+    """Residual blocks a stage of the encoder; the decoder has one more."""
+    temporal_downsample: tuple[bool, ...]
+    """Whether each of the encoder's downsamplers halves time too."""
+    has_encoder: bool
+
+
+_TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
+_TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.")
+_VAE_PREFIXES = ("", "vae.", "first_stage_model.")
+
+# Blocks of the published models by width: missing last blocks do not show in names or shapes.
+# Source: Wan2.1 wan/configs (t2v_14B, t2v_1_3B); google/umt5-xxl config.json.
+_NUM_BLOCKS = {5120: 40, 1536: 30}
+_NUM_TEXT_BLOCKS = {4096: 24}
+
+_ATTENTION: dict[str, Shape] = {
+    **{f"{part}.weight": ("dim", "dim") for part in ("q", "k", "v", "o")},
+    **{f"{part}.bias": ("dim",) for part in ("q", "k", "v", "o")},
+    "norm_q.weight": ("dim",),
+    "norm_k.weight": ("dim",),
+}
+# Every tensor of the model; {index} stands for the number of each block.
+_TRANSFORMER_SHAPES: dict[str, Shape] = {
+    "patch_embedding.weight": ("dim", "in_dim", 1, 2, 2),
+    "patch_embedding.bias": ("dim",),
+    "text_embedding.0.weight": ("dim", "text_dim"),
+    "text_embedding.0.bias": ("dim",),
+    "text_embedding.2.weight": ("dim", "dim"),
+    "text_embedding.2.bias": ("dim",),
+    "time_embedding.0.weight": ("dim", "freq_dim"),
+    "time_embedding.0.bias": ("dim",),
+    "time_embedding.2.weight": ("dim", "dim"),
+    "time_embedding.2.bias": ("dim",),
+    "time_projection.1.weight": ("6 dim", "dim"),
+    "time_projection.1.bias": ("6 dim",),
+    "head.modulation": (1, 2, "dim"),
+    "head.head.weight": ("4 out_dim", "dim"),
+    "head.head.bias": ("4 out_dim",),
+    "blocks.{index}.modulation": (1, 6, "dim"),
+    "blocks.{index}.norm3.weight": ("dim",),
+    "blocks.{index}.norm3.bias": ("dim",),
+    **{f"blocks.{{index}}.self_attn.{name}": shape for name, shape in _ATTENTION.items()},
+    **{f"blocks.{{index}}.cross_attn.{name}": shape for name, shape in _ATTENTION.items()},
+    "blocks.{index}.ffn.0.weight": ("ffn_dim", "dim"),
+    "blocks.{index}.ffn.0.bias": ("ffn_dim",),
+    "blocks.{index}.ffn.2.weight": ("dim", "ffn_dim"),
+    "blocks.{index}.ffn.2.bias": ("dim",),
+}
+# A text encoder in Wan's and in transformers' naming.
+_TEXT_SHAPES: dict[str, dict[str, Shape]] = {
+    "wan": {
+        "token_embedding.weight": ("vocab_size", "d_model"),
+        "norm.weight": ("d_model",),
+        "blocks.{index}.norm1.weight": ("d_model",),
+        "blocks.{index}.attn.q.weight": ("inner", "d_model"),
+        "blocks.{index}.attn.k.weight": ("inner", "d_model"),
+        "blocks.{index}.attn.v.weight": ("inner", "d_model"),
+        "blocks.{index}.attn.o.weight": ("d_model", "inner"),
+        "blocks.{index}.norm2.weight": ("d_model",),
+        "blocks.{index}.ffn.gate.0.weight": ("d_ff", "d_model"),
+        "blocks.{index}.ffn.fc1.weight": ("d_ff", "d_model"),
+        "blocks.{index}.ffn.fc2.weight": ("d_model", "d_ff"),
+        "blocks.{index}.pos_embedding.embedding.weight": ("num_buckets", "num_heads"),
+    },
+    "hf": {
+        "shared.weight": ("vocab_size", "d_model"),
+        "encoder.final_layer_norm.weight": ("d_model",),
+        "encoder.block.{index}.layer.0.layer_norm.weight": ("d_model",),
+        "encoder.block.{index}.layer.0.SelfAttention.q.weight": ("inner", "d_model"),
+        "encoder.block.{index}.layer.0.SelfAttention.k.weight": ("inner", "d_model"),
+        "encoder.block.{index}.layer.0.SelfAttention.v.weight": ("inner", "d_model"),
+        "encoder.block.{index}.layer.0.SelfAttention.o.weight": ("d_model", "inner"),
+        "encoder.block.{index}.layer.1.layer_norm.weight": ("d_model",),
+        "encoder.block.{index}.layer.1.DenseReluDense.wi_0.weight": ("d_ff", "d_model"),
+        "encoder.block.{index}.layer.1.DenseReluDense.wi_1.weight": ("d_ff", "d_model"),
+        "encoder.block.{index}.layer.1.DenseReluDense.wo.weight": ("d_model", "d_ff"),
+        "encoder.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight": ("num_buckets", "num_heads"),
+    },
+}
+
+
+def detect_transformer(header: Header, source: str = "The file") -> TransformerFormat:
+    """Say how a Wan2.1 text-to-video transformer is stored.
+
+    Args:
+        header: names, dtypes and shapes of all files of the transformer together.
+        source: subject of the error sentences, e.g. the path.
+
+    Raises:
+        CheckpointError: another kind of model, an incomplete one, or weights without their scales.
+    """
+    prefix = find_prefix(header, _TRANSFORMER_PREFIXES, r"patch_embedding\.weight|blocks\.\d+\.modulation")
+    if prefix is None:
+        refuse_kind(header, source, wanted="transformer")
+    named = strip_prefix(header, prefix)
+    check_wan_variant(named, source)
+    missing = find_missing_blocks(named)
+    if missing:
+        raise CheckpointError(
+            f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
+        )
+    num_layers = len(block_indices(named, "blocks"))
+    expected = _expand_blocks(_TRANSFORMER_SHAPES, num_layers)
+    scheme, scale_suffix = detect_scheme(named, expected, source, wanted="transformer")
+    sizes = read_sizes(named, expected, source)
+    if (sizes["in_dim"], sizes["out_dim"]) != (LATENT_CHANNELS, LATENT_CHANNELS):
+        raise CheckpointError(
+            f"{source} takes {sizes['in_dim']} and returns {sizes['out_dim']} latent channels; expected "
+            f"{LATENT_CHANNELS} and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
+        )
+    return TransformerFormat(
+        scheme=scheme,
+        scale_suffix=scale_suffix,
+        prefix=prefix,
+        architecture=WanArchitecture(num_layers=num_layers, num_heads=max(1, sizes["dim"] // 128), **sizes),
+    )
+
+
+def find_missing_blocks(header: Header) -> list[int]:
+    """Return the numbers of the transformer blocks of which nothing is there.
+
+    Gaps show in the names; missing last blocks only where the width is that of a published model.
+    """
+    widths = {info.shape[-1] for name, info in header.items() if name.endswith(".modulation") and info.shape}
+    published = max((_NUM_BLOCKS.get(width, 0) for width in widths), default=0)
+    return missing_indices(block_indices(header, "blocks"), published)
+
+
+def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoderFormat:
+    """Say how a UMT5 encoder is named and stored.
+
+    Raises:
+        CheckpointError: another kind of model, an incomplete one, or INT8 weights without scales.
+    """
+    query = r"blocks\.\d+\.attn\.q\.weight|encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight"
+    prefix = find_prefix(header, _TEXT_ENCODER_PREFIXES, query)
+    if prefix is None:
+        refuse_kind(header, source, wanted="text encoder")
+    named = strip_prefix(header, prefix)
+    naming = "hf" if "shared.weight" in named else "wan"
+    present = block_indices(named, "encoder.block" if naming == "hf" else "blocks")
+    if len(present) > 1 and sum(".relative_attention_bias." in name for name in named) == 1:
+        raise CheckpointError(
+            f"{source} is a T5 v1.1 encoder, as Flux and SD3 use (only its first block has a relative_attention_bias); "
+            f"expected {WANTED['text encoder']}. Use {USABLE_FILES['text encoder']}."
+        )
+    width = next((named[name].shape[-1] for name in ("shared.weight", "token_embedding.weight") if name in named), 0)
+    missing = missing_indices(present, _NUM_TEXT_BLOCKS.get(width, 0))
+    if missing:
+        raise CheckpointError(f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again.")
+    expected = _expand_blocks(_TEXT_SHAPES[naming], len(present))
+    scheme, scale_suffix = detect_scheme(named, expected, source, wanted="text encoder")
+    sizes = read_sizes(named, expected, source)
+    d_kv, rest = divmod(sizes.pop("inner"), sizes["num_heads"])
+    if rest:
+        raise CheckpointError(
+            f"{source} has attention of {d_kv * sizes['num_heads'] + rest} columns for {sizes['num_heads']} heads; "
+            f"expected a multiple. Use {USABLE_FILES['text encoder']}."
+        )
+    notes: tuple[str, ...] = ()
+    if scheme == "fp8" and scale_suffix is None:
+        notes = (f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.",)
+    return TextEncoderFormat(
+        naming=naming,
+        scheme=scheme,
+        scale_suffix=scale_suffix,
+        prefix=prefix,
+        num_layers=len(present),
+        d_kv=d_kv,
+        has_spiece="spiece_model" in header,
+        notes=notes,
+        **sizes,
+    )
+
+
+def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
+    """Read the sizes of a Wan2.1 VAE, pruned versions (LightVAE) included.
+
+    Raises:
+        CheckpointError: another kind of model, or a VAE whose latents are not Wan2.1's.
+    """
+    prefix = find_prefix(header, _VAE_PREFIXES, r"decoder\.middle\.0\.residual\.0\.gamma")
+    if prefix is None:
+        refuse_kind(header, source, wanted="VAE")
+    named = strip_prefix(header, prefix)
+    edges: dict[str, Shape] = {
+        "conv2.weight": ("z_dim", "z_dim", 1, 1, 1),
+        "decoder.conv1.weight": ("top", "z_dim", 3, 3, 3),
+        "decoder.head.0.gamma": ("base_dim", 1, 1, 1),
+        "decoder.head.2.weight": ("channels", "base_dim", 3, 3, 3),
+    }
+    sizes = read_sizes(named, edges, source)
+    dtypes = {info.dtype for info in named.values()}
+    if (sizes["z_dim"], sizes["channels"]) != (LATENT_CHANNELS, 3) or not dtypes <= FLOAT_DTYPES:
+        raise CheckpointError(
+            f"{source} is a VAE of {sizes['z_dim']} latent channels (48: Wan2.2 5B) and {sizes['channels']} image "
+            f"channels in {', '.join(sorted(dtypes))}; expected {LATENT_CHANNELS} and 3 in BF16, F16 or F32. Use "
+            f"{USABLE_FILES['VAE']}."
+        )
+    stages, temporal = _read_decoder_stages(named, source)
+    base_dim = sizes["base_dim"]
+    if len({len(stage) for stage in stages}) > 1 or any(len({*stage}) > 1 or stage[0] % base_dim for stage in stages):
+        raise CheckpointError(
+            f"{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
+            f"Use {USABLE_FILES['VAE']}."
+        )
+    return VaeFormat(
+        prefix=prefix,
+        base_dim=base_dim,
+        z_dim=sizes["z_dim"],
+        dim_mult=tuple(stage[0] // base_dim for stage in reversed(stages)),
+        num_res_blocks=len(stages[0]) - 1,
+        temporal_downsample=tuple(reversed(temporal)),
+        has_encoder="encoder.conv1.weight" in named,
+    )
+
+
+def _read_decoder_stages(named: Header, source: str) -> tuple[list[list[int]], list[bool]]:
+    """Return the widths of each stage's residual blocks, and which upsamplers between them double time."""
+    stages: list[list[int]] = [[]]
+    temporal: list[bool] = []
+    for index in range(len(block_indices(named, "decoder.upsamples"))):
+        layer = f"decoder.upsamples.{index}"
+        if f"{layer}.resample.1.weight" in named:
+            temporal.append(f"{layer}.time_conv.weight" in named)
+            stages.append([])
+        else:
+            last = read_sizes(named, {f"{layer}.residual.6.weight": ("width", "width", 3, 3, 3)}, source)
+            stages[-1].append(last["width"])
+    return stages, temporal
+
+
+def _expand_blocks(shapes: dict[str, Shape], num_layers: int) -> dict[str, Shape]:
+    return {name.format(index=index): shape for name, shape in shapes.items() for index in range(num_layers)}

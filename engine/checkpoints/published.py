@@ -1,0 +1,264 @@
+"""The published variants of the 4-step Wan2.1-T2V-14B: which files of which repositories each needs. Names only.
+
+The hub's own listing decides what is fetched, how big it is and what its hash is (adapters/hub); this table says
+where to look in it. Sizes here are for showing before the hub is asked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+
+from ..errors import LightX2VError
+from .files import PRECISION_FOLDERS
+from .kinds import MODEL_REPOSITORY
+
+SINGLE_FILE_REPOSITORY = "lightx2v/Wan2.1-Distill-Models"
+COMFY_REPOSITORY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+
+DOWNLOAD_PROBLEMS = ("unreachable", "denied", "missing", "damaged", "in the way", "disk", "busy")
+
+
+class DownloadError(LightX2VError):
+    """A published checkpoint cannot be fetched."""
+
+    def __init__(self, problem: str, message: str) -> None:
+        """Take one of DOWNLOAD_PROBLEMS and the sentence for the user."""
+        super().__init__(message)
+        self.problem = problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a variant."""
+
+    what: str
+    repository: str
+    patterns: tuple[str, ...]
+    """Globs over the repository's paths, best first: the first that matches anything is taken, whole."""
+    folder: str
+    """Folder below models/."""
+    keeps_path: bool
+    """Whether files keep their path in the repository below `folder`, or only their name."""
+    num_bytes: int
+    """As published; rounded where the listing shows rounded sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to have the whole model: transformer, text encoder, tokenizer and VAE."""
+
+    name: str
+    summary: str
+    precision: str
+    """fp8 | int8 | bf16."""
+    parts: tuple[Part, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts, about."""
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """Where the parts are, each once."""
+        return tuple(dict.fromkeys(part.repository for part in self.parts))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether LightX2V Load Checkpoint takes it as one folder; else its files go to separate loaders."""
+        return self.parts[0].keeps_path
+
+    @property
+    def entry(self) -> str:
+        """What to choose in the loader, below models/: the checkpoint folder, or the transformer's file."""
+        transformer = self.parts[0]
+        return (
+            transformer.folder
+            if self.is_folder
+            else f"{transformer.folder}/{PurePosixPath(transformer.patterns[0]).name}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedFile:
+    """A file of a repository and where it belongs."""
+
+    repository: str
+    path: str
+    target: str
+    """Path below models/, with forward slashes."""
+
+
+# Sizes: file listings of the three repositories on huggingface.co.
+_BLOCKS_BYTES = 40 * 352_000_000
+_NON_BLOCK_BYTES = 930_000_000
+_BF16_BYTES = 28_580_000_000
+_SINGLE_8_BIT_BYTES = 15_000_000_000
+_T5_8_BIT_BYTES = 6_730_000_000
+_T5_BF16_BYTES = 11_361_920_418
+_COMFY_T5_FP8_BYTES = 6_735_906_897
+_COMFY_T5_FP16_BYTES = 11_366_399_385
+_VAE_BYTES = 507_609_880
+_COMFY_VAE_BYTES = 254_000_000
+_TOKENIZER_BYTES = 21_000_000
+_CONFIG_BYTES = 250
+
+
+def _repository_part(what: str, num_bytes: int, *patterns: str) -> Part:
+    return Part(
+        what=what,
+        repository=MODEL_REPOSITORY,
+        patterns=patterns,
+        folder=f"lightx2v/{PurePosixPath(MODEL_REPOSITORY).name}",
+        keeps_path=True,
+        num_bytes=num_bytes,
+    )
+
+
+def _anywhere(name: str, precision: str) -> tuple[str, ...]:
+    """Look for a companion in the precision's folder, at the root, then in the other folders."""
+    folder = PRECISION_FOLDERS[precision]
+    others = [other for other in PRECISION_FOLDERS.values() if other != folder]
+    return (f"{folder}/{name}", name, *(f"{other}/{name}" for other in others), f"original/{name}")
+
+
+def _repository_parts(precision: str) -> tuple[Part, ...]:
+    folder = PRECISION_FOLDERS[precision]
+    if precision == "bf16":
+        t5_bytes = _T5_BF16_BYTES
+        transformer = [_repository_part("transformer", _BF16_BYTES, f"{folder}/distill_model.safetensors")]
+    else:
+        t5_bytes = _T5_8_BIT_BYTES
+        transformer = [
+            _repository_part("transformer blocks", _BLOCKS_BYTES, f"{folder}/block_*.safetensors"),
+            _repository_part("rest of the transformer", _NON_BLOCK_BYTES, f"{folder}/non_block.safetensors"),
+        ]
+    return (
+        *transformer,
+        _repository_part("text encoder", t5_bytes, *_anywhere(f"models_t5_umt5-xxl-enc-{precision}.pth", precision)),
+        _repository_part("tokenizer", _TOKENIZER_BYTES, *_anywhere("google/umt5-xxl/*", precision)),
+        _repository_part("VAE", _VAE_BYTES, *_anywhere("Wan2.1_VAE.pth", precision)),
+        _repository_part("config", _CONFIG_BYTES, *_anywhere("config.json", precision)),
+    )
+
+
+def _single_part(what: str, num_bytes: int, repository: str, path: str, folder: str) -> Part:
+    return Part(
+        what=what, repository=repository, patterns=(path,), folder=folder, keeps_path=False, num_bytes=num_bytes
+    )
+
+
+def _single_parts(transformer: str, num_bytes: int, text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
+    text_encoder_path = f"split_files/text_encoders/{text_encoder}.safetensors"
+    vae_path = "split_files/vae/wan_2.1_vae.safetensors"
+    return (
+        _single_part(
+            "transformer", num_bytes, SINGLE_FILE_REPOSITORY, f"{transformer}.safetensors", "diffusion_models"
+        ),
+        _single_part("text encoder", text_encoder_bytes, COMFY_REPOSITORY, text_encoder_path, "text_encoders"),
+        _single_part("VAE", _COMFY_VAE_BYTES, COMFY_REPOSITORY, vae_path, "vae"),
+    )
+
+
+_FP8_SINGLE = "wan2.1_t2v_14b_scaled_fp8_e4m3_lightx2v_4step"
+_FP8_T5 = ("umt5_xxl_fp8_e4m3fn_scaled", _COMFY_T5_FP8_BYTES)
+
+_VARIANTS = (
+    Variant(
+        name="fp8",
+        summary="folder of blocks; RTX 40 and newer compute in FP8, older cards expand it",
+        precision="fp8",
+        parts=_repository_parts("fp8"),
+    ),
+    Variant(
+        name="int8",
+        summary="folder of blocks; RTX 20 and newer compute in INT8",
+        precision="int8",
+        parts=_repository_parts("int8"),
+    ),
+    Variant(
+        name="bf16",
+        summary="folder, unquantised; 32 GB of RAM, or a card with 40 GB and more",
+        precision="bf16",
+        parts=_repository_parts("bf16"),
+    ),
+    Variant(
+        name="fp8-single",
+        summary="single files, for LightX2V Load Transformer with ComfyUI's own loaders",
+        precision="fp8",
+        parts=_single_parts(_FP8_SINGLE, _SINGLE_8_BIT_BYTES, *_FP8_T5),
+    ),
+    Variant(
+        name="fp8-comfyui",
+        summary="as fp8-single, with one scale a layer: ComfyUI's Load Diffusion Model reads it too",
+        precision="fp8",
+        parts=_single_parts(f"{_FP8_SINGLE}_comfyui", _SINGLE_8_BIT_BYTES, *_FP8_T5),
+    ),
+    Variant(
+        name="int8-single",
+        summary="as fp8-single, in INT8",
+        precision="int8",
+        parts=_single_parts("wan2.1_t2v_14b_int8_lightx2v_4step", _SINGLE_8_BIT_BYTES, *_FP8_T5),
+    ),
+    Variant(
+        name="bf16-single",
+        summary="as fp8-single, unquantised, with the FP16 text encoder",
+        precision="bf16",
+        parts=_single_parts("wan2.1_t2v_14b_lightx2v_4step", _BF16_BYTES, "umt5_xxl_fp16", _COMFY_T5_FP16_BYTES),
+    ),
+)
+PUBLISHED = {variant.name: variant for variant in _VARIANTS}
+
+
+def find_variant(name: str) -> Variant:
+    """Return a published variant.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"variant is {name!r}; expected one of: {', '.join(PUBLISHED)}.")
+    return PUBLISHED[name]
+
+
+def choose_files(variant: Variant, listings: Mapping[str, Collection[str]]) -> list[WantedFile]:
+    """Choose the files of a variant from what its repositories hold now.
+
+    Args:
+        variant: what is wanted.
+        listings: paths by repository, at least of every repository of the variant.
+
+    Raises:
+        DownloadError: a part is nowhere in its repository, or a listed path would leave the models folder.
+    """
+    return [wanted for part in variant.parts for wanted in _choose(part, listings[part.repository])]
+
+
+def _choose(part: Part, paths: Collection[str]) -> list[WantedFile]:
+    found: list[str] = []
+    for pattern in part.patterns:
+        found = found or sorted(path for path in paths if fnmatch.fnmatchcase(path, pattern))
+    if not found:
+        raise DownloadError(
+            "missing",
+            f"The {part.what} is not in {part.repository} any more: expected {part.patterns[0]} there, or one of its "
+            "other places. The repository has changed; look at its page and put the file in place by hand.",
+        )
+    return [
+        WantedFile(
+            repository=part.repository,
+            path=path,
+            target=f"{part.folder}/{_checked(path, part.repository) if part.keeps_path else PurePosixPath(path).name}",
+        )
+        for path in found
+    ]
+
+
+def _checked(path: str, repository: str) -> str:
+    windows_path = PureWindowsPath(path)
+    if windows_path.drive or windows_path.root or ".." in windows_path.parts:
+        raise DownloadError("damaged", f"{repository} lists {path!r}, which leads outside the models folder. Refused.")
+    return path

@@ -1,0 +1,201 @@
+"""Weights on disk as named tensors: safetensors files and plain `.pth` state dicts, memory-mapped.
+
+What the names mean is checkpoints/formats.py; what is done with the tensors, the engines.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+from .header import TensorInfo, read_header
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+# How the system refuses memory: Linux, torch's allocator, and Windows, whose sentence is in the user's language.
+_MEMORY_WORDS = re.compile(
+    r"cannot allocate memory|can't allocate memory|not enough memory|paging file"
+    r"|(?:os error |error code: <|winerror )1455\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A stretch of a file."""
+
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """Named CPU tensors, mapped from their files: bytes are read when they are first used.
+
+    `header` holds names, dtypes and shapes without touching any tensor. `prefix` is stripped from
+    every name; names without it are left out. `close` drops the mappings; a later read opens them again.
+    """
+
+    header: dict[str, TensorInfo]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header)
+
+    def __len__(self) -> int:
+        return len(self.header)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(info.num_bytes for info in self.header.values())
+
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        """Return where in a file a tensor's values lie as `dtype`; None where they must be read and converted."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class SafetensorsWeights(Weights):
+    """One or more safetensors files as one mapping."""
+
+    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
+        self.header = {}
+        self._file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        self._prefix = prefix
+        for path in files:
+            for name, info in read_header(path).items():
+                if name.startswith(prefix):
+                    self.header[name[len(prefix) :]] = info
+                    self._file_of[name[len(prefix) :]] = path
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path = self._file_of[name]
+        # Threads read side by side, and one may close what another one opened: hold the file by a name of its own.
+        file = self._open.get(path) or self._open.setdefault(path, _open_safetensors(path))
+        tensor: torch.Tensor = file.get_tensor(self._prefix + name)
+        return tensor
+
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        info = self.header[name]
+        if info.offset is None or info.dtype != _DTYPE_NAMES.get(dtype):
+            return None
+        return FileRange(self._file_of[name], info.offset, info.num_bytes)
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+class PthWeights(Weights):
+    """A `.pth` file that holds nothing but a flat dict of tensors."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self._path = path
+        self._prefix = prefix
+        self._tensors: dict[str, torch.Tensor] | None = _load_pth(path)
+        self.header = {
+            name[len(prefix) :]: TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+            if name.startswith(prefix)
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        # By a name of its own, as another thread may close it.
+        tensors = self._tensors
+        if tensors is None:
+            tensors = self._tensors = _load_pth(self._path)
+        return tensors[self._prefix + name]
+
+    def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
+        return None
+
+    def close(self) -> None:
+        self._tensors = None
+
+
+def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
+    """Open safetensors files, or a single `.pth`, as one mapping.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not plain tensors, or there is no memory to map it.
+    """
+    if len(files) == 1 and files[0].suffix in {".pth", ".pt"}:
+        return PthWeights(files[0], prefix)
+    return SafetensorsWeights(files, prefix)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
+        if _is_short_of_memory(error):
+            raise _memory_refusal(path, error) from error
+        raise CheckpointError(
+            f"{path} cannot be read: {_first_line(error)}. It changed since it was opened; download it again."
+        ) from error
+
+
+def _load_pth(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing or not a file. Check the name.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
+            f"accepted). Use the original file or a .safetensors version of it. Detail: {_first_line(error)}"
+        ) from error
+    except (MemoryError, RuntimeError, EOFError, ValueError) as error:
+        if _is_short_of_memory(error):
+            raise _memory_refusal(path, error) from error
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch file: {_first_line(error)} It is probably truncated or an old pickle; "
+            "download it again or use a .safetensors version of it."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        kind = "nested data" if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(
+            f"{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
+        )
+    return loaded
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Say whether the system refused RAM or room in its page file; the file is fine then."""
+    is_refused = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return is_refused or _MEMORY_WORDS.search(str(error)) is not None
+
+
+def _memory_refusal(path: Path, error: Exception) -> CheckpointError:
+    said = _first_line(error) or type(error).__name__
+    return CheckpointError(
+        f"{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other programs; "
+        "on Windows, enlarge the page file."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

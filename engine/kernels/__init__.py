@@ -1,0 +1,1 @@
+"""Functions on tensors; nothing is chosen here."""

@@ -1,1 +1,0 @@
-"""Pure decisions on plain numbers and headers. Standard library only, no torch."""

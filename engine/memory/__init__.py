@@ -1,0 +1,1 @@
+"""What fits: sizes, the plan, what is free."""

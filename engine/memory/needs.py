@@ -1,0 +1,225 @@
+"""How much memory each stage of a run takes: arithmetic on sizes, and constants that were measured.
+
+VRAM is what torch's allocator will have reserved at the peak; the CUDA context, about 0.5 GiB, is extra. RAM is what
+a stage takes beside what the process has anyway. tools/bench/memory.py compares both with what is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import shapes
+from ..checkpoints.formats import WanArchitecture
+from ..constants import GIB
+from .activations import activation_bytes
+from .decoder import decode_bytes, tae_decode_bytes
+from .model_sizes import WeightSizes, weight_sizes
+from .tiles import Tile
+
+# torch's allocator takes large blocks from the device in multiples of this.
+_SEGMENT_BYTES = 2 * 2**20
+# What a plan leaves free beside its own figures: a share of them, and at least so much. The first run of a process also
+# loads kernels, which takes VRAM outside of torch; what was planned with a whole margin must still fit then.
+_VRAM_MARGIN = (0.03, GIB // 3)
+_RAM_MARGIN = (0.03, GIB)
+LATER_MARGIN = 0.2
+# RAM of libraries and kernels that come with the first run on a GPU, and stay: 0.57 to 0.59 GiB beside what the process
+# had with its CUDA context, measured over every placement and size of docs/benchmarks.md. While resident blocks load it
+# is 0.46 (BF16) to 0.54 (8 bits, whose trial run has loaded cuBLAS by then).
+RAM_FIXED_BYTES = int(0.62 * GIB)
+_LOADING_FIXED_BYTES = int(0.48 * GIB)
+# What resident blocks pass through on their way to the device: the ring of offload/reader.py.
+RING_BYTES = 2**28
+# T5: share of its file that is in RAM while it encodes on the CPU (of the embedding only a prompt's rows are read), and
+# VRAM on the GPU, where a weight is there for its own product only (docs/benchmarks.md).
+_TEXT_RAM_SHARE = 0.76
+_TEXT_VRAM_BYTES = int(0.3 * GIB)
+# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU.
+_CHUNK_FRAMES = 4
+# Base width of Wan2.1's VAE, for a run whose decoder is not known yet.
+VAE_BASE_DIM = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a transformer's weights rest. What is not a block is always on the device."""
+
+    mode: str
+    """none (all on the device) | block | phase (third of a block) | disk (blocks read when needed)."""
+    resident_blocks: int = 0
+    """In modes block, phase and disk: the first so many blocks stay on the device, the rest are streamed."""
+    pinned_limit_bytes: int | None = None
+    """RAM to page-lock at most; None is no limit of our own."""
+
+    def describe(self, num_blocks: int) -> str:
+        """Return e.g. "block, 12 of 40 blocks resident"."""
+        if self.mode == "none":
+            return "resident"
+        return f"{self.mode}, {self.resident_blocks} of {num_blocks} blocks resident"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSizes:
+    """What is to be decoded."""
+
+    width: int
+    height: int
+    num_frames: int
+    batch: int = 1
+    vae_base_dim: int = VAE_BASE_DIM
+    """96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(ClipSizes):
+    """What is to be run: the clip, the checkpoint, and how it computes."""
+
+    architecture: WanArchitecture
+    scheme: str
+    """fp8 | int8 | bf16."""
+    attention: str
+    matmul: str
+    path: str = "portable"
+    """portable | lightx2v | lightx2v_own, see activations.py."""
+    text_encoder_bytes: int = 0
+    """Of its file; 0 where it is not known."""
+
+    @property
+    def weights(self) -> WeightSizes:
+        return weight_sizes(self.architecture, self.scheme)
+
+    @property
+    def tokens(self) -> int:
+        return shapes.num_tokens(shapes.latent_shape(self.width, self.height, self.num_frames))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What this process can have, all that it holds for earlier runs included."""
+
+    vram: int | None
+    """Bytes that torch may reserve in all; None without a GPU."""
+    ram: int
+    vram_limit: str = ""
+    """What keeps `vram` below what is free, for messages; "" for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Peak of a stage, in bytes."""
+
+    vram: int
+    ram: int
+
+    def fits(self, budget: Budget, margin: float = 1.0) -> bool:
+        """Say whether the budget has this much, and so much of the usual margins, to spare."""
+        return self.ram + margin * _margin(self.ram, _RAM_MARGIN) <= budget.ram and self.fits_vram(budget, margin)
+
+    def fits_vram(self, budget: Budget, margin: float = 1.0) -> bool:
+        """Say the same of VRAM alone."""
+        return budget.vram is None or self.vram + margin * _margin(self.vram, _VRAM_MARGIN) <= budget.vram
+
+    def __add__(self, other: Need) -> Need:
+        return Need(vram=self.vram + other.vram, ram=self.ram + other.ram)
+
+    def describe(self, budget: Budget) -> str:
+        """Return e.g. "4.1 GiB of VRAM and 14.9 GiB of RAM"; without a GPU only the RAM."""
+        ram = f"{self.ram / GIB:.1f} GiB of RAM"
+        return ram if budget.vram is None else f"{self.vram / GIB:.1f} GiB of VRAM and {ram}"
+
+
+def weights_vram(weights: WeightSizes, placement: Placement) -> int:
+    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers."""
+    block = _segments(weights.block)
+    if placement.mode == "none":
+        return weights.others + weights.num_blocks * block
+    unit = _segments(weights.phase) if placement.mode == "phase" else block
+    return weights.others + placement.resident_blocks * block + 2 * unit
+
+
+def weights_ram(weights: WeightSizes, placement: Placement) -> int:
+    """Return the bytes of RAM that stay taken: streamed blocks, or what they pass through coming from the drive."""
+    if placement.mode == "none":
+        return 0
+    if placement.mode == "disk":
+        return 2 * weights.block
+    return (weights.num_blocks - placement.resident_blocks) * weights.block
+
+
+def activations(sizes: Sizes) -> int:
+    """Return the bytes that a forward pass takes beside the weights."""
+    return activation_bytes(
+        tokens=sizes.tokens,
+        dim=sizes.architecture.dim,
+        ffn_dim=sizes.architecture.ffn_dim,
+        num_blocks=sizes.architecture.num_layers,
+        scheme=sizes.scheme,
+        attention=sizes.attention,
+        matmul=sizes.matmul,
+        path=sizes.path,
+    )
+
+
+def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
+    """Return what loading the transformer takes: resident blocks come first, through a ring that is gone after them."""
+    loaded = resting_need(sizes, placement, on_gpu=on_gpu)
+    if not on_gpu:
+        return loaded
+    ring = RING_BYTES if placement.mode == "none" or placement.resident_blocks else 0
+    return Need(vram=loaded.vram, ram=max(loaded.ram, ring + _LOADING_FIXED_BYTES))
+
+
+def resting_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
+    """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
+    weights = sizes.weights
+    if not on_gpu:
+        return Need(vram=0, ram=weights.others + weights.block if placement.mode == "disk" else weights.total)
+    return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
+
+
+def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
+    """Return what denoising takes, weights included."""
+    weights, work = resting_need(sizes, placement, on_gpu=on_gpu), activations(sizes)
+    return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=work))
+
+
+def decoding_need(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
+    """Return what decoding takes beside other weights: the decoder, and the frames of all clips in RAM."""
+    decoder = decoder_bytes(sizes, tile, on_gpu=on_gpu)
+    frames = sizes.batch * sizes.num_frames * _frame_bytes(sizes)
+    held = beside or Need(vram=0, ram=0)
+    if on_gpu:
+        return Need(vram=held.vram + decoder, ram=held.ram + frames + copied_frames_bytes(sizes))
+    return Need(vram=0, ram=held.ram + frames + decoder)
+
+
+def copied_frames_bytes(sizes: ClipSizes) -> int:
+    """Return the RAM through which frames come from the GPU; torch rounds it up to a power of two if page-locked."""
+    return 2 << (_CHUNK_FRAMES * _frame_bytes(sizes) - 1).bit_length()
+
+
+def _frame_bytes(sizes: ClipSizes) -> int:
+    return sizes.height * sizes.width * 3 * 4
+
+
+def decoder_bytes(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool = True) -> int:
+    """Return what a decoder takes on its device, weights included; of a clip without cells, its weights alone."""
+    element_bytes = 2 if on_gpu else 4
+    if not sizes.vae_base_dim:
+        return tae_decode_bytes(sizes.height, sizes.width, tile, element_bytes)
+    base_dim, num_frames = sizes.vae_base_dim, sizes.num_frames
+    return decode_bytes(sizes.height, sizes.width, tile, base_dim, element_bytes, num_frames=num_frames)
+
+
+def encoding_need(text_encoder_bytes: int, device: str) -> Need:
+    """Return what encoding a prompt takes with a text encoder file of so many bytes, on "cpu" or "gpu"."""
+    return Need(vram=_TEXT_VRAM_BYTES if device == "gpu" else 0, ram=int(text_encoder_bytes * _TEXT_RAM_SHARE))
+
+
+def _margin(needed: int, margin: tuple[float, int]) -> float:
+    share, least = margin
+    return max(needed * share, least)
+
+
+def _segments(num_bytes: int) -> int:
+    return -(-num_bytes // _SEGMENT_BYTES) * _SEGMENT_BYTES

@@ -1,0 +1,371 @@
+"""Where weights rest and how a clip is decoded so that a run fits: a pure function from sizes and budgets to a plan."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeVar
+
+from ..constants import GIB
+from ..errors import NothingFitsError
+from .needs import (
+    LATER_MARGIN,
+    Budget,
+    ClipSizes,
+    Need,
+    Placement,
+    Sizes,
+    copied_frames_bytes,
+    decoding_need,
+    encoding_need,
+    loading_need,
+    resting_need,
+    sampling_need,
+)
+from .tiles import Tile
+
+__all__ = [
+    "Budget",
+    "DecodePlan",
+    "HostPolicy",
+    "MemoryPlan",
+    "Need",
+    "Placement",
+    "Sizes",
+    "Wish",
+    "plan_decode",
+    "plan_run",
+]
+
+Clip = TypeVar("Clip", bound=ClipSizes)
+
+# A whole decode, and tiles from the fastest to the one that takes least.
+_TILES = (None, Tile(), Tile(size=48), Tile(size=32))
+# So many of the choices cost little more than a whole decode: less than to load the transformer again.
+_NUM_GOOD_TILES = 2
+# From here on a block computes for longer than it is transferred, so that streaming costs next to nothing.
+_STREAMING_IS_FREE_TOKENS = 16_000
+# A retry takes at most this share of the VRAM of the plan that ran out of memory, or the least there is.
+_RETRY_SHARE = 0.85
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPolicy:
+    """What the host's launch flags ask of a plan; the offload node's named modes go before it."""
+
+    prefer: str = "speed"
+    """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
+    --novram)."""
+    reserved_vram_bytes: int = 0
+    """VRAM to leave to others (--reserve-vram)."""
+    pinned_limit_bytes: int | None = None
+    """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was chosen, and what is loaded already."""
+
+    mode: str = "auto"
+    """auto | none | block | phase | disk."""
+    tiling: str = "auto"
+    """auto | on | off."""
+    text_device: str = "cpu"
+    pinned_limit_bytes: int | None = None
+    policy: HostPolicy = field(default_factory=HostPolicy)
+    current: Placement | None = None
+    """Kept where it fits and is not clearly worse than the best."""
+    failed: Need | None = None
+    """What sampling needed when it ran out of memory: for a retry, which is to need clearly less VRAM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePlan:
+    """How a clip is going to be decoded."""
+
+    tile: Tile | None
+    """Largest tile; None is a whole decode."""
+    weights_stay: bool
+    """Whether what other handles hold may stay meanwhile."""
+    need: Need
+    pins_frames: bool = True
+    """Whether frames come from the GPU through page-locked RAM."""
+
+    def __str__(self) -> str:
+        return f"decode tiled {self.tile.size}" if self.tile else "decode whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """How a run is going to fit."""
+
+    placement: Placement
+    num_blocks: int
+    decode: DecodePlan
+    needs: dict[str, Need]
+    """By stage: encode, load_transformer, sample, decode."""
+    budget: Budget
+
+    @property
+    def vram(self) -> int:
+        """Bytes that torch will have reserved at the peak of the run."""
+        return max(need.vram for need in self.needs.values())
+
+    @property
+    def ram(self) -> int:
+        return max(need.ram for need in self.needs.values())
+
+    def __str__(self) -> str:
+        memory = f"{self.ram / GIB:.1f} GiB RAM of {self.budget.ram / GIB:.1f} free"
+        if self.budget.vram is not None:
+            memory = f"{self.vram / GIB:.1f} GiB VRAM of {self.budget.vram / GIB:.1f} free, {memory}"
+        return f"plan: {self.placement.describe(self.num_blocks)}, {memory}; {self.decode}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the plan as JSON data for the run report."""
+        return {
+            "line": str(self),
+            "mode": self.placement.mode,
+            "resident_blocks": self.num_blocks if self.placement.mode == "none" else self.placement.resident_blocks,
+            "num_blocks": self.num_blocks,
+            "tile": self.decode.tile.size if self.decode.tile else None,
+            "free_vram_bytes": self.budget.vram,
+            "free_ram_bytes": self.budget.ram,
+            "needs": {stage: {"vram_bytes": need.vram, "ram_bytes": need.ram} for stage, need in self.needs.items()},
+        }
+
+
+def plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
+    """Choose where weights rest and how the clip is decoded.
+
+    The fastest mode that fits: all weights resident; else streamed from RAM with as many resident blocks as fit,
+    then by phases; from disk where RAM is short. A named mode keeps the fewest blocks resident for which there is RAM.
+
+    Raises:
+        NothingFitsError: no mode that may be taken has room for this clip, or RAM for its frames; says what each would
+            need.
+    """
+    groups = _fitting(sizes, budget, wish)
+    placement = _choose(sizes, budget, groups, _tiles(wish)) if groups else None
+    if wish.current is not None and _is_worth_keeping(wish.current, placement, sizes, budget, wish):
+        placement = wish.current
+    if placement is None:
+        raise NothingFitsError(_explain(sizes, budget, wish))
+    on_gpu = budget.vram is not None
+    decode = plan_decode(sizes, budget, wish, resting_need(sizes, placement, on_gpu=on_gpu))
+    needs = {
+        "encode": encoding_need(sizes.text_encoder_bytes, wish.text_device),
+        "load_transformer": loading_need(sizes, placement, on_gpu=on_gpu),
+        "sample": sampling_need(sizes, placement, on_gpu=on_gpu),
+        "decode": decode.need,
+    }
+    return MemoryPlan(
+        placement=placement, num_blocks=sizes.weights.num_blocks, decode=decode, needs=needs, budget=budget
+    )
+
+
+def plan_decode(
+    sizes: ClipSizes,
+    budget: Budget,
+    wish: Wish,
+    held: Need,
+    *,
+    margin: float = 1.0,
+    below: DecodePlan | None = None,
+) -> DecodePlan:
+    """Choose how to decode, and whether what is `held` may stay beside it; where no tile fits VRAM, the least is taken.
+
+    Args:
+        sizes, budget, wish: what is to be run, what there is, and what was chosen.
+        held: by weights that are loaded and not needed for the decode.
+        margin: share of the usual margins.
+        below: the plan that ran out of memory; the next smaller tile is taken then.
+
+    Raises:
+        NothingFitsError: there is not the RAM for the frames.
+    """
+    if _frames_ram(sizes, budget, wish) > budget.ram:
+        raise NothingFitsError(_explain_frames(sizes, budget, wish))
+    tiles, on_gpu = _tiles(wish), budget.vram is not None
+    limit = _pinned_limit(wish)
+    pins_frames = limit is None or copied_frames_bytes(sizes) <= limit
+    if below is not None:
+        tiles = tiles[min(tiles.index(below.tile) + 1, len(tiles) - 1) :]
+    for tile in tiles[:_NUM_GOOD_TILES] if below is None else ():
+        need = decoding_need(sizes, tile, on_gpu=on_gpu, beside=held)
+        if need.fits(budget, margin):
+            return DecodePlan(tile=tile, weights_stay=True, need=need, pins_frames=pins_frames)
+    needs = {tile: decoding_need(sizes, tile, on_gpu=on_gpu) for tile in tiles}
+    # On a GPU no tile takes less RAM than another.
+    fits = Need.fits_vram if on_gpu else Need.fits
+    tile = next((tile for tile, need in needs.items() if fits(need, budget, margin)), tiles[-1])
+    return DecodePlan(tile=tile, weights_stay=False, need=needs[tile], pins_frames=pins_frames)
+
+
+def retry_wish(wish: Wish, failed: Need) -> Wish:
+    """Return the wish for a retry after sampling ran out of memory: any mode that takes clearly less VRAM."""
+    return replace(wish, mode="auto", current=None, failed=failed)
+
+
+def _fitting(sizes: Sizes, budget: Budget, wish: Wish) -> list[list[Placement]]:
+    """Return the placements under which the clip can be sampled, best first, in groups of one mode."""
+
+    def need_of(placement: Placement) -> Need:
+        return sampling_need(sizes, placement, on_gpu=budget.vram is not None)
+
+    groups = [[each for each in group if need_of(each).fits(budget)] for group in _allowed(sizes, wish)]
+    if wish.failed is not None:
+        limit = int(wish.failed.vram * _RETRY_SHARE)
+        # Also where it is the one that failed: meanwhile everything else has left.
+        least = [min(chain(*groups), key=lambda each: need_of(each).vram)] if any(groups) else []
+        groups = [[each for each in group if need_of(each).vram <= limit] for group in groups]
+        groups.append(least)
+    return [group for group in groups if group]
+
+
+def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
+    """Return every placement that may be taken, best first, in groups of one mode.
+
+    Disk comes last, but before block with weights that would leave for each decode. What it reads a step, at most the
+    14 GB of FP8, it reads while the card computes: 5 s from an NVMe drive (3 GB/s), 28 s from a SATA one (0.5 GB/s);
+    estimate.py gives an RTX 4060, 8 GiB, 37 s a step at 832x480x81. Block would read all of it anew before every run,
+    with nothing to compute meanwhile. RAM that is left over caches the files.
+    """
+    limit = _pinned_limit(wish)
+    fewest_first = range(sizes.weights.num_blocks)
+    most_first = fewest_first[::-1]
+    by_preference: dict[str, dict[str, Sequence[int]]] = {
+        "speed": {"none": (0,), "block": most_first, "phase": most_first, "disk": most_first},
+        "streaming": {"block": fewest_first, "phase": fewest_first, "disk": fewest_first},
+        "least": {"phase": fewest_first, "disk": fewest_first},
+    }
+    modes = by_preference[wish.policy.prefer]
+    if wish.mode != "auto":
+        modes = {wish.mode: (0,) if wish.mode == "none" else fewest_first}
+    return [
+        [Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=limit) for count in counts]
+        for mode, counts in modes.items()
+    ]
+
+
+def _pinned_limit(wish: Wish) -> int | None:
+    limits = (wish.pinned_limit_bytes, wish.policy.pinned_limit_bytes)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _tiles(wish: Wish) -> Sequence[Tile | None]:
+    if wish.tiling == "off":
+        return _TILES[:1]
+    return _TILES[1:] if wish.tiling == "on" or wish.policy.prefer == "least" else _TILES
+
+
+def _choose(
+    sizes: Sizes, budget: Budget, groups: Sequence[Sequence[Placement]], tiles: Sequence[Tile | None]
+) -> Placement:
+    """Return the best placement beside which a good decode fits, so that weights need not be loaded again.
+
+    Streaming from RAM is nearly free: rather fewer resident blocks than a slower decode.
+    """
+    on_gpu = budget.vram is not None
+    for group in groups:
+        pairs = [(placement, tile) for placement in group for tile in tiles[:_NUM_GOOD_TILES]]
+        if group[0].mode in ("block", "phase") and sizes.tokens >= _STREAMING_IS_FREE_TOKENS:
+            pairs.sort(key=lambda pair: tiles.index(pair[1]))
+        for placement, tile in pairs:
+            held = resting_need(sizes, placement, on_gpu=on_gpu)
+            if decoding_need(sizes, tile, on_gpu=on_gpu, beside=held).fits(budget):
+                return placement
+    return groups[0][0]
+
+
+def _is_worth_keeping(current: Placement, best: Placement | None, sizes: Sizes, budget: Budget, wish: Wish) -> bool:
+    """Say whether what is loaded fits, and not so much worse than the best that it pays to load anew."""
+    allowed = {(each.mode, each.resident_blocks) for group in _allowed(sizes, wish) for each in group}
+    need = sampling_need(sizes, current, on_gpu=budget.vram is not None)
+    if (current.mode, current.resident_blocks) not in allowed or not need.fits(budget, LATER_MARGIN):
+        return False
+    if best is None:
+        return True
+    if current.mode == "disk":
+        return best.mode == "disk"
+    return best.mode != "none" or current.mode == "none" or sizes.tokens >= _STREAMING_IS_FREE_TOKENS
+
+
+def _explain(sizes: Sizes, budget: Budget, wish: Wish) -> str:
+    """Return what each mode would need, what is there, and the largest clip that would fit."""
+    cause = "No offload mode has room" if wish.mode == "auto" else f"Offload mode {wish.mode!r} has no room"
+    modes = ("none", "block", "phase", "disk") if wish.mode == "auto" else (wish.mode,)
+    on_gpu = budget.vram is not None
+    needs = {mode: sampling_need(sizes, Placement(mode=mode), on_gpu=on_gpu) for mode in modes}
+    there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
+    bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
+    lines = [
+        f"{cause} for {_size(sizes)} in {sizes.scheme.upper()}. Needed, beside a margin:",
+        *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
+        f"There are {there}.{bound}",
+        _advise(sizes, budget, wish),
+    ]
+    return "\n".join(lines)
+
+
+def _advise(sizes: Sizes, budget: Budget, wish: Wish) -> str:
+    auto = replace(wish, mode="auto")
+    groups = _fitting(sizes, budget, auto)
+    if groups:
+        mode = groups[0][0].describe(sizes.weights.num_blocks)
+        return f"Set the offload mode to 'auto': it fits then ({mode})."
+    found = _first_fitting((_smaller(sizes), _shorter(sizes)), lambda each: bool(_fitting(each, budget, auto)))
+    if not found:
+        other = " Close other programs, or use a checkpoint in FP8 or INT8."
+        return f"No size fits.{other if sizes.scheme == 'bf16' else ' Close other programs.'}"
+    return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
+
+
+def _frames_ram(sizes: ClipSizes, budget: Budget, wish: Wish) -> int:
+    """Return the least RAM with which the frames can be decoded."""
+    return min(decoding_need(sizes, tile, on_gpu=budget.vram is not None).ram for tile in _tiles(wish))
+
+
+def _explain_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> str:
+    """Return what the frames need, what is there, and the largest clips that would fit."""
+    need = _frames_ram(sizes, budget, wish)
+    found = _first_fitting(
+        (_fewer(sizes), _shorter(sizes), _smaller(sizes)), lambda each: _frames_ram(each, budget, wish) <= budget.ram
+    )
+    advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
+    return (
+        f"The frames of {_size(sizes)} do not fit in RAM: decoding them takes {need / GIB:.1f} GiB, "
+        f"{budget.ram / GIB:.1f} GiB are free. {advice}"
+    )
+
+
+def _first_fitting(series: Iterable[Iterable[Clip]], fits: Callable[[Clip], bool]) -> list[str]:
+    """Return the first of each series that fits, in words; each clip needs no more than the one before it."""
+    found: list[str] = []
+    for candidates in map(list, series):
+        # Few of the hundreds are looked at.
+        first = bisect.bisect_left(candidates, True, key=fits)
+        found += map(_size, candidates[first : first + 1])
+    return found
+
+
+def _fewer(sizes: Clip) -> Iterator[Clip]:
+    return (replace(sizes, batch=batch) for batch in range(sizes.batch - 1, 0, -1))
+
+
+def _smaller(sizes: Clip) -> Iterator[Clip]:
+    """Yield smaller pictures of nearly the same shape, the largest first."""
+    for height in range(sizes.height - 16, 0, -16):
+        width = max(round(sizes.width * height / sizes.height / 16), 1) * 16
+        yield replace(sizes, width=width, height=height)
+
+
+def _shorter(sizes: Clip) -> Iterator[Clip]:
+    return (replace(sizes, num_frames=num_frames) for num_frames in range(sizes.num_frames - 4, 0, -4))
+
+
+def _size(sizes: ClipSizes) -> str:
+    clips = f"{sizes.batch} clips of " if sizes.batch > 1 else ""
+    return f"{clips}{sizes.width}x{sizes.height} with {sizes.num_frames} frames"

@@ -1,0 +1,257 @@
+"""Brings tensors from their files to buffers in RAM or on the device, on several threads.
+
+What is stored as it is needed is read straight from the file into its place, without a mapping; the rest goes through
+`Source.read`, a piece at a time. Reads, conversions and page-locking all run without Python's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..checkpoints.weights import FileRange
+from ..errors import CheckpointError
+from ..interfaces import Hooks
+from .pinned import HostBuffer, locked_bytes, staging_buffer
+from .units import Source, TensorSpec, Unit
+
+logger = logging.getLogger(__name__)
+
+# A stop is heard between two pieces.
+_PIECE_BYTES = 16 * 2**20
+_NUM_THREADS = 8
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a unit that is brought in one go."""
+
+    spec: TensorSpec
+    offset: int
+    """Where it begins in the unit's buffer."""
+    num_bytes: int
+    place: FileRange | slice
+    """Where it lies in a file; or which elements of the tensor it is, where they must be converted."""
+
+    def write(self, source: Source, memory: torch.Tensor) -> None:
+        """Write the piece to its CPU memory uint8 [num_bytes]."""
+        if isinstance(self.place, FileRange):
+            _read_file(self.place, memory)
+        else:
+            memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
+
+
+class Fill:
+    """Memory that is being written by a reader."""
+
+    def __init__(self, parts: Sequence[futures.Future[None]]) -> None:
+        self._parts = parts
+
+    def wait(self, check_interrupt: Callable[[], None]) -> None:
+        """Wait until it is written, asking ten times a second whether to stop; raises what a thread raised."""
+        pending = set(self._parts)
+        while pending:
+            done, pending = futures.wait(pending, _POLL_SECONDS, futures.FIRST_EXCEPTION)
+            for part in done:
+                part.result()
+            if pending:
+                check_interrupt()
+
+    def cancel(self) -> None:
+        """Return when no thread writes any more."""
+        for part in self._parts:
+            part.cancel()
+        futures.wait(self._parts)
+
+
+class Reader:
+    """Threads that read from a source. `close` ends them; each finishes the piece it is at."""
+
+    def __init__(self, source: Source, device: torch.device, num_threads: int = _NUM_THREADS) -> None:
+        self._source = source
+        self._is_closed = threading.Event()
+        enter = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        self._pool = futures.ThreadPoolExecutor(num_threads, "lightx2v-reader", enter)
+
+    def start(self, jobs: Sequence[Callable[[], None]]) -> Fill:
+        """Run jobs on the threads."""
+        return Fill([self._pool.submit(_run, job) for job in jobs])
+
+    def read(self, unit: Unit, memory: torch.Tensor, part: int = 0, num_parts: int = 1) -> None:
+        """Write every num_parts-th piece of a unit to its CPU memory. For jobs."""
+        for piece in self.pieces(unit, part, num_parts):
+            piece.write(self._source, memory[piece.offset : piece.offset + piece.num_bytes])
+
+    def pieces(self, unit: Unit, part: int = 0, num_parts: int = 1) -> Iterator[Piece]:
+        """Yield every num_parts-th piece of a unit until the reader is closed. For jobs."""
+        for piece in _cut(unit, self._source)[part::num_parts]:
+            if self._is_closed.is_set():
+                raise futures.CancelledError
+            yield piece
+        self._source.close()
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Ring:
+    """Page-locked chunks through which pieces travel to the device on a stream of their own."""
+
+    def __init__(self, device: torch.device, pinned_limit_bytes: int) -> None:
+        self._device = device
+        self._streams: Any = getattr(torch, device.type)
+        self._stream: Any = self._streams.Stream()
+        # The memory that is written may have been given back by kernels that still run.
+        self._stream.wait_stream(self._streams.current_stream())
+        self._free: queue.SimpleQueue[tuple[HostBuffer, Any]] = queue.SimpleQueue()
+        # Two a thread: one is read into while the other is copied.
+        for _ in range(2 * _NUM_THREADS):
+            self._free.put((staging_buffer(_PIECE_BYTES, pinned_limit_bytes), self._streams.Event()))
+
+    def send(self, reader: Reader, source: Source, unit: Unit, target: torch.Tensor, part: int, num_parts: int) -> None:
+        """Bring every num_parts-th piece of a unit to its device memory. A job for a reader."""
+        for piece in reader.pieces(unit, part, num_parts):
+            memory = target[piece.offset : piece.offset + piece.num_bytes]
+            chunk, copied = self._free.get()
+            try:
+                copied.synchronize()
+                piece.write(source, chunk.tensor[: piece.num_bytes])
+                with self._streams.stream(self._stream):
+                    memory.copy_(chunk.tensor[: piece.num_bytes], non_blocking=True)
+                    copied.record()
+            finally:
+                self._free.put((chunk, copied))
+
+    def finish(self) -> None:
+        """Wait for the last copy."""
+        self._streams.synchronize(self._device)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Reports loaded units, of which `done` were loaded before."""
+
+    hooks: Hooks
+    total: int
+    done: int = 0
+
+    def wait(self, fills: Sequence[Fill]) -> None:
+        """Wait for one fill a unit."""
+        for number, fill in enumerate(fills):
+            self.report(number)
+            fill.wait(self.hooks.check_interrupt)
+
+    def report(self, number: int) -> None:
+        """Say how many of the units are loaded, after asking whether to stop."""
+        self.hooks.check_interrupt()
+        self.hooks.on_progress(self.done + number, self.total, "loading the transformer")
+
+
+def load_to_device(
+    units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int, progress: Progress
+) -> list[dict[str, torch.Tensor]]:
+    """Return the tensors of units on the device, by name within the block; RAM is needed for a few pieces only."""
+    if not units:
+        return []
+    buffers = [torch.empty(unit.num_bytes, dtype=torch.uint8, device=device) for unit in units]
+    ring = _Ring(device, pinned_limit_bytes)
+    num_parts = max(1, _NUM_THREADS // len(units))
+    with closing(Reader(source, device)) as reader:
+        progress.wait(
+            [
+                reader.start(
+                    [partial(ring.send, reader, source, unit, buffer, part, num_parts) for part in range(num_parts)]
+                )
+                for unit, buffer in zip(units, buffers, strict=True)
+            ]
+        )
+    ring.finish()
+    return [unit.views(buffer) for unit, buffer in zip(units, buffers, strict=True)]
+
+
+def load_to_ram(
+    units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int, progress: Progress
+) -> list[HostBuffer]:
+    """Return units in RAM, one buffer each, the first ones page-locked up to the limit."""
+    buffers = [HostBuffer(unit.num_bytes) for unit in units]
+    room = pinned_limit_bytes - locked_bytes()
+    fills = []
+    with closing(Reader(source, device)) as reader:
+        for unit, buffer in zip(units, buffers, strict=True):
+            room -= buffer.num_bytes
+            fills.append(reader.start([partial(_read_and_lock, reader, unit, buffer, room >= 0)]))
+        progress.wait(fills)
+    num_locked = sum(buffer.is_locked for buffer in buffers)
+    if num_locked < len(buffers):
+        logger.info("LightX2V: %d of %d parts of the streamed weights are page-locked.", num_locked, len(buffers))
+    return buffers
+
+
+def load_tensors(
+    specs: Sequence[TensorSpec], source: Source, device: torch.device, hooks: Hooks
+) -> dict[str, torch.Tensor]:
+    """Return tensors on the device by their full names; on a CPU mapped where nothing has to change.
+
+    For what is no block: it stays on the device in every mode.
+    """
+    if device.type == "cpu":
+        tensors = {spec.name: source.read(spec) for spec in specs}
+        source.close()
+        return tensors
+    (tensors,) = load_to_device([Unit("", specs)], source, device, 0, Progress(hooks, 1))
+    return tensors
+
+
+def _read_and_lock(reader: Reader, unit: Unit, buffer: HostBuffer, is_to_lock: bool) -> None:
+    reader.read(unit, buffer.tensor)
+    if is_to_lock:
+        buffer.lock()
+
+
+def _run(job: Callable[[], None]) -> None:
+    # A thread starts outside of ComfyUI's inference mode, where tensors made in it cannot be written.
+    with torch.inference_mode():
+        job()
+
+
+def _cut(unit: Unit, source: Source) -> list[Piece]:
+    """Return a unit's tensors, large ones in several pieces."""
+    pieces = []
+    for name, spec in unit.specs.items():
+        place, width = source.location(spec), spec.dtype.itemsize
+        for offset in range(0, spec.num_bytes, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, spec.num_bytes - offset)
+            part: FileRange | slice = slice(offset // width, (offset + size) // width)
+            if place is not None:
+                part = FileRange(place.path, place.offset + offset, size)
+            pieces.append(Piece(spec, unit.offsets[name] + offset, size, part))
+    return pieces
+
+
+def _read_file(place: FileRange, memory: torch.Tensor) -> None:
+    """Read a stretch of a file into memory uint8 [num_bytes]; on a handle of its own, as threads share no position."""
+    rest = memory.numpy().data
+    try:
+        with place.path.open("rb", buffering=0) as file:
+            file.seek(place.offset)
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise CheckpointError(
+                        f"{place.path} ends at byte {file.tell()}; expected weights up to byte "
+                        f"{place.offset + place.num_bytes}. It changed since it was opened; download it again."
+                    )
+                rest = rest[count:]
+    except OSError as error:
+        raise CheckpointError(f"{place.path} could not be read: {error}. Check the drive and the file.") from error

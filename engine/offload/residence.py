@@ -1,0 +1,273 @@
+"""Where units rest, and how one reaches the device while another computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+
+from .pinned import HostBuffer, staging_buffer
+from .reader import Fill, Reader
+from .units import Source, Unit
+
+# A drive is read faster by several threads, and memory too.
+_NUM_FILE_READERS = 4
+
+CheckInterrupt = Callable[[], None]
+
+
+class Residence(Protocol):
+    """Gives a unit its weights, in the order of the units, again and again."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device so far."""
+
+    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+        """Start bringing the first unit, if it is not there; `acquire` would wait for all of it."""
+
+    def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
+        """Return the weights for the next call of unit `index`."""
+
+    def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        """Say that the call was launched."""
+
+    def close(self) -> None:
+        """Give back all memory and end all threads."""
+
+
+class Mapped:
+    """For the CPU: a unit's tensors are mapped when it runs and unmapped when it has run."""
+
+    moved_bytes = 0
+
+    def __init__(self, units: Sequence[Unit], source: Source) -> None:
+        self._units = units
+        self._source = source
+
+    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+        pass
+
+    def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
+        return {name: self._source.read(spec) for name, spec in self._units[index].specs.items()}
+
+    def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        self._source.close()
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class Placed:
+    """The first units stay on the device; the rest comes from another residence, again and again."""
+
+    def __init__(self, held: Sequence[dict[str, torch.Tensor]], rest: Residence | None, held_moved_bytes: int) -> None:
+        """Args: held: the tensors of the first units; held_moved_bytes: copied to the device for them."""
+        self._held = list(held)
+        self._rest = rest
+        self._held_moved_bytes = held_moved_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        return self._held_moved_bytes + (self._rest.moved_bytes if self._rest else 0)
+
+    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+        if self._rest:
+            self._rest.prefetch(check_interrupt)
+
+    def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
+        if index < len(self._held):
+            return self._held[index]
+        assert self._rest is not None
+        return self._rest.acquire(index - len(self._held), check_interrupt)
+
+    def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        if index < len(self._held):
+            self.prefetch(check_interrupt)
+        elif self._rest:
+            self._rest.release(index - len(self._held), check_interrupt)
+
+    def close(self) -> None:
+        self._held.clear()
+        rest, self._rest = self._rest, None
+        if rest:
+            rest.close()
+
+
+class Home(Protocol):
+    """Where streamed units are when they are not on the device."""
+
+    def expect(self, index: int) -> None:
+        """Start making a unit ready; it is the next one to be asked for."""
+
+    def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
+        """Return a unit in RAM, ready to be copied."""
+
+    def copied(self) -> None:
+        """Say that the copy of the last unit asked for is queued on the current stream."""
+
+    def close(self) -> None:
+        """Give back all memory and end all threads."""
+
+
+class RamHome:
+    """Units rest in RAM."""
+
+    def __init__(self, buffers: Sequence[HostBuffer]) -> None:
+        self._buffers = list(buffers)
+
+    def expect(self, index: int) -> None:
+        pass
+
+    def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
+        return self._buffers[index].tensor
+
+    def copied(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._buffers.clear()
+
+
+class _Staging:
+    """RAM that a unit is read into."""
+
+    def __init__(self, num_bytes: int, pinned_limit_bytes: int, device: torch.device) -> None:
+        self.buffer = staging_buffer(num_bytes, pinned_limit_bytes)
+        self.copied = getattr(torch, device.type).Event()
+        self.index: int | None = None
+        self.fill = Fill(())
+
+
+class FileHome:
+    """Units rest in their files; while one is copied from one staging buffer, threads read the next into the other."""
+
+    def __init__(self, units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int) -> None:
+        self._units = units
+        self._source = source
+        self._reader = Reader(source, device, _NUM_FILE_READERS)
+        largest = max(unit.num_bytes for unit in units)
+        self._staging = [_Staging(largest, pinned_limit_bytes, device) for _ in range(min(2, len(units)))]
+        self._current = self._staging[0]
+
+    def expect(self, index: int) -> None:
+        self._start(index)
+
+    def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
+        self._current = self._start(index)
+        try:
+            self._current.fill.wait(check_interrupt)
+        except BaseException:
+            self._current.index = None
+            raise
+        return self._current.buffer.tensor
+
+    def copied(self) -> None:
+        self._current.copied.record()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._source.close()
+
+    def _start(self, index: int) -> _Staging:
+        """Start reading a unit, unless it is read already; returns where to."""
+        for staging in self._staging:
+            if staging.index == index:
+                return staging
+        staging = other(self._staging, self._current)
+        staging.fill.cancel()
+        staging.index = index
+        unit = self._units[index]
+        staging.fill = self._reader.start(
+            [partial(self._read, staging, unit, part) for part in range(_NUM_FILE_READERS)]
+        )
+        return staging
+
+    def _read(self, staging: _Staging, unit: Unit, part: int) -> None:
+        # Here and not where it is started: the host goes on while the last copy from the buffer is under way.
+        staging.copied.synchronize()
+        self._reader.read(unit, staging.buffer.tensor, part, _NUM_FILE_READERS)
+
+
+class _Slot:
+    """A buffer on the device that holds one unit at a time."""
+
+    def __init__(self, num_bytes: int, device: torch.device) -> None:
+        streams = getattr(torch, device.type)
+        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self.index: int | None = None
+        self.filled = streams.Event()
+        self.used = streams.Event()
+
+
+class Streamed:
+    """Two buffers on the device: while one unit computes, the next is copied on a stream of its own.
+
+    Compute stays on the current stream (see kernels/attention.py); events order copies and compute. After the
+    last unit comes the first one again, for the next step.
+    """
+
+    def __init__(self, units: Sequence[Unit], home: Home, device: torch.device) -> None:
+        self.moved_bytes = 0
+        self._units = units
+        self._home = home
+        self._device = device
+        self._streams = getattr(torch, device.type)
+        self._copies = self._streams.Stream()
+        largest = max(unit.num_bytes for unit in units)
+        self._slots = [_Slot(largest, device) for _ in range(min(2, len(units)))]
+        for slot in self._slots:
+            slot.used.record()
+        self._current = self._slots[0]
+
+    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+        self._fetch(0, check_interrupt)
+
+    def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
+        self._current = self._fetch(index, check_interrupt)
+        self._current.filled.wait()
+        return self._units[index].views(self._current.buffer)
+
+    def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        self._current.used.record()
+        self._fetch(self._after(index), check_interrupt)
+
+    def close(self) -> None:
+        self._home.close()
+        self._streams.synchronize(self._device)
+
+    def _after(self, index: int) -> int:
+        return (index + 1) % len(self._units)
+
+    def _holder(self, index: int) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.index == index), None)
+
+    def _fetch(self, index: int, check_interrupt: CheckInterrupt) -> _Slot:
+        """Start copying a unit, unless a slot holds it already, and reading the one after it; returns the slot."""
+        slot = self._holder(index)
+        if slot:
+            return slot
+        slot = other(self._slots, self._current)
+        slot.index = None
+        packed = self._home.packed(index, check_interrupt)
+        num_bytes = self._units[index].num_bytes
+        with self._streams.stream(self._copies):
+            slot.used.wait()
+            slot.buffer[:num_bytes].copy_(packed[:num_bytes], non_blocking=True)
+            slot.filled.record()
+            self._home.copied()
+        self.moved_bytes += num_bytes
+        slot.index = index
+        if self._holder(self._after(index)) is None:
+            self._home.expect(self._after(index))
+        return slot
+
+
+Kind = TypeVar("Kind")
+
+
+def other(pair: Sequence[Kind], one: Kind) -> Kind:
+    """Return the one of two that is not `one`; of a single one, that."""
+    return pair[-1] if one is pair[0] else pair[0]

@@ -1,0 +1,120 @@
+"""Gives every unit of a model its weights, in the order of compute, for as long as the host needs them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..interfaces import Hooks
+from ..memory.plan import Placement
+from ..system import page_lock_limit
+from .reader import Progress, load_to_device, load_to_ram
+from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed
+from .units import Source, Unit
+
+
+class Conveyor:
+    """What all units of a model share: the residence, the interrupt check, the pace of the host.
+
+    `check_interrupt` is asked before every unit and while one is waited for; set it before each pass.
+    """
+
+    def __init__(self, residence: Residence, device: torch.device) -> None:
+        self.residence = residence
+        self.check_interrupt: Callable[[], None] = Hooks().check_interrupt
+        self._device = device
+        self._streams: Any = getattr(torch, device.type)
+        self._launched: deque[Any] = deque()
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device so far."""
+        return self.residence.moved_bytes
+
+    @contextlib.contextmanager
+    def unit(self, index: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Give a unit's tensors, by name within the block, to the compute that the `with` launches."""
+        self.check_interrupt()
+        yield self.residence.acquire(index, self.check_interrupt)
+        self.residence.release(index, self.check_interrupt)
+        self.keep_pace()
+
+    def keep_pace(self) -> None:
+        """Wait until at most one unit is waiting on the GPU, so that Cancel stops within a block."""
+        if self._device.type != "cuda":
+            return
+        event: Any = self._streams.Event()
+        event.record()
+        self._launched.append(event)
+        if len(self._launched) > 1:
+            self._launched.popleft().synchronize()
+
+    def close(self) -> None:
+        """Give back all memory and end all threads."""
+        self.residence.close()
+
+
+def settle(units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks) -> Conveyor:
+    """Bring a model's units to where they are to rest.
+
+    Args:
+        units: in the order of compute.
+        source: where they come from; stays in use in mode disk and on a CPU.
+        placement: its first `resident_blocks` blocks (in mode none: all) stay on the device, the others are streamed
+            from RAM or, in mode disk, from their files. On a CPU everything is mapped from the files; in mode
+            disk what is not resident is unmapped again after each use.
+        device: the compute device.
+        hooks: told of the progress, and asked whether to stop.
+
+    Returns:
+        The conveyor, to be closed in the end.
+
+    Raises:
+        CheckpointError: a file could not be read.
+    """
+    bring = map_units if device.type == "cpu" else bring_units
+    return Conveyor(bring(units, source, placement, device, hooks), device)
+
+
+def bring_units(
+    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+) -> Residence:
+    """Load units to the device and to RAM."""
+    held_units, streamed = _split(units, placement)
+    limit = page_lock_limit(placement.pinned_limit_bytes)
+    progress = Progress(hooks, len(held_units) if placement.mode == "disk" else len(units))
+    held = load_to_device(held_units, source, device, limit, progress)
+    rest: Residence | None = None
+    if streamed and placement.mode == "disk":
+        rest = Streamed(streamed, FileHome(streamed, source, device, limit), device)
+    elif streamed:
+        buffers = load_to_ram(streamed, source, device, limit, replace(progress, done=len(held)))
+        rest = Streamed(streamed, RamHome(buffers), device)
+    progress.report(progress.total)
+    return Placed(held, rest, sum(unit.num_bytes for unit in held_units))
+
+
+def map_units(
+    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+) -> Residence:
+    """Map units from their files; in mode disk those that are not resident are mapped anew for each use."""
+    held_units, streamed = _split(units, placement) if placement.mode == "disk" else (units, ())
+    progress = Progress(hooks, len(held_units))
+    held = []
+    for number, unit in enumerate(held_units):
+        progress.report(number)
+        held.append({name: source.read(spec) for name, spec in unit.specs.items()})
+    source.close()
+    progress.report(progress.total)
+    return Placed(held, Mapped(streamed, source) if streamed else None, 0)
+
+
+def _split(units: Sequence[Unit], placement: Placement) -> tuple[Sequence[Unit], Sequence[Unit]]:
+    """Return the units that stay on the device and those that are streamed."""
+    num_held = sum(placement.mode == "none" or unit.block < placement.resident_blocks for unit in units)
+    return units[:num_held], units[num_held:]

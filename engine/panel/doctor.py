@@ -1,0 +1,268 @@
+"""What this machine has and lacks for the pack: facts with a state and a one-line remedy each.
+
+Shown by the editor's LightX2V tab and by tools/doctor.py. Looks only; safe to call from a worker thread.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .. import system
+from ..adapters.lightx2v import bootstrap
+from ..adapters.lightx2v.config import MATMUL_BACKENDS
+from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Machine, why_not
+from ..backends.trials import find_machine
+from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
+from ..constants import GIB
+from ..errors import CheckpointError
+
+OK, WARN, MISSING = "ok", "warn", "missing"
+# What one precision takes on disk with text encoder and VAE; BF16 takes 42.
+_CHECKPOINT_GIB = 24
+# With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
+_RAM_GIB = 12
+_INSTALL_REQUIREMENTS = "Run in the pack's folder: python -m pip install -r requirements.txt"
+_DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
+# Name, distribution, and the back end that needs it, whose row knows the rest.
+_SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
+    ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
+    ("SageAttention", "sageattention", next(row for row in ATTENTION_BACKENDS if row.package == "sageattention")),
+    ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
+    ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),
+)
+_OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
+_REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One fact."""
+
+    name: str
+    state: str
+    """ok | warn (works, but slower or with less) | missing (does not work without)."""
+    found: str
+    remedy: str = ""
+    """One line: what to do; empty when there is nothing to do."""
+
+
+def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
+    """Look at the machine, the packages and the checkpoints.
+
+    Args:
+        checkpoints: name shown -> path, of every checkpoint that the loaders offer.
+        models_dir: where models lie; its disk is looked at.
+    """
+    machine = find_machine(system.compute_device())
+    return [
+        *_examine_card(machine),
+        _examine_torch(),
+        *(_examine_required(name) for name in _REQUIRED_PACKAGES),
+        _examine_lightx2v(machine),
+        *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
+        _examine_ram(),
+        _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
+        *_examine_checkpoints(checkpoints),
+    ]
+
+
+def as_json(items: list[Item]) -> list[dict[str, Any]]:
+    """Return items as plain data."""
+    return [asdict(item) for item in items]
+
+
+def as_text(items: list[Item]) -> str:
+    """Return items as a table for a terminal, remedies on lines of their own."""
+    width = max(len(item.name) for item in items)
+    lines = []
+    for item in items:
+        lines.append(f"{item.state:7}  {item.name:{width}}  {item.found}")
+        if item.remedy:
+            lines.append(f"{'':{width + 11}}-> {item.remedy}")
+    return "\n".join(lines)
+
+
+def _examine_card(machine: Machine) -> list[Item]:
+    driver = _driver_version()
+    if not torch.cuda.is_available():
+        remedy = "Use a machine with an NVIDIA card of compute capability 8.0 or higher for videos of useful size."
+        if driver:
+            remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
+        card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
+        return [card, Item(name="Driver", state=OK, found=driver or "no NVIDIA driver")]
+    if system.compute_device().type != "cuda":
+        found, remedy = "not used: everything runs on the CPU (--cpu)", "Start ComfyUI without --cpu to use the card."
+        card = Item(name="Card", state=WARN, found=found, remedy=remedy)
+        return [card, Item(name="Driver", state=OK, found=driver or "version unknown")]
+    properties = torch.cuda.get_device_properties(system.compute_device())
+    free = system.free_vram_bytes() or 0
+    found = (
+        f"{properties.name}, {properties.total_memory / GIB:.1f} GiB ({free / GIB:.1f} free), "
+        f"compute capability {properties.major}.{properties.minor}"
+    )
+    is_old = machine.capability is not None and machine.capability < (8, 0)
+    remedy = "Cards before the RTX 30 series compute BF16 slowly; expect minutes a step." if is_old else ""
+    return [
+        Item(name="Card", state=WARN if is_old else OK, found=found, remedy=remedy),
+        Item(name="Driver", state=OK, found=driver or "version unknown"),
+    ]
+
+
+def _driver_version() -> str:
+    """Return the NVIDIA driver's version, or "" without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
+
+
+def _examine_torch() -> Item:
+    found = f"{torch.__version__}, Python {platform.python_version()}"
+    if torch.version.cuda:
+        found += f", CUDA {torch.version.cuda}"
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    remedy = "" if version >= (2, 4) else "Update ComfyUI with its torch: 2.4 or newer is needed."
+    return Item(name="torch", state=WARN if remedy else OK, found=found, remedy=remedy)
+
+
+def _examine_required(package: str) -> Item:
+    version = _version(package)
+    if version is None:
+        return Item(name=package, state=MISSING, found="not installed", remedy=_INSTALL_REQUIREMENTS)
+    return Item(name=package, state=OK, found=version)
+
+
+def _examine_lightx2v(machine: Machine) -> Item:
+    problem = bootstrap.unavailable_reason()
+    if problem is None:
+        version = _version("lightx2v") or "installed"
+        used = "" if machine.capability else "; not used without a CUDA card"
+        return Item(name="LightX2V", state=OK, found=f"{version}{used}")
+    if machine.capability is None:
+        return Item(name="LightX2V", state=OK, found="not installed; not needed without a CUDA card")
+    if bootstrap.missing_packages():
+        return Item(name="LightX2V", state=OK, found="not installed; not needed for speed: the kernels are the same")
+    found, _, remedy = problem.partition(" Run: ")
+    return Item(
+        name="LightX2V",
+        state=WARN,
+        found=f"{found.rstrip('.')}; the portable engine is used",
+        remedy=remedy,
+    )
+
+
+def _find_package(package: str, row: Backend) -> str | None:
+    """Return the version of the distribution that a back end needs, or "installed" where it does not say."""
+    return _version(package) or ("installed" if importlib.util.find_spec(row.package or "") else None)
+
+
+def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | None) -> Item:
+    """Look at an optional package that one back end needs, of which this version is installed."""
+    name = row.package or ""
+    version = machine.packages.get(name) or installed
+    known = Machine(
+        capability=machine.capability,
+        packages={**machine.packages, **({name: version} if version and name not in machine.problems else {})},
+        problems=machine.problems,
+    )
+    problem = why_not(row, known, sorted(row.dtypes)[0])
+    if problem is None:
+        return Item(name=label, state=OK, found=str(version))
+    if version is None and f"{name} is not installed" in problem:
+        reason = _why_not_needed(row, machine)
+        if reason:
+            return Item(name=label, state=OK, found=f"not installed; not needed: {reason}")
+        return Item(
+            name=label, state=WARN, found="not installed; this card would be faster with it", remedy=row.install
+        )
+    found = f"{version or 'not installed'}; not used: {problem}"
+    is_broken = version is not None and name in machine.problems
+    return Item(name=label, state=WARN if is_broken else OK, found=found, remedy=row.install if is_broken else "")
+
+
+def _why_not_needed(row: Backend, machine: Machine) -> str:
+    """Return why a card that could use a back end's package gains nothing from it, or ""."""
+    if row in MATMUL_BACKENDS:
+        return "only LightX2V's own compute (compile off) uses it"
+    problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
+    packages = {**machine.packages, "triton": _OWN_ATTENTION.min_version}
+    with_triton = replace(machine, packages=packages, problems=problems)
+    if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
+        return "the pack's own attention runs on this card"
+    return ""
+
+
+def _examine_ram() -> Item:
+    memory = psutil.virtual_memory()
+    found = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
+    remedy = ""
+    if memory.available < _RAM_GIB * GIB:
+        remedy = "Close other programs; where RAM is short, offload auto reads the blocks from the drive."
+    return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
+
+
+def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
+    place = next(folder for folder in (models_dir, *models_dir.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    remedy = ""
+    if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
+        remedy = f"Make room: the FP8 or INT8 checkpoint with text encoder and VAE takes {_CHECKPOINT_GIB} GiB."
+    return Item(name="Disk", state=WARN if remedy else OK, found=f"{free / GIB:.0f} GiB free for models", remedy=remedy)
+
+
+def _examine_checkpoints(checkpoints: Mapping[str, Path]) -> list[Item]:
+    if not checkpoints:
+        return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=_DOWNLOAD)]
+    return [_examine_checkpoint(name, checkpoints[name]) for name in checkpoints if not _has_parts(name, checkpoints)]
+
+
+def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
+    """Whether a name is a repository whose precision folders are in the list themselves."""
+    return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
+
+
+def _examine_checkpoint(name: str, path: Path) -> Item:
+    try:
+        checkpoint = resolve_checkpoint(path)
+    except CheckpointError as error:
+        return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
+    found = _describe(checkpoint)
+    if checkpoint.missing:
+        return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    return Item(name=name, state=OK, found=found)
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    parts = []
+    if checkpoint.transformer is not None:
+        layout = checkpoint.transformer.format
+        size = checkpoint.transformer.num_bytes / GIB
+        parts.append(f"transformer {layout.scheme}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+    if checkpoint.text_encoder is not None:
+        parts.append(f"text encoder {checkpoint.text_encoder.name}")
+    if checkpoint.vae is not None:
+        parts.append(f"VAE {checkpoint.vae.name}")
+    return "; ".join(parts) or "no part of it"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

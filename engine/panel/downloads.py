@@ -1,0 +1,89 @@
+"""The one download that the editor may start: a published variant, in a thread, with progress to ask for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.hub.download import download
+from ..checkpoints.published import DownloadError, Variant
+from ..errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where the download is; `name` is empty before the first one."""
+
+    name: str = ""
+    is_running: bool = False
+    done_bytes: int = 0
+    num_bytes: int = 0
+    what: str = ""
+    """The file that is fetched or checked."""
+    problem: str = ""
+    """Why it ended early; empty while it runs and after it succeeded."""
+
+
+class _StoppedError(Exception):
+    """The user stopped the download."""
+
+
+class Downloads:
+    """Runs one download at a time; a new one, or the same again, goes on where the last one stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.progress = Progress()
+
+    def start(self, variant: Variant, models_dir: Path, *, endpoint: str | None = None) -> None:
+        """Start fetching; `endpoint` is the hub's base URL, None takes HF_ENDPOINT, else huggingface.co.
+
+        Raises:
+            ValueError: a download is running.
+        """
+        with self._lock:
+            if self.progress.is_running:
+                raise ValueError(f"{self.progress.name} is being downloaded; wait until it is done, or stop it.")
+            self._stop.clear()
+            self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
+            self._thread = threading.Thread(
+                target=self._run, args=(variant, models_dir, endpoint), name="lightx2v-download", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop fetching; what has arrived is kept for the next time."""
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Wait until nothing is being fetched."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
+        problem = ""
+        try:
+            download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop, endpoint=endpoint)
+        except _StoppedError:
+            problem = "Stopped. What has arrived is kept; the next time goes on from there."
+        except (DownloadError, CheckpointError, OSError) as error:
+            problem = str(error)
+            logger.warning("LightX2V: the download of %s failed: %s", variant.name, error)
+        finally:
+            last = self.progress
+            self.progress = Progress(
+                name=variant.name, done_bytes=last.done_bytes, num_bytes=last.num_bytes, problem=problem
+            )
+
+    def _note(self, done: int, total: int, what: str) -> None:
+        self.progress = Progress(name=self.progress.name, is_running=True, done_bytes=done, num_bytes=total, what=what)
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise _StoppedError

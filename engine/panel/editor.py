@@ -1,0 +1,125 @@
+"""What the editor asks the server: the plan line's forecast, the doctor's findings, the weights to download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..adapters.comfy import memory, paths, routes
+from ..adapters.comfy.routes import Value, choice, number, plain_name
+from ..backends.table import ATTENTION_CHOICES
+from ..checkpoints.published import PUBLISHED, find_variant
+from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS
+from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, PRECISIONS, TILING_MODES, EngineSettings, OffloadSettings
+from . import doctor
+from .downloads import Downloads
+from .forecast import Forecast, Question, forecast
+
+_downloads = Downloads()
+_PARTS = ("text_encoder", "vae")
+_MODELS = {"checkpoint": paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
+
+
+def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Say what a loader will do with these widget values, at this size.
+
+    A model that is not there, or cannot run, is an answer with ok False.
+
+    Raises:
+        ValueError: not exactly one of checkpoint and transformer is given.
+    """
+    named = [kind for kind in _MODELS if kind in values]
+    if len(named) != 1:
+        raise ValueError(f"plan needs one of checkpoint and transformer; found {' and '.join(named) or 'neither'}.")
+    kind = named[0]
+    try:
+        path = _MODELS[kind].resolve(str(values[kind]))
+    except ValueError as error:
+        return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
+    memory.follow_host_device()
+    given: dict[str, Any] = dict(values)
+    question = Question(
+        path=path,
+        is_checkpoint=kind == "checkpoint",
+        precision=given.get("precision", "auto"),
+        settings=EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given}),
+        offload=OffloadSettings(
+            mode=given.get("offload", "auto"),
+            vram_budget_gib=given.get("vram_budget_gib", 0.0),
+            vae_tiling=given.get("vae_tiling", "auto"),
+        ),
+        policy=memory.host_policy(),
+        uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
+        width=given.get("width", DEFAULT_WIDTH),
+        height=given.get("height", DEFAULT_HEIGHT),
+        num_frames=given.get("frames", DEFAULT_NUM_FRAMES),
+        batch=given.get("batch", 1),
+        steps=given.get("steps", DISTILL_STEPS),
+    )
+    return asdict(forecast(question))
+
+
+def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """Look at the machine and at every checkpoint that the loader offers."""
+    memory.follow_host_device()
+    checkpoints = {name: paths.CHECKPOINTS.resolve(name) for name in paths.CHECKPOINTS.names()}
+    return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
+
+
+def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
+    """List what can be downloaded, and how far the download is."""
+    variants = [
+        {"name": variant.name, "summary": variant.summary, "num_bytes": variant.num_bytes}
+        for variant in PUBLISHED.values()
+    ]
+    return {"variants": variants, "progress": asdict(_downloads.progress)}
+
+
+def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Start the download of a variant, or stop it with an empty name.
+
+    Raises:
+        ValueError: a download is running, or the name is not given.
+    """
+    if "variant" not in values:
+        raise ValueError("download needs variant, a name of the list, or empty to stop.")
+    name = str(values["variant"])
+    if name:
+        _downloads.start(find_variant(name), paths.models_folder())
+    else:
+        _downloads.stop()
+    return asdict(_downloads.progress)
+
+
+PLAN = routes.Route(
+    name="plan",
+    fields={
+        "checkpoint": plain_name,
+        "transformer": plain_name,
+        "precision": choice(*PRECISIONS),
+        "engine": choice(*ENGINES),
+        "attention": choice(*ATTENTION_CHOICES),
+        "compile": choice(*COMPILE_MODES),
+        "offload": choice(*OFFLOAD_MODES),
+        "vram_budget_gib": number(float, 0, 1024),
+        "vae_tiling": choice(*TILING_MODES),
+        "width": number(int, 1, 8192),
+        "height": number(int, 1, 8192),
+        "frames": number(int, 1, 4097),
+        "batch": number(int, 1, 4096),
+        "steps": number(int, 1, 50),
+        **{f"uses_{part}": choice("0", "1") for part in _PARTS},
+    },
+    answer=answer_plan,
+)
+DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
+DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
+DOWNLOAD = routes.Route(
+    name="download", method="POST", fields={"variant": choice("", *PUBLISHED)}, answer=start_download
+)
+
+
+def register_routes() -> None:
+    """Add the routes to ComfyUI's server."""
+    routes.register(PLAN, DOCTOR, DOWNLOADS, DOWNLOAD)

@@ -1,0 +1,255 @@
+"""What a run will do, need and take, before anything is queued: from file headers, this machine, and past runs.
+
+Nothing is loaded. The same tables and rules that a run follows decide; only a back end's trial run on the GPU is
+left to the run itself. Safe to call from a worker thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from .. import engines, report, shapes, system
+from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
+from ..constants import GIB
+from ..errors import LightX2VError, NothingFitsError
+from ..handles import TransformerHandle, held, offload_wish, run_sizes
+from ..memory.budget import find_budget
+from ..memory.plan import HostPolicy, MemoryPlan, plan_run
+from ..settings import EngineSettings, OffloadSettings
+from . import speed
+from .speed import Clip
+
+_history = speed.History()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A checkpoint, how it is to be run, and on what size."""
+
+    path: Path
+    is_checkpoint: bool
+    """A whole checkpoint, or a transformer alone."""
+    precision: str = "auto"
+    settings: EngineSettings = field(default_factory=EngineSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
+    policy: HostPolicy = field(default_factory=HostPolicy)
+    uses: frozenset[str] = frozenset()
+    """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
+    width: int
+    height: int
+    num_frames: int
+    batch: int = 1
+    steps: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that will be taken at the peak, of those that can be had."""
+
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The answer; fields that could not be found out are empty."""
+
+    ok: bool
+    sentence: str
+    """Whether it fits, or what is wrong and what to do."""
+    detected: str = ""
+    """Precision, blocks and size of the transformer."""
+    engine: str = ""
+    attention: str = ""
+    matmul: str = ""
+    offload: str = ""
+    resident_blocks: int = 0
+    """In a streaming mode: blocks that stay on the GPU."""
+    is_tiled: bool = False
+    plan: str = ""
+    """The memory plan in one line."""
+    reasons: tuple[str, ...] = ()
+    """Why this engine and these back ends, and the plan."""
+    vram: Need | None = None
+    """None without a GPU."""
+    ram: Need | None = None
+    seconds: float | None = None
+    """Sampling and decoding; None when nothing is known about this card."""
+    step_seconds: float | None = None
+    basis: str = "unknown"
+    """measured | scaled | estimate | unknown, see panel/speed.py."""
+    tokens: int = 0
+    is_absent: bool = False
+    """No such model is there."""
+    missing: tuple[str, ...] = ()
+    """Parts that the checkpoint lacks, one sentence each."""
+
+
+def forecast(question: Question) -> Forecast:
+    """Answer a question; a size, checkpoint or choice that cannot run is an answer too, with ok False."""
+    problem = shapes.size_problem(question.width, question.height, question.num_frames)
+    if problem:
+        return Forecast(ok=False, sentence=problem)
+    latent = shapes.latent_shape(question.width, question.height, question.num_frames)
+    clip = Clip(
+        width=question.width,
+        height=question.height,
+        num_frames=question.num_frames,
+        tokens=shapes.num_tokens(latent),
+        steps=question.steps,
+        batch=question.batch,
+    )
+    checkpoint: Checkpoint | None = None
+    try:
+        if question.is_checkpoint:
+            checkpoint = _resolve_checkpoint(question.path, question.precision, _signature(question.path))
+            files = checkpoint.transformer
+        else:
+            files = _resolve_transformer(question.path, _signature(question.path))
+        missing = checkpoint.missing if checkpoint else ()
+        if files is None:
+            return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
+        answer = _forecast_run(question, files, checkpoint, clip)
+    except LightX2VError as error:
+        return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
+    if checkpoint is not None and _lacks(checkpoint, question.uses):
+        answer = replace(answer, ok=False, sentence=" ".join(missing))
+    return replace(answer, missing=missing)
+
+
+def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
+    """Note how fast the sampling was that made `samples` [B, 16, T, h, w]."""
+    details = {record.stage: record.details for record in report.records_of(samples)}.get("sample")
+    if details:
+        setup = speed.Setup(
+            card=_card(),
+            architecture=handle.files.format.architecture,
+            engine=details["engine"],
+            scheme=details["precision"],
+            attention=details["attention"],
+            matmul=details["matmul"],
+            ops=details["ops"],
+            offload=details["offload"],
+        )
+        _history.add_steps(setup, details["tokens"], details["step_seconds"])
+
+
+def remember_decoding(frames: torch.Tensor) -> None:
+    """Note how fast the decoding was that made `frames` [F, H, W, 3]."""
+    record = {record.stage: record for record in report.records_of(frames)}.get("decode")
+    if record is not None:
+        count, height, width, _ = frames.shape
+        clip = Clip(width=width, height=height, num_frames=count, tokens=0)
+        _history.add_decode(_card(), clip, record.seconds, is_tiled=record.details["tiled"])
+
+
+def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None, clip: Clip) -> Forecast:
+    layout = files.format
+    backends = engines.choose_backends(layout.scheme, question.settings)
+    engine_reason = _engine_reason(backends.engine, question.settings.engine)
+    answer = Forecast(
+        ok=True,
+        sentence="Fits.",
+        detected=f"{layout.scheme}, {layout.architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        engine=backends.engine,
+        attention=backends.attention.name,
+        matmul=backends.matmul.name if backends.matmul else layout.scheme,
+        reasons=tuple(reason for reason in (engine_reason, *backends.reasons) if reason),
+        tokens=clip.tokens,
+    )
+    try:
+        plan = _plan(question, files, checkpoint)
+    except NothingFitsError as error:
+        return replace(answer, ok=False, sentence=str(error))
+    setup = speed.Setup(
+        card=_card(),
+        architecture=layout.architecture,
+        engine=answer.engine,
+        scheme=layout.scheme,
+        attention=answer.attention,
+        matmul=answer.matmul,
+        ops=backends.blocks.name if backends.blocks else "lightx2v",
+        offload=plan.placement.mode,
+    )
+    is_tiled = plan.decode.tile is not None
+    duration = _history.predict(setup, clip, is_tiled=is_tiled)
+    return replace(
+        answer,
+        offload=plan.placement.mode,
+        resident_blocks=plan.placement.resident_blocks,
+        is_tiled=is_tiled,
+        plan=str(plan),
+        reasons=(*answer.reasons, str(plan)),
+        vram=None if plan.budget.vram is None else Need(needed=plan.vram, available=plan.budget.vram),
+        ram=Need(needed=plan.ram, available=plan.budget.ram),
+        seconds=duration.seconds,
+        step_seconds=duration.step_seconds,
+        basis=duration.basis,
+    )
+
+
+def _plan(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> MemoryPlan:
+    """Make the plan that a run would make now; both sum free memory in memory/budget.py."""
+    latent = shapes.latent_shape(question.width, question.height, question.num_frames)
+    sizes = run_sizes(files, question.settings, (question.batch, *latent))
+    if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:
+        sizes = replace(sizes, text_encoder_bytes=checkpoint.text_encoder.stat().st_size)
+    budget = find_budget(question.policy, question.offload.vram_budget_gib, held(), others_leave=True)
+    return plan_run(sizes, budget, offload_wish(question.offload, question.policy))
+
+
+def _engine_reason(engine: str, wanted: str) -> str:
+    if wanted != "auto":
+        return ""
+    if engine == "lightx2v":
+        return "engine: LightX2V is installed and there is a CUDA card"
+    if system.compute_device().type != "cuda":
+        return "engine: portable, as there is no CUDA card"
+    from ..adapters.lightx2v import bootstrap
+
+    return f"engine: portable; {bootstrap.unavailable_reason()}"
+
+
+def _card() -> str:
+    device = system.compute_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _lacks(checkpoint: Checkpoint, uses: frozenset[str]) -> bool:
+    lacks_text = checkpoint.text_encoder is None or any("The tokenizer" in part for part in checkpoint.missing)
+    return ("text_encoder" in uses and lacks_text) or ("vae" in uses and checkpoint.vae is None)
+
+
+@functools.lru_cache(maxsize=32)
+def _resolve_checkpoint(path: Path, precision: str, signature: int) -> Checkpoint:
+    return resolve_checkpoint(path, precision)
+
+
+@functools.lru_cache(maxsize=32)
+def _resolve_transformer(path: Path, signature: int) -> TransformerFiles:
+    return resolve_transformer(path)
+
+
+def _signature(path: Path) -> int:
+    """Return a number that changes when a file changes that resolving `path` may look at."""
+    home = path if path.is_dir() else path.parent
+    folders = [home, *([home.parent] if home.name in PRECISION_FOLDERS.values() else [])]
+    facts = [(str(path), path.stat().st_mtime_ns)] if path.exists() else []
+    for folder in folders:
+        for entry in _files_below(folder, depth=1):
+            status = entry.stat()
+            facts.append((entry.path, status.st_mtime_ns + status.st_size))
+    return hash(tuple(sorted(facts)))
+
+
+def _files_below(folder: Path | str, depth: int) -> list[os.DirEntry[str]]:
+    if not os.path.isdir(folder):
+        return []
+    entries = list(os.scandir(folder))
+    below = [_files_below(entry.path, depth - 1) for entry in entries if depth and entry.is_dir()]
+    return [*(entry for entry in entries if entry.is_file()), *(entry for each in below for entry in each)]

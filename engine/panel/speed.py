@@ -1,0 +1,221 @@
+"""How long a run will take: arithmetic on sizes, measured figures and published rates.
+
+Seconds are those of sampling and decoding; loading depends on the disk and is left out. A speed that was
+seen in this process goes before every estimate, and a card without published rates gets no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..checkpoints.formats import WanArchitecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The size of what is made."""
+
+    width: int
+    height: int
+    num_frames: int
+    tokens: int
+    """Of one video."""
+    steps: int = 4
+    batch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything but the size of the clip that decides how fast a step is."""
+
+    card: str
+    """Name as torch reports it, or "CPU"."""
+    architecture: WanArchitecture
+    engine: str
+    scheme: str
+    """Precision of the stored weights: fp8 | int8 | bf16."""
+    attention: str
+    matmul: str
+    ops: str
+    """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
+    offload: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Published dense tensor core rates of a card, in TFLOP/s (TOP/s), accumulating in FP32."""
+
+    bf16: float
+    int8: float
+    fp8: float | None = None
+
+    def of(self, dtype: str) -> float | None:
+        return {"bf16": self.bf16, "int8": self.int8, "fp8": self.fp8}[dtype]
+
+
+def _geforce(fp32: float, *, has_fp8: bool) -> Rates:
+    """Return the rates of a GeForce card, which stand in a fixed ratio to its shader rate."""
+    return Rates(bf16=2 * fp32, int8=8 * fp32, fp8=4 * fp32 if has_fp8 else None)
+
+
+# Shader FP32 TFLOP/s. Source: NVIDIA's product pages; the ratios of _geforce: appendix tables of its Ampere
+# GA102, Ada and RTX Blackwell architecture papers (RTX 3090: 35.6 -> BF16 71, INT8 284; RTX 4090: 82.6 ->
+# BF16 165, FP8 330, INT8 661; RTX 5090: 104.8 -> BF16 210, FP8 419, INT8 838).
+_AMPERE = {
+    "RTX 3060": 12.7, "RTX 3060 Ti": 16.2, "RTX 3070": 20.3, "RTX 3070 Ti": 21.7, "RTX 3080": 29.8,
+    "RTX 3080 Ti": 34.1, "RTX 3090": 35.6, "RTX 3090 Ti": 40.0,
+}  # fmt: skip
+_ADA_AND_BLACKWELL = {
+    "RTX 4060": 15.1, "RTX 4060 Ti": 22.1, "RTX 4070": 29.1, "RTX 4070 SUPER": 35.5, "RTX 4070 Ti": 40.1,
+    "RTX 4070 Ti SUPER": 44.1, "RTX 4080": 48.7, "RTX 4080 SUPER": 52.2, "RTX 4090": 82.6, "RTX 4090 D": 73.5,
+    "RTX 5060 Ti": 23.7, "RTX 5070": 30.9, "RTX 5070 Ti": 43.9, "RTX 5080": 56.3, "RTX 5090": 104.8,
+}  # fmt: skip
+_HOPPER = Rates(bf16=989, int8=1979, fp8=1979)
+_A100 = Rates(bf16=312, int8=624)
+# Source: NVIDIA's datasheets; figures given with sparsity are halved.
+CARDS: dict[str, Rates] = {
+    **{name: _geforce(fp32, has_fp8=False) for name, fp32 in _AMPERE.items()},
+    **{name: _geforce(fp32, has_fp8=True) for name, fp32 in _ADA_AND_BLACKWELL.items()},
+    **dict.fromkeys(("H200", "H100 80GB HBM3", "H800", "GH200 480GB"), _HOPPER),
+    "H100 PCIe": Rates(bf16=756, int8=1513, fp8=1513),
+    "H20": Rates(bf16=148, int8=296, fp8=296),
+    **dict.fromkeys(("A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB", "A100 80GB PCIe"), _A100),
+    "L40S": Rates(bf16=362, int8=733, fp8=733),
+    "L40": Rates(bf16=181, int8=362, fp8=362),
+    "L4": Rates(bf16=121, int8=242, fp8=242),
+    "A10": Rates(bf16=125, int8=250),
+    "A40": Rates(bf16=150, int8=299),
+    "RTX A6000": Rates(bf16=155, int8=310),
+    "RTX A5000": Rates(bf16=111, int8=222),
+    "RTX 6000 Ada Generation": Rates(bf16=364, int8=728, fp8=728),
+}
+_HOPPER_CARDS = ("H", "GH")
+
+# Measured on an H200 (power cap 700 W) in one step at 832x480, 81 frames, of Wan2.1-14B: 32,760 tokens. A new
+# measurement is a new number here; docs/benchmarks.md has the runs.
+_LINEAR_OPS, _ATTENTION_OPS = 0.783e15, 0.879e15
+# Everything but self-attention, by (ops, what the linears compute in). With triton it is the measured step less 1.11;
+# INT8 with torch is taken from LightX2V's.
+_REST_SECONDS = {
+    ("triton", "fp8"): 0.67,
+    ("triton", "int8"): 0.71,
+    ("triton", "bf16"): 1.13,
+    ("torch", "fp8"): 1.75,
+    ("torch", "int8"): 2.40,
+    ("torch", "bf16"): 2.14,
+    ("lightx2v", "fp8"): 1.23,
+    ("lightx2v", "int8"): 2.42,
+    ("lightx2v", "bf16"): 1.51,
+}
+# Self-attention: (unit it lives on, seconds, share of the published rate on cards other than Hopper). Others: RTX 4090
+# in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367: 340 TOP/s,
+# FlashAttention-2 165); the pack's own Triton kernel is taken for as fast as Sage's there.
+_ATTENTION = {
+    "sage_attn2": ("int8", 1.11, 0.73),
+    "sage_triton": ("int8", 1.95, 0.51),
+    "triton": ("int8", 1.10, 0.51),
+    "sdpa_cudnn": ("bf16", 1.58, 0.90),
+    "flash_attn3": ("bf16", 1.58, 0.60),
+    "sdpa": ("bf16", 1.58, 0.90),
+    "flash_attn2": ("bf16", 2.40, 0.90),
+}
+# Decode of 81 frames, BF16: 0.74 s whole and 0.91 s tiled at 832x480, 1.67 and 2.63 s at 1280x720.
+_DECODE_SECONDS_PER_PIXEL = 2.27e-8
+_TILED_DECODE_FACTOR = 1.4
+
+
+def find_rates(card: str) -> Rates | None:
+    """Return the published rates of a card by the name torch reports, or None for one that is not listed."""
+    return CARDS.get(card.removeprefix("NVIDIA ").removeprefix("GeForce "))
+
+
+def step_seconds(setup: Setup, tokens: int) -> float | None:
+    """Return the estimated seconds of one denoising step, or None for a card without published rates."""
+    rates = find_rates(setup.card)
+    if rates is None or setup.attention not in _ATTENTION:
+        return None
+    sizes = setup.architecture
+    dtype = "bf16" if setup.matmul == "dequantize" else setup.scheme
+    rate, reference = rates.of(dtype), _HOPPER.of(dtype)
+    if rate is None or reference is None:
+        return None
+    linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
+    rest = linear_ops / _LINEAR_OPS * _REST_SECONDS[setup.ops, dtype] * reference / rate
+    return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
+
+
+def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
+    unit, hopper_seconds, other_share = _ATTENTION[setup.attention]
+    rate, reference = (each.of(unit) or 0 for each in (rates, _HOPPER))
+    if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
+        return operations / _ATTENTION_OPS * hopper_seconds * reference / rate
+    return operations / 1e12 / (rate * other_share)
+
+
+def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
+    """Return the estimated seconds of decoding one video, or None for a card without published rates."""
+    rates = find_rates(card)
+    if rates is None:
+        return None
+    pixels = clip.width * clip.height * clip.num_frames
+    return pixels * _DECODE_SECONDS_PER_PIXEL * _HOPPER.bf16 / rates.bf16 * (_TILED_DECODE_FACTOR if is_tiled else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Predicted seconds of sampling and decoding."""
+
+    seconds: float | None
+    """None: nothing is known about this card."""
+    step_seconds: float | None
+    basis: str
+    """measured (this card, these settings, this size) | scaled (from another size) | estimate | unknown."""
+
+
+class History:
+    """Speeds seen in this process: seconds of a step and of a decoded pixel."""
+
+    def __init__(self) -> None:
+        self._steps: dict[Setup, dict[int, float]] = {}
+        self._decodes: dict[tuple[str, bool], float] = {}
+
+    def add_steps(self, setup: Setup, tokens: int, clips: Iterable[Iterable[float]]) -> None:
+        """Note the seconds of every step of every clip; the first step of all also warms up and is left out."""
+        seconds = [step for clip in clips for step in clip]
+        seconds = sorted(seconds[1:] or seconds)
+        if seconds:
+            self._steps.setdefault(setup, {})[tokens] = seconds[len(seconds) // 2]
+
+    def add_decode(self, card: str, clip: Clip, seconds: float, *, is_tiled: bool) -> None:
+        """Note the seconds of decoding a whole batch."""
+        pixels = clip.width * clip.height * clip.num_frames * clip.batch
+        self._decodes[card, is_tiled] = seconds / pixels
+
+    def predict(self, setup: Setup, clip: Clip, *, is_tiled: bool) -> Duration:
+        """Predict sampling and decoding of a clip, from what was seen if anything fits, else from the tables."""
+        step, basis = self._predict_step(setup, clip.tokens)
+        if step is None:
+            return Duration(seconds=None, step_seconds=None, basis=basis)
+        per_pixel = self._decodes.get((setup.card, is_tiled))
+        if per_pixel is not None:
+            decode: float | None = per_pixel * clip.width * clip.height * clip.num_frames
+        else:
+            decode = decode_seconds(setup.card, clip, is_tiled=is_tiled)
+        return Duration(seconds=clip.batch * (clip.steps * step + (decode or 0)), step_seconds=step, basis=basis)
+
+    def _predict_step(self, setup: Setup, tokens: int) -> tuple[float | None, str]:
+        seen = self._steps.get(setup)
+        if not seen:
+            estimate = step_seconds(setup, tokens)
+            return estimate, "unknown" if estimate is None else "estimate"
+        if tokens in seen:
+            return seen[tokens], "measured"
+        nearest = min(seen, key=lambda other: abs(other - tokens))
+        return seen[nearest] * _relative_work(setup, tokens) / _relative_work(setup, nearest), "scaled"
+
+
+def _relative_work(setup: Setup, tokens: int) -> float:
+    """Return how a step grows with the clip: as the card's estimate does, or as the operations do."""
+    sizes = setup.architecture
+    return step_seconds(setup, tokens) or tokens * (3 * sizes.dim + sizes.ffn_dim + tokens)

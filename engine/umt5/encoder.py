@@ -1,0 +1,211 @@
+"""The text encoder: UMT5's encoder on memory-mapped weights in the precision of the file.
+
+Computes on the CPU, or on the GPU with every weight moved there only for its own multiplication. The prompt's
+length, padding and truncation are stages/encode.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import system
+from ..checkpoints.formats import TextEncoderFormat, detect_text_encoder
+from ..checkpoints.weights import Weights, open_weights
+from ..errors import CheckpointError, UnsupportedHardwareError
+from ..interfaces import Hooks
+from .linear import StoredLinear
+from .model import TextModel
+from .tokenizer import END_TOKEN, TOKENIZER_FILES, Tokenizer, clean_text, open_spiece, open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Threads that read a file: a drive is faster with several.
+_NUM_READERS = 8
+_PAGE_BYTES = 4096
+
+# Modules of transformers' encoder and of Wan's; those with `layer` are within a block.
+_MODULES = {
+    "shared": "token_embedding",
+    "encoder.final_layer_norm": "norm",
+    "layer.0.layer_norm": "norm1",
+    "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",
+    "layer.0.SelfAttention": "attn",
+    "layer.1.layer_norm": "norm2",
+    "layer.1.DenseReluDense.wi_0": "ffn.gate.0",
+    "layer.1.DenseReluDense.wi_1": "ffn.fc1",
+    "layer.1.DenseReluDense.wo": "ffn.fc2",
+}
+
+
+class PortableTextEncoder:
+    """Implements interfaces.TextEncoder.
+
+    Args:
+        file: models_t5_umt5-xxl-enc-*.pth, the same as safetensors, or ComfyUI's umt5_xxl_*.safetensors.
+        tokenizer: a google/umt5-xxl folder or one of its files; None takes the tokenizer inside `file`.
+
+    Raises:
+        CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
+    """
+
+    def __init__(self, file: Path, tokenizer: Path | None = None) -> None:
+        weights = open_weights([file])
+        self._file = file
+        self._format = detect_text_encoder(weights.header, str(file))
+        self._tokenizer = _open_tokenizer(file, weights, tokenizer)
+        self._device, self._dtype = torch.device("cpu"), torch.bfloat16
+        self._embedding = torch.empty(0)
+        self._model: TextModel | None = None
+
+    def load(self, device: str, hooks: Hooks) -> None:
+        """Build the model on mapped weights, and read them; does nothing when it is there on that device already.
+
+        Raises:
+            UnsupportedHardwareError: `device` is "gpu" and there is no CUDA device.
+        """
+        self._device = _torch_device(device)
+        self._dtype = _compute_dtype(self._device)
+        if self._model is None:
+            hooks.check_interrupt()
+            for note in self._format.notes:
+                logger.info("LightX2V: %s", note)
+            weights = open_weights([self._file], self._format.prefix)
+            self._embedding = weights[_file_name("shared.weight", self._format.naming)]
+            self._model = _build_model(self._format, weights)
+            _read_ahead([module.stored for module in self._model.modules() if isinstance(module, StoredLinear)], hooks)
+        self._model.to(self._device, self._dtype)
+
+    def unload(self) -> None:
+        self._model = None
+        self._embedding = torch.empty(0)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [*self._tokenizer(clean_text(text)), END_TOKEN]
+
+    def encode_tokens(self, token_ids: list[int], hooks: Hooks, *, num_padding: int = 0) -> torch.Tensor:
+        """Encode tokens to rows [len(token_ids), d_model], float32 on the CPU.
+
+        Args:
+            token_ids: ids below the number of rows of the embedding.
+            hooks: progress counts layers; `check_interrupt` is called before every layer.
+            num_padding: masked tokens to append, which change the cost but not the rows. Wan pads to 512.
+
+        Raises:
+            CheckpointError: an id is outside the embedding.
+        """
+        assert self._model is not None, "encode_tokens before load"
+        if max(token_ids) >= len(self._embedding):
+            raise CheckpointError(
+                f"The tokenizer gives the token id {max(token_ids)}, but {self._file} has only {len(self._embedding)} "
+                "tokens: they belong to different models. Choose the google/umt5-xxl tokenizer."
+            )
+        num_blocks = len(self._model.blocks)
+
+        def report(index: int) -> None:
+            hooks.check_interrupt()
+            hooks.on_progress(index, num_blocks, "encoding text")
+
+        with torch.no_grad():
+            padded = torch.tensor([*token_ids, *[0] * num_padding])
+            rows = self._embedding[padded].to(self._device, self._dtype)
+            hidden: torch.Tensor = self._model(rows, len(token_ids), report)
+        hooks.on_progress(num_blocks, num_blocks, "encoding text")
+        return hidden[: len(token_ids)].float().cpu()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "portable",
+            "text_encoder": self._file.name,
+            "scheme": self._format.scheme,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": str(self._device),
+        }
+
+
+def _open_tokenizer(file: Path, weights: Weights, tokenizer: Path | None) -> Tokenizer:
+    if tokenizer is not None:
+        return open_tokenizer(tokenizer)
+    if "spiece_model" in weights:
+        return open_spiece(weights["spiece_model"].numpy().tobytes(), f"{file} (spiece_model)")
+    raise CheckpointError(
+        f"There is no tokenizer for {file}: it holds no spiece_model, and no google/umt5-xxl folder with "
+        f"{' or '.join(TOKENIZER_FILES)} was found near it. Download that folder from the model page and put it beside "
+        "the file, or choose a tokenizer in the loader."
+    )
+
+
+def _torch_device(device: str) -> torch.device:
+    if device == "cpu":
+        return torch.device("cpu")
+    found = system.compute_device()
+    if found.type == "cpu":
+        raise UnsupportedHardwareError(
+            "The text encoder's device is 'gpu', but no CUDA device was found. Set device to 'cpu'."
+        )
+    return found
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16, or float32 on a CPU that has no fast bfloat16 matmul (half the speed or worse there)."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    has_bfloat16 = has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def _build_model(text_format: TextEncoderFormat, weights: Weights) -> TextModel:
+    """Return the encoder on the tensors of the file: no second copy.
+
+    It has no embedding: of the largest tensor only the rows of a prompt are ever needed, so they are looked up on
+    the CPU and given to the model.
+    """
+
+    def get(name: str) -> torch.Tensor:
+        return weights[_file_name(name, text_format.naming)]
+
+    def get_linear(name: str) -> StoredLinear:
+        scale = None
+        if text_format.scale_suffix:
+            scale = weights[_file_name(name, text_format.naming).removesuffix("weight") + text_format.scale_suffix]
+        return StoredLinear(get(name), scale)
+
+    return TextModel(text_format, get, get_linear)
+
+
+def _read_ahead(tensors: list[torch.Tensor], hooks: Hooks) -> None:
+    """Touch the pages of mapped tensors, if there is RAM for all: reading is loading, and faster on several threads.
+
+    Takes a few hundredths of a second where the system still has the file in memory.
+    """
+    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in tensors):
+        return
+    readers = ThreadPoolExecutor(_NUM_READERS, "lightx2v-text-reader")
+    try:
+        for index, read in enumerate([readers.submit(_touch, tensor) for tensor in tensors]):
+            hooks.check_interrupt()
+            hooks.on_progress(index, len(tensors), "loading the text encoder")
+            read.result()
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _touch(tensor: torch.Tensor) -> None:
+    tensor.view(torch.uint8).flatten()[::_PAGE_BYTES].amax()
+
+
+def _file_name(name: str, naming: str) -> str:
+    """Return what the file calls a tensor of transformers' encoder."""
+    if naming == "hf":
+        return name
+    block = ""
+    if name.startswith("encoder.block."):
+        _, _, index, name = name.split(".", 3)
+        block = f"blocks.{index}."
+    module = next(module for module in _MODULES if name.startswith(f"{module}."))
+    return block + _MODULES[module] + name.removeprefix(module)

@@ -1,0 +1,1 @@
+"""Wan's transformer and VAE, computed by the pack itself."""

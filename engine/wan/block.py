@@ -1,0 +1,226 @@
+"""The blocks of Wan2.1's transformer, for both engines: three phases each, computed in one workspace.
+
+    x += gate0 * self_attention(norm(x) * (1 + scale0) + shift0)
+    x += cross_attention(norm(x) * weight + bias)
+    x += gate1 * feed_forward(norm(x) * (1 + scale1) + shift1)
+
+The six vectors are the block's `modulation` plus the projected time. A phase leaves the output of its last linear in
+the workspace, and the next one, of this block or another, adds it to x in the same pass that normalises x. Weights
+come under their native names.
+Source: Wan2.1 wan/modules/model.py (WanAttentionBlock).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..checkpoints.formats import WanArchitecture
+from ..kernels.ops import Rotary
+from ..offload import Conveyor, Unit
+from ..system import release_memory
+from .kernels import Inputs, Kernels, Weights
+from .workspace import Workspace
+
+EPS = 1e-6
+# Keys and values of a prompt of so many rows at most are kept for all blocks: 105 MiB at 40 blocks of width 5120.
+MAX_KEPT_ROWS = 129
+# Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
+KEYS_MULTIPLE = 8
+
+
+class Text:
+    """The text rows of a prompt, and each block's keys and values of them, computed once.
+
+    Rows after the last that is not zero are padding and all alike, so that one of them stands for the others.
+    """
+
+    def __init__(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> None:
+        """Args: context: [rows, text_dim]; embed: turns its first rows into [rows, D] BF16 on the compute device."""
+        self.context = context
+        used = context.ne(0).any(dim=1).nonzero()
+        last = int(used[-1]) if len(used) else -1
+        # Text rows, then the one that counts `repeats` times: padding, or the last text row itself.
+        num_rows = min(last + 2, len(context))
+        self.repeats = len(context) - num_rows + 1
+        rows, dtype = embed(context[:num_rows]), kernels.quantised
+        self.inputs: Inputs = (rows, None)
+        if dtype is not None:
+            scales = rows.new_empty(num_rows, 1, dtype=torch.float32)
+            self.inputs = kernels.quantise(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= MAX_KEPT_ROWS else None
+
+
+@dataclass
+class Pass:
+    """One forward pass: what its blocks share."""
+
+    kernels: Kernels
+    workspace: Workspace
+    num_heads: int
+    rotary: Rotary
+    time: torch.Tensor
+    """[6, D] fp32, with 1 added to the rows that scale."""
+    text: Text
+    modulation: torch.Tensor
+    """[6, D] fp32 of the current block."""
+    change: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    """What the last phase found: rows [N, D], and the gate [D] with which they are to be added to x."""
+
+    def norm(self, mul: torch.Tensor, add: torch.Tensor) -> None:
+        """Add the last change to x, and write the norm of x, times mul plus add, where linears take it from."""
+        ops, work = self.kernels.ops, self.workspace
+        if self.change is None:
+            ops.norm(work.hidden, mul, add, EPS, work.inputs, work.scales)
+        else:
+            ops.residual_norm(work.hidden, *self.change, mul, add, EPS, work.inputs, work.scales)
+
+    def split_heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows [N, D] as [N, heads, head_dim]."""
+        return rows.view(len(rows), self.num_heads, -1)
+
+
+def self_attention(block: int, weights: Weights, run: Pass) -> None:
+    """Compute the first phase."""
+    kernels, work = run.kernels, run.workspace
+    run.modulation = (weights["modulation"] + run.time).view(6, -1)
+    run.norm(run.modulation[1], run.modulation[0])
+    for name, part in zip(("q", "k", "v"), work.parts, strict=True):
+        kernels.linear((work.inputs, work.scales), weights, f"self_attn.{name}", part)
+    q, k, v = (run.split_heads(part) for part in work.parts)
+    norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
+    out = kernels.self_attention(q, k, v, norms, EPS, run.rotary).flatten(1)
+    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
+    run.change = (work.parts[0], run.modulation[2])
+
+
+def cross_attention(block: int, weights: Weights, run: Pass) -> None:
+    """Compute the second phase."""
+    kernels, work = run.kernels, run.workspace
+    change, q, _ = work.parts
+    run.norm(weights["norm3.weight"].float(), weights["norm3.bias"].float())
+    kernels.linear((work.inputs, work.scales), weights, "cross_attn.q", q)
+    # The RMS norm of q without a pass that writes it: its weight is in the keys, its factors go to the attention.
+    factors = q.new_empty(len(q), dtype=torch.float32)
+    kernels.ops.row_factors(q, EPS, factors)
+    k, v = (run.split_heads(part) for part in _keys_values(block, weights, run))
+    # Half the columns: a BF16 matmul takes about twice the time of an 8-bit one.
+    is_short = run.num_heads * _padded(len(k)) <= q.shape[1] // 2
+    attend = _attend_to_outputs if is_short else _attend_to_values
+    attend(factors, k, v, weights, run)
+    run.change = (change, None)
+
+
+def feed_forward(block: int, weights: Weights, run: Pass) -> None:
+    """Compute the third phase, in row chunks."""
+    kernels, work = run.kernels, run.workspace
+    run.norm(run.modulation[4], run.modulation[3])
+    for chunk in work.chunks:
+        scales = None if work.scales is None else work.scales[chunk.rows]
+        kernels.linear((work.inputs[chunk.rows], scales), weights, "ffn.0", chunk.wide)
+        kernels.ops.gelu(chunk.wide, chunk.inputs, chunk.scales)
+        kernels.linear((chunk.inputs, chunk.scales), weights, "ffn.2", work.output[chunk.rows])
+    run.change = (work.output, run.modulation[5])
+
+
+_PHASES = (self_attention, cross_attention, feed_forward)
+
+
+class Blocks:
+    """The blocks of a loaded transformer; owns their workspace and what is kept of the text."""
+
+    def __init__(
+        self, units: Sequence[Unit], conveyor: Conveyor, sizes: WanArchitecture, kernels: Kernels, device: torch.device
+    ) -> None:
+        """Args: units: in the order of compute, as `conveyor` has them."""
+        self.conveyor = conveyor
+        self.kernels = kernels
+        self._units = units
+        self._sizes = sizes
+        self._device = device
+        self._workspace: Workspace | None = None
+        self._text: Text | None = None
+
+    def workspace(self, tokens: int) -> Workspace:
+        """Return the memory for a clip of so many tokens; `hidden` is to be filled, then `run` called."""
+        if self._workspace is None or self._workspace.tokens != tokens:
+            # Before the next one is made, and from torch's cache too, which would hold both.
+            self._workspace = None
+            release_memory(self._device)
+            sizes = (self._sizes.dim, self._sizes.ffn_dim)
+            self._workspace = Workspace(tokens, *sizes, self.kernels.quantised, self._device)
+        return self._workspace
+
+    def text(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
+        """Return what is kept of a prompt's rows; what there was of another prompt is dropped. See Text."""
+        if self._text is None or self._text.context is not context:
+            self._text = None
+            self._text = Text(context, embed, self.kernels)
+        return self._text
+
+    def rest(self) -> None:
+        """Drop the workspace and what is kept of the text."""
+        self._workspace = self._text = None
+
+    def run(self, workspace: Workspace, rotary: Rotary, time: torch.Tensor, text: Text) -> None:
+        """Run all blocks on `workspace.hidden`, in place.
+
+        Args:
+            rotary: of the clip's tokens.
+            time: [6, D], the time projection.
+            text: of the clip's prompt.
+        """
+        time = time.float().clone()
+        time[1::3] += 1
+        run = Pass(self.kernels, workspace, self._sizes.num_heads, rotary, time, text, modulation=time)
+        for index, unit in enumerate(self._units):
+            with self.conveyor.unit(index) as weights:
+                for phase in unit.phases:
+                    _PHASES[phase](unit.block, weights, run)
+        assert run.change is not None
+        self.kernels.ops.residual(workspace.hidden, *run.change)
+
+
+def _attend_to_values(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
+    """Attend from q to the text, then apply the layer o."""
+    kernels, work = run.kernels, run.workspace
+    change, q, out = work.parts
+    kernels.ops.cross_attention(run.split_heads(q), factors, k, v, run.text.repeats, run.split_heads(out))
+    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "cross_attn.o", change)
+
+
+def _attend_to_outputs(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
+    """Do the same with the layer o applied to the few rows of v: sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
+
+    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantised.
+    """
+    change, q, out = run.workspace.parts
+    columns = _padded(len(k))
+    shares = out.flatten()[: len(q) * run.num_heads * columns].view(len(q), run.num_heads, columns)
+    run.kernels.ops.cross_weights(run.split_heads(q), factors, k, run.text.repeats, shares)
+    v = functional.pad(v, (0, 0, 0, 0, 0, columns - len(v)))
+    outputs = run.kernels.linear_of_heads(v, weights, "cross_attn.o").flatten(0, 1)
+    torch.addmm(weights["cross_attn.o.bias"], shares.flatten(1), outputs, out=change)
+
+
+def _padded(keys: int) -> int:
+    return -(-keys // KEYS_MULTIPLE) * KEYS_MULTIPLE
+
+
+def _keys_values(block: int, weights: Weights, run: Pass) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a block's keys and values [rows, D] of the text, the keys times the weight of the queries' norm."""
+    text, kernels = run.text, run.kernels
+    if text.kept is not None and block in text.kept:
+        return text.kept[block]
+    shape = text.inputs[0].shape
+    k, v = (text.inputs[0].new_empty(shape, dtype=torch.bfloat16) for _ in range(2))
+    kernels.linear(text.inputs, weights, "cross_attn.k", k)
+    norm = weights["cross_attn.norm_k.weight"].float() * weights["cross_attn.norm_q.weight"]
+    kernels.ops.rms_rotary(k, norm, EPS, run.num_heads, None)
+    kernels.linear(text.inputs, weights, "cross_attn.v", v)
+    if text.kept is not None:
+        text.kept[block] = (k, v)
+    return k, v

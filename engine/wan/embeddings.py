@@ -1,0 +1,81 @@
+"""What of Wan2.1's transformer is neither patches nor blocks: embeddings of time, positions and text, and the head.
+
+Weights come as `w`, by their native names. Source: Wan2.1 wan/modules/model.py (WanModel, Head, rope_params).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from ..constants import PATCH_SIZE
+from ..kernels.ops import Ops, Rotary
+from .block import EPS
+from .patches import Grid
+
+Weights = Mapping[str, torch.Tensor]
+
+# Names of what is computed in fp32: modulations, the affine norm of the blocks, the embedding of the time.
+FLOAT32 = r"modulation$|norm3\.|^time_embedding\."
+_THETA = 10_000.0
+
+
+def embed_time(timestep: float, w: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (embedding [D], projection [6, D]) of a model time in [0, 1000], fp32."""
+    first = w["time_embedding.0.weight"]
+    half = first.shape[1] // 2
+    steps = torch.arange(half, dtype=torch.float64, device=first.device)
+    angles = timestep * torch.exp(-math.log(_THETA) / half * steps)
+    waves = torch.cat([angles.cos(), angles.sin()]).float()[None]
+    hidden = functional.silu(functional.linear(waves, first, w["time_embedding.0.bias"]))
+    embedding = functional.linear(hidden, w["time_embedding.2.weight"], w["time_embedding.2.bias"])
+    projection = w["time_projection.1.weight"]
+    projected = functional.linear(
+        functional.silu(embedding).to(projection.dtype), projection, w["time_projection.1.bias"]
+    )
+    return embedding[0], projected.float().view(6, -1)
+
+
+def embed_text(rows: torch.Tensor, w: Weights) -> torch.Tensor:
+    """Return text rows [rows, text_dim] as [rows, D] BF16 on the device of the weights."""
+    weight = w["text_embedding.0.weight"]
+    hidden = functional.linear(rows.to(weight.device, weight.dtype), weight, w["text_embedding.0.bias"])
+    hidden = functional.gelu(hidden, approximate="tanh")
+    return functional.linear(hidden, w["text_embedding.2.weight"], w["text_embedding.2.bias"])
+
+
+def rotary_of(grid: Grid, head_dim: int, device: torch.device) -> Rotary:
+    """Return cosines and sines [N, head_dim / 2] of the tokens' positions: pairs for time, then height, then width."""
+    spatial = 2 * (head_dim // 6)
+    cosines: list[torch.Tensor] = []
+    sines: list[torch.Tensor] = []
+    for axis, (length, size) in enumerate(zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)):
+        frequencies = _THETA ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        shape = [1, 1, 1, size // 2]
+        shape[axis] = length
+        # Only on the device they become as many as there are tokens.
+        for parts, values in ((cosines, angles.cos()), (sines, angles.sin())):
+            parts.append(values.float().to(device).view(shape).expand(*grid, -1))
+    return Rotary(torch.cat(cosines, dim=-1).flatten(0, 2), torch.cat(sines, dim=-1).flatten(0, 2))
+
+
+def project_head(
+    hidden: torch.Tensor, embedding: torch.Tensor, w: Weights, grid: Grid, ops: Ops, out: torch.Tensor
+) -> torch.Tensor:
+    """Return the flow [16, T, h, w] fp32 of tokens [N, D].
+
+    Args:
+        embedding: [D], of the time.
+        out: [N, D] BF16, for the normalised tokens.
+    """
+    shift, scale = (w["head.modulation"][0] + embedding).unbind()
+    ops.norm(hidden, 1 + scale, shift, EPS, out, None)
+    patches = functional.linear(out, w["head.head.weight"], w["head.head.bias"]).float()
+    frames, height, width = grid
+    _, patch_height, patch_width = PATCH_SIZE
+    cells = patches.view(frames, height, width, patch_height, patch_width, -1).permute(5, 0, 1, 3, 2, 4)
+    return cells.reshape(-1, frames, height * patch_height, width * patch_width)

@@ -1,0 +1,201 @@
+"""The portable VAE decoders: Wan2.1's, pruned LightVAEs included, and the tiny autoencoder TAE.
+
+Only decoders: an encoder's weights are never read. Tiles, the result tensor and batches are stages/decode.py and
+pipeline.py; the networks are vae_decoder.py and tae.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import system
+from ..checkpoints.formats import VaeFormat, detect_vae
+from ..checkpoints.header import Header
+from ..checkpoints.tae import FRAMES_PER_LATENT, TaeFormat, detect_tae
+from ..checkpoints.weights import open_weights
+from ..errors import CheckpointError
+from ..interfaces import Hooks
+from ..kernels.vae_ops import select_ops
+from ..latent_space import denormalise
+from . import tae
+from .vae_decoder import WanDecoder, decoder_shapes
+
+Shape = tuple[int, ...]
+
+# What tiles are cut from has seen the whole picture; after it a pixel sees 7 cells, and the far ones faintly. At the
+# usual overlap of 8 a tile gives up the 3 cells next to its cut: random weights then differ from the whole decode by
+# 0.0007 at most, blended over the whole overlap by 0.07.
+_BLEND_SHARE = 0.25
+
+
+class PortableVideoDecoder:
+    """Implements interfaces.VideoDecoder on any torch device.
+
+    Args:
+        path: Wan2.1_VAE.pth, a LightVAE, taew2_1 or lighttaew2_1, as .pth or .safetensors.
+        device: where to compute; by default the GPU in use, else the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged or none of these.
+    """
+
+    def __init__(self, path: Path, device: torch.device | None = None) -> None:
+        self._path = path
+        self._device = device or system.compute_device()
+        self._dtype = _compute_dtype(self._device)
+        weights = open_weights([path])
+        self._tae = detect_tae(weights.header)
+        self._format = None if self._tae else detect_vae(weights.header, str(path))
+        weights.close()
+        self._network: _Wan | _Tae | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def blend_share(self) -> float:
+        return 1.0 if self._format is None else _BLEND_SHARE
+
+    def load(self, hooks: Hooks) -> None:
+        """Read the decoder's weights; does nothing when they are there already.
+
+        Raises:
+            CheckpointError: tensors of the decoder are missing or have wrong shapes.
+        """
+        if self._network is not None:
+            return
+        # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
+        with torch.inference_mode(False):
+            if self._format is not None:
+                self._network = _Wan(self._read_wan(self._format, hooks), self._format, self._device)
+            elif self._tae is not None:
+                self._network = _Tae(self._read_tae(self._tae, hooks), is_normalised=not self._is_lighttae)
+
+    def unload(self) -> None:
+        self._network = None
+        system.release_memory(self._device)
+
+    def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
+        """Return features [channels, T, h, w] on `device`: the part of the decode that needs the whole picture."""
+        assert self._network is not None, "prepare before load"
+        return self._network.prepare(latents.to(self._device), self._dtype, hooks)
+
+    def decode_chunks(self, features: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
+        """Decode features from `prepare`, or a part of their picture, one latent frame at a time.
+
+        Yields:
+            frames [1 or 4, H, W, 3] float32 in [0, 1] on `device`.
+        """
+        assert self._network is not None, "decode_chunks before load"
+        chunks = self._network.decode(features)
+        num_chunks = features.shape[1]
+        for index in range(num_chunks):
+            hooks.check_interrupt()
+            yield next(chunks)
+            hooks.on_progress(index + 1, num_chunks, "decoding frames")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "portable",
+            "vae": self._path.name,
+            "vae_dim": "TAE" if self._format is None else self._format.base_dim,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": str(self._device),
+        }
+
+    @property
+    def _is_lighttae(self) -> bool:
+        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # Source: LightX2V lightx2v/pipeline.py, need_scaled.
+        return "lighttae" in self._path.name.lower()
+
+    def _read_wan(self, sizes: VaeFormat, hooks: Hooks) -> dict[str, torch.Tensor]:
+        return self._read(sizes.prefix, lambda _: decoder_shapes(sizes), hooks)
+
+    def _read_tae(self, sizes: TaeFormat, hooks: Hooks) -> dict[str, torch.Tensor]:
+        tensors = self._read("", lambda found: tae.expected_shapes(sizes, found), hooks)
+        return {name: tae.trim(sizes, name, tensor) for name, tensor in tensors.items()}
+
+    def _read(
+        self, prefix: str, expect: Callable[[Mapping[str, Shape]], Mapping[str, Shape]], hooks: Hooks
+    ) -> dict[str, torch.Tensor]:
+        """Return the decoder's tensors on the device, after a look at their shapes."""
+        weights = open_weights([self._path], prefix)
+        found = _decoder_shapes_in(weights.header)
+        _check_shapes(self._path, found, expect(found))
+        tensors = {}
+        for name in found:
+            hooks.check_interrupt()
+            tensors[name] = weights[name].to(self._device, self._dtype)
+        weights.close()
+        return tensors
+
+
+class _Wan:
+    """Latents and frames of Wan2.1's decoder in the engine's conventions."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, device: torch.device) -> None:
+        self._decoder = WanDecoder(tensors, sizes, select_ops(device))
+
+    def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
+        features = []
+        for frame in self._decoder.prepare(denormalise(latents).permute(1, 2, 3, 0).to(dtype)):
+            features.append(frame)
+            hooks.check_interrupt()
+        return torch.stack(features).permute(3, 0, 1, 2)
+
+    def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
+        for frames in self._decoder.decode(features.permute(1, 2, 3, 0)):
+            yield torch.stack(frames).float().add_(1).div_(2).clamp_(0, 1)
+
+
+class _Tae:
+    """Latents and frames of the tiny autoencoder in the engine's conventions."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], *, is_normalised: bool) -> None:
+        self._decoder = tae.TaeDecoder(tensors)
+        self._is_normalised = is_normalised
+
+    def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
+        return (latents if self._is_normalised else denormalise(latents)).to(dtype)
+
+    def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
+        memory: tae.Memory = {}
+        for index, latent in enumerate(features.unbind(1)):
+            frames = self._decoder.decode(latent[None], memory).permute(0, 2, 3, 1).float().clamp_(0, 1)
+            # The first latent frame stands for one frame; the three before it are made for the memory only.
+            yield frames if index else frames[FRAMES_PER_LATENT - 1 :]
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype:
+    """Return the type to decode in.
+
+    GPU: 16 bits run on tensor cores and halve the activations, nearly all of the decode's memory. bfloat16 is
+    what LightX2V and ComfyUI decode in; cards before Ampere have no bfloat16 convolutions, there ComfyUI takes
+    float16. CPU: float32, since a processor without bfloat16 instructions took 500 times as long for a bfloat16
+    Conv3d (oneDNN limited to AVX2: 27 s against 0.05 s).
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def _decoder_shapes_in(header: Header) -> dict[str, Shape]:
+    return {name: info.shape for name, info in header.items() if name.startswith(("decoder.", "conv2."))}
+
+
+def _check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raise unless the file holds exactly the expected tensors of a decoder."""
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"The decoder in {path} is not that of a Wan2.1 VAE: {len(wrong)} tensors are missing, superfluous or of "
+            f"another shape, first {name}: found {found.get(name, 'nothing')}, expected "
+            f"{expected.get(name, 'nothing')}. Download Wan2.1_VAE.pth or wan_2.1_vae.safetensors again."
+        )

@@ -1,0 +1,33 @@
+"""The pack's commands: python tools COMMAND ..."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "workflow": ("headless.cli", "run a ComfyUI workflow file, here or on a server (tools/run_workflow.py)"),
+    "prompts": ("prompts_cli", "make a video for every line of a file (tools/run_prompts.py)"),
+    "download": ("download_cli", "fetch the published checkpoints (tools/download.py)"),
+    "doctor": ("doctor_cli", "show what this machine has and lacks for the pack (tools/doctor.py)"),
+    "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
+}
+
+
+def main(words: list[str]) -> int:
+    """Run the command that the first word names with the others; returns its exit code."""
+    name, *arguments = words or ["--help"]
+    if name in COMMANDS:
+        module = importlib.import_module(f"lightx2v_pack.tools.{COMMANDS[name][0]}")
+        return int(module.main(arguments))
+    usage = "usage: python tools COMMAND ... (--help after a command lists its options)\n"
+    lines = [usage, *(f"  {command:<10} {what}" for command, (_, what) in COMMANDS.items())]
+    is_help = name in ("-h", "--help")
+    if not is_help:
+        lines.append(f"\ntools: there is no command {name!r}; choose one of these.")
+    print("\n".join(lines), file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else 2
+
+
+if __name__ == "__main__":
+    import register_pack  # noqa: F401
+
+    sys.exit(main(sys.argv[1:]))
