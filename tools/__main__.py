@@ -8,6 +8,7 @@ COMMANDS = {
     "prompts": ("prompts_cli", "make a video for every line of a file (tools/run_prompts.py)"),
     "download": ("download_cli", "fetch the published checkpoints (tools/download.py)"),
     "doctor": ("doctor_cli", "show what this machine has and lacks for the pack (tools/doctor.py)"),
+    "net": ("net.cli", "compare what two commits of this repository give, bit for bit"),
     "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
 }
 

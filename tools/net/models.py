@@ -8,8 +8,9 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save, save_file
+
+from .. import make_tiny_checkpoint as tiny
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8"}
 _ONE = torch.zeros(1)
