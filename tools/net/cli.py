@@ -103,7 +103,8 @@ def _start(side: str, job: dict[str, Any], folder: Path, arguments: argparse.Nam
     if not arguments.gpu or arguments.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     elif "LIGHTX2V_DIR" in environment:
-        environment["PYTHONPATH"] = os.pathsep.join((environment.get("PYTHONPATH", ""), environment["LIGHTX2V_DIR"]))
+        places = (environment.get("PYTHONPATH"), environment["LIGHTX2V_DIR"])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     command = [sys.executable, str(HERE / "worker.py"), str(folder / f"{side}.json")]
     with (folder / f"{side}.log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -72,7 +72,8 @@ class Runs:
         """Return transformer, text encoder and VAE of the checkpoint."""
         if facts["engine"] == "lightx2v" and not torch.cuda.is_available():
             reach.run_lightx2v_on_cpu(self.pack.name, self.pack.root)
-        offload = self.pack.run("Offload", mode=facts.get("offload", "none"))
+        budget = facts.get("vram_budget_gib", 0.0)
+        offload = self.pack.run("Offload", mode=facts.get("offload", "none"), vram_budget_gib=budget)
         chosen = {name: facts[name] for name in ("precision", "engine", "attention", "compile") if name in facts}
         return self.pack.run("LoadCheckpoint", checkpoint=self._checkpoint, offload=offload, **chosen)
 
@@ -177,6 +178,19 @@ def run_tiny(pack: Pack, record: Record, models: Path, *, quick: bool) -> None:
     for tiling, shape in (("off", small),) if quick else (("off", small), ("on", long)):
         runs.decode({"precision": "fp8", "engine": "lightx2v", "tiling": tiling}, shape)
 
+    # What was measured decides the next forecast; how it was measured, the clock does.
+    asked = {"checkpoint": "tiny", "engine": "portable", "height": 80, "frames": 9}
+    for width in (96, 192):
+        record.case(f"plan/after runs,{width}", lambda width=width: _lasting(pack.ask("plan", width=width, **asked)))
+    for node, inputs in (
+        ("LoadTransformer", {"transformer": "prefixed.safetensors"}),
+        ("LoadTextEncoder", {"text_encoder": "umt5-fp8.pth"}),
+        ("LoadVAE", {"vae": "wan_2.1_vae.safetensors"}),
+        *(("LoadCheckpoint", {"checkpoint": "tiny", "precision": precision}) for precision in PRECISIONS),
+    ):
+        name = f"fingerprint/{node},{_name(inputs)}"
+        record.case(name, lambda node=node, inputs=inputs: pack.fingerprint(node, **inputs))
+
 
 def run_wide(pack: Pack, record: Record, models: Path, *, size: Size, text_dim: int, quick: bool) -> None:
     """Run the cases that only a card decides, on few wide blocks."""
@@ -190,6 +204,8 @@ def run_wide(pack: Pack, record: Record, models: Path, *, size: Size, text_dim: 
                 runs.sample({"precision": precision, "engine": engine, "compile": compile, "offload": offload})
         facts = {"precision": precision, "engine": "portable"}
         runs.sample_clips(facts)
+        # Some blocks stay on the card, the others stream.
+        runs.sample({**facts, "offload": "auto", "vram_budget_gib": 3.0 if precision == "bf16" else 2.0})
         for attention in pack.options("LoadCheckpoint", "attention") if precision != "int8" else ():
             runs.sample({**facts, "attention": attention})
     for file in runs.files("vae"):
