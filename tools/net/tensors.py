@@ -204,8 +204,9 @@ def run_wide(pack: Pack, record: Record, models: Path, *, size: Size, text_dim: 
                 runs.sample({"precision": precision, "engine": engine, "compile": compile, "offload": offload})
         facts = {"precision": precision, "engine": "portable"}
         runs.sample_clips(facts)
-        # Some blocks stay on the card, the others stream.
-        runs.sample({**facts, "offload": "auto", "vram_budget_gib": 3.0 if precision == "bf16" else 2.0})
+        # At full width so little lets one block in 8 bits stay on the card while the others, or their phases, stream.
+        for budget in (2.25, 1.75):
+            runs.sample({**facts, "offload": "auto", "vram_budget_gib": budget})
         for attention in pack.options("LoadCheckpoint", "attention") if precision != "int8" else ():
             runs.sample({**facts, "attention": attention})
     for file in runs.files("vae"):
