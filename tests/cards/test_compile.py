@@ -1,7 +1,7 @@
 """Every Triton kernel compiled for every card by the Triton that is installed, without a GPU.
 
-What is compared with nothing else is what `python tools cards compile` judges: that it compiles, spills little, fits the
-shared memory, and multiplies FP8 as FP8.
+`python tools cards compile` judges it: that it compiles, spills little, fits the shared memory, and multiplies FP8 as
+FP8.
 """
 
 import functools
