@@ -25,7 +25,7 @@ DISTILL_STEP_LIST = (1000, 750, 500, 250)
 DISTILL_STEPS = len(DISTILL_STEP_LIST)
 DISTILL_SHIFT = 5.0
 
-# Per-channel mean and standard deviation of Wan2.1 VAE latents: normalised = (latent - mean) / std.
+# Per-channel mean and standard deviation of Wan2.1 VAE latents: normalized = (latent - mean) / std.
 # Source: Wan2.1 wan/modules/vae.py (WanVAE.__init__).
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -35,5 +35,8 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
+
+# Precisions of the blocks' linears that checkpoints come in; auto takes what is there.
+PRECISIONS = ("auto", "fp8", "int8", "bf16")
 
 GIB = 1024**3

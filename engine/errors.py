@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError when `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of: {', '.join(choices)}.")
+
+
 class LightX2VError(RuntimeError):
     """Base class of the pack's own errors."""
 

@@ -7,10 +7,13 @@ written once; an engine (portable, LightX2V) supplies these three objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+
+from .settings import HostPolicy
+from .system import compute_device
 
 
 def _nothing(*_: Any) -> None:
@@ -22,7 +25,7 @@ class Hooks:
     """Plain callables through which long work reports upward.
 
     check_interrupt raises (whatever the host raises) when the user cancelled; on_progress gets
-    (done, total, what) with a short text; on_step gets (step index from 1, steps, normalised x0
+    (done, total, what) with a short text; on_step gets (step index from 1, steps, normalized x0
     estimate [16, T, h, w]) after each sampling step.
     """
 
@@ -31,25 +34,56 @@ class Hooks:
     on_step: Callable[[int, int, torch.Tensor], None] = _nothing
 
 
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The program around the engine: where it computes, what it asks of a plan, and how it makes room."""
+
+    device: torch.device = field(default_factory=compute_device)
+    policy: HostPolicy = field(default_factory=HostPolicy)
+    claim: Callable[[Any, int, int], None] = _nothing
+    """Called before a stage with the owner of its weights (memory/owner.py), and the bytes of VRAM that they and
+    the work beside them will take."""
+    make_room: Callable[[int], None] = _nothing
+    """Called with bytes of VRAM that shall be free."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditioning:
+    """What one clip is made from. An engine keeps what it computes of it for as long as it gets the same object."""
+
+    text: torch.Tensor
+    """[512, text_dim] float32 on the CPU; rows after the first `num_text` are zero."""
+    num_text: int
+    """Rows of the prompt."""
+    image_tokens: torch.Tensor | None = None
+    """[tokens, image_dim] of an image encoder, for models that take them."""
+    image_latents: torch.Tensor | None = None
+    """[channels, T, h, w] beside the noisy latents, for models that take them."""
+    records: tuple[Any, ...] = ()
+    """Report records of the stages that made it."""
+
+
 class Transformer(Protocol):
     """A loaded or loadable denoiser."""
 
-    def load(self, latent_shape: tuple[int, int, int, int], hooks: Hooks) -> None:
-        """Make the weights ready for latents [16, T, h, w]; does nothing when they are already."""
+    def load(self, hooks: Hooks) -> None:
+        """Make the weights ready; does nothing when they are already."""
 
     def unload(self) -> None:
         """Give back all memory; `load` makes the object usable again."""
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         """Give back what only a pass needs: the workspace, what is kept of the text. The weights stay."""
 
-    def predict_flow(self, latents: torch.Tensor, timestep: float, context: torch.Tensor, hooks: Hooks) -> torch.Tensor:
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+    ) -> torch.Tensor:
         """Predict the flow (noise minus data).
 
         Args:
-            latents: [16, T, h, w] float32, normalised, on `device`.
+            latents: [16, T, h, w] float32, normalized, on `device`.
             timestep: model time in [0, 1000].
-            context: [512, text_dim] text rows, zero-padded.
+            conditioning: of the clip.
             hooks: `check_interrupt` is called before every block.
 
         Returns:
@@ -64,9 +98,12 @@ class Transformer(Protocol):
     def euler_dtype(self) -> torch.dtype:
         """What latents are rounded to between the steps of `euler`; float32 is no rounding."""
 
+    @property
+    def moved_bytes(self) -> int:
+        """Weights copied to the device since the object was made."""
+
     def describe(self) -> dict[str, Any]:
-        """Facts for the run report: engine, precision, back ends, offload mode, weight_bytes, and moved_bytes
-        (copied to the device since the object was made)."""
+        """Facts for the run report: the back ends, offload mode, weight_bytes."""
 
 
 class VideoDecoder(Protocol):
@@ -79,7 +116,7 @@ class VideoDecoder(Protocol):
         """Give back all memory; `load` makes the object usable again."""
 
     def prepare(self, latents: torch.Tensor, hooks: Hooks) -> torch.Tensor:
-        """Do what needs the whole picture of normalised latents [16, T, h, w].
+        """Do what needs the whole picture of latents [16, T, h, w], un-normalized as in a LATENT.
 
         Returns:
             features [channels, T, h, w] on the decoder's device; the latents themselves where there is nothing to do.
@@ -103,25 +140,6 @@ class VideoDecoder(Protocol):
 
         1 where tiles differ everywhere, less where they differ near their cut edges only.
         """
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for the run report."""
-
-
-class TextEncoder(Protocol):
-    """A loaded or loadable text encoder with its tokenizer."""
-
-    def load(self, device: str, hooks: Hooks) -> None:
-        """Make the weights ready on "cpu" or "gpu"; does nothing when they are already."""
-
-    def unload(self) -> None:
-        """Give back all memory; `load` makes the object usable again."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Clean `text` as Wan's tokenizer does and return all token ids, end token included, untruncated."""
-
-    def encode_tokens(self, token_ids: list[int], hooks: Hooks) -> torch.Tensor:
-        """Encode tokens to rows [len(token_ids), text_dim], float32 on the CPU."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for the run report."""

@@ -1,4 +1,4 @@
-"""The two spaces of Wan2.1 latents: normalised inside the engine, un-normalised in ComfyUI's LATENT."""
+"""The two spaces of Wan2.1 latents: normalized inside the engine, un-normalized in ComfyUI's LATENT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from .constants import LATENT_MEAN, LATENT_STD
 
 
-def normalise(samples: torch.Tensor) -> torch.Tensor:
+def normalize(samples: torch.Tensor) -> torch.Tensor:
     """Return `(samples - mean) / std` per channel: LATENT to what transformer and decoder work with.
 
     Args:
@@ -19,8 +19,8 @@ def normalise(samples: torch.Tensor) -> torch.Tensor:
     return (samples.float() - _per_channel(LATENT_MEAN, samples)) / _per_channel(LATENT_STD, samples)
 
 
-def denormalise(latents: torch.Tensor) -> torch.Tensor:
-    """Return `latents * std + mean` per channel, the inverse of `normalise`.
+def denormalize(latents: torch.Tensor) -> torch.Tensor:
+    """Return `latents * std + mean` per channel, the inverse of `normalize`.
 
     Args:
         latents: [..., 16, T, h, w], any device and float type.

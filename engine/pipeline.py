@@ -1,7 +1,7 @@
-"""Load, encode, sample, decode: the one file that joins handles, logic and stages.
+"""Load, encode, sample, decode: the one file that joins handles, memory and stages.
 
 Loaders return light handles; weights load when a stage first needs them. Latents that enter and leave
-here are in ComfyUI's convention: un-normalised float32 CPU [B, 16, T, h, w].
+here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 """
 
 from __future__ import annotations
@@ -14,37 +14,33 @@ from typing import Any
 
 import torch
 
-from . import shapes
-from .checkpoints.files import Checkpoint, find_tokenizer, resolve_checkpoint, resolve_transformer
+from . import engines, shapes
+from .checkpoints.companions import resolve_text_encoder, resolve_vae
+from .checkpoints.files import find_tokenizer, resolve_checkpoint, resolve_transformer
 from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError, NothingFitsError
-from .handles import TextEncoderHandle, TransformerHandle, VaeHandle, held, unload_others
-from .interfaces import Hooks, Transformer
-from .latent_space import denormalise, normalise
-from .memory.budget import Host
-from .memory.needs import encoding_need
+from .errors import CheckpointError, check_choice
+from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
+from .interfaces import Conditioning, Hooks, Host, Transformer
+from .latent_space import denormalize
+from .memory.clip import Clip
+from .memory.owner import held, unload_others
 from .memory.plan import DecodePlan, MemoryPlan
-from .memory.retry import run_with_retry
-from .report import attach, build_report, measure, records_of, step_timer
-from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings, check_choice
-from .stages.conditioning import fit_rows
+from .memory.room import Room
+from .report import StageRecord, attach, build_report, measure, records_of, step_timer
+from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
 from .stages.decode import decode_video
-from .stages.denoise import denoise
+from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.schedule import Schedule, build_schedule
-
-# More VRAM than there is: all that the host can free.
-_ALL_OF_IT = 2**50
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """Handles of one checkpoint, and what was resolved."""
+    """Handles of one checkpoint."""
 
-    checkpoint: Checkpoint
     transformer: TransformerHandle
     text_encoder: TextEncoderHandle
     vae: VaeHandle
@@ -66,19 +62,22 @@ def load_checkpoint(
     Raises:
         CheckpointError: the transformer is missing, or a part is damaged or of the wrong kind.
     """
-    checkpoint = resolve_checkpoint(path, precision)
-    for note in checkpoint.notes:
+    found = resolve_checkpoint(path, precision)
+    for note in found.notes:
         logger.info("LightX2V: %s", note)
-    for sentence in checkpoint.missing:
+    for sentence in found.missing:
         logger.warning("LightX2V: %s", sentence)
-    problem = " ".join(checkpoint.missing)
-    if checkpoint.transformer is None:
+    problem = " ".join(found.missing)
+    if found.transformer is None:
         raise CheckpointError(f"{path} holds no transformer. {problem}")
+    encoder, tokenizer = found.text_encoder, found.tokenizer
+    has_text = encoder is not None and not any("The tokenizer" in sentence for sentence in found.missing)
     return LoadedCheckpoint(
-        checkpoint=checkpoint,
-        transformer=TransformerHandle(checkpoint.transformer, settings, offload),
-        text_encoder=TextEncoderHandle(checkpoint.text_encoder, checkpoint.tokenizer, problem),
-        vae=VaeHandle(checkpoint.vae, settings.engine, offload, problem),
+        transformer=TransformerHandle(found.transformer, settings, offload),
+        text_encoder=TextEncoderHandle(
+            resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
+        ),
+        vae=VaeHandle(None if found.vae is None else resolve_vae(found.vae), settings.engine, offload, problem),
     )
 
 
@@ -88,14 +87,22 @@ def load_transformer(path: Path, *, settings: EngineSettings, offload: OffloadSe
 
 
 def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncoderHandle:
-    """Resolve a text encoder file; without `tokenizer` the one inside the file is used, else one near it."""
+    """Resolve a text encoder file; without `tokenizer` the one inside the file is used, else one near it.
+
+    Raises:
+        CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
+    """
     has_own = file.suffix == ".safetensors" and "spiece_model" in read_header(file)
-    return TextEncoderHandle(file, tokenizer if tokenizer or has_own else find_tokenizer(file))
+    return TextEncoderHandle(resolve_text_encoder(file, tokenizer if tokenizer or has_own else find_tokenizer(file)))
 
 
 def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
-    """Resolve a VAE file."""
-    return VaeHandle(file, engine, offload)
+    """Resolve a VAE file.
+
+    Raises:
+        CheckpointError: the file is damaged or is not a VAE of Wan2.1's latents.
+    """
+    return VaeHandle(resolve_vae(file), engine, offload)
 
 
 def encode_text(
@@ -108,24 +115,24 @@ def encode_text(
     """
     check_choice("device", device, TEXT_DEVICES)
     host = host or Host()
-
-    def encode(place: str) -> torch.Tensor:
-        need = encoding_need(handle.file.stat().st_size, place)
-        if place == "gpu":
-            host.claim(handle, 0)
-        try:
-            with measure("load_text_encoder") as loading:
-                loading.expect(need, held())
-                encoder = handle.acquire(place, hooks)
-            with measure("encode") as encoding:
-                encoding.expect(need, held() + need)  # loading has read the weights
-                rows = encode_prompt(encoder, text, hooks)
-                encoding.details = encoder.describe()
-        finally:
-            handle.unload()
-        return attach(rows, [loading, encoding])
-
-    return run_with_retry("encoding the prompt", encode, device, lambda: "cpu", lambda: None)
+    room = Room(host, OffloadSettings(), handle.owner)
+    for attempt in room.attempts("encoding the prompt", device, lambda: "cpu", lambda: None):
+        with attempt as place:
+            need = handle.need(place)
+            if place == "gpu":
+                host.claim(handle.owner, need.vram, 0)
+            try:
+                with measure("load_text_encoder", host.device) as loading:
+                    loading.expect(need, held())
+                    encoder = handle.load(place, host.device, hooks)
+                with measure("encode", host.device) as encoding:
+                    encoding.expect(need, held() + need)  # loading has read the weights
+                    rows = encode_prompt(encoder, text, hooks)
+                    encoding.details = encoder.describe()
+            finally:
+                handle.unload()
+            return attach(rows, [loading, encoding])
+    raise AssertionError("attempts end with a result or an error")
 
 
 def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) -> torch.Tensor:
@@ -139,7 +146,7 @@ def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) 
 
 def sample(
     handle: TransformerHandle,
-    conditioning: torch.Tensor,
+    conditioning: Sequence[Conditioning],
     samples: torch.Tensor,
     settings: SamplingSettings,
     *,
@@ -150,8 +157,7 @@ def sample(
 
     Args:
         handle: the transformer.
-        conditioning: text rows [n, text_dim] or [k, n, text_dim]; cut or zero-padded to 512 rows.
-            Clip i uses entry i modulo k.
+        conditioning: of the clips; clip i takes entry i modulo their number. See stages/conditioning.py.
         samples: [B, 16, T, h, w]; only the shape is used, as full denoising starts from noise.
         settings: seed (clip i uses seed + i), method, steps, shift.
         hooks: progress counts the steps of all clips; it starts again where memory ran out and a cheaper plan is
@@ -159,44 +165,43 @@ def sample(
         host: the program around the engine.
 
     Returns:
-        [B, 16, T, h, w] float32 CPU, un-normalised.
+        [B, 16, T, h, w] float32 CPU, un-normalized.
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples` or width of `conditioning`.
+        ValueError: wrong shape of `samples`.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     host = host or Host()
-    # Clips of one prompt share one tensor: an engine keeps what it computes of it.
-    context = fit_rows(conditioning, handle.text_dim).unbind()
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    plan = _plan_sampling(handle, samples.shape, host)
-    logger.info("LightX2V: %s.", plan)
+    clip, room = Clip.of_latents(samples.shape), handle.room(host)
+    first = room.claim_run(handle.sizes_now(clip, host.device))
+    logger.info("LightX2V: %s.", first)
 
-    def run(plan: MemoryPlan) -> torch.Tensor:
-        if not (plan.needs["sample"] + held(without=handle)).fits(plan.budget):
-            unload_others(handle)
-        moved_before, held_before = handle.moved_bytes, held()
-        with measure("load_transformer") as loading:
-            loading.expect(plan.needs["load_transformer"], held_before)
-            transformer = handle.acquire(_clip_shape(samples.shape), hooks, plan)
-        with handle.at_work(), measure("sample") as sampling:
-            sampling.expect(plan.needs["sample"], held())
-            clips, step_seconds = _denoise_batch(transformer, context, samples.shape, schedule, settings, hooks)
-            sampling.details["step_seconds"] = step_seconds
-            sampling.details |= _sampling_facts(settings, schedule.sigmas, samples) | transformer.describe()
-            sampling.details["moved_bytes"] = max(handle.moved_bytes - moved_before, 0)
-            sampling.details["plan"] = plan.as_data()
-        return attach(clips, records_of(conditioning), [loading, sampling])
+    def cheaper() -> MemoryPlan:
+        return room.plan_run(handle.sizes_now(clip, host.device), assume_evicted=False, failed=first)
 
-    return run_with_retry(
-        "sampling", run, plan, lambda: handle.plan(samples.shape, host, others_leave=False, failed=plan),
-        lambda: host.make_room(plan.vram),
-    )  # fmt: skip
+    for attempt in room.attempts("sampling", first, cheaper, lambda: host.make_room(first.vram)):
+        with attempt as plan:
+            moved_before = handle.moved_bytes
+            transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
+            with handle.sampling(), measure("sample", host.device) as sampling:
+                sampling.expect(plan.needs["sample"], held())
+                latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+                sampling.details = {
+                    "file": handle.files.title,
+                    "step_seconds": step_seconds,
+                    **_sampling_facts(settings, schedule, clip),
+                    **transformer.describe(),
+                    "moved_bytes": max(handle.moved_bytes - moved_before, 0),
+                    "plan": plan.as_data(),
+                }
+            return attach(latents, conditioning[0].records, [loading, sampling])
+    raise AssertionError("attempts end with a result or an error")
 
 
 def decode(
@@ -206,7 +211,7 @@ def decode(
 
     Args:
         handle: the VAE.
-        samples: [B, 16, T, h, w] un-normalised.
+        samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         hooks: progress counts chunks.
         host: the program around the engine.
@@ -223,27 +228,28 @@ def decode(
     if problem:
         raise ValueError(problem)
     host = host or Host()
-    plan = _plan_decoding(handle, samples.shape, tiling, host)
+    clip, room, vae_dim = Clip.of_latents(samples.shape), handle.room(host), handle.files.base_dim
+    first = room.claim_decode(clip, vae_dim, tiling)
 
-    def run(plan: DecodePlan) -> torch.Tensor:
-        if not plan.weights_stay:
-            unload_others(handle)
-        with measure("load_vae") as loading:
-            decoder = handle.acquire(hooks)
-        with measure("decode") as decoding:
-            decoding.expect(plan.need, held())
-            latents = normalise(samples.float())
-            num_frames, height, width = shapes.video_shape(samples.shape)
-            video = torch.empty(len(samples), num_frames, height, width, 3)
-            for clip, frames in zip(latents, video, strict=True):
-                decode_video(decoder, clip, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
-            decoding.details = {"tiled": plan.tile is not None, **decoder.describe()}
-        return attach(video.flatten(0, 1), records_of(samples), [loading, decoding])
+    def cheaper() -> DecodePlan:
+        return room.plan_decode(clip, vae_dim, tiling, assume_evicted=False, failed=first)
 
-    return run_with_retry(
-        "decoding", run, plan, lambda: handle.plan(samples.shape, tiling, host, others_leave=False, failed=plan),
-        lambda: host.make_room(plan.need.vram),
-    )  # fmt: skip
+    video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
+    for attempt in room.attempts("decoding", first, cheaper, lambda: host.make_room(first.need.vram)):
+        with attempt as plan:
+            if not plan.weights_stay:
+                unload_others(handle.owner)
+            with measure("load_vae", host.device) as loading:
+                decoder = handle.load(host.device, hooks)
+            with measure("decode", host.device) as decoding:
+                decoding.expect(plan.need, held())
+                for latents, frames in zip(samples.float(), video, strict=True):
+                    decode_video(
+                        decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames
+                    )
+                decoding.details = {"tiled": plan.tile is not None, **decoder.describe()}
+            return attach(video.flatten(0, 1), records_of(samples), [loading, decoding])
+    raise AssertionError("attempts end with a result or an error")
 
 
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:
@@ -264,77 +270,67 @@ def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:
         logger.info("LightX2V: batch of %d clips, seeds %d to %d.", len(samples), settings.seed, last)
 
 
+def _load_transformer(
+    handle: TransformerHandle, plan: MemoryPlan, clip: Clip, room: Room, device: torch.device, hooks: Hooks
+) -> tuple[Transformer, MemoryPlan, StageRecord]:
+    """Return the loaded transformer, the plan that holds, and the record of the stage.
+
+    The kernels that were planned are tried first. Where one does not work here, the plan is made again without it.
+    """
+    if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
+        unload_others(handle.owner)
+    held_before = held()
+    with measure("load_transformer", device) as loading:
+        loading.expect(plan.needs["load_transformer"], held_before)
+        if not handle.is_loaded_as(plan):
+            backends = engines.confirm(plan.backends.wanted, device)
+            if backends.names != plan.backends.names:
+                plan = room.plan_run(handle.sizes(clip, backends), assume_evicted=False)
+                logger.info("LightX2V: %s.", plan)
+                loading.expect(plan.needs["load_transformer"], held_before)
+        transformer = handle.load(plan, device, hooks)
+    return transformer, plan, loading
+
+
 def _denoise_batch(
     transformer: Transformer,
-    context: Sequence[torch.Tensor],
-    shape: torch.Size,
+    conditioning: Sequence[Conditioning],
+    clip: Clip,
     schedule: Schedule,
     settings: SamplingSettings,
     hooks: Hooks,
 ) -> tuple[torch.Tensor, list[list[float]]]:
-    """Return latents [B, 16, T, h, w] float32 CPU, un-normalised, and each clip's seconds a step."""
+    """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
     clips, seconds = [], []
-    for index in range(shape[0]):
-        on_step, step_seconds = step_timer(_offset_steps(hooks, index, shape[0]))
-        latents = denoise(
+    for index in range(clip.batch):
+        on_step, step_seconds = step_timer(_offset_steps(hooks, index, clip.batch))
+        state = start(clip.latent_shape, settings.seed + index, transformer.device)
+        run_steps(
             transformer,
-            context[index % len(context)],
-            _clip_shape(shape),
+            conditioning[index % len(conditioning)],
+            state,
             schedule,
+            range(schedule.steps),
             method=settings.method,
-            seed=settings.seed + index,
             hooks=replace(hooks, on_step=on_step),
         )
-        clips.append(denormalise(latents).cpu())
+        clips.append(denormalize(state.latents).cpu())
         seconds.append(step_seconds)
     return torch.stack(clips), seconds
-
-
-def _clip_shape(shape: torch.Size) -> tuple[int, int, int, int]:
-    _, channels, frames, height, width = shape
-    return channels, frames, height, width
 
 
 def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
     return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
 
 
-def _sampling_facts(settings: SamplingSettings, sigmas: tuple[float, ...], samples: torch.Tensor) -> dict[str, Any]:
-    num_frames, height, width = shapes.video_shape(samples.shape)
+def _sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:
     return {
-        "size": f"{width}x{height}, {num_frames} frames",
-        "batch": len(samples),
-        "tokens": shapes.num_tokens(samples.shape),
+        "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
+        "batch": clip.batch,
+        "tokens": clip.tokens,
         "seed": settings.seed,
         "method": settings.method,
         "steps": settings.steps,
         "shift": settings.shift,
-        "sigmas": [round(sigma, 6) for sigma in sigmas],
+        "sigmas": [round(sigma, 6) for sigma in schedule.sigmas],
     }
-
-
-def _plan_decoding(handle: VaeHandle, samples_shape: torch.Size, tiling: str, host: Host) -> DecodePlan:
-    """Plan beside what the host holds; ask it for room only where the plan is better without.
-
-    A host may unload more than it is asked to, the transformer among it, which the next prompt would load again.
-    """
-    plan = handle.plan(samples_shape, tiling, host, others_leave=False)
-    wanted = handle.plan(samples_shape, tiling, host)
-    if plan.weights_stay and plan.tile == wanted.tile:
-        host.claim(handle, 0)
-        return plan
-    beside = held(without=handle).vram if wanted.weights_stay else 0
-    host.claim(handle, max(wanted.need.vram - beside - handle.num_bytes, 0))
-    return handle.plan(samples_shape, tiling, host, others_leave=False)
-
-
-def _plan_sampling(handle: TransformerHandle, samples_shape: torch.Size, host: Host) -> MemoryPlan:
-    """Plan with what the host can free, let it make room, and plan again should it not have freed that much."""
-    try:
-        plan = handle.plan(samples_shape, host)
-    except NothingFitsError:
-        # The host may hold memory that torch does not know of.
-        host.make_room(_ALL_OF_IT)
-        plan = handle.plan(samples_shape, host)
-    host.claim(handle, plan.needs["sample"].vram - plan.needs["load_transformer"].vram)
-    return handle.plan(samples_shape, host, others_leave=False)

@@ -21,7 +21,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import system
-from .memory.plan import Need
+from .memory.needs import Need
 
 _records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
 _SAMPLE_SECONDS = 0.02
@@ -52,18 +52,22 @@ class StageRecord:
     """What the memory plan expected of peak_vram_reserved_bytes."""
     details: dict[str, Any] = field(default_factory=dict)
     """Facts of the stage: engine, precision, seconds per step, sizes ..."""
+    _ram_before: int = field(default=0, repr=False)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     def expect(self, need: Need, held: Need) -> None:
         """Note what a plan expects, at the start of the stage, when the process holds so much for the plan already."""
-        self.predicted_ram_bytes = self.peak_ram_bytes - held.ram + need.ram
+        self.predicted_ram_bytes = self._ram_before - held.ram + need.ram
         self.predicted_vram_bytes = need.vram
 
 
 @contextmanager
-def measure(stage: str) -> Iterator[StageRecord]:
+def measure(stage: str, device: torch.device) -> Iterator[StageRecord]:
     """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
     record = StageRecord(stage=stage)
-    device = system.compute_device()
     # What earlier stages left in caches is not of this stage.
     system.release_memory(device)
     has_cuda = device.type == "cuda"
@@ -77,7 +81,7 @@ def measure(stage: str) -> Iterator[StageRecord]:
             record.peak_ram_bytes = max(record.peak_ram_bytes, process.memory_info().rss)
 
     watcher = threading.Thread(target=watch, name=f"lightx2v-{stage}", daemon=True)
-    record.peak_ram_bytes = process.memory_info().rss
+    record._ram_before = record.peak_ram_bytes = process.memory_info().rss
     watcher.start()
     start = time.perf_counter()
     try:
@@ -109,12 +113,14 @@ def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
 def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
     """Return the run report as plain JSON data: stages, totals, device, versions."""
     return {
-        "stages": [asdict(record) for record in records],
+        "stages": [record.as_data() for record in records],
         "total_seconds": round(sum(record.seconds for record in records), 4),
         "peak_ram_bytes": max((record.peak_ram_bytes for record in records), default=0),
         "peak_vram_allocated_bytes": max((record.peak_vram_allocated_bytes for record in records), default=0),
         "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in records), default=0),
         "device": _describe_device(),
+        "driver": system.driver_version(),
+        "system": f"{platform.platform()}, {system.cpu_name()}, {_describe_size()}",
         "versions": {"python": sys.version.split()[0], "os": platform.platform(), **_versions()},
     }
 
@@ -140,7 +146,11 @@ def _describe_device() -> str:
     if system.compute_device().type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
-    return f"CPU, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
+    return f"CPU, {_describe_size()}"
+
+
+def _describe_size() -> str:
+    return f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
 
 
 def _versions() -> dict[str, str]:

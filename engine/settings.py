@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .backends.table import ATTENTION_CHOICES
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
+from .errors import check_choice
 
-PRECISIONS = ("auto", "fp8", "int8", "bf16")
 ENGINES = ("auto", "lightx2v", "portable")
 OFFLOAD_MODES = ("auto", "none", "block", "phase", "disk")
 TILING_MODES = ("auto", "on", "off")
@@ -16,27 +16,26 @@ TEXT_DEVICES = ("cpu", "gpu")
 COMPILE_MODES = ("auto", "on", "off")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError when `value` is not one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of: {', '.join(choices)}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """How the transformer is run."""
 
     engine: str = "auto"
-    """auto | lightx2v | portable."""
+    """auto and portable (the pack's own compute) | lightx2v (LightX2V's own, bit for bit)."""
     attention: str = "auto"
     """Name of an attention back end of backends/table.py, or auto."""
     compile: str = "auto"
-    """Fused Triton kernels in the blocks: auto (where they work) | on | off (plain torch; LightX2V's own compute)."""
+    """Fused Triton kernels in the pack's own blocks: auto (where they work) | on | off (plain torch)."""
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
         check_choice("attention", self.attention, ATTENTION_CHOICES)
         check_choice("compile", self.compile, COMPILE_MODES)
+        if self.engine == "lightx2v" and self.compile == "on":
+            raise ValueError(
+                "Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is 'lightx2v', which computes "
+                "as LightX2V does, without the pack's fused kernels."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +79,16 @@ class SamplingSettings:
             raise ValueError(f"steps is {self.steps}; expected at least 1. The checkpoint is distilled for 4.")
         if not self.shift > 0:
             raise ValueError(f"shift is {self.shift}; expected more than 0. The checkpoint is distilled for 5.0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPolicy:
+    """What the host's launch flags ask of a plan; the offload node's named modes go before it."""
+
+    prefer: str = "speed"
+    """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
+    --novram)."""
+    reserved_vram_bytes: int = 0
+    """VRAM to leave to others (--reserve-vram)."""
+    pinned_limit_bytes: int | None = None
+    """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""

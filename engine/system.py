@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import platform
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +78,31 @@ def page_lock_limit(wanted_bytes: int | None = None) -> int:
     """Return the RAM that this process may page-lock: the system's limit, or less where `wanted_bytes` says so."""
     limit = int(total_ram_bytes() * _LOCKABLE_SHARE)
     return limit if wanted_bytes is None else min(limit, wanted_bytes)
+
+
+@functools.cache
+def driver_version() -> str:
+    """Return the NVIDIA driver's version, or "" without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def release_memory(device: torch.device) -> None:

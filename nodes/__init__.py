@@ -6,6 +6,7 @@ from ..engine.adapters.comfy import paths
 from ..engine.panel import editor
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
+from .enhance import LightX2VEnhancePrompt
 from .latent import LightX2VEmptyLatent
 from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
 from .offload import LightX2VOffload
@@ -19,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     LightX2VLoadTextEncoder,
     LightX2VLoadVAE,
     LightX2VOffload,
+    LightX2VEnhancePrompt,
     LightX2VTextEncode,
     LightX2VEmptyLatent,
     LightX2VSampler,

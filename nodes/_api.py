@@ -9,9 +9,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from comfy_api.latest import ComfyExtension, io, ui
+from comfy_api.latest import ComfyExtension, io
 
-__all__ = ["CATEGORY", "ComfyExtension", "io", "node_id_of", "output_with_text", "schema", "verdict"]
+__all__ = [
+    "CATEGORY",
+    "ComfyExtension",
+    "graph_inputs_of",
+    "io",
+    "node_id_of",
+    "output_shown",
+    "schema",
+    "verdict",
+]
 
 CATEGORY = "LightX2V"
 
@@ -35,6 +44,16 @@ def node_id_of(node: type[io.ComfyNode]) -> str | None:
     return getattr(node.hidden, "unique_id", None)
 
 
+def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
+    """Return the inputs of the running node as its graph has them, links as [node id, output].
+
+    The node has to ask for `io.Hidden.unique_id` and `io.Hidden.dynprompt` in its schema; empty where nobody runs a
+    graph.
+    """
+    graph = getattr(node.hidden, "dynprompt", None)
+    return dict(graph.get_node(node_id_of(node))["inputs"]) if graph else {}
+
+
 def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     """Answer ComfyUI's validate_inputs: True, or the sentence of the ValueError that `check` raises.
 
@@ -50,7 +69,6 @@ def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     return True
 
 
-def output_with_text(*values: Any, text: str) -> io.NodeOutput:
-    """Return node outputs and a text for the node's body, where this ComfyUI has a place for one."""
-    preview = getattr(ui, "PreviewText", None)
-    return io.NodeOutput(*values, ui=preview(text) if preview else None)
+def output_shown(*values: Any, **texts: str) -> io.NodeOutput:
+    """Return node outputs and texts that the pack's JavaScript finds by name when the node was executed."""
+    return io.NodeOutput(*values, ui={name: [text] for name, text in texts.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..engine.adapters.comfy import memory
-from ..engine.memory.budget import Host
+from ..engine.interfaces import Host
 
 
 def find_host() -> Host:

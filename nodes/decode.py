@@ -6,8 +6,9 @@ from typing import Any
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
+from ..engine.errors import check_choice
 from ..engine.panel import forecast
-from ..engine.settings import TILING_MODES, check_choice
+from ..engine.settings import TILING_MODES
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
 from ._host import find_host

@@ -8,7 +8,8 @@ from ..engine import pipeline
 from ..engine.adapters.comfy import paths
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
-from ..engine.settings import COMPILE_MODES, ENGINES, PRECISIONS, EngineSettings, OffloadSettings
+from ..engine.constants import PRECISIONS
+from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict
 
@@ -21,8 +22,8 @@ def _engine_inputs() -> list[io.Input]:
             options=list(ENGINES),
             default="auto",
             tooltip=(
-                "lightx2v: the LightX2V package on a CUDA card. portable: runs everywhere. auto: LightX2V "
-                "where it is installed and there is a CUDA card; the VAE is portable then too, which is faster."
+                "auto: the pack's own compute, the fastest (portable is another name for it). lightx2v: LightX2V's own "
+                "compute on a CUDA card, for its exact results; slower."
             ),
         ),
         io.Combo.Input(
@@ -37,8 +38,8 @@ def _engine_inputs() -> list[io.Input]:
             default="auto",
             tooltip=(
                 "Fused Triton kernels in the transformer's blocks. auto: where they work, else plain torch. on: where "
-                "they do not work, an error that says what to install. off: plain torch; with LightX2V its own "
-                "compute, which is slower and takes more VRAM."
+                "they do not work, an error that says what to install. off: plain torch, slower. Engine lightx2v has "
+                "none: on is an error there."
             ),
         ),
         sockets.Offload.Input(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..engine import pipeline
-from ._api import io, output_with_text, schema
+from ..engine import pipeline, report_table
+from ._api import io, output_shown, schema
 
 
 class LightX2VReport(io.ComfyNode):
@@ -48,4 +48,11 @@ class LightX2VReport(io.ComfyNode):
             raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        return output_with_text(image, latent, text, text=text)
+        table = json.dumps(
+            {
+                "stages": [report_table.STAGE_COLUMNS, *report_table.stage_rows(report)],
+                "facts": report_table.fact_rows(report),
+            }
+        )
+        markdown = report_table.as_markdown(report)
+        return output_shown(image, latent, text, text=text, table=table, markdown=markdown)

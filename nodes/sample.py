@@ -7,8 +7,9 @@ from typing import Any
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
+from ..engine.errors import check_choice
 from ..engine.panel import forecast
-from ..engine.settings import SAMPLING_METHODS, SamplingSettings, check_choice
+from ..engine.settings import SAMPLING_METHODS, SamplingSettings
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
 from ._host import find_host
@@ -99,10 +100,10 @@ class LightX2VSampler(io.ComfyNode):
         shift: float,
     ) -> io.NodeOutput:
         settings = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
-        rows = formats.conditioning_rows(conditioning)
+        entries = formats.read_conditioning(conditioning, transformer.text_dim)
         empty = formats.latent_samples(latent)
         formats.warn_unused_mask(latent)
         hooks = progress.build_hooks(node_id_of(cls))
-        samples = pipeline.sample(transformer, rows, empty, settings, hooks=hooks, host=find_host())
+        samples = pipeline.sample(transformer, entries, empty, settings, hooks=hooks, host=find_host())
         forecast.remember_sampling(transformer, samples)
         return io.NodeOutput(formats.replace_samples(latent, samples))

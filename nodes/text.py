@@ -6,7 +6,8 @@ from typing import Any
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
-from ..engine.settings import TEXT_DEVICES, check_choice
+from ..engine.errors import check_choice
+from ..engine.settings import TEXT_DEVICES
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
 from ._host import find_host

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
+# Its asserts explain themselves as those of a test file do.
+pytest.register_assert_rewrite("support")
 
 
 @pytest.fixture(autouse=True)

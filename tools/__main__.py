@@ -4,10 +4,12 @@ import importlib
 import sys
 
 COMMANDS = {
+    "generate": ("generate_cli", "make a video from a prompt, without a graph (tools/generate.py)"),
     "workflow": ("headless.cli", "run a ComfyUI workflow file, here or on a server (tools/run_workflow.py)"),
     "prompts": ("prompts_cli", "make a video for every line of a file (tools/run_prompts.py)"),
     "download": ("download_cli", "fetch the published checkpoints (tools/download.py)"),
     "doctor": ("doctor_cli", "show what this machine has and lacks for the pack (tools/doctor.py)"),
+    "bench": ("bench.cli", "measure speed and memory on a card (docs/benchmarks.md)"),
     "cards": ("cards.cli", "run as another card; compile the kernels for every card"),
     "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
 }

@@ -185,7 +185,7 @@ def _add_middle(draw: _Draw, tensors: Tensors, name: str, width: int) -> None:
     _add_res_block(draw, tensors, f"{name}.2", width, width)
 
 
-def quantise(weight: torch.Tensor, precision: str, *, per_channel: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(weight: torch.Tensor, precision: str, *, per_channel: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an 8-bit weight and its float32 scale ([N, 1], or a scalar): weight = stored * scale."""
     limit = 127.0 if precision == "int8" else torch.finfo(torch.float8_e4m3fn).max
     peak = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().max()
@@ -196,13 +196,13 @@ def quantise(weight: torch.Tensor, precision: str, *, per_channel: bool = True) 
 
 
 def is_block_linear(name: str, tensor: torch.Tensor) -> bool:
-    """Say whether upstream quantises this tensor: matrices of the blocks' attention and feed-forward layers."""
+    """Say whether upstream quantizes this tensor: matrices of the blocks' attention and feed-forward layers."""
     is_layer = any(part in name for part in (".self_attn.", ".cross_attn.", ".attn.", ".ffn."))
     return name.startswith("blocks.") and is_layer and name.endswith(".weight") and tensor.ndim == 2
 
 
-def quantise_model(tensors: Tensors, precision: str, other_dtype: torch.dtype) -> Tensors:
-    """Quantise the blocks' linears per output channel (`.weight_scale` [N, 1]); cast the rest to `other_dtype`.
+def quantize_model(tensors: Tensors, precision: str, other_dtype: torch.dtype) -> Tensors:
+    """Quantize the blocks' linears per output channel (`.weight_scale` [N, 1]); cast the rest to `other_dtype`.
 
     Precision bf16 casts everything to bfloat16.
     """
@@ -211,18 +211,18 @@ def quantise_model(tensors: Tensors, precision: str, other_dtype: torch.dtype) -
     result = Tensors()
     for name, tensor in tensors.items():
         if is_block_linear(name, tensor):
-            result[name], result[f"{name}_scale"] = quantise(tensor, precision)
+            result[name], result[f"{name}_scale"] = quantize(tensor, precision)
         else:
             result[name] = tensor.to(other_dtype)
     return result
 
 
-def quantise_for_comfy(tensors: Tensors, is_linear: Callable[[str, torch.Tensor], bool], marker_size: int) -> Tensors:
-    """Quantise to ComfyUI's scaled FP8: a scalar `.scale_weight` a linear and a `scaled_fp8` marker tensor."""
+def quantize_for_comfy(tensors: Tensors, is_linear: Callable[[str, torch.Tensor], bool], marker_size: int) -> Tensors:
+    """Quantize to ComfyUI's scaled FP8: a scalar `.scale_weight` a linear and a `scaled_fp8` marker tensor."""
     result = Tensors(scaled_fp8=torch.zeros(marker_size, dtype=torch.float8_e4m3fn))
     for name, tensor in tensors.items():
         if is_linear(name, tensor):
-            stored, scale = quantise(tensor, "fp8", per_channel=False)
+            stored, scale = quantize(tensor, "fp8", per_channel=False)
             result[name], result[name.removesuffix("weight") + "scale_weight"] = stored, scale
         else:
             result[name] = tensor.to(torch.float16)
@@ -347,18 +347,18 @@ def write_transformer_folder(folder: Path, tensors: Tensors, precision: str) -> 
     if precision == "bf16":
         write_single_file(folder / "distill_model.safetensors", tensors, precision)
     else:
-        write_blocks(folder, quantise_model(tensors, precision, torch.float32))
+        write_blocks(folder, quantize_model(tensors, precision, torch.float32))
 
 
 def write_single_file(path: Path, tensors: Tensors, precision: str, *, prefix: str = "") -> Path:
     """Write the transformer as one file with LightX2V's `.weight_scale` [N, 1] where it is 8-bit."""
-    stored = quantise_model(tensors, precision, torch.bfloat16)
+    stored = quantize_model(tensors, precision, torch.bfloat16)
     return _save({f"{prefix}{name}": tensor for name, tensor in stored.items()}, path)
 
 
 def write_comfy_transformer(path: Path, tensors: Tensors, *, prefix: str = "", has_marker: bool = True) -> Path:
     """Write the transformer as ComfyUI's scaled FP8, optionally without the `scaled_fp8` marker."""
-    stored = quantise_for_comfy(tensors, is_block_linear, marker_size=2)
+    stored = quantize_for_comfy(tensors, is_block_linear, marker_size=2)
     if not has_marker:
         del stored["scaled_fp8"]
     return _save({f"{prefix}{name}": tensor for name, tensor in stored.items()}, path)
@@ -366,14 +366,14 @@ def write_comfy_transformer(path: Path, tensors: Tensors, *, prefix: str = "", h
 
 def write_text_encoder(path: Path, tensors: Tensors, precision: str) -> Path:
     """Write the text encoder under Wan's names, as `.pth` or `.safetensors` by the suffix."""
-    return _save(quantise_model(tensors, precision, torch.bfloat16), path)
+    return _save(quantize_model(tensors, precision, torch.bfloat16), path)
 
 
 def write_comfy_text_encoder(path: Path, tensors: Tensors, spiece_model: bytes, *, scaled_fp8: bool = False) -> Path:
     """Write the text encoder as ComfyUI's umt5_xxl_fp16 or umt5_xxl_fp8_e4m3fn_scaled file."""
     if scaled_fp8:
         linears = {id(tensor) for name, tensor in tensors.items() if is_block_linear(name, tensor)}
-        stored = quantise_for_comfy(to_hf_names(tensors), lambda _, tensor: id(tensor) in linears, marker_size=0)
+        stored = quantize_for_comfy(to_hf_names(tensors), lambda _, tensor: id(tensor) in linears, marker_size=0)
     else:
         stored = {name: tensor.half() for name, tensor in to_hf_names(tensors).items()}
     stored["spiece_model"] = torch.frombuffer(bytearray(spiece_model), dtype=torch.uint8)

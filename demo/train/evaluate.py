@@ -18,6 +18,7 @@ from ...engine import pipeline
 from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_MEAN, LATENT_STD
 from ...engine.interfaces import Hooks
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from ...engine.stages.conditioning import of_rows
 from ...engine.stages.schedule import build_schedule
 from ...tools.clip_content import ATTRIBUTES, Content, compare, measure_clarity, measure_content
 from . import captions, clips
@@ -139,13 +140,14 @@ def evaluate_checkpoint(
     prompts = captions.list_prompts(count)
     latent = pipeline.empty_latent(size, size, num_frames)
     hooks = Hooks()
-    rows = [pipeline.encode_text(loaded.text_encoder, text, hooks=hooks) for _, text in prompts]
+    encoded = [pipeline.encode_text(loaded.text_encoder, text, hooks=hooks) for _, text in prompts]
+    conditioning = [of_rows(rows, loaded.transformer.text_dim) for rows in encoded]
     scores = {}
     for name, (method, steps, shift) in settings.items():
 
         def run(index: int) -> torch.Tensor:
             sampling = SamplingSettings(seed=index, method=method, steps=steps, shift=shift)  # noqa: B023
-            samples = pipeline.sample(loaded.transformer, rows[index], latent, sampling, hooks=hooks)
+            samples = pipeline.sample(loaded.transformer, conditioning[index], latent, sampling, hooks=hooks)
             return pipeline.decode(loaded.vae, samples, hooks=hooks)
 
         scores[name] = score_clips(map(run, range(count)), [content for content, _ in prompts])

@@ -31,7 +31,7 @@ class Pool:
     """Encoded clips and their captions, on the device."""
 
     latents: torch.Tensor
-    """[N, 16, T, h, w] normalised, bfloat16."""
+    """[N, 16, T, h, w] normalized, bfloat16."""
     rows: torch.Tensor
     """[N, wordings, MAX_TOKENS, text_dim], bfloat16."""
 

@@ -55,7 +55,7 @@ class Generator:
         """Predict noise minus data.
 
         Args:
-            latents: [B, 16, T, h, w] normalised, a share `sigmas` [B] of it noise.
+            latents: [B, 16, T, h, w] normalized, a share `sigmas` [B] of it noise.
             sigmas: in [0, 1].
             rows: [B, MAX_TOKENS, text_dim].
 

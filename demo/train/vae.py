@@ -80,7 +80,7 @@ def use_whole_clips(vae: Any) -> Any:
         if isinstance(module, WanResample):
             module.forward = types.MethodType(_resample, module)
         elif isinstance(module, WanRMS_norm):
-            module.forward = types.MethodType(_normalise, module)
+            module.forward = types.MethodType(_normalize, module)
     return vae
 
 
@@ -98,7 +98,7 @@ def _resample(layer: Any, video: torch.Tensor, feat_cache: None = None, feat_idx
     return video
 
 
-def _normalise(layer: Any, values: torch.Tensor) -> torch.Tensor:
+def _normalize(layer: Any, values: torch.Tensor) -> torch.Tensor:
     gamma = layer.gamma.flatten().to(values.dtype)
     with autocast(values.device, enabled=False):
         return functional.rms_norm(values.movedim(1, -1), gamma.shape, gamma, eps=1e-12).movedim(-1, 1)
@@ -208,10 +208,10 @@ def measure_loss(vae: Any, video: torch.Tensor, statistics: Statistics) -> tuple
     with autocast(video.device):
         latents = encode(vae, video).float()
         statistics.update(latents.detach())
-        normalised = (latents - statistics.mean) / statistics.std
-        difference = decode(vae, normalised + NOISE * torch.randn_like(normalised)).float() - video
+        normalized = (latents - statistics.mean) / statistics.std
+        difference = decode(vae, normalized + NOISE * torch.randn_like(normalized)).float() - video
     error = difference.square().mean()
-    return difference.abs().mean() + error + _PRIOR * normalised.square().mean(), error
+    return difference.abs().mean() + error + _PRIOR * normalized.square().mean(), error
 
 
 @torch.no_grad()
@@ -282,7 +282,7 @@ class ClipSource:
 def set_wan_statistics(vae: Any, draw: ClipSource, phase: Phase, num_batches: int) -> None:
     """Give every latent channel the mean and standard deviation that Wan2.1's latents have.
 
-    Everyone who uses Wan latents normalises them with those constants, so a VAE without them would need constants of
+    Everyone who uses Wan latents normalizes them with those constants, so a VAE without them would need constants of
     its own everywhere.
     """
     device = next(vae.parameters()).device

@@ -1,20 +1,18 @@
-"""Tables of attention and matmul back ends, and which of them a machine can run. Pure: facts in, choice out.
+"""Tables of back ends: what each needs, takes and costs, and which of them a machine can run. Pure.
 
-Facts are gathered by engine/kernels; both engines choose from these tables, each among the names it
-implements. A new back end is a row here and a function there.
+A back end is a row here and a function of the same name in engine/kernels. Which row a run takes is choose.py; facts
+about this machine are gathered by trials.py.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
-
-# CUDA compute capability, (major, minor).
-Capability = tuple[int, int]
+from .versions import Capability, find_refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +21,15 @@ class Machine:
 
     capability: Capability | None = None
     """Of the CUDA device in use; None without one."""
+    system: str = sys.platform
+    torch: str = ""
+    """Version; "" where it is unknown, and nothing is refused for it."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Version by import name, of the optional packages that import; "" where it is unknown."""
     problems: Mapping[str, str] = field(default_factory=dict)
-    """Why a package (by import name) does not import, or a back end (by name) failed its trial run."""
+    """Why a package (by import name) does not import."""
+    failed_trials: Mapping[tuple[str, Backend], str] = field(default_factory=dict)
+    """Why a back end failed its trial run, by task and row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +48,54 @@ class Backend:
     max_capability: Capability = (99, 0)
     best_on: frozenset[Capability] = frozenset()
     """Cards on which it goes before every higher rank."""
+    systems: frozenset[str] = frozenset()
+    """Where it runs, as sys.platform says; empty: everywhere."""
+    kernels: tuple[str, ...] = ()
+    """Its kernels in versions.py, which knows where they are not to be tried."""
     install: str = ""
     """The one line that installs the package."""
+    multiple: int = 1
+    """Matmul: what both sizes of the weight must be a multiple of."""
+    inputs: str | None = None
+    """Matmul: what activations are quantized to, fp8 | int8; None leaves them in BF16."""
+    bytes: float = 0.0
+    """Attention: bytes per token and unit of width that it takes beside q, k and v, its output included."""
+    in_place_on: frozenset[Capability] = frozenset()
+    """Attention: cards on which the pack's kernels can prepare its inputs in the memory of q, k and v."""
+    in_place_bytes: float = 0.0
+    """Attention: what it takes beside q, k and v then."""
+    unit: str = "bf16"
+    """Attention: the dtype whose rate it lives on."""
+    seconds: float | None = None
+    """Attention: of one step at 832x480, 81 frames, of Wan2.1-14B on an H200."""
+    share: float = 1.0
+    """Attention: part of the unit's published rate that it reaches on cards other than Hopper."""
+    rest_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Blocks: of everything but self-attention in such a step, by what the linears compute in."""
+    is_measured: bool = True
+    """Whether it was run on a card for this table."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.rank, self.package))
 
 
 _SAGE_INSTALL = "pip install --no-build-isolation git+https://github.com/thu-ml/SageAttention@v2.2.0"
 _TRITON_INSTALL = f"pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
+_Q8_INSTALL = "pip install --no-build-isolation git+https://github.com/KONAKONA666/q8_kernels"
 _HALF = frozenset({"bf16", "fp16"})
+_EIGHT_BIT = frozenset({"fp8", "int8"})
+_HOPPER, _ADA = (9, 0), (8, 9)
 
 # Ranks follow an H200 at 832x480x81, ms a call: SageAttention 2 and the pack's Triton kernel 27, cuDNN SDPA 39, Sage's
 # Triton kernel 49, flash SDPA 60. flash_attn3 is not measured, but whoever built it wants it. On Ada LightX2V takes
 # Sage's Triton kernel before its CUDA ones (common/ops/attn/sage_attn.py); the pack's has the same tiles there, and no
 # copies of q, k and v, so that more fits. On consumer Blackwell SageAttention 2.2 itself says that its Triton kernel
 # does not run (core.py, sm120).
+# Bytes, from first principles: the output is BF16 (2); SageAttention 2 holds q and k in INT8 (2), v transposed in BF16
+# (2) and in FP8 (1); its Triton kernel q and k in INT8 (2) and v in FP16 (2); the pack's own has copies of q and k (4)
+# and v in FP8 (1). In place, behind the pack's preparation, only v in FP8 is new.
+# Shares: RTX 4090 in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367:
+# 340 TOP/s, FlashAttention-2 165); the pack's own Triton kernel is taken for as fast as Sage's there.
 ATTENTION_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="sage_attn2",
@@ -67,18 +105,28 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         min_version="2",
         min_capability=(8, 0),
         install=_SAGE_INSTALL,
+        bytes=7.0,
+        in_place_on=frozenset({_HOPPER}),
+        in_place_bytes=1.1,
+        unit="int8",
+        seconds=1.11,
+        share=0.73,
     ),
     Backend(
         name="flash_attn3",
         dtypes=_HALF,
         rank=50,
         package="flash_attn_interface",
-        min_capability=(9, 0),
-        max_capability=(9, 0),
+        min_capability=_HOPPER,
+        max_capability=_HOPPER,
         install="git clone https://github.com/Dao-AILab/flash-attention && cd flash-attention/hopper && "
         "python setup.py install",
+        bytes=2.1,
+        seconds=1.58,
+        share=0.60,
+        is_measured=False,
     ),
-    Backend(name="sdpa_cudnn", dtypes=_HALF, rank=40, min_capability=(9, 0)),
+    Backend(name="sdpa_cudnn", dtypes=_HALF, rank=40, min_capability=_HOPPER, bytes=2.1, seconds=1.58, share=0.90),
     Backend(
         name="sage_triton",
         dtypes=_HALF,
@@ -86,6 +134,10 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         package="sageattention",
         min_capability=(8, 0),
         install=_SAGE_INSTALL,
+        bytes=6.0,
+        unit="int8",
+        seconds=1.95,
+        share=0.51,
     ),
     Backend(
         name="flash_attn2",
@@ -95,24 +147,65 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         min_version="2",
         min_capability=(8, 0),
         install="pip install --no-build-isolation flash-attn",
+        bytes=2.1,
+        seconds=2.40,
+        share=0.90,
     ),
-    Backend(name="sdpa", dtypes=_HALF | {"fp32"}, rank=10),
+    Backend(name="sdpa", dtypes=_HALF | {"fp32"}, rank=10, bytes=2.1, seconds=1.58, share=0.90),
     Backend(
         name="triton",
         dtypes=frozenset({"bf16"}),
         rank=45,
         package="triton",
         min_version="3",
-        min_capability=(8, 9),
-        max_capability=(9, 0),
-        best_on=frozenset({(8, 9)}),
+        min_capability=_ADA,
+        max_capability=_HOPPER,
+        best_on=frozenset({_ADA}),
+        kernels=("attention_fp8",),
         install=_TRITON_INSTALL,
+        bytes=7.1,
+        in_place_on=frozenset({_ADA, _HOPPER}),
+        in_place_bytes=1.1,
+        unit="int8",
+        seconds=1.10,
+        share=0.51,
     ),
 )
 
-# What a linear layer with 8-bit weights and a scale per output channel is computed with.
+# What a linear layer with 8-bit weights and a scale per output channel is computed with. FP8: with a scale per row in
+# the multiplication, which torch has not everywhere (versions.py); the same in Triton; and with one scale a tensor, the
+# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md).
 MATMUL_BACKENDS: tuple[Backend, ...] = (
-    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=20, min_capability=(8, 9)),
+    Backend(
+        name="scaled_mm",
+        dtypes=frozenset({"fp8"}),
+        rank=40,
+        min_capability=_ADA,
+        kernels=("scaled_mm",),
+        multiple=16,
+        inputs="fp8",
+    ),
+    Backend(
+        name="fp8_triton",
+        dtypes=frozenset({"fp8"}),
+        rank=35,
+        package="triton",
+        min_version="3",
+        min_capability=_ADA,
+        kernels=("fp8_matmul",),
+        install=_TRITON_INSTALL,
+        multiple=16,
+        inputs="fp8",
+    ),
+    Backend(
+        name="scaled_mm_tensor",
+        dtypes=frozenset({"fp8"}),
+        rank=30,
+        min_capability=_ADA,
+        kernels=("scaled_mm_tensor",),
+        multiple=16,
+        inputs="fp8",
+    ),
     Backend(
         name="int_triton",
         dtypes=frozenset({"int8"}),
@@ -120,13 +213,54 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
         package="triton",
         min_version="3",
         min_capability=(8, 0),
+        kernels=("int8_matmul",),
         install=_TRITON_INSTALL,
+        multiple=16,
+        inputs="int8",
     ),
-    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=20, min_capability=(7, 5)),
-    Backend(name="dequantize", dtypes=frozenset({"fp8", "int8"}), rank=10),
+    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=20, min_capability=(7, 5), multiple=16, inputs="int8"),
+    Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
 )
 
-# What computes between a block's matmuls and attentions.
+# The same for LightX2V's own compute. Its Triton kernels quantize activations in the same pass, which plain torch does
+# in several; its INT8 one cuts values off where it should round, so torch's goes first.
+LIGHTX2V_MATMUL_BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        name="q8_kernels",
+        dtypes=_EIGHT_BIT,
+        rank=70,
+        package="q8_kernels",
+        min_capability=_ADA,
+        max_capability=_ADA,
+        install=_Q8_INSTALL,
+        is_measured=False,
+    ),
+    Backend(
+        name="sgl_kernel",
+        dtypes=_EIGHT_BIT,
+        rank=60,
+        package="sgl_kernel",
+        min_capability=_ADA,
+        install="pip install --no-deps sgl-kernel",
+        is_measured=False,
+    ),
+    Backend(
+        name="vllm",
+        dtypes=_EIGHT_BIT,
+        rank=50,
+        package="vllm",
+        min_capability=_ADA,
+        install="pip install vllm",
+        is_measured=False,
+    ),
+    Backend(name="triton", dtypes=frozenset({"fp8"}), rank=40, package="triton", min_capability=_ADA),
+    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=30, min_capability=_ADA, kernels=("scaled_mm",)),
+    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=30, min_capability=(8, 0)),
+    Backend(name="triton", dtypes=frozenset({"int8"}), rank=20, package="triton", min_capability=(8, 0)),
+    Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
+)
+
+# What computes between a block's matmuls and attentions. Seconds with triton are the measured step less 1.11.
 BLOCK_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="triton",
@@ -135,23 +269,23 @@ BLOCK_BACKENDS: tuple[Backend, ...] = (
         package="triton",
         min_version="3",
         min_capability=(8, 0),
+        kernels=("block_ops", "vae_ops"),
         install=_TRITON_INSTALL,
+        rest_seconds={"fp8": 0.67, "int8": 0.71, "bf16": 1.13},
     ),
-    Backend(name="torch", dtypes=frozenset({"bf16"}), rank=10),
+    Backend(name="torch", dtypes=frozenset({"bf16"}), rank=10, rest_seconds={"fp8": 1.75, "int8": 2.40, "bf16": 2.14}),
+)
+# LightX2V's own blocks; chosen with its engine, never by rank.
+LIGHTX2V_BLOCKS = Backend(
+    name="lightx2v",
+    dtypes=frozenset({"bf16"}),
+    rank=0,
+    package="lightx2v",
+    rest_seconds={"fp8": 1.23, "int8": 2.42, "bf16": 1.51},
 )
 
 # What the attention widget offers.
 ATTENTION_CHOICES = ("auto", *(backend.name for backend in ATTENTION_BACKENDS))
-
-
-def attention_backends(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
-    """Return the rows to choose an attention from.
-
-    Args:
-        is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
-            whoever names it gets it.
-    """
-    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +293,12 @@ class Choice:
     """The back end taken for a task, and why each better one was not."""
 
     task: str
-    name: str
-    passed_over: Mapping[str, str]
+    backend: Backend
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
 
     def __str__(self) -> str:
         names: dict[str, list[str]] = {}
@@ -170,22 +308,13 @@ class Choice:
         return f"{self.task}: {self.name}" + (f" ({reasons})" if reasons else "")
 
 
-def choose_backend(
-    task: str,
-    table: Sequence[Backend],
-    requested: str,
-    machine: Machine,
-    *,
-    dtype: str,
-    among: Collection[str] | None = None,
-) -> Choice:
+def choose_backend(task: str, table: Sequence[Backend], requested: str, machine: Machine, *, dtype: str) -> Choice:
     """Choose a row of `table` that `machine` can run.
 
     Args:
-        task: what it is for, in messages, e.g. "attention".
+        task: what it is for, in messages and in `Machine.failed_trials`, e.g. "attention".
         requested: a row's name, taken or refused, or "auto", the best that runs.
         dtype: what it must compute on, see `Backend.dtypes`.
-        among: names that the calling engine implements; all when None.
 
     Raises:
         ValueError: no row has the requested name.
@@ -193,54 +322,61 @@ def choose_backend(
         UnsupportedHardwareError: the requested back end does not run on this device.
         NoCapableBackendError: "auto", and nothing runs.
     """
-    rows = [row for row in table if among is None or row.name in among]
     if requested == "auto":
-        return _choose_best(task, [row for row in rows if dtype in row.dtypes], machine, dtype)
-    named = next((row for row in rows if row.name == requested), None)
+        return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype)
+    named = next((row for row in table if row.name == requested), None)
     if named is None:
-        names = ", ".join(["auto", *(row.name for row in rows)])
+        names = ", ".join(["auto", *(row.name for row in table)])
         raise ValueError(f"{task} is {requested!r}; expected one of: {names}.")
-    problem = why_not(named, machine, dtype)
+    problem = why_not(named, machine, dtype, task)
     if problem is not None:
         raise _refusal(task, named, machine, problem)
-    return Choice(task=task, name=named.name, passed_over={})
+    return Choice(task=task, backend=named)
 
 
 def _choose_best(task: str, rows: Sequence[Backend], machine: Machine, dtype: str) -> Choice:
     passed_over: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: (machine.capability in row.best_on, row.rank), reverse=True):
-        problem = why_not(row, machine, dtype)
+        problem = why_not(row, machine, dtype, task)
         if problem is None:
-            return Choice(task=task, name=row.name, passed_over=passed_over)
+            return Choice(task=task, backend=row, passed_over=passed_over)
         passed_over[row.name] = problem
     raise NoCapableBackendError(task, passed_over)
 
 
-def why_not(backend: Backend, machine: Machine, dtype: str) -> str | None:
-    """Return why `machine` cannot run `backend` on `dtype`, or None."""
+def why_not(backend: Backend, machine: Machine, dtype: str, task: str = "") -> str | None:
+    """Return why `machine` cannot run `backend` on `dtype`, for `task` where trials are to count, or None."""
     if dtype not in backend.dtypes:
         return f"computes on {', '.join(sorted(backend.dtypes))}, not on {dtype}"
     return (
         _hardware_problem(backend, machine)
-        or _package_problem(backend, machine)
-        or machine.problems.get(backend.name)
-        or None
+        or package_problem(backend, machine)
+        or machine.failed_trials.get((task, backend))
     )
 
 
 def _hardware_problem(backend: Backend, machine: Machine) -> str | None:
+    if backend.systems and machine.system not in backend.systems:
+        return f"does not run on this system ({machine.system})"
     if backend.min_capability is None:
         return None
     if machine.capability is None:
         return "there is no CUDA device"
     if backend.min_capability <= machine.capability <= backend.max_capability:
-        return None
+        return _version_problem(backend, machine.capability, machine)
     low, high = _dotted(backend.min_capability), _dotted(backend.max_capability)
     wanted = low if low == high else f"{low} or higher" if backend.max_capability[0] == 99 else f"{low} to {high}"
     return f"needs compute capability {wanted}; this GPU has {_dotted(machine.capability)}"
 
 
-def _package_problem(backend: Backend, machine: Machine) -> str | None:
+def _version_problem(backend: Backend, capability: Capability, machine: Machine) -> str | None:
+    versions = {name: version for name, version in {**machine.packages, "torch": machine.torch}.items() if version}
+    found = (find_refusal(kernel, capability, versions, machine.system) for kernel in backend.kernels)
+    return next((reason for reason in found if reason), None)
+
+
+def package_problem(backend: Backend, machine: Machine) -> str | None:
+    """Return why the package that a back end needs cannot be used, or None."""
     if backend.package is None:
         return None
     if backend.package not in machine.packages:
@@ -253,7 +389,7 @@ def _package_problem(backend: Backend, machine: Machine) -> str | None:
 
 def _refusal(task: str, backend: Backend, machine: Machine, problem: str) -> LightX2VError:
     sentence = f"The {task} back end {backend.name!r} was chosen, but cannot run here: {problem}."
-    if _hardware_problem(backend, machine) is None and _package_problem(backend, machine) is not None:
+    if _hardware_problem(backend, machine) is None and package_problem(backend, machine) is not None:
         return MissingDependencyError(f"{sentence} Install it with `{backend.install}`, or choose 'auto'.")
     return UnsupportedHardwareError(f"{sentence} Choose 'auto'.")
 

@@ -128,6 +128,11 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
         return f"needs compute capability {_dotted(needs.lowest)}; this GPU has {_dotted(capability)}"
     if needs.needs_triton and "triton" not in versions:
         return "package triton is not installed"
+    return find_refusal(kernel, capability, versions, system)
+
+
+def find_refusal(kernel: str, capability: Capability, versions: Mapping[str, str], system: str) -> str | None:
+    """Return what of REFUSALS says why a kernel is not offered, or None; see why_refused."""
     for row in REFUSALS:
         applies = (
             kernel in row.kernels

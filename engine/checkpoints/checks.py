@@ -17,7 +17,7 @@ FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
 _SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8": "int8"}
 # LightX2V's and ComfyUI's names for the scale of X.weight.
 _SCALE_SUFFIXES = ("weight_scale", "scale_weight")
-# The matrices that 8-bit files quantise, in the blocks of transformers and of text encoders of either naming.
+# The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
 _BLOCK_LINEAR = re.compile(
     r"block(s)?\.\d+\.((self_|cross_)?attn\.[qkvo]|ffn\.(0|2|gate\.0|fc1|fc2)"
     r"|layer\.0\.SelfAttention\.[qkvo]|layer\.1\.DenseReluDense\.w(i_0|i_1|o))\.weight$"
@@ -104,7 +104,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
         )
     if scheme == "int8" and any(name.endswith(".comfy_quant") for name in header):
         raise CheckpointError(
-            f"{source} is an INT8 file for ComfyUI's own quantised layers (comfy_quant), whose weights may be rotated; "
+            f"{source} is an INT8 file for ComfyUI's own quantized layers (comfy_quant), whose weights may be rotated; "
             f"expected plain INT8 with .weight_scale. Load it with ComfyUI's nodes, or use {USABLE_FILES[wanted]}."
         )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)

@@ -10,15 +10,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..constants import GIB
-from ..errors import CheckpointError
-from ..settings import PRECISIONS, check_choice
-from .checks import describe_blocks
+from ..constants import GIB, PRECISIONS
+from ..errors import CheckpointError, check_choice
+from .checks import describe_blocks, strip_prefix
 from .formats import TransformerFormat, detect_transformer, find_missing_blocks
-from .header import TensorInfo, read_header
+from .header import Header, TensorInfo, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,15 @@ class TransformerFiles:
     format: TransformerFormat
     num_bytes: int
     """Bytes of all tensors."""
+    header: Header = field(repr=False, compare=False)
+    """Of all files together, without the prefix."""
+
+    @property
+    def title(self) -> str:
+        """The file's name, or the folder's with the one above it."""
+        if self.layout == "single":
+            return self.files[0].name
+        return "/".join(self.files[0].parent.parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,7 @@ PRECISION_FOLDERS = {"fp8": "distill_fp8", "int8": "distill_int8", "bf16": "dist
 # Sub-folders of a repository that may hold text encoder, VAE and tokenizer.
 _COMPANION_FOLDERS = (*PRECISION_FOLDERS.values(), "original")
 _TOKENIZER_FOLDERS = (Path("google", "umt5-xxl"), Path("umt5-xxl"))
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 _BLOCK_FILE = re.compile(r"block_(\d+)\.safetensors")
 _NON_BLOCK_FILE = "non_block.safetensors"
@@ -100,7 +108,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
     transformer, notes = _choose_transformer(path, precision)
     home = transformer.files[0].parent if transformer else path
-    scheme = transformer.format.scheme if transformer else precision.replace("auto", "fp8")
+    scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
     text_encoder = _choose_text_encoder(folders, scheme)
     vae = next(iter(_find_files(folders, _VAE_FILE)), None)
@@ -150,11 +158,13 @@ def resolve_transformer(path: Path) -> TransformerFiles:
         header.update(tensors)
     if layout == "blocks":
         _check_block_files(path, files, find_missing_blocks(header))
+    found = detect_transformer(header, str(path))
     return TransformerFiles(
         files=files,
         layout=layout,
-        format=detect_transformer(header, str(path)),
+        format=found,
         num_bytes=sum(info.num_bytes for info in header.values()),
+        header=strip_prefix(header, found.prefix),
     )
 
 
@@ -218,7 +228,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         except CheckpointError as error:
             failures.append(error)
             continue
-        scheme = found.format.scheme
+        scheme = found.format.precision
         if precision not in ("auto", scheme):
             raise CheckpointError(
                 f"{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or "
@@ -348,7 +358,7 @@ def _has_spiece(text_encoder: Path) -> bool:
 
 
 def _is_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _tokenizer_in(folder: Path) -> Path | None:

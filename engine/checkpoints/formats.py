@@ -46,11 +46,11 @@ class WanArchitecture:
 class TransformerFormat:
     """How a transformer checkpoint stores its weights."""
 
-    scheme: str
-    """bf16 | fp8 | int8: the scheme of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
+    precision: str
+    """bf16 | fp8 | int8: of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
     scale_suffix: str | None
     """What replaces `weight` to find a scale: weight_scale (LightX2V, [N, 1] or scalar) or scale_weight (ComfyUI,
-    scalar); None for unquantised weights."""
+    scalar); None for unquantized weights."""
     prefix: str
     """Stripped from every tensor name, e.g. `model.diffusion_model.`."""
     architecture: WanArchitecture
@@ -62,10 +62,10 @@ class TextEncoderFormat:
 
     naming: str
     """wan (`blocks.0.attn.q.weight`) | hf (`encoder.block.0.layer.0.SelfAttention.q.weight`)."""
-    scheme: str
+    precision: str
     """bf16 | fp8 | int8, of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
     scale_suffix: str | None
-    """As in TransformerFormat; None with scheme fp8 means a plain cast, weight = stored value."""
+    """As in TransformerFormat; None with precision fp8 means a plain cast, weight = stored value."""
     prefix: str
     num_layers: int
     d_model: int
@@ -201,7 +201,7 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{LATENT_CHANNELS} and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
         )
     return TransformerFormat(
-        scheme=scheme,
+        precision=scheme,
         scale_suffix=scale_suffix,
         prefix=prefix,
         architecture=WanArchitecture(num_layers=num_layers, num_heads=max(1, sizes["dim"] // 128), **sizes),
@@ -254,7 +254,7 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
         notes = (f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.",)
     return TextEncoderFormat(
         naming=naming,
-        scheme=scheme,
+        precision=scheme,
         scale_suffix=scale_suffix,
         prefix=prefix,
         num_layers=len(present),

@@ -181,7 +181,7 @@ _VARIANTS = (
     ),
     Variant(
         name="bf16",
-        summary="folder, unquantised; 32 GB of RAM, or a card with 40 GB and more",
+        summary="folder, unquantized; 32 GB of RAM, or a card with 40 GB and more",
         precision="bf16",
         parts=_repository_parts("bf16"),
     ),
@@ -205,7 +205,7 @@ _VARIANTS = (
     ),
     Variant(
         name="bf16-single",
-        summary="as fp8-single, unquantised, with the FP16 text encoder",
+        summary="as fp8-single, unquantized, with the FP16 text encoder",
         precision="bf16",
         parts=_single_parts("wan2.1_t2v_14b_lightx2v_4step", _BF16_BYTES, "umt5_xxl_fp16", _COMFY_T5_FP16_BYTES),
     ),

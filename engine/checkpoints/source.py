@@ -1,4 +1,4 @@
-"""A transformer checkpoint of any layout as named tensors: what both engines are filled from.
+"""A transformer checkpoint of any layout as named tensors: what engines are filled from.
 
 Native Wan names; scales as `.weight_scale` [N, 1] fp32, whatever the file calls them and whether it has one a channel
 or one a tensor. (LightX2V's own loader rounds scales to bfloat16, so that its resident run differs from its disk run;
@@ -11,36 +11,39 @@ import re
 
 import torch
 
-from ..offload import TensorSpec
 from .files import TransformerFiles
-from .weights import FileRange, open_weights
+from .weights import FileRange, TensorSpec, open_weights
 
 _EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
 _SCALE = ".weight_scale"
+
+
+def list_specs(files: TransformerFiles, float32: str | None = None) -> dict[TensorSpec, str]:
+    """Return the parameters of a transformer, and the name that its files have for each; by the headers alone.
+
+    Args:
+        float32: pattern of the names that are to be in fp32; the rest is BF16, or 8-bit as it is stored.
+    """
+    specs: dict[TensorSpec, str] = {}
+    for stored, info in files.header.items():
+        base, _, leaf = stored.rpartition(".")
+        if leaf == files.format.scale_suffix:
+            shape = torch.Size((files.header[f"{base}.weight"].shape[0], 1))
+            specs[TensorSpec(f"{base}{_SCALE}", torch.float32, shape)] = stored
+        elif leaf in ("weight", "bias", "modulation"):
+            plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
+            specs[TensorSpec(stored, _EIGHT_BIT.get(info.dtype, plain), torch.Size(info.shape))] = stored
+    return specs
 
 
 class TransformerCheckpoint:
     """Tensors of a checkpoint, mapped from its files."""
 
     def __init__(self, files: TransformerFiles, float32: str | None = None) -> None:
-        """Args: float32: pattern of the names that are to be in fp32; the rest is BF16, or 8-bit as it is stored."""
+        """Args: float32: see list_specs."""
         self._weights = open_weights(files.files, files.format.prefix)
-        self._stored_names: dict[str, str] = {}
-        stored_scale = f".{files.format.scale_suffix}"
-        specs = []
-        for stored, info in self._weights.header.items():
-            base, _, leaf = stored.rpartition(".")
-            if stored.endswith(stored_scale):
-                name = f"{base}{_SCALE}"
-                shape = torch.Size((self._weights.header[f"{base}.weight"].shape[0], 1))
-                spec = TensorSpec(name, torch.float32, shape)
-            elif leaf in ("weight", "bias", "modulation"):
-                plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
-                spec = TensorSpec(stored, _EIGHT_BIT.get(info.dtype, plain), torch.Size(info.shape))
-            else:
-                continue
-            self._stored_names[spec.name] = stored
-            specs.append(spec)
+        specs = list_specs(files, float32)
+        self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 
     @property

@@ -43,6 +43,19 @@ _MEMORY_WORDS = re.compile(
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """A parameter to be: its path in the model, and dtype and shape on the compute device."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class FileRange:
     """A stretch of a file."""
 

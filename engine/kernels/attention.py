@@ -1,6 +1,6 @@
-"""Attention functions over the back ends of backends/table.py: q, k, v [B, S, H, D] -> [B, S, H, D].
+"""Attention functions by their names in backends/table.py, and self-attention in two halves around them.
 
-Where the pack can prepare a back end's inputs itself, in place, there is a function for the whole self-attention too.
+Where the pack can prepare a back end's inputs itself, in place, its self-attention has halves of its own.
 
 All are launched on the current stream, except SageAttention's CUDA kernels, which launch on the default
 stream whatever is current. Compute therefore stays on the default stream in every engine of this pack;
@@ -9,30 +9,46 @@ only copies may have a stream of their own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backends.table import ATTENTION_BACKENDS, Capability, attention_backends
-from ..backends.trials import TOLERANCE, find_machine, has_failed, remember_failure, select_kernel, trial_problem
-
-logger = logging.getLogger(__name__)
+from .ops import Ops, Rotary
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-_Pair = tuple[torch.Tensor, torch.Tensor]
-SelfAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, _Pair, float, _Pair], torch.Tensor]
-"""Normalises and rotates q and k, and attends.
+Pair = tuple[torch.Tensor, torch.Tensor]
 
-Args: q, k, v [N, H, D] BF16 as their linears left them, which it may overwrite; the weights [H * D] of q's and of k's
-RMS norm over the row, and the norms' epsilon; cosines and sines fp32 [N, D / 2] of the angles by which pairs
-(2i, 2i + 1) turn. Returns [N, H, D], maybe in the memory of v.
-"""
+
+class SelfAttention:
+    """Normalizes and rotates q and k, then attends: in two halves, between which rows can be exchanged for heads."""
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        """Return what `attend` takes; by rows, but for what smooths the keys.
+
+        Args:
+            q, k, v: [N, H, D] BF16 as their linears left them, which may be overwritten.
+            norms: weights [H * D] of q's and of k's RMS norm over the row.
+            eps: of the norms.
+            rotary: the angles by which pairs (2i, 2i + 1) turn.
+        """
+        raise NotImplementedError
+
+    def attend(self, prepared: Any) -> torch.Tensor:
+        """Return the attention [N, H, D] of what was prepared, maybe in the memory of v; by heads."""
+        raise NotImplementedError
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor:
+        return self.attend(self.prepare(q, k, v, norms, eps, rotary))
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -93,37 +109,63 @@ def _triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _sage_in_place(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    norms: _Pair,
-    eps: float,
-    rotary: _Pair,
-) -> torch.Tensor:
-    from . import sage_sm90
-    from .attention_inputs import prepare
+@dataclass(frozen=True)
+class Normed(SelfAttention):
+    """Self-attention by a back end that takes q and k normalized and rotated."""
 
-    sage_sm90.attend(prepare(q, k, v, norms, eps, rotary, key_groups=sage_sm90.KEY_GROUPS), out=v)
-    return v
+    ops: Ops
+    kernel: Attention
 
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        for part, weight in zip((q, k), norms, strict=True):
+            self.ops.rms_rotary(part.view(len(part), -1), weight, eps, part.shape[1], rotary)
+        return q, k, v
 
-def _triton_in_place(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    norms: _Pair,
-    eps: float,
-    rotary: _Pair,
-) -> torch.Tensor:
-    from . import attention_triton
-    from .attention_inputs import prepare
-
-    attention_triton.attend(prepare(q, k, v, norms, eps, rotary, key_groups=1), out=v)
-    return v
+    def attend(self, prepared: Any) -> torch.Tensor:
+        q, k, v = prepared
+        return self.kernel(q[None], k[None], v[None])[0]
 
 
-_KERNELS: dict[str, Attention] = {
+class _InPlace(SelfAttention):
+    """A back end whose inputs the pack's Triton kernels prepare in the memory of q, k and v."""
+
+    @property
+    def _kernel(self) -> Any:
+        raise NotImplementedError
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        from .attention_inputs import prepare
+
+        return prepare(q, k, v, norms, eps, rotary, key_groups=self._kernel.KEY_GROUPS), v
+
+    def attend(self, prepared: Any) -> torch.Tensor:
+        inputs, v = prepared
+        self._kernel.attend(inputs, out=v)
+        result: torch.Tensor = v
+        return result
+
+
+class _SageInPlace(_InPlace):
+    @property
+    def _kernel(self) -> Any:
+        from . import sage_sm90
+
+        return sage_sm90
+
+
+class _TritonInPlace(_InPlace):
+    @property
+    def _kernel(self) -> Any:
+        from . import attention_triton
+
+        return attention_triton
+
+
+KERNELS: dict[str, Attention] = {
     "sdpa": sdpa,
     "sdpa_cudnn": _sdpa_cudnn,
     "sage_attn2": _sage_attn2,
@@ -132,98 +174,9 @@ _KERNELS: dict[str, Attention] = {
     "flash_attn3": _flash_attn3,
     "triton": _triton,
 }
-
-
-class _InPlace(NamedTuple):
-    """A back end whose inputs the pack's Triton kernels prepare in q's, k's and v's memory."""
-
-    attend: SelfAttention
-    capabilities: frozenset[Capability]
-
-
-_IN_PLACE = {
-    "sage_attn2": _InPlace(_sage_in_place, frozenset({(9, 0)})),
-    "triton": _InPlace(_triton_in_place, frozenset({(8, 9), (9, 0)})),
-}
-_IN_PLACE_TASK = "attention in place"
-_ROWS = {row.name: row for row in ATTENTION_BACKENDS}
-
-
-def select_attention(
-    requested: str, device: torch.device, dtype: str = "bf16", *, is_fused: bool = False
-) -> tuple[str, Attention]:
-    """Return name and function of the attention back end to use on `device`.
-
-    `auto` takes the fastest that works and logs one line: what, and why not the better ones.
-
-    Args:
-        is_fused: `auto` may take the pack's own Triton kernel, see support.attention_backends.
-
-    Raises:
-        ValueError: the name is unknown.
-        MissingDependencyError, UnsupportedHardwareError: a named back end cannot run here.
-    """
-    choice, kernel = select_kernel(
-        "attention",
-        attention_backends(requested, is_fused=is_fused),
-        requested,
-        device,
-        dtype=dtype,
-        kernels=_KERNELS,
-        reference="sdpa",
-        trial=_trial,
-    )
-    logger.info("LightX2V: %s.", choice)
-    return choice.name, kernel
-
-
-def select_in_place(name: str, device: torch.device, reference: SelfAttention) -> SelfAttention | None:
-    """Return the function of a back end that prepares its inputs in q's, k's and v's memory, or None if it cannot.
-
-    Args:
-        reference: what a trial run is compared with.
-    """
-    if not may_run_in_place(name, device):
-        return None
-    kernel = _IN_PLACE[name].attend
-    problem = trial_problem(kernel, reference, _self_attention_trial, device, TOLERANCE)
-    if problem is not None:
-        remember_failure(_IN_PLACE_TASK, _ROWS[name], device, problem)
-        logger.info("LightX2V: %s prepares its inputs itself: %s.", name, problem)
-        return None
-    logger.info("LightX2V: %s runs in place.", name)
-    return kernel
-
-
-def may_run_in_place(name: str, device: torch.device) -> bool:
-    """Say whether a back end can overwrite q, k and v beside fused kernels: expected until a trial run says no."""
-    machine = find_machine(device)
-    return (
-        name in _IN_PLACE
-        and machine.capability in _IN_PLACE[name].capabilities
-        and "triton" in machine.packages
-        and not has_failed(_IN_PLACE_TASK, _ROWS[name], device)
-    )
+IN_PLACE: dict[str, SelfAttention] = {"sage_attn2": _SageInPlace(), "triton": _TritonInPlace()}
 
 
 def fits_in_place(q: torch.Tensor) -> bool:
     """Tell whether q [N, H, D] has the form that functions in place take: their kernels' offsets are 32-bit."""
     return q.shape[2] == 128 and 2 * q.shape[0] * q.stride(0) < 2**31
-
-
-def _trial(attention: Attention, device: torch.device) -> torch.Tensor:
-    return attention(*(part[None] for part in _random_parts(device)))
-
-
-def _self_attention_trial(attention: SelfAttention, device: torch.device) -> torch.Tensor:
-    q, k, v = _random_parts(device)
-    generator = torch.Generator().manual_seed(1)
-    norms = (1 + torch.randn(2, q[0].numel(), generator=generator) / 4).to(device, torch.bfloat16)
-    angles = torch.randn(len(q), q.shape[2] // 2, generator=generator).to(device)
-    return attention(q, k + 1, v, (norms[0], norms[1]), 1e-6, (angles.cos(), angles.sin()))
-
-
-def _random_parts(device: torch.device) -> list[torch.Tensor]:
-    """Return q, k and v [N, H, D] of several heads; N is not a multiple of any kernel's block."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(300, 3, 128, generator=generator).to(device, torch.bfloat16) for _ in range(3)]

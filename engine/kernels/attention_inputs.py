@@ -1,6 +1,6 @@
 """Inputs of an attention on 8-bit q, k and v from the outputs of their linears, in few passes over memory.
 
-q and k are normalised over the row, rotated and put in INT8 in their own memory; v goes to FP8, transposed. k is
+q and k are normalized over the row, rotated and put in INT8 in their own memory; v goes to FP8, transposed. k is
 smoothed as SageAttention does it: about its mean over the tokens is subtracted, which changes a query's scores by one
 number and therefore nothing. q is read once, k and v twice; all are written once, in 8 bits.
 
@@ -89,7 +89,7 @@ def _queries_kernel(
     q, codes, weight, cos, sin, scales, eps, row_words, num_rows,
     HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Normalise, rotate and quantise two rows that share scales, EACH heads one after the other.
+    """Normalize, rotate and quantize two rows that share scales, EACH heads one after the other.
 
     The rows are read twice, the second time from the cache. codes is the same memory as q: a head's part of both rows
     is read before its scale is known, and written after.
@@ -145,7 +145,7 @@ def _sums_kernel(
     k, factors, weight, cos, sin, sums, row_words, num_rows,
     HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sum the columns of ROWS of every STRIDE rows, normalised and rotated, EACH heads one after the other."""
+    """Sum the columns of ROWS of every STRIDE rows, normalized and rotated, EACH heads one after the other."""
     rows = (tl.program_id(0).to(tl.int64) * STRIDE + tl.arange(0, ROWS))[:, None]
     is_row = rows < num_rows
     factor = tl.load(factors + rows, mask=is_row, other=0.0)
@@ -207,7 +207,7 @@ def _keys_kernel(
     k, codes, factors, mean, weight, cos, sin, scales, row_words, num_rows,
     HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Normalise, rotate, smooth and quantise the rows that share a scale, EACH heads one after the other.
+    """Normalize, rotate, smooth and quantize the rows that share a scale, EACH heads one after the other.
 
     Of every 2 * GROUPS rows of a block, neighbours 2t and 2t + 1 belong to scale t. codes is the same memory as k: a
     head's rows are read before its scale is known, and written after.
@@ -296,12 +296,12 @@ def prepare(
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
         key_groups: scales of a block of keys, 4 or 1.
     """
-    query_scales = quantise_queries(q, norms[0], eps, rotary)
+    query_scales = quantize_queries(q, norms[0], eps, rotary)
     factors = k.new_empty(len(k), dtype=torch.float32)
     find_factors(k.flatten(1), eps, factors)
     sums, num_summed = sum_sample(k, norms[1], factors, rotary)
     mean, peaks = column_statistics(sums, num_summed, find_peaks(v))
-    key_scales = quantise_keys(k, norms[1], factors, mean, rotary, groups=key_groups)
+    key_scales = quantize_keys(k, norms[1], factors, mean, rotary, groups=key_groups)
     values = transpose_values(v, peaks, torch.float8_e4m3fn)
     return Prepared(
         q=codes_of(q),
@@ -313,10 +313,10 @@ def prepare(
     )
 
 
-def quantise_queries(
+def quantize_queries(
     q: torch.Tensor, weight: torch.Tensor, eps: float, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Normalise and rotate q [N, H, 128] and put it in 8 bits in place; returns the scales fp32 [H, 32 a block]."""
+    """Normalize and rotate q [N, H, 128] and put it in 8 bits in place; returns the scales fp32 [H, 32 a block]."""
     rows, heads, head_dim = q.shape
     groups = triton.cdiv(rows, QUERY_BLOCK) * QUERY_SCALES
     scales = q.new_empty(heads, groups, dtype=torch.float32)
@@ -341,7 +341,7 @@ def find_factors(x: torch.Tensor, eps: float, out: torch.Tensor) -> None:
 def sum_sample(
     k: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, int]:
-    """Return sums fp32 [some, D] of rows of k [N, H, 128], normalised and rotated, and how many rows that are."""
+    """Return sums fp32 [some, D] of rows of k [N, H, 128], normalized and rotated, and how many rows that are."""
     rows, heads, head_dim = k.shape
     words = _words(k)
     runs = triton.cdiv(rows, SAMPLE_STRIDE)
@@ -378,7 +378,7 @@ def column_statistics(sums: torch.Tensor, rows: int, peaks: torch.Tensor) -> tup
     return mean, peak
 
 
-def quantise_keys(
+def quantize_keys(
     k: torch.Tensor,
     weight: torch.Tensor,
     factors: torch.Tensor,
@@ -387,7 +387,7 @@ def quantise_keys(
     *,
     groups: int,
 ) -> torch.Tensor:
-    """Normalise k [N, H, 128] by factors [N], rotate it, subtract mean [D] and put it in 8 bits in place.
+    """Normalize k [N, H, 128] by factors [N], rotate it, subtract mean [D] and put it in 8 bits in place.
 
     Returns:
         The scales fp32 [H, groups a block].

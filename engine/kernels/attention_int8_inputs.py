@@ -63,7 +63,7 @@ def _load_angles(table, places, is_row, columns, HALF: tl.constexpr):
 
 @triton.jit
 def _rotate(x, weight, mean, factor, cosines, sines, is_row, pair, places, row_words, IS_KEY: tl.constexpr):
-    """Return sums and differences of pairs of columns, normalised, rotated and, of keys, less their mean."""
+    """Return sums and differences of pairs of columns, normalized, rotated and, of keys, less their mean."""
     first, second = _unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
     first_weight, second_weight = _unpack(tl.load(weight + pair))
     first = first * factor * first_weight
@@ -89,7 +89,7 @@ def _codes_kernel(
     x, codes, factors, mean, weight, cos, sin, scales, unit, row_words, num_rows,
     HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, IS_KEY: tl.constexpr,
 ):  # fmt: skip
-    """Normalise, rotate, turn and quantise BLOCK rows, EACH heads one after the other; grid: blocks, groups of heads.
+    """Normalize, rotate, turn and quantize BLOCK rows, EACH heads one after the other; grid: blocks, groups of heads.
 
     A pair of columns is one word of x. Sylvester's matrix over a head is the product of one over its halves, one over
     HALF / 2 words and one over the pair; the first and the last are sums and differences. With IS_KEY mean is
@@ -211,11 +211,11 @@ def prepare(
     factors = k.new_empty(rows, dtype=torch.float32)
     find_factors(q.flatten(1), eps, factors)
     query_scales = q.new_empty(heads, rows, dtype=torch.float32)
-    _quantise(q, norms[0], factors, None, rotary, query_scales)
+    _quantize(q, norms[0], factors, None, rotary, query_scales)
     find_factors(k.flatten(1), eps, factors)
     sums, num_summed = sum_sample(k, norms[1], factors, rotary)
     key_scales = k.new_empty(heads, triton.cdiv(rows, KEY_BLOCK) * 2, dtype=torch.float32)
-    _quantise(k, norms[1], factors, sums.sum(0) / num_summed, rotary, key_scales)
+    _quantize(k, norms[1], factors, sums.sum(0) / num_summed, rotary, key_scales)
     means, steps = find_spread(v)
     return Int8Prepared(
         q=codes_of(q),
@@ -228,7 +228,7 @@ def prepare(
     )
 
 
-def _quantise(
+def _quantize(
     x: torch.Tensor,
     weight: torch.Tensor,
     factors: torch.Tensor,

@@ -206,7 +206,7 @@ def self_attention(
     eps: float,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Normalise and rotate q and k [N, H, 128] BF16 and attend; a SelfAttention of attention.py.
+    """Normalize and rotate q and k [N, H, 128] BF16 and attend; a SelfAttention of attention.py.
 
     q, k and v are overwritten, v with the result, which is returned. Temporaries: N * H * 128 bytes of values, 4 bytes
     a row and head of scales, and 12 bytes a column for 256 rows while v is looked through.

@@ -31,6 +31,10 @@ except ImportError:  # Triton before 3.4
     TensorDescriptor = None
 
 
+# Scales of a block of keys.
+KEY_GROUPS = 1
+
+
 class _Config(NamedTuple):
     """How the kernel is launched."""
 

@@ -1,36 +1,37 @@
 """Linear layers with weights in 8 bits or BF16.
 
-FP8 and INT8 kernels multiply activations that were quantised per row at run time, as LightX2V's schemes do
+FP8 and INT8 kernels multiply activations that were quantized per row at run time, as LightX2V's schemes do
 (fp8-torchao, int8-torchao); `dequantize` leaves activations as they are and runs everywhere.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from ..backends.table import MATMUL_BACKENDS
-from ..backends.trials import select_kernel
-from .quantize import quantise, row_chunks
+from .fp8_tensor import ApplyScales, apply_scales, tensor_matmul
+from .quantize import quantize, row_chunks
 from .widen import widen
-
-logger = logging.getLogger(__name__)
 
 Matmul = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# What the activations are to be quantised to; not at all for the other back ends.
-ACTIVATION_DTYPES = {"scaled_mm": torch.float8_e4m3fn, "int_mm": torch.int8, "int_triton": torch.int8}
+# What the activations are to be quantized to; not at all for the other back ends.
+ACTIVATION_DTYPES = {
+    "scaled_mm": torch.float8_e4m3fn,
+    "fp8_triton": torch.float8_e4m3fn,
+    "scaled_mm_tensor": torch.float8_e4m3fn,
+    "int_mm": torch.int8,
+    "int_triton": torch.int8,
+}
 # torch._int_mm on CUDA takes more than 16 rows; torch._scaled_mm has no kernel for some long weights and one row.
 _MIN_ROWS = 32
 # Elements of torch._int_mm's product, in int32 and again in fp32 (128 MiB): fewer rows at a time would be slow.
 _MAX_PRODUCT = 16 * 1024**2
-# What N and K must be a multiple of.
-_MULTIPLES = {"scaled_mm": 16, "int_mm": 8, "int_triton": 16}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def linear(
     Args:
         x: [M, K], in 8 bits with its `scale`, or BF16. Rows are dense.
         scale: fp32 [M, 1], what the rows of x are to be multiplied with; None where x is BF16.
-        backend: a name from `select_matmul`; None takes plain torch's for the dtypes.
+        backend: a name of ACTIVATION_DTYPES; None takes plain torch's for the dtypes.
     """
     if scale is None:
         name = "bf16" if weights.weight_scale is None else "dequantize"
@@ -89,6 +90,26 @@ def _scaled_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch
     )
 
 
+def _fp8_triton(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    from .fp8_triton import fp8_matmul
+
+    fp8_matmul(x, scale, weights.weight, _flat_scale(weights), weights.bias, out)
+
+
+def _scaled_mm_tensor(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
+    tensor_matmul(x, scale, weights.weight, _flat_scale(weights), weights.bias, out, _apply_scales(x.device))
+
+
+@functools.cache
+def _apply_scales(device: torch.device) -> ApplyScales:
+    """Return Triton's one pass where Triton is, else plain torch's two."""
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from .fp8_triton import apply_scales as fused
+
+        return fused
+    return apply_scales
+
+
 def _int_mm(x: torch.Tensor, scale: torch.Tensor, weights: Linear, out: torch.Tensor) -> None:
     column_scale = _flat_scale(weights)
     for rows in row_chunks(out, _MAX_PRODUCT):
@@ -106,6 +127,8 @@ _KERNELS: dict[str, Callable[..., None]] = {
     "bf16": _bf16,
     "dequantize": _dequantize,
     "scaled_mm": _scaled_mm,
+    "fp8_triton": _fp8_triton,
+    "scaled_mm_tensor": _scaled_mm_tensor,
     "int_mm": _int_mm,
     "int_triton": _int_triton,
 }
@@ -125,62 +148,20 @@ def _pad_rows(x: torch.Tensor) -> torch.Tensor:
 def _multiply(
     backend: str, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Quantise x [M, K] BF16 as the back end wants it, and multiply."""
+    """Quantize x [M, K] BF16 as the back end wants it, and multiply."""
     out = x.new_empty(len(x), len(weight))
     weights = Linear(weight, scale, bias)
     dtype = ACTIVATION_DTYPES.get(backend)
     if dtype is None:
         linear(x, None, weights, out)
         return out
-    quantised = torch.empty_like(x, dtype=dtype)
+    quantized = torch.empty_like(x, dtype=dtype)
     row_scale = x.new_empty(len(x), 1, dtype=torch.float32)
-    quantise(x, quantised, row_scale)
-    linear(quantised, row_scale, weights, out, backend=backend)
+    quantize(x, quantized, row_scale)
+    linear(quantized, row_scale, weights, out, backend=backend)
     return out
 
 
-_MATMULS: dict[str, Matmul] = {name: functools.partial(_multiply, name) for name in ("dequantize", *ACTIVATION_DTYPES)}
-dequantize = _MATMULS["dequantize"]
-
-
-def matmul_for(name: str, shape: tuple[int, int]) -> Matmul:
-    """Return x [M, K] BF16, weight, scale, bias -> [M, N] of a back end; sizes that it cannot take are dequantised."""
-    return _MATMULS[name if all(size % _MULTIPLES.get(name, 1) == 0 for size in shape) else "dequantize"]
-
-
-def select_matmul(scheme: str, device: torch.device, *, is_fused: bool = False) -> str:
-    """Return the name of the best back end for "fp8" or "int8" weights on `device`, and log it in one line.
-
-    Args:
-        is_fused: consider the pack's own Triton kernels too.
-    """
-    kernels = {name: kernel for name, kernel in _MATMULS.items() if is_fused or name != "int_triton"}
-    trial = {"fp8": _fp8_trial, "int8": _int8_trial}[scheme]
-    choice, _ = select_kernel(
-        f"{scheme} matmul",
-        MATMUL_BACKENDS,
-        "auto",
-        device,
-        dtype=scheme,
-        kernels=kernels,
-        reference="dequantize",
-        trial=trial,
-    )
-    logger.info("LightX2V: %s.", choice)
-    return choice.name
-
-
-def _fp8_trial(matmul: Matmul, device: torch.device) -> torch.Tensor:
-    return _trial(matmul, device, torch.float8_e4m3fn)
-
-
-def _int8_trial(matmul: Matmul, device: torch.device) -> torch.Tensor:
-    return _trial(matmul, device, torch.int8)
-
-
-def _trial(matmul: Matmul, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(48, 64, generator=generator).to(device, torch.bfloat16)
-    weight = (torch.randn(32, 64, generator=generator) * 20).round().to(device).to(dtype)
-    scale = torch.rand(32, 1, generator=generator).to(device) + 0.5
-    return matmul(x, weight, scale, torch.zeros(32, device=device, dtype=torch.bfloat16))
+MATMULS: dict[str, Matmul] = {name: functools.partial(_multiply, name) for name in ("dequantize", *ACTIVATION_DTYPES)}
+"""x [M, K] BF16, weight, scale, bias -> [M, N], by name of a back end."""
+dequantize = MATMULS["dequantize"]

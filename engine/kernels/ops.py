@@ -26,7 +26,7 @@ class Ops(Protocol):
     values are to be multiplied with: the row's largest magnitude / 448 or / 127. INT8 rounds half to even.
     """
 
-    def quantise(self, x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
+    def quantize(self, x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
         """Write x [rows, D] to out [rows, D] in 8 bits. A row of zeros gets zeros and a tiny scale."""
 
     def norm(
@@ -60,7 +60,7 @@ class Ops(Protocol):
         """Write the tanh-GELU of h [rows, F] to out [rows, F]; out may be h if `scale` is None."""
 
     def rms_rotary(self, x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, rotary: Rotary | None) -> None:
-        """Normalise x [rows, heads * head_dim] in place by its root mean square over the whole row, times weight.
+        """Normalize x [rows, heads * head_dim] in place by its root mean square over the whole row, times weight.
 
         Then, if there is a `rotary`, turn the pairs (2i, 2i + 1) of every head by its angles.
         """
@@ -89,3 +89,14 @@ class Ops(Protocol):
 
         The last key's weight is that of all its repeats. columns is a multiple of 8; those after the keys get zeros.
         """
+
+
+def load(name: str) -> Ops:
+    """Return an implementation: torch, or triton, which imports Triton."""
+    if name == "triton":
+        from . import ops_triton
+
+        return ops_triton
+    from . import ops_torch
+
+    return ops_torch

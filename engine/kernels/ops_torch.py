@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional
 
 from .ops import Rotary
-from .quantize import quantise, row_chunks
+from .quantize import quantize, row_chunks
 
 __all__ = [
     "cross_attention",
     "cross_weights",
     "gelu",
     "norm",
-    "quantise",
+    "quantize",
     "residual",
     "residual_norm",
     "rms_rotary",
@@ -70,7 +70,7 @@ def gelu(h: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None
 
 
 def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, rotary: Rotary | None) -> None:
-    """Normalise and rotate x in place; see Ops.rms_rotary."""
+    """Normalize and rotate x in place; see Ops.rms_rotary."""
     for rows in row_chunks(x):
         wide = x[rows].to(torch.float32, copy=True)
         wide.mul_(_rms_factors(wide, eps)[:, None]).mul_(weight)
@@ -121,4 +121,4 @@ def _write(values: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) 
     if scale is None:
         out.copy_(values)
     else:
-        quantise(values, out, scale)
+        quantize(values, out, scale)

@@ -30,7 +30,7 @@ __all__ = [
     "cross_weights",
     "gelu",
     "norm",
-    "quantise",
+    "quantize",
     "residual",
     "residual_norm",
     "rms_rotary",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Warps a row, by kernel.
-NUM_WARPS = {"quantise": 4, "norm": 4, "residual": 4, "gelu": 8, "rms_rotary": 4}
+NUM_WARPS = {"quantize": 4, "norm": 4, "residual": 4, "gelu": 8, "rms_rotary": 4}
 # Adding this to a float rounds it half to even and leaves the integer in the low bits.
 _ROUNDER = tl.constexpr(12582912.0)
 _SMALLEST = tl.constexpr(SMALLEST)
@@ -91,7 +91,7 @@ def _write(
 
 
 @triton.jit
-def _quantise_kernel(
+def _quantize_kernel(
     x, out, scale, x_stride, out_stride,
     D: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
@@ -263,10 +263,10 @@ def _cross_weights_kernel(
         tl.store(row_out + rows * (tl.num_programs(1) * columns), weights, mask=is_here)
 
 
-def quantise(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
-    """Write x in 8 bits; see Ops.quantise."""
-    grid, options = _launch("quantise", x)
-    _quantise_kernel[grid](x, out, scale, x.stride(0), out.stride(0), LARGEST=LARGEST[out.dtype], **options)
+def quantize(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
+    """Write x in 8 bits; see Ops.quantize."""
+    grid, options = _launch("quantize", x)
+    _quantize_kernel[grid](x, out, scale, x.stride(0), out.stride(0), LARGEST=LARGEST[out.dtype], **options)
 
 
 def norm(
@@ -311,7 +311,7 @@ def gelu(h: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None
 
 
 def rms_rotary(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int, rotary: Rotary | None) -> None:
-    """Normalise and rotate x in place; see Ops.rms_rotary. cos and sin are contiguous."""
+    """Normalize and rotate x in place; see Ops.rms_rotary. cos and sin are contiguous."""
     grid, options = _launch("rms_rotary", x)
     cos, sin = (weight, weight) if rotary is None else rotary
     half = x.shape[1] // heads // 2

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-# Largest value of a row after quantisation.
+# Largest value of a row after quantization.
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 # What the largest value of a row of zeros is taken for.
 SMALLEST = 1e-12
@@ -14,7 +14,7 @@ SMALLEST = 1e-12
 _MAX_ELEMENTS = 4 * 1024**2
 
 
-def quantise(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
+def quantize(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor) -> None:
     """Write x [rows, D], any floating dtype, to out [rows, D], float8_e4m3fn or int8 (half to even).
 
     scale, fp32 [rows, 1], takes what the values are to be multiplied with: the row's largest magnitude / 448 or / 127.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .quantize import quantise
+from .quantize import quantize
 
 
 def requantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def requantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """
     codes = weight.view(torch.int8)
     steps = torch.empty_like(scale)
-    quantise(weight, codes, steps)
+    quantize(weight, codes, steps)
     scale.mul_(steps)
     return codes
 

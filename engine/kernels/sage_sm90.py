@@ -1,6 +1,6 @@
 """SageAttention 2's kernel for Hopper behind a preparation of our own: an eighth of the memory, half of the passes.
 
-SageAttention copies what it quantises, pads V in another copy and transposes it in a third. Here its inputs come from
+SageAttention copies what it quantizes, pads V in another copy and transposes it in a third. Here its inputs come from
 attention_inputs.py.
 Source of the layouts: SageAttention 2.2 csrc/qattn/qk_int_sv_f8_cuda_sm90.cu, csrc/fused/fused.cu.
 

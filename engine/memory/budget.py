@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from .. import system
 from ..constants import GIB
-from .plan import Budget, HostPolicy, Need
+from ..settings import HostPolicy
+from .needs import Budget, Need
 
 # Windows lends RAM to the GPU when VRAM is short, so that a run gets slow instead of failing: keep away from there.
 _WINDOWS_RESERVE_BYTES = 2 * GIB // 5
 
 
-def _nothing(*_: Any) -> None:
-    """Do nothing: what a host does that has no memory manager."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """The program around the engine: what it asks of a plan, and how it makes room."""
-
-    policy: HostPolicy = field(default_factory=HostPolicy)
-    claim: Callable[[Any, int], None] = _nothing
-    """Called before a stage with its handle and the bytes it takes beside the handle's own `num_bytes`."""
-    make_room: Callable[[int], None] = _nothing
-    """Called with bytes of VRAM that shall be free."""
-
-
-def find_budget(policy: HostPolicy, vram_budget_gib: float, held: Need, *, others_leave: bool) -> Budget:
+def find_budget(
+    device: torch.device, policy: HostPolicy, vram_budget_gib: float, held: Need, *, assume_evicted: bool
+) -> Budget:
     """Return the memory that a run can have.
 
     Args:
+        device: that computes.
         policy: of the host.
         vram_budget_gib: all that the process may reserve; 0 is no limit.
         held: what the pack holds now; the run uses it again or gives it back.
-        others_leave: count what else torch holds in this process as free, as before the host made room for the run.
+        assume_evicted: count what else torch holds in this process as free, as before the host made room for the run.
     """
     ram = system.free_ram_bytes() + held.ram
-    if system.compute_device().type != "cuda":
+    if device.type != "cuda":
         return Budget(vram=None, ram=ram)
     free, _ = torch.cuda.mem_get_info()
-    total = torch.cuda.get_device_properties(system.compute_device()).total_memory
+    total = torch.cuda.get_device_properties(device).total_memory
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    staying = 0 if others_leave else max(allocated - held.vram, 0)
+    staying = 0 if assume_evicted else max(allocated - held.vram, 0)
     left_to_others = policy.reserved_vram_bytes or (_WINDOWS_RESERVE_BYTES if sys.platform == "win32" else 0)
     limits = {"--reserve-vram" if policy.reserved_vram_bytes else "": free + reserved - left_to_others}
     limits["the share that torch was allowed"] = int(total * _memory_fraction())

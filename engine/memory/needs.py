@@ -1,20 +1,23 @@
 """How much memory each stage of a run takes: arithmetic on sizes, and constants that were measured.
 
 VRAM is what torch's allocator will have reserved at the peak; the CUDA context, about 0.5 GiB, is extra. RAM is what
-a stage takes beside what the process has anyway. tools/bench/memory.py compares both with what is measured.
+a stage takes beside what the process has anyway. `python tools bench grid` compares both with what is measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import shapes
+from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
 from ..constants import GIB
 from .activations import activation_bytes
+from .clip import Clip
 from .decoder import decode_bytes, tae_decode_bytes
-from .model_sizes import WeightSizes, weight_sizes
+from .placement import Placement
+from .rounding import round_up
 from .tiles import Tile
+from .weights import WeightSizes
 
 # torch's allocator takes large blocks from the device in multiples of this.
 _SEGMENT_BYTES = 2 * 2**20
@@ -41,56 +44,17 @@ VAE_BASE_DIM = 96
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a transformer's weights rest. What is not a block is always on the device."""
-
-    mode: str
-    """none (all on the device) | block | phase (third of a block) | disk (blocks read when needed)."""
-    resident_blocks: int = 0
-    """In modes block, phase and disk: the first so many blocks stay on the device, the rest are streamed."""
-    pinned_limit_bytes: int | None = None
-    """RAM to page-lock at most; None is no limit of our own."""
-
-    def describe(self, num_blocks: int) -> str:
-        """Return e.g. "block, 12 of 40 blocks resident"."""
-        if self.mode == "none":
-            return "resident"
-        return f"{self.mode}, {self.resident_blocks} of {num_blocks} blocks resident"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSizes:
-    """What is to be decoded."""
-
-    width: int
-    height: int
-    num_frames: int
-    batch: int = 1
-    vae_base_dim: int = VAE_BASE_DIM
-    """96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes(ClipSizes):
+class Sizes:
     """What is to be run: the clip, the checkpoint, and how it computes."""
 
+    clip: Clip
     architecture: WanArchitecture
-    scheme: str
-    """fp8 | int8 | bf16."""
-    attention: str
-    matmul: str
-    path: str = "portable"
-    """portable | lightx2v | lightx2v_own, see activations.py."""
+    weights: WeightSizes
+    backends: Backends
+    vae_dim: int = VAE_BASE_DIM
+    """Base width of the VAE: 96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
     text_encoder_bytes: int = 0
     """Of its file; 0 where it is not known."""
-
-    @property
-    def weights(self) -> WeightSizes:
-        return weight_sizes(self.architecture, self.scheme)
-
-    @property
-    def tokens(self) -> int:
-        return shapes.num_tokens(shapes.latent_shape(self.width, self.height, self.num_frames))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,29 +113,25 @@ def weights_ram(weights: WeightSizes, placement: Placement) -> int:
 def activations(sizes: Sizes) -> int:
     """Return the bytes that a forward pass takes beside the weights."""
     return activation_bytes(
-        tokens=sizes.tokens,
+        tokens=sizes.clip.tokens,
         dim=sizes.architecture.dim,
         ffn_dim=sizes.architecture.ffn_dim,
         num_blocks=sizes.architecture.num_layers,
-        scheme=sizes.scheme,
-        attention=sizes.attention,
-        matmul=sizes.matmul,
-        path=sizes.path,
+        backends=sizes.backends,
     )
 
 
 def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what loading the transformer takes: resident blocks come first, through a ring that is gone after them."""
-    loaded = resting_need(sizes, placement, on_gpu=on_gpu)
+    loaded = resting_need(sizes.weights, placement, on_gpu=on_gpu)
     if not on_gpu:
         return loaded
     ring = RING_BYTES if placement.mode == "none" or placement.resident_blocks else 0
     return Need(vram=loaded.vram, ram=max(loaded.ram, ring + _LOADING_FIXED_BYTES))
 
 
-def resting_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
+def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
-    weights = sizes.weights
     if not on_gpu:
         return Need(vram=0, ram=weights.others + weights.block if placement.mode == "disk" else weights.total)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
@@ -179,36 +139,40 @@ def resting_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
 
 def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what denoising takes, weights included."""
-    weights, work = resting_need(sizes, placement, on_gpu=on_gpu), activations(sizes)
+    weights, work = resting_need(sizes.weights, placement, on_gpu=on_gpu), activations(sizes)
     return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=work))
 
 
-def decoding_need(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
+def decoding_need(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
     """Return what decoding takes beside other weights: the decoder, and the frames of all clips in RAM."""
-    decoder = decoder_bytes(sizes, tile, on_gpu=on_gpu)
-    frames = sizes.batch * sizes.num_frames * _frame_bytes(sizes)
+    decoder = decoder_bytes(clip, vae_dim, tile, on_gpu=on_gpu)
+    frames = clip.batch * clip.num_frames * _frame_bytes(clip)
     held = beside or Need(vram=0, ram=0)
     if on_gpu:
-        return Need(vram=held.vram + decoder, ram=held.ram + frames + copied_frames_bytes(sizes))
+        return Need(vram=held.vram + decoder, ram=held.ram + frames + copied_frames_bytes(clip))
     return Need(vram=0, ram=held.ram + frames + decoder)
 
 
-def copied_frames_bytes(sizes: ClipSizes) -> int:
+def copied_frames_bytes(clip: Clip) -> int:
     """Return the RAM through which frames come from the GPU; torch rounds it up to a power of two if page-locked."""
-    return 2 << (_CHUNK_FRAMES * _frame_bytes(sizes) - 1).bit_length()
+    return 2 << (_CHUNK_FRAMES * _frame_bytes(clip) - 1).bit_length()
 
 
-def _frame_bytes(sizes: ClipSizes) -> int:
-    return sizes.height * sizes.width * 3 * 4
+def _frame_bytes(clip: Clip) -> int:
+    return clip.height * clip.width * 3 * 4
 
 
-def decoder_bytes(sizes: ClipSizes, tile: Tile | None, *, on_gpu: bool = True) -> int:
-    """Return what a decoder takes on its device, weights included; of a clip without cells, its weights alone."""
+def decoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
+    """Return what a decoder takes on its device, weights included."""
     element_bytes = 2 if on_gpu else 4
-    if not sizes.vae_base_dim:
-        return tae_decode_bytes(sizes.height, sizes.width, tile, element_bytes)
-    base_dim, num_frames = sizes.vae_base_dim, sizes.num_frames
-    return decode_bytes(sizes.height, sizes.width, tile, base_dim, element_bytes, num_frames=num_frames)
+    if not vae_dim:
+        return tae_decode_bytes(clip.height, clip.width, tile, element_bytes)
+    return decode_bytes(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
+
+
+def decoder_weights(vae_dim: int) -> int:
+    """Return what a decoder's weights take on a GPU: a decode of a clip without cells."""
+    return decoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
 
 
 def encoding_need(text_encoder_bytes: int, device: str) -> Need:
@@ -222,4 +186,4 @@ def _margin(needed: int, margin: tuple[float, int]) -> float:
 
 
 def _segments(num_bytes: int) -> int:
-    return -(-num_bytes // _SEGMENT_BYTES) * _SEGMENT_BYTES
+    return round_up(num_bytes, _SEGMENT_BYTES)

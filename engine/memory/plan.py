@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
+from ..backends.choose import Backends
 from ..constants import GIB
 from ..errors import NothingFitsError
+from ..settings import HostPolicy
+from .clip import Clip
+from .explain import explain_frames, explain_run
 from .needs import (
     LATER_MARGIN,
     Budget,
-    ClipSizes,
     Need,
-    Placement,
     Sizes,
     copied_frames_bytes,
     decoding_need,
@@ -24,22 +25,8 @@ from .needs import (
     resting_need,
     sampling_need,
 )
+from .placement import Placement
 from .tiles import Tile
-
-__all__ = [
-    "Budget",
-    "DecodePlan",
-    "HostPolicy",
-    "MemoryPlan",
-    "Need",
-    "Placement",
-    "Sizes",
-    "Wish",
-    "plan_decode",
-    "plan_run",
-]
-
-Clip = TypeVar("Clip", bound=ClipSizes)
 
 # A whole decode, and tiles from the fastest to the one that takes least.
 _TILES = (None, Tile(), Tile(size=48), Tile(size=32))
@@ -52,19 +39,6 @@ _RETRY_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostPolicy:
-    """What the host's launch flags ask of a plan; the offload node's named modes go before it."""
-
-    prefer: str = "speed"
-    """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
-    --novram)."""
-    reserved_vram_bytes: int = 0
-    """VRAM to leave to others (--reserve-vram)."""
-    pinned_limit_bytes: int | None = None
-    """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Wish:
     """What was chosen, and what is loaded already."""
 
@@ -72,7 +46,6 @@ class Wish:
     """auto | none | block | phase | disk."""
     tiling: str = "auto"
     """auto | on | off."""
-    text_device: str = "cpu"
     pinned_limit_bytes: int | None = None
     policy: HostPolicy = field(default_factory=HostPolicy)
     current: Placement | None = None
@@ -102,6 +75,7 @@ class MemoryPlan:
     """How a run is going to fit."""
 
     placement: Placement
+    backends: Backends
     num_blocks: int
     decode: DecodePlan
     needs: dict[str, Need]
@@ -147,27 +121,39 @@ def plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
         NothingFitsError: no mode that may be taken has room for this clip, or RAM for its frames; says what each would
             need.
     """
+
+    def best_for(clip: Clip) -> Placement | None:
+        groups = _fitting(replace(sizes, clip=clip), budget, replace(wish, mode="auto"))
+        return groups[0][0] if groups else None
+
     groups = _fitting(sizes, budget, wish)
     placement = _choose(sizes, budget, groups, _tiles(wish)) if groups else None
     if wish.current is not None and _is_worth_keeping(wish.current, placement, sizes, budget, wish):
         placement = wish.current
     if placement is None:
-        raise NothingFitsError(_explain(sizes, budget, wish))
+        raise NothingFitsError(explain_run(sizes, budget, wish.mode, best_for))
     on_gpu = budget.vram is not None
-    decode = plan_decode(sizes, budget, wish, resting_need(sizes, placement, on_gpu=on_gpu))
+    held = resting_need(sizes.weights, placement, on_gpu=on_gpu)
+    decode = plan_decode(sizes.clip, sizes.vae_dim, budget, wish, held)
     needs = {
-        "encode": encoding_need(sizes.text_encoder_bytes, wish.text_device),
+        "encode": encoding_need(sizes.text_encoder_bytes, "cpu"),
         "load_transformer": loading_need(sizes, placement, on_gpu=on_gpu),
         "sample": sampling_need(sizes, placement, on_gpu=on_gpu),
         "decode": decode.need,
     }
     return MemoryPlan(
-        placement=placement, num_blocks=sizes.weights.num_blocks, decode=decode, needs=needs, budget=budget
+        placement=placement,
+        backends=sizes.backends,
+        num_blocks=sizes.weights.num_blocks,
+        decode=decode,
+        needs=needs,
+        budget=budget,
     )
 
 
 def plan_decode(
-    sizes: ClipSizes,
+    clip: Clip,
+    vae_dim: int,
     budget: Budget,
     wish: Wish,
     held: Need,
@@ -178,7 +164,8 @@ def plan_decode(
     """Choose how to decode, and whether what is `held` may stay beside it; where no tile fits VRAM, the least is taken.
 
     Args:
-        sizes, budget, wish: what is to be run, what there is, and what was chosen.
+        clip, vae_dim: what is to be decoded, and the base width of its VAE; 0 is the tiny autoencoder.
+        budget, wish: what there is, and what was chosen.
         held: by weights that are loaded and not needed for the decode.
         margin: share of the usual margins.
         below: the plan that ran out of memory; the next smaller tile is taken then.
@@ -186,18 +173,22 @@ def plan_decode(
     Raises:
         NothingFitsError: there is not the RAM for the frames.
     """
-    if _frames_ram(sizes, budget, wish) > budget.ram:
-        raise NothingFitsError(_explain_frames(sizes, budget, wish))
     tiles, on_gpu = _tiles(wish), budget.vram is not None
+
+    def frames_ram(clip: Clip) -> int:
+        return min(decoding_need(clip, vae_dim, tile, on_gpu=on_gpu).ram for tile in _tiles(wish))
+
+    if frames_ram(clip) > budget.ram:
+        raise NothingFitsError(explain_frames(clip, frames_ram, budget))
     limit = _pinned_limit(wish)
-    pins_frames = limit is None or copied_frames_bytes(sizes) <= limit
+    pins_frames = limit is None or copied_frames_bytes(clip) <= limit
     if below is not None:
         tiles = tiles[min(tiles.index(below.tile) + 1, len(tiles) - 1) :]
     for tile in tiles[:_NUM_GOOD_TILES] if below is None else ():
-        need = decoding_need(sizes, tile, on_gpu=on_gpu, beside=held)
+        need = decoding_need(clip, vae_dim, tile, on_gpu=on_gpu, beside=held)
         if need.fits(budget, margin):
             return DecodePlan(tile=tile, weights_stay=True, need=need, pins_frames=pins_frames)
-    needs = {tile: decoding_need(sizes, tile, on_gpu=on_gpu) for tile in tiles}
+    needs = {tile: decoding_need(clip, vae_dim, tile, on_gpu=on_gpu) for tile in tiles}
     # On a GPU no tile takes less RAM than another.
     fits = Need.fits_vram if on_gpu else Need.fits
     tile = next((tile for tile, need in needs.items() if fits(need, budget, margin)), tiles[-1])
@@ -271,11 +262,11 @@ def _choose(
     on_gpu = budget.vram is not None
     for group in groups:
         pairs = [(placement, tile) for placement in group for tile in tiles[:_NUM_GOOD_TILES]]
-        if group[0].mode in ("block", "phase") and sizes.tokens >= _STREAMING_IS_FREE_TOKENS:
+        if group[0].mode in ("block", "phase") and sizes.clip.tokens >= _STREAMING_IS_FREE_TOKENS:
             pairs.sort(key=lambda pair: tiles.index(pair[1]))
         for placement, tile in pairs:
-            held = resting_need(sizes, placement, on_gpu=on_gpu)
-            if decoding_need(sizes, tile, on_gpu=on_gpu, beside=held).fits(budget):
+            held = resting_need(sizes.weights, placement, on_gpu=on_gpu)
+            if decoding_need(sizes.clip, sizes.vae_dim, tile, on_gpu=on_gpu, beside=held).fits(budget):
                 return placement
     return groups[0][0]
 
@@ -290,82 +281,4 @@ def _is_worth_keeping(current: Placement, best: Placement | None, sizes: Sizes, 
         return True
     if current.mode == "disk":
         return best.mode == "disk"
-    return best.mode != "none" or current.mode == "none" or sizes.tokens >= _STREAMING_IS_FREE_TOKENS
-
-
-def _explain(sizes: Sizes, budget: Budget, wish: Wish) -> str:
-    """Return what each mode would need, what is there, and the largest clip that would fit."""
-    cause = "No offload mode has room" if wish.mode == "auto" else f"Offload mode {wish.mode!r} has no room"
-    modes = ("none", "block", "phase", "disk") if wish.mode == "auto" else (wish.mode,)
-    on_gpu = budget.vram is not None
-    needs = {mode: sampling_need(sizes, Placement(mode=mode), on_gpu=on_gpu) for mode in modes}
-    there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
-    bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
-    lines = [
-        f"{cause} for {_size(sizes)} in {sizes.scheme.upper()}. Needed, beside a margin:",
-        *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
-        f"There are {there}.{bound}",
-        _advise(sizes, budget, wish),
-    ]
-    return "\n".join(lines)
-
-
-def _advise(sizes: Sizes, budget: Budget, wish: Wish) -> str:
-    auto = replace(wish, mode="auto")
-    groups = _fitting(sizes, budget, auto)
-    if groups:
-        mode = groups[0][0].describe(sizes.weights.num_blocks)
-        return f"Set the offload mode to 'auto': it fits then ({mode})."
-    found = _first_fitting((_smaller(sizes), _shorter(sizes)), lambda each: bool(_fitting(each, budget, auto)))
-    if not found:
-        other = " Close other programs, or use a checkpoint in FP8 or INT8."
-        return f"No size fits.{other if sizes.scheme == 'bf16' else ' Close other programs.'}"
-    return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
-
-
-def _frames_ram(sizes: ClipSizes, budget: Budget, wish: Wish) -> int:
-    """Return the least RAM with which the frames can be decoded."""
-    return min(decoding_need(sizes, tile, on_gpu=budget.vram is not None).ram for tile in _tiles(wish))
-
-
-def _explain_frames(sizes: ClipSizes, budget: Budget, wish: Wish) -> str:
-    """Return what the frames need, what is there, and the largest clips that would fit."""
-    need = _frames_ram(sizes, budget, wish)
-    found = _first_fitting(
-        (_fewer(sizes), _shorter(sizes), _smaller(sizes)), lambda each: _frames_ram(each, budget, wish) <= budget.ram
-    )
-    advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
-    return (
-        f"The frames of {_size(sizes)} do not fit in RAM: decoding them takes {need / GIB:.1f} GiB, "
-        f"{budget.ram / GIB:.1f} GiB are free. {advice}"
-    )
-
-
-def _first_fitting(series: Iterable[Iterable[Clip]], fits: Callable[[Clip], bool]) -> list[str]:
-    """Return the first of each series that fits, in words; each clip needs no more than the one before it."""
-    found: list[str] = []
-    for candidates in map(list, series):
-        # Few of the hundreds are looked at.
-        first = bisect.bisect_left(candidates, True, key=fits)
-        found += map(_size, candidates[first : first + 1])
-    return found
-
-
-def _fewer(sizes: Clip) -> Iterator[Clip]:
-    return (replace(sizes, batch=batch) for batch in range(sizes.batch - 1, 0, -1))
-
-
-def _smaller(sizes: Clip) -> Iterator[Clip]:
-    """Yield smaller pictures of nearly the same shape, the largest first."""
-    for height in range(sizes.height - 16, 0, -16):
-        width = max(round(sizes.width * height / sizes.height / 16), 1) * 16
-        yield replace(sizes, width=width, height=height)
-
-
-def _shorter(sizes: Clip) -> Iterator[Clip]:
-    return (replace(sizes, num_frames=num_frames) for num_frames in range(sizes.num_frames - 4, 0, -4))
-
-
-def _size(sizes: ClipSizes) -> str:
-    clips = f"{sizes.batch} clips of " if sizes.batch > 1 else ""
-    return f"{clips}{sizes.width}x{sizes.height} with {sizes.num_frames} frames"
+    return best.mode != "none" or current.mode == "none" or sizes.clip.tokens >= _STREAMING_IS_FREE_TOKENS

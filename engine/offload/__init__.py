@@ -4,7 +4,7 @@ Generic: knows tensors, files and byte buffers, not what is computed with them.
 """
 
 from .reader import load_tensors
-from .streamer import Conveyor, settle
-from .units import Source, TensorSpec, Unit, make_units
+from .streamer import WeightStreamer, place_weights
+from .units import Source, Unit, make_units, weigh
 
-__all__ = ["Conveyor", "Source", "TensorSpec", "Unit", "load_tensors", "make_units", "settle"]
+__all__ = ["Source", "Unit", "WeightStreamer", "load_tensors", "make_units", "place_weights", "weigh"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .units import round_up
+from ..memory.rounding import round_up
 
 logger = logging.getLogger(__name__)
 

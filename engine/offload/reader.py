@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.weights import FileRange
+from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
 from .pinned import HostBuffer, locked_bytes, staging_buffer
-from .units import Source, TensorSpec, Unit
+from .units import Source, Unit
 
 logger = logging.getLogger(__name__)
 

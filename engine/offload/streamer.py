@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ..interfaces import Hooks
-from ..memory.plan import Placement
+from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
 from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed
 from .units import Source, Unit
 
 
-class Conveyor:
+class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
     `check_interrupt` is asked before every unit and while one is waited for; set it before each pass.
@@ -59,7 +59,9 @@ class Conveyor:
         self.residence.close()
 
 
-def settle(units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks) -> Conveyor:
+def place_weights(
+    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+) -> WeightStreamer:
     """Bring a model's units to where they are to rest.
 
     Args:
@@ -72,16 +74,16 @@ def settle(units: Sequence[Unit], source: Source, placement: Placement, device: 
         hooks: told of the progress, and asked whether to stop.
 
     Returns:
-        The conveyor, to be closed in the end.
+        The streamer, to be closed in the end.
 
     Raises:
         CheckpointError: a file could not be read.
     """
-    bring = map_units if device.type == "cpu" else bring_units
-    return Conveyor(bring(units, source, placement, device, hooks), device)
+    bring = map_units if device.type == "cpu" else load_units
+    return WeightStreamer(bring(units, source, placement, device, hooks), device)
 
 
-def bring_units(
+def load_units(
     units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
 ) -> Residence:
     """Load units to the device and to RAM."""

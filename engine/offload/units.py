@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from ..checkpoints.weights import FileRange
-
-# Start of every tensor in a unit's buffer: what CUDA's allocator gives, so that kernels are chosen alike.
-ALIGNMENT = 512
-# Tensors of a block that a phase uses, by the start of their native names under `blocks.<i>.`; in the order of compute.
-PHASES = (("modulation", "self_attn."), ("norm3.", "cross_attn."), ("ffn.",))
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A parameter to be: its path in the model, and dtype and shape on the compute device."""
-
-    name: str
-    dtype: torch.dtype
-    shape: torch.Size
-
-    @property
-    def num_bytes(self) -> int:
-        return self.shape.numel() * self.dtype.itemsize
+from ..checkpoints.weights import FileRange, TensorSpec
+from ..memory.rounding import round_up
+from ..memory.weights import WeightSizes
 
 
 class Source(Protocol):
@@ -59,7 +43,7 @@ class Unit:
         self.num_bytes = 0
         for name, spec in self.specs.items():
             self.offsets[name] = self.num_bytes
-            self.num_bytes += round_up(spec.num_bytes, ALIGNMENT)
+            self.num_bytes += round_up(spec.num_bytes)
 
     def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the unit's tensors, by name within the block, as parts of a buffer uint8 [num_bytes or more]."""
@@ -69,19 +53,40 @@ class Unit:
         }
 
 
-def make_units(specs: Sequence[TensorSpec], num_layers: int, by_phase: bool) -> list[Unit]:
-    """Return the units of `blocks.<i>.` in the order of compute: one a block, or one a phase."""
-    parts: list[tuple[tuple[str, ...], tuple[int, ...]]] = [(("",), tuple(range(len(PHASES))))]
+def weigh(specs: Sequence[TensorSpec], phases: Sequence[tuple[str, ...]]) -> WeightSizes:
+    """Return the bytes of `make_units` of the same specs, and of what is in no block."""
+    by_phase: dict[tuple[str, int], int] = defaultdict(int)
+    others = 0
+    for spec in specs:
+        folder, _, rest = spec.name.partition(".")
+        index, _, name = rest.partition(".")
+        if folder != "blocks":
+            others += spec.num_bytes
+            continue
+        for number, starts in enumerate(phases):
+            if name.startswith(starts):
+                by_phase[index, number] += round_up(spec.num_bytes)
+    blocks: dict[str, int] = defaultdict(int)
+    for (index, _), num_bytes in by_phase.items():
+        blocks[index] += num_bytes
+    return WeightSizes(block=max(blocks.values()), phase=max(by_phase.values()), num_blocks=len(blocks), others=others)
+
+
+def make_units(
+    specs: Sequence[TensorSpec], num_layers: int, phases: Sequence[tuple[str, ...]], by_phase: bool
+) -> list[Unit]:
+    """Return the units of `blocks.<i>.` in the order of compute: one a block, or one a phase.
+
+    Args:
+        phases: of a block, in the order of compute, each by the starts of its tensors' names under `blocks.<i>.`.
+    """
+    parts: list[tuple[tuple[str, ...], tuple[int, ...]]] = [(("",), tuple(range(len(phases))))]
     if by_phase:
-        parts = [(starts, (number,)) for number, starts in enumerate(PHASES)]
+        parts = [(starts, (number,)) for number, starts in enumerate(phases)]
     units = []
     for index in range(num_layers):
         path = f"blocks.{index}"
-        for starts, phases in parts:
+        for starts, numbers in parts:
             prefixes = tuple(f"{path}.{start}" for start in starts)
-            units.append(Unit(path, [spec for spec in specs if spec.name.startswith(prefixes)], index, phases))
+            units.append(Unit(path, [spec for spec in specs if spec.name.startswith(prefixes)], index, numbers))
     return units
-
-
-def round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -20,8 +19,14 @@ import torch
 
 from .. import system
 from ..adapters.lightx2v import bootstrap
-from ..adapters.lightx2v.config import MATMUL_BACKENDS
-from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, Backend, Machine, why_not
+from ..backends.table import (
+    ATTENTION_BACKENDS,
+    BLOCK_BACKENDS,
+    LIGHTX2V_MATMUL_BACKENDS,
+    Backend,
+    Machine,
+    why_not,
+)
 from ..backends.trials import find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..constants import GIB
@@ -38,8 +43,8 @@ _DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
 _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
     ("SageAttention", "sageattention", next(row for row in ATTENTION_BACKENDS if row.package == "sageattention")),
-    ("q8_kernels", "q8-kernels", next(row for row in MATMUL_BACKENDS if row.package == "q8_kernels")),
-    ("sgl-kernel", "sgl-kernel", next(row for row in MATMUL_BACKENDS if row.package == "sgl_kernel")),
+    ("q8_kernels", "q8-kernels", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "q8_kernels")),
+    ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
 _OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
@@ -94,7 +99,7 @@ def as_text(items: list[Item]) -> str:
 
 
 def _examine_card(machine: Machine) -> list[Item]:
-    driver = _driver_version()
+    driver = system.driver_version()
     if not torch.cuda.is_available():
         remedy = "Use a machine with an NVIDIA card of compute capability 8.0 or higher for videos of useful size."
         if driver:
@@ -117,19 +122,6 @@ def _examine_card(machine: Machine) -> list[Item]:
         Item(name="Card", state=WARN if is_old else OK, found=found, remedy=remedy),
         Item(name="Driver", state=OK, found=driver or "version unknown"),
     ]
-
-
-def _driver_version() -> str:
-    """Return the NVIDIA driver's version, or "" without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
 
 
 def _examine_torch() -> Item:
@@ -162,7 +154,7 @@ def _examine_lightx2v(machine: Machine) -> Item:
     return Item(
         name="LightX2V",
         state=WARN,
-        found=f"{found.rstrip('.')}; the portable engine is used",
+        found=f"{found.rstrip('.')}; engine auto does not need it",
         remedy=remedy,
     )
 
@@ -198,8 +190,8 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
 
 def _why_not_needed(row: Backend, machine: Machine) -> str:
     """Return why a card that could use a back end's package gains nothing from it, or ""."""
-    if row in MATMUL_BACKENDS:
-        return "only LightX2V's own compute (compile off) uses it"
+    if row in LIGHTX2V_MATMUL_BACKENDS:
+        return "only LightX2V's own compute (engine lightx2v) uses it"
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": _OWN_ATTENTION.min_version}
     with_triton = replace(machine, packages=packages, problems=problems)
@@ -253,7 +245,7 @@ def _describe(checkpoint: Checkpoint) -> str:
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
         size = checkpoint.transformer.num_bytes / GIB
-        parts.append(f"transformer {layout.scheme}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        parts.append(f"transformer {layout.precision}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

@@ -10,8 +10,9 @@ from ..adapters.comfy import memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.published import PUBLISHED, find_variant
-from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS
-from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, PRECISIONS, TILING_MODES, EngineSettings, OffloadSettings
+from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
+from ..memory.clip import Clip
+from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
 from .forecast import Forecast, Question, forecast
@@ -24,7 +25,7 @@ _MODELS = {"checkpoint": paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
 def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     """Say what a loader will do with these widget values, at this size.
 
-    A model that is not there, or cannot run, is an answer with ok False.
+    A model that is not there or cannot run, and choices that exclude each other, are an answer with ok False.
 
     Raises:
         ValueError: not exactly one of checkpoint and transformer is given.
@@ -37,13 +38,17 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
-    memory.follow_host_device()
     given: dict[str, Any] = dict(values)
+    try:
+        settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
+    except ValueError as error:
+        return asdict(Forecast(ok=False, sentence=str(error)))
+    memory.follow_host_device()
     question = Question(
         path=path,
         is_checkpoint=kind == "checkpoint",
         precision=given.get("precision", "auto"),
-        settings=EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given}),
+        settings=settings,
         offload=OffloadSettings(
             mode=given.get("offload", "auto"),
             vram_budget_gib=given.get("vram_budget_gib", 0.0),
@@ -51,10 +56,12 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         ),
         policy=memory.host_policy(),
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
-        width=given.get("width", DEFAULT_WIDTH),
-        height=given.get("height", DEFAULT_HEIGHT),
-        num_frames=given.get("frames", DEFAULT_NUM_FRAMES),
-        batch=given.get("batch", 1),
+        clip=Clip(
+            width=given.get("width", DEFAULT_WIDTH),
+            height=given.get("height", DEFAULT_HEIGHT),
+            num_frames=given.get("frames", DEFAULT_NUM_FRAMES),
+            batch=given.get("batch", 1),
+        ),
         steps=given.get("steps", DISTILL_STEPS),
     )
     return asdict(forecast(question))

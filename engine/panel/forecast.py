@@ -13,16 +13,15 @@ from pathlib import Path
 
 import torch
 
-from .. import engines, report, shapes, system
+from .. import report, shapes, system
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
 from ..constants import GIB
 from ..errors import LightX2VError, NothingFitsError
-from ..handles import TransformerHandle, held, offload_wish, run_sizes
-from ..memory.budget import find_budget
-from ..memory.plan import HostPolicy, MemoryPlan, plan_run
-from ..settings import EngineSettings, OffloadSettings
+from ..handles import TransformerHandle
+from ..interfaces import Host
+from ..memory.clip import Clip
+from ..settings import EngineSettings, HostPolicy, OffloadSettings
 from . import speed
-from .speed import Clip
 
 _history = speed.History()
 
@@ -40,15 +39,12 @@ class Question:
     policy: HostPolicy = field(default_factory=HostPolicy)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
-    width: int
-    height: int
-    num_frames: int
-    batch: int = 1
+    clip: Clip
     steps: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class Share:
     """Bytes that will be taken at the peak, of those that can be had."""
 
     needed: int
@@ -75,9 +71,9 @@ class Forecast:
     """The memory plan in one line."""
     reasons: tuple[str, ...] = ()
     """Why this engine and these back ends, and the plan."""
-    vram: Need | None = None
+    vram: Share | None = None
     """None without a GPU."""
-    ram: Need | None = None
+    ram: Share | None = None
     seconds: float | None = None
     """Sampling and decoding; None when nothing is known about this card."""
     step_seconds: float | None = None
@@ -92,18 +88,10 @@ class Forecast:
 
 def forecast(question: Question) -> Forecast:
     """Answer a question; a size, checkpoint or choice that cannot run is an answer too, with ok False."""
-    problem = shapes.size_problem(question.width, question.height, question.num_frames)
+    clip = question.clip
+    problem = shapes.size_problem(clip.width, clip.height, clip.num_frames)
     if problem:
         return Forecast(ok=False, sentence=problem)
-    latent = shapes.latent_shape(question.width, question.height, question.num_frames)
-    clip = Clip(
-        width=question.width,
-        height=question.height,
-        num_frames=question.num_frames,
-        tokens=shapes.num_tokens(latent),
-        steps=question.steps,
-        batch=question.batch,
-    )
     checkpoint: Checkpoint | None = None
     try:
         if question.is_checkpoint:
@@ -114,7 +102,7 @@ def forecast(question: Question) -> Forecast:
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
             return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
-        answer = _forecast_run(question, files, checkpoint, clip)
+        answer = _forecast_run(question, files, checkpoint)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
@@ -127,10 +115,10 @@ def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
     details = {record.stage: record.details for record in report.records_of(samples)}.get("sample")
     if details:
         setup = speed.Setup(
-            card=_card(),
+            card=_card(system.compute_device()),
             architecture=handle.files.format.architecture,
             engine=details["engine"],
-            scheme=details["precision"],
+            precision=details["precision"],
             attention=details["attention"],
             matmul=details["matmul"],
             ops=details["ops"],
@@ -144,40 +132,44 @@ def remember_decoding(frames: torch.Tensor) -> None:
     record = {record.stage: record for record in report.records_of(frames)}.get("decode")
     if record is not None:
         count, height, width, _ = frames.shape
-        clip = Clip(width=width, height=height, num_frames=count, tokens=0)
-        _history.add_decode(_card(), clip, record.seconds, is_tiled=record.details["tiled"])
+        clip = Clip(width=width, height=height, num_frames=count)
+        _history.add_decode(_card(system.compute_device()), clip, record.seconds, is_tiled=record.details["tiled"])
 
 
-def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None, clip: Clip) -> Forecast:
-    layout = files.format
-    backends = engines.choose_backends(layout.scheme, question.settings)
-    engine_reason = _engine_reason(backends.engine, question.settings.engine)
+def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> Forecast:
+    """Plan as a run would now, with a handle of its own."""
+    host = Host(policy=question.policy)
+    handle = TransformerHandle(files, question.settings, question.offload)
+    sizes = handle.sizes_now(question.clip, host.device)
+    if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:
+        sizes = replace(sizes, text_encoder_bytes=checkpoint.text_encoder.stat().st_size)
+    backends, architecture = sizes.backends, files.format.architecture
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{layout.scheme}, {layout.architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        detected=f"{backends.precision}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
         engine=backends.engine,
         attention=backends.attention.name,
-        matmul=backends.matmul.name if backends.matmul else layout.scheme,
-        reasons=tuple(reason for reason in (engine_reason, *backends.reasons) if reason),
-        tokens=clip.tokens,
+        matmul=backends.matmul.name,
+        reasons=backends.reasons,
+        tokens=question.clip.tokens,
     )
     try:
-        plan = _plan(question, files, checkpoint)
+        plan = handle.room(host).plan_run(sizes)
     except NothingFitsError as error:
         return replace(answer, ok=False, sentence=str(error))
     setup = speed.Setup(
-        card=_card(),
-        architecture=layout.architecture,
-        engine=answer.engine,
-        scheme=layout.scheme,
-        attention=answer.attention,
-        matmul=answer.matmul,
-        ops=backends.blocks.name if backends.blocks else "lightx2v",
+        card=_card(host.device),
+        architecture=architecture,
+        engine=backends.engine,
+        precision=backends.precision,
+        attention=backends.attention.name,
+        matmul=backends.matmul.name,
+        ops=backends.blocks.name,
         offload=plan.placement.mode,
     )
     is_tiled = plan.decode.tile is not None
-    duration = _history.predict(setup, clip, is_tiled=is_tiled)
+    duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)
     return replace(
         answer,
         offload=plan.placement.mode,
@@ -185,38 +177,15 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         is_tiled=is_tiled,
         plan=str(plan),
         reasons=(*answer.reasons, str(plan)),
-        vram=None if plan.budget.vram is None else Need(needed=plan.vram, available=plan.budget.vram),
-        ram=Need(needed=plan.ram, available=plan.budget.ram),
+        vram=None if plan.budget.vram is None else Share(needed=plan.vram, available=plan.budget.vram),
+        ram=Share(needed=plan.ram, available=plan.budget.ram),
         seconds=duration.seconds,
         step_seconds=duration.step_seconds,
         basis=duration.basis,
     )
 
 
-def _plan(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> MemoryPlan:
-    """Make the plan that a run would make now; both sum free memory in memory/budget.py."""
-    latent = shapes.latent_shape(question.width, question.height, question.num_frames)
-    sizes = run_sizes(files, question.settings, (question.batch, *latent))
-    if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:
-        sizes = replace(sizes, text_encoder_bytes=checkpoint.text_encoder.stat().st_size)
-    budget = find_budget(question.policy, question.offload.vram_budget_gib, held(), others_leave=True)
-    return plan_run(sizes, budget, offload_wish(question.offload, question.policy))
-
-
-def _engine_reason(engine: str, wanted: str) -> str:
-    if wanted != "auto":
-        return ""
-    if engine == "lightx2v":
-        return "engine: LightX2V is installed and there is a CUDA card"
-    if system.compute_device().type != "cuda":
-        return "engine: portable, as there is no CUDA card"
-    from ..adapters.lightx2v import bootstrap
-
-    return f"engine: portable; {bootstrap.unavailable_reason()}"
-
-
-def _card() -> str:
-    device = system.compute_device()
+def _card(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 

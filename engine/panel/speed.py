@@ -9,20 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The size of what is made."""
-
-    width: int
-    height: int
-    num_frames: int
-    tokens: int
-    """Of one video."""
-    steps: int = 4
-    batch: int = 1
+from ..memory.clip import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +22,8 @@ class Setup:
     """Name as torch reports it, or "CPU"."""
     architecture: WanArchitecture
     engine: str
-    scheme: str
-    """Precision of the stored weights: fp8 | int8 | bf16."""
+    precision: str
+    """Of the stored weights: fp8 | int8 | bf16."""
     attention: str
     matmul: str
     ops: str
@@ -95,31 +84,9 @@ _HOPPER_CARDS = ("H", "GH")
 # Measured on an H200 (power cap 700 W) in one step at 832x480, 81 frames, of Wan2.1-14B: 32,760 tokens. A new
 # measurement is a new number here; docs/benchmarks.md has the runs.
 _LINEAR_OPS, _ATTENTION_OPS = 0.783e15, 0.879e15
-# Everything but self-attention, by (ops, what the linears compute in). With triton it is the measured step less 1.11;
-# INT8 with torch is taken from LightX2V's.
-_REST_SECONDS = {
-    ("triton", "fp8"): 0.67,
-    ("triton", "int8"): 0.71,
-    ("triton", "bf16"): 1.13,
-    ("torch", "fp8"): 1.75,
-    ("torch", "int8"): 2.40,
-    ("torch", "bf16"): 2.14,
-    ("lightx2v", "fp8"): 1.23,
-    ("lightx2v", "int8"): 2.42,
-    ("lightx2v", "bf16"): 1.51,
-}
-# Self-attention: (unit it lives on, seconds, share of the published rate on cards other than Hopper). Others: RTX 4090
-# in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367: 340 TOP/s,
-# FlashAttention-2 165); the pack's own Triton kernel is taken for as fast as Sage's there.
-_ATTENTION = {
-    "sage_attn2": ("int8", 1.11, 0.73),
-    "sage_triton": ("int8", 1.95, 0.51),
-    "triton": ("int8", 1.10, 0.51),
-    "sdpa_cudnn": ("bf16", 1.58, 0.90),
-    "flash_attn3": ("bf16", 1.58, 0.60),
-    "sdpa": ("bf16", 1.58, 0.90),
-    "flash_attn2": ("bf16", 2.40, 0.90),
-}
+# The seconds of its parts are in the rows of backends/table.py.
+_ATTENTION = {row.name: row for row in ATTENTION_BACKENDS if row.seconds is not None}
+_BLOCKS = {row.name: row for row in (*BLOCK_BACKENDS, LIGHTX2V_BLOCKS)}
 # Decode of 81 frames, BF16: 0.74 s whole and 0.91 s tiled at 832x480, 1.67 and 2.63 s at 1280x720.
 _DECODE_SECONDS_PER_PIXEL = 2.27e-8
 _TILED_DECODE_FACTOR = 1.4
@@ -136,21 +103,21 @@ def step_seconds(setup: Setup, tokens: int) -> float | None:
     if rates is None or setup.attention not in _ATTENTION:
         return None
     sizes = setup.architecture
-    dtype = "bf16" if setup.matmul == "dequantize" else setup.scheme
+    dtype = "bf16" if setup.matmul == "dequantize" else setup.precision
     rate, reference = rates.of(dtype), _HOPPER.of(dtype)
     if rate is None or reference is None:
         return None
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
-    rest = linear_ops / _LINEAR_OPS * _REST_SECONDS[setup.ops, dtype] * reference / rate
+    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[dtype] * reference / rate
     return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
 
 
 def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
-    unit, hopper_seconds, other_share = _ATTENTION[setup.attention]
-    rate, reference = (each.of(unit) or 0 for each in (rates, _HOPPER))
+    row = _ATTENTION[setup.attention]
+    rate, reference = (each.of(row.unit) or 0 for each in (rates, _HOPPER))
     if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
-        return operations / _ATTENTION_OPS * hopper_seconds * reference / rate
-    return operations / 1e12 / (rate * other_share)
+        return operations / _ATTENTION_OPS * (row.seconds or 0) * reference / rate
+    return operations / 1e12 / (rate * row.share)
 
 
 def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
@@ -158,8 +125,9 @@ def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
     rates = find_rates(card)
     if rates is None:
         return None
-    pixels = clip.width * clip.height * clip.num_frames
-    return pixels * _DECODE_SECONDS_PER_PIXEL * _HOPPER.bf16 / rates.bf16 * (_TILED_DECODE_FACTOR if is_tiled else 1)
+    return (
+        clip.pixels * _DECODE_SECONDS_PER_PIXEL * _HOPPER.bf16 / rates.bf16 * (_TILED_DECODE_FACTOR if is_tiled else 1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,20 +157,19 @@ class History:
 
     def add_decode(self, card: str, clip: Clip, seconds: float, *, is_tiled: bool) -> None:
         """Note the seconds of decoding a whole batch."""
-        pixels = clip.width * clip.height * clip.num_frames * clip.batch
-        self._decodes[card, is_tiled] = seconds / pixels
+        self._decodes[card, is_tiled] = seconds / (clip.pixels * clip.batch)
 
-    def predict(self, setup: Setup, clip: Clip, *, is_tiled: bool) -> Duration:
-        """Predict sampling and decoding of a clip, from what was seen if anything fits, else from the tables."""
+    def predict(self, setup: Setup, clip: Clip, steps: int, *, is_tiled: bool) -> Duration:
+        """Predict sampling in so many steps and decoding, from what was seen if anything fits, else from the tables."""
         step, basis = self._predict_step(setup, clip.tokens)
         if step is None:
             return Duration(seconds=None, step_seconds=None, basis=basis)
         per_pixel = self._decodes.get((setup.card, is_tiled))
         if per_pixel is not None:
-            decode: float | None = per_pixel * clip.width * clip.height * clip.num_frames
+            decode: float | None = per_pixel * clip.pixels
         else:
             decode = decode_seconds(setup.card, clip, is_tiled=is_tiled)
-        return Duration(seconds=clip.batch * (clip.steps * step + (decode or 0)), step_seconds=step, basis=basis)
+        return Duration(seconds=clip.batch * (steps * step + (decode or 0)), step_seconds=step, basis=basis)
 
     def _predict_step(self, setup: Setup, tokens: int) -> tuple[float | None, str]:
         seen = self._steps.get(setup)

@@ -1,12 +1,15 @@
-"""Conditioning rows as the transformer wants them: exactly 512, zero after the last token."""
+"""Text rows as the transformer wants them: exactly 512, zero after the last token, and counted."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..constants import TEXT_ROWS
+from ..interfaces import Conditioning
 
 logger = logging.getLogger(__name__)
 
@@ -14,27 +17,34 @@ logger = logging.getLogger(__name__)
 _KNOWN_WIDTHS = {768: "SD 1.5 (CLIP-L)", 1024: "SD 2 (CLIP-H)", 1280: "CLIP-G", 2048: "SDXL", 3584: "Qwen2.5-VL"}
 
 
-def fit_rows(conditioning: torch.Tensor, text_dim: int) -> torch.Tensor:
-    """Cut or zero-pad text rows to [k, 512, text_dim].
+def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> list[Conditioning]:
+    """Return one conditioning an entry of text rows, which are cut or zero-padded to 512.
 
     Args:
-        conditioning: [n, text_dim] or [k, n, text_dim].
+        rows: [n, text_dim] or [k, n, text_dim].
         text_dim: the width the transformer expects.
+        records: report records of the stages that made the rows.
 
     Raises:
         ValueError: wrong rank or width.
     """
-    found = f"conditioning has shape {list(conditioning.shape)}"
+    found = f"conditioning has shape {list(rows.shape)}"
     expected = f"expected [1, up to {TEXT_ROWS}, {text_dim}] from UMT5-XXL"
     remedy = "Use 'LightX2V Text Encode', or CLIPLoader with type 'wan' and a umt5_xxl file."
-    if conditioning.ndim not in (2, 3) or not conditioning.numel():
+    if rows.ndim not in (2, 3) or not rows.numel():
         raise ValueError(f"{found}; {expected}. {remedy}")
-    if conditioning.shape[-1] != text_dim:
-        source = _KNOWN_WIDTHS.get(conditioning.shape[-1])
-        guess = f" Width {conditioning.shape[-1]} is that of {source}." if source else ""
+    if rows.shape[-1] != text_dim:
+        source = _KNOWN_WIDTHS.get(rows.shape[-1])
+        guess = f" Width {rows.shape[-1]} is that of {source}." if source else ""
         raise ValueError(f"{found}; {expected}.{guess} {remedy}")
-    rows = conditioning if conditioning.ndim == 3 else conditioning[None]
-    extra = rows.shape[1] - TEXT_ROWS
+    extra = rows.shape[-2] - TEXT_ROWS
     if extra > 0:
-        logger.warning("LightX2V: conditioning has %d rows; the last %d are cut.", rows.shape[1], extra)
-    return torch.nn.functional.pad(rows, (0, 0, 0, -extra))
+        logger.warning("LightX2V: conditioning has %d rows; the last %d are cut.", rows.shape[-2], extra)
+    entries = torch.nn.functional.pad(rows, (0, 0, 0, -extra)).view(-1, TEXT_ROWS, text_dim)
+    return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]
+
+
+def _count_text(entry: torch.Tensor) -> int:
+    """Return how many rows there are before the padding, whose rows are zero."""
+    used = entry.ne(0).any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0

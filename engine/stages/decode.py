@@ -31,7 +31,7 @@ def decode_video(
 
     Args:
         decoder: loaded decoder of either engine.
-        latents: [16, T, h, w] normalised, any device.
+        latents: [16, T, h, w] normalized, any device.
         tile: size and overlap of spatial tiles; None, or a tile no smaller than the clip, decodes whole.
         hooks: progress counts the chunks of all tiles; the interrupt is checked before each.
         out: where the frames go, like what is returned.

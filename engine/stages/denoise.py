@@ -1,76 +1,91 @@
-"""The few-step sampler loop: noise in, normalised latents out. One clip at a time.
+"""The few-step sampler loop on one clip: noise in, normalized latents out.
 
-The transformer arrives as an argument; the schedule is stages/schedule.py. Batches, latent
-normalisation and loading are pipeline.py.
+The transformer arrives as an argument, and a clip's state lies outside, so that a schedule can be cut between two
+transformers. The schedule is stages/schedule.py; batches, latent normalization and loading are pipeline.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ..errors import NonFiniteLatentsError
-from ..interfaces import Hooks, Transformer
+from ..interfaces import Conditioning, Hooks, Transformer
 from .schedule import Schedule
 
 _NUM_SEEDS = 2**64
 
 
-def denoise(
+@dataclass
+class ClipState:
+    """One clip between two steps."""
+
+    latents: torch.Tensor
+    """[16, T, h, w] float32, normalized, on the transformer's device."""
+    generator: torch.Generator
+    """On the CPU, so that a seed gives the same noise on every machine."""
+
+    def draw_noise(self) -> torch.Tensor:
+        """Return fresh noise like the latents."""
+        noise = torch.randn(self.latents.shape, generator=self.generator, dtype=torch.float32)
+        return noise.to(self.latents.device)
+
+
+def start(latent_shape: tuple[int, int, int, int], seed: int, device: torch.device) -> ClipState:
+    """Return a clip of pure noise; seed: any non-negative integer, taken modulo 2**64."""
+    generator = torch.Generator("cpu").manual_seed(seed % _NUM_SEEDS)
+    state = ClipState(torch.empty(latent_shape, device=device), generator)
+    state.latents = state.draw_noise()
+    return state
+
+
+def run_steps(
     transformer: Transformer,
-    context: torch.Tensor,
-    latent_shape: tuple[int, int, int, int],
+    conditioning: Conditioning,
+    state: ClipState,
     schedule: Schedule,
+    steps: range,
     *,
     method: str,
-    seed: int,
     hooks: Hooks,
-) -> torch.Tensor:
-    """Turn noise into the latents of one clip.
+) -> None:
+    """Do some steps of a schedule, in order; all of them turn the noise of `start` into the clip's latents.
 
     `lcm` re-noises the estimate of the clean latents with fresh noise after every step, as the model
     card describes; `euler` keeps the noise direction, as LightX2V does since 2025-11-24
     (lightx2v/models/schedulers/wan/step_distill/scheduler.py: same order of operations and, on the
-    LightX2V engine, same rounding between steps, so that the latents are equal bit for bit). All noise
-    comes from one CPU generator, so a seed gives the same noise on every machine.
+    LightX2V engine, same rounding between steps, so that the latents are equal bit for bit).
 
     Args:
         transformer: loaded denoiser.
-        context: [512, text_dim] text rows.
-        latent_shape: (16, T, h, w).
+        conditioning: of the clip.
+        state: of the clip; left as it was where a step fails.
         schedule: sigmas and timesteps.
+        steps: indices of the steps to do.
         method: "lcm" or "euler".
-        seed: any non-negative integer; taken modulo 2**64.
         hooks: interrupt check before every step and block, `on_step` after every step.
-
-    Returns:
-        [16, T, h, w] float32, normalised, on the transformer's device.
 
     Raises:
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
-    generator = torch.Generator("cpu").manual_seed(seed % _NUM_SEEDS)
-
     between_steps = transformer.euler_dtype if method == "euler" else torch.float32
-
-    def draw_noise() -> torch.Tensor:
-        return torch.randn(latent_shape, generator=generator, dtype=torch.float32).to(transformer.device)
-
-    latents = draw_noise().to(between_steps).to(torch.float32)
-    for index, timestep in enumerate(schedule.timesteps):
+    latents = state.latents.to(between_steps).to(torch.float32)
+    for index in steps:
         hooks.check_interrupt()
-        flow = transformer.predict_flow(latents, timestep, context, hooks).to(torch.float32)
+        flow = transformer.predict_flow(latents, schedule.timesteps[index], conditioning, hooks).to(torch.float32)
         clean = latents - schedule.sigmas[index] * flow
         sigma_next = schedule.sigmas[index + 1]
         if sigma_next == 0:
             latents = clean
         elif method == "lcm":
-            latents = (1 - sigma_next) * clean + sigma_next * draw_noise()
+            latents = (1 - sigma_next) * clean + sigma_next * state.draw_noise()
         else:
             latents = clean + flow * sigma_next
         latents = latents.to(between_steps).to(torch.float32)
         _check_finite(latents, index + 1, schedule.steps, transformer)
+        state.latents = latents
         hooks.on_step(index + 1, schedule.steps, clean)
-    return latents
 
 
 def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Transformer) -> None:

@@ -7,12 +7,13 @@ import logging
 import torch
 
 from ..constants import TEXT_ROWS
-from ..interfaces import Hooks, TextEncoder
+from ..interfaces import Hooks
+from ..umt5.encoder import Umt5Encoder
 
 logger = logging.getLogger(__name__)
 
 
-def encode_prompt(encoder: TextEncoder, text: str, hooks: Hooks) -> torch.Tensor:
+def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor:
     """Encode a prompt with a loaded text encoder.
 
     Only real tokens are encoded: padding is masked in every layer and positions are relative, so padding the tokens

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import system
-from ..checkpoints.formats import TextEncoderFormat, detect_text_encoder
+from ..checkpoints.companions import TextEncoderFiles
+from ..checkpoints.formats import TextEncoderFormat
 from ..checkpoints.weights import Weights, open_weights
 from ..errors import CheckpointError, UnsupportedHardwareError
 from ..interfaces import Hooks
 from .linear import StoredLinear
 from .model import TextModel
-from .tokenizer import END_TOKEN, TOKENIZER_FILES, Tokenizer, clean_text, open_spiece, open_tokenizer
+from .tokenizer import END_TOKEN, Tokenizer, clean_text, open_spiece, open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +42,12 @@ _MODULES = {
 }
 
 
-class PortableTextEncoder:
-    """Implements interfaces.TextEncoder.
+class Umt5Encoder:
+    """A loaded or loadable text encoder with its tokenizer."""
 
-    Args:
-        file: models_t5_umt5-xxl-enc-*.pth, the same as safetensors, or ComfyUI's umt5_xxl_*.safetensors.
-        tokenizer: a google/umt5-xxl folder or one of its files; None takes the tokenizer inside `file`.
-
-    Raises:
-        CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
-    """
-
-    def __init__(self, file: Path, tokenizer: Path | None = None) -> None:
-        weights = open_weights([file])
-        self._file = file
-        self._format = detect_text_encoder(weights.header, str(file))
-        self._tokenizer = _open_tokenizer(file, weights, tokenizer)
+    def __init__(self, files: TextEncoderFiles) -> None:
+        self._files = files
+        self._tokenizer = _open_tokenizer(files)
         self._device, self._dtype = torch.device("cpu"), torch.bfloat16
         self._embedding = torch.empty(0)
         self._model: TextModel | None = None
@@ -72,11 +62,11 @@ class PortableTextEncoder:
         self._dtype = _compute_dtype(self._device)
         if self._model is None:
             hooks.check_interrupt()
-            for note in self._format.notes:
+            for note in self._files.format.notes:
                 logger.info("LightX2V: %s", note)
-            weights = open_weights([self._file], self._format.prefix)
-            self._embedding = weights[_file_name("shared.weight", self._format.naming)]
-            self._model = _build_model(self._format, weights)
+            weights = open_weights([self._files.path], self._files.format.prefix)
+            self._embedding = weights[_file_name("shared.weight", self._files.format.naming)]
+            self._model = _build_model(self._files.format, weights)
             _read_ahead([module.stored for module in self._model.modules() if isinstance(module, StoredLinear)], hooks)
         self._model.to(self._device, self._dtype)
 
@@ -101,8 +91,8 @@ class PortableTextEncoder:
         assert self._model is not None, "encode_tokens before load"
         if max(token_ids) >= len(self._embedding):
             raise CheckpointError(
-                f"The tokenizer gives the token id {max(token_ids)}, but {self._file} has only {len(self._embedding)} "
-                "tokens: they belong to different models. Choose the google/umt5-xxl tokenizer."
+                f"The tokenizer gives the token id {max(token_ids)}, but {self._files.path} has only "
+                f"{len(self._embedding)} tokens: they belong to different models. Choose the google/umt5-xxl tokenizer."
             )
         num_blocks = len(self._model.blocks)
 
@@ -111,8 +101,7 @@ class PortableTextEncoder:
             hooks.on_progress(index, num_blocks, "encoding text")
 
         with torch.no_grad():
-            padded = torch.tensor([*token_ids, *[0] * num_padding])
-            rows = self._embedding[padded].to(self._device, self._dtype)
+            rows = self._embedding[torch.tensor([*token_ids, *[0] * num_padding])].to(self._device, self._dtype)
             hidden: torch.Tensor = self._model(rows, len(token_ids), report)
         hooks.on_progress(num_blocks, num_blocks, "encoding text")
         return hidden[: len(token_ids)].float().cpu()
@@ -120,23 +109,20 @@ class PortableTextEncoder:
     def describe(self) -> dict[str, Any]:
         return {
             "engine": "portable",
-            "text_encoder": self._file.name,
-            "scheme": self._format.scheme,
+            "text_encoder": self._files.path.name,
+            "scheme": self._files.format.precision,
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": str(self._device),
         }
 
 
-def _open_tokenizer(file: Path, weights: Weights, tokenizer: Path | None) -> Tokenizer:
-    if tokenizer is not None:
-        return open_tokenizer(tokenizer)
-    if "spiece_model" in weights:
-        return open_spiece(weights["spiece_model"].numpy().tobytes(), f"{file} (spiece_model)")
-    raise CheckpointError(
-        f"There is no tokenizer for {file}: it holds no spiece_model, and no google/umt5-xxl folder with "
-        f"{' or '.join(TOKENIZER_FILES)} was found near it. Download that folder from the model page and put it beside "
-        "the file, or choose a tokenizer in the loader."
-    )
+def _open_tokenizer(files: TextEncoderFiles) -> Tokenizer:
+    if files.tokenizer is not None:
+        return open_tokenizer(files.tokenizer)
+    weights = open_weights([files.path])
+    model = weights["spiece_model"].numpy().tobytes()
+    weights.close()
+    return open_spiece(model, f"{files.path} (spiece_model)")
 
 
 def _torch_device(device: str) -> torch.device:

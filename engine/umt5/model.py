@@ -50,7 +50,7 @@ class TextModel(torch.nn.Module):
         for index, block in enumerate(self.blocks):
             before_block(index)
             rows = block(rows, buckets, is_padding)
-        return _normalise(rows, self.norm)
+        return _normalize(rows, self.norm)
 
 
 class _Block(torch.nn.Module):
@@ -73,12 +73,12 @@ class _Block(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor, buckets: torch.Tensor, is_padding: torch.Tensor) -> torch.Tensor:
         """Args: rows [N, d_model]; buckets [N, N] of query and key; is_padding [N]."""
-        normal = _normalise(rows, self.norm1)
+        normal = _normalize(rows, self.norm1)
         q, k, v = (self._split(linear(normal)) for linear in (self.q, self.k, self.v))
         bias = self.bias[buckets].permute(2, 0, 1).masked_fill(is_padding, -math.inf)[None]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         rows = rows + self.o(attended[0].transpose(0, 1).flatten(1))
-        normal = _normalise(rows, self.norm2)
+        normal = _normalize(rows, self.norm2)
         wide = functional.gelu(self.gate(normal), approximate="tanh").mul_(self.up(normal))
         out: torch.Tensor = rows + self.down(wide)
         return out
@@ -102,7 +102,7 @@ def position_buckets(distances: torch.Tensor, num_buckets: int) -> torch.Tensor:
     return torch.where(sizes < exact, sizes, ranges) + (distances > 0).long() * half
 
 
-def _normalise(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _normalize(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return rows divided by their root mean square, in fp32, times weight."""
     wide = rows.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _EPS)).to(rows.dtype) * weight

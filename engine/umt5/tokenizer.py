@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from ..checkpoints.files import TOKENIZER_FILES
 from ..errors import CheckpointError, MissingDependencyError
 
 Tokenizer = Callable[[str], list[int]]
@@ -20,7 +21,6 @@ Tokenizer = Callable[[str], list[int]]
 
 # Id of "</s>" in every T5 vocabulary.
 END_TOKEN = 1
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 _EXPECTED = "expected the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)"
 

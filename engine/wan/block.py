@@ -1,11 +1,11 @@
-"""The blocks of Wan2.1's transformer, for both engines: three phases each, computed in one workspace.
+"""The blocks of Wan2.1's transformer: three phases each, computed in one workspace.
 
     x += gate0 * self_attention(norm(x) * (1 + scale0) + shift0)
     x += cross_attention(norm(x) * weight + bias)
     x += gate1 * feed_forward(norm(x) * (1 + scale1) + shift1)
 
 The six vectors are the block's `modulation` plus the projected time. A phase leaves the output of its last linear in
-the workspace, and the next one, of this block or another, adds it to x in the same pass that normalises x. Weights
+the workspace, and the next one, of this block or another, adds it to x in the same pass that normalizes x. Weights
 come under their native names.
 Source: Wan2.1 wan/modules/model.py (WanAttentionBlock).
 """
@@ -19,15 +19,15 @@ import torch
 from torch.nn import functional
 
 from ..checkpoints.formats import WanArchitecture
+from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
-from ..offload import Conveyor, Unit
+from ..memory.activations import TEXT_ROWS_KEPT
+from ..offload import Unit, WeightStreamer
 from ..system import release_memory
 from .kernels import Inputs, Kernels, Weights
 from .workspace import Workspace
 
 EPS = 1e-6
-# Keys and values of a prompt of so many rows at most are kept for all blocks: 105 MiB at 40 blocks of width 5120.
-MAX_KEPT_ROWS = 129
 # Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
 KEYS_MULTIPLE = 8
 
@@ -35,23 +35,23 @@ KEYS_MULTIPLE = 8
 class Text:
     """The text rows of a prompt, and each block's keys and values of them, computed once.
 
-    Rows after the last that is not zero are padding and all alike, so that one of them stands for the others.
+    Rows after the prompt's are padding and all alike, so that one of them stands for the others.
     """
 
-    def __init__(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels) -> None:
-        """Args: context: [rows, text_dim]; embed: turns its first rows into [rows, D] BF16 on the compute device."""
-        self.context = context
-        used = context.ne(0).any(dim=1).nonzero()
-        last = int(used[-1]) if len(used) else -1
+    def __init__(
+        self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor], kernels: Kernels
+    ) -> None:
+        """Args: embed: turns text rows [rows, text_dim] into [rows, D] BF16 on the compute device."""
+        self.conditioning = conditioning
         # Text rows, then the one that counts `repeats` times: padding, or the last text row itself.
-        num_rows = min(last + 2, len(context))
-        self.repeats = len(context) - num_rows + 1
-        rows, dtype = embed(context[:num_rows]), kernels.quantised
+        num_rows = min(conditioning.num_text + 1, len(conditioning.text))
+        self.repeats = len(conditioning.text) - num_rows + 1
+        rows, dtype = embed(conditioning.text[:num_rows]), kernels.quantized
         self.inputs: Inputs = (rows, None)
         if dtype is not None:
             scales = rows.new_empty(num_rows, 1, dtype=torch.float32)
-            self.inputs = kernels.quantise(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= MAX_KEPT_ROWS else None
+            self.inputs = kernels.quantize(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= TEXT_ROWS_KEPT else None
 
 
 @dataclass
@@ -92,8 +92,9 @@ def self_attention(block: int, weights: Weights, run: Pass) -> None:
         kernels.linear((work.inputs, work.scales), weights, f"self_attn.{name}", part)
     q, k, v = (run.split_heads(part) for part in work.parts)
     norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
-    out = kernels.self_attention(q, k, v, norms, EPS, run.rotary).flatten(1)
-    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
+    attention = kernels.attention_for(q)
+    out = attention.attend(attention.prepare(q, k, v, norms, EPS, run.rotary)).flatten(1)
+    kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
     run.change = (work.parts[0], run.modulation[2])
 
 
@@ -133,14 +134,19 @@ class Blocks:
     """The blocks of a loaded transformer; owns their workspace and what is kept of the text."""
 
     def __init__(
-        self, units: Sequence[Unit], conveyor: Conveyor, sizes: WanArchitecture, kernels: Kernels, device: torch.device
+        self,
+        units: Sequence[Unit],
+        streamer: WeightStreamer,
+        sizes: WanArchitecture,
+        kernels: Kernels,
+        device: torch.device,
     ) -> None:
-        """Args: units: in the order of compute, as `conveyor` has them."""
-        self.conveyor = conveyor
+        """Args: units: in the order of compute, as `streamer` has them."""
+        self.streamer = streamer
         self.kernels = kernels
         self._units = units
         self._sizes = sizes
-        self._device = device
+        self.device = device
         self._workspace: Workspace | None = None
         self._text: Text | None = None
 
@@ -149,19 +155,19 @@ class Blocks:
         if self._workspace is None or self._workspace.tokens != tokens:
             # Before the next one is made, and from torch's cache too, which would hold both.
             self._workspace = None
-            release_memory(self._device)
+            release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self._workspace = Workspace(tokens, *sizes, self.kernels.quantised, self._device)
+            self._workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
         return self._workspace
 
-    def text(self, context: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
+    def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
         """Return what is kept of a prompt's rows; what there was of another prompt is dropped. See Text."""
-        if self._text is None or self._text.context is not context:
+        if self._text is None or self._text.conditioning is not conditioning:
             self._text = None
-            self._text = Text(context, embed, self.kernels)
+            self._text = Text(conditioning, embed, self.kernels)
         return self._text
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         """Drop the workspace and what is kept of the text."""
         self._workspace = self._text = None
 
@@ -177,7 +183,7 @@ class Blocks:
         time[1::3] += 1
         run = Pass(self.kernels, workspace, self._sizes.num_heads, rotary, time, text, modulation=time)
         for index, unit in enumerate(self._units):
-            with self.conveyor.unit(index) as weights:
+            with self.streamer.unit(index) as weights:
                 for phase in unit.phases:
                     _PHASES[phase](unit.block, weights, run)
         assert run.change is not None
@@ -189,13 +195,13 @@ def _attend_to_values(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w
     kernels, work = run.kernels, run.workspace
     change, q, out = work.parts
     kernels.ops.cross_attention(run.split_heads(q), factors, k, v, run.text.repeats, run.split_heads(out))
-    kernels.linear(kernels.quantise(out, work.inputs, work.scales), weights, "cross_attn.o", change)
+    kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "cross_attn.o", change)
 
 
 def _attend_to_outputs(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
     """Do the same with the layer o applied to the few rows of v: sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
 
-    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantised.
+    The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantized.
     """
     change, q, out = run.workspace.parts
     columns = _padded(len(k))

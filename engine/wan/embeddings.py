@@ -18,8 +18,6 @@ from .patches import Grid
 
 Weights = Mapping[str, torch.Tensor]
 
-# Names of what is computed in fp32: modulations, the affine norm of the blocks, the embedding of the time.
-FLOAT32 = r"modulation$|norm3\.|^time_embedding\."
 _THETA = 10_000.0
 
 
@@ -70,7 +68,7 @@ def project_head(
 
     Args:
         embedding: [D], of the time.
-        out: [N, D] BF16, for the normalised tokens.
+        out: [N, D] BF16, for the normalized tokens.
     """
     shift, scale = (w["head.modulation"][0] + embedding).unbind()
     ops.norm(hidden, 1 + scale, shift, EPS, out, None)

@@ -5,51 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..backends.block_ops import select_ops
-from ..checkpoints.formats import WanArchitecture
-from ..kernels import ops_torch
-from ..kernels.attention import Attention, SelfAttention, fits_in_place, sdpa, select_attention, select_in_place
-from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear, select_matmul
-from ..kernels.ops import Ops, Rotary
+from ..backends.choose import Backends
+from ..kernels import ops
+from ..kernels.attention import IN_PLACE, KERNELS, Normed, SelfAttention, fits_in_place
+from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
+from ..kernels.ops import Ops
 from ..kernels.widen import widen
-from ..settings import EngineSettings
-from ..system import release_memory
 
 Weights = Mapping[str, torch.Tensor]
 Inputs = tuple[torch.Tensor, torch.Tensor | None]
 """What a linear layer takes: rows [M, K] in 8 bits and their scales [M, 1], or in BF16 and None."""
-
-# What the sizes of an 8-bit matmul must be a multiple of, on both sides.
-_MULTIPLE = 16
-
-
-@dataclass(frozen=True)
-class NormedAttention:
-    """Self-attention by a back end that takes q and k normalised and rotated; see SelfAttention."""
-
-    ops: Ops
-    attention: Attention
-    in_place: SelfAttention | None = None
-    """What prepares them itself, where they fit."""
-
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        norms: tuple[torch.Tensor, torch.Tensor],
-        eps: float,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        if self.in_place is not None and fits_in_place(q):
-            return self.in_place(q, k, v, norms, eps, rotary)
-        for part, weight in zip((q, k), norms, strict=True):
-            self.ops.rms_rotary(part.view(len(part), -1), weight, eps, part.shape[1], Rotary(*rotary))
-        return self.attention(q[None], k[None], v[None])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +27,24 @@ class Kernels:
     ops: Ops
     multiply: Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], None]
     """See kernels/matmul.py linear."""
-    self_attention: SelfAttention
-    quantised: torch.dtype | None
-    """What the linears' inputs are quantised to: float8_e4m3fn or int8; None is BF16."""
-    facts: Mapping[str, Any]
-    """What was chosen, for the report: attention, attention_in_place (whether it overwrites q, k and v), matmul,
-    ops (triton | torch), compile (whether ops are fused)."""
+    attention: SelfAttention
+    """For rows of any form."""
+    attention_in_place: SelfAttention | None
+    """What overwrites q, k and v, where they fit; see kernels/attention.py."""
+    quantized: torch.dtype | None
+    """What the linears' inputs are quantized to: float8_e4m3fn or int8; None is BF16."""
 
-    def quantise(self, x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None) -> Inputs:
+    def attention_for(self, q: torch.Tensor) -> SelfAttention:
+        """Return the self-attention for rows like q [N, H, D]."""
+        if self.attention_in_place is not None and fits_in_place(q):
+            return self.attention_in_place
+        return self.attention
+
+    def quantize(self, x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None) -> Inputs:
         """Return x [M, K] BF16 as the linears take it: written to `out` and `scales`, or itself where that is BF16."""
         if scales is None:
             return x, None
-        self.ops.quantise(x, out, scales)
+        self.ops.quantize(x, out, scales)
         return out, scales
 
     def linear(self, inputs: Inputs, weights: Weights, name: str, out: torch.Tensor) -> None:
@@ -90,39 +64,13 @@ class Kernels:
         return out if scale is None else out.mul_(scale.flatten())
 
 
-def select_kernels(scheme: str, sizes: WanArchitecture, settings: EngineSettings, device: torch.device) -> Kernels:
-    """Choose the kernels for the blocks of a checkpoint.
-
-    Args:
-        scheme: bf16 | fp8 | int8, of the blocks' linears.
-        settings: attention and compile; compile "on" insists on fused operations, "off" takes none.
-
-    Raises:
-        ValueError: the settings name what is unknown.
-        MissingDependencyError, UnsupportedHardwareError: what was named cannot run here.
-    """
-    ops_name, ops = select_ops(settings.compile, device)
-    is_fused = ops_name == "triton"
-    attention_name, attention = select_attention(settings.attention, device, is_fused=is_fused)
-    in_place = select_in_place(attention_name, device, NormedAttention(ops_torch, sdpa)) if is_fused else None
-    if scheme == "bf16":
-        matmul = "bf16"
-    elif sizes.dim % _MULTIPLE or sizes.ffn_dim % _MULTIPLE:
-        matmul = "dequantize"
-    else:
-        matmul = select_matmul(scheme, device, is_fused=is_fused)
-    # The trial runs compiled; what that took shall not come on top of the weights.
-    release_memory(device)
+def build_kernels(backends: Backends) -> Kernels:
+    """Return the functions of what was chosen and confirmed."""
+    block_ops, matmul = ops.load(backends.blocks.name), backends.matmul.name
     return Kernels(
-        ops=ops,
+        ops=block_ops,
         multiply=functools.partial(linear, backend=matmul),
-        self_attention=NormedAttention(ops, attention, in_place),
-        quantised=ACTIVATION_DTYPES.get(matmul),
-        facts={
-            "attention": attention_name,
-            "attention_in_place": in_place is not None,
-            "matmul": matmul,
-            "ops": ops_name,
-            "compile": is_fused,
-        },
+        attention=Normed(block_ops, KERNELS[backends.attention.name]),
+        attention_in_place=IN_PLACE[backends.attention.name] if backends.is_in_place else None,
+        quantized=ACTIVATION_DTYPES.get(matmul),
     )

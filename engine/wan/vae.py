@@ -1,4 +1,4 @@
-"""The portable VAE decoders: Wan2.1's, pruned LightVAEs included, and the tiny autoencoder TAE.
+"""The VAE decoders: Wan2.1's, pruned LightVAEs included, and the tiny autoencoder TAE.
 
 Only decoders: an encoder's weights are never read. Tiles, the result tensor and batches are stages/decode.py and
 pipeline.py; the networks are vae_decoder.py and tae.py.
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from .. import system
-from ..checkpoints.formats import VaeFormat, detect_vae
+from ..backends.trials import confirm_vae_ops
+from ..checkpoints.companions import VaeFiles
+from ..checkpoints.formats import VaeFormat
 from ..checkpoints.header import Header
-from ..checkpoints.tae import FRAMES_PER_LATENT, TaeFormat, detect_tae
+from ..checkpoints.tae import FRAMES_PER_LATENT, TaeFormat
 from ..checkpoints.weights import open_weights
 from ..errors import CheckpointError
 from ..interfaces import Hooks
-from ..kernels.vae_ops import select_ops
-from ..latent_space import denormalise
+from ..latent_space import normalize
 from . import tae
 from .vae_decoder import WanDecoder, decoder_shapes
 
@@ -32,25 +33,13 @@ Shape = tuple[int, ...]
 _BLEND_SHARE = 0.25
 
 
-class PortableVideoDecoder:
-    """Implements interfaces.VideoDecoder on any torch device.
+class WanVideoDecoder:
+    """Implements interfaces.VideoDecoder on any torch device."""
 
-    Args:
-        path: Wan2.1_VAE.pth, a LightVAE, taew2_1 or lighttaew2_1, as .pth or .safetensors.
-        device: where to compute; by default the GPU in use, else the CPU.
-
-    Raises:
-        CheckpointError: the file is damaged or none of these.
-    """
-
-    def __init__(self, path: Path, device: torch.device | None = None) -> None:
-        self._path = path
-        self._device = device or system.compute_device()
-        self._dtype = _compute_dtype(self._device)
-        weights = open_weights([path])
-        self._tae = detect_tae(weights.header)
-        self._format = None if self._tae else detect_vae(weights.header, str(path))
-        weights.close()
+    def __init__(self, files: VaeFiles, device: torch.device) -> None:
+        self._files = files
+        self._device = device
+        self._dtype = _compute_dtype(device)
         self._network: _Wan | _Tae | None = None
 
     @property
@@ -59,7 +48,7 @@ class PortableVideoDecoder:
 
     @property
     def blend_share(self) -> float:
-        return 1.0 if self._format is None else _BLEND_SHARE
+        return _BLEND_SHARE if isinstance(self._files.format, VaeFormat) else 1.0
 
     def load(self, hooks: Hooks) -> None:
         """Read the decoder's weights; does nothing when they are there already.
@@ -71,10 +60,11 @@ class PortableVideoDecoder:
             return
         # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
         with torch.inference_mode(False):
-            if self._format is not None:
-                self._network = _Wan(self._read_wan(self._format, hooks), self._format, self._device)
-            elif self._tae is not None:
-                self._network = _Tae(self._read_tae(self._tae, hooks), is_normalised=not self._is_lighttae)
+            layout = self._files.format
+            if isinstance(layout, VaeFormat):
+                self._network = _Wan(self._read_wan(layout, hooks), layout, self._device)
+            else:
+                self._network = _Tae(self._read_tae(layout, hooks), is_normalized=not self._is_lighttae)
 
     def unload(self) -> None:
         self._network = None
@@ -102,17 +92,17 @@ class PortableVideoDecoder:
     def describe(self) -> dict[str, Any]:
         return {
             "engine": "portable",
-            "vae": self._path.name,
-            "vae_dim": "TAE" if self._format is None else self._format.base_dim,
+            "vae": self._files.path.name,
+            "vae_dim": self._files.base_dim or "TAE",
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": str(self._device),
         }
 
     @property
     def _is_lighttae(self) -> bool:
-        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # taew2_1 was trained on normalized latents, lighttaew2_1 on un-normalized ones; only the names differ.
         # Source: LightX2V lightx2v/pipeline.py, need_scaled.
-        return "lighttae" in self._path.name.lower()
+        return "lighttae" in self._files.path.name.lower()
 
     def _read_wan(self, sizes: VaeFormat, hooks: Hooks) -> dict[str, torch.Tensor]:
         return self._read(sizes.prefix, lambda _: decoder_shapes(sizes), hooks)
@@ -125,9 +115,9 @@ class PortableVideoDecoder:
         self, prefix: str, expect: Callable[[Mapping[str, Shape]], Mapping[str, Shape]], hooks: Hooks
     ) -> dict[str, torch.Tensor]:
         """Return the decoder's tensors on the device, after a look at their shapes."""
-        weights = open_weights([self._path], prefix)
+        weights = open_weights([self._files.path], prefix)
         found = _decoder_shapes_in(weights.header)
-        _check_shapes(self._path, found, expect(found))
+        _check_shapes(self._files.path, found, expect(found))
         tensors = {}
         for name in found:
             hooks.check_interrupt()
@@ -140,11 +130,11 @@ class _Wan:
     """Latents and frames of Wan2.1's decoder in the engine's conventions."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, device: torch.device) -> None:
-        self._decoder = WanDecoder(tensors, sizes, select_ops(device))
+        self._decoder = WanDecoder(tensors, sizes, confirm_vae_ops(device))
 
     def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
         features = []
-        for frame in self._decoder.prepare(denormalise(latents).permute(1, 2, 3, 0).to(dtype)):
+        for frame in self._decoder.prepare(latents.float().permute(1, 2, 3, 0).to(dtype)):
             features.append(frame)
             hooks.check_interrupt()
         return torch.stack(features).permute(3, 0, 1, 2)
@@ -157,12 +147,12 @@ class _Wan:
 class _Tae:
     """Latents and frames of the tiny autoencoder in the engine's conventions."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], *, is_normalised: bool) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], *, is_normalized: bool) -> None:
         self._decoder = tae.TaeDecoder(tensors)
-        self._is_normalised = is_normalised
+        self._is_normalized = is_normalized
 
     def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
-        return (latents if self._is_normalised else denormalise(latents)).to(dtype)
+        return (normalize(latents) if self._is_normalized else latents).to(dtype)
 
     def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         memory: tae.Memory = {}

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from ..checkpoints.formats import VaeFormat
-from ..kernels.vae_ops import VaeOps, normalise
+from ..kernels.vae_ops import VaeOps, normalize
 
 # Frames that a causal convolution sees: its own and the two before.
 _SEEN = 3
@@ -71,7 +71,7 @@ class WanDecoder:
         """Run what sees the whole picture.
 
         Args:
-            latents: [T, h, w, 16] un-normalised.
+            latents: [T, h, w, 16] un-normalized.
 
         Yields:
             features [h, w, channels] of each latent frame.
@@ -150,7 +150,7 @@ class WanDecoder:
 
     def _attention(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Attend within the frame, with one head of all channels."""
-        rows = normalise(x, self._tensors[f"{name}.norm.gamma"]).flatten(0, 1)[None, None]
+        rows = normalize(x, self._tensors[f"{name}.norm.gamma"]).flatten(0, 1)[None, None]
         query, key, value = self._linear(f"{name}.to_qkv", rows).chunk(3, dim=-1)
         found = functional.scaled_dot_product_attention(query, key, value)
         return self._linear(f"{name}.proj", found).view_as(x).add_(x)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..memory.activations import ALIGNMENT, FFN_CHUNKS, workspace_sizes
+from ..memory.activations import FFN_CHUNKS, workspace_sizes
+from ..memory.rounding import round_up
 
-_SCHEMES = {None: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
+_PRECISIONS = {None: "bf16", torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 
 
 class Chunk(NamedTuple):
@@ -36,37 +37,37 @@ class Workspace:
     """
 
     def __init__(
-        self, tokens: int, dim: int, ffn_dim: int, quantised: torch.dtype | None, device: torch.device
+        self, tokens: int, dim: int, ffn_dim: int, quantized: torch.dtype | None, device: torch.device
     ) -> None:
-        """Args: quantised: what activations are quantised to; None keeps them in BF16."""
+        """Args: quantized: what activations are quantized to; None keeps them in BF16."""
         self.tokens = tokens
         # Inside ComfyUI inference mode is on; what is made under it cannot be written to outside of it.
         with torch.inference_mode(False):
-            self._allocate(dim, ffn_dim, quantised, device)
+            self._allocate(dim, ffn_dim, quantized, device)
 
     @property
     def num_bytes(self) -> int:
         return self._memory.numel()
 
-    def _allocate(self, dim: int, ffn_dim: int, quantised: torch.dtype | None, device: torch.device) -> None:
+    def _allocate(self, dim: int, ffn_dim: int, quantized: torch.dtype | None, device: torch.device) -> None:
         tokens = self.tokens
-        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, scheme=_SCHEMES[quantised])
+        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=_PRECISIONS[quantized])
         self._memory = torch.empty(sizes.total, dtype=torch.uint8, device=device)
         taker = _Taker(self._memory)
         self.hidden = taker.take(tokens, dim, torch.bfloat16)
-        self.inputs = taker.take(tokens, dim, quantised or torch.bfloat16)
-        self.scales = taker.take(tokens, 1, torch.float32) if quantised else None
+        self.inputs = taker.take(tokens, dim, quantized or torch.bfloat16)
+        self.scales = taker.take(tokens, 1, torch.float32) if quantized else None
         region = taker.position
         self.parts = tuple(taker.take(tokens, dim, torch.bfloat16) for _ in range(3))
-        self.output = self.parts[0] if quantised else self.inputs
+        self.output = self.parts[0] if quantized else self.inputs
         self.chunks: list[Chunk] = []
         step = -(-tokens // FFN_CHUNKS)
         for start in range(0, tokens, step):
             taker.position = region
-            if quantised:
+            if quantized:
                 taker.take((FFN_CHUNKS - 1) * step, dim, torch.bfloat16)  # what earlier chunks have written
             rows = slice(start, min(start + step, tokens))
-            self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantised))
+            self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantized))
 
 
 class _Taker:
@@ -79,13 +80,13 @@ class _Taker:
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         num_bytes = rows * columns * dtype.itemsize
         taken = self._memory[self.position : self.position + num_bytes]
-        self.position += -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        self.position += round_up(num_bytes)
         return taken.view(dtype).view(rows, columns)
 
 
-def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantised: torch.dtype | None) -> Chunk:
+def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantized: torch.dtype | None) -> Chunk:
     count = rows.stop - rows.start
     wide = taker.take(count, ffn_dim, torch.bfloat16)
-    inputs = taker.take(count, ffn_dim, quantised) if quantised else wide
-    scales = taker.take(count, 1, torch.float32) if quantised else None
+    inputs = taker.take(count, ffn_dim, quantized) if quantized else wide
+    scales = taker.take(count, 1, torch.float32) if quantized else None
     return Chunk(rows, wide, inputs, scales)

@@ -21,6 +21,7 @@ from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from support import checkpoints, examples
 from support.comfy_server import ComfyServer, comfyui_dir
 from support.hub_server import HubServer
+from support.llm_server import LlmServer
 
 SESSION = Path(__file__).parent / "session.mjs"
 # Steps of most of a second on one core.
@@ -49,7 +50,7 @@ def write_repository(folder: Path) -> Path:
     return folder
 
 
-def session_config(url: str, shots: Path, *, is_vue: bool, node_modules: str, chromium: str) -> dict:
+def session_config(url: str, llm: str, shots: Path, *, is_vue: bool, node_modules: str, chromium: str) -> dict:
     """Return what session.mjs reads."""
     shots.mkdir(parents=True, exist_ok=True)
     workflows = sorted(path for path in examples.FOLDER.glob("*.json") if path.name != "index.json")
@@ -62,6 +63,7 @@ def session_config(url: str, shots: Path, *, is_vue: bool, node_modules: str, ch
         "templates": {path.stem: path.read_text(encoding="utf-8") for path in workflows},
         "firstTemplate": examples.TEXT_TO_VIDEO.read_text(encoding="utf-8"),
         "graph": slow_graph(SLOW_FILE),
+        "llm": llm,
     }
 
 
@@ -109,7 +111,9 @@ def steps(request, server, tools, tmp_path_factory):
     kept = os.environ.get("LIGHTX2V_SCREENSHOTS")
     shots = Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
     config = tmp_path_factory.mktemp("session") / "config.json"
-    config.write_text(json.dumps(session_config(server.url, shots, is_vue=request.param, **tools)), encoding="utf-8")
-    done = subprocess.run(["node", SESSION, config], capture_output=True, text=True, timeout=_SESSION_SECONDS)
+    with LlmServer() as llm:
+        content = session_config(server.url, llm.url, shots, is_vue=request.param, **tools)
+        config.write_text(json.dumps(content), encoding="utf-8")
+        done = subprocess.run(["node", SESSION, config], capture_output=True, text=True, timeout=_SESSION_SECONDS)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return {entry["step"]: entry for entry in map(json.loads, done.stdout.splitlines())}

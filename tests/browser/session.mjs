@@ -1,8 +1,8 @@
 // One session of a user in a real browser: node session.mjs CONFIG.json prints one JSON line a step.
 //
-// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph}
+// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm}
 // `firstTemplate` names a checkpoint that is not there; the server's HF_ENDPOINT has it. `graph` is an editor workflow
-// whose transformer takes most of a second a step; it has a report node.
+// whose transformer takes most of a second a step; it has a report node. `llm` is the URL of a language model server.
 
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -13,7 +13,7 @@ const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwrig
 
 const NODES = [
     "LightX2VLoadCheckpoint", "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VOffload",
-    "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler", "LightX2VDecode", "LightX2VReport",
+    "LightX2VEnhancePrompt", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler", "LightX2VDecode", "LightX2VReport",
 ];
 const OURS = /extensions\/ComfyUI-LightX2V\/|\/lightx2v\//;
 const PANEL_WAIT_MS = 20_000;
@@ -346,6 +346,42 @@ const steps = {
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
         return { markdown };
+    },
+
+    /** Enhance a prompt with a server that answers, then with one that is not there. */
+    async enhance() {
+        const type = "LightX2VEnhancePrompt";
+        await clear();
+        await page.evaluate((wanted) => {
+            const { LiteGraph, app } = window;
+            const [enhancer, preview] = [wanted, "PreviewAny"].map((name, index) => {
+                const node = LiteGraph.createNode(name);
+                node.pos = [index * 600, 0];
+                app.graph.add(node);
+                return node;
+            });
+            enhancer.connect(0, preview, 0);
+        }, type);
+        await setWidget(type, "text", "a red fox");
+        await setWidget(type, "url", config.llm);
+        await fit();
+        await watchRun();
+        await queue();
+        await waitForEnd();
+        await waitForPanel(type, "lightx2v_enhanced", "snow");
+        await shot("enhanced");
+        const enhanced = await panelText(type, "lightx2v_enhanced");
+        await setWidget(type, "url", "http://127.0.0.1:9");
+        await watchRun();
+        await queue();
+        await waitForEnd();
+        await waitForPanel(type, "lightx2v_enhanced", "cannot be reached");
+        // The toast of early frontends, and of newer ones.
+        const toast = page.locator(".p-toast-message, ol > li", { hasText: "cannot be reached" }).first();
+        const message = await toast.innerText();
+        await shot("not_enhanced");
+        await toast.getByRole("button").click();
+        return { enhanced, kept: await panelText(type, "lightx2v_enhanced"), message, ended: (await seen()).ended };
     },
 
     async run() {

@@ -4,12 +4,14 @@ import json
 
 import pytest
 from support import examples
+from support.llm_server import ENHANCED
 from support.node_schemas import read_golden
 
 PANELS = {
     "LightX2VLoadCheckpoint": "lightx2v_plan",
     "LightX2VLoadTransformer": "lightx2v_plan",
     "LightX2VOffload": "lightx2v_plan",
+    "LightX2VEnhancePrompt": "lightx2v_enhanced",
     "LightX2VEmptyLatent": "lightx2v_size",
     "LightX2VReport": "lightx2v_report",
 }
@@ -88,6 +90,14 @@ def test_the_doctor_lists_findings_to_copy(step):
     assert lines[1] == "|---|---|---|---|"
     names = {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]}
     assert {"Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
+
+
+def test_an_enhanced_prompt_is_shown_and_a_failure_is_said(step):
+    found = step("enhance")
+    assert found["ended"] == "execution_success"
+    assert found["enhanced"] == ENHANCED
+    assert "cannot be reached" in found["kept"] and found["kept"].endswith("a red fox")
+    assert "LightX2V Enhance Prompt" in found["message"] and "your own text is used" in found["message"]
 
 
 def test_a_run_shows_progress_previews_and_then_its_measured_time(step):

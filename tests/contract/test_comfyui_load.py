@@ -14,6 +14,7 @@ import psutil
 import pytest
 from support import checkpoints
 from support.comfy_server import ComfyServer, comfyui_dir
+from support.prompts import size, text_to_frames
 
 CLIENTS, JOBS = 4, 100
 # Memory is flat from here on: models loaded, caches filled.
@@ -33,43 +34,8 @@ def server(tmp_path_factory):
 
 def job(seed):
     """A whole run with a seed of its own; loader and prompt come from the cache after the first."""
-    return {
-        "load": {
-            "class_type": "LightX2VLoadCheckpoint",
-            "inputs": {
-                "checkpoint": "tiny",
-                "precision": "auto",
-                "engine": "auto",
-                "attention": "auto",
-                "compile": "off",
-            },
-        },
-        "text": {
-            "class_type": "LightX2VTextEncode",
-            "inputs": {"text_encoder": ["load", 1], "text": "a red fox", "device": "cpu"},
-        },
-        "size": {
-            "class_type": "LightX2VEmptyLatent",
-            "inputs": {"width": 64, "height": 64, "num_frames": 5, "batch_size": 1},
-        },
-        "sample": {
-            "class_type": "LightX2VSampler",
-            "inputs": {
-                "transformer": ["load", 0],
-                "conditioning": ["text", 0],
-                "latent": ["size", 0],
-                "seed": seed,
-                "method": "lcm",
-                "steps": 4,
-                "shift": 5.0,
-            },
-        },
-        "decode": {
-            "class_type": "LightX2VDecode",
-            "inputs": {"vae": ["load", 2], "latent": ["sample", 0], "tiling": "off"},
-        },
-        "report": {"class_type": "LightX2VReport", "inputs": {"image": ["decode", 0]}},
-    }
+    report = {"class_type": "LightX2VReport", "inputs": {"image": ["decode", 0]}}
+    return text_to_frames(text="a red fox", seed=seed, latent=size(height=64)) | {"report": report}
 
 
 class Client:

@@ -16,6 +16,7 @@ import torch
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from support import checkpoints
 from support.comfy_server import ComfyServer, comfyui_dir, error_of
+from support.prompts import sampler, size
 
 HERE = Path(__file__).parent
 HAS_GPU = torch.cuda.is_available()
@@ -84,7 +85,6 @@ def prompt_of(number, name):
 
     Size, mode, checkpoint and engine alternate, and every pair of two of them occurs.
     """
-    width, height, num_frames = CLIPS[number % len(CLIPS)]
     offload = {
         "mode": MODES[number % len(MODES)],
         "vram_budget_gib": 0.0,
@@ -101,23 +101,11 @@ def prompt_of(number, name):
     nodes = {
         "offload": ("LightX2VOffload", offload),
         "load": ("LightX2VLoadTransformer", transformer),
-        "size": ("LightX2VEmptyLatent", {"width": width, "height": height, "num_frames": num_frames, "batch_size": 1}),
-        "sample": (
-            "LightX2VSampler",
-            {
-                "transformer": ["load", 0],
-                "conditioning": ["encode", 0],
-                "latent": ["size", 0],
-                "seed": number,
-                "method": "lcm",
-                "steps": 2,
-                "shift": 5.0,
-            },
-        ),
         "save": ("ProbeSave", {"value": ["decode", 0], "name": name}),
         **(_their_ends(number) if number // 3 % 3 == 2 else _our_ends(number)),
     }
-    return {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
+    prompt = {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
+    return prompt | {"size": size(*CLIPS[number % len(CLIPS)]), "sample": sampler(number, steps=2)}
 
 
 def _our_ends(number):

@@ -61,6 +61,12 @@ def test_a_model_that_is_not_there_is_an_answer(server, name):
     assert status == 200 and not plan["ok"] and plan["is_absent"] and "was not found" in plan["sentence"]
 
 
+def test_choices_that_exclude_each_other_are_an_answer(server):
+    status, plan = ask(server, "plan?checkpoint=tiny&engine=lightx2v&compile=on")
+    assert status == 200 and not plan["ok"] and not plan["is_absent"]
+    assert plan["sentence"].startswith("Set compile to 'auto', or engine to 'auto'")
+
+
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [

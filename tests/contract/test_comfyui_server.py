@@ -19,6 +19,8 @@ from PIL import Image
 from support import checkpoints, examples
 from support.comfy_server import ROOT, ComfyServer, comfyui_dir, error_of, event_of, refusal_of, run_in_comfyui
 from support.node_schemas import describe_node, read_golden
+from support.prompts import loader, size, text_to_frames
+from support.tensors import relative_error
 
 HERE = Path(__file__).parent
 # A transformer whose steps take long on a CPU, in many short blocks.
@@ -59,43 +61,10 @@ def write_broken_checkpoints(folder: Path) -> None:
     (folder / "corrupt.safetensors").write_bytes(b"\0" * 64)
 
 
-def loader(checkpoint="tiny", **values):
-    inputs = {"checkpoint": checkpoint, "precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
-    return {"class_type": "LightX2VLoadCheckpoint", "inputs": inputs | values}
-
-
-def size(width=64, height=48, num_frames=5, batch_size=1):
-    inputs = {"width": width, "height": height, "num_frames": num_frames, "batch_size": batch_size}
-    return {"class_type": "LightX2VEmptyLatent", "inputs": inputs}
-
-
 def graph(name="run", *, text="a red fox in the snow", seed=7, checkpoint="tiny", latent=None, **changes):
     """The whole path, with latents, frames and conditioning saved as <name>_*.pt and frames as PNG files."""
-    nodes = {
-        "load": loader(checkpoint),
-        "encode": {
-            "class_type": "LightX2VTextEncode",
-            "inputs": {"text_encoder": ["load", 1], "text": text, "device": "cpu"},
-        },
-        "size": latent or size(),
-        "sample": {
-            "class_type": "LightX2VSampler",
-            "inputs": {
-                "transformer": ["load", 0],
-                "conditioning": ["encode", 0],
-                "latent": ["size", 0],
-                "seed": seed,
-                "method": "lcm",
-                "steps": 4,
-                "shift": 5.0,
-            },
-        },
-        "decode": {
-            "class_type": "LightX2VDecode",
-            "inputs": {"vae": ["load", 2], "latent": ["sample", 0], "tiling": "off"},
-        },
-        "png": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": name}},
-    } | changes
+    png = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": name}}
+    nodes = text_to_frames(text=text, seed=seed, checkpoint=checkpoint, latent=latent) | {"png": png} | changes
     saved = {"latent": "sample", "image": "decode", "rows": "encode"}
     for what, node in saved.items():
         if node in nodes:
@@ -218,7 +187,7 @@ def test_native_text_and_vae_nodes_agree_with_ours(server):
     assert rows.shape == their_rows.shape and rows.dtype == their_rows.dtype
     assert torch.equal(rows.abs().sum(-1) > 0, their_rows.abs().sum(-1) > 0)
     # ComfyUI computes in float32, ours in bfloat16.
-    assert float((rows - their_rows).norm() / their_rows.norm()) < 0.02
+    assert relative_error(rows, their_rows) < 0.02
     # Both decode in float32: the LATENT is in the space ComfyUI expects.
     image, their_image = saved(server, "native_image"), saved(server, "their_image")
     assert image.shape == their_image.shape and float((image - their_image).abs().max()) < 2e-3

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.engine.latent_space import denormalize, normalize
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
+from support.tensors import normal
 
 COMFYUI_DIR = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI_DIR, reason="COMFYUI_DIR does not point at a ComfyUI checkout")
@@ -51,8 +53,8 @@ def vae_file():
 
 @pytest.fixture(scope="module")
 def samples():
-    """LATENT samples: two clips, un-normalised."""
-    return denormalise(torch.randn(2, 16, 2, 2, 4, generator=torch.Generator().manual_seed(3)))
+    """LATENT samples: two clips, un-normalized."""
+    return denormalize(normal(2, 16, 2, 2, 4, seed=3))
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +76,16 @@ def comfyui(vae_file, samples, tmp_path_factory):
 
 
 def test_latent_space_is_comfyuis(comfyui, samples):
-    assert torch.equal(normalise(samples), comfyui["process_in"])
-    assert torch.equal(denormalise(samples), comfyui["process_out"])
+    assert torch.equal(normalize(samples), comfyui["process_in"])
+    assert torch.equal(denormalize(samples), comfyui["process_out"])
 
 
 def test_frames_are_those_of_vae_decode(comfyui, samples, vae_file):
     """ComfyUI's VAEDecode on a LATENT, and ours on the same LATENT: float32 on both sides."""
     assert comfyui["dtype"] == "torch.float32"
-    decoder = PortableVideoDecoder(vae_file, torch.device("cpu"))
+    decoder = WanVideoDecoder(resolve_vae(vae_file), torch.device("cpu"))
     decoder.load(Hooks())
-    frames = torch.stack([decode_video(decoder, clip, tile=None, hooks=Hooks()) for clip in normalise(samples)])
+    frames = torch.stack([decode_video(decoder, clip, tile=None, hooks=Hooks()) for clip in samples])
     assert frames.shape == comfyui["frames"].shape == (2, 5, 16, 32, 3)
     assert frames.std() > 0.1
     torch.testing.assert_close(frames, comfyui["frames"], rtol=0, atol=1e-4)

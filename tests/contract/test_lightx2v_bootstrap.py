@@ -36,7 +36,7 @@ def run(code: str, folder: Path | None = None) -> str:
 
 
 def test_only_the_wan_components_are_imported_and_nothing_stays_changed():
-    folder = lightx2v_cpu.source_folder()
+    folder = lightx2v_cpu.source_folder_for_cpu()
     run(
         """
         import torch
@@ -64,6 +64,15 @@ def test_only_the_wan_components_are_imported_and_nothing_stays_changed():
 
 def test_nothing_is_imported_or_set_before_first_use_and_its_absence_says_how_to_get_it():
     out = run("""
+        class WithoutLightX2V:
+            # Finds what another finder does, but for an installed LightX2V.
+            def __init__(self, finder):
+                self.finder = finder
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+            def find_spec(self, name, path=None, target=None):
+                return None if name in ("lightx2v", "lightx2v_platform") else self.finder.find_spec(name, path, target)
+        sys.meta_path = [WithoutLightX2V(finder) for finder in sys.meta_path]
         before = dict(os.environ)
         from lightx2v_pack.engine.adapters.lightx2v import config, transformer, vae
         assert not [name for name in sys.modules if name.split(".")[0] in ("lightx2v", "lightx2v_platform")]

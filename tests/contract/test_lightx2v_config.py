@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v import config as words
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.choose import Wanted
+from lightx2v_pack.engine.backends.table import LIGHTX2V_MATMUL_BACKENDS
 from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
+from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.stages.schedule import build_schedule
 from support import lightx2v_cpu
 
@@ -59,7 +63,7 @@ def test_every_matmul_op_is_registered_and_allowed_by_upstreams_own_list():
     from lightx2v.utils.registry_factory import MM_WEIGHT_REGISTER
     from lightx2v_pack.engine.adapters.lightx2v import ops
 
-    ops.select_matmul("fp8", "dequantize", torch.device("cpu"))
+    assert ops.matmul_op("fp8", "dequantize") == words.MATMUL_OPS["fp8", "dequantize"]
     assert set(words.MATMUL_OPS.values()) <= set(MM_WEIGHT_REGISTER)
     for op in set(words.MATMUL_OPS.values()) - {"Default"}:
         if not op.startswith(words.OURS):
@@ -69,7 +73,7 @@ def test_every_matmul_op_is_registered_and_allowed_by_upstreams_own_list():
 
 
 def test_every_back_end_of_the_table_has_an_op_and_every_op_a_row():
-    rows = {(dtype, row.name) for row in words.MATMUL_BACKENDS for dtype in row.dtypes}
+    rows = {(dtype, row.name) for row in LIGHTX2V_MATMUL_BACKENDS for dtype in row.dtypes}
     assert rows == set(words.MATMUL_OPS) - {("bf16", "bf16")}
 
 
@@ -77,12 +81,48 @@ def test_attention_ops_are_registered_and_compute_what_the_kernel_does():
     from lightx2v.utils.registry_factory import ATTN_WEIGHT_REGISTER
     from lightx2v_pack.engine.adapters.lightx2v import ops
 
-    name, op = ops.select_attention("auto", torch.device("cpu"))
+    wanted = Wanted(precision="bf16", dim=256, ffn_dim=512, engine="lightx2v")
+    name = trials.confirm(wanted, torch.device("cpu"), lightx2v_matmul=ops.multiply).attention.name
+    op = ops.attention_op(name)
     q, k, v = torch.randn(3, 24, 2, 128).bfloat16()
     found = ATTN_WEIGHT_REGISTER[op]().apply(q=q, k=k, v=v, max_seqlen_q=24, cu_seqlens_q=None)
     expected = ATTN_WEIGHT_REGISTER["torch_sdpa"]().apply(q=q, k=k, v=v, max_seqlen_q=24)
     assert name == "sdpa"
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("n", "k", "name"), [(32, 48, "int_mm"), (24, 48, "dequantize"), (32, 40, "dequantize")])
+def test_our_matmul_op_dequantizes_sizes_that_its_kernel_cannot_take(n, k, name):
+    from lightx2v.utils.registry_factory import MM_WEIGHT_REGISTER
+    from lightx2v_pack.engine.adapters.lightx2v import ops
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, k, generator=generator).bfloat16()
+    weight = torch.randint(-127, 128, (n, k), generator=generator).to(torch.int8)
+    scale, bias = torch.rand(n, 1, generator=generator), torch.randn(n, generator=generator).bfloat16()
+    layer = MM_WEIGHT_REGISTER[ops.matmul_op("int8", "int_mm")]("x.weight", "x.bias")
+    layer.load({"x.weight": weight, "x.weight_scale": scale, "x.bias": bias})
+    found = layer.apply(x)
+    assert torch.equal(found, matmul.MATMULS[name](x, weight, scale, bias))
+    exact = x.double() @ (weight.double() * scale.double()).T + bias.double()
+    assert (found.double() - exact).norm() / exact.norm() < 0.012
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_a_cpu_dequantizes(precision):
+    from lightx2v_pack.engine.adapters.lightx2v import ops
+
+    wanted = Wanted(precision=precision, dim=256, ffn_dim=512, engine="lightx2v")
+    chosen = trials.confirm(wanted, torch.device("cpu"), lightx2v_matmul=ops.multiply)
+    assert (chosen.blocks.name, chosen.matmul.name) == ("lightx2v", "dequantize")
+
+
+def test_the_trial_of_a_matmul_op_agrees_with_plain_torch():
+    from lightx2v_pack.engine.adapters.lightx2v import ops
+
+    found, plain = (ops.multiply("int8", name, torch.device("cpu")).float() for name in ("int_mm", "dequantize"))
+    assert not torch.equal(found, plain)
+    assert (found - plain).norm() / plain.norm() < 0.012
 
 
 def test_the_schedule_is_upstreams():

@@ -3,18 +3,24 @@
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v.vae import LightX2VVideoDecoder
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD, VAE_STRIDE
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
 from support import checkpoints, lightx2v_cpu
+from support.cancel import CancelAfter, CancelledError
+from support.decoders import load_decoder, loaded
+from support.tensors import normal
 
 # A step of an 8-bit picture.
 LEVEL = 1 / 255
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -23,17 +29,15 @@ def lightx2v():
 
 
 def latents(*shape):
-    return torch.randn(16, *shape, generator=torch.Generator().manual_seed(4))
+    return normal(16, *shape, seed=4)
 
 
 def build(path):
-    decoder = LightX2VVideoDecoder(path)
-    decoder.load(Hooks())
-    return decoder
+    return loaded(LightX2VVideoDecoder(resolve_vae(path), CPU))
 
 
 def decode(path, clip, tile=None):
-    return decode_video(build(path), clip, tile=tile, hooks=Hooks())
+    return decode_video(build(path), denormalize(clip), tile=tile, hooks=Hooks())
 
 
 def upstream(path, base_dim):
@@ -59,9 +63,7 @@ def test_whole_decode_equals_upstreams(suffix):
 
 def test_whole_decode_equals_the_portable_engines():
     path, clip = checkpoints.vae(".pth"), latents(3, 8, 10)
-    portable = PortableVideoDecoder(path)
-    portable.load(Hooks())
-    expected = decode_video(portable, clip, tile=None, hooks=Hooks())
+    expected = decode_video(load_decoder(path), denormalize(clip), tile=None, hooks=Hooks())
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
@@ -95,7 +97,7 @@ def test_lightvae_equals_upstreams_pruned_decoder():
     torch.testing.assert_close(decode(path, clip), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("decoder_class", [LightX2VVideoDecoder, PortableVideoDecoder])
+@pytest.mark.parametrize("decoder_class", [LightX2VVideoDecoder, WanVideoDecoder])
 @pytest.mark.parametrize(("name", "is_scaled"), [("taew2_1", False), ("lighttaew2_1", True)])
 def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_path):
     from lightx2v.models.video_encoders.hf.tae import TAEHV
@@ -105,9 +107,7 @@ def test_tiny_autoencoder_equals_upstreams(name, is_scaled, decoder_class, tmp_p
     path, clip = tmp_path / f"{name}.safetensors", latents(3, 4, 6)
     save_file(TAEHV(None).state_dict(), path)
     expected = as_frames(WanVAE_tiny(str(path), dtype=torch.float32, need_scaled=is_scaled).decode(clip))
-    decoder = decoder_class(path)
-    decoder.load(Hooks())
-    found = decode_video(decoder, clip, tile=None, hooks=Hooks())
+    found = decode_video(loaded(decoder_class(resolve_vae(path), CPU)), denormalize(clip), tile=None, hooks=Hooks())
     assert found.shape == (9, 32, 48, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -120,22 +120,11 @@ def test_frames_come_one_latent_at_a_time_and_nothing_stays_behind():
     assert set(decoder._vae._feat_map) == {None}
 
 
-class CancelledError(Exception):
-    pass
-
-
 def test_a_cancel_passes_between_chunks_and_the_next_decode_is_right():
     path, clip = checkpoints.vae(".pth"), latents(3, 4, 6)
-    decoder, checks = build(path), 0
-
-    def check():
-        nonlocal checks
-        checks += 1
-        if checks == 2:
-            raise CancelledError
-
+    decoder = build(path)
     with pytest.raises(CancelledError):
-        decode_video(decoder, clip, tile=None, hooks=Hooks(check_interrupt=check))
+        decode_video(decoder, clip, tile=None, hooks=Hooks(check_interrupt=CancelAfter(1, CancelledError)))
     assert set(decoder._vae._feat_map) == {None}
     assert torch.equal(decode_video(decoder, clip, tile=None, hooks=Hooks()), decode(path, clip))
 
@@ -164,4 +153,4 @@ def test_an_incomplete_file_is_refused_by_name(tmp_path):
 
 def test_another_file_is_refused():
     with pytest.raises(CheckpointError):
-        LightX2VVideoDecoder(checkpoints.single_file("bf16"))
+        resolve_vae(checkpoints.single_file("bf16"))

@@ -13,8 +13,10 @@ from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.conditioning import of_rows
+from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
+from support.engine import conditioning_of
 from torch.nn import Linear
 
 CPU = torch.device("cpu")
@@ -240,10 +242,10 @@ class TestSampling:
 
         sampled = sampling.sample(predict, sampling.SeededNoise([3, 8], SHAPE, CPU), schedule, method)
         for latents, seed in zip(sampled.latents, (3, 8), strict=True):
-            expected = denoise(
-                Analytic(), torch.zeros(512, 8), SHAPE, schedule, method=method, seed=seed, hooks=Hooks()
-            )
-            torch.testing.assert_close(latents, expected, atol=1e-5, rtol=0)
+            state = start(SHAPE, seed, CPU)
+            text = conditioning_of(torch.zeros(512, 8))
+            run_steps(Analytic(), text, state, schedule, range(steps), method=method, hooks=Hooks())
+            torch.testing.assert_close(latents, state.latents, atol=1e-5, rtol=0)
         assert len(sampled.states) == steps
 
     def test_solve_ends_where_a_straight_flow_ends(self):
@@ -375,7 +377,11 @@ class TestExport:
             rows[:, : captions.MAX_TOKENS], generator.encode_text(tokens), atol=0.1, rtol=0
         )  # bfloat16
         samples = pipeline.sample(
-            loaded.transformer, rows, pipeline.empty_latent(32, 32, 9), SamplingSettings(seed=0), hooks=hooks
+            loaded.transformer,
+            of_rows(rows, loaded.transformer.text_dim),
+            pipeline.empty_latent(32, 32, 9),
+            SamplingSettings(seed=0),
+            hooks=hooks,
         )
         frames = pipeline.decode(loaded.vae, samples, hooks=hooks)
         assert frames.shape == expected.shape
@@ -391,4 +397,4 @@ class TestExport:
             loaded = pipeline.load_checkpoint(
                 folder, precision=precision, settings=EngineSettings(), offload=OffloadSettings()
             )
-            assert loaded.transformer.files.format.scheme == precision
+            assert loaded.transformer.files.format.precision == precision

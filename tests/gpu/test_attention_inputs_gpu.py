@@ -3,16 +3,12 @@
 On a GPU, or with TRITON_INTERPRET=1 on a CPU; FP8 there is Triton's own.
 """
 
-import os
-
 import pytest
 import torch
+from support.triton_device import IS_INTERPRETED, triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 
@@ -26,7 +22,6 @@ from lightx2v_pack.engine.kernels.attention_inputs import (  # noqa: E402
 )
 from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32, *([] if IS_INTERPRETED else [torch.float8_e4m3fn])]
 EPS = 1e-6
 # Tokens and heads: one of each, whole blocks, a multiple of nothing, the real width.
@@ -45,18 +40,18 @@ def normal(*shape, seed=0):
 
 def rotary_of(tokens):
     angles = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(9)) * 3
-    return angles.cos().to(DEVICE), angles.sin().to(DEVICE)
+    return Rotary(angles.cos().to(DEVICE), angles.sin().to(DEVICE))
 
 
 def problem(tokens, heads):
-    """Return q, k, v, the weights of both norms, the rotary, and q and k as they are to be quantised, in fp32."""
+    """Return q, k, v, the weights of both norms, the rotary, and q and k as they are to be quantized, in fp32."""
     q, k, v = (normal(tokens, heads, 128, seed=seed).to(DEVICE) for seed in range(3))
     norms = tuple(normal(1, heads * 128, seed=seed)[0].to(DEVICE) for seed in (3, 4))
     rotary = rotary_of(tokens)
     exact = []
     for part, weight in zip((q, k), norms, strict=True):
         rows = part.float().flatten(1)
-        ops_torch.rms_rotary(rows, weight.float(), EPS, heads, Rotary(*rotary))
+        ops_torch.rms_rotary(rows, weight.float(), EPS, heads, rotary)
         exact.append(rows.view(part.shape))
     return q, k, v, norms, rotary, exact
 
@@ -77,7 +72,7 @@ def check_codes(codes, scales, exact, group_of, groups, block):
 
 @SIZE
 @pytest.mark.parametrize("key_groups", KEY_GROUPS)
-def test_queries_and_keys_are_normalised_rotated_and_quantised_in_their_own_memory(size, key_groups):
+def test_queries_and_keys_are_normalized_rotated_and_quantized_in_their_own_memory(size, key_groups):
     q, k, v, norms, rotary, (exact_q, exact_k) = problem(*size)
     found = attention_inputs.prepare(q, k, v, norms, EPS, rotary, key_groups=key_groups)
     check_codes(found.q, found.query_scales, exact_q, lambda t: t // 16 * 8 + t % 8, QUERY_SCALES, QUERY_BLOCK)

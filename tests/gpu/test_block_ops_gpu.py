@@ -8,10 +8,12 @@ import os
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends.block_ops import select_ops
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.choose import Wanted
 from lightx2v_pack.engine.kernels import matmul, ops_torch
+from lightx2v_pack.engine.kernels.attention import Normed, sdpa
 from lightx2v_pack.engine.kernels.ops import Rotary
-from lightx2v_pack.engine.wan.kernels import Kernels
+from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
 from torch.nn import functional
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -90,18 +92,18 @@ def both(call, *changed):
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
-def test_quantise(size, dtype):
+def test_quantize(size, dtype):
     rows, _, columns = size
     x = normal(rows, columns) * 3
     x[rows // 2] = 0
-    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantize(x, *to), *outputs(x.shape, dtype))
     check(out, wanted, scale, wanted_scale)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT, ids=str)
 def test_int8_rounds_half_to_even_and_the_largest_value_is_kept(dtype):
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 126.0]], device=DEVICE).to(FLOAT)
-    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantise(x, *to), *outputs(x.shape, dtype))
+    (out, scale), (wanted, wanted_scale) = both(lambda ops, *to: ops.quantize(x, *to), *outputs(x.shape, dtype))
     assert torch.equal(out.float(), wanted.float()) and torch.equal(scale, wanted_scale)
 
 
@@ -232,17 +234,23 @@ def test_cross_weights(keys):
 
 
 @pytest.mark.parametrize("keys", [1, 42, 64])
-@pytest.mark.parametrize("scheme", ["bf16", "int8", "fp8"])
-def test_the_values_multiplied_first_give_the_same(keys, scheme):
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_the_values_multiplied_first_give_the_same(keys, precision):
     """cross_attention and a linear layer, and cross_weights and the layer of the values' heads."""
-    if scheme == "fp8" and not HAS_FP8:
+    if precision == "fp8" and not HAS_FP8:
         pytest.skip("no FP8")
     q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows + 1) for rows in (133, keys, keys))
     factors, scale = vectors(1, 133)[0], None
     weight = (normal(96, 2 * HEAD_DIM, seed=3) * 20).round()
-    if scheme != "bf16":
-        weight, scale = weight.to({"int8": INT8, "fp8": FP8}[scheme]), 0.5 + vectors(1, 96).T.abs()
-    kernels = Kernels(ops=ops_triton, multiply=matmul.linear, self_attention=None, quantised=None, facts={})
+    if precision != "bf16":
+        weight, scale = weight.to({"int8": INT8, "fp8": FP8}[precision]), 0.5 + vectors(1, 96).T.abs()
+    kernels = Kernels(
+        ops=ops_triton,
+        multiply=matmul.linear,
+        attention=Normed(ops_triton, sdpa),
+        attention_in_place=None,
+        quantized=None,
+    )
     weights = {"o.weight": weight} | ({} if scale is None else {"o.weight_scale": scale})
     columns = -(-keys // 8) * 8
     shares, attended = q.new_empty(133, 2, columns), torch.empty_like(q)
@@ -255,7 +263,7 @@ def test_the_values_multiplied_first_give_the_same(keys, scheme):
 
 
 @pytest.mark.parametrize("size_of_q", [1e-3, 1.0, 300.0])
-def test_cross_attention_to_normalised_queries_is_that_of_rms_rotary(size_of_q):
+def test_cross_attention_to_normalized_queries_is_that_of_rms_rotary(size_of_q):
     """The norm's weight in the keys and its factors in the scores are what a pass over q makes, to BF16's rounding."""
     q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, 64, 64))
     q = (q * size_of_q).bfloat16()
@@ -342,6 +350,11 @@ def test_a_new_number_of_rows_compiles_nothing():
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter is not chosen")
 def test_the_kernels_are_chosen_on_this_card():
-    assert select_ops("auto", DEVICE) == ("triton", ops_triton)
-    assert select_ops("on", DEVICE) == ("triton", ops_triton)
-    assert select_ops("off", DEVICE) == ("torch", ops_torch)
+    for setting, name, ops in (
+        ("auto", "triton", ops_triton),
+        ("on", "triton", ops_triton),
+        ("off", "torch", ops_torch),
+    ):
+        wanted = Wanted(precision="bf16", dim=256, ffn_dim=512, fused_kernels=setting)
+        chosen = trials.confirm(wanted, DEVICE)
+        assert chosen.blocks.name == name and build_kernels(chosen).ops is ops

@@ -44,7 +44,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 def in_fp8(x):
     codes, scale = torch.empty_like(x, dtype=FP8), x.new_empty(len(x), 1)
-    quantize.quantise(x, codes, scale)
+    quantize.quantize(x, codes, scale)
     return codes, scale
 
 
@@ -110,7 +110,7 @@ def test_operations_round_to_fp8_as_torch_does():
     # The largest of each row is 448, so that nothing is scaled.
     rows = torch.nn.functional.pad(rows, (0, 1), value=448.0).contiguous()
     out, scale = torch.empty_like(rows, dtype=FP8), rows.new_empty(len(rows), 1)
-    ops_triton.quantise(rows, out, scale)
+    ops_triton.quantize(rows, out, scale)
     assert (scale == 1).all()
     assert torch.equal(out.view(torch.int8), rows.to(FP8).view(torch.int8))
 

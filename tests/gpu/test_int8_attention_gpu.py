@@ -108,7 +108,7 @@ def by_the_rules(prepared, tokens):
 
 
 @SIZE
-def test_queries_and_keys_are_turned_and_quantised_in_their_own_memory(size):
+def test_queries_and_keys_are_turned_and_quantized_in_their_own_memory(size):
     q, k, v, norms, rotary = problem(*size)
     sample = torch.arange(len(k), device=DEVICE) % SAMPLE_STRIDE < SAMPLE_ROWS
     exact_q, exact_k = normed(q, norms[0], rotary), normed(k, norms[1], rotary)

@@ -1,12 +1,10 @@
-"""The portable transformer on a CUDA device: 8-bit kernels, attention back ends, streaming without races.
+"""The pack's own transformer on a CUDA device: the contract, 8-bit kernels, attention back ends, fused operations.
 
 The model is tiny but has enough blocks and width that copies and compute overlap.
 """
 
 import gc
-import itertools
 import logging
-import time
 
 import pytest
 import torch
@@ -14,54 +12,48 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
-from lightx2v_pack.engine.backends.trials import find_machine
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.choose import Wanted
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
-from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
+from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.kernels import matmul
-from lightx2v_pack.engine.kernels.attention import select_attention
-from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.kernels.matmul import MATMULS
+from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.system import compute_device
-from lightx2v_pack.engine.wan.transformer import PortableTransformer
-from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
-from support.checkpoints import repository
-from support.slow_gpu import delay_attention, delay_copies
+from support.attention import ATTENTIONS, attention_or_skip
+from support.checkpoints import distilled
+from support.contract_of_a_transformer import GpuContract
+from support.engine import CPU, conditioning_of, open_transformer
+from support.tensors import normal, quantized, relative_error
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = compute_device()
 CAPABILITY = torch.cuda.get_device_capability(DEVICE)
-SIZES = TinySizes(dim=512, ffn_dim=2048, num_layers=6)
-SHAPE = (16, 5, 32, 32)  # 1280 tokens
-MODES = ("none", "block", "phase", "disk")
-# A tenth of a second of GPU time at about 1.7 GHz.
-LONG_SLEEP, SHORT_SLEEP = 170_000_000, 17_000_000
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+SIZES, SHAPE = GpuContract.sizes, GpuContract.shape
+CONDITIONING = conditioning_of(normal(21, SIZES.text_dim, seed=5))
 
 
-class Cancelled(BaseException):
-    """Stands for the host's interrupt."""
+class TestContract(GpuContract):
+    engine = "portable"
+    device = DEVICE
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(found, reference):
-    return float((found.double() - reference.double()).norm() / reference.double().norm())
+class TestContractWithoutFusedKernels(TestContract):
+    settings = {"compile": "off"}  # noqa: RUF012
 
 
 # Matmul kernels
 
 
-def quantised_layer(dtype, n, k):
-    weight = normal(n, k, seed=1).to(DEVICE)
-    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
-    values = weight / scale
-    bias = normal(n, seed=2).bfloat16().to(DEVICE)
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scale, bias
+def chosen_for(precision):
+    """Return the kernels that plain operations are run with on this card."""
+    return trials.confirm(Wanted(precision=precision, dim=512, ffn_dim=2048, fused_kernels="off"), DEVICE)
+
+
+def quantized_layer(dtype, n, k):
+    return *quantized(normal(n, k, seed=1).to(DEVICE), dtype), normal(n, seed=2).bfloat16().to(DEVICE)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 40, 1280, 4099])
@@ -80,9 +72,9 @@ def quantised_layer(dtype, n, k):
 def test_matmul_agrees_with_float64(name, dtype, tolerance, n, k, rows):
     if name == "scaled_mm" and CAPABILITY < (8, 9):
         pytest.skip(f"scaled_mm needs compute capability 8.9; this GPU has {CAPABILITY}")
-    weight, scale, bias = quantised_layer(dtype, n, k)
+    weight, scale, bias = quantized_layer(dtype, n, k)
     x = normal(rows, k, seed=3).bfloat16().to(DEVICE)
-    found = matmul.matmul_for(name, (n, k))(x, weight, scale, bias)
+    found = MATMULS[name](x, weight, scale, bias)
     reference = x.double() @ (weight.double() * scale.double()).T + bias.double()
     assert found.shape == (rows, n)
     assert found.dtype == torch.bfloat16
@@ -91,17 +83,18 @@ def test_matmul_agrees_with_float64(name, dtype, tolerance, n, k, rows):
 
 def test_auto_uses_the_eight_bit_kernels_of_this_card(caplog):
     with caplog.at_level(logging.INFO):
-        assert matmul.select_matmul("int8", DEVICE) == "int_mm"
-        assert matmul.select_matmul("fp8", DEVICE) == ("scaled_mm" if CAPABILITY >= (8, 9) else "dequantize")
-    assert len(caplog.records) == 2
+        assert chosen_for("int8").matmul.name == "int_mm"
+        assert chosen_for("fp8").matmul.name == ("scaled_mm" if CAPABILITY >= (8, 9) else "dequantize")
+    for precision in ("int8", "fp8"):
+        assert len([line for line in caplog.messages if f": {precision} matmul: " in line]) == 1
 
 
 @pytest.mark.parametrize(("scheme", "dtype"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
 def test_temporaries_stay_small(scheme, dtype):
     """A 14B feed-forward on 32,760 tokens: int32 or fp32 copies of it would be 1.7 GiB each."""
     rows, n, k = 32_760, 13_824, 512
-    weight, scale, bias = quantised_layer(dtype, n, k)
-    kernel = matmul.matmul_for(matmul.select_matmul(scheme, DEVICE), (n, k))
+    weight, scale, bias = quantized_layer(dtype, n, k)
+    kernel = MATMULS[chosen_for(scheme).matmul.name]
     x = torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
     out_bytes = rows * n * 2
     torch.cuda.reset_peak_memory_stats()
@@ -116,17 +109,10 @@ def test_temporaries_stay_small(scheme, dtype):
 EIGHT_BIT = ("sage_attn2", "sage_triton", "triton")
 
 
-def attention_or_skip(name):
-    try:
-        return select_attention(name, DEVICE)[1]
-    except (MissingDependencyError, UnsupportedHardwareError) as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("name", [backend.name for backend in ATTENTION_BACKENDS])
+@pytest.mark.parametrize("name", ATTENTIONS)
 @pytest.mark.parametrize("length", [1280, 333])
 def test_attention_agrees_with_fp32(name, length):
-    attention = attention_or_skip(name)
+    attention = attention_or_skip(name, DEVICE)
     q, k, v = (normal(1, length, 4, 128, seed=seed).to(DEVICE) for seed in range(3))
     # Keys with a mean, as real ones have; 8-bit kernels must smooth it away.
     k += normal(1, 1, 4, 128, seed=9).to(DEVICE) * 3
@@ -138,11 +124,13 @@ def test_attention_agrees_with_fp32(name, length):
 
 
 def test_auto_logs_one_line(caplog):
+    trials.forget_trials()
+    chosen_for("bf16")  # trial runs that fail say so, once
     with caplog.at_level(logging.INFO):
-        name, _ = select_attention("auto", DEVICE)
-    (record,) = caplog.records
-    assert f"attention: {name}" in record.getMessage()
-    for package, reason in find_machine(DEVICE).problems.items():
+        name = chosen_for("bf16").attention.name
+    (line,) = [line for line in caplog.messages if "attention: " in line]
+    assert f"attention: {name}" in line
+    for package, reason in trials.find_machine(DEVICE).problems.items():
         assert package
         assert reason
 
@@ -150,29 +138,16 @@ def test_auto_logs_one_line(caplog):
 # The transformer
 
 
-def path_of(precision):
-    folder = {"bf16": "distill_models/distill_model.safetensors", "fp8": "distill_fp8", "int8": "distill_int8"}
-    return repository(SIZES) / folder[precision]
-
-
-def make(precision, mode="none", device=DEVICE, resident_blocks=0, pinned_limit_bytes=None, **settings):
-    files = resolve_transformer(path_of(precision))
-    placement = Placement(mode=mode, resident_blocks=resident_blocks, pinned_limit_bytes=pinned_limit_bytes)
-    transformer = PortableTransformer(files, EngineSettings(**settings), placement, device=device)
-    transformer.load(SHAPE, Hooks())
+def make(precision, mode="none", device=DEVICE, **settings):
+    files = resolve_transformer(distilled(precision, SIZES))
+    transformer = open_transformer(files, EngineSettings(**settings), Placement(mode=mode), device)
+    transformer.load(Hooks())
     return transformer
 
 
-def streamed_of(transformer):
-    """Return what brings the blocks that are not resident."""
-    return transformer._loaded.blocks.conveyor.residence._rest
-
-
-def flow_of(transformer, timestep=937.5, hooks=None):
-    context = normal(512, SIZES.text_dim, seed=5)
-    context[21:] = 0
+def flow_of(transformer):
     latents = normal(*SHAPE, seed=4).to(transformer.device)
-    return transformer.predict_flow(latents, timestep, context, hooks or Hooks()).cpu()
+    return transformer.predict_flow(latents, 937.5, CONDITIONING, Hooks()).cpu()
 
 
 @pytest.fixture(autouse=True)
@@ -184,27 +159,13 @@ def give_memory_back():
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    # Relative L2 of a six-block flow. bf16: order of summation only. fp8 and int8: the GPU quantises the
+    # Relative L2 of a six-block flow. bf16: order of summation only. fp8 and int8: the GPU quantizes the
     # activations too (0.010 and 0.006 measured for two blocks on a CPU with the same scheme).
     [("bf16", 0.015), ("int8", 0.02), ("fp8", 0.04)],
 )
 def test_agrees_with_the_cpu(precision, tolerance):
-    on_cpu = flow_of(make(precision, device=torch.device("cpu")))
+    on_cpu = flow_of(make(precision, device=CPU))
     assert relative_error(flow_of(make(precision, attention="sdpa")), on_cpu) < tolerance
-
-
-@pytest.mark.parametrize("name", [backend.name for backend in ATTENTION_BACKENDS])
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-def test_every_mode_gives_the_same_bits_with_every_attention(precision, name):
-    attention_or_skip(name)
-    flows = []
-    for mode in MODES:
-        for resident_blocks in (0, 2):
-            transformer = make(precision, mode, resident_blocks=resident_blocks, attention=name)
-            flows += [flow_of(transformer), flow_of(transformer)]
-            transformer.unload()
-    assert flows[0].isfinite().all()
-    assert all(torch.equal(flow, flows[0]) for flow in flows)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
@@ -223,56 +184,18 @@ def test_fused_kernels_agree_with_plain_torch(precision):
 def test_a_pass_never_waits_for_the_device(precision, compile):
     """What the host waits for are events of the pace, which are no synchronisation in this sense."""
     transformer = make(precision, "block", compile=compile)
-    context = normal(512, SIZES.text_dim, seed=5)
-    context[21:] = 0
     latents = normal(*SHAPE, seed=4).to(DEVICE)
-    first = transformer.predict_flow(latents, 937.5, context, Hooks())
+    first = transformer.predict_flow(latents, 937.5, CONDITIONING, Hooks())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        second = transformer.predict_flow(latents, 937.5, context, Hooks())
+        second = transformer.predict_flow(latents, 937.5, CONDITIONING, Hooks())
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("mode", ["block", "phase", "disk"])
-@pytest.mark.parametrize("slow", ["compute", "copies"])
-def test_streaming_has_no_race(mode, slow):
-    """Make one side much slower than the other: a missing wait shows as wrong weights."""
-    expected = flow_of(make("bf16"))
-    transformer = make("bf16", mode)
-    if slow == "compute":
-        delay_attention(transformer._loaded.blocks, SHORT_SLEEP)
-    else:
-        delay_copies(streamed_of(transformer), SHORT_SLEEP)
-    for _ in range(2):
-        assert torch.equal(flow_of(transformer), expected)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_cancel_stops_within_one_block(mode):
-    transformer = make("bf16", mode)
-    expected = flow_of(transformer)
-    delay_attention(transformer._loaded.blocks, LONG_SLEEP)
-    start = time.perf_counter()
-    flow_of(transformer)
-    block_seconds = (time.perf_counter() - start) / SIZES.num_layers
-    calls = itertools.count()
-
-    def check():
-        if next(calls) == (9 if mode == "phase" else 3):
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        flow_of(transformer, hooks=Hooks(check_interrupt=check))
-    start = time.perf_counter()
-    torch.cuda.synchronize()
-    assert time.perf_counter() - start < 1.5 * block_seconds
-    assert torch.equal(flow_of(transformer), expected)
-
-
-@pytest.mark.parametrize("mode", ["block", "phase", "disk"])
-def test_streaming_holds_two_units_and_unload_gives_all_back(mode):
+def test_streaming_holds_two_units(mode):
     warm = make("bf16")
     flow_of(warm)  # libraries take their workspaces, which stay
     warm.unload()
@@ -282,18 +205,9 @@ def test_streaming_holds_two_units_and_unload_gives_all_back(mode):
     resident.unload()
     assert torch.cuda.memory_allocated() == before
     transformer = make("bf16", mode)
-    sizes = [unit.num_bytes for unit in streamed_of(transformer)._units]
+    sizes = weight_sizes(resolve_transformer(distilled("bf16", SIZES)))
     held = torch.cuda.memory_allocated() - before
-    assert held < resident_bytes - sum(sizes) + 2 * max(sizes) + 2**20
-    whole = flow_of(transformer)
+    assert held < resident_bytes - sizes.blocks + 2 * (sizes.phase if mode == "phase" else sizes.block) + 2**20
     transformer.unload()
     gc.collect()
     assert torch.cuda.memory_allocated() == before
-    transformer.load(SHAPE, Hooks())
-    assert torch.equal(flow_of(transformer), whole)
-
-
-def test_without_page_locked_memory_the_result_is_the_same():
-    transformer = make("fp8", "block", pinned_limit_bytes=0)
-    assert not any(buffer.is_locked for buffer in streamed_of(transformer)._home._buffers)
-    assert torch.equal(flow_of(transformer), flow_of(make("fp8")))

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
+from lightx2v_pack.engine.backends import trials
+from lightx2v_pack.engine.backends.choose import Wanted
 from lightx2v_pack.engine.kernels import attention, ops_torch
-from lightx2v_pack.engine.settings import EngineSettings
-from lightx2v_pack.engine.wan.kernels import NormedAttention, select_kernels
+from lightx2v_pack.engine.kernels.attention import KERNELS, Normed
+from lightx2v_pack.engine.kernels.ops import Rotary
+from lightx2v_pack.engine.wan.kernels import build_kernels
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -32,7 +34,7 @@ def problem(tokens, heads):
     k += normal(1, heads, 128, seed=9) * 3
     weights = 1 + normal(2, heads * 128, seed=3) / 4
     angles = normal(tokens, 64, seed=4).float()
-    return q, k, v, (weights[0], weights[1]), EPS, (angles.cos(), angles.sin())
+    return q, k, v, (weights[0], weights[1]), EPS, Rotary(angles.cos(), angles.sin())
 
 
 def in_place(name):
@@ -40,12 +42,17 @@ def in_place(name):
         pytest.importorskip("sageattention", reason="SageAttention is not installed")
         if torch.cuda.get_device_capability() != (9, 0):
             pytest.skip("this way of SageAttention is for compute capability 9.0")
-    sizes = WanArchitecture(
-        dim=512, ffn_dim=512, num_heads=4, num_layers=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
-    )
-    kernels = select_kernels("bf16", sizes, EngineSettings(attention=name), DEVICE)
-    assert kernels.facts["attention_in_place"]
-    return kernels.self_attention
+    chosen = trials.confirm(Wanted(precision="bf16", dim=512, ffn_dim=512, attention=name), DEVICE)
+    assert chosen.as_facts()["attention_in_place"]
+    kernels = build_kernels(chosen)
+
+    def run(q, k, v, norms, eps, rotary):
+        """Attend as a block does."""
+        chosen_attention = kernels.attention_for(q)
+        assert chosen_attention is attention.IN_PLACE[name]
+        return chosen_attention(q, k, v, norms, eps, rotary)
+
+    return run
 
 
 def wide_sdpa(q, k, v):
@@ -61,8 +68,8 @@ def error(out, wanted):
 def test_as_accurate_as_sage_itself(name, tokens):
     run = in_place(name)
     pytest.importorskip("sageattention", reason="SageAttention, which is compared with, is not installed")
-    wanted = NormedAttention(ops_torch, wide_sdpa)(*problem(tokens, 4))
-    theirs = error(NormedAttention(ops_torch, attention._sage_attn2)(*problem(tokens, 4)), wanted)
+    wanted = Normed(ops_torch, wide_sdpa)(*problem(tokens, 4))
+    theirs = error(Normed(ops_torch, KERNELS["sage_attn2"])(*problem(tokens, 4)), wanted)
     assert error(run(*problem(tokens, 4)), wanted) < 1.1 * theirs + 0.001
 
 
@@ -70,7 +77,7 @@ def test_as_accurate_as_sage_itself(name, tokens):
 @BACKEND
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (63, 2), (64, 1), (128, 3), (129, 2), (1001, 12), (3000, 40)])
 def test_close_to_fp32_whatever_the_size(name, tokens, heads):
-    wanted = NormedAttention(ops_torch, wide_sdpa)(*problem(tokens, heads))
+    wanted = Normed(ops_torch, wide_sdpa)(*problem(tokens, heads))
     assert error(in_place(name)(*problem(tokens, heads)), wanted) < 0.06
 
 
@@ -79,8 +86,8 @@ def test_scores_far_apart(name):
     # One key takes nearly all of the weight: what is far below the highest score is nothing, not noise.
     q, k, v, norms, eps, rotary = problem(700, 2)
     wide = (norms[0] * 4, norms[1] * 4)
-    wanted = NormedAttention(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), wide, eps, rotary)
-    plain = NormedAttention(ops_torch, attention.sdpa)(q.clone(), k.clone(), v.clone(), wide, eps, rotary)
+    wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), wide, eps, rotary)
+    plain = Normed(ops_torch, attention.sdpa)(q.clone(), k.clone(), v.clone(), wide, eps, rotary)
     out = in_place(name)(q, k, v, wide, eps, rotary)
     assert torch.isfinite(out).all()
     assert error(out, wanted) < 0.15 + error(plain, wanted)
@@ -92,21 +99,21 @@ def test_scores_close_together(name, tokens):
     # All keys weigh about the same, so that one too many in the last block would show.
     q, k, v, norms, eps, rotary = problem(tokens, 2)
     small = (norms[0] / 16, norms[1] / 16)
-    wanted = NormedAttention(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), small, eps, rotary)
+    wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), small, eps, rotary)
     assert error(in_place(name)(q, k, v, small, eps, rotary), wanted) < 0.06
 
 
 def test_on_copies_close_to_fp32_too():
     q, k, v, norms, eps, rotary = problem(1000, 4)
-    wanted = NormedAttention(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), norms, eps, rotary)
+    wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), norms, eps, rotary)
     before = v.clone()
-    assert error(NormedAttention(ops_torch, attention._triton)(q, k, v, norms, eps, rotary), wanted) < 0.06
+    assert error(Normed(ops_torch, KERNELS["triton"])(q, k, v, norms, eps, rotary), wanted) < 0.06
     assert torch.equal(v, before)
 
 
 def test_every_clip_of_a_batch_on_copies():
     q, k, v = (torch.stack([normal(200, 2, 128, seed=seed + 10 * clip) for clip in range(2)]) for seed in range(3))
-    assert error(attention._triton(q, k, v), wide_sdpa(q, k, v)) < 0.06
+    assert error(KERNELS["triton"](q, k, v), wide_sdpa(q, k, v)) < 0.06
 
 
 @BACKEND

@@ -10,14 +10,14 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.plan import Placement
-from lightx2v_pack.engine.offload import TensorSpec, load_tensors, make_units, reader, settle
+from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights, reader
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
 from support.slow_gpu import delay_copies
+from support.sources import FileSource
 
 pytestmark = pytest.mark.gpu
 
@@ -31,7 +31,7 @@ PLACES = [
 SLEEP = 17_000_000
 
 
-class Files:
+class Files(FileSource):
     """Blocks of 8 MB, some of it to be converted."""
 
     def __init__(self, folder):
@@ -45,20 +45,8 @@ class Files:
             }
             self.tensors |= block
             save_file(block, folder / f"block_{index}.safetensors")
-        self.weights = open_weights(sorted(folder.glob("*.safetensors")))
-        dtypes = {torch.float32: torch.bfloat16}
-        self.specs = [TensorSpec(n, dtypes.get(t.dtype, t.dtype), t.shape) for n, t in self.tensors.items()]
+        super().__init__(sorted(folder.glob("*.safetensors")), {torch.float32: torch.bfloat16})
         self.expected = {spec.name: self.tensors[spec.name].to(spec.dtype).to(DEVICE) for spec in self.specs}
-
-    def read(self, spec, elements=None):
-        stored = self.weights[spec.name]
-        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
-
-    def location(self, spec):
-        return self.weights.location(spec.name, spec.dtype)
-
-    def close(self):
-        self.weights.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +62,7 @@ def bring(files):
     def settled(mode, resident_blocks=0, **placement):
         units = make_units(files.specs, NUM_LAYERS, mode == "phase")
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        conveyors.append(settle(units, files, place, DEVICE, Hooks()))
+        conveyors.append(place_weights(units, files, place, DEVICE, Hooks()))
         return units, conveyors[-1]
 
     yield settled
@@ -101,9 +89,8 @@ def run_pass(units, conveyor, files, before_use=lambda: None, after_use=lambda: 
 def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resident_blocks, slow):
     """Make one side much slower than the other: a missing wait shows as wrong bytes."""
     units, conveyor = bring(mode, resident_blocks)
-    streamed = conveyor.residence._rest
-    if slow == "copies" and streamed:
-        delay_copies(streamed, SLEEP)
+    if slow == "copies":
+        delay_copies(monkeypatch, SLEEP)
     if slow == "reads":
         read = reader._read_file
         monkeypatch.setattr(reader, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
+from support.decoders import load_decoder
+from support.gpu_memory import peak_of
+from support.tensors import normal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -16,13 +19,11 @@ TILE = Tile(size=16, overlap=4)
 
 
 def load(device):
-    decoder = PortableVideoDecoder(vae(".pth", torch.float32, SIZES), torch.device(device))
-    decoder.load(Hooks())
-    return decoder
+    return load_decoder(vae(".pth", torch.float32, SIZES), device)
 
 
 def clip(frames, height, width):
-    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(4))
+    return denormalize(normal(16, frames, height, width, seed=4))
 
 
 @pytest.mark.parametrize("tile", [None, TILE], ids=str)
@@ -57,10 +58,7 @@ def test_peak_memory_depends_on_the_tile_and_not_on_the_number_of_frames():
     decoder = load("cuda")
 
     def peak(frames, tile):
-        decode_video(decoder, clip(frames, 32, 32), tile=tile, hooks=Hooks())
-        torch.cuda.reset_peak_memory_stats()
-        decode_video(decoder, clip(frames, 32, 32), tile=tile, hooks=Hooks())
-        return torch.cuda.max_memory_allocated()
+        return peak_of(decode_video, decoder, clip(frames, 32, 32), tile=tile, hooks=Hooks())
 
     whole = peak(3, None)
     # Features at the latents' size are kept of every frame.

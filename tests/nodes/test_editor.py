@@ -29,6 +29,18 @@ def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
     assert any("no CUDA device" in reason for reason in answer["reasons"])
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "transformer"])
+def test_choices_that_exclude_each_other_are_an_answer(host, models_dir, kind):
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    values = {kind: "tiny/distill_fp8", "width": 64, "height": 48, "frames": 5, "engine": "lightx2v", "compile": "on"}
+    answer = editor.answer_plan(values)
+    assert not answer["ok"] and not answer["is_absent"]
+    assert answer["sentence"].startswith("Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is ")
+    assert editor.answer_plan(values | {"engine": "portable", "compile": "auto"})["ok"]
+
+
 def test_the_doctor_says_that_the_card_is_not_used(computer_with_a_card, models_dir):
     from lightx2v_pack.engine.panel import editor
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightx2v_pack.engine.errors import CheckpointError
 from support import checkpoints
+from support.tensors import relative_error
 
 SIZE = {"width": 64, "height": 48, "num_frames": 5, "batch_size": 1}
 LOADER = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
@@ -82,9 +84,9 @@ def test_parts_as_single_files_give_the_same_video_within_bf16_rounding(run, loa
         vae=run("LightX2VLoadVAE", vae=names["vae"])[0],
     )
     conditioning = encode(run, loaded)
-    # Same values, but a single file stores what is not quantised in bfloat16 and a folder of blocks in float32.
+    # Same values, but a single file stores what is not quantized in bfloat16 and a folder of blocks in float32.
     latents, expected = (sample(run, each, conditioning)["samples"] for each in (single, loaded))
-    assert float((latents - expected).norm() / expected.norm()) < 0.02
+    assert relative_error(latents, expected) < 0.02
     assert encode(run, single)[0][0].count_nonzero() > 0
     latent = sample(run, loaded, conditioning)
     frames = [run("LightX2VDecode", vae=each.vae, latent=latent, tiling="off")[0] for each in (single, loaded)]
@@ -206,6 +208,16 @@ def test_empty_model_folders_say_what_to_do(host, models_dir):
         ),
         ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "tiny", "engine": "warp"}, "engine is 'warp'"),
         ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "tiny", "precision": "fp4"}, "precision is 'fp4'"),
+        (
+            "LightX2VLoadCheckpoint",
+            LOADER | {"checkpoint": "tiny", "engine": "lightx2v", "compile": "on"},
+            "Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is 'lightx2v'",
+        ),
+        (
+            "LightX2VLoadTransformer",
+            {"transformer": "tiny", "engine": "lightx2v", "attention": "auto", "compile": "on"},
+            "Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is 'lightx2v'",
+        ),
         ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "../tiny"}, "is a path outside the model folders"),
         ("LightX2VReport", {}, "has no input; connect the image"),
     ],
@@ -213,6 +225,100 @@ def test_empty_model_folders_say_what_to_do(host, models_dir):
 def test_linked_values_are_checked_when_the_node_runs(run, repository, node_id, values, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(node_id, **values)
+
+
+def cut(file, target):
+    """Write the first half of a file."""
+    content = file.read_bytes()
+    target.unlink(missing_ok=True)
+    target.write_bytes(content[: len(content) // 2])
+
+
+TRUNCATED = " is truncated: found "
+
+
+@pytest.mark.parametrize(
+    ("node_id", "folder", "found", "sentence"),
+    [
+        (
+            "LightX2VLoadVAE",
+            "vae",
+            "transformer",
+            " is a Wan transformer; expected a Wan2.1 VAE under its native names, e.g. Wan2.1_VAE.pth or "
+            "wan_2.1_vae.safetensors. Load it as the transformer.",
+        ),
+        ("LightX2VLoadVAE", "vae", "half a VAE", TRUNCATED),
+        (
+            "LightX2VLoadTextEncoder",
+            "text_encoders",
+            "VAE",
+            " is a Wan VAE; expected a UMT5-XXL encoder, e.g. models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or "
+            "ComfyUI's umt5_xxl_fp16.safetensors. Load it as the VAE.",
+        ),
+        ("LightX2VLoadTextEncoder", "text_encoders", "half a text encoder", TRUNCATED),
+        (
+            "LightX2VLoadTextEncoder",
+            "text_encoders",
+            "text encoder without a tokenizer",
+            ": it holds no spiece_model, and no google/umt5-xxl folder with tokenizer.json or spiece.model was found",
+        ),
+    ],
+)
+def test_a_wrong_or_damaged_part_is_an_error_of_its_loader(run, models_dir, node_id, folder, found, sentence):
+    target = models_dir / folder / "umt5_or_vae.safetensors"
+    {
+        "transformer": lambda: target.symlink_to(checkpoints.single_file("fp8")),
+        "VAE": lambda: target.symlink_to(checkpoints.vae()),
+        "text encoder without a tokenizer": lambda: target.symlink_to(checkpoints.text_encoder("fp8")),
+        "half a VAE": lambda: cut(checkpoints.vae(), target),
+        "half a text encoder": lambda: cut(checkpoints.comfy_text_encoder(), target),
+    }[found]()
+    inputs = {"vae": target.name} if folder == "vae" else {"text_encoder": target.name, "tokenizer": "auto"}
+    with pytest.raises(CheckpointError) as refused:
+        run(node_id, **inputs)
+    assert f"{target}{sentence}" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-fp8.pth"])
+def test_a_damaged_part_of_a_checkpoint_is_an_error_of_the_loader(run, models_dir, name):
+    folder = models_dir / "lightx2v" / "tiny"
+    shutil.copytree(checkpoints.repository(), folder)
+    damaged = folder / "distill_fp8" / name
+    cut(damaged, damaged)
+    with pytest.raises(CheckpointError) as refused:
+        run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)
+    assert str(refused.value).startswith(f"{damaged} cannot be read as a PyTorch file: ")
+    assert "It is probably truncated or an old pickle; download it again" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("Wan2.1_VAE.pth", "VAE"),
+        ("models_t5_umt5-xxl-enc-*.pth", "text encoder"),
+        ("umt5-xxl", "tokenizer"),
+    ],
+)
+def test_a_missing_part_of_a_checkpoint_is_logged_and_an_error_where_it_is_used(run, models_dir, caplog, name, part):
+    folder = models_dir / "lightx2v" / "tiny"
+    shutil.copytree(checkpoints.repository(), folder)
+    for found in folder.rglob(name):
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+    transformer, text_encoder, vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)
+    sentence = f"The {part} is missing: expected "
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any(sentence in each for each in said)
+    loaded = SimpleNamespace(transformer=transformer, text_encoder=text_encoder, vae=vae)
+    latent = run("LightX2VEmptyLatent", **SIZE)[0]
+    uses = {
+        "encode": lambda: encode(run, loaded),
+        "sample": lambda: sample(run, loaded, [[torch.ones(1, 3, 64), {}]], latent, steps=1),
+        "decode": lambda: run("LightX2VDecode", vae=vae, latent=latent, tiling="off"),
+    }
+    with pytest.raises(CheckpointError, match=sentence):
+        uses.pop("decode" if part == "VAE" else "encode")()
+    for use in uses.values():
+        use()
 
 
 def test_fingerprints_follow_every_file_of_the_checkpoint(host, models_dir):
@@ -237,6 +343,7 @@ def test_offload_settings_reach_the_handles(run, repository):
 def test_unloading_between_runs_changes_nothing(run, loaded):
     conditioning = encode(run, loaded)
     before = sample(run, loaded, conditioning)["samples"]
+    assert loaded.transformer.owner.is_loaded
     loaded.transformer.patcher.detach()
-    assert not loaded.transformer.is_loaded
+    assert not loaded.transformer.owner.is_loaded
     assert torch.equal(before, sample(run, loaded, conditioning)["samples"])

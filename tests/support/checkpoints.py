@@ -55,6 +55,13 @@ def repository(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
 
 
 @cache
+def distilled(precision: str, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return the repository's transformer: a folder of blocks in fp8 and int8, one file in bf16."""
+    names = {"bf16": "distill_models/distill_model.safetensors", "fp8": "distill_fp8", "int8": "distill_int8"}
+    return repository(sizes) / names[precision]
+
+
+@cache
 def single_file(precision: str, prefix: str = "", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the transformer as one file of fp8, int8 or bf16, alone in its folder."""
     path = _folder(f"single-{precision}-{prefix}", sizes) / tiny.SINGLE_FILE_NAMES[precision]

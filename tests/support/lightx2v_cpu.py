@@ -46,8 +46,8 @@ def import_for_cuda() -> None:
     bootstrap.import_lightx2v()
 
 
-def import_lightx2v() -> None:
-    """Import LightX2V for the CPU, once a process; skips the test where that cannot be."""
+def source_folder_for_cpu() -> Path:
+    """Return the folder that holds `lightx2v`, or skip the test where it cannot be imported for the CPU."""
     folder = source_folder()
     if torch.cuda.is_available():
         pytest.skip(
@@ -56,7 +56,12 @@ def import_lightx2v() -> None:
     missing = [name for name in ("loguru", "gguf", "einops") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"LightX2V needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed")
-    _import(folder)
+    return folder
+
+
+def import_lightx2v() -> None:
+    """Import LightX2V for the CPU, once a process; skips the test where that cannot be."""
+    _import(source_folder_for_cpu())
 
 
 @cache

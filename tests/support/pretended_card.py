@@ -17,8 +17,8 @@ def pretend_card(
     """Let torch report one card; `free_gib` of its memory and `ram_gib` of RAM can be had.
 
     Of the optional packages those in `packages` (name -> version) are installed and no other, whatever there is here.
+    No kernel has had a trial run yet.
     """
-    device = torch.device("cuda", 0)
     properties = SimpleNamespace(name=name, total_memory=total_gib * GIB, major=capability[0], minor=capability[1])
     for function, value in (
         ("is_available", True),
@@ -32,10 +32,10 @@ def pretend_card(
         ("get_per_process_memory_fraction", 1.0),
     ):
         monkeypatch.setattr(torch.cuda, function, lambda *_, value=value: value, raising=False)
-    monkeypatch.setattr(system, "compute_device", lambda: device)
     monkeypatch.setattr(system, "free_ram_bytes", lambda: int(ram_gib * GIB))
     absent = {name: f"package {name} is not installed" for name in trials.OPTIONAL_PACKAGES if name not in packages}
     monkeypatch.setattr(trials, "find_packages", lambda: (packages, absent))
+    monkeypatch.setattr(trials, "_outcomes", {})
     monkeypatch.setattr(bootstrap, "missing_packages", lambda: [] if has_lightx2v else ["lightx2v"])
     if has_lightx2v:
         monkeypatch.setattr(bootstrap, "unavailable_reason", lambda: None)

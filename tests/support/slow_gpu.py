@@ -1,33 +1,31 @@
 """Slows the GPU down at one side, so that a missing wait shows."""
 
-from dataclasses import replace
-
 import torch
+from lightx2v_pack.engine.offload.residence import FileHome, RamHome
+
+# A tenth and a hundredth of a second of GPU time at about 1.7 GHz.
+LONG_SLEEP, SHORT_SLEEP = 170_000_000, 17_000_000
 
 
-def delayed(function, cycles):
-    """Return `function` with so many cycles of GPU time before it."""
+def sleep_before_units(cycles, check_interrupt=lambda: None):
+    """Return a `check_interrupt` that lets compute sleep: it is called before every unit, on compute's stream."""
 
-    def slow(*arguments, **named):
+    def check():
+        check_interrupt()
         torch.cuda._sleep(cycles)
-        return function(*arguments, **named)
 
-    return slow
-
-
-def delay_attention(blocks, cycles):
-    """Let the GPU sleep before each self-attention of the pack's blocks."""
-    kernels = blocks.kernels
-    blocks.kernels = replace(kernels, self_attention=delayed(kernels.self_attention, cycles))
+    return check
 
 
-def delay_copies(streamed, cycles):
-    """Let the stream of copies sleep before each unit that is brought to the device."""
-    packed = streamed._home.packed
+def delay_copies(monkeypatch, cycles):
+    """Let the stream of copies sleep after each unit that is brought to the device, and so before the next one."""
 
-    def slow_packed(*arguments):
-        with torch.cuda.stream(streamed._copies):
+    def delayed(copied):
+        def slow(home):
+            copied(home)
             torch.cuda._sleep(cycles)
-        return packed(*arguments)
 
-    streamed._home.packed = slow_packed
+        return slow
+
+    for home in (RamHome, FileHome):
+        monkeypatch.setattr(home, "copied", delayed(home.copied))

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 
-def dequantised(path: Path) -> dict[str, torch.Tensor]:
+def dequantized(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a folder or file in float32, scales applied, under native names."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -34,8 +34,3 @@ def reference_flow(weights, latents, timestep, context):
     model.load_state_dict(convert_wan_transformer_to_diffusers(dict(weights)))
     with torch.no_grad():
         return model(latents[None].float(), torch.tensor([timestep]), context[None].float(), return_dict=False)[0][0]
-
-
-def relative_error(found, reference):
-    """Return the relative L2 difference."""
-    return float((found.double() - reference.double()).norm() / reference.double().norm())

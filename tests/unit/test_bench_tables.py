@@ -1,34 +1,192 @@
-"""What the benchmarks make of their rows: fits, charts, checks."""
+"""docs/benchmarks.md and its chart: made of the rows in docs/measurements."""
 
+import json
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.tools.bench import memory_tables, plots
-from lightx2v_pack.tools.bench.growth import fit
+from lightx2v_pack.tools.bench import page, plots
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
+COMMON = {
+    "date": "2030-01-02",
+    "machine": "NVIDIA H200, torch 9",
+    "card": "NVIDIA H200",
+    "command": "python tools bench X",
+}
+CLIP = {"size": "832x480", "frames": 81, "precision": "fp8"}
+GRID = {
+    **CLIP,
+    "mode": "none",
+    "stages": ["sample"],
+    "estimated_seconds": None,
+    "predicted_ram_gib": 8.0,
+    "ram_gib": 8.0,
+}
+INVENTED = {
+    "peers": [
+        {**CLIP, "peer": "pack", "title": "this pack", "steps": 4, "step": 1.5, "is_finite": True, "error": 0.03},
+        {
+            **CLIP,
+            "peer": "other",
+            "title": "ComfyUI, FP8",
+            "steps": 4,
+            "step": 3.0,
+            "is_finite": True,
+            "version": "7.8",
+        },
+        {**CLIP, "peer": "shipped", "title": "LightX2V", "steps": 4, "step": 2.0, "is_finite": False},
+        {**CLIP, "peer": "gone", "title": "diffusers", "steps": 4, "problem": "not installed: diffusers"},
+    ],
+    "prompt_to_frames": [
+        {
+            **CLIP,
+            "batch": 1,
+            "encode_seconds": 1.0,
+            "sample_seconds": 7.0,
+            "seconds": 9.25,
+            "step_seconds": [2, 1, 1.75],
+        },
+    ],
+    "caps": [
+        {**CLIP, "cap_gib": 8.0, "ram_limit_gib": None, "mode": "auto", "plan": "block, 6 of 40; whole", "step": 1.79}
+        | {"card_gib": 7.61, "sample_planned_gib": 4.9, "sample_reserved_gib": 4.93, "same_latents": "yes"},
+    ],
+    "grid": [
+        {**GRID, "tokens": 10, "step_seconds": [9, 3.0], "reserved_gib": 15.0, "estimated_seconds": None}
+        | {"sample_planned_gib": 10.5, "sample_reserved_gib": 10.0},
+        {**GRID, "tokens": 20, "step_seconds": [10.0], "reserved_gib": 20.0, "estimated_seconds": 11.0}
+        | {"sample_planned_gib": 9.9, "sample_reserved_gib": 10.0},
+    ],
+    "kernels": [
+        {"kind": "ops", "what": "norm", "to": "fp8", "by": "triton", "ms": 0.1234, "gb_per_s": 3500.4},
+        {"kind": "attention", "by": "triton, in place", "ms": 27.05, "temporaries": 1.05, "error": 0.0386},
+        {"kind": "attention", "by": "flash_attn3", "problem": "not installed"},
+    ],
+    "loading": [{"what": "to the GPU", "gb": 14.07, "seconds": 0.7, "gb_per_s": 20.9}],
+    "vae": [{"decoder": "wan", "size": "832x480", "frames": 81, "tile": None, "seconds": 0.73, "predicted_gib": 3.76}],
+    "text": [{"precision": "fp8", "device": "gpu", "seconds": 0.7, "padded_seconds": 0.83, "difference": 0.026}],
+}
+for rows in INVENTED.values():
+    for row in rows:
+        row |= {"tokens": row.get("tokens", 32760), "dim": 5120}
+
+
+@pytest.fixture
+def docs(tmp_path):
+    """A folder of docs with the rows above, and the page of them."""
+    write(tmp_path, "2030-01-02", INVENTED)
+    (tmp_path / "benchmarks.md").write_text("# An old page\n")
+    assert page.main(["--docs", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def write(docs, date, rows_by_part):
+    (docs / "measurements" / date).mkdir(parents=True, exist_ok=True)
+    for part, rows in rows_by_part.items():
+        lines = [json.dumps({**COMMON, "part": part, "date": date, **row}) + "\n" for row in rows]
+        (docs / "measurements" / date / f"{part}.jsonl").write_text("".join(lines))
+
+
+def check(docs):
+    return page.main(["--docs", str(docs), "--check"])
+
+
+def test_the_page_is_what_the_measurements_give(capsys):
+    assert check(DOCS) == 0, capsys.readouterr().err
+
+
+def test_every_part_has_its_section(docs):
+    text = (docs / "benchmarks.md").read_text()
+
+    for line in (
+        "| this pack | fp8 |  |  |  |  | 1.500 | 1.00 |  | 0.0300 |  |",
+        "| ComfyUI, FP8 | fp8 |  |  |  |  | 3.000 | 2.00 |  |  |  |",
+        "| LightX2V (not finite) | fp8 |  |  |  |  | 2.000 | 1.33 |  |  |  |",
+        "Did not run: diffusers fp8 832x480 81 (not installed: diffusers).",
+        "| 832x480x81 | 1 | 1.00 | 7.00 |  |  |  |  | **9.25** | 1.750 |  |",
+        "| fp8 | 832x480x81 | 8 |  | auto | block, 6 of 40; whole | 4.90 / 4.93 |  | 7.61 |  | 1.790 |  | yes |",
+        "| fp8 | VRAM, sample | 2 | 0.990 | 1.050 | 3.0% |",
+        "| fp8 | RAM | 2 | 1.000 | 1.000 | 0.0% |",
+        "- fp8: s/step = 1.000e-01 * tokens + 2.000e-02 * tokens^2, within 0.0%",
+        "- fp8: GiB reserved = 10.00 + 524288.0 KiB * tokens, within 0.0%",
+        "- fp8: the estimate that users see is off by 10.0% at most",
+        "| norm | fp8 | triton | 0.123 | 3500 |",
+        "| triton, in place | 27.05 |  | 1.05 | 0.0386 |",
+        "| to the GPU | 14.07 | 0.7 | 20.9 |  |  |  |  |  |  |",
+        "| wan | 832x480x81 |  | 0.73 |  |  | 3.76 |  |  |",
+        "| fp8 | gpu |  | 0.70 | 0.83 |  |  | 0.026 |",
+    ):
+        assert line in text.splitlines(), line
+    assert text.startswith("# Benchmarks\n") and "An old page" not in text
+    assert "ComfyUI 7.8" in text and "2030-01-02, NVIDIA H200, torch 9." in text and "\npython tools bench X\n" in text
+    assert len(re.findall("^## ", text, re.MULTILINE)) == 9
+    assert "1.50 s/step" in (docs / "peers.svg").read_text()
+
+
+def test_the_page_is_checked_against_the_rows(docs, capsys):
+    text = (docs / "benchmarks.md").read_text()
+    assert check(docs) == 0
+    for old, new in (("| 1.500 |", "| 1.400 |"), ("<!-- vae -->\n## VAE decode", "<!-- vae -->\n## Decoders")):
+        (docs / "benchmarks.md").write_text(text.replace(old, new))
+        assert check(docs) == 1
+        assert "benchmarks.md. Run 'python tools bench tables'" in capsys.readouterr().err
+    (docs / "benchmarks.md").write_text(text)
+    (docs / "peers.svg").unlink()
+    assert check(docs) == 1
+    assert page.main(["--docs", str(docs)]) == 0 and check(docs) == 0
+    assert (docs / "benchmarks.md").read_text() == text
+
+
+def test_what_is_written_by_hand_is_kept(docs):
+    text = (docs / "benchmarks.md").read_text()
+    (docs / "benchmarks.md").write_text(
+        text.replace("<!-- caps -->", "").replace("<!-- vae -->", "By hand.\n\n<!-- vae -->")
+    )
+    write(docs, "2030-01-02", {"vae": [{**INVENTED["vae"][0], "seconds": 0.55}]})
+
+    assert check(docs) == 1 and page.main(["--docs", str(docs)]) == 0
+    assert "By hand.\n\n<!-- vae -->\n## VAE decode" in (docs / "benchmarks.md").read_text()
+    assert "| 0.55 |" in (docs / "benchmarks.md").read_text() and check(docs) == 0
+
+
+def test_of_every_part_the_newest_day_counts(docs):
+    write(docs, "2030-02-01", {"text": [{**INVENTED["text"][0], "seconds": 0.61}]})
+    write(docs, "2029-12-31", {"loading": [{**INVENTED["loading"][0], "gb_per_s": 99.9}]})
+
+    page.main(["--docs", str(docs)])
+
+    text = (docs / "benchmarks.md").read_text()
+    assert "| 0.61 |" in text and "| 0.70 | 0.83 |" not in text and "| 99.9 |" not in text and "| 20.9 |" in text
+
+
+def test_a_part_without_rows_has_no_section(tmp_path):
+    write(tmp_path, "2030-01-02", {"vae": INVENTED["vae"], "peers": INVENTED["peers"][3:]})
+
+    page.main(["--docs", str(tmp_path)])
+
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert re.findall("^## .*", text, re.MULTILINE) == ["## VAE decode"]
+    assert "<!-- peers -->\n<!-- /peers -->" in text and not (tmp_path / "peers.svg").exists()
 
 
 @pytest.mark.parametrize("power", [0, 2])
 def test_fit_finds_the_coefficients(power):
     points = [(x, 3e-5 * x + 7e-10 * x**power) for x in (7800.0, 32760.0, 75600.0)]
 
-    growth = fit(points, power)
+    linear, other, worst = page.fit(points, power)
 
-    assert growth.linear == pytest.approx(3e-5)
-    assert growth.other == pytest.approx(7e-10, rel=1e-3)
-    assert growth.worst < 1e-9
+    assert linear == pytest.approx(3e-5) and other == pytest.approx(7e-10, rel=1e-3) and worst < 1e-9
 
 
 def test_fit_states_its_worst_error():
-    growth = fit([(1.0, 2.0), (2.0, 4.4), (3.0, 5.4), (4.0, 8.8)], 0)
+    points = [(1.0, 2.0), (2.0, 4.4), (3.0, 5.4), (4.0, 8.8)]
 
-    assert growth.worst == pytest.approx(
-        max(
-            abs((growth.linear * x + growth.other) / y - 1) for x, y in [(1.0, 2.0), (2.0, 4.4), (3.0, 5.4), (4.0, 8.8)]
-        )
-    )
+    linear, other, worst = page.fit(points, 0)
+
+    assert worst == pytest.approx(max(abs((linear * x + other) / y - 1) for x, y in points))
 
 
 def test_bars_are_as_long_as_their_values():
@@ -37,66 +195,3 @@ def test_bars_are_as_long_as_their_values():
     lengths = [float(bar.get("width")) for bar in chart.findall(f"{SVG}rect")[1:]]
     assert lengths[0] == pytest.approx(lengths[1] / 2, abs=0.1)
     assert {"a < b", "1.50 s", "3.00 s"} <= {text.text for text in chart.findall(f"{SVG}text")}
-
-
-def test_lines_show_every_point_within_the_chart():
-    series = plots.Series(name="FP8", points=[(10.0, 1.0), (75.0, 6.5)], curve=[(0.0, 0.0), (75.0, 6.4)])
-
-    chart = ElementTree.fromstring(plots.lines("title", [series], "tokens", "s", height=300))
-
-    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in chart.findall(f"{SVG}circle")]
-    assert len(dots) == 2
-    assert all(0 < x < 760 and 0 < y < 300 for x, y in dots)
-    assert dots[0][0] < dots[1][0] and dots[0][1] > dots[1][1]
-
-
-def grid_row(**changes):
-    row = {"part": "grid", "precision": "fp8", "placement": "block", "width": 832, "height": 480, "frames": 81}
-    row |= {"predicted_vram_gib": 4.2, "reserved_gib": 4.0, "predicted_ram_gib": 16.0, "ram_gib": 16.0}
-    row |= {"predicted_load_vram_gib": 2.0, "load_reserved_gib": 2.0, "predicted_load_ram_gib": 16.0}
-    return row | {"load_seconds": 5.0, "step_seconds": [2.0, 1.8]} | changes
-
-
-def report(sampling=0.0, reserved=0.0):
-    decode = {"stage": "decode", "seconds": 1.0, "peak_vram_reserved_bytes": 0}
-    sample = {"stage": "sample", "seconds": 8.0, "details": {"offload": "block"}}
-    sample["peak_vram_reserved_bytes"] = int(sampling * GIB)
-    return {"stages": [sample, decode], "peak_vram_reserved_bytes": int(reserved * GIB)}
-
-
-def caps_row(**changes):
-    row = {"part": "caps", "precision": "fp8", "size": "832x480", "frames": 81, "cap_gib": 8.0, "step": 1.8}
-    row |= {"report": report(), "latents": "a", "is_finite": True, "ram_gib": 16.0}
-    return row | {"context_gib": 0.5, "seconds": 12.0} | changes
-
-
-@pytest.mark.parametrize(
-    ("rows", "missed"),
-    [
-        ([grid_row()], None),
-        ([grid_row(loads=True, load_ram_gib=15.9), grid_row(load_ram_gib=9.0)], None),
-        ([grid_row(loads=True, load_ram_gib=9.0)], "load RAM predicted 16.00 GiB"),
-        ([grid_row(predicted_vram_gib=3.7)], "VRAM predicted 3.70 GiB, measured 4.00"),
-        ([grid_row(predicted_ram_gib=18.0)], "RAM predicted 18.00 GiB"),
-        ([grid_row(problem="OutOfMemoryError")], "OutOfMemoryError"),
-        ([caps_row(cap_gib=0.0), caps_row()], None),
-        ([caps_row(cap_gib=0.0), caps_row(latents="b")], "latents differ"),
-        ([caps_row(problem="stopped")], "stopped"),
-        ([caps_row(end_context_gib=0.7, report=report(reserved=7.4))], "took 8.10 GiB of the card"),
-        ([caps_row(end_context_gib=0.7, report=report(reserved=7.2))], None),
-        ([grid_row(step_seconds=[1.8, 1.7]), caps_row()], "block takes 1.700 s a step"),
-        # Of the same series, which goes before the grid.
-        ([caps_row(cap_gib=0.0, is_short=True, step=1.7), grid_row(), caps_row()], "block takes 1.700 s a step"),
-        ([caps_row(cap_gib=0.0, step=1.79), grid_row(step_seconds=[1.8, 1.7]), caps_row()], None),
-        ([caps_row(cap_gib=0.0, is_short=True, step=1.7), caps_row(mode="disk")], None),
-        ([caps_row(cap_gib=0.0, is_short=True, step=1.7, report=report(sampling=7.9)), caps_row()], None),
-        ([caps_row(cap_gib=0.0, is_short=True, mode="phase", problem="stopped")], "stopped"),
-        ([grid_row(step_seconds=[1.8, 1.7], reserved_gib=7.9, predicted_vram_gib=7.9), caps_row()], None),
-    ],
-)
-def test_tables_say_what_was_missed(rows, missed, capsys):
-    code = memory_tables.print_tables(rows)
-
-    printed = capsys.readouterr().out
-    assert code == (1 if missed else 0)
-    assert ("missed: fp8 832x480" in printed and missed in printed) if missed else "missed" not in printed

@@ -1,19 +1,19 @@
-"""The operations of a block in plain torch against float64, their choice, and linear layers on quantised rows."""
+"""The operations of a block in plain torch against float64, their choice, and linear layers on quantized rows."""
 
 import logging
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends import block_ops, trials
-from lightx2v_pack.engine.backends.block_ops import select_ops
+from lightx2v_pack.engine.backends import trial_inputs, trials
+from lightx2v_pack.engine.backends.choose import Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
-from lightx2v_pack.engine.errors import MissingDependencyError, UnsupportedHardwareError
-from lightx2v_pack.engine.kernels import attention, matmul, ops_torch, quantize
+from lightx2v_pack.engine.errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
+from lightx2v_pack.engine.kernels import attention, matmul, ops, ops_torch, quantize
+from lightx2v_pack.engine.kernels.attention import Normed, SelfAttention
 from lightx2v_pack.engine.kernels.matmul import Linear, linear
 from lightx2v_pack.engine.kernels.ops import Rotary
-from lightx2v_pack.engine.settings import EngineSettings
-from lightx2v_pack.engine.wan.kernels import NormedAttention, select_kernels
+from lightx2v_pack.engine.wan.kernels import build_kernels
+from support.pretended_machine import pretend_machine
 
 FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
 LARGEST = {FP8: 448.0, INT8: 127.0}
@@ -75,10 +75,10 @@ def tanh_gelu(x):
 
 
 @pytest.mark.parametrize("dtype", [FP8, INT8], ids=str)
-def test_quantise(shape, dtype):
+def test_quantize(shape, dtype):
     x = (normal(*shape) * 3).to(BF16)
     out, scale = outputs(shape, dtype)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     check(out, scale, x.double())
     assert (out.float().abs().amax(1) == LARGEST[dtype]).all()
 
@@ -87,10 +87,10 @@ def test_quantise(shape, dtype):
 def test_a_row_of_zeros_stays_zero_and_disturbs_no_other(dtype):
     x = normal(3, 64).to(BF16)
     alone, alone_scale = outputs((3, 64), dtype)
-    ops_torch.quantise(x, alone, alone_scale)
+    ops_torch.quantize(x, alone, alone_scale)
     x[1] = 0
     out, scale = outputs((3, 64), dtype)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     assert (out[1].float() == 0).all() and 0 < scale[1] < 1e-9
     assert torch.equal(out[::2].float(), alone[::2].float()) and torch.equal(scale[::2], alone_scale[::2])
 
@@ -98,7 +98,7 @@ def test_a_row_of_zeros_stays_zero_and_disturbs_no_other(dtype):
 def test_int8_rounds_half_to_even():
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]], dtype=BF16)
     out, scale = outputs(x.shape, INT8)
-    ops_torch.quantise(x, out, scale)
+    ops_torch.quantize(x, out, scale)
     assert scale.item() == 1 and out.tolist() == [[127, 0, 2, 2, 0, -2]]
 
 
@@ -122,7 +122,7 @@ def test_residual(shape, has_gate):
 
 
 @pytest.mark.parametrize("has_gate", [True, False], ids=["gate", "no gate"])
-def test_residual_norm_normalises_what_it_stores(shape, dtype, has_gate):
+def test_residual_norm_normalizes_what_it_stores(shape, dtype, has_gate):
     x, y = normal(2, *shape).to(BF16)
     gate, mul, add = normal(3, shape[1], seed=1)
     gate = gate if has_gate else None
@@ -263,7 +263,7 @@ BACKENDS = [("scaled_mm", FP8), ("int_mm", INT8), ("dequantize", FP8), ("dequant
 @pytest.mark.parametrize("rows", [1, 5, 40, 333])
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
 def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
-    """The reference is the product of the dequantised operands: only the sum and its rounding differ."""
+    """The reference is the product of the dequantized operands: only the sum and its rounding differ."""
     if backend == "scaled_mm" and not has_scaled_mm():
         pytest.skip("this torch has no row-wise _scaled_mm on the CPU")
     x = normal(rows, 64, seed=3).to(BF16)
@@ -271,9 +271,9 @@ def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     weights = Linear(weight, None if dtype == BF16 else torch.rand(48, 1) + 0.5, normal(48, seed=2).to(BF16))
     scale, wide = None, x.double()
     if backend in matmul.ACTIVATION_DTYPES:
-        quantised, scale = outputs(x.shape, dtype)
-        ops_torch.quantise(x, quantised, scale)
-        x, wide = quantised, quantised.double() * scale.double()
+        quantized, scale = outputs(x.shape, dtype)
+        ops_torch.quantize(x, quantized, scale)
+        x, wide = quantized, quantized.double() * scale.double()
     exact_weight = weight.double() if dtype == BF16 else weight.double() * weights.weight_scale.double()
     exact = wide @ exact_weight.T + weights.bias.double()
     region = torch.zeros(rows + 2, 48, dtype=BF16)
@@ -284,7 +284,7 @@ def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
 
 def has_scaled_mm():
     try:
-        matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), CPU)
+        trial_inputs.multiply("fp8", "scaled_mm", CPU)
     except RuntimeError:
         return False
     return True
@@ -292,7 +292,7 @@ def has_scaled_mm():
 
 def test_splitting_the_product_changes_nothing(monkeypatch):
     x, scale = outputs((100, 64), INT8)
-    ops_torch.quantise(normal(100, 64).to(BF16), x, scale)
+    ops_torch.quantize(normal(100, 64).to(BF16), x, scale)
     weights = Linear((normal(48, 64) * 20).to(INT8), torch.rand(48, 1), normal(48).to(BF16))
     whole, parts = torch.empty(2, 100, 48, dtype=BF16)
     linear(x, scale, weights, whole)
@@ -307,38 +307,51 @@ def test_splitting_the_product_changes_nothing(monkeypatch):
 @pytest.fixture
 def pretend(monkeypatch):
     """Return a function that makes the machine be what the test says."""
+    trials.forget_trials()
+    yield lambda machine: pretend_machine(monkeypatch, machine)
+    trials.forget_trials()
 
-    def pretend_machine(machine):
-        monkeypatch.setattr(trials, "find_machine", lambda device: machine)
-        monkeypatch.setattr(block_ops, "find_machine", lambda device: machine)
-        monkeypatch.setattr(attention, "find_machine", lambda device: machine)
-        monkeypatch.setattr(trials, "_failed_trials", {})
 
-    trials.trial_problem.cache_clear()
-    yield pretend_machine
-    trials.trial_problem.cache_clear()
+TRITON = {"triton": "3.6.0"}
+SAGE = TRITON | {"sageattention": "2.2.0"}
+
+
+def wanted(**settings):
+    return Wanted(precision="bf16", dim=256, ffn_dim=512, **settings)
 
 
 def test_auto_without_a_gpu_is_plain_torch_and_says_why(caplog):
     with caplog.at_level(logging.INFO):
-        assert select_ops("auto", CPU) == ("torch", ops_torch)
-    (record,) = caplog.records
-    assert record.getMessage() == "LightX2V: block kernels: torch (not triton: there is no CUDA device)."
+        chosen = trials.confirm(wanted(), CPU)
+    assert chosen.blocks.name == "torch" and build_kernels(chosen).ops is ops_torch
+    (message,) = [message for message in caplog.messages if "blocks" in message]
+    assert message == "LightX2V: blocks: torch (not triton: there is no CUDA device)."
 
 
-def test_off_is_plain_torch():
-    assert select_ops("off", CPU) == ("torch", ops_torch)
+@pytest.mark.parametrize(("precision", "number"), [("bf16", 2), ("fp8", 3)])
+def test_every_choice_is_logged_once(precision, number, caplog):
+    with caplog.at_level(logging.INFO):
+        chosen = trials.confirm(Wanted(precision=precision, dim=256, ffn_dim=512), CPU)
+    assert caplog.messages == [f"LightX2V: {reason}." for reason in chosen.reasons]
+    assert len(set(caplog.messages)) == number
+
+
+def test_off_is_plain_torch(pretend):
+    pretend(Machine(capability=(9, 0), packages=TRITON))
+    chosen = trials.confirm(wanted(fused_kernels="off", attention="sdpa"), CPU)
+    assert (chosen.blocks.name, chosen.is_fused) == ("torch", False)
+    assert build_kernels(chosen).ops is ops_torch
 
 
 def test_on_without_a_gpu_is_refused():
     with pytest.raises(UnsupportedHardwareError, match=r"compile is 'on'.*there is no CUDA device.*'auto'"):
-        select_ops("on", CPU)
+        trials.confirm(wanted(fused_kernels="on"), CPU)
 
 
 def test_on_without_triton_says_how_to_install_it(pretend):
     pretend(Machine(capability=(9, 0)))
     with pytest.raises(MissingDependencyError, match=r"package triton is not installed.*pip install triton"):
-        select_ops("on", torch.device("cuda"))
+        trials.confirm(wanted(fused_kernels="on"), CPU)
 
 
 class Forgetful:
@@ -382,69 +395,80 @@ def without_compiler():
     ids=["agrees", *FORGETFUL, "fails"],
 )
 def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0"}))
-    monkeypatch.setattr(block_ops, "_load_triton", load)
-    name, _ = select_ops("auto", CPU)
-    assert name == ("torch" if reason else "triton")
+    pretend(Machine(capability=(9, 0), packages=TRITON))
+    monkeypatch.setattr(ops, "load", lambda name: load() if name == "triton" else ops_torch)
+    chosen = trials.confirm(wanted(attention="sdpa"), CPU)
+    assert chosen.blocks.name == ("torch" if reason else "triton")
     if reason:
+        assert reason in chosen.blocks.passed_over["triton"]
         with pytest.raises(UnsupportedHardwareError) as refusal:
-            select_ops("on", CPU)
+            trials.confirm(wanted(attention="sdpa", fused_kernels="on"), CPU)
         assert reason in str(refusal.value)
+    else:
+        assert trials.confirm(wanted(attention="sdpa", fused_kernels="on"), CPU).is_fused
 
 
-def without_extension(*_):
-    raise ImportError("cannot import name '_qattn_sm90'")
+class WithoutExtension(SelfAttention):
+    def prepare(self, *_):
+        raise ImportError("cannot import name '_qattn_sm90'")
 
 
-def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(pretend, monkeypatch, caplog):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
-    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-    reference = NormedAttention(ops_torch, attention.sdpa)
-    forgetful = NormedAttention(ops_torch, lambda q, k, v: attention.sdpa(q, k.flip(1), v))
-    for kernel, reason in (
-        (NormedAttention(ops_torch, attention.sdpa, reference), None),
-        (without_extension, "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
-        (forgetful, "off the plain torch result"),
-    ):
-        monkeypatch.setattr(trials, "_failed_trials", {})
-        monkeypatch.setitem(
-            attention._IN_PLACE, "sage_attn2", attention._IN_PLACE["sage_attn2"]._replace(attend=kernel)
-        )
-        caplog.clear()
-        assert attention.may_run_in_place("sage_attn2", CPU)
-        with caplog.at_level(logging.INFO):
-            found = attention.select_in_place("sage_attn2", CPU, reference)
-        assert found is (None if reason else kernel)
-        assert attention.may_run_in_place("sage_attn2", CPU) == (reason is None)
-        (message,) = caplog.messages
-        assert reason in message if reason else message == "LightX2V: sage_attn2 runs in place."
+@pytest.fixture
+def sage(pretend, monkeypatch):
+    """A card for SageAttention in place, with plain torch for what is compiled."""
+    pretend(Machine(capability=(9, 0), packages=SAGE))
+    monkeypatch.setattr(ops, "load", lambda name: ops_torch)
+    monkeypatch.setitem(attention.KERNELS, "sage_attn2", attention.sdpa)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (Normed(ops_torch, attention.sdpa), None),
+        (WithoutExtension(), "its trial run failed (ImportError: cannot import name '_qattn_sm90')"),
+        (Normed(ops_torch, lambda q, k, v: attention.sdpa(q, k.flip(1), v)), "off the plain torch result"),
+    ],
+    ids=["agrees", "fails", "forgetful"],
+)
+def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(kernel, reason, sage, monkeypatch, caplog):
+    monkeypatch.setitem(attention.IN_PLACE, "sage_attn2", kernel)
+    assert choose(trials.find_machine(CPU), wanted()).is_in_place
+    with caplog.at_level(logging.INFO):
+        chosen = trials.confirm(wanted(), CPU)
+    assert chosen.attention.name == "sage_attn2" and chosen.is_in_place == (reason is None)
+    assert build_kernels(chosen).attention_in_place is (None if reason else kernel)
+    assert choose(trials.find_machine(CPU), wanted()) == chosen
+    (message,) = [message for message in caplog.messages if "in place" in message]
+    if reason:
+        assert message.startswith("LightX2V: attention in place: not sage_attn2: ") and reason in message
+    else:
+        assert message == "LightX2V: sage_attn2 runs in place."
 
 
 @pytest.mark.parametrize(
     ("capability", "packages", "names"),
     [
-        ((9, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"sage_attn2", "triton"}),
-        ((8, 9), {"triton": "3.6.0", "sageattention": "2.2.0"}, {"triton"}),
+        ((9, 0), SAGE, {"sage_attn2", "triton"}),
+        ((8, 9), SAGE, {"triton"}),
         ((9, 0), {"sageattention": "2.2.0"}, set()),
-        ((8, 0), {"triton": "3.6.0", "sageattention": "2.2.0"}, set()),
+        ((8, 0), SAGE, set()),
         (None, {}, set()),
     ],
 )
-def test_what_may_run_in_place(pretend, capability, packages, names):
-    pretend(Machine(capability=capability, packages=packages))
-    assert {name for name in attention._KERNELS if attention.may_run_in_place(name, CPU)} == names
+def test_what_may_run_in_place(capability, packages, names):
+    machine, found = Machine(capability=capability, packages=packages), set()
+    for name in attention.KERNELS:
+        try:
+            chosen = choose(machine, wanted(attention=name))
+        except LightX2VError:
+            continue  # does not run at all
+        found |= {name} if chosen.is_in_place else set()
+    assert found == names
 
 
 @pytest.mark.parametrize(("compile", "is_in_place"), [("auto", True), ("off", False)])
-def test_attention_is_in_place_beside_fused_operations_only(pretend, monkeypatch, compile, is_in_place):
-    pretend(Machine(capability=(9, 0), packages={"triton": "3.6.0", "sageattention": "2.2.0"}))
-    monkeypatch.setattr(block_ops, "_load_triton", lambda: ops_torch)
-    monkeypatch.setitem(attention._KERNELS, "sage_attn2", attention.sdpa)
-    in_place = attention._IN_PLACE["sage_attn2"]._replace(attend=NormedAttention(ops_torch, attention.sdpa))
-    monkeypatch.setitem(attention._IN_PLACE, "sage_attn2", in_place)
-    sizes = WanArchitecture(
-        dim=256, ffn_dim=512, num_heads=2, num_layers=1, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
-    )
-    chosen = select_kernels("bf16", sizes, EngineSettings(compile=compile), CPU)
-    assert chosen.facts["attention"] == "sage_attn2"
-    assert chosen.facts["attention_in_place"] == is_in_place
+def test_attention_is_in_place_beside_fused_operations_only(sage, monkeypatch, compile, is_in_place):
+    monkeypatch.setitem(attention.IN_PLACE, "sage_attn2", Normed(ops_torch, attention.sdpa))
+    facts = trials.confirm(wanted(fused_kernels=compile), CPU).as_facts()
+    assert facts["attention"] == "sage_attn2"
+    assert facts["attention_in_place"] == is_in_place

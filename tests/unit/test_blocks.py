@@ -7,27 +7,28 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightx2v_pack.engine.backends import trial_inputs, trials
+from lightx2v_pack.engine.backends.choose import Wanted, choose
+from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.checkpoints.formats import WanArchitecture
+from lightx2v_pack.engine.checkpoints.weights import TensorSpec
 from lightx2v_pack.engine.errors import LightX2VError
-from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.interfaces import Conditioning, Hooks
 from lightx2v_pack.engine.kernels import matmul, ops_torch
-from lightx2v_pack.engine.kernels.attention import sdpa
+from lightx2v_pack.engine.kernels.attention import Normed, SelfAttention, sdpa
+from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.kernels.quantize import LARGEST
-from lightx2v_pack.engine.memory.activations import (
-    ALIGNMENT,
-    FIXED_BYTES,
-    ROTARY_BYTES,
-    activation_bytes,
-    workspace_sizes,
-)
-from lightx2v_pack.engine.memory.plan import Placement
-from lightx2v_pack.engine.offload import Conveyor, TensorSpec, make_units, settle
-from lightx2v_pack.engine.settings import EngineSettings
+from lightx2v_pack.engine.memory.activations import FIXED_BYTES, ROTARY_BYTES, activation_bytes, workspace_sizes
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.memory.rounding import ALIGNMENT
+from lightx2v_pack.engine.offload import WeightStreamer, make_units, place_weights
 from lightx2v_pack.engine.wan import block as blocks
 from lightx2v_pack.engine.wan import embeddings
-from lightx2v_pack.engine.wan.kernels import Kernels, NormedAttention, select_kernels
+from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
+from lightx2v_pack.engine.wan.layout import PHASES
 from lightx2v_pack.engine.wan.workspace import Workspace
-from support.wan_reference import relative_error
+from support.engine import conditioning_of
+from support.tensors import relative_error
 
 CPU = torch.device("cpu")
 SIZES = WanArchitecture(
@@ -35,7 +36,7 @@ SIZES = WanArchitecture(
 )
 GRID = (3, 4, 5)
 TOKENS = 60
-# Relative L2 of x after two blocks to float32, whose branches are as large as x. Activations in BF16; quantised per
+# Relative L2 of x after two blocks to float32, whose branches are as large as x. Activations in BF16; quantized per
 # row to INT8 (values of the largest / 127) and FP8 (3 bits of mantissa).
 TOLERANCE = {"bf16": 0.006, "dequantize": 0.006, "int_mm": 0.012, "scaled_mm": 0.03}
 CASES = [
@@ -52,7 +53,7 @@ def normal(*shape, seed=0):
 
 
 def make_weights(dtype):
-    """Return (what our blocks take, the same dequantised in float32), under native names."""
+    """Return (what our blocks take, the same dequantized in float32), under native names."""
     stored, plain = {}, {}
     for index in range(SIZES.num_layers):
         for number, (name, shape) in enumerate(block_shapes().items()):
@@ -107,22 +108,22 @@ class DictSource:
 def kernels_of(backend):
     if backend == "scaled_mm":
         try:
-            matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), CPU)
+            trial_inputs.multiply("fp8", "scaled_mm", CPU)
         except RuntimeError as error:
             pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
 
     def multiply(x, scale, weights, out):
         matmul.linear(x, scale, weights, out, backend=backend)
 
-    quantised = matmul.ACTIVATION_DTYPES.get(backend)
-    self_attention = NormedAttention(ops_torch, sdpa)
-    return Kernels(ops=ops_torch, multiply=multiply, self_attention=self_attention, quantised=quantised, facts={})
+    quantized = matmul.ACTIVATION_DTYPES.get(backend)
+    attention = Normed(ops_torch, sdpa)
+    return Kernels(ops=ops_torch, multiply=multiply, attention=attention, attention_in_place=None, quantized=quantized)
 
 
 def make_blocks(stored, kernels, *, by_phase=False):
     specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in stored.items()]
-    units = make_units(specs, SIZES.num_layers, by_phase)
-    conveyor = settle(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
+    units = make_units(specs, SIZES.num_layers, PHASES, by_phase)
+    conveyor = place_weights(units, DictSource(stored), Placement(mode="none"), CPU, Hooks())
     return blocks.Blocks(units, conveyor, SIZES, kernels, CPU)
 
 
@@ -134,7 +135,7 @@ def embed(rows):
 def context_of(num_rows, total=512, seed=5):
     rows = torch.zeros(total, SIZES.text_dim)
     rows[:num_rows] = normal(num_rows, SIZES.text_dim, seed=seed)
-    return rows
+    return conditioning_of(rows) if total == 512 else Conditioning(text=rows, num_text=num_rows)
 
 
 def run(made, context, hidden, time):
@@ -158,7 +159,7 @@ def expected(plain, context, hidden, time):
         start = f"blocks.{index}."
         block.load_state_dict({name.removeprefix(start): t for name, t in renamed.items() if name.startswith(start)})
         with torch.no_grad():
-            x = block(x, embed(context)[None].float(), time[None], rotary)
+            x = block(x, embed(context.text)[None].float(), time[None], rotary)
     return x[0]
 
 
@@ -243,9 +244,9 @@ def test_one_padding_row_stands_for_all(num_rows, total, kept, repeats):
 
 
 def test_zero_rows_inside_the_text_are_no_padding():
-    context = context_of(21)
-    context[3:9] = 0
-    assert len(blocks.Text(context, embed, kernels_of("bf16")).inputs[0]) == 22
+    rows = context_of(21).text.clone()
+    rows[3:9] = 0
+    assert len(blocks.Text(conditioning_of(rows), embed, kernels_of("bf16")).inputs[0]) == 22
 
 
 class Counter:
@@ -280,7 +281,7 @@ def test_keys_and_values_are_computed_once_a_prompt_and_give_the_same_bits(monke
     assert count() == 8
     assert not torch.equal(second, first)
     assert torch.equal(run(made, context, HIDDEN, TIME), first)
-    monkeypatch.setattr(blocks, "MAX_KEPT_ROWS", 0)
+    monkeypatch.setattr(blocks, "TEXT_ROWS_KEPT", 0)
     made, count = counted_blocks()
     for passes in (1, 2):
         assert torch.equal(run(made, context, HIDDEN, TIME), first)
@@ -289,7 +290,7 @@ def test_keys_and_values_are_computed_once_a_prompt_and_give_the_same_bits(monke
 
 def test_long_prompts_are_not_kept():
     made, count = counted_blocks()
-    long = context_of(blocks.MAX_KEPT_ROWS)
+    long = context_of(blocks.TEXT_ROWS_KEPT)
     run(made, long, HIDDEN, TIME)
     run(made, long, HIDDEN, TIME)
     assert count() == 8
@@ -313,20 +314,20 @@ def extent(tensor, start):
     return first, first + tensor.numel() * tensor.element_size()
 
 
-@pytest.mark.parametrize("quantised", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("quantized", [None, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 61, 1024])
 @pytest.mark.parametrize("ffn_dim", [512, 2048])
-def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantised, tokens, ffn_dim):
-    work = Workspace(tokens, 256, ffn_dim, quantised, CPU)
-    scheme = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantised]
-    assert work.num_bytes == workspace_sizes(tokens=tokens, dim=256, ffn_dim=ffn_dim, scheme=scheme).total
+def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantized, tokens, ffn_dim):
+    work = Workspace(tokens, 256, ffn_dim, quantized, CPU)
+    precision = {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[quantized]
+    assert work.num_bytes == workspace_sizes(tokens=tokens, dim=256, ffn_dim=ffn_dim, precision=precision).total
     always = [work.hidden, work.inputs, *([] if work.scales is None else [work.scales])]
     groups = [work.parts]
     for chunk in work.chunks:
         # What a chunk's first linear and its second need at once; in BF16 the output is work.inputs.
-        quantised_inputs = [chunk.inputs, chunk.scales] if quantised else []
-        written = [work.output[:end] if quantised else work.output[:0] for end in (chunk.rows.start, chunk.rows.stop)]
-        groups += [[chunk.wide, *quantised_inputs, written[0]], [*quantised_inputs, written[1]]]
+        quantized_inputs = [chunk.inputs, chunk.scales] if quantized else []
+        written = [work.output[:end] if quantized else work.output[:0] for end in (chunk.rows.start, chunk.rows.stop)]
+        groups += [[chunk.wide, *quantized_inputs, written[0]], [*quantized_inputs, written[1]]]
     ends = []
     for group in groups:
         extents = sorted(extent(tensor, work._memory.data_ptr()) for tensor in (*always, *group) if len(tensor))
@@ -341,10 +342,14 @@ def test_the_workspace_is_as_large_as_planned_and_its_parts_lie_apart(quantised,
 def test_the_cross_attentions_last_linear_is_planned_beside_the_workspace():
     """Its weights widened and its result: of the smallest clip more than anything else."""
 
-    def needed(scheme):
-        sizes = {"tokens": 1, "dim": 5120, "ffn_dim": 13824, "scheme": scheme}
-        beside = activation_bytes(**sizes, num_blocks=0, attention="triton", matmul=scheme, path="portable")
-        return beside - workspace_sizes(**sizes).total - FIXED_BYTES - ROTARY_BYTES["portable"]
+    machine = Machine(capability=(9, 0), packages={"triton": "3.6.0"})
+
+    def needed(precision):
+        backends = choose(machine, Wanted(precision=precision, dim=5120, ffn_dim=13824, attention="triton"))
+        assert (backends.inputs, backends.attention.name) == (precision, "triton")
+        sizes = {"tokens": 1, "dim": 5120, "ffn_dim": 13824}
+        beside = activation_bytes(**sizes, num_blocks=0, backends=backends)
+        return beside - workspace_sizes(**sizes, precision=precision).total - FIXED_BYTES - ROTARY_BYTES
 
     result = 40 * 64 * 5120 * 2
     assert needed("bf16") == result
@@ -390,7 +395,7 @@ def test_inference_mode_may_change_between_passes(order):
 def test_all_tensors_of_a_block_travel_once_in_phases():
     specs = [TensorSpec(name, torch.float32, torch.Size([1])) for name in make_weights(torch.int8)[0]]
     for by_phase, count in ((True, 6), (False, 2)):
-        units = make_units(specs, SIZES.num_layers, by_phase)
+        units = make_units(specs, SIZES.num_layers, PHASES, by_phase)
         assert len(units) == count
         assert sorted(spec.name for unit in units for spec in unit.specs.values()) == sorted(s.name for s in specs)
         assert [(unit.block, phase) for unit in units for phase in unit.phases] == [
@@ -398,11 +403,17 @@ def test_all_tensors_of_a_block_travel_once_in_phases():
         ]
 
 
-@pytest.mark.parametrize(("scheme", "matmul_name"), [("bf16", "bf16"), ("fp8", "dequantize"), ("int8", "dequantize")])
-def test_a_cpu_computes_in_bf16_with_plain_operations(scheme, matmul_name):
-    chosen = select_kernels(scheme, SIZES, EngineSettings(), CPU)
-    assert chosen.quantised is None
-    assert chosen.facts == {
+@pytest.mark.parametrize(
+    ("precision", "matmul_name"), [("bf16", "bf16"), ("fp8", "dequantize"), ("int8", "dequantize")]
+)
+def test_a_cpu_computes_in_bf16_with_plain_operations(precision, matmul_name):
+    chosen = trials.confirm(Wanted(precision=precision, dim=SIZES.dim, ffn_dim=SIZES.ffn_dim), CPU)
+    kernels = build_kernels(chosen)
+    assert kernels.quantized is None and kernels.attention_in_place is None
+    assert kernels.ops is ops_torch and kernels.attention == Normed(ops_torch, sdpa)
+    assert chosen.as_facts() == {
+        "engine": "portable",
+        "precision": precision,
         "attention": "sdpa",
         "attention_in_place": False,
         "matmul": matmul_name,
@@ -413,7 +424,7 @@ def test_a_cpu_computes_in_bf16_with_plain_operations(scheme, matmul_name):
 
 def test_fused_kernels_are_not_replaced_silently():
     with pytest.raises(LightX2VError, match="compile is 'on'"):
-        select_kernels("bf16", SIZES, EngineSettings(compile="on"), CPU)
+        trials.confirm(Wanted(precision="bf16", dim=SIZES.dim, ffn_dim=SIZES.ffn_dim, fused_kernels="on"), CPU)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("bf16", None), ("int_mm", torch.int8)], ids=str)
@@ -421,7 +432,7 @@ def test_fused_kernels_are_not_replaced_silently():
 def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits(backend, dtype, by_phase):
     stored, _ = make_weights(dtype)
     made, context = make_blocks(stored, kernels_of(backend), by_phase=by_phase), context_of(21)
-    assert isinstance(made.conveyor, Conveyor)
+    assert isinstance(made.streamer, WeightStreamer)
     first = run(made, context, HIDDEN, TIME)
     for units_before in range(6 if by_phase else 2):
         asked = iter([*[None] * units_before, RuntimeError("stop")])
@@ -431,7 +442,7 @@ def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits
             if error:
                 raise error
 
-        made.conveyor.check_interrupt = check
+        made.streamer.check_interrupt = check
         with pytest.raises(RuntimeError, match="stop"):
             run(made, context, HIDDEN, TIME)
         assert torch.equal(run(made, context, HIDDEN, TIME), first)
@@ -440,26 +451,30 @@ def test_a_pass_stops_before_the_next_unit_and_the_next_pass_gives_the_same_bits
 # Self-attention
 
 
-class InPlace:
+class InPlace(SelfAttention):
     """Stands for a back end that prepares its inputs in the memory of q, k and v."""
 
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, q, k, v, norms, eps, rotary):
+    def prepare(self, q, k, v, norms, eps, rotary):
+        return Normed(ops_torch, sdpa).prepare(q, k, v, norms, eps, rotary), v
+
+    def attend(self, prepared):
         self.calls += 1
-        v.copy_(NormedAttention(ops_torch, sdpa)(q, k, v, norms, eps, rotary))
+        inputs, v = prepared
+        v.copy_(Normed(ops_torch, sdpa).attend(inputs))
         return v
 
 
 def test_attention_in_place_takes_the_heads_that_fit_it():
     stored, _ = make_weights(None)
     kernels, in_place = kernels_of("bf16"), InPlace()
-    made = make_blocks(stored, replace(kernels, self_attention=NormedAttention(ops_torch, sdpa, in_place)))
-    found = run(made, context_of(21), HIDDEN, TIME)
+    both = replace(kernels, attention_in_place=in_place)
+    found = run(make_blocks(stored, both), context_of(21), HIDDEN, TIME)
     assert in_place.calls == SIZES.num_layers
     assert torch.equal(found, run(make_blocks(stored, kernels), context_of(21), HIDDEN, TIME))
     q, k, v = torch.randn(3, 7, 4, 64).bfloat16()
-    rotary = (torch.ones(7, 32), torch.zeros(7, 32))
-    NormedAttention(ops_torch, sdpa, in_place)(q, k, v, (torch.ones(256), torch.ones(256)), 1e-6, rotary)
+    rotary = Rotary(torch.ones(7, 32), torch.zeros(7, 32))
+    both.attention_for(q)(q, k, v, (torch.ones(256), torch.ones(256)), 1e-6, rotary)
     assert in_place.calls == SIZES.num_layers

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine import system
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.budget import find_budget
-from lightx2v_pack.engine.memory.plan import HostPolicy, Need
+from lightx2v_pack.engine.memory.needs import Need
+from lightx2v_pack.engine.settings import HostPolicy
 from support.pretended_card import pretend_card
 
-NOTHING = Need(vram=0, ram=0)
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.fixture
@@ -20,22 +20,22 @@ def card(monkeypatch):
     return monkeypatch
 
 
-def vram(held=0, others_leave=True, budget=0.0, reserve=0):
+def vram(held=0, assume_evicted=True, budget=0.0, reserve=0):
     policy = HostPolicy(reserved_vram_bytes=reserve * GIB)
-    found = find_budget(policy, budget, Need(vram=held * GIB, ram=0), others_leave=others_leave)
+    found = find_budget(CARD, policy, budget, Need(vram=held * GIB, ram=0), assume_evicted=assume_evicted)
     return found.vram / GIB
 
 
 def test_what_torch_holds_is_free_when_others_leave(card):
     assert vram() == 11
     # Of the 4 allocated, 3 are ours; 1 belongs to a model that the host keeps.
-    assert vram(held=3, others_leave=False) == 10
-    assert vram(held=0, others_leave=False) == 7
+    assert vram(held=3, assume_evicted=False) == 10
+    assert vram(held=0, assume_evicted=False) == 7
 
 
 def test_limits_on_what_torch_may_reserve_count(card):
     assert vram(budget=8) == 8
-    assert vram(budget=8, held=3, others_leave=False) == 7
+    assert vram(budget=8, held=3, assume_evicted=False) == 7
     assert vram(budget=100) == 11
     assert vram(reserve=2) == 9
     # What is left to others is not of the budget.
@@ -43,7 +43,7 @@ def test_limits_on_what_torch_may_reserve_count(card):
     card.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.5)
     assert vram() == 6  # of the 12 the card has
     card.setattr(torch.cuda, "memory_allocated", lambda: 20 * GIB)
-    assert vram(others_leave=False) == 0
+    assert vram(assume_evicted=False) == 0
 
 
 def test_an_older_torch_has_no_fraction(card):
@@ -52,9 +52,10 @@ def test_an_older_torch_has_no_fraction(card):
 
 
 def test_ram_counts_what_is_held(card):
-    assert find_budget(HostPolicy(), 0.0, Need(vram=0, ram=3 * GIB), others_leave=True).ram == 23 * GIB
+    assert find_budget(CARD, HostPolicy(), 0.0, Need(vram=0, ram=3 * GIB), assume_evicted=True).ram == 23 * GIB
 
 
-def test_without_a_gpu_there_is_ram_only(monkeypatch):
-    monkeypatch.setattr(system, "compute_device", lambda: torch.device("cpu"))
-    assert find_budget(HostPolicy(), 5.0, NOTHING, others_leave=True).vram is None
+def test_where_the_cpu_computes_there_is_ram_only(card):
+    """Whatever card lies beside it."""
+    found = find_budget(CPU, HostPolicy(), 5.0, Need(vram=GIB, ram=2 * GIB), assume_evicted=True)
+    assert found.vram is None and found.ram == 22 * GIB

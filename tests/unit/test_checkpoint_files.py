@@ -42,7 +42,7 @@ def test_repository_folder_or_file(path: str, precision: str, scheme: str, folde
     found = resolve_checkpoint(root / path, precision)
     assert found.path == root / path
     assert found.transformer is not None
-    assert found.transformer.format.scheme == scheme
+    assert found.transformer.format.precision == scheme
     assert found.transformer.layout == ("single" if scheme == "bf16" else "blocks")
     assert found.text_encoder == root / folder / f"models_t5_umt5-xxl-enc-{scheme}.pth"
     assert found.vae == root / folder / "Wan2.1_VAE.pth"
@@ -75,7 +75,7 @@ def test_auto_takes_the_next_precision_and_says_why(repository: Path) -> None:
     (repository / "distill_fp8" / "block_0.safetensors").unlink()
     found = resolve_checkpoint(repository)
     assert found.transformer is not None
-    assert found.transformer.format.scheme == "int8"
+    assert found.transformer.format.precision == "int8"
     assert found.notes[1].startswith(f"Not used: {repository / 'distill_fp8'} is incomplete")
     assert "block 0 is missing" in found.notes[1]
     with pytest.raises(CheckpointError, match="block 0 is missing"):

@@ -102,7 +102,7 @@ ACCEPTED_TRANSFORMERS = {
 def test_transformer_formats(case: str) -> None:
     make, scheme, scale_suffix, prefix = ACCEPTED_TRANSFORMERS[case]
     found = detect_transformer(make())
-    assert (found.scheme, found.scale_suffix, found.prefix) == (scheme, scale_suffix, prefix)
+    assert (found.precision, found.scale_suffix, found.prefix) == (scheme, scale_suffix, prefix)
 
 
 def test_architecture_comes_from_shapes() -> None:
@@ -252,7 +252,7 @@ ACCEPTED_TEXT_ENCODERS = {
 def test_text_encoder_formats(case: str) -> None:
     make, naming, scheme, scale_suffix = ACCEPTED_TEXT_ENCODERS[case]
     found = detect_text_encoder(make())
-    assert (found.naming, found.scheme, found.scale_suffix, found.prefix) == (naming, scheme, scale_suffix, "")
+    assert (found.naming, found.precision, found.scale_suffix, found.prefix) == (naming, scheme, scale_suffix, "")
     assert (found.num_layers, found.d_model, found.d_ff, found.num_heads, found.d_kv) == (2, 64, 128, 4, 16)
     assert (found.vocab_size, found.num_buckets) == (400, 32)
     assert found.has_spiece == (naming == "hf")

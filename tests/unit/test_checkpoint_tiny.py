@@ -20,7 +20,7 @@ COMPANIONS = {
 BLOCKS = {"block_0.safetensors", "block_1.safetensors", "non_block.safetensors"}
 
 
-def dequantise(weights, name: str) -> torch.Tensor:
+def dequantize(weights, name: str) -> torch.Tensor:
     stem = name.removesuffix("weight")
     scale = next((weights[stem + s] for s in ("weight_scale", "scale_weight") if stem + s in weights), None)
     return weights[name].float() if scale is None else weights[name].float() * scale
@@ -56,7 +56,7 @@ TOLERANCE = {"bf16": 0.0, "int8": 0.02, "fp8": 0.05}
 def test_every_form_holds_the_same_weights(make, precision: str, expected) -> None:
     weights = open_weights([make()])
     for name, tensor in expected().items():
-        error = (dequantise(weights, name) - tensor).norm() / tensor.norm()
+        error = (dequantize(weights, name) - tensor).norm() / tensor.norm()
         assert error <= TOLERANCE[precision] + 1e-3, name  # 1e-3: float16 of the ComfyUI forms
 
 
@@ -64,7 +64,7 @@ def test_every_form_holds_the_same_weights(make, precision: str, expected) -> No
 def test_comfy_text_encoder_holds_the_same_weights(scaled_fp8: bool) -> None:
     weights = open_weights([checkpoints.comfy_text_encoder(scaled_fp8)])
     for name, tensor in tiny.to_hf_names(checkpoints.text_encoder_weights()).items():
-        error = (dequantise(weights, name) - tensor).norm() / tensor.norm()
+        error = (dequantize(weights, name) - tensor).norm() / tensor.norm()
         assert error <= (TOLERANCE["fp8"] if scaled_fp8 else 1e-3), name
     assert ("scaled_fp8" in weights) == scaled_fp8
     assert weights["spiece_model"].numpy().tobytes() == checkpoints.spiece_model()

@@ -17,6 +17,7 @@ def run(*words):
 @pytest.mark.parametrize(
     ("file", "command", "option"),
     [
+        ("generate.py", "generate", "--benchmark"),
         ("run_workflow.py", "workflow", "--report"),
         ("run_prompts.py", "prompts", "--results"),
         ("download.py", "download", "get"),
@@ -40,7 +41,9 @@ def test_a_wrong_command_is_told_which_there_are():
 
     assert done.returncode == 2 and not done.stdout
     assert "there is no command 'worklow'" in done.stderr
-    assert all(f"\n  {name} " in done.stderr for name in ("workflow", "prompts", "download", "doctor", "pictures"))
+    assert all(
+        f"\n  {name} " in done.stderr for name in ("generate", "workflow", "prompts", "download", "doctor", "pictures")
+    )
 
 
 def test_without_a_command_it_lists_them():

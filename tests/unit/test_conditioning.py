@@ -2,26 +2,41 @@ import logging
 
 import pytest
 import torch
-from lightx2v_pack.engine.stages.conditioning import fit_rows
+from lightx2v_pack.engine.stages.conditioning import of_rows
 
 
-def test_short_rows_are_zero_padded():
+def test_short_rows_are_zero_padded_and_counted():
     rows = torch.randn(1, 9, 64)
-    fitted = fit_rows(rows, 64)
-    assert fitted.shape == (1, 512, 64)
-    assert torch.equal(fitted[:, :9], rows)
-    assert not fitted[:, 9:].any()
+    (entry,) = of_rows(rows, 64)
+    assert entry.text.shape == (512, 64) and entry.num_text == 9
+    assert torch.equal(entry.text[:9], rows[0])
+    assert not entry.text[9:].any()
 
 
 def test_rows_without_a_batch_are_accepted():
-    assert fit_rows(torch.randn(512, 64), 64).shape == (1, 512, 64)
+    (entry,) = of_rows(torch.randn(512, 64), 64)
+    assert entry.text.shape == (512, 64) and entry.num_text == 512
+
+
+def test_every_entry_is_a_conditioning_of_its_own_with_the_records_of_all():
+    entries = of_rows(torch.randn(3, 20, 64), 64, ["encoded"])
+    assert [entry.num_text for entry in entries] == [20, 20, 20]
+    assert all(entry.records == ("encoded",) for entry in entries)
+    assert not torch.equal(entries[0].text, entries[1].text)
+
+
+@pytest.mark.parametrize(("zeros", "count"), [(slice(5, None), 5), (slice(2, 4), 9), (slice(None), 0)])
+def test_padding_is_what_follows_the_last_row_that_is_not_zero(zeros, count):
+    rows = torch.randn(1, 9, 64)
+    rows[:, zeros] = 0
+    assert of_rows(rows, 64)[0].num_text == count
 
 
 def test_long_rows_are_cut_with_a_warning(caplog):
     rows = torch.randn(1, 2001, 64)
     with caplog.at_level(logging.WARNING):
-        fitted = fit_rows(rows, 64)
-    assert torch.equal(fitted, rows[:, :512])
+        (entry,) = of_rows(rows, 64)
+    assert torch.equal(entry.text, rows[0, :512]) and entry.num_text == 512
     assert "2001 rows; the last 1489 are cut" in caplog.text
 
 
@@ -31,6 +46,6 @@ def test_long_rows_are_cut_with_a_warning(caplog):
 )
 def test_conditioning_of_another_model_gets_a_sentence(shape, part):
     with pytest.raises(ValueError, match=rf"{part}.*"):
-        fit_rows(torch.zeros(shape), 4096)
+        of_rows(torch.zeros(shape), 4096)
     with pytest.raises(ValueError, match="CLIPLoader with type 'wan'"):
-        fit_rows(torch.zeros(shape), 4096)
+        of_rows(torch.zeros(shape), 4096)

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
+from support.cancel import Cancelled
 from support.checkpoints import vae as vae_file
+from support.decoders import load_decoder
+from support.tensors import normal
 
 CPU = torch.device("cpu")
 SMALL_TILES = [Tile(size=8, overlap=2), Tile(size=9, overlap=1), Tile(size=20, overlap=5)]
@@ -40,14 +43,12 @@ class KnownDecoder:
 
 
 def clip(frames, height, width):
-    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(1))
+    return normal(16, frames, height, width, seed=1)
 
 
 @pytest.fixture(scope="module")
 def vae():
-    decoder = PortableVideoDecoder(vae_file(), CPU)
-    decoder.load(Hooks())
-    return decoder
+    return load_decoder(vae_file())
 
 
 @pytest.mark.parametrize("tile", [None, *SMALL_TILES], ids=str)
@@ -97,9 +98,6 @@ def test_progress_runs_once_through_all_tiles():
 
 @pytest.mark.parametrize("tile", [None, Tile(size=8, overlap=2)], ids=str)
 def test_an_interrupt_stops_before_the_next_chunk(tile):
-    class Cancelled(BaseException):
-        pass
-
     done = []
 
     def check_interrupt():
@@ -113,7 +111,7 @@ def test_an_interrupt_stops_before_the_next_chunk(tile):
 
 
 def test_one_tile_over_everything_is_the_whole_decode(vae):
-    latents = clip(2, 6, 10)
+    latents = denormalize(clip(2, 6, 10))
     whole = decode_video(vae, latents, tile=None, hooks=Hooks())
     assert whole.shape == (5, 48, 80, 3)
     assert torch.equal(decode_video(vae, latents, tile=Tile(size=10, overlap=2), hooks=Hooks()), whole)
@@ -123,7 +121,7 @@ def test_a_tiled_decode_differs_little_from_the_whole_one(vae):
     """Random weights see far, so this is an upper bound: of a range of 1, the frames' standard deviation is 0.2, the
     tiles' difference at most 0.0007. An 8-bit picture has steps of 0.004.
     """
-    latents = clip(2, 12, 60)
+    latents = denormalize(clip(2, 12, 60))
     whole = decode_video(vae, latents, tile=None, hooks=Hooks())
     error = decode_video(vae, latents, tile=Tile(size=34, overlap=8), hooks=Hooks()) - whole
     assert whole.std() > 0.1
@@ -132,7 +130,7 @@ def test_a_tiled_decode_differs_little_from_the_whole_one(vae):
 
 def test_a_tiled_decode_equals_the_whole_one_where_tiles_give_up_what_they_cannot_see(vae):
     """After what has seen the whole picture a pixel sees 6.25 cells; of an overlap of 18 a tile gives up 6.75."""
-    latents = clip(1, 2, 90)
+    latents = denormalize(clip(1, 2, 90))
     whole = decode_video(vae, latents, tile=None, hooks=Hooks())
     tiled = decode_video(vae, latents, tile=Tile(size=72, overlap=18), hooks=Hooks())
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)

@@ -1,16 +1,19 @@
 """The sampler loop against diffusers' own flow-matching schedulers, on an analytic denoiser."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from lightx2v_pack.engine.errors import NonFiniteLatentsError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.stages.denoise import denoise
+from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
+from support.cancel import CancelAfter, CancelledError
+from support.engine import conditioning_of
 
 SHAPE = (16, 3, 4, 6)
-CONTEXT = torch.zeros(512, 8)
+CONDITIONING = conditioning_of(torch.zeros(512, 8))
 
 
 class AnalyticTransformer:
@@ -23,7 +26,7 @@ class AnalyticTransformer:
         self.broken_at = broken_at
         self.timesteps = []
 
-    def predict_flow(self, latents, timestep, context, hooks):
+    def predict_flow(self, latents, timestep, conditioning, hooks):
         hooks.check_interrupt()
         self.timesteps.append(timestep)
         flow = torch.tanh(latents * 0.7) + timestep / 2000
@@ -33,11 +36,14 @@ class AnalyticTransformer:
         return {"engine": "analytic", "attention": "none"}
 
 
-def run(method="lcm", seed=7, transformer=None, hooks=None, steps=4):
-    schedule = build_schedule(steps, 5.0)
-    return denoise(
-        transformer or AnalyticTransformer(), CONTEXT, SHAPE, schedule, method=method, seed=seed, hooks=hooks or Hooks()
-    )
+def run(method="lcm", seed=7, transformer=None, hooks=None, steps=4, cuts=()):
+    """Return the latents of a whole schedule, done in the pieces that `cuts` makes of it."""
+    schedule, transformer = build_schedule(steps, 5.0), transformer or AnalyticTransformer()
+    state = start(SHAPE, seed, transformer.device)
+    for first, last in pairwise((0, *cuts, steps)):
+        part = range(first, last)
+        run_steps(transformer, CONDITIONING, state, schedule, part, method=method, hooks=hooks or Hooks())
+    return state.latents
 
 
 def run_diffusers(scheduler_class, seed, steps=4):
@@ -47,7 +53,7 @@ def run_diffusers(scheduler_class, seed, steps=4):
     latents = torch.randn(SHAPE, generator=generator)
     model = AnalyticTransformer()
     for timestep in scheduler.timesteps:
-        flow = model.predict_flow(latents, timestep.item(), CONTEXT, Hooks())
+        flow = model.predict_flow(latents, timestep.item(), CONDITIONING, Hooks())
         latents = scheduler.step(flow, timestep, latents, generator=generator).prev_sample
     return latents
 
@@ -98,26 +104,38 @@ def test_every_step_reports_the_clean_estimate():
     assert torch.equal(seen[-1][2], latents)
 
 
-class CancelledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("allowed_checks", [0, 1, 4])
 def test_a_cancel_passes_through_at_once(allowed_checks):
-    checks = 0
-
-    def check():
-        nonlocal checks
-        if checks == allowed_checks:
-            raise CancelledError
-        checks += 1
-
+    check = CancelAfter(allowed_checks, CancelledError)
     with pytest.raises(CancelledError):
         run(hooks=Hooks(check_interrupt=check))
-    assert checks == allowed_checks
+    assert check.calls == allowed_checks + 1
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_non_finite_step_is_named(step):
     with pytest.raises(NonFiniteLatentsError, match=rf"step {step} of 4: 100.0 % .*engine analytic.*'sdpa'"):
         run(transformer=AnalyticTransformer(broken_at=step))
+
+
+@pytest.mark.parametrize("euler_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", ["lcm", "euler"])
+@pytest.mark.parametrize("cuts", [(2,), (1, 3), (1, 2, 3)])
+def test_a_schedule_cut_between_two_transformers_gives_the_same(method, cuts, euler_dtype):
+    transformer = AnalyticTransformer()
+    transformer.euler_dtype = euler_dtype
+    assert torch.equal(run(method, transformer=transformer, cuts=cuts), run(method, transformer=transformer))
+
+
+def test_a_step_that_fails_leaves_the_clip_as_it_was():
+    schedule = build_schedule(4, 5.0)
+    state = start(SHAPE, 7, torch.device("cpu"))
+    run_steps(AnalyticTransformer(), CONDITIONING, state, schedule, range(2), method="lcm", hooks=Hooks())
+    before = state.latents
+    check = CancelAfter(0, CancelledError)
+    with pytest.raises(CancelledError):
+        hooks = Hooks(check_interrupt=check)
+        run_steps(AnalyticTransformer(), CONDITIONING, state, schedule, range(2, 4), method="lcm", hooks=hooks)
+    assert state.latents is before
+    run_steps(AnalyticTransformer(), CONDITIONING, state, schedule, range(2, 4), method="lcm", hooks=Hooks())
+    assert torch.equal(state.latents, run("lcm"))

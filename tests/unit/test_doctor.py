@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
 from support.pretended_card import pretend_card
+from support.scripts import run_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
+OWN_COMPUTE_ONLY = "not needed: only LightX2V's own compute (engine lightx2v) uses it"
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def models(tmp_path):
 
 
 def run(*arguments):
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+    done = run_script("doctor.py", *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -88,9 +86,9 @@ def speed_item(label, installed=None, **facts):
         ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "1.0.6"}}, "ok", "2 or newer"),
-        ("q8_kernels", {"capability": (8, 9)}, "ok", "not needed: only LightX2V's own compute (compile off) uses it"),
+        ("q8_kernels", {"capability": (8, 9)}, "ok", OWN_COMPUTE_ONLY),
         ("q8_kernels", {"capability": (9, 0)}, "ok", "needs compute capability 8.9"),
-        ("sgl-kernel", {"capability": (9, 0)}, "ok", "not needed: only LightX2V's own compute (compile off) uses it"),
+        ("sgl-kernel", {"capability": (9, 0)}, "ok", OWN_COMPUTE_ONLY),
         ("Triton", {"capability": (8, 9)}, "warn", "not installed; this card would be faster with it"),
         ("sgl-kernel", {}, "ok", "there is no CUDA device"),
         ("Triton", {"capability": (9, 0), "packages": {"triton": "3.6.0"}}, "ok", "3.6.0"),

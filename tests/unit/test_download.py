@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,13 @@ from lightx2v_pack.engine.checkpoints.published import (
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.tools import download_cli
 from support import checkpoints
+from support.cancel import Cancelled
 from support.hub_server import HubServer
+from support.scripts import run_script
 
 FP8 = PUBLISHED["fp8"]
 FOLDER = Path(FP8.entry)
 BLOCK = "block_1.safetensors"
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "download.py"
-
-
-class Stop(BaseException):
-    """What a user's cancel raises."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +92,7 @@ def stop_at(name: str):
 
     def check_cancel():
         if state["stop"]:
-            raise Stop
+            raise Cancelled
 
     return {"on_progress": on_progress, "check_cancel": check_cancel}
 
@@ -108,7 +103,7 @@ def test_a_precision_arrives_whole_and_loads(fetch, hub, models_dir, repositorie
     found = resolve_checkpoint(models_dir / plan.variant.entry, precision)
     assert plan.entry == found.path
     assert found.missing == ()
-    assert found.transformer.format.scheme == precision
+    assert found.transformer.format.precision == precision
     assert found.text_encoder.name == f"models_t5_umt5-xxl-enc-{precision}.pth"
     assert found.tokenizer == models_dir / FOLDER / "google" / "umt5-xxl"
     published = content_of(repositories[MODEL_REPOSITORY])
@@ -122,7 +117,7 @@ def test_a_precision_arrives_whole_and_loads(fetch, hub, models_dir, repositorie
 @pytest.mark.parametrize("name", ["fp8-single", "fp8-comfyui", "int8-single", "bf16-single"])
 def test_single_files_arrive_where_the_loaders_look(fetch, models_dir, name):
     plan = fetch(PUBLISHED[name])
-    assert resolve_transformer(plan.entry).format.scheme == PUBLISHED[name].precision
+    assert resolve_transformer(plan.entry).format.precision == PUBLISHED[name].precision
     assert {path.parent.name for path in models_dir.rglob("*.safetensors")} == {
         "diffusion_models",
         "text_encoders",
@@ -149,7 +144,7 @@ def test_progress_ends_at_the_sum_of_the_sizes(fetch, hub):
 
 
 def test_an_interrupted_file_is_continued_not_begun_again(fetch, hub, models_dir):
-    with pytest.raises(Stop):
+    with pytest.raises(Cancelled):
         fetch(**stop_at(BLOCK))
     target = models_dir / FOLDER / "distill_fp8" / BLOCK
     part = next(target.parent.glob(f".{BLOCK}.*.part"))
@@ -179,7 +174,7 @@ def test_a_connection_that_breaks_is_taken_up_again(fetch, hub, models_dir, repo
 
 
 def test_a_server_without_ranges_costs_time_and_nothing_else(fetch, hub, models_dir):
-    with pytest.raises(Stop):
+    with pytest.raises(Cancelled):
         fetch(**stop_at(BLOCK))
     hub.ignores_ranges = True
     try:
@@ -237,7 +232,7 @@ def test_a_file_being_replaced_stays_until_the_new_one_is_complete(fetch, models
     fetch()
     target = models_dir / FOLDER / "distill_fp8" / BLOCK
     target.write_bytes(b"mine")
-    with pytest.raises(Stop):
+    with pytest.raises(Cancelled):
         fetch(replace=True, **stop_at(BLOCK))
     assert target.read_bytes() == b"mine"
 
@@ -262,7 +257,7 @@ def test_a_disk_that_fills_up_keeps_what_is_there(fetch, hub, models_dir, monkey
     def check_cancel():
         try:
             check()
-        except Stop:
+        except Cancelled:
             no_space()
 
     with pytest.raises(DownloadError, match="The disk is full") as caught:
@@ -326,13 +321,7 @@ def test_a_published_file_that_no_loader_takes_is_reported(fetch, hub, repositor
 def run(*arguments, environment=None):
     """Run the script as a shell does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env=clean | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_script("download.py", *arguments, environment=clean | (environment or {}))
 
 
 def test_the_command_honours_endpoint_and_token(hub, models_dir):

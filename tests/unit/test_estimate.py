@@ -1,27 +1,28 @@
 """Predicted seconds, against what was measured (docs/benchmarks.md) and what others published."""
 
+from dataclasses import replace
+
 import pytest
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.panel import speed
-from lightx2v_pack.engine.panel.speed import Clip, History, Setup
+from lightx2v_pack.engine.panel.speed import History, Setup
 from support.wan_14b import WAN_14B
 
 TOKENS_480P, TOKENS_720P = 32_760, 75_600
-CLIP_480P = Clip(width=832, height=480, num_frames=81, tokens=TOKENS_480P)
-CLIP_720P = Clip(width=1280, height=720, num_frames=81, tokens=TOKENS_720P)
+CLIP_480P = Clip(width=832, height=480, num_frames=81)
+CLIP_720P = Clip(width=1280, height=720, num_frames=81)
 H200, RTX_4090 = "NVIDIA H200", "NVIDIA GeForce RTX 4090"
 
 
-def setup(
-    card=H200, engine="lightx2v", scheme="fp8", attention="sage_attn2", matmul=None, ops="triton", offload="none"
-):
+def setup(card=H200, precision="fp8", attention="sage_attn2", matmul=None, ops="triton", offload="none"):
     return Setup(
         card=card,
         architecture=WAN_14B,
-        engine=engine,
-        scheme=scheme,
+        engine="lightx2v" if ops == "lightx2v" else "portable",
+        precision=precision,
         attention=attention,
-        matmul=matmul or {"fp8": "scaled_mm", "int8": "int_mm", "bf16": "bf16"}[scheme],
+        matmul=matmul or {"fp8": "scaled_mm", "int8": "int_mm", "bf16": "bf16"}[precision],
         ops=ops,
         offload=offload,
     )
@@ -31,20 +32,19 @@ def setup(
     ("what", "tokens", "measured"),
     [
         (setup(), TOKENS_480P, 1.785),
-        (setup(engine="portable"), TOKENS_480P, 1.785),
         (setup(), 7_800, 0.232),
         (setup(), 18_000, 0.724),
         (setup(), 75_600, 7.36),
         (setup(attention="triton"), TOKENS_480P, 1.767),
-        (setup(scheme="int8", matmul="int_triton"), TOKENS_480P, 1.837),
-        (setup(scheme="bf16"), TOKENS_480P, 2.244),
+        (setup(precision="int8", matmul="int_triton"), TOKENS_480P, 1.837),
+        (setup(precision="bf16"), TOKENS_480P, 2.244),
         (setup(attention="sdpa_cudnn"), TOKENS_480P, 2.28),
         (setup(ops="lightx2v"), TOKENS_480P, 2.29),
         (setup(ops="lightx2v", attention="sdpa"), TOKENS_480P, 2.70),
-        (setup(ops="lightx2v", scheme="int8"), TOKENS_480P, 3.48),
-        (setup(ops="lightx2v", scheme="bf16"), TOKENS_480P, 2.57),
-        (setup(ops="torch", engine="portable"), TOKENS_480P, 2.79),
-        (setup(ops="torch", engine="portable", scheme="bf16", attention="sdpa"), TOKENS_480P, 3.73),
+        (setup(ops="lightx2v", precision="int8"), TOKENS_480P, 3.48),
+        (setup(ops="lightx2v", precision="bf16"), TOKENS_480P, 2.57),
+        (setup(ops="torch"), TOKENS_480P, 2.79),
+        (setup(ops="torch", precision="bf16", attention="sdpa"), TOKENS_480P, 3.73),
     ],
 )
 def test_an_h200_is_predicted_within_a_tenth_of_what_was_measured(what, tokens, measured):
@@ -72,7 +72,7 @@ def test_a_decode_is_predicted_within_a_sixth_of_what_was_measured(clip, tiled, 
     [(CLIP_480P, 63), (CLIP_720P, 171)],
 )
 def test_an_rtx_4090_is_predicted_below_what_a_longer_run_took(clip, published):
-    duration = History().predict(setup(card=RTX_4090, ops="lightx2v", offload="block"), clip, is_tiled=True)
+    duration = History().predict(setup(card=RTX_4090, ops="lightx2v", offload="block"), clip, 4, is_tiled=True)
     assert duration.basis == "estimate"
     assert 0.6 * published < duration.seconds < published
 
@@ -80,13 +80,13 @@ def test_an_rtx_4090_is_predicted_below_what_a_longer_run_took(clip, published):
 def test_a_card_without_fp8_is_slower_with_fp8_weights_than_with_int8():
     ampere = "NVIDIA GeForce RTX 3090"
     fp8 = speed.step_seconds(setup(card=ampere, matmul="dequantize"), TOKENS_480P)
-    int8 = speed.step_seconds(setup(card=ampere, scheme="int8"), TOKENS_480P)
+    int8 = speed.step_seconds(setup(card=ampere, precision="int8"), TOKENS_480P)
     assert fp8 > 1.5 * int8
 
 
 @pytest.mark.parametrize("card", ["CPU", "NVIDIA GeForce RTX 4090 Laptop GPU", "AMD Radeon RX 7900 XTX"])
 def test_an_unlisted_card_gets_no_number(card):
-    duration = History().predict(setup(card=card), CLIP_480P, is_tiled=False)
+    duration = History().predict(setup(card=card), CLIP_480P, 4, is_tiled=False)
     assert (duration.seconds, duration.basis) == (None, "unknown")
 
 
@@ -103,36 +103,37 @@ def test_a_run_of_the_same_kind_goes_before_the_estimate():
     history = History()
     history.add_steps(setup(), TOKENS_480P, [[9.0, 4.0, 5.0, 6.0]])
     history.add_decode(H200, CLIP_480P, 2.5, is_tiled=False)
-    same = history.predict(setup(), CLIP_480P, is_tiled=False)
+    same = history.predict(setup(), CLIP_480P, 4, is_tiled=False)
     assert (same.basis, same.step_seconds, same.seconds) == ("measured", 5.0, pytest.approx(4 * 5.0 + 2.5))
-    larger = history.predict(setup(), CLIP_720P, is_tiled=False)
+    larger = history.predict(setup(), CLIP_720P, 4, is_tiled=False)
     ratio = speed.step_seconds(setup(), TOKENS_720P) / speed.step_seconds(setup(), TOKENS_480P)
     assert (larger.basis, larger.step_seconds) == ("scaled", pytest.approx(5.0 * ratio))
-    assert history.predict(setup(offload="block"), CLIP_480P, is_tiled=False).basis == "estimate"
+    assert history.predict(setup(offload="block"), CLIP_480P, 4, is_tiled=False).basis == "estimate"
 
 
 def test_a_first_run_makes_an_unlisted_card_known():
     history = History()
     history.add_steps(setup(card="CPU"), 1000, [[2.0]])
-    assert history.predict(setup(card="CPU"), CLIP_480P, is_tiled=False).basis == "scaled"
-    twice = history.predict(setup(card="CPU"), Clip(width=1, height=1, num_frames=1, tokens=2000), is_tiled=False)
+    assert history.predict(setup(card="CPU"), CLIP_480P, 4, is_tiled=False).basis == "scaled"
+    twice = history.predict(setup(card="CPU"), Clip(width=800, height=640, num_frames=1), 4, is_tiled=False)
     # Attention grows with the square, the rest in proportion.
     assert 2 * 2.0 < twice.step_seconds < 4 * 2.0
 
 
 def test_a_batch_takes_as_often_as_long():
-    one, four = (
-        History().predict(
-            setup(), Clip(width=832, height=480, num_frames=81, tokens=TOKENS_480P, batch=n), is_tiled=True
-        )
-        for n in (1, 4)
-    )
+    one, four = (History().predict(setup(), replace(CLIP_480P, batch=count), 4, is_tiled=True) for count in (1, 4))
     assert four.seconds == pytest.approx(4 * one.seconds)
+
+
+def test_every_step_takes_its_time():
+    four, six = (History().predict(setup(), CLIP_480P, steps, is_tiled=False) for steps in (4, 6))
+    assert six.step_seconds == four.step_seconds
+    assert six.seconds - four.seconds == pytest.approx(2 * four.step_seconds)
 
 
 def test_what_ran_on_other_operations_does_not_predict():
     history = History()
     history.add_steps(setup(ops="torch"), TOKENS_480P, [[9.0, 9.0]])
-    assert history.predict(setup(ops="torch"), CLIP_480P, is_tiled=False).step_seconds == 9.0
-    fused = history.predict(setup(), CLIP_480P, is_tiled=False)
+    assert history.predict(setup(ops="torch"), CLIP_480P, 4, is_tiled=False).step_seconds == 9.0
+    fused = history.predict(setup(), CLIP_480P, 4, is_tiled=False)
     assert fused.basis == "estimate" and fused.step_seconds < 2

@@ -6,25 +6,24 @@ import shutil
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.checkpoints.files import TransformerFiles
-from lightx2v_pack.engine.checkpoints.formats import TransformerFormat
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.handles import TransformerHandle
-from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.memory.budget import Host
-from lightx2v_pack.engine.memory.plan import HostPolicy
+from lightx2v_pack.engine.interfaces import Hooks, Host
+from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.panel import forecast as module
+from lightx2v_pack.engine.panel import speed
 from lightx2v_pack.engine.panel.forecast import Question, forecast
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from lightx2v_pack.engine.settings import EngineSettings, HostPolicy, OffloadSettings, SamplingSettings
 from support import checkpoints
+from support.engine import conditioning_of
 from support.pretended_card import pretend_card
-from support.wan_14b import WAN_14B
+from support.wan_14b import make_files
 
 
 @pytest.fixture(autouse=True)
 def computer_without_a_past(monkeypatch):
     """Nothing has run yet, and there is no card, whatever this machine has."""
-    monkeypatch.setattr(module, "_history", module.estimate.History())
+    monkeypatch.setattr(module, "_history", speed.History())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -34,8 +33,8 @@ def checkpoint(tmp_path):
 
 
 def ask(path, **changes):
-    size = {"width": 64, "height": 48, "num_frames": 5}
-    return forecast(Question(**{"path": path, "is_checkpoint": True} | size | changes))
+    size = {name: changes.pop(name, value) for name, value in (("width", 64), ("height", 48), ("num_frames", 5))}
+    return forecast(Question(**{"path": path, "is_checkpoint": True, "clip": Clip(**size)} | changes))
 
 
 def test_a_fitting_checkpoint_is_described(checkpoint):
@@ -58,7 +57,7 @@ def test_a_run_teaches_the_next_forecast(checkpoint):
     loaded = pipeline.load_checkpoint(checkpoint, settings=EngineSettings(), offload=OffloadSettings())
     samples = pipeline.sample(
         loaded.transformer,
-        torch.zeros(1, 512, 64),
+        [conditioning_of(torch.zeros(512, 64))],
         pipeline.empty_latent(64, 48, 5),
         SamplingSettings(seed=1),
         hooks=Hooks(),
@@ -133,9 +132,7 @@ def test_a_single_transformer_file_is_described():
 @pytest.fixture
 def card(monkeypatch):
     """Pretend a card, and the 14B transformer in FP8 where a file is asked for."""
-    layout = TransformerFormat(scheme="fp8", scale_suffix=None, prefix="", architecture=WAN_14B)
-    files = TransformerFiles(files=(), layout="single", format=layout, num_bytes=15_010_000_000)
-    monkeypatch.setattr(module, "_resolve_transformer", lambda *_: files)
+    monkeypatch.setattr(module, "_resolve_transformer", lambda *_: make_files("fp8"))
     return lambda *facts, **more: pretend_card(monkeypatch, *facts, **more)
 
 
@@ -202,7 +199,8 @@ def test_launch_flags_count(card):
 def test_a_run_follows_the_forecast(card, monkeypatch):
     """The same free memory, summed in one place, gives the same plan."""
     card(*RTX_4060)
-    files = module._resolve_transformer(None, 0)
+    clip = Clip(width=832, height=480, num_frames=81)
     for offload in (OffloadSettings(), OffloadSettings(mode="block"), OffloadSettings(vram_budget_gib=6)):
-        plan = TransformerHandle(files, EngineSettings(), offload).plan((1, 16, 21, 60, 104), Host())
+        handle, host = TransformerHandle(make_files("fp8"), EngineSettings(), offload), Host()
+        plan = handle.room(host).plan_run(handle.sizes_now(clip, host.device))
         assert str(plan) == ask_14b(offload=offload).plan

@@ -3,7 +3,7 @@
 import pytest
 from lightx2v_pack.engine.adapters.comfy.host_flags import policy_of
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.memory.plan import HostPolicy
+from lightx2v_pack.engine.settings import HostPolicy
 
 
 def test_without_flags_nothing_is_asked():

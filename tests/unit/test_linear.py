@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from lightx2v_pack.engine.backends import trial_inputs
+from lightx2v_pack.engine.backends.choose import Wanted, choose
+from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.kernels.matmul import Linear
 
@@ -23,20 +26,19 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantise(weight, dtype):
+def quantize(weight, dtype):
     scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
     values = weight / scale
     return (values.round() if dtype == torch.int8 else values).to(dtype), scale
 
 
 def make_layer(dtype, n=N, k=K):
-    weight, scale = quantise(normal(n, k, seed=1), dtype)
+    weight, scale = quantize(normal(n, k, seed=1), dtype)
     return Linear(weight, scale, normal(n, seed=2).bfloat16())
 
 
 def multiply(backend, layer, x):
-    kernel = matmul.matmul_for(backend, tuple(layer.weight.shape))
-    return kernel(x, layer.weight, layer.weight_scale, layer.bias)
+    return matmul.MATMULS[backend](x, layer.weight, layer.weight_scale, layer.bias)
 
 
 def expected(layer, x):
@@ -53,7 +55,7 @@ def backend_and_dtype(request):
     backend, dtype = request.param
     if backend == "scaled_mm":
         try:
-            matmul._fp8_trial(matmul.matmul_for("scaled_mm", (32, 64)), torch.device("cpu"))
+            trial_inputs.multiply("fp8", "scaled_mm", torch.device("cpu"))
         except RuntimeError as error:
             pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
     return backend, dtype
@@ -71,7 +73,7 @@ def test_agrees_with_float64(backend_and_dtype, rows):
 
 
 def test_a_large_row_does_not_change_the_others(backend_and_dtype):
-    """Activations are quantised per token: one outlier token must not take the others' precision."""
+    """Activations are quantized per token: one outlier token must not take the others' precision."""
     backend, dtype = backend_and_dtype
     layer = make_layer(dtype)
     x = normal(40, K, seed=3).bfloat16()
@@ -109,9 +111,14 @@ def test_dequantize_uses_the_exact_weights():
         assert torch.equal(multiply("dequantize", layer, torch.eye(K, dtype=torch.bfloat16)), weight.T)
 
 
-@pytest.mark.parametrize(("backend", "dtype", "n", "k"), [("scaled_mm", torch.float8_e4m3fn, 24, 40),
-                                                          ("int_mm", torch.int8, 20, 36)])  # fmt: skip
-def test_sizes_that_a_kernel_cannot_take_are_dequantised(backend, dtype, n, k):
+@pytest.mark.parametrize(("precision", "dtype", "n", "k"), [("fp8", torch.float8_e4m3fn, 24, 40),
+                                                            ("fp8", torch.float8_e4m3fn, 32, 40),
+                                                            ("int8", torch.int8, 20, 36),
+                                                            ("int8", torch.int8, 20, 64)])  # fmt: skip
+def test_sizes_that_a_kernel_cannot_take_are_dequantized(precision, dtype, n, k):
+    machine = Machine(capability=(9, 0), packages={"triton": "3.6.0"})
+    backend = choose(machine, Wanted(precision=precision, dim=k, ffn_dim=n)).matmul.name
+    assert backend == "dequantize"
     layer = make_layer(dtype, n, k)
     x = normal(4, k).bfloat16()
     assert relative_error(multiply(backend, layer, x), expected(layer, x)) < TOLERANCE["dequantize"]

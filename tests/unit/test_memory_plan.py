@@ -2,37 +2,32 @@
 
 import itertools
 import re
-from dataclasses import replace
 
 import pytest
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import NothingFitsError
-from lightx2v_pack.engine.memory.activations import ATTENTION_BYTES
+from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import (
     LATER_MARGIN,
     RAM_FIXED_BYTES,
     RING_BYTES,
+    VAE_BASE_DIM,
+    Budget,
+    Need,
     activations,
     decoding_need,
     loading_need,
     resting_need,
     weights_ram,
 )
-from lightx2v_pack.engine.memory.plan import (
-    Budget,
-    HostPolicy,
-    Need,
-    Placement,
-    Sizes,
-    Wish,
-    plan_decode,
-    plan_run,
-    retry_wish,
-)
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.memory.plan import Wish, plan_run, retry_wish
+from lightx2v_pack.engine.memory.plan import plan_decode as plan_decode_of
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.offload import reader
-from support.wan_14b import WAN_14B
+from lightx2v_pack.engine.settings import HostPolicy
+from support.wan_14b import choose_kernels, make_sizes
 
 P480, P720 = (832, 480), (1280, 720)
 # What a desktop, the CUDA context, the system and ComfyUI leave of a card and of RAM.
@@ -40,17 +35,12 @@ CARDS = {6: 5.2, 8: 7.2, 10: 9.1, 12: 11.0, 16: 15.0, 24: 22.8, 140: 138.0}
 RAMS = {16: 11.5, 32: 26.0, 64: 56.0}
 
 
-def sizes(scheme="fp8", size=P480, frames=81, attention="sage_attn2", **more):
-    return Sizes(
-        architecture=WAN_14B,
-        scheme=scheme,
-        attention=attention,
-        matmul="scaled_mm",
-        width=size[0],
-        height=size[1],
-        num_frames=frames,
-        **more,
-    )
+def clip_of(size=P480, frames=81, batch=1):
+    return Clip(width=size[0], height=size[1], num_frames=frames, batch=batch)
+
+
+def sizes(precision="fp8", size=P480, frames=81, batch=1, attention="sage_attn2", **kernels):
+    return make_sizes(clip_of(size, frames, batch), choose_kernels(precision, attention, **kernels))
 
 
 def budget(vram=22.8, ram=56.0):
@@ -59,7 +49,11 @@ def budget(vram=22.8, ram=56.0):
 
 def decoder(tile, size=P720):
     """GiB of a decode with nothing beside it."""
-    return decoding_need(sizes(size=size), tile, on_gpu=True).vram / GIB
+    return decoding_need(clip_of(size), VAE_BASE_DIM, tile, on_gpu=True).vram / GIB
+
+
+def plan_decode(clip, *arguments, **options):
+    return plan_decode_of(clip, VAE_BASE_DIM, *arguments, **options)
 
 
 def plan(vram=22.8, ram=56.0, wish=None, **changes):
@@ -96,8 +90,8 @@ TABLE = [
 
 @pytest.mark.parametrize(("computer", "mode", "blocks"), TABLE)
 def test_auto_takes_the_fastest_mode_that_fits(computer, mode, blocks):
-    card, ram, scheme, size, frames = computer
-    found = plan(CARDS[card], RAMS[ram], scheme=scheme, size=size, frames=frames)
+    card, ram, precision, size, frames = computer
+    found = plan(CARDS[card], RAMS[ram], precision=precision, size=size, frames=frames)
     assert found.placement.mode == mode
     assert blocks[0] <= found.placement.resident_blocks <= blocks[1]
 
@@ -105,11 +99,11 @@ def test_auto_takes_the_fastest_mode_that_fits(computer, mode, blocks):
 GRID = list(itertools.product(CARDS, RAMS, ("fp8", "int8", "bf16"), (P480, P720), (17, 49, 81)))
 
 
-@pytest.mark.parametrize(("card", "ram", "scheme", "size", "frames"), GRID)
-def test_every_plan_fits_in_every_stage(card, ram, scheme, size, frames):
+@pytest.mark.parametrize(("card", "ram", "precision", "size", "frames"), GRID)
+def test_every_plan_fits_in_every_stage(card, ram, precision, size, frames):
     """Or says why not: of this grid only 720p on the smallest cards, as its activations alone take more."""
     try:
-        found = plan(CARDS[card], RAMS[ram], scheme=scheme, size=size, frames=frames)
+        found = plan(CARDS[card], RAMS[ram], precision=precision, size=size, frames=frames)
     except NothingFitsError:
         assert size == P720 and card <= 8 and frames > 17
         return
@@ -145,7 +139,7 @@ def test_streamed_blocks_rest_in_ram_once():
 
 
 def test_stages_are_as_large_as_their_parts():
-    """By hand, FP8 480p: others 0.485 GiB, two slots of 0.328; x 2, quantised 1, q|k|v 6 and attention 7 bytes."""
+    """By hand, FP8 480p: others 0.485 GiB, two slots of 0.328; x 2, quantized 1, q|k|v 6 and attention 7 bytes."""
     found = plan(7.2, wish=Wish(mode="block"))
     weights = 0.485 + 2 * 0.328
     activations = 32_760 * 5120 * 16 / GIB
@@ -164,41 +158,48 @@ def test_stages_are_as_large_as_their_parts():
 )
 def test_resident_blocks_load_through_a_ring(weights, held):
     """FP8 and BF16 alike: 256 MiB whatever a block takes, gone before streamed blocks (0.328 and 0.656 GiB) come."""
-    for scheme in ("fp8", "bf16"):
-        found = sizes(scheme=scheme)
-        loading, loaded = (need(found, weights, on_gpu=True).ram for need in (loading_need, resting_need))
+    for precision in ("fp8", "bf16"):
+        found = sizes(precision=precision)
+        loading = loading_need(found, weights, on_gpu=True).ram
+        loaded = resting_need(found.weights, weights, on_gpu=True).ram
         assert weights_ram(found.weights, weights) == held * found.weights.block
         assert loaded == held * found.weights.block + RAM_FIXED_BYTES
         assert loading == max(loaded, RING_BYTES + int(0.48 * GIB))
     assert RING_BYTES == 2 * reader._NUM_THREADS * reader._PIECE_BYTES
 
 
-@pytest.mark.parametrize(("scheme", "allocated"), [("fp8", 5.39), ("int8", 4.67), ("bf16", 5.27)])
-def test_lightx2vs_own_compute_is_planned_by_what_it_allocates(scheme, allocated):
+@pytest.mark.parametrize(("precision", "allocated"), [("fp8", 5.39), ("int8", 4.67), ("bf16", 5.27)])
+def test_lightx2vs_own_compute_is_planned_by_what_it_allocates(precision, allocated):
     """docs/benchmarks.md: beside the two blocks on the device, a seventh more than was measured at 480p."""
-    own = plan(7.2, 64.0, scheme=scheme, path="lightx2v_own", wish=Wish(mode="block"))
+    own = plan(7.2, 64.0, precision=precision, engine="lightx2v", wish=Wish(mode="block"))
     weights = own.needs["load_transformer"].vram / GIB
     found = own.needs["sample"].vram / GIB
     assert found - weights == pytest.approx(1.15 * (allocated - weights), rel=0.02)
-    assert own.needs["sample"].vram > plan(7.2, 64.0, scheme=scheme, wish=Wish(mode="block")).needs["sample"].vram
+    assert own.needs["sample"].vram > plan(7.2, 64.0, precision=precision, wish=Wish(mode="block")).needs["sample"].vram
 
 
-def test_dequantised_weights_compute_like_bf16():
+def test_dequantized_weights_compute_like_bf16():
     """The input of a linear is BF16 then, and one widened linear lies beside it."""
-    bf16 = activations(sizes("bf16"))
-    widened = activations(replace(sizes("fp8"), matmul="dequantize"))
+    ampere = sizes("fp8", capability=(8, 6))
+    assert ampere.backends.matmul.name == "dequantize" and ampere.backends.attention.name == "sage_attn2"
+    bf16, widened = activations(sizes("bf16")), activations(ampere)
     assert widened - bf16 == 5120 * 13824 * 2
     assert widened - activations(sizes("fp8")) > 32_760 * 5120
 
 
-def test_lightx2v_keeps_a_rotary_table_beside_the_blocks():
-    portable, lightx2v = (activations(sizes(path=path)) for path in ("portable", "lightx2v"))
-    assert lightx2v - portable == 32_760 * 512
+def test_attention_in_place_saves_the_copies():
+    """The output, and q and k of their own, in BF16: 6 bytes a token and unit of width."""
+    in_place = sizes(attention="triton")
+    assert in_place.backends.is_in_place and not sizes().backends.is_in_place
+    copies = sizes(attention="triton", fused_kernels="off")
+    assert copies.backends.attention.name == "triton" and not copies.backends.is_in_place
+    assert activations(copies) - activations(in_place) == 32_760 * 5120 * 6
 
 
 def test_every_attention_back_end_has_its_bytes():
-    in_place = {"sage_attn2_in_place", "triton_in_place"}
-    assert set(ATTENTION_BYTES) == in_place | {backend.name for backend in ATTENTION_BACKENDS}
+    assert all(row.bytes > 0 for row in ATTENTION_BACKENDS)
+    in_place = {row.name for row in ATTENTION_BACKENDS if row.in_place_on}
+    assert in_place == {"sage_attn2", "triton"} == {row.name for row in ATTENTION_BACKENDS if row.in_place_bytes > 0}
 
 
 NAMED = ("none", "block", "phase", "disk")
@@ -306,9 +307,9 @@ def test_a_little_less_memory_than_at_the_first_run_changes_nothing():
     with pytest.raises(NothingFitsError):
         plan(barely)
     held = first.needs["load_transformer"]
-    decode = plan_decode(sizes(), budget(peak + 0.1), Wish(), held, margin=LATER_MARGIN)
+    decode = plan_decode(clip_of(), budget(peak + 0.1), Wish(), held, margin=LATER_MARGIN)
     assert decode.weights_stay and decode.tile == first.decode.tile
-    assert plan_decode(sizes(), budget(peak + 0.1), Wish(), held).tile != first.decode.tile
+    assert plan_decode(clip_of(), budget(peak + 0.1), Wish(), held).tile != first.decode.tile
 
 
 def test_launch_flags_change_auto_but_not_a_named_mode():
@@ -348,32 +349,32 @@ def test_a_retry_takes_clearly_less_vram_whatever_the_mode_was(vram):
     ],
 )
 def test_a_decode_is_tiled_only_when_whole_does_not_fit(tiling, vram, tile):
-    found = plan_decode(sizes(size=P720), budget(vram), Wish(tiling=tiling), Need(vram=0, ram=0))
+    found = plan_decode(clip_of(size=P720), budget(vram), Wish(tiling=tiling), Need(vram=0, ram=0))
     assert found.tile == tile
     assert str(found) == (f"decode tiled {tile.size}" if tile else "decode whole")
 
 
 def test_weights_leave_a_decode_that_does_not_fit_beside_them():
     resident = Need(vram=14 * GIB, ram=0)
-    assert plan_decode(sizes(), budget(22.8), Wish(), resident).weights_stay
-    beside = plan_decode(sizes(), budget(14.9 + decoder(Tile(), P480)), Wish(), resident)
+    assert plan_decode(clip_of(), budget(22.8), Wish(), resident).weights_stay
+    beside = plan_decode(clip_of(), budget(14.9 + decoder(Tile(), P480)), Wish(), resident)
     assert beside.weights_stay and beside.tile == Tile()
-    alone = plan_decode(sizes(), budget(14.5), Wish(), resident)
+    alone = plan_decode(clip_of(), budget(14.5), Wish(), resident)
     assert not alone.weights_stay and alone.tile is None
     pinned = Need(vram=0, ram=26 * GIB)
-    assert not plan_decode(sizes(), budget(22.8, 27.0), Wish(), pinned).weights_stay
+    assert not plan_decode(clip_of(), budget(22.8, 27.0), Wish(), pinned).weights_stay
 
 
 def test_too_little_ram_for_the_frames_makes_no_smaller_tiles():
     """Every tile needs the same RAM on a GPU."""
-    found = plan_decode(sizes(), budget(22.8, 0.5), Wish(), Need(vram=0, ram=0))
+    found = plan_decode(clip_of(), budget(22.8, 0.5), Wish(), Need(vram=0, ram=0))
     assert found.tile is None and not found.weights_stay
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_frames_are_in_ram_once(batch):
     """And two chunks of four frames on their way, each page-locked and rounded up to 32 MiB."""
-    found = decoding_need(sizes(batch=batch), None, on_gpu=True)
+    found = decoding_need(clip_of(batch=batch), VAE_BASE_DIM, None, on_gpu=True)
     assert found.ram == batch * 81 * 832 * 480 * 12 + 2 * 32 * 2**20
 
 
@@ -403,9 +404,9 @@ def test_frames_are_page_locked_within_the_limits():
 def test_a_limit_that_keeps_vram_away_is_named():
     with pytest.raises(NothingFitsError, match="More VRAM is free: --reserve-vram keeps the rest"):
         plan_run(sizes(), Budget(vram=2 * GIB, ram=56 * GIB, vram_limit="--reserve-vram"), Wish())
-    for scheme, is_advised in (("fp8", False), ("bf16", True)):
+    for precision, is_advised in (("fp8", False), ("bf16", True)):
         with pytest.raises(NothingFitsError, match="No size fits") as caught:
-            plan(0.5, scheme=scheme)
+            plan(0.5, precision=precision)
         assert ("a checkpoint in FP8 or INT8" in str(caught.value)) == is_advised
 
 
@@ -417,12 +418,12 @@ def test_a_block_short_of_ram_is_streamed_by_phases():
 
 def test_the_retry_of_a_decode_takes_the_next_tile_and_all_memory():
     wish, held = Wish(), Need(vram=4 * GIB, ram=0)
-    whole = plan_decode(sizes(), budget(22.8), wish, held)
-    tiled = plan_decode(sizes(), budget(22.8), wish, held, below=whole)
-    smaller = plan_decode(sizes(), budget(22.8), wish, held, below=tiled)
+    whole = plan_decode(clip_of(), budget(22.8), wish, held)
+    tiled = plan_decode(clip_of(), budget(22.8), wish, held, below=whole)
+    smaller = plan_decode(clip_of(), budget(22.8), wish, held, below=tiled)
     assert [each.tile for each in (whole, tiled, smaller)] == [None, Tile(), Tile(size=48)]
     assert whole.weights_stay and not tiled.weights_stay and not smaller.weights_stay
-    assert plan_decode(sizes(), budget(22.8), Wish(tiling="off"), held, below=whole).tile is None
+    assert plan_decode(clip_of(), budget(22.8), Wish(tiling="off"), held, below=whole).tile is None
 
 
 def test_without_a_gpu_weights_are_mapped():

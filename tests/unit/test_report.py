@@ -8,14 +8,16 @@ import pytest
 import torch
 from lightx2v_pack.engine import report
 
+CPU = torch.device("cpu")
+
 
 def test_a_stage_is_timed_and_its_peak_of_ram_is_seen():
     size = 300 * 2**20
-    with report.measure("sample") as record:
+    with report.measure("sample", CPU) as record:
         block = torch.ones(size, dtype=torch.uint8)
         time.sleep(0.1)
         del block
-    with report.measure("encode") as after:
+    with report.measure("encode", CPU) as after:
         time.sleep(0.05)
     assert 0.1 <= record.seconds < 5
     assert record.peak_ram_bytes > after.peak_ram_bytes + size // 2
@@ -23,7 +25,7 @@ def test_a_stage_is_timed_and_its_peak_of_ram_is_seen():
 
 def test_a_failed_stage_leaves_no_thread():
     before = threading.active_count()
-    with pytest.raises(ValueError, match="stop"), report.measure("sample"):
+    with pytest.raises(ValueError, match="stop"), report.measure("sample", CPU):
         raise ValueError("stop")
     assert threading.active_count() == before
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.kernels.quantize import quantise
+from lightx2v_pack.engine.kernels.quantize import quantize
 from lightx2v_pack.engine.kernels.requantize import requantization_error, requantize
 
 
 def in_fp8(wide):
     codes, scale = torch.empty_like(wide, dtype=torch.float8_e4m3fn), torch.empty(len(wide), 1)
-    quantise(wide, codes, scale)
+    quantize(wide, codes, scale)
     return codes, scale
 
 

@@ -2,29 +2,25 @@
 
 import logging
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
-from lightx2v_pack.engine import engines, handles, pipeline
+from lightx2v_pack.engine import engines, pipeline
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.memory.budget import Host
-from lightx2v_pack.engine.memory.plan import Budget, Sizes
+from lightx2v_pack.engine.handles import TransformerHandle
+from lightx2v_pack.engine.interfaces import Hooks, Host
+from lightx2v_pack.engine.memory import room
+from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.memory.needs import Budget
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.system import is_out_of_memory
 from support import checkpoints
-from support.wan_14b import WAN_14B
+from support.engine import conditioning_of
+from support.wan_14b import make_sizes
 
 SHAPE = (1, 16, 2, 6, 8)
-FULL_SIZE = Sizes(
-    architecture=WAN_14B,
-    scheme="fp8",
-    attention="sage_attn2",
-    matmul="scaled_mm",
-    width=832,
-    height=480,
-    num_frames=81,
-)
+FULL_SIZE = make_sizes(Clip(width=832, height=480, num_frames=81))
 OOM = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -61,8 +57,8 @@ class Troubled:
 def loaded(monkeypatch):
     """The tiny checkpoint, planned for as if it were the 14B model on a card; its engines compute on the CPU."""
     budget = Budget(vram=23 * GIB, ram=32 * GIB)
-    monkeypatch.setattr(handles, "find_budget", lambda *_, **__: budget)
-    monkeypatch.setattr(handles, "run_sizes", lambda *_: FULL_SIZE)
+    monkeypatch.setattr(room, "find_budget", lambda *_, **__: budget)
+    monkeypatch.setattr(TransformerHandle, "sizes", lambda _, clip, backends: replace(FULL_SIZE, backends=backends))
     found = pipeline.load_checkpoint(
         checkpoints.repository(), settings=EngineSettings(engine="portable"), offload=OffloadSettings()
     )
@@ -96,7 +92,7 @@ def sample(loaded, **host):
     rooms, steps = [], []
     samples = pipeline.sample(
         loaded.transformer,
-        torch.ones(1, 3, 64),
+        [conditioning_of(torch.ones(3, 64))],
         torch.zeros(SHAPE),
         SamplingSettings(seed=5),
         hooks=Hooks(on_step=lambda step, *_: steps.append(step)),
@@ -120,7 +116,7 @@ def test_sampling_is_retried_under_a_cheaper_plan_with_the_same_result(loaded, t
     details = pipeline.report_of(samples)["stages"][-1]["details"]
     assert details["plan"]["mode"] == details["offload"] == "block"
     assert len(details["step_seconds"]) == 1
-    warning = next(record for record in caplog.records if record.levelno == logging.WARNING)
+    warning = next(record for record in caplog.records if record.levelno == logging.WARNING and "room" in record.name)
     assert "sampling ran out of GPU memory (CUDA out of memory)" in warning.message
     assert details["plan"]["line"] in warning.message
 
@@ -131,7 +127,7 @@ def test_running_out_twice_is_torchs_error_with_advice(loaded, trouble):
         sample(loaded)
     assert str(error.value).startswith(OOM) and "vram_budget_gib" in str(error.value)
     assert isinstance(error.value.__cause__, torch.cuda.OutOfMemoryError)
-    assert len(made) == 2 and not loaded.transformer.is_loaded
+    assert len(made) == 2 and not loaded.transformer.owner.is_loaded
 
 
 def test_without_room_for_a_retry_the_error_is_torchs(loaded, trouble, monkeypatch):
@@ -139,12 +135,12 @@ def test_without_room_for_a_retry_the_error_is_torchs(loaded, trouble, monkeypat
     full = Budget(vram=1, ram=32 * GIB)
 
     def fill(_):
-        monkeypatch.setattr(handles, "find_budget", lambda *_, **__: full)
+        monkeypatch.setattr(room, "find_budget", lambda *_, **__: full)
 
     with pytest.raises(torch.cuda.OutOfMemoryError, match="There is no room for a retry") as error:
         pipeline.sample(
             loaded.transformer,
-            torch.ones(1, 3, 64),
+            [conditioning_of(torch.ones(3, 64))],
             torch.zeros(SHAPE),
             SamplingSettings(seed=5),
             hooks=Hooks(),
@@ -164,11 +160,11 @@ def test_the_retry_fits_what_another_program_left(loaded, trouble, monkeypatch):
     left = Budget(vram=int(4.2 * GIB), ram=32 * GIB)
 
     def fill(_):
-        monkeypatch.setattr(handles, "find_budget", lambda *_, **__: left)
+        monkeypatch.setattr(room, "find_budget", lambda *_, **__: left)
 
     samples = pipeline.sample(
         loaded.transformer,
-        torch.ones(1, 3, 64),
+        [conditioning_of(torch.ones(3, 64))],
         torch.zeros(SHAPE),
         SamplingSettings(seed=5),
         hooks=Hooks(),
@@ -227,7 +223,7 @@ def test_the_prompt_is_encoded_on_the_cpu_where_the_gpu_is_full(loaded, trouble)
     expected = pipeline.encode_text(loaded.text_encoder, "a red fox", hooks=Hooks())
     trouble("text_encoder", "load")
     rows = pipeline.encode_text(loaded.text_encoder, "a red fox", device="gpu", hooks=Hooks())
-    assert torch.equal(rows, expected) and not loaded.text_encoder.is_loaded
+    assert torch.equal(rows, expected) and not loaded.text_encoder.owner.is_loaded
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,25 @@ import weakref
 
 import pytest
 import torch
-from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.memory.plan import Placement
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.memory.rounding import ALIGNMENT
 from lightx2v_pack.engine.offload import (
-    Conveyor,
-    TensorSpec,
     Unit,
+    WeightStreamer,
     load_tensors,
     make_units,
     pinned,
+    place_weights,
     reader,
-    settle,
-    units,
 )
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
+from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
+from support.cancel import CancelAfter, Cancelled
+from support.sources import FileSource
 
 CPU = torch.device("cpu")
 PASSES = 3
@@ -38,11 +39,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-class Cancelled(BaseException):
-    """Stands for the host's interrupt."""
-
-
-class Files:
+class Files(FileSource):
     """Blocks of several sizes and dtypes, one file each, as a source that counts what it converts."""
 
     def __init__(self, folder, widths):
@@ -61,28 +58,17 @@ class Files:
             }
             self.paths.append(folder / f"block_{index}.safetensors")
             save_file({f"blocks.{index}.{name}": tensor for name, tensor in block.items()}, self.paths[-1])
-        self.weights = open_weights(self.paths)
-        # As an engine wants them: what is stored in float64 is used in bfloat16.
-        self.expected = {
-            name: tensor.bfloat16() if tensor.dtype == torch.float64 else tensor.clone()
-            for name, tensor in self.weights.items()
-        }
-        self.specs = [TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in self.expected.items()]
+        super().__init__(self.paths, {torch.float64: torch.bfloat16})
+        self.expected = {spec.name: self.weights[spec.name].to(spec.dtype, copy=True) for spec in self.specs}
         self.converted = []
 
     def read(self, spec, elements=None):
-        stored = self.weights[spec.name]
-        self.converted.append((spec.name, stored.numel() if elements is None else elements.stop - elements.start))
-        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
-
-    def location(self, spec):
-        return self.weights.location(spec.name, spec.dtype)
-
-    def close(self):
-        self.weights.close()
+        count = spec.shape.numel() if elements is None else elements.stop - elements.start
+        self.converted.append((spec.name, count))
+        return super().read(spec, elements)
 
     def units(self, mode="block"):
-        return make_units(self.specs, self.num_layers, mode == "phase")
+        return make_units(self.specs, self.num_layers, PHASES, mode == "phase")
 
 
 @pytest.fixture
@@ -110,13 +96,13 @@ def opened():
 def bring(opened):
     """bring(files, mode, resident_blocks) -> a conveyor whose units go through memory as on a GPU."""
 
-    def bring_units(files, mode, resident_blocks=0, hooks=None, **placement):
+    def load_units(files, mode, resident_blocks=0, hooks=None, **placement):
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        residence = conveyor.bring_units(files.units(mode), files, place, CPU, hooks or Hooks())
-        opened.append(Conveyor(residence, CPU))
+        residence = conveyor.load_units(files.units(mode), files, place, CPU, hooks or Hooks())
+        opened.append(WeightStreamer(residence, CPU))
         return opened[-1]
 
-    return bring_units
+    return load_units
 
 
 def check_pass(conveyor, files, mode="block", during=lambda index: None):
@@ -152,7 +138,9 @@ def test_every_placement_gives_the_tensors_of_the_files(bring, files, mode, resi
 
 @pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
 def test_on_a_cpu_they_are_mapped(opened, files, mode, resident_blocks):
-    opened.append(settle(files.units(mode), files, Placement(mode=mode, resident_blocks=resident_blocks), CPU, Hooks()))
+    opened.append(
+        place_weights(files.units(mode), files, Placement(mode=mode, resident_blocks=resident_blocks), CPU, Hooks())
+    )
     for _ in range(PASSES):
         check_pass(opened[0], files, mode)
     assert opened[0].moved_bytes == 0
@@ -194,7 +182,7 @@ def test_tensors_of_a_unit_are_aligned_and_apart(files):
     (unit, *_) = files.units()
     buffer = torch.zeros(unit.num_bytes + 100, dtype=torch.uint8)
     for value, view in enumerate(unit.views(buffer).values(), start=1):
-        assert (view.data_ptr() - buffer.data_ptr()) % units.ALIGNMENT == 0
+        assert (view.data_ptr() - buffer.data_ptr()) % ALIGNMENT == 0
         assert not view.view(torch.uint8).any()
         view.view(torch.uint8).fill_(value)
     assert not buffer[unit.num_bytes :].any()
@@ -382,13 +370,7 @@ def test_a_pass_that_was_cancelled_leaves_usable_weights(bring, files, mode, res
     conveyor = bring(files, mode, resident_blocks)
     num_units = len(files.units(mode))
     for stop_at in range(num_units):
-        calls = iter(range(num_units + 1000))
-
-        def check(calls=calls, stop_at=stop_at):
-            if next(calls) == stop_at:
-                raise Cancelled
-
-        conveyor.check_interrupt = check
+        conveyor.check_interrupt = CancelAfter(stop_at)
         with pytest.raises(Cancelled):
             check_pass(conveyor, files, mode)
         conveyor.check_interrupt = lambda: None

@@ -1,12 +1,13 @@
 """The tables of back ends: what a machine can run, what `auto` takes, and what a refusal says."""
 
 import pytest
+from lightx2v_pack.engine.backends.choose import attention_rows
 from lightx2v_pack.engine.backends.table import (
     ATTENTION_BACKENDS,
     ATTENTION_CHOICES,
+    BLOCK_BACKENDS,
     MATMUL_BACKENDS,
     Machine,
-    attention_backends,
     choose_backend,
     why_not,
 )
@@ -18,8 +19,12 @@ TRITON = {"triton": "3.6.0"}
 FLASH = {"flash_attn": "2.8.3", "flash_attn_interface": ""}
 
 
-def choose_attention(machine, requested="auto", **kwargs):
-    return choose_backend("attention", ATTENTION_BACKENDS, requested, machine, dtype="bf16", **kwargs)
+def choose_attention(machine, requested="auto", rows=ATTENTION_BACKENDS):
+    return choose_backend("attention", rows, requested, machine, dtype="bf16")
+
+
+def rows_of(*names):
+    return [row for row in ATTENTION_BACKENDS if row.name in names]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +75,7 @@ def test_auto_says_why_not_the_better_ones_and_only_those():
 )
 def test_the_packs_own_attention_comes_with_its_other_kernels_or_by_name(requested, is_fused, expected):
     machine = Machine(capability=(9, 0), packages=TRITON)
-    rows = attention_backends(requested, is_fused=is_fused)
-    assert choose_backend("attention", rows, requested, machine, dtype="bf16").name == expected
+    assert choose_attention(machine, requested, attention_rows(requested, is_fused=is_fused)).name == expected
 
 
 def test_names_with_the_same_reason_are_joined():
@@ -82,7 +86,7 @@ def test_names_with_the_same_reason_are_joined():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "capability", "expected"),
+    ("precision", "capability", "expected"),
     [
         ("fp8", None, "dequantize"),
         ("fp8", (8, 6), "dequantize"),
@@ -93,18 +97,21 @@ def test_names_with_the_same_reason_are_joined():
         ("int8", (8, 6), "int_mm"),
     ],
 )
-def test_auto_takes_the_fastest_matmul(scheme, capability, expected):
+def test_auto_takes_the_fastest_matmul(precision, capability, expected):
     machine = Machine(capability=capability)
-    assert choose_backend("matmul", MATMUL_BACKENDS, "auto", machine, dtype=scheme).name == expected
+    assert choose_backend("matmul", MATMUL_BACKENDS, "auto", machine, dtype=precision).name == expected
 
 
 def test_a_failed_trial_run_is_a_reason():
-    machine = Machine(capability=(9, 0), packages=SAGE2, problems={"sage_attn2": "its trial run failed (X: no image)"})
+    (row,) = rows_of("sage_attn2")
+    failed = {("attention", row): "its trial run failed (X: no image)"}
+    machine = Machine(capability=(9, 0), packages=SAGE2, failed_trials=failed)
     choice = choose_attention(machine)
     assert choice.name == "sdpa_cudnn"
     assert "not sage_attn2: its trial run failed (X: no image)" in str(choice)
     with pytest.raises(UnsupportedHardwareError, match="no image"):
         choose_attention(machine, "sage_attn2")
+    assert choose_backend("another task", ATTENTION_BACKENDS, "auto", machine, dtype="bf16").name == "sage_attn2"
 
 
 def test_a_package_that_does_not_import_says_how_it_failed():
@@ -145,16 +152,16 @@ def test_a_named_back_end_that_runs_is_taken():
     assert (choice.name, choice.passed_over) == ("sdpa", {})
 
 
-def test_an_engine_chooses_among_what_it_implements():
+def test_the_choice_is_among_the_rows_that_are_given():
     machine = Machine(capability=(9, 0), packages=SAGE2)
-    assert choose_attention(machine, among={"sdpa", "flash_attn2"}).name == "sdpa"
-    with pytest.raises(ValueError, match="expected one of: auto, sdpa"):
-        choose_attention(machine, "sage_attn2", among={"sdpa"})
+    assert choose_attention(machine, rows=rows_of("sdpa", "flash_attn2")).name == "sdpa"
+    with pytest.raises(ValueError, match=r"attention is 'sage_attn2'; expected one of: auto, sdpa\."):
+        choose_attention(machine, "sage_attn2", rows_of("sdpa"))
 
 
 def test_without_any_capable_back_end_every_reason_is_listed():
     with pytest.raises(NoCapableBackendError, match=r"sage_attn2: there is no CUDA device; flash_attn2: there is no"):
-        choose_attention(Machine(), among={"sage_attn2", "flash_attn2"})
+        choose_attention(Machine(), rows=rows_of("sage_attn2", "flash_attn2"))
 
 
 def test_dtypes_are_a_reason():
@@ -162,7 +169,9 @@ def test_dtypes_are_a_reason():
     assert why_not(cudnn, Machine(capability=(9, 0)), "fp32") == "computes on bf16, fp16, not on fp32"
 
 
-@pytest.mark.parametrize("table", [ATTENTION_BACKENDS, MATMUL_BACKENDS], ids=["attention", "matmul"])
+@pytest.mark.parametrize(
+    "table", [ATTENTION_BACKENDS, MATMUL_BACKENDS, BLOCK_BACKENDS], ids=["attention", "matmul", "blocks"]
+)
 def test_rows_are_well_formed(table):
     assert len({backend.name for backend in table}) == len(table)
     for backend in table:

@@ -6,11 +6,12 @@ from lightx2v_pack.engine.checkpoints.header import TensorInfo
 from lightx2v_pack.engine.checkpoints.tae import TaeFormat, detect_tae
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise
+from lightx2v_pack.engine.latent_space import normalize
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from safetensors.torch import save_file
+from support.decoders import load_decoder
+from support.tensors import normal
 from torch.nn import functional
 
 FORMAT = TaeFormat(widths=(32, 16, 8, 8))
@@ -30,7 +31,7 @@ WEIGHTS = draw(FORMAT.shapes()) | {"decoder.22.bias": torch.full((3,), 0.5)}
 
 
 def clip(frames, height=4, width=6):
-    return torch.randn(16, frames, height, width, generator=torch.Generator().manual_seed(5))
+    return normal(16, frames, height, width, seed=5)
 
 
 def reference(latents):
@@ -57,18 +58,12 @@ def write(path, weights=WEIGHTS):
     return path
 
 
-def load(path):
-    decoder = PortableVideoDecoder(path, torch.device("cpu"))
-    decoder.load(Hooks())
-    return decoder
-
-
 @pytest.mark.parametrize("name", ["taew2_1", "lighttaew2_1"])
 def test_frames_equal_the_plain_layers(name, tmp_path):
     """Published files differ in the latents they were trained on, which only the name says."""
     latents = clip(4)
-    expected = reference(denormalise(latents) if "light" in name else latents)
-    found = decode_video(load(write(tmp_path / f"{name}.safetensors")), latents, tile=None, hooks=Hooks())
+    expected = reference(latents if "light" in name else normalize(latents))
+    found = decode_video(load_decoder(write(tmp_path / f"{name}.safetensors")), latents, tile=None, hooks=Hooks())
     assert found.shape == (13, 32, 48, 3) and expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -79,20 +74,20 @@ def test_a_file_with_an_encoder_and_more_frames_than_used_decodes_the_same(tmp_p
     more = WEIGHTS | {"encoder.0.weight": torch.zeros(8, 3, 3, 3), grow: torch.randn(32, 32, 1, 1)}
     more[grow] = torch.cat([more[grow], WEIGHTS[grow]])
     torch.save(more, tmp_path / "taew2_1.pth")
-    found = decode_video(load(tmp_path / "taew2_1.pth"), clip(2), tile=None, hooks=Hooks())
-    torch.testing.assert_close(found, reference(clip(2)), rtol=0, atol=1e-5)
+    found = decode_video(load_decoder(tmp_path / "taew2_1.pth"), clip(2), tile=None, hooks=Hooks())
+    torch.testing.assert_close(found, reference(normalize(clip(2))), rtol=0, atol=1e-5)
 
 
 def test_tiles_change_the_picture_little(tmp_path):
     """Random weights see 20 cells far, more than tiles overlap."""
-    decoder, latents = load(write(tmp_path / "taew2_1.safetensors")), clip(2, 4, 56)
+    decoder, latents = load_decoder(write(tmp_path / "taew2_1.safetensors")), clip(2, 4, 56)
     whole = decode_video(decoder, latents, tile=None, hooks=Hooks())
     tiled = decode_video(decoder, latents, tile=Tile(size=32, overlap=8), hooks=Hooks())
     assert 0 < (tiled - whole).abs().mean() < 0.02 * whole.std()
 
 
 def test_describe_names_it_and_unload_gives_it_up(tmp_path):
-    decoder = load(write(tmp_path / "taew2_1.safetensors"))
+    decoder = load_decoder(write(tmp_path / "taew2_1.safetensors"))
     assert decoder.describe()["vae_dim"] == "TAE"
     decoder.unload()
     decoder.load(Hooks())
@@ -102,7 +97,7 @@ def test_describe_names_it_and_unload_gives_it_up(tmp_path):
 def test_a_missing_tensor_is_refused_by_name(tmp_path):
     weights = {name: tensor for name, tensor in WEIGHTS.items() if name != "decoder.11.conv.2.bias"}
     with pytest.raises(CheckpointError, match=r"decoder\.11\.conv\.2\.bias: found nothing, expected \(16,\)"):
-        load(write(tmp_path / "taew2_1.safetensors", weights))
+        load_decoder(write(tmp_path / "taew2_1.safetensors", weights))
 
 
 def test_other_models_are_no_tiny_autoencoder_for_wan21():

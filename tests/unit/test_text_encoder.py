@@ -1,4 +1,4 @@
-"""The portable text encoder against transformers' own on dequantised weights, and the stage that uses it."""
+"""The portable text encoder against transformers' own on dequantized weights, and the stage that uses it."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightx2v_pack.engine.checkpoints.companions import resolve_text_encoder
 from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
@@ -14,10 +15,11 @@ from lightx2v_pack.engine.kernels.widen import widen
 from lightx2v_pack.engine.stages.encode import encode_prompt
 from lightx2v_pack.engine.umt5 import encoder as portable
 from lightx2v_pack.engine.umt5 import linear as text_linear
-from lightx2v_pack.engine.umt5.encoder import PortableTextEncoder
+from lightx2v_pack.engine.umt5.encoder import Umt5Encoder
 from lightx2v_pack.engine.umt5.linear import StoredLinear
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
+from support.cancel import CancelAfter, Cancelled
 from support.checkpoints import (
     comfy_text_encoder,
     repository,
@@ -27,6 +29,8 @@ from support.checkpoints import (
     text_encoder_weights,
     vae,
 )
+from support.mapped_files import file_of
+from support.tensors import relative_error
 from transformers import UMT5Config, UMT5EncoderModel
 
 SIZES = tiny.DEFAULT_SIZES
@@ -51,23 +55,18 @@ def tokenizer_folder() -> Path:
     return repository() / "distill_fp8" / tiny.TOKENIZER_FOLDER
 
 
-def load(file: Path, device: str = "cpu") -> PortableTextEncoder:
-    encoder = PortableTextEncoder(file, tokenizer_folder())
+def load(file: Path, device: str = "cpu") -> Umt5Encoder:
+    encoder = Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
     encoder.load(device, Hooks())
     return encoder
 
 
-def linears(encoder: PortableTextEncoder) -> list[StoredLinear]:
+def linears(encoder: Umt5Encoder) -> list[StoredLinear]:
     return [module for module in encoder._model.modules() if isinstance(module, StoredLinear)]
 
 
-def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).norm() / expected.norm())
-
-
 def reference_rows(file: Path, token_ids: list[int]) -> torch.Tensor:
-    """Dequantise a file by its own rules, load it into transformers' encoder as usual, encode in float32."""
+    """Dequantize a file by its own rules, load it into transformers' encoder as usual, encode in float32."""
     stored = torch.load(file, weights_only=True) if file.suffix == ".pth" else load_file(file)
     weights = {}
     for name, tensor in stored.items():
@@ -105,7 +104,7 @@ def test_every_form_agrees_with_transformers_in_float32(form, in_float32):
     token_ids = encoder.tokenize(PROMPT)
     rows = encoder.encode_tokens(token_ids, Hooks())
     assert rows.dtype == torch.float32 and rows.device.type == "cpu"
-    assert relative_difference(rows, reference_rows(FORMS[form](), token_ids)) < FLOAT32_TOLERANCE
+    assert relative_error(rows, reference_rows(FORMS[form](), token_ids)) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,7 +113,7 @@ def test_every_form_agrees_with_transformers_in_bfloat16(form, monkeypatch):
     encoder = load(FORMS[form]())
     token_ids = encoder.tokenize(PROMPT)
     rows = encoder.encode_tokens(token_ids, Hooks())
-    assert relative_difference(rows, reference_rows(FORMS[form](), token_ids)) < BFLOAT16_TOLERANCE
+    assert relative_error(rows, reference_rows(FORMS[form](), token_ids)) < BFLOAT16_TOLERANCE
 
 
 def test_fp8_without_scales_is_a_plain_cast(in_float32, caplog):
@@ -126,7 +125,7 @@ def test_fp8_without_scales_is_a_plain_cast(in_float32, caplog):
     assert "without scales" in caplog.text
     token_ids = encoder.tokenize(PROMPT)
     rows = encoder.encode_tokens(token_ids, Hooks())
-    assert relative_difference(rows, reference_rows(file, token_ids)) < FLOAT32_TOLERANCE
+    assert relative_error(rows, reference_rows(file, token_ids)) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,10 +137,8 @@ def test_weights_stay_as_stored_and_mapped(form):
     assert len(linears(encoder)) == 7 * SIZES.text_layers
     assert {linear.stored.dtype for linear in linears(encoder)} == {dtype}
     if sys.platform == "linux":
-        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file.name)]
-        spans = [[int(address, 16) for address in line[0].split("-")] for line in lines]
         for tensor in (encoder._embedding, *(linear.stored for linear in linears(encoder))):
-            assert any(start <= tensor.data_ptr() < end for start, end in spans)
+            assert file_of(tensor).name == file.name
 
 
 def test_all_values_of_8_bits_widen_exactly():
@@ -160,7 +157,7 @@ def test_linear_in_chunks_of_rows(monkeypatch, num_outputs):
     scale, inputs = torch.rand(num_outputs, 1, generator=generator), torch.randn(2, 3, 32, generator=generator)
     monkeypatch.setattr(text_linear, "_CHUNK_ELEMENTS", 32 * 24)
     expected = inputs @ (stored.float() * scale).T
-    assert relative_difference(StoredLinear(stored, scale)(inputs), expected) < FLOAT32_TOLERANCE
+    assert relative_error(StoredLinear(stored, scale)(inputs), expected) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("num_padding", [1, 400])
@@ -169,7 +166,7 @@ def test_padding_changes_no_row(in_float32, num_padding):
     token_ids = encoder.tokenize(PROMPT)
     rows = encoder.encode_tokens(token_ids, Hooks())
     padded = encoder.encode_tokens(token_ids, Hooks(), num_padding=num_padding)
-    assert relative_difference(padded, rows) < FLOAT32_TOLERANCE
+    assert relative_error(padded, rows) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("prompt", ["", "A cat", PROMPT])
@@ -212,47 +209,32 @@ def test_prompt_of_exactly_512_tokens_is_whole(caplog):
 
 
 def test_comfy_file_brings_its_tokenizer():
-    inside = PortableTextEncoder(comfy_text_encoder(), None)
+    inside = Umt5Encoder(resolve_text_encoder(comfy_text_encoder(), None))
     assert inside.tokenize(PROMPT) == load(text_encoder("fp8")).tokenize(PROMPT)
 
 
 def test_progress_and_interrupt_between_layers():
-    class Cancelled(BaseException):
-        pass
-
-    def cancel_in_second_layer():
-        events.append("check")
-        if events.count("check") == 2:
-            raise Cancelled
-
     encoder = load(text_encoder("fp8"))
     events = []
     encoder.encode_tokens([5, 1], Hooks(on_progress=lambda done, total, what: events.append((done, total))))
     assert events == [(index, SIZES.text_layers) for index in range(SIZES.text_layers + 1)]
     events.clear()
     with pytest.raises(Cancelled):
-        encoder.encode_tokens([5, 1], Hooks(check_interrupt=cancel_in_second_layer))
-    events.clear()
+        encoder.encode_tokens([5, 1], Hooks(check_interrupt=CancelAfter(1)))
     encoder.encode_tokens([5, 1], Hooks())
     assert not events
 
 
 def test_loading_reads_the_file_where_there_is_room_for_it(monkeypatch):
-    class Cancelled(BaseException):
-        pass
-
-    def cancel():
-        raise Cancelled
-
     events = []
     hooks = Hooks(on_progress=lambda done, total, what: events.append((done, total)))
-    encoder = PortableTextEncoder(text_encoder("fp8"), tokenizer_folder())
+    encoder = Umt5Encoder(resolve_text_encoder(text_encoder("fp8"), tokenizer_folder()))
     encoder.load("cpu", hooks)
     num_linears = 7 * SIZES.text_layers
     assert events == [(index, num_linears) for index in range(num_linears)]
     encoder.unload()
     with pytest.raises(Cancelled):
-        encoder.load("cpu", Hooks(check_interrupt=cancel))
+        encoder.load("cpu", Hooks(check_interrupt=CancelAfter(0)))
     encoder.unload()
     events.clear()
     monkeypatch.setattr(portable.system, "free_ram_bytes", lambda: 1000)
@@ -283,7 +265,7 @@ def test_gpu_without_cuda_says_what_to_do(monkeypatch):
 def test_other_models_are_refused():
     for file in (vae(), vae(".pth"), single_file("fp8")):
         with pytest.raises(CheckpointError) as caught:
-            PortableTextEncoder(file, tokenizer_folder())
+            Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
         assert str(file) in str(caught.value) and "umt5" in str(caught.value)
 
 
@@ -293,12 +275,12 @@ def test_truncated_file_is_refused(form, tmp_path):
     file = tmp_path / FORMS[form]().name
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="truncated"):
-        PortableTextEncoder(file, tokenizer_folder())
+        Umt5Encoder(resolve_text_encoder(file, tokenizer_folder()))
 
 
 def test_without_any_tokenizer_the_folder_to_get_is_named():
     with pytest.raises(CheckpointError, match=r"google/umt5-xxl folder.*tokenizer\.json"):
-        PortableTextEncoder(text_encoder("fp8"), None)
+        Umt5Encoder(resolve_text_encoder(text_encoder("fp8"), None))
 
 
 def test_tokenizer_with_more_tokens_than_the_encoder(tmp_path):
@@ -319,7 +301,7 @@ def test_gpu_agrees_and_keeps_no_weights_there(form):
     encoder.load("gpu", Hooks())
     rows = encoder.encode_tokens(token_ids, Hooks())
     assert rows.device.type == "cpu"
-    assert relative_difference(rows, expected) < BFLOAT16_TOLERANCE
+    assert relative_error(rows, expected) < BFLOAT16_TOLERANCE
     assert {linear.stored.device.type for linear in linears(encoder)} == {"cpu"}
     encoder.load("cpu", Hooks())
     assert torch.equal(encoder.encode_tokens(token_ids, Hooks()), expected)

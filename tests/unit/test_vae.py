@@ -7,15 +7,18 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.latent_space import denormalise, normalise
+from lightx2v_pack.engine.latent_space import denormalize, normalize
 from lightx2v_pack.engine.memory.decoder import decode_bytes
-from lightx2v_pack.engine.wan.vae import PortableVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save_file
+from support.cancel import Cancelled
 from support.checkpoints import scratch, single_file, vae, vae_weights
+from support.decoders import load_decoder
+from support.tensors import normal
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,13 +27,8 @@ SIZES = tiny.DEFAULT_SIZES
 
 
 def clip(frames):
-    return torch.randn(16, frames, 2, 4, generator=torch.Generator().manual_seed(2))
-
-
-def load(path):
-    decoder = PortableVideoDecoder(path, torch.device("cpu"))
-    decoder.load(Hooks())
-    return decoder
+    """Latents as in a LATENT."""
+    return denormalize(normal(16, frames, 2, 4, seed=2))
 
 
 def decode(decoder, latents):
@@ -57,10 +55,8 @@ def reference_vae(weights):
 
 
 def reference_frames(weights, latents):
-    """Un-normalise as diffusers' Wan pipeline does, decode whole, map to [0, 1]."""
-    model = reference_vae(weights)
-    mean, std = (torch.tensor(model.config[key]).view(-1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
-    frames = model.decode((latents * std + mean)[None]).sample[0]
+    """Decode whole, map to [0, 1]."""
+    frames = reference_vae(weights).decode(latents[None]).sample[0]
     return (frames.permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
 
 
@@ -99,7 +95,7 @@ def test_chunks_equal_the_whole_decode_of_diffusers(suffix, dtype, dim):
     latents = clip(3)
     stored = {name: tensor.to(dtype).float() for name, tensor in vae_weights(sizes).items()}
     expected = reference_frames(stored, latents)
-    frames = decode(load(vae(suffix, dtype, sizes)), latents)
+    frames = decode(load_decoder(vae(suffix, dtype, sizes)), latents)
     assert expected.std() > 0.1
     torch.testing.assert_close(frames, expected, rtol=0, atol=1e-5)
 
@@ -110,11 +106,11 @@ def test_a_file_without_an_encoder_and_with_a_prefix_decodes_the_same(prefix):
     weights = {f"{prefix}{name}": tensor for name, tensor in decoder_only.items()}
     path = write(f"{prefix}decoder.safetensors", weights)
     latents = clip(2)
-    assert torch.equal(decode(load(path), latents), decode(load(vae()), latents))
+    assert torch.equal(decode(load_decoder(path), latents), decode(load_decoder(vae()), latents))
 
 
 def test_chunks_are_frames_of_one_then_four():
-    found = list(chunks(load(vae()), clip(3)))
+    found = list(chunks(load_decoder(vae()), clip(3)))
     assert [tuple(chunk.shape) for chunk in found] == [(1, 16, 32, 3), (4, 16, 32, 3), (4, 16, 32, 3)]
     for chunk in found:
         assert chunk.dtype == torch.float32 and not chunk.requires_grad
@@ -123,7 +119,7 @@ def test_chunks_are_frames_of_one_then_four():
 
 def test_decodes_do_not_share_state():
     """Two clips decoded in turns, chunk by chunk, are what they are alone."""
-    decoder = load(vae())
+    decoder = load_decoder(vae())
     first, second = clip(3), clip(3).flip(1)
     pairs = list(zip(chunks(decoder, first), chunks(decoder, second), strict=True))
     assert torch.equal(torch.cat([one for one, _ in pairs]), decode(decoder, first))
@@ -132,7 +128,7 @@ def test_decodes_do_not_share_state():
 
 def test_memory_grows_by_features_at_the_latents_size_only():
     """Most bytes alive at once, weights not counted; diffusers' own decode shows that growth would be seen."""
-    decoder, reference = load(vae()), reference_vae(vae_weights())
+    decoder, reference = load_decoder(vae()), reference_vae(vae_weights())
 
     def chunked(latents):
         for _ in chunks(decoder, latents):
@@ -155,8 +151,8 @@ def test_memory_grows_by_features_at_the_latents_size_only():
 @pytest.mark.parametrize(("cells", "dim"), [((8, 12), 8), ((6, 10), 24)])
 def test_predicted_bytes_cover_what_is_alive(cells, dim):
     """The plan's prediction holds what copies take on a GPU, and a bit for its allocator."""
-    decoder = load(vae(sizes=tiny.TinySizes(vae_dim=dim)))
-    latents = torch.randn(16, 3, *cells, generator=torch.Generator().manual_seed(2))
+    decoder = load_decoder(vae(sizes=tiny.TinySizes(vae_dim=dim)))
+    latents = normal(16, 3, *cells, seed=2)
     with PeakBytes() as meter:
         for _ in chunks(decoder, latents):
             pass
@@ -169,12 +165,12 @@ def test_only_the_decoder_is_read_from_the_file(monkeypatch):
     read = []
     get = PthWeights.__getitem__
     monkeypatch.setattr(PthWeights, "__getitem__", lambda self, name: (read.append(name), get(self, name))[1])
-    load(vae(".pth"))
+    load_decoder(vae(".pth"))
     assert {name.split(".")[0] for name in read} == {"decoder", "conv2"}
 
 
 def test_load_and_unload_repeat():
-    decoder = load(vae())
+    decoder = load_decoder(vae())
     before = decode(decoder, clip(2))
     decoder.load(Hooks())
     decoder.unload()
@@ -186,16 +182,13 @@ def test_load_and_unload_repeat():
 
 
 def test_progress_counts_chunks_and_an_interrupt_passes():
-    class Cancelled(BaseException):
-        pass
-
     progress = []
 
     def check_interrupt():
         if len(progress) == 2:
             raise Cancelled
 
-    decoder = load(vae())
+    decoder = load_decoder(vae())
     hooks = Hooks(check_interrupt=check_interrupt, on_progress=lambda *seen: progress.append(seen))
     with pytest.raises(Cancelled):
         list(chunks(decoder, clip(4), hooks))
@@ -209,7 +202,7 @@ def test_progress_counts_chunks_and_an_interrupt_passes():
 
 
 def test_describe_states_what_runs():
-    facts = load(vae(".pth")).describe()
+    facts = load_decoder(vae(".pth")).describe()
     assert facts == {
         "engine": "portable", "vae": "Wan2.1_VAE.pth", "vae_dim": 8, "dtype": "float32", "device": "cpu",
     }  # fmt: skip
@@ -229,21 +222,21 @@ def test_a_decoder_with_wrong_tensors_is_refused_by_name(name, tensor, found):
     changed = vae_weights() | {name: tensor}
     path = write("wrong.safetensors", {name: tensor for name, tensor in changed.items() if tensor is not None})
     with pytest.raises(CheckpointError, match=re.escape(name + found)) as error:
-        load(path)
+        load_decoder(path)
     assert str(path) in str(error.value) and "ownload" in str(error.value)
 
 
 def test_other_models_are_refused_before_anything_is_loaded():
     with pytest.raises(CheckpointError, match="VAE"):
-        PortableVideoDecoder(single_file("bf16"), torch.device("cpu"))
+        resolve_vae(single_file("bf16"))
 
 
-def test_normalise_and_denormalise_are_each_others_inverse_and_use_diffusers_constants():
+def test_normalize_and_denormalize_are_each_others_inverse_and_use_diffusers_constants():
     samples = clip(2)[None].repeat(2, 1, 1, 1, 1)
     config = AutoencoderKLWan(base_dim=8).config
     mean, std = (torch.tensor(config[key])[None, :, None, None, None] for key in ("latents_mean", "latents_std"))
-    torch.testing.assert_close(normalise(samples), (samples - mean) / std, rtol=0, atol=1e-6)
-    torch.testing.assert_close(denormalise(samples), samples * std + mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(denormalise(normalise(samples)), samples, rtol=0, atol=1e-6)
-    assert torch.equal(normalise(samples[0]), normalise(samples)[0])
-    assert normalise(samples.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(normalize(samples), (samples - mean) / std, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalize(samples), samples * std + mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalize(normalize(samples)), samples, rtol=0, atol=1e-6)
+    assert torch.equal(normalize(samples[0]), normalize(samples)[0])
+    assert normalize(samples.bfloat16()).dtype == torch.float32

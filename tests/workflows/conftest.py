@@ -1,6 +1,10 @@
 """Model folders and a runner for the workflow tests."""
 
+import sys
+
 import pytest
+from lightx2v_pack.tools.headless.boot import boot
+from lightx2v_pack.tools.headless.progress import Progress
 from support import examples
 
 
@@ -8,6 +12,12 @@ from support import examples
 def models_dir(tmp_path_factory):
     """A models folder with every file that the example workflows name."""
     return examples.write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def infos(models_dir, tmp_path_factory):
+    """What each node says of itself, as GET /object_info of a ComfyUI without a server."""
+    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
 
 
 @pytest.fixture

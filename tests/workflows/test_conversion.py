@@ -5,21 +5,13 @@ a ComfyUI 0.3.64 with this pack; editor_features.v1.json is the same graph as ed
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from lightx2v_pack.tools.headless.boot import boot
-from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from support.examples import TEXT_TO_VIDEO, WITH_NATIVE_NODES
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(scope="module")
-def infos(models_dir, tmp_path_factory):
-    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
 
 
 @pytest.mark.parametrize(

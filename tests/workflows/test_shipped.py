@@ -2,20 +2,12 @@
 
 import copy
 import json
-import sys
 
 import pytest
-from lightx2v_pack.tools.headless.boot import boot
-from lightx2v_pack.tools.headless.progress import Progress
 from ship import SHIPPED, meaning, version
 from support.node_schemas import breaking_changes, read_golden
 
 WORKFLOWS = [path for path in sorted(SHIPPED.glob("*/lightx2v_*.json")) if not path.name.endswith(".api.json")]
-
-
-@pytest.fixture(scope="module")
-def infos(models_dir, tmp_path_factory):
-    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
 
 
 def changes(workflow, infos):

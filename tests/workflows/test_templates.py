@@ -2,21 +2,19 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import av
 import pytest
 from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run
+from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
 from lightx2v_pack.tools import prompts_cli
-from lightx2v_pack.tools.headless.boot import boot
-from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from support import checkpoints, examples
 from support.examples import set_options
-from support.wan_14b import WAN_14B
+from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
@@ -45,11 +43,6 @@ def models_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def infos(models_dir, tmp_path_factory):
-    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
-
-
 # Its precision, free GiB of VRAM and of RAM on the computer it is for, the offload mode that the plan then takes.
 MADE_FOR = {
     "8gb_480p": ("fp8", 7.3, 18, "block"),
@@ -66,16 +59,8 @@ def test_template_fits_the_card_it_is_for(name):
     width, height, num_frames, batch = values_of(template(name), "LightX2VEmptyLatent")
     offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
     assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
-    sizes = Sizes(
-        architecture=WAN_14B,
-        scheme=precision,
-        attention="sage_attn2",
-        matmul="scaled_mm",
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        batch=batch,
-    )
+    clip = Clip(width=width, height=height, num_frames=num_frames, batch=batch)
+    sizes = make_sizes(clip, choose_kernels(precision))
     budget = Budget(vram=int(vram_gib * GIB), ram=int(ram_gib * GIB))
     plan = plan_run(sizes, budget, Wish(mode=offload_mode, tiling=vae_tiling))
     assert plan.placement.mode == expected_mode

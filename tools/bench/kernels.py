@@ -1,388 +1,248 @@
 """Time what a step is made of: fused operations, matrix products, attentions; and where one whole step goes.
 
-Every back end of backends/table.py that runs on this card is measured at the shapes of a clip (832x480, 81 frames:
-32,760 tokens of the 14B model), operations beside the speed of a copy. Self-attentions are measured with the RMS norm
-and RoPE of q and k before them, which some fuse (`alone_ms` is without), with their temporaries (bytes per token and
-unit of width, the result included) and their relative L2 error against fp32 on fewer tokens. `--profile` then takes one
-step of the whole model under torch's profiler, with random weights made here: kernels by name, and how long the GPU is
-idle.
+Every back end that runs on this card is measured at the shapes of a clip, operations beside the speed of a copy.
+Self-attentions are measured with the RMS norm and RoPE of q and k before them, which some fuse (`alone_ms` is without),
+with their temporaries (bytes per token and unit of width, the result included) and their relative L2 error against fp32
+on fewer tokens. `profile` takes one step of the whole model under torch's profiler: kernels by name, and how long the
+GPU is idle.
 
-    python tools/bench/kernels.py --out kernels.jsonl
-    python tools/bench/kernels.py --parts --profile --precision fp8
-    python tools/bench/kernels.py --dim 256 --ffn-dim 512 --layers 2 --tokens 64 --error-tokens 48 --profile   # any CPU
+    python tools bench kernels --out kernels.jsonl
+    python tools bench kernels --parts profile --precision fp8
+    python tools bench kernels --dim 256 --ffn-dim 512 --layers 2 --tokens 64 --error-tokens 48 --frames 5   # any CPU
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import sys
-import tempfile
-import time
-import types
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-ROOT = Path(__file__).resolve().parents[2]
-pack = types.ModuleType("lightx2v_pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["lightx2v_pack"] = pack
-# This file's folder comes first on the path and would make lightx2v.py there the package `lightx2v`.
-sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
-
-from lightx2v_pack.engine import pipeline  # noqa: E402
-from lightx2v_pack.engine.backends.block_ops import select_ops  # noqa: E402
-from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, MATMUL_BACKENDS, why_not  # noqa: E402
-from lightx2v_pack.engine.backends.trials import find_machine  # noqa: E402
-from lightx2v_pack.engine.constants import TEXT_ROWS  # noqa: E402
-from lightx2v_pack.engine.errors import LightX2VError  # noqa: E402
-from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.kernels import (  # noqa: E402
-    attention,
-    matmul,
-    ops_torch,
-)
-from lightx2v_pack.engine.kernels.ops import Ops, Rotary  # noqa: E402
-from lightx2v_pack.engine.kernels.quantize import quantise  # noqa: E402
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings  # noqa: E402
-from lightx2v_pack.engine.shapes import latent_shape, num_tokens  # noqa: E402
-from lightx2v_pack.engine.system import compute_device  # noqa: E402
-from lightx2v_pack.tools.bench.full_size import (  # noqa: E402
-    PRECISIONS,
-    TEXT_DIM,
-    add_size_options,
-    describe_machine,
-    ensure_weights,
-    synchronize,
-)
+from . import harness, pack
+from .harness import Bench, Row
+from .weights import PRECISIONS
 
 HEAD_DIM, EPS = 128, 1e-6
-# Rows of a prompt of 40 tokens and of the padding that stands for the rest.
-NUM_KEYS = 42
+# Rows of a prompt, and of the padding that stands for the rest.
+NUM_KEYS = harness.NUM_WORDS + 2
 EIGHT_BITS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-Row = dict[str, Any]
+PARTS = ("ops", "cross", "matmul", "attention", "profile")
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    device = compute_device()
-    machine = describe_machine(device)
-    tokens = arguments.tokens or num_tokens(latent_shape(arguments.width, arguments.height, arguments.frames))
-    print(f"{machine}; {tokens} tokens, width {arguments.dim}", flush=True)
-    bench = Bench(arguments, device, tokens)
-    with torch.inference_mode():
-        for part in [*arguments.parts, *(["profile"] if arguments.profile else [])]:
-            print(f"\n{part}", flush=True)
-            for row in bench.run(part):
-                print("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
-                if arguments.out:
-                    with arguments.out.open("a") as file:
-                        row = {"part": part, "machine": machine, "tokens": tokens, "dim": arguments.dim, **row}
-                        file.write(json.dumps(row) + "\n")
-    return 0
-
-
-PARTS = ("ops", "matmul", "attention", "cross")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="none of them: only --profile")
-    parser.add_argument("--profile", action="store_true", help="one step of the whole model under torch's profiler")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8", help="of the profiled model")
-    parser.add_argument("--engine", default="auto", help="of the profiled model")
-    parser.add_argument("--attention", default="auto", help="of the profiled model")
     parser.add_argument("--tokens", type=int, help="instead of those of the clip")
-    parser.add_argument("--error-tokens", type=int, default=5000, help="tokens of the comparison with fp32 (5000)")
+    parser.add_argument("--error-tokens", type=int, default=5003, help="tokens of the comparison with fp32 (5003)")
     parser.add_argument("--seconds", type=float, default=0.3, help="how long a kernel is repeated (0.3)")
     parser.add_argument("--top", type=int, default=25, help="kernels of the profile (25)")
-    parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
-    parser.add_argument("--out", type=Path, help="append the rows there as JSON lines, as they are done")
-    add_size_options(parser)
-    return parser.parse_args()
+    harness.add_clip_options(parser)
 
 
-def shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+@torch.inference_mode()
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield the rows of every part."""
+    kernels = Kernels(bench)
+    for part in bench.options.parts:
+        harness.clean_up(bench.device)
+        for row in profile(bench) if part == "profile" else getattr(kernels, part)():
+            yield {"kind": part, "tokens": kernels.tokens, **row}
+            if bench.seconds_left <= 0:
+                return
 
 
-@dataclass(frozen=True)
-class SelfAttentionInputs:
-    """q, k and v [N, heads, 128] as their linears leave them, weights of the norms, cosines and sines."""
-
-    parts: list[torch.Tensor]
-    norms: tuple[torch.Tensor, torch.Tensor]
-    rotary: tuple[torch.Tensor, torch.Tensor]
-
-    def copy(self) -> SelfAttentionInputs:
-        return replace(self, parts=[part.clone() for part in self.parts])
-
-    def restore(self, original: SelfAttentionInputs) -> None:
-        for part, other in zip(self.parts, original.parts, strict=True):
-            part.copy_(other)
+# q, k and v [N, heads, 128] as their linears leave them; weights of the norms, eps, cosines and sines.
+Inputs = tuple[list[torch.Tensor], tuple[Any, float, Any]]
 
 
-class Bench:
-    """Measures on one device at one size; a part yields a row for each thing that it measured."""
+class Kernels:
+    """Measures at one size; the method named after a part yields a row for each thing that it measured."""
 
-    def __init__(self, arguments: argparse.Namespace, device: torch.device, tokens: int) -> None:
-        self.arguments = arguments
-        self.device = device
-        self.tokens = tokens
-        self.dim, self.ffn_dim = arguments.dim, arguments.ffn_dim
+    def __init__(self, bench: Bench) -> None:
+        self.options, self.device = bench.options, bench.device
+        self.tokens = self.options.tokens or pack.num_tokens(bench.shape)
+        self.dim, self.ffn_dim = self.options.dim, self.options.ffn_dim
         self.heads = max(1, self.dim // HEAD_DIM)
-        self.machine = find_machine(device)
-        self._generator = torch.Generator(device).manual_seed(0)
-
-    def run(self, part: str) -> Iterator[Row]:
-        return {
-            "ops": self.ops,
-            "matmul": self.matmuls,
-            "attention": self.attentions,
-            "cross": self.cross_attentions,
-            "profile": self.profile,
-        }[part]()
+        self.machine = pack.find_machine(self.device)
+        self.ops_name = pack.choose_fused(pack.BLOCKS, self.machine).name
+        self.fused = pack.ops.load(self.ops_name)
+        self._generator = torch.Generator(self.device).manual_seed(0)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.randn(shape, generator=self._generator, device=self.device, dtype=dtype)
 
-    def time(self, run: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    def time(self, call: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
         """Return the median milliseconds of a call, `before` each left out; the first two calls warm up."""
         before()
-        run()
+        call()
         before()
-        seconds = [self._time_once(run)]
-        count = min(max(int(self.arguments.seconds / max(seconds[0], 1e-6)), 3), 1000)
-        for _ in range(count):
+        seconds = [self._time_once(call)]
+        for _ in range(min(max(int(self.options.seconds / max(seconds[0], 1e-6)), 3), 1000)):
             before()
-            seconds.append(self._time_once(run))
+            seconds.append(self._time_once(call))
         return 1000 * statistics.median(seconds[1:])
 
-    def _time_once(self, run: Callable[[], object]) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            run()
-            return time.perf_counter() - start
-        start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # So that the launches are all queued before the first kernel begins, and none waits for the host.
-        torch.cuda._sleep(1_000_000)
-        start_event.record()
-        run()
-        end_event.record()
-        end_event.synchronize()
-        return start_event.elapsed_time(end_event) / 1000
+    def _time_once(self, call: Callable[[], object]) -> float:
+        return harness.event_seconds(call) if self.device.type == "cuda" else harness.timed(call, self.device)[0]
 
     def ops(self) -> Iterator[Row]:
         """Every operation of a block, with the bytes that it has to move."""
-        name, ops = select_ops("auto", self.device)
-        rows, dim, half = self.tokens, self.dim, -(-self.tokens // 2)
-        x, y, wide = self.normal(rows, dim), self.normal(rows, dim), self.normal(half, self.ffn_dim)
-        gate, mul, add = self.normal(3, dim, dtype=torch.float32).mul_(0.01)
-        angles = self.normal(rows, HEAD_DIM // 2, dtype=torch.float32)
-        rotary = Rotary(angles.cos(), angles.sin())
-        element = rows * dim
-        yield self._moved("copy", "torch", 4 * element, lambda: y.copy_(x))
-        yield self._moved("residual", name, 6 * element, lambda: ops.residual(x, y, gate))
-        table = 2 * 4 * angles.numel()
-        yield self._moved(
-            "rms_rotary", name, 4 * element + table, lambda: ops.rms_rotary(y, mul, EPS, self.heads, rotary)
-        )
-        factors = gate.new_empty(rows)
-        yield self._moved("row_factors", name, 2 * element, lambda: ops.row_factors(y, EPS, factors))
-        for kind, dtype in {**self._eight_bits(), "bf16": None}.items():
-            for what, num_bytes, call in self._writing_ops(ops, dtype, (x, y, wide), (gate, mul, add)):
-                yield self._moved(f"{what} to {kind}", name, num_bytes, call)
+        ops, size = self.fused, self.tokens * self.dim
+        x, y = (self.normal(self.tokens, self.dim) for _ in range(2))
+        wide = self.normal(-(-self.tokens // 2), self.ffn_dim)
+        gate, mul, add = self.normal(3, self.dim, dtype=torch.float32).mul_(0.01)
+        angles = self.normal(self.tokens, HEAD_DIM // 2, dtype=torch.float32)
+        rotated = 4 * size + 8 * angles.numel()
+        rotary, factors = pack.Rotary(angles.cos(), angles.sin()), gate.new_empty(self.tokens)
+        calls: list[tuple[str, str, int, Callable[[], object]]] = [
+            ("copy", "bf16", 4 * size, lambda: y.copy_(x)),
+            ("residual", "bf16", 6 * size, lambda: ops.residual(x, y, gate)),
+            ("RMS + RoPE", "bf16", rotated, lambda: ops.rms_rotary(y, mul, EPS, self.heads, rotary)),
+            ("RMS factors", "bf16", 2 * size, lambda: ops.row_factors(y, EPS, factors)),
+        ]
 
-    def _writing_ops(
-        self, ops: Ops, dtype: torch.dtype | None, inputs: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[str, int, Callable[[], object]]]:
-        """Yield name, bytes moved and call of the operations that write `dtype` with scales, or BF16 without."""
-        (x, y, wide), (gate, mul, add) = inputs, vectors
-        out, wide_out = (torch.empty_like(part, dtype=dtype) for part in (x, wide))
-        scale, wide_scale = (mul.new_empty(len(part), 1) if dtype else None for part in (x, wide))
-        size = out.element_size()
-        yield "norm", (2 + size) * x.numel(), lambda: ops.norm(x, mul, add, EPS, out, scale)
-        yield (
-            "residual_norm", (6 + size) * x.numel(), lambda: ops.residual_norm(x, y, gate, mul, add, EPS, out, scale)
-        )  # fmt: skip
-        yield "gelu", (2 + size) * wide.numel(), lambda: ops.gelu(wide, wide_out, wide_scale)
-        if scale is not None:
-            yield "quantise", (2 + size) * x.numel(), lambda: ops.quantise(x, out, scale)
+        def writing(to: str, dtype: torch.dtype | None) -> None:
+            out, wide_out = (torch.empty_like(part, dtype=dtype) for part in (x, wide))
+            scale, wide_scale = (mul.new_empty(len(part), 1) if dtype else None for part in (x, wide))
+            written = out.element_size() * size
+            calls.append(("norm", to, 2 * size + written, lambda: ops.norm(x, mul, add, EPS, out, scale)))
+            both = lambda: ops.residual_norm(x, y, gate, mul, add, EPS, out, scale)  # noqa: E731
+            calls.append(("residual + norm", to, 6 * size + written, both))
+            moved = (2 + out.element_size()) * wide.numel()
+            calls.append(("GELU", to, moved, lambda: ops.gelu(wide, wide_out, wide_scale)))
+            if scale is not None:
+                calls.append(("quantize", to, 2 * size + written, lambda: ops.quantize(x, out, scale)))
 
-    def _moved(self, what: str, implementation: str, num_bytes: int, call: Callable[[], object]) -> Row:
-        ms = self.time(call)
-        return {"what": what, "by": implementation, "ms": ms, "gb_per_s": num_bytes / ms / 1e6}
+        writing("bf16", None)
+        rows = [row for row in pack.MATMUL_BACKENDS if row.name != "dequantize"]
+        for to, dtype in EIGHT_BITS.items():
+            if any(pack.why_not(row, self.machine, to) is None for row in rows):
+                writing(to, dtype)
+        for what, to, num_bytes, call in calls:
+            ms = self.time(call)
+            by = "torch" if what == "copy" else self.ops_name
+            yield {"what": what, "to": to, "by": by, "ms": ms, "gb_per_s": num_bytes / ms / 1e6}
 
-    def _eight_bits(self) -> dict[str, torch.dtype]:
-        """Return the 8-bit types that some matrix product of this machine takes."""
-        return {
-            name: dtype
-            for name, dtype in EIGHT_BITS.items()
-            if any(why_not(row, self.machine, name) is None for row in MATMUL_BACKENDS if row.name != "dequantize")
-        }
-
-    def matmuls(self) -> Iterator[Row]:
-        """Every matrix product of a block, by every back end; activations are quantised before."""
-        half, dim, ffn = -(-self.tokens // 2), self.dim, self.ffn_dim
+    def matmul(self) -> Iterator[Row]:
+        """Every matrix product of a block, by every back end; activations are quantized before."""
+        half, dim, ffn, matmul = -(-self.tokens // 2), self.dim, self.ffn_dim, pack.matmul
         for rows, outputs, inputs in ((self.tokens, dim, dim), (half, ffn, dim), (half, dim, ffn)):
-            x = self.normal(rows, inputs)
-            wide, bias = self.normal(outputs, inputs), self.normal(outputs)
+            x, wide, bias = self.normal(rows, inputs), self.normal(outputs, inputs), self.normal(outputs)
             out = x.new_empty(rows, outputs)
-            operations = 2 * rows * outputs * inputs
-            shape = f"{rows} x {outputs} x {inputs}"
-            weights = matmul.Linear(wide, None, bias)
-            yield self._multiplied(shape, "bf16", "bf16", operations, (x, None, weights, out))
+            calls = [("bf16", "bf16", (x, None, matmul.Linear(wide, None, bias), out))]
             for precision, dtype in EIGHT_BITS.items():
                 stored, weight_scale = wide.new_empty(wide.shape, dtype=dtype), bias.new_empty(outputs, 1).float()
-                quantise(wide, stored, weight_scale)
-                weights = matmul.Linear(stored, weight_scale, bias)
-                quantised, scale = x.new_empty(x.shape, dtype=dtype), weight_scale.new_empty(rows, 1)
-                quantise(x, quantised, scale)
-                for row in MATMUL_BACKENDS:
-                    if why_not(row, self.machine, precision) is None:
-                        inputs_of = (quantised, scale) if row.name in matmul.ACTIVATION_DTYPES else (x, None)
-                        call = (*inputs_of, weights, out)
-                        yield self._multiplied(shape, precision, row.name, operations, call)
-
-    def _multiplied(self, shape: str, precision: str, backend: str, operations: int, call: tuple[Any, ...]) -> Row:
-        row = {"what": shape, "precision": precision, "by": backend}
-        try:
-            ms = self.time(lambda: matmul.linear(*call, backend=backend))
-        except RuntimeError as error:
-            return row | {"problem": first_line(error)}
-        return row | {"ms": ms, "tera_op_per_s": operations / ms / 1e9}
-
-    def attentions(self) -> Iterator[Row]:
-        """RMS norm, RoPE and self-attention by every back end, and by those that prepare their inputs in place."""
-        _, ops = select_ops("auto", self.device)
-        given, fewer = (self._self_attention_inputs(tokens) for tokens in (self.tokens, self.arguments.error_tokens))
-        exact = attend_exactly(fewer)
-        for backend in ATTENTION_BACKENDS:
-            try:
-                _, attend = attention.select_attention(backend.name, self.device)
-            except LightX2VError as error:
-                yield {"what": "self-attention", "by": backend.name, "problem": first_line(error)}
-                continue
-            whole = composed(ops, attend)
-            ways = {backend.name: whole}
-            in_place = attention.select_in_place(backend.name, self.device, whole)
-            if in_place is not None:
-                ways[f"{backend.name}, in place"] = in_place
-            for name, way in ways.items():
-                row = {"what": "self-attention", "by": name}
+                pack.quantize(wide, stored, weight_scale)
+                linear = matmul.Linear(stored, weight_scale, bias)
+                quantized, scale = x.new_empty(x.shape, dtype=dtype), weight_scale.new_empty(rows, 1)
+                pack.quantize(x, quantized, scale)
+                for backend in (
+                    row.name for row in pack.MATMUL_BACKENDS if not pack.why_not(row, self.machine, precision)
+                ):
+                    given = (quantized, scale) if backend in matmul.ACTIVATION_DTYPES else (x, None)
+                    calls.append((precision, backend, (*given, linear, out)))
+            for precision, backend, call in calls:
+                row = {"what": f"{rows} x {outputs} x {inputs}", "precision": precision, "by": backend}
                 try:
-                    if way is whole:
-                        row["alone_ms"] = self.time(lambda: attend(*(part[None] for part in given.parts)))  # noqa: B023
-                    yield row | self._attended(way, given, fewer, exact)
+                    ms = self.time(lambda: matmul.linear(*call, backend=backend))  # noqa: B023
+                    yield row | {"ms": ms, "tera_op_per_s": 2 * rows * outputs * inputs / ms / 1e9}
                 except RuntimeError as error:
-                    yield row | {"problem": first_line(error)}
+                    yield row | {"problem": harness.first_line(error)}
 
-    def _self_attention_inputs(self, tokens: int) -> SelfAttentionInputs:
+    def attention(self) -> Iterator[Row]:
+        """RMS norm, RoPE and self-attention by every back end, and by those that prepare their inputs in place."""
+        given, fewer = (self._self_attention_inputs(tokens) for tokens in (self.tokens, self.options.error_tokens))
+        exact = attend_exactly(fewer)
+        for backend in pack.ATTENTION_BACKENDS:
+            row: Row = {"by": backend.name}
+            try:
+                pack.choose_backend("attention", pack.ATTENTION_BACKENDS, backend.name, self.machine, dtype="bf16")
+                attend = pack.attention.KERNELS[backend.name]
+                whole = pack.attention.Normed(self.fused, attend)
+                may_run = self.machine.capability in backend.in_place_on and self.ops_name == "triton"
+                in_place = pack.attention.IN_PLACE[backend.name] if may_run else None
+                row["alone_ms"] = self.time(lambda: attend(*(part[None] for part in given[0])))  # noqa: B023
+                yield row | self._attended(whole, given, fewer, exact)
+                if in_place is not None:
+                    yield {"by": f"{backend.name}, in place", **self._attended(in_place, given, fewer, exact)}
+            except (pack.LightX2VError, RuntimeError) as error:
+                yield row | {"problem": harness.first_line(error)}
+
+    def _self_attention_inputs(self, tokens: int) -> Inputs:
         angles = self.normal(tokens, HEAD_DIM // 2, dtype=torch.float32)
         norms = self.normal(2, self.heads * HEAD_DIM).mul_(0.1).add_(1)
         parts = [self.normal(tokens, self.heads, HEAD_DIM) for _ in range(3)]
-        return SelfAttentionInputs(parts, (norms[0], norms[1]), (angles.cos(), angles.sin()))
+        return parts, (norms.unbind(), EPS, pack.Rotary(angles.cos(), angles.sin()))
 
-    def _attended(
-        self,
-        attend: attention.SelfAttention,
-        given: SelfAttentionInputs,
-        fewer: SelfAttentionInputs,
-        exact: torch.Tensor,
-    ) -> Row:
-        # What computes may overwrite them.
-        work = given.copy()
-        ms = self.time(lambda: attend(*work.parts, work.norms, EPS, work.rotary), before=lambda: work.restore(given))
+    def _attended(self, attend: Any, given: Inputs, fewer: Inputs, exact: torch.Tensor) -> Row:
+        work: list[torch.Tensor] = []
+
+        def renew() -> None:  # as what computes may overwrite them
+            work[:] = [part.clone() for part in given[0]]
+
+        ms = self.time(lambda: attend(*work, *given[1]), before=renew)
         row = {"ms": ms, "tera_op_per_s": 4 * self.tokens**2 * self.dim / ms / 1e9}
         if self.device.type == "cuda":
-            work.restore(given)
+            renew()
             torch.cuda.synchronize()
             held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            attend(*work.parts, work.norms, EPS, work.rotary)
+            attend(*work, *given[1])
             row["temporaries"] = (torch.cuda.max_memory_allocated() - held) / (self.tokens * self.dim)
-        found = attend(*fewer.copy().parts, fewer.norms, EPS, fewer.rotary).float()
+        found = attend(*(part.clone() for part in fewer[0]), *fewer[1]).float()
         return row | {"error": float((found - exact).norm() / exact.norm())}
 
-    def cross_attentions(self) -> Iterator[Row]:
-        """Cross-attention to a short prompt's rows, and that of normalised queries to all rows with padding."""
-        name, ops = select_ops("auto", self.device)
+    def cross(self) -> Iterator[Row]:
+        """Cross-attention to a short prompt's rows, and that of normalized queries to all rows with padding."""
         q, out = (self.normal(self.tokens, self.heads, HEAD_DIM) for _ in range(2))
         k, v = (self.normal(NUM_KEYS, self.heads, HEAD_DIM) for _ in range(2))
-        repeats, factors = TEXT_ROWS - NUM_KEYS + 1, torch.empty(self.tokens, device=self.device)
-        ops.row_factors(q.flatten(1), EPS, factors)
-        ms = self.time(lambda: ops.cross_attention(q, factors, k, v, repeats, out))
-        yield {"what": f"cross-attention to {NUM_KEYS} rows", "by": name, "ms": ms}
+        repeats, factors = pack.TEXT_ROWS - NUM_KEYS + 1, torch.empty(self.tokens, device=self.device)
+        self.fused.row_factors(q.flatten(1), EPS, factors)
+        ms = self.time(lambda: self.fused.cross_attention(q, factors, k, v, repeats, out))
+        yield {"what": f"cross-attention to {NUM_KEYS} rows", "by": self.ops_name, "ms": ms}
         padded = [torch.cat([part, part[-1:].expand(repeats - 1, -1, -1)])[None] for part in (k, v)]
         q = q.mul_(factors[:, None, None])[None]
-        difference = float((attention.sdpa(q, *padded)[0] - out).float().norm() / out.float().norm())
-        ms = self.time(lambda: attention.sdpa(q, *padded))
-        yield {"what": f"cross-attention to {TEXT_ROWS} rows", "by": "sdpa", "ms": ms, "difference": difference}
-
-    def profile(self) -> Iterator[Row]:
-        """One step of the whole model, after two to warm up."""
-        arguments, device = self.arguments, self.device
-        shape = latent_shape(arguments.width, arguments.height, arguments.frames)
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-            folder = arguments.weights or Path(temporary)
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = pipeline.load_transformer(
-                ensure_weights(folder, arguments, arguments.precision, device),
-                settings=EngineSettings(engine=arguments.engine, attention=arguments.attention),
-                offload=OffloadSettings(mode="none"),
-            )
-            engine = handle.acquire(shape, Hooks())
-        latents, context = self.normal(*shape, dtype=torch.float32), torch.zeros(TEXT_ROWS, TEXT_DIM)
-        context[: NUM_KEYS - 2] = torch.randn(NUM_KEYS - 2, TEXT_DIM, generator=torch.Generator().manual_seed(0))
-        seconds = []
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        profiler = torch.profiler.profile(activities=activities)
-        for number in range(3):
-            synchronize(device)
-            if number == 2:
-                profiler.start()
-            start = time.perf_counter()
-            engine.predict_flow(latents, 1000.0, context, Hooks())
-            synchronize(device)
-            seconds.append(time.perf_counter() - start)
-        profiler.stop()
-        facts = {key: engine.describe()[key] for key in ("engine", "attention", "matmul", "ops")}
-        yield {"what": "a step", "s": seconds[1], "profiled_s": seconds[2], **facts}
-        yield from summarise(profiler, self.arguments.top)
-        handle.unload()
+        difference = float((pack.attention.sdpa(q, *padded)[0] - out).float().norm() / out.float().norm())
+        ms = self.time(lambda: pack.attention.sdpa(q, *padded))
+        yield {"what": f"cross-attention to {pack.TEXT_ROWS} rows", "by": "sdpa", "ms": ms, "difference": difference}
 
 
-def composed(ops: Ops, attend: attention.Attention) -> attention.SelfAttention:
-    """Return the self-attention of a block that prepares the inputs with an operation of its own."""
+def attend_exactly(given: Inputs) -> torch.Tensor:
+    """Normalize, rotate and attend in fp32 without any shortcut, a head at a time."""
 
-    def run(q: Any, k: Any, v: Any, norms: Any, eps: float, rotary: Any) -> torch.Tensor:
-        for part, weight in zip((q, k), norms, strict=True):
-            ops.rms_rotary(part.flatten(1), weight, eps, part.shape[1], Rotary(*rotary))
-        return attend(q[None], k[None], v[None])[0]
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        heads = zip(*(part[0].unbind(1) for part in parts), strict=True)
+        return torch.stack([functional.softmax(q @ k.t() / math.sqrt(HEAD_DIM), -1) @ v for q, k, v in heads], 1)[None]
 
-    return run
+    parts, (norms, eps, rotary) = given
+    whole = pack.attention.Normed(pack.ops_torch, attend)
+    return whole(*(part.float() for part in parts), [weight.float() for weight in norms], eps, rotary)
 
 
-def attend_exactly(given: SelfAttentionInputs) -> torch.Tensor:
-    """Normalise, rotate and attend in fp32 without any shortcut, a head at a time."""
-    q, k, v = (part.float() for part in given.parts)
-    for part, weight in zip((q, k), given.norms, strict=True):
-        ops_torch.rms_rotary(part.flatten(1), weight.float(), EPS, part.shape[1], Rotary(*given.rotary))
-    heads = []
-    for index in range(q.shape[1]):
-        scores = q[:, index] @ k[:, index].t() / math.sqrt(HEAD_DIM)
-        heads.append(functional.softmax(scores, dim=-1) @ v[:, index])
-    return torch.stack(heads, dim=1)
+def profile(bench: Bench) -> Iterator[Row]:
+    """The third of four steps of the whole model."""
+    options = bench.options
+    handle = bench.load_transformer(options.precision, mode="none")
+    profiler = torch.profiler.profile()
+
+    def profile_the_third(step: int, *_: object) -> None:
+        if step == 2:
+            profiler.start()
+        elif step == 3:
+            profiler.stop()
+
+    text = pack.of_rows(harness.text_rows(torch.Generator().manual_seed(0)), handle.text_dim)
+    settings, hooks = pack.SamplingSettings(seed=0, steps=4), pack.Hooks(on_step=profile_the_third)
+    row = harness.report_row(pack.pipeline.sample(handle, text, torch.zeros(1, *bench.shape), settings, hooks=hooks))
+    facts = {key: row[key] for key in ("engine", "attention", "matmul", "ops")}
+    yield {"what": "a step", "precision": options.precision, "s": row["step_seconds"][1], **facts}
+    yield from summarise(profiler, options.top)
+    handle.unload()
 
 
 def summarise(profiler: torch.profiler.profile, top: int) -> Iterator[Row]:
@@ -392,28 +252,15 @@ def summarise(profiler: torch.profiler.profile, top: int) -> Iterator[Row]:
     # Without a GPU, the operators that are called from none other.
     chosen = on_gpu or [event for event in events if event.cpu_parent is None]
     spans = sorted((event.time_range.start, event.time_range.end) for event in chosen)
-    gaps, end = [], spans[0][1]
+    gaps, end = [0.0], spans[0][1]
     for start, stop in spans[1:]:
         gaps.append(max(start - end, 0.0))
         end = max(end, stop)
-    yield {
-        "what": "all",
-        "span_ms": (end - spans[0][0]) / 1000,
-        "idle_ms": sum(gaps) / 1000,
-        "longest_gap_ms": max(gaps, default=0.0) / 1000,
-        "kernels": len(spans),
-    }
+    row = {"what": "all", "ms": (end - spans[0][0]) / 1000, "calls": len(spans)}
+    yield row | {"idle_ms": sum(gaps) / 1000, "longest_gap_ms": max(gaps) / 1000}
     by_name: dict[str, list[float]] = defaultdict(list)
     for event in chosen:
         by_name[event.name].append((event.time_range.end - event.time_range.start) / 1000)
     total = sum(map(sum, by_name.values()))
     for name, ms in sorted(by_name.items(), key=lambda item: -sum(item[1]))[:top]:
-        yield {"ms": sum(ms), "share": sum(ms) / total, "calls": len(ms), "what": name[:120]}
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield {"what": name[:120], "ms": sum(ms), "share": sum(ms) / total, "calls": len(ms)}

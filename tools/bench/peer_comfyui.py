@@ -7,6 +7,7 @@ its ModelComputeDtype node sets; its own choice is float16).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -16,14 +17,15 @@ from typing import Any
 import torch
 
 from .. import make_tiny_checkpoint as checkpoints
-from .full_size import full_model, load_template
-from .peer_clock import SEED, Clock, Peer, Task
+from .harness import Bench
+from .peer import SEED, Clock, Peer, make_noise, make_schedule, make_text
+from .weights import full_model, load_template
 
 
-def prepare(peer: Peer, task: Task) -> None:
+def prepare(peer: Peer, bench: Bench) -> None:
     """Import ComfyUI with the peer's flags, which it reads at import."""
     # The weights are made on the card, which holds all of them, and stay there.
-    home = "--cpu" if task.device.type == "cpu" else "--highvram"
+    home = "--cpu" if bench.device.type == "cpu" else "--highvram"
     sys.argv = [sys.argv[0], home, *peer.options.get("flags", ())]
     sys.path.insert(0, os.environ["COMFYUI_DIR"])
     if importlib.util.find_spec("torchsde") is None:
@@ -38,26 +40,26 @@ def prepare(peer: Peer, task: Task) -> None:
 
 
 @torch.inference_mode()
-def run(peer: Peer, task: Task, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
+def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
+    """Load and sample; return the normalized latents [16, T, h, w]."""
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
 
-    patcher = load(peer, task)
+    patcher = load(peer, bench)
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     model = patcher.model
     clock.loaded()
-    text = [[task.context()[None], {"pooled_output": None}]]
+    text = [[make_text()[None], {"pooled_output": None}]]
     latents = comfy.sample.sample_custom(
         patcher,
-        task.noise()[None],
+        make_noise(bench)[None],
         1.0,
         comfy.samplers.sampler_object("euler"),
-        torch.tensor(task.schedule.sigmas),
+        torch.tensor(make_schedule(bench).sigmas),
         text,
         text,
-        torch.zeros(1, *task.shape),
+        torch.zeros(1, *bench.shape),
         callback=clock.step,
         disable_pbar=True,
         seed=SEED,
@@ -65,20 +67,21 @@ def run(peer: Peer, task: Task, clock: Clock) -> torch.Tensor:
     clock.write(
         compute=str(model.manual_cast_dtype or model.get_dtype()).removeprefix("torch."),
         attention="sage_attn2" if "--use-sage-attention" in sys.argv else "sdpa",
+        version=importlib.import_module("comfyui_version").__version__,
     )
     latents = model.latent_format.process_in(latents.float())
     return latents[0].cpu()
 
 
-def load(peer: Peer, task: Task) -> Any:
+def load(peer: Peer, bench: Bench) -> Any:
     """Return ComfyUI's patcher of a model of the full-size weights."""
     import comfy.sd
 
-    template = {name: tensor.to(task.device) for name, tensor in load_template(task.folder, task.arguments).items()}
-    model = dict(full_model(template, task.arguments.layers))
+    template = {name: tensor.to(bench.device) for name, tensor in load_template(bench.folder, bench.options).items()}
+    model = full_model(template, bench.options.layers)
     options: dict[str, Any] = {}
     if peer.precision == "fp8":
-        model = checkpoints.quantise_for_comfy(
+        model = checkpoints.quantize_for_comfy(
             model, lambda name, tensor: tensor.ndim == 2 and name.endswith(".weight"), marker_size=2
         )
         if peer.options.get("fast_weights"):
@@ -93,6 +96,6 @@ def load(peer: Peer, task: Task) -> Any:
 
         # Every block by itself, with room in the cache, as KJNodes' compile node for Wan does.
         torch._dynamo.config.cache_size_limit = 64
-        blocks = [f"diffusion_model.blocks.{index}" for index in range(task.arguments.layers)]
+        blocks = [f"diffusion_model.blocks.{index}" for index in range(bench.options.layers)]
         set_torch_compile_wrapper(patcher, backend="inductor", keys=blocks)
     return patcher

@@ -6,45 +6,46 @@ import importlib
 
 import torch
 
-from .full_size import TEXT_DIM, full_model, load_template
-from .peer_clock import Clock, Peer, Task
+from .harness import Bench
+from .peer import Clock, Peer, make_noise, make_schedule, make_text
+from .weights import TEXT_DIM, full_model, load_template
 
 
-def prepare(peer: Peer, task: Task) -> None:
+def prepare(peer: Peer, bench: Bench) -> None:
     """Import diffusers."""
     importlib.import_module("diffusers.loaders.single_file_utils")
     importlib.import_module("diffusers.models.transformers.transformer_wan")
 
 
 @torch.inference_mode()
-def run(peer: Peer, task: Task, clock: Clock) -> torch.Tensor:
-    """Load and sample; return the normalised latents [16, T, h, w]."""
-    model = load(task)
+def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
+    """Load and sample; return the normalized latents [16, T, h, w]."""
+    model = load(bench)
     if peer.options.get("compile"):
         model.compile_repeated_blocks()
-    schedule = task.schedule
-    context = task.context().bfloat16().to(task.device)[None]
-    latents = task.noise().to(task.device)
+    schedule = make_schedule(bench)
+    context = make_text().bfloat16().to(bench.device)[None]
+    latents = make_noise(bench).to(bench.device)
     clock.loaded()
     for index, timestep in enumerate(schedule.timesteps):
         flow = model(
             hidden_states=latents.bfloat16()[None],
-            timestep=torch.tensor([timestep], device=task.device),
+            timestep=torch.tensor([timestep], device=bench.device),
             encoder_hidden_states=context,
             return_dict=False,
         )[0][0]
         latents = latents + (schedule.sigmas[index + 1] - schedule.sigmas[index]) * flow.float()
         clock.step()
-    clock.write(attention="sdpa", compute="bf16")
+    clock.write(attention="sdpa", compute="bf16", version=importlib.import_module("diffusers").__version__)
     return latents.cpu()
 
 
-def load(task: Task) -> torch.nn.Module:
+def load(bench: Bench) -> torch.nn.Module:
     """Return the model with the full-size weights, bfloat16 but for what diffusers keeps in float32."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-    arguments = task.arguments
+    arguments = bench.options
     with torch.device("meta"):
         model = WanTransformer3DModel(
             num_attention_heads=max(1, arguments.dim // 128),
@@ -52,7 +53,7 @@ def load(task: Task) -> torch.nn.Module:
             num_layers=arguments.layers,
             text_dim=TEXT_DIM,
         )
-    template = {name: tensor.to(task.device) for name, tensor in load_template(task.folder, arguments).items()}
+    template = {name: tensor.to(bench.device) for name, tensor in load_template(bench.folder, arguments).items()}
     tensors = convert_wan_transformer_to_diffusers(dict(full_model(template, arguments.layers)))
     exact = tuple(WanTransformer3DModel._keep_in_fp32_modules)
     tensors = {
@@ -61,5 +62,5 @@ def load(task: Task) -> torch.nn.Module:
     }
     model.load_state_dict(tensors, assign=True)
     # The rotary tables are buffers that no file holds.
-    model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len).to(task.device)
+    model.rope = type(model.rope)(128, model.config.patch_size, model.config.rope_max_seq_len).to(bench.device)
     return model.eval().requires_grad_(False)

@@ -66,8 +66,8 @@ def _block_operations() -> Iterator[Launch]:
         out, wide = _eight_bit(ROWS, DIM, dtype), _eight_bit(ROWS, FFN_DIM, dtype)
         name = str(dtype).removeprefix("torch.")
         for start, what in (
-            (lambda out=out: ops_triton.quantise(x, *out), "quantise"),
-            (lambda out=wide: ops_triton.quantise(hidden, *out), "quantise wide"),
+            (lambda out=out: ops_triton.quantize(x, *out), "quantize"),
+            (lambda out=wide: ops_triton.quantize(hidden, *out), "quantize wide"),
             (lambda out=wide: ops_triton.gelu(hidden, *out), "gelu"),
             (lambda out=out: ops_triton.norm(x, mul, add, EPS, *out), "norm"),
             (lambda out=out: ops_triton.residual_norm(x, y, gate, mul, add, EPS, *out), "residual_norm gated"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 from .assignments import apply_assignments
 from .errors import Cancelled, CommandError, RunError
 from .node_info import NodeInfo
-from .progress import Progress, ProgressHandler
+from .progress import Progress, logging_to
 from .report import RunLog, write_report
 from .workflow import Prompt, is_editor_format, read_workflow, to_prompt
 
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     error: CommandError | None = None
     try:
-        with _logging_to(progress):
+        with logging_to(progress):
             _run(options, progress, log)
     except KeyboardInterrupt:
         error = Cancelled("Cancelled.")
@@ -96,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models-dir",
         type=Path,
-        default=_comfy_folder("models"),
+        default=comfy_folder("models"),
         metavar="DIR",
         help="folder with lightx2v/, diffusion_models/, text_encoders/, vae/ (default: %(default)s)",
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=_comfy_folder("output"), metavar="DIR", help="default: %(default)s"
+        "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report: seconds, peaks, versions")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="cancel the run after this long")
@@ -109,23 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _comfy_folder(name: str) -> Path:
+def comfy_folder(name: str) -> Path:
     """Return ComfyUI's folder of that name where the pack is installed in ComfyUI, else one in the working folder."""
     is_installed = _PACK_ROOT.parent.name == "custom_nodes"
     return _PACK_ROOT.parent.parent / name if is_installed else Path(name)
-
-
-@contextmanager
-def _logging_to(progress: Progress) -> Iterator[None]:
-    """Show warnings of everybody and the pack's own INFO lines on stderr."""
-    handler = ProgressHandler(progress)
-    root, pack = logging.getLogger(), logging.getLogger(__name__.partition(".")[0])
-    root.addHandler(handler)
-    pack.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
 
 
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
@@ -170,7 +156,7 @@ def _run_here(
 
     prompt = build_prompt(host.infos)
     order = validate_prompt(prompt, host.infos, **validation_hooks(host))
-    with _interruptible(host.model_management.interrupt_current_processing, options.timeout) as timed_out:
+    with interruptible(host.model_management.interrupt_current_processing, options.timeout) as timed_out:
         try:
             run_prompt(prompt, order, host, workflow=graph, progress=progress, log=log)
         except Cancelled as error:
@@ -182,7 +168,7 @@ def _run_here(
 
 
 @contextmanager
-def _interruptible(interrupt: Callable[[bool], None], timeout: float | None) -> Iterator[threading.Event]:
+def interruptible(interrupt: Callable[[bool], None], timeout: float | None) -> Iterator[threading.Event]:
     """Let Ctrl-C and the timeout set the interrupt flag, which the engine checks before every block.
 
     A second Ctrl-C ends the process at once. Yields an event that tells the timeout from Ctrl-C.

@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import comfy.model_management
 import folder_paths
 import torch
@@ -22,8 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...engine import pipeline
-from ...engine.adapters.comfy import formats, memory, progress
+from ...engine.adapters.comfy import formats, progress
 from ...engine.settings import OffloadSettings
+from ..mp4 import to_bytes, write_mp4
 
 _MAX_RESOLUTION = 16384
 
@@ -132,7 +132,6 @@ class VAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
-        memory.register(vae)
         hooks = progress.build_hooks(cls.hidden.unique_id)
         return io.NodeOutput(pipeline.decode(vae, formats.latent_samples(samples), hooks=hooks))
 
@@ -183,7 +182,13 @@ class SaveVideo(io.ComfyNode):
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
         file = f"{name}_{counter:05}_.mp4"
-        _write_mp4(Path(folder, file), video, _metadata(cls.hidden))
+        write_mp4(
+            Path(folder, file),
+            video.images,
+            video.frame_rate,
+            metadata={key: json.dumps(value) for key, value in _metadata(cls.hidden).items()},
+            check_interrupt=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
         return io.NodeOutput(ui=_shown_files([file], subfolder, "output") | {"animated": (True,)})
 
 
@@ -213,7 +218,7 @@ class SaveImage(io.ComfyNode):
             info.add_text(key, json.dumps(value))
         files = [f"{name}_{counter + index:05}_.png" for index in range(len(images))]
         for file, image in zip(files, images, strict=True):
-            Image.fromarray(_to_bytes(image)).save(Path(folder, file), pnginfo=info, compress_level=4)
+            Image.fromarray(to_bytes(image)).save(Path(folder, file), pnginfo=info, compress_level=4)
         return io.NodeOutput(ui=_shown_files(files, subfolder, cls.folder_type))
 
 
@@ -252,21 +257,3 @@ def _metadata(hidden: Any) -> dict[str, Any]:
 
 def _shown_files(files: list[str], subfolder: str, folder_type: str) -> dict[str, Any]:
     return {"images": [{"filename": file, "subfolder": subfolder, "type": folder_type} for file in files]}
-
-
-def _to_bytes(image: torch.Tensor) -> Any:
-    return (image * 255).clamp(0, 255).byte().cpu().numpy()
-
-
-def _write_mp4(path: Path, video: Video, metadata: dict[str, Any]) -> None:
-    with av.open(str(path), mode="w", options={"movflags": "use_metadata_tags"}) as container:
-        for key, value in metadata.items():
-            container.metadata[key] = json.dumps(value)
-        stream = container.add_stream("h264", rate=video.frame_rate)
-        _, stream.height, stream.width, _ = video.images.shape
-        stream.pix_fmt = "yuv420p"
-        for image in video.images:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            frame = av.VideoFrame.from_ndarray(_to_bytes(image), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p")))
-        container.mux(stream.encode(None))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _BAR_CELLS = 24
@@ -85,3 +87,16 @@ class ProgressHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._progress.log(self.format(record))
+
+
+@contextmanager
+def logging_to(progress: Progress) -> Iterator[None]:
+    """Show warnings of everybody and the pack's own INFO lines on stderr."""
+    handler = ProgressHandler(progress)
+    root, pack = logging.getLogger(), logging.getLogger(__name__.partition(".")[0])
+    root.addHandler(handler)
+    pack.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)

@@ -24,7 +24,7 @@ const NODES = {
         "LightX2VLoadCheckpoint", "LightX2VOffload", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler",
         "LightX2VDecode", "LightX2VReport",
     ],
-    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE"],
+    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt"],
 };
 const SETTINGS = {
     "Comfy.TutorialCompleted": true,
@@ -149,12 +149,11 @@ async function run() {
     await page.waitForTimeout(1500);
     await page.evaluate(() => {
         for (const cell of document.querySelectorAll("td")) {
-            if (cell.textContent === "device") {
+            if (cell.textContent === "card") {
                 cell.nextSibling.textContent = cell.nextSibling.textContent.split(",")[0];
             }
-            if (cell.textContent === "versions") {
-                const versions = cell.nextSibling.textContent.split(", ");
-                cell.nextSibling.textContent = versions.filter((version) => !version.startsWith("os ")).join(", ");
+            if (cell.textContent === "system") {
+                cell.parentElement.remove();
             }
         }
     });
@@ -170,7 +169,11 @@ async function takeNode(type, locale) {
             app.graph.add(node);
             node.pos = [3000, 1500 * Math.random()];
             node.setSize([400, node.size[1]]);
-            const values = { text_encoder: "umt5_xxl_fp8_e4m3fn_scaled.safetensors", vae: "wan_2.1_vae.safetensors" };
+            const values = {
+                text_encoder: "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+                vae: "wan_2.1_vae.safetensors",
+                text: "a red fox in the snow",
+            };
             node.widgets.forEach((widget) => (widget.value = values[widget.name] ?? widget.value));
         }
         return [...node.pos, ...node.size];

@@ -59,7 +59,7 @@ def plan(
     detected, matmul, text_encoder_bytes = PRECISIONS[scheme]
     sizes = Sizes(
         architecture=WAN_14B,
-        scheme=scheme,
+        precision=scheme,
         attention="triton_in_place",
         matmul=matmul,
         path="lightx2v",
@@ -75,7 +75,7 @@ def plan(
         card=card,
         architecture=WAN_14B,
         engine="lightx2v",
-        scheme=scheme,
+        precision=scheme,
         attention="triton",
         matmul=matmul,
         ops="triton",
@@ -113,8 +113,8 @@ PLANS = {
     "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),
     "lightx2v_16gb_720p": plan(RTX_4060_TI, size=(1280, 720), tiling="on"),
     "lightx2v_24gb_four_takes": plan(RTX_4090, batch=4),
-    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), scheme="bf16"),
-    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0), scheme="int8"),
+    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), precision="bf16"),
+    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0), precision="int8"),
     "lightx2v_prompt_list": plan(RTX_4090),
 }
 

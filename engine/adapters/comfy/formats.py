@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from ...interfaces import Conditioning
+from ...report import records_of
 from ...shapes import latent_problem
+from ...stages.conditioning import of_rows
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +23,14 @@ def make_conditioning(rows: torch.Tensor) -> list[list[Any]]:
     return [[rows, {"pooled_output": None}]]
 
 
-def conditioning_rows(conditioning: Any) -> torch.Tensor:
-    """Return the text rows [1, n, width] of a CONDITIONING.
+def read_conditioning(conditioning: Any, text_dim: int) -> list[Conditioning]:
+    """Return what a transformer takes of a CONDITIONING.
+
+    Args:
+        text_dim: width of the text rows that it expects.
 
     Raises:
-        ValueError: there is no entry, or it is not a tensor.
+        ValueError: there is no entry, it is not a tensor, or not one of this width.
     """
     if not conditioning or not isinstance(conditioning[0][0], torch.Tensor):
         raise ValueError(
@@ -40,9 +46,7 @@ def conditioning_rows(conditioning: Any) -> torch.Tensor:
     ignored = [key for key in _IGNORED_KEYS if extras.get(key) is not None]
     if ignored:
         logger.warning("LightX2V: the conditioning's %s has no effect on this sampler.", ", ".join(ignored))
-    # The same object where nothing changes: a tensor carries the report of the run that made it.
-    tensor: torch.Tensor = rows.to("cpu", torch.float32)
-    return tensor
+    return of_rows(rows.to("cpu", torch.float32), text_dim, records_of(rows))
 
 
 def latent_samples(latent: dict[str, Any]) -> torch.Tensor:

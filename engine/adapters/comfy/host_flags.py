@@ -6,7 +6,7 @@ Source: ComfyUI's comfy/cli_args.py and comfy/model_management.py, 0.3.64 to 0.3
 from __future__ import annotations
 
 from ...constants import GIB
-from ...memory.plan import HostPolicy
+from ...settings import HostPolicy
 
 # By the name of ComfyUI's VRAM state: --lowvram and --novram; --highvram and --gpu-only keep what fits on the GPU, as
 # a plan does without flags.

@@ -1,13 +1,13 @@
 """ComfyUI's memory manager: make room on the GPU, and obey Unload Models, /free and other models' needs.
 
-Only what is in `model_management.current_loaded_models` obeys them, so every handle that may hold GPU
+Only what is in `model_management.current_loaded_models` obeys them, so every owner that may hold GPU
 memory is put there as a ModelPatcher.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.cli_args
 import comfy.model_management as mm
@@ -15,36 +15,23 @@ import comfy.model_patcher
 import torch
 
 from ... import system
-from ...memory.plan import HostPolicy
+from ...memory.owner import WeightOwner
+from ...settings import HostPolicy
 from .host_flags import policy_of
 
 
-class Unloadable(Protocol):
-    """A handle whose weights can be dropped at any time between two stages and load again by themselves."""
+def register(owner: WeightOwner[Any], weight_bytes: int = 0, activation_bytes: int = 0) -> None:
+    """Put an owner of weights under ComfyUI's memory manager and make room for its weights and activations.
 
-    patcher: Any
-
-    @property
-    def is_loaded(self) -> bool: ...
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weights on the compute device while loaded."""
-
-    def unload(self) -> None: ...
-
-
-def register(handle: Unloadable, activation_bytes: int = 0) -> None:
-    """Put `handle` under ComfyUI's memory manager and make room for its weights and activations.
-
-    Call it before each stage that loads the handle. Weights load in the stage itself, which knows the
-    size of the clip; until then the handle counts as offloaded.
+    Call it before each stage that loads it. Weights load in the stage itself, which knows the
+    size of the clip; until then the owner counts as offloaded, with so many bytes.
     """
-    # The handle owns its patcher, and the patcher knows the handle weakly: no cycle, so both go when the
-    # last node output that refers to the handle goes. ComfyUI's RAM-pressure cache looks for `patcher`.
-    if getattr(handle, "patcher", None) is None:
-        handle.patcher = EnginePatcher(handle)
-    mm.load_models_gpu([handle.patcher], memory_required=activation_bytes)
+    # The owner has its patcher, and the patcher knows the owner weakly: no cycle, so both go when the
+    # last node output that refers to the owner goes. ComfyUI's RAM-pressure cache looks for `patcher`.
+    if owner.patcher is None:
+        owner.patcher = EnginePatcher(owner)
+    owner.patcher.planned_bytes = weight_bytes
+    mm.load_models_gpu([owner.patcher], memory_required=activation_bytes)
 
 
 def make_room(num_bytes: int) -> None:
@@ -75,34 +62,38 @@ def follow_host_device() -> None:
 class _EngineModule(torch.nn.Module):
     """What ComfyUI's base class takes for the model: it sets attributes on it and counts its (no) parameters."""
 
-    def __init__(self, handle: Unloadable) -> None:
+    def __init__(self, owner: WeightOwner[Any]) -> None:
         super().__init__()
-        self.handle = weakref.ref(handle)
+        self.owner = weakref.ref(owner)
 
 
 class EnginePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
-    """A handle as ComfyUI's memory manager sees it: loaded or not, never patched, never cloned.
+    """Owned weights as ComfyUI's memory manager sees them: loaded or not, never patched, never cloned.
 
     A subclass, because newer versions call methods on every entry of their list that older ones lack.
     """
 
-    def __init__(self, handle: Unloadable) -> None:
+    planned_bytes = 0
+    """What the weights are going to take on the compute device."""
+
+    def __init__(self, owner: WeightOwner[Any]) -> None:
         # A size of 0 would make the base class measure the module.
-        size = max(handle.num_bytes, 1)
-        super().__init__(_EngineModule(handle), mm.get_torch_device(), mm.unet_offload_device(), size=size)
+        size = max(owner.num_bytes, 1)
+        super().__init__(_EngineModule(owner), mm.get_torch_device(), mm.unet_offload_device(), size=size)
 
     def _is_loaded(self) -> bool:
-        handle = self.model.handle()
-        return handle is not None and handle.is_loaded
+        owner = self.model.owner()
+        return owner is not None and owner.is_loaded
 
     def _unload(self) -> None:
-        handle = self.model.handle()
-        if handle is not None:
-            handle.unload()
+        owner = self.model.owner()
+        if owner is not None:
+            owner.unload()
 
     def model_size(self) -> int:
-        handle = getattr(self.model, "handle", lambda: None)()
-        return max(handle.num_bytes, 1) if handle is not None else 1
+        owner = getattr(self.model, "owner", lambda: None)()
+        held = owner.num_bytes if owner is not None and owner.is_loaded else self.planned_bytes
+        return max(held, 1)
 
     def loaded_size(self) -> int:
         return self.model_size() if self._is_loaded() else 0
@@ -146,4 +137,4 @@ class EnginePatcher(comfy.model_patcher.ModelPatcher):  # type: ignore[misc]
         return 0
 
     def __del__(self) -> None:
-        """Do not detach, as the base class would: the handle may be in use without its patcher."""
+        """Do not detach, as the base class would: the owner may be in use without its patcher."""

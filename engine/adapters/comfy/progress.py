@@ -48,7 +48,7 @@ class _Reporter:
         show_text(self._node_id, f"{what} {done}/{total}")
 
     def show_step(self, step: int, steps: int, clean: torch.Tensor) -> None:
-        """Report a sampling step; `clean` is the normalised x0 estimate [16, T, h, w]."""
+        """Report a sampling step; `clean` is the normalized x0 estimate [16, T, h, w]."""
         self._enter("step", steps)
         show_text(self._node_id, f"step {step}/{steps}")
         preview = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...backends.table import Backend
 from ...checkpoints.formats import WanArchitecture
 from ...constants import DEFAULT_NUM_FRAMES, DISTILL_SHIFT, DISTILL_STEP_LIST
 
@@ -31,56 +30,19 @@ MATMUL_OPS = {
     ("int8", "dequantize"): f"{OURS}dequantize",
 }
 
-_EIGHT_BIT = frozenset({"fp8", "int8"})
-_Q8_INSTALL = "pip install --no-build-isolation git+https://github.com/KONAKONA666/q8_kernels"
-# Matmul back ends of this engine; see backends/table.py. LightX2V's Triton kernels quantise activations in the same
-# pass, which plain torch does in several; its INT8 one cuts values off where it should round, so torch's goes first.
-MATMUL_BACKENDS: tuple[Backend, ...] = (
-    Backend(
-        name="q8_kernels",
-        dtypes=_EIGHT_BIT,
-        rank=70,
-        package="q8_kernels",
-        min_capability=(8, 9),
-        max_capability=(8, 9),
-        install=_Q8_INSTALL,
-    ),
-    Backend(
-        name="sgl_kernel",
-        dtypes=_EIGHT_BIT,
-        rank=60,
-        package="sgl_kernel",
-        min_capability=(8, 9),
-        install="pip install --no-deps sgl-kernel",
-    ),
-    Backend(
-        name="vllm",
-        dtypes=_EIGHT_BIT,
-        rank=50,
-        package="vllm",
-        min_capability=(8, 9),
-        install="pip install vllm",
-    ),
-    Backend(name="triton", dtypes=frozenset({"fp8"}), rank=40, package="triton", min_capability=(8, 9)),
-    Backend(name="scaled_mm", dtypes=frozenset({"fp8"}), rank=30, min_capability=(8, 9)),
-    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=30, min_capability=(8, 0)),
-    Backend(name="triton", dtypes=frozenset({"int8"}), rank=20, package="triton", min_capability=(8, 0)),
-    Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
-)
-
 
 def build_config(
     architecture: WanArchitecture, *, attention_op: str, matmul_op: str, use_triton: bool
 ) -> dict[str, Any]:
     """Return the keys that LightX2V's Wan text-to-video path reads, beyond its own defaults.
 
-    Its offload keys are not among them: the weights are brought by offload.py. LightX2V's own offload
+    Its offload keys are not among them: the weights are brought by engine/offload. LightX2V's own offload
     computes on a stream of its own while SageAttention 2 launches on the default one, which gives NaN.
 
     Args:
         architecture: sizes of the checkpoint.
         attention_op: registered name for self-attention.
-        matmul_op: registered name for the blocks' linears; "Default" is unquantised.
+        matmul_op: registered name for the blocks' linears; "Default" is unquantized.
         use_triton: fused Triton kernel for the modulation (GPU).
     """
     config: dict[str, Any] = {
@@ -96,7 +58,7 @@ def build_config(
         "use_image_encoder": False,
         "enable_cfg": False,
         "self_attn_1_type": attention_op,
-        # 512 keys are too few for a quantised attention to pay.
+        # 512 keys are too few for a quantized attention to pay.
         "cross_attn_1_type": "torch_sdpa",
         # The default of both is a package that is not ours to ask for (flashinfer, sgl-kernel), and without
         # sgl-kernel the norm falls back to squares in bfloat16.

@@ -6,7 +6,6 @@ so that GPU memory goes with the last reference and does not wait for the garbag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,7 @@ from lightx2v.models.networks.wan.infer.transformer_infer import WanTransformerI
 from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 from lightx2v.utils.set_config import get_default_config
 
-from ...kernels.ops import Rotary
-from ...offload import Conveyor, Unit
-from ...wan.block import Blocks
-from ...wan.patches import embed_patches, grid_of
+from ...offload import Unit, WeightStreamer
 
 
 class WanModel(WanDistillModel):  # type: ignore[misc]
@@ -44,12 +40,6 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         self.set_scheduler(scheduler)
         scheduler.transformer_infer = None
 
-    def use_blocks(self, blocks: Blocks, weights: Mapping[str, torch.Tensor]) -> None:
-        """Compute the blocks by ours, in their workspace; weights: those outside the blocks. For OurLoop."""
-        self.transformer_infer.blocks = blocks
-        patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])
-        self.pre_weight.add_module("patch_embedding", _PatchEmbedding(blocks, *patch))
-
     def predict(self, latents: torch.Tensor, timestep: float, context: torch.Tensor) -> torch.Tensor:
         """Return the flow [16, T, h, w] float32 for latents [16, T, h, w] and context [512, text_dim]."""
         scheduler = self.scheduler
@@ -57,18 +47,16 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         scheduler.timesteps = torch.full((1,), timestep, dtype=torch.float32, device=latents.device)
         scheduler.step_pre(0)
         inputs = {"text_encoder_output": {"context": context[None]}, "image_encoder_output": None}
-        self.transformer_infer.text_rows = context
         try:
             flow: torch.Tensor = self._infer_cond_uncond(inputs, infer_condition=True)
         finally:
             scheduler.clear()
-            self.transformer_infer.text_rows = None
         return flow
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         """Drop what only a pass needs."""
         self.pre_infer.cos_sin = self.transformer_infer.cos_sin = None
-        self.transformer_infer.rest()
+        self.transformer_infer.release_workspace()
 
     def _check_dit_quantized(self) -> None:
         """Allow the ops that we registered."""
@@ -91,74 +79,23 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         self._tensors = {}
 
 
-class _PatchEmbedding:
-    """Stands for LightX2V's convolution: writes the tokens to the workspace, where the blocks take them."""
+class _Loop:
+    """LightX2V's own compute on the units of a streamer."""
 
-    def __init__(self, blocks: Blocks, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self._blocks = blocks
-        self._weight = weight
-        self._bias = bias
-
-    def apply(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return latents [1, 16, T, h, w] as [1, D, T, h / 2, w / 2], which is a view of the workspace."""
-        grid = grid_of(latents[0])
-        hidden = self._blocks.workspace(math.prod(grid)).hidden
-        embed_patches(latents[0], self._weight, self._bias, hidden)
-        return hidden.view(*grid, -1).permute(3, 0, 1, 2)[None]
-
-
-class OurLoop(WanTransformerInfer):  # type: ignore[misc]
-    """The blocks are computed by engine/wan."""
-
-    blocks: Blocks
-    text_rows: torch.Tensor | None = None
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        # A bound method of this very object: a reference cycle.
-        del self.infer_func
-        self._rotary: tuple[torch.Tensor, Rotary] | None = None
-
-    def infer_main_blocks(self, _: Any, pre_infer_out: Any) -> torch.Tensor:
-        """Args: pre_infer_out: x [N, D], embed0 [6, D], context [512, D], cos_sin complex [N, 1, head_dim / 2]."""
-        work = self.blocks.workspace(len(pre_infer_out.x))
-        assert pre_infer_out.x.data_ptr() == work.hidden.data_ptr(), "tokens were copied on their way to the blocks"
-        assert self.text_rows is not None
-        text = self.blocks.text(self.text_rows, lambda rows: pre_infer_out.context[: len(rows)])
-        self.blocks.run(work, self._split(pre_infer_out.cos_sin), pre_infer_out.embed0.view(6, -1), text)
-        return work.hidden
-
-    def rest(self) -> None:
-        self.blocks.rest()
-        self._rotary = None
-
-    def _split(self, cos_sin: torch.Tensor) -> Rotary:
-        """Return the angles as our kernels take them; LightX2V keeps its table for as long as the size is the same."""
-        if self._rotary is None or self._rotary[0] is not cos_sin:
-            self._rotary = None
-            angles = cos_sin.flatten(0, -2)
-            self._rotary = (cos_sin, Rotary(angles.real.contiguous(), angles.imag.contiguous()))
-        return self._rotary[1]
-
-
-class _UpstreamLoop:
-    """LightX2V's own compute on the units of a conveyor."""
-
-    conveyor: Conveyor
+    streamer: WeightStreamer
     units: Sequence[Unit]
     """To be set before the first pass."""
-    text_rows: torch.Tensor | None = None
     infer_func: Any
 
     def _set_up(self) -> None:
         # A bound method of this very object: a reference cycle.
         del self.infer_func
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         """Nothing is kept between passes."""
 
 
-class BlockLoop(_UpstreamLoop, WanTransformerInfer):  # type: ignore[misc]
+class BlockLoop(_Loop, WanTransformerInfer):  # type: ignore[misc]
     """A unit is a block."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -170,13 +107,13 @@ class BlockLoop(_UpstreamLoop, WanTransformerInfer):  # type: ignore[misc]
         for number, unit in enumerate(self.units):
             self.block_idx = unit.block
             block = blocks[unit.block]
-            with self.conveyor.unit(number) as tensors:
+            with self.streamer.unit(number) as tensors:
                 _fill(block, unit.block, tensors)
                 x = self.run_block(unit.block, block, x, pre_infer_out)
         return x
 
 
-class PhaseLoop(_UpstreamLoop, WanOffloadTransformerInfer):  # type: ignore[misc]
+class PhaseLoop(_Loop, WanOffloadTransformerInfer):  # type: ignore[misc]
     """A unit is a phase: self-attention, cross-attention or feed-forward."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -184,7 +121,7 @@ class PhaseLoop(_UpstreamLoop, WanOffloadTransformerInfer):  # type: ignore[misc
         self._set_up()
         self.phase_params: dict[str, torch.Tensor | None] = {}
 
-    def rest(self) -> None:
+    def release_workspace(self) -> None:
         self.phase_params = {}
 
     def infer_main_blocks(self, blocks: Any, pre_infer_out: Any) -> torch.Tensor:
@@ -192,7 +129,7 @@ class PhaseLoop(_UpstreamLoop, WanOffloadTransformerInfer):  # type: ignore[misc
         for number, unit in enumerate(self.units):
             (phase,) = unit.phases
             module = blocks[unit.block].compute_phases[phase]
-            with self.conveyor.unit(number) as tensors:
+            with self.streamer.unit(number) as tensors:
                 _fill(module, unit.block, tensors)
                 x = self.run_phase(unit.block, phase, module, x, pre_infer_out)
             if phase == self.phases_num - 1:

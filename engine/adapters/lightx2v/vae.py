@@ -7,39 +7,29 @@ and pipeline.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...checkpoints.formats import VaeFormat, detect_vae
-from ...checkpoints.tae import detect_tae
+from ...checkpoints.companions import VaeFiles
+from ...checkpoints.formats import VaeFormat
 from ...checkpoints.weights import open_weights
-from ...constants import LATENT_MEAN, LATENT_STD
 from ...errors import CheckpointError
 from ...interfaces import Hooks
-from ...system import compute_device, release_memory
+from ...latent_space import normalize
+from ...system import release_memory
 from . import bootstrap
 
 
 class LightX2VVideoDecoder:
-    """Implements interfaces.VideoDecoder.
+    """Implements interfaces.VideoDecoder."""
 
-    Args:
-        path: Wan2.1_VAE.pth, a LightVAE, taew2_1 or lighttaew2_1, as .pth or .safetensors.
-
-    Raises:
-        CheckpointError: the file is damaged or none of these.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._device = compute_device()
+    def __init__(self, files: VaeFiles, device: torch.device) -> None:
+        self._files = files
+        self._format = files.format if isinstance(files.format, VaeFormat) else None
+        self._device = device
         # bfloat16 as upstream; on a CPU most processors emulate its convolutions, several hundred times slower.
-        self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        weights = open_weights([path])
-        self._format = None if detect_tae(weights.header) else detect_vae(weights.header, str(path))
-        weights.close()
+        self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._vae: Any = None
 
     @property
@@ -76,7 +66,7 @@ class LightX2VVideoDecoder:
         return latents.to(self._device)
 
     def decode_chunks(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
-        """Decode normalised latents [16, T, h, w]: Wan2.1's decoder a latent frame at a time, TAE all at once.
+        """Decode latents [16, T, h, w]: Wan2.1's decoder a latent frame at a time, TAE all at once.
 
         Yields:
             frames [f, H, W, 3] float32 in [0, 1] on `device`.
@@ -89,16 +79,16 @@ class LightX2VVideoDecoder:
     def describe(self) -> dict[str, Any]:
         return {
             "engine": "lightx2v",
-            "vae": self._path.name,
-            "vae_dim": "TAE" if self._format is None else self._format.base_dim,
+            "vae": self._files.path.name,
+            "vae_dim": self._files.base_dim or "TAE",
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": str(self._device),
         }
 
     def _decode_frames(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         """Keep the causal convolutions' last two input frames from chunk to chunk, and nothing else."""
-        # In fp32 and only then rounded; upstream computes this in bfloat16.
-        scaled = self._denormalise(latents).to(self._dtype)
+        # Un-normalized in fp32 and only then rounded; upstream computes this in bfloat16.
+        scaled = latents.to(self._device, self._dtype)
         stream = self._vae.decode_stream(scaled[None], (0.0, 1.0))
         num_chunks = latents.shape[1]
         try:
@@ -113,27 +103,23 @@ class LightX2VVideoDecoder:
 
     def _decode_tae(self, latents: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         hooks.check_interrupt()
-        # taew2_1 was trained on normalised latents, lighttaew2_1 on un-normalised ones; only the names differ.
+        # taew2_1 was trained on normalized latents, lighttaew2_1 on un-normalized ones; only the names differ.
         # Source: lightx2v/pipeline.py, need_scaled.
-        if "lighttae" in self._path.name.lower():
-            latents = self._denormalise(latents)
+        if "lighttae" not in self._files.path.name.lower():
+            latents = normalize(latents.to(self._device))
         frames_first = latents.to(self._device, self._dtype).transpose(0, 1)
         with torch.no_grad():
             decoded = self._vae.decode_video(frames_first[None], parallel=False, show_progress_bar=False)
         yield decoded[0].permute(0, 2, 3, 1).float()
         hooks.on_progress(1, 1, "decoding frames")
 
-    def _denormalise(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = (torch.tensor(each, device=self._device).view(-1, 1, 1, 1) for each in (LATENT_MEAN, LATENT_STD))
-        return latents.to(self._device) * std + mean
-
     def _fill(self, vae: Any) -> None:
         prefix = "" if self._format is None else self._format.prefix
-        weights = open_weights([self._path], prefix)
+        weights = open_weights([self._files.path], prefix)
         missing = [name for name in vae.state_dict() if name not in weights]
         if missing:
             raise CheckpointError(
-                f"{self._path} has no {missing[0]} ({len(missing)} tensors of the decoder are missing)."
+                f"{self._files.path} has no {missing[0]} ({len(missing)} tensors of the decoder are missing)."
             )
         state = {name: weights[name] for name in vae.state_dict()}
         if self._format is None:
@@ -143,7 +129,7 @@ class LightX2VVideoDecoder:
         try:
             vae.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise CheckpointError(f"{self._path} does not fit LightX2V's decoder: {error}") from error
+            raise CheckpointError(f"{self._files.path} does not fit LightX2V's decoder: {error}") from error
         vae.eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ planned (the tile, and whether weights stay) and whether the transformer was sti
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,45 +17,46 @@ start(root)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
-from lightx2v_pack.engine import pipeline, system  # noqa: E402
+from lightx2v_pack.engine import system  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import memory  # noqa: E402
+from lightx2v_pack.engine.checkpoints.companions import resolve_vae  # noqa: E402
 from lightx2v_pack.engine.constants import GIB  # noqa: E402
-from lightx2v_pack.engine.handles import Handle, VaeHandle  # noqa: E402
-from lightx2v_pack.engine.memory.budget import Host  # noqa: E402
-from lightx2v_pack.engine.memory.needs import weights_ram, weights_vram  # noqa: E402
-from lightx2v_pack.engine.memory.plan import Budget, Sizes, Wish, plan_run  # noqa: E402
+from lightx2v_pack.engine.handles import VaeHandle  # noqa: E402
+from lightx2v_pack.engine.interfaces import Host  # noqa: E402
+from lightx2v_pack.engine.memory.clip import Clip  # noqa: E402
+from lightx2v_pack.engine.memory.needs import VAE_BASE_DIM, Budget, Need, weights_ram, weights_vram  # noqa: E402
+from lightx2v_pack.engine.memory.owner import WeightOwner  # noqa: E402
+from lightx2v_pack.engine.memory.plan import Wish, plan_run  # noqa: E402
 from lightx2v_pack.engine.settings import OffloadSettings  # noqa: E402
-from support.wan_14b import WAN_14B  # noqa: E402
+from support.wan_14b import choose_kernels, make_sizes  # noqa: E402
 
-SHAPE = (1, 16, 21, 60, 104)
+CLIP = Clip(width=832, height=480, num_frames=81)
 RAM_GIB = 40
-HOST = Host(claim=memory.register)
+HOST = Host(device=torch.device("cuda", 0), claim=memory.register)
+SIZES = make_sizes(CLIP, choose_kernels(attention="triton"))
+VAE = resolve_vae(Path(vae_file))
+VAE = replace(VAE, format=replace(VAE.format, base_dim=VAE_BASE_DIM))
 
 
-class Transformer(Handle):
+class Engine:
     """Pretends to hold the weights of a plan."""
 
-    def __init__(self, sizes, placement):
-        super().__init__()
-        self._bytes = weights_vram(sizes.weights, placement), weights_ram(sizes.weights, placement)
-        self._keep(SimpleNamespace(unload=lambda: None))
+    def unload(self):
+        pass
 
-    @property
-    def num_bytes(self):
-        return self._bytes[0]
 
-    @property
-    def ram_bytes(self):
-        return self._bytes[1]
+def hold(owner, placement):
+    """Let an owner hold a transformer's weights, in name only."""
+    need = Need(vram=weights_vram(SIZES.weights, placement), ram=weights_ram(SIZES.weights, placement))
+    owner.load("transformer", Engine, lambda _: None, need, placement)
 
 
 def taken():
-    return sum(handle.num_bytes for handle in handles if handle.is_loaded)
+    return sum(owner.num_bytes for owner in owners)
 
 
-pretend_gpu(lambda: card, lambda: handles)
-system.compute_device = lambda: torch.device("cuda", 0)
-system.free_ram_bytes = lambda: RAM_GIB * GIB - sum(handle.ram_bytes for handle in handles if handle.is_loaded)
+pretend_gpu(lambda: card, lambda: owners)
+system.free_ram_bytes = lambda: RAM_GIB * GIB - sum(owner.held.ram for owner in owners)
 torch.cuda.mem_get_info = lambda *_: (card - taken(), card)
 torch.cuda.get_device_properties = lambda *_: SimpleNamespace(total_memory=card)
 torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda *_: taken()
@@ -62,21 +64,14 @@ torch.cuda.get_per_process_memory_fraction = lambda *_: 1.0
 
 found = {}
 for quarters in range(4 * 5, 4 * 25):
-    card, handles = quarters * GIB // 4, []
+    card, owners = quarters * GIB // 4, []
     mm.current_loaded_models.clear()
-    sizes = Sizes(
-        architecture=WAN_14B, scheme="fp8", attention="triton_in_place", matmul="scaled_mm", width=832, height=480,
-        num_frames=81,
-    )  # fmt: skip
-    plan = plan_run(sizes, Budget(vram=card, ram=RAM_GIB * GIB), Wish())
-    transformer = Transformer(sizes, plan.placement)
-    transformer._engine = None
-    handles.append(transformer)
-    memory.register(transformer, plan.needs["sample"].vram - plan.needs["load_transformer"].vram)
-    transformer._keep(SimpleNamespace(unload=lambda: None))
-    vae = VaeHandle(Path(vae_file), "portable", OffloadSettings())
-    vae.base_dim = 96
-    handles.append(vae)
-    decode = pipeline._plan_decoding(vae, SHAPE, "auto", HOST)
+    plan = plan_run(SIZES, Budget(vram=card, ram=RAM_GIB * GIB), Wish())
+    transformer, vae = WeightOwner("transformer"), VaeHandle(VAE, "portable", OffloadSettings())
+    owners += [transformer, vae.owner]
+    loaded, sampled = plan.needs["load_transformer"].vram, plan.needs["sample"].vram
+    memory.register(transformer, loaded, sampled - loaded)
+    hold(transformer, plan.placement)
+    decode = vae.room(HOST).claim_decode(CLIP, VAE.base_dim, "auto")
     found[quarters / 4] = [decode.tile.size if decode.tile else None, decode.weights_stay, transformer.is_loaded]
 print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Run in a process with ComfyUI: handles under its memory manager, on a pretended GPU of 16 GB.
+"""Run in a process with ComfyUI: owners of weights under its memory manager, on a pretended GPU of 16 GB.
 
 usage: eviction.py PACK_ROOT; prints one line of JSON: what is loaded after each step.
 """
@@ -13,33 +13,32 @@ start(root)
 
 import comfy.model_management as mm  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import memory  # noqa: E402
+from lightx2v_pack.engine.memory.needs import Need  # noqa: E402
+from lightx2v_pack.engine.memory.owner import WeightOwner  # noqa: E402
 
 GB = 10**9
 
 
-class Weights:
-    """A handle that pretends to hold weights on the GPU."""
-
-    def __init__(self, size):
-        self.num_bytes, self.is_loaded = size * GB, False
+class Engine:
+    """Pretends to hold weights on the GPU."""
 
     def unload(self):
-        self.is_loaded = False
+        pass
 
 
-handles = {}
-pretend_gpu(lambda: 16 * GB, handles.values)
+owners = {}
+pretend_gpu(lambda: 16 * GB, owners.values)
 
 
 def use(name, size, activations=0):
-    """What a node does: register the handle, then let the stage load it."""
-    handle = handles.setdefault(name, Weights(size))
-    memory.register(handle, activations * GB)
-    handle.is_loaded = True
+    """What a stage does: claim room for its weights and work, then load."""
+    owner = owners.setdefault(name, WeightOwner(name))
+    memory.register(owner, size * GB, activations * GB)
+    owner.load(name, Engine, lambda _: None, Need(vram=size * GB, ram=0))
 
 
 def loaded():
-    return sorted(name for name, handle in handles.items() if handle.is_loaded)
+    return sorted(name for name, owner in owners.items() if owner.is_loaded)
 
 
 steps = {}
@@ -62,6 +61,6 @@ use("vae", 1)
 mm.unload_all_models()
 steps["unload models"] = loaded()
 use("vae", 1)
-handles.clear()
+owners.clear()
 steps["entries after the last reference"] = len(mm.current_loaded_models)
 print(json.dumps(steps))

@@ -18,10 +18,13 @@ import comfy.model_sampling  # noqa: E402
 import torch  # noqa: E402
 from comfy.k_diffusion import sampling  # noqa: E402
 from lightx2v_pack.engine import pipeline  # noqa: E402
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
-from lightx2v_pack.engine.stages.denoise import denoise  # noqa: E402
+from lightx2v_pack.engine.stages.denoise import run_steps  # noqa: E402
+from lightx2v_pack.engine.stages.denoise import start as start_clip  # noqa: E402
 from lightx2v_pack.engine.stages.schedule import build_schedule  # noqa: E402
+from support.engine import conditioning_of, open_transformer  # noqa: E402
 
 SEED, SHAPE = 11, (16, 2, 6, 8)
 COMFY_SAMPLERS = {"lcm": sampling.sample_lcm, "euler": sampling.sample_euler}
@@ -36,8 +39,8 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self.transformer, name)
 
-    def predict_flow(self, latents, timestep, context, hooks):
-        flow = self.transformer.predict_flow(latents, timestep, context, hooks)
+    def predict_flow(self, latents, timestep, conditioning, hooks):
+        flow = self.transformer.predict_flow(latents, timestep, conditioning, hooks)
         self.calls.append((latents, timestep, flow))
         return flow
 
@@ -60,15 +63,19 @@ class Model:
         return x - sigma.view(-1, 1, 1, 1, 1) * flow
 
 
-handle = pipeline.load_transformer(Path(file), settings=EngineSettings(compile="off"), offload=OffloadSettings())
-transformer = handle.acquire(SHAPE, Hooks())
-context = torch.randn(512, handle.text_dim, generator=torch.Generator().manual_seed(1))
+SETTINGS = EngineSettings(compile="off")
+handle = pipeline.load_transformer(Path(file), settings=SETTINGS, offload=OffloadSettings())
+transformer = open_transformer(resolve_transformer(Path(file)), SETTINGS)
+transformer.load(Hooks())
+conditioning = conditioning_of(torch.randn(512, handle.text_dim, generator=torch.Generator().manual_seed(1)))
 schedule = build_schedule(4, 5.0)
 result = {}
 with torch.inference_mode():
     for method, comfy_sampler in COMFY_SAMPLERS.items():
         recorder = Recorder(transformer)
-        ours = denoise(recorder, context, SHAPE, schedule, method=method, seed=SEED, hooks=Hooks())
+        state = start_clip(SHAPE, SEED, transformer.device)
+        run_steps(recorder, conditioning, state, schedule, range(schedule.steps), method=method, hooks=Hooks())
+        ours = state.latents
         generator = torch.Generator("cpu").manual_seed(SEED)
         draw = lambda *_, g=generator: torch.randn(SHAPE, generator=g)[None]  # noqa: E731
         options = {"noise_sampler": draw} if method == "lcm" else {}
@@ -78,7 +85,7 @@ with torch.inference_mode():
         result[f"{method}_inputs"] = model.difference
         result[f"{method}_std"] = float(ours.std())
         samples = pipeline.sample(
-            handle, context[None], torch.zeros(1, *SHAPE), SamplingSettings(seed=SEED, method=method), hooks=Hooks()
+            handle, [conditioning], torch.zeros(1, *SHAPE), SamplingSettings(seed=SEED, method=method), hooks=Hooks()
         )
         expected = comfy.latent_formats.Wan21().process_out(ours[None])
         result[f"{method}_latent"] = float((samples - expected).abs().max())

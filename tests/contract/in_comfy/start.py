@@ -17,13 +17,16 @@ def start(root):
     comfy.options.enable_args_parsing()
 
 
-def pretend_gpu(num_bytes, handles):
-    """Let ComfyUI manage a GPU of so many bytes (a function), of which loaded handles (an iterable) take theirs."""
+def pretend_gpu(num_bytes, owners):
+    """Let ComfyUI manage a GPU of so many bytes (a function), of which loaded owners of weights take theirs.
+
+    Args: owners: returns an iterable.
+    """
     import comfy.model_management as mm
     import torch
 
     def get_free_memory(device=None, torch_free_too=False):
-        free = num_bytes() - sum(handle.num_bytes for handle in handles() if handle.is_loaded)
+        free = num_bytes() - sum(owner.num_bytes for owner in owners())
         return (free, 0) if torch_free_too else free
 
     mm.cpu_state, mm.vram_state = mm.CPUState.GPU, mm.VRAMState.NORMAL_VRAM

@@ -64,14 +64,22 @@ NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbeConditioning": ProbeConditi
 
 @PromptServer.instance.routes.get("/probe/handles")
 async def handles(request):
-    """Every handle of the pack that is alive, by class, and whether it is loaded and registered."""
+    """Every handle of the pack that is alive, by class, and whether its weights are loaded and registered.
+
+    And every owner of weights to which no handle refers.
+    """
     gc.collect()
-    registered = {id(loaded.model.model.handle()) for loaded in mm.current_loaded_models if _is_ours(loaded)}
-    alive = [each for each in gc.get_objects() if type(each).__name__.endswith("Handle") and hasattr(each, "num_bytes")]
+    registered = {id(loaded.model.model.owner()) for loaded in mm.current_loaded_models if _is_ours(loaded)}
+    handles = [each for each in gc.get_objects() if type(each).__name__.endswith("Handle") and hasattr(each, "owner")]
+    owned = {id(each.owner) for each in handles}
+    found = [(type(each).__name__, each.owner) for each in handles]
+    for each in gc.get_objects():
+        if type(each).__name__ == "WeightOwner" and id(each) not in owned:
+            found.append((f"{each.name} without a handle", each))
     return web.json_response(
         [
-            {"type": type(each).__name__, "is_loaded": each.is_loaded, "is_registered": id(each) in registered}
-            for each in alive
+            {"type": name, "is_loaded": owner.is_loaded, "is_registered": id(owner) in registered}
+            for name, owner in found
         ]
     )
 

@@ -1,0 +1,180 @@
+"""Which kernels a run computes with: one pure function from the machine and the settings to one value.
+
+The memory plan carries the value, trials.py confirms it, and forecast, doctor, report and the transformer read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
+from .table import (
+    ATTENTION_BACKENDS,
+    BLOCK_BACKENDS,
+    LIGHTX2V_BLOCKS,
+    LIGHTX2V_MATMUL_BACKENDS,
+    MATMUL_BACKENDS,
+    Backend,
+    Choice,
+    Machine,
+    choose_backend,
+)
+
+# What choices are for, in messages and in Machine.failed_trials.
+BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What decides the kernels of a run, beside the machine."""
+
+    precision: str
+    """fp8 | int8 | bf16, of the weights of the blocks' linears."""
+    dim: int
+    ffn_dim: int
+    engine: str = "portable"
+    """portable | lightx2v."""
+    attention: str = "auto"
+    fused_kernels: str = "auto"
+    """auto | on | off, for the portable engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backends:
+    """The kernels of a run."""
+
+    wanted: Wanted
+    blocks: Choice
+    """triton | torch, or lightx2v for LightX2V's own blocks."""
+    attention: Choice
+    is_in_place: bool
+    """Whether the attention overwrites q, k and v, see kernels/attention.py."""
+    matmul: Choice
+
+    @property
+    def engine(self) -> str:
+        return self.wanted.engine
+
+    @property
+    def precision(self) -> str:
+        return self.wanted.precision
+
+    @property
+    def names(self) -> tuple[object, ...]:
+        """What runs, without the reasons."""
+        return self.wanted, self.blocks.name, self.attention.name, self.is_in_place, self.matmul.name
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the blocks run the pack's Triton kernels."""
+        return self.blocks.name == "triton"
+
+    @property
+    def inputs(self) -> str:
+        """What the linears' inputs are: fp8 | int8 | bf16."""
+        return self.matmul.backend.inputs or "bf16"
+
+    @property
+    def attention_bytes(self) -> float:
+        """Bytes per token and unit of width that self-attention takes beside q, k and v."""
+        row = self.attention.backend
+        return row.in_place_bytes if self.is_in_place else row.bytes
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Each choice in words, with why the better ones were not taken."""
+        choices = [self.attention]
+        if self.precision != "bf16":
+            choices.append(self.matmul)
+        if self.engine != "lightx2v":
+            choices.append(self.blocks)
+        return tuple(map(str, choices))
+
+    def as_facts(self) -> dict[str, object]:
+        """Return the choices as the run report shows them."""
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "attention": self.attention.name,
+            "attention_in_place": self.is_in_place,
+            "matmul": self.matmul.name,
+            "ops": self.blocks.name,
+            "compile": self.is_fused,
+        }
+
+
+def choose(machine: Machine, wanted: Wanted) -> Backends:
+    """Choose the kernels of a run.
+
+    Raises:
+        ValueError: no attention back end has the requested name.
+        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
+    """
+    blocks = _choose_blocks(machine, wanted)
+    is_fused = blocks.name == "triton"
+    rows = attention_rows(wanted.attention, is_fused=is_fused)
+    attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16")
+    return Backends(
+        wanted=wanted,
+        blocks=blocks,
+        attention=attention,
+        is_in_place=is_fused and _may_run_in_place(attention.backend, machine),
+        matmul=_choose_matmul(machine, wanted, is_fused=is_fused),
+    )
+
+
+def choose_fused(task: str, machine: Machine) -> Choice:
+    """Choose Triton's operations where they run, else plain torch's."""
+    return choose_backend(task, BLOCK_BACKENDS, "auto", machine, dtype="bf16")
+
+
+def attention_rows(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
+    """Return the rows to choose an attention from.
+
+    Args:
+        is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
+            whoever names it gets it.
+    """
+    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
+
+
+def _choose_blocks(machine: Machine, wanted: Wanted) -> Choice:
+    if wanted.engine == "lightx2v":
+        return Choice(task=BLOCKS, backend=LIGHTX2V_BLOCKS)
+    if wanted.fused_kernels == "off":
+        return choose_backend(
+            BLOCKS, [row for row in BLOCK_BACKENDS if row.name == "torch"], "auto", machine, dtype="bf16"
+        )
+    choice = choose_fused(BLOCKS, machine)
+    if wanted.fused_kernels == "on" and choice.name != "triton":
+        raise _refusal(choice, machine)
+    return choice
+
+
+def _refusal(choice: Choice, machine: Machine) -> LightX2VError:
+    row = next(row for row in BLOCK_BACKENDS if row.name == "triton")
+    sentence = f"compile is 'on', but the fused kernels cannot run here: {choice.passed_over[row.name]}."
+    if machine.capability is not None and row.package not in machine.packages:
+        return MissingDependencyError(f"{sentence} Install Triton with `{row.install}`, or set compile to 'auto'.")
+    return UnsupportedHardwareError(f"{sentence} Set compile to 'auto'.")
+
+
+def _may_run_in_place(attention: Backend, machine: Machine) -> bool:
+    """Say whether a back end can overwrite q, k and v beside fused kernels: yes until a trial run says no."""
+    return machine.capability in attention.in_place_on and (IN_PLACE, attention) not in machine.failed_trials
+
+
+def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choice:
+    task = f"{wanted.precision} matmul"
+    if wanted.precision == "bf16":
+        return Choice(task=task, backend=Backend(name="bf16", dtypes=frozenset({"bf16"}), rank=0))
+    if wanted.engine == "lightx2v":
+        rows = LIGHTX2V_MATMUL_BACKENDS
+    else:
+        sizes = (wanted.dim, wanted.ffn_dim)
+        rows = tuple(
+            row
+            for row in MATMUL_BACKENDS
+            if (is_fused or row.package != "triton") and not any(size % row.multiple for size in sizes)
+        )
+    return choose_backend(task, rows, "auto", machine, dtype=wanted.precision)

@@ -1,0 +1,43 @@
+"""The size of what is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Width and height in pixels, length in frames, and how many clips of that size."""
+
+    width: int
+    height: int
+    num_frames: int
+    batch: int = 1
+
+    @classmethod
+    def of_latents(cls, shape: Sequence[int]) -> Clip:
+        """Return the size of latents [B, 16, T, h, w]."""
+        num_frames, height, width = shapes.video_shape(shape)
+        return cls(width=width, height=height, num_frames=num_frames, batch=shape[0])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(16, T, h, w) of one clip."""
+        return shapes.latent_shape(self.width, self.height, self.num_frames)
+
+    @property
+    def tokens(self) -> int:
+        """Of one clip."""
+        return shapes.num_tokens(self.latent_shape)
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames of one clip."""
+        return self.width * self.height * self.num_frames
+
+    def __str__(self) -> str:
+        clips = f"{self.batch} clips of " if self.batch > 1 else ""
+        return f"{clips}{self.width}x{self.height} with {self.num_frames} frames"

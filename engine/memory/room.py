@@ -1,0 +1,207 @@
+"""Room for one stage: what it plans with, how the host makes room for it, and a second try under a cheaper plan.
+
+Planning is a query. `claim_*` plan, let the host make room, and plan again with what is there then. `attempts` runs a
+stage once, and once more where the plan was wrong and the GPU's memory ran out.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..constants import GIB
+from ..errors import NothingFitsError
+from ..interfaces import Host
+from ..settings import OffloadSettings
+from ..system import is_out_of_memory, is_surely_out_of_memory, release_memory
+from .budget import find_budget
+from .clip import Clip
+from .needs import LATER_MARGIN, Budget, Sizes, decoder_weights
+from .owner import WeightOwner, held, unload_others
+from .placement import Placement
+from .plan import DecodePlan, MemoryPlan, Wish, plan_decode, plan_run, retry_wish
+
+logger = logging.getLogger(__name__)
+
+# More VRAM than there is: all that the host can free.
+_ALL_OF_IT = 2**50
+_ADVICE = (
+    "Close other programs that use the GPU, choose a smaller size or fewer frames, or set vram_budget_gib of 'LightX2V "
+    "Offload' to less than what is free."
+)
+
+Plan = TypeVar("Plan")
+
+
+class Room:
+    """The memory that a stage of one owner can have on the host's device."""
+
+    def __init__(self, host: Host, offload: OffloadSettings, owner: WeightOwner[Any] | None = None) -> None:
+        """Args: owner: of the stage's weights; None where nothing is loaded yet, as in a forecast."""
+        self._host = host
+        self._offload = offload
+        self._owner = owner
+
+    def plan_run(self, sizes: Sizes, *, assume_evicted: bool = True, failed: MemoryPlan | None = None) -> MemoryPlan:
+        """Plan the sampling of a clip; what is loaded stays if it fits and is not clearly worse.
+
+        Args:
+            sizes: what is to be run.
+            assume_evicted: count on the host to unload its own models first.
+            failed: the plan that ran out of memory, for a cheaper one.
+
+        Raises:
+            NothingFitsError: see memory/plan.py.
+        """
+        wish = self._wish(self._current)
+        if failed is not None:
+            wish = retry_wish(wish, failed.needs["sample"])
+        return plan_run(sizes, self._budget(assume_evicted), wish)
+
+    def claim_run(self, sizes: Sizes) -> MemoryPlan:
+        """Plan a sampling, let the host make room, and plan again with what is there then."""
+        try:
+            plan = self.plan_run(sizes)
+        except NothingFitsError:
+            # The host may hold memory that torch does not know of.
+            self._host.make_room(_ALL_OF_IT)
+            plan = self.plan_run(sizes)
+        loaded, sampled = plan.needs["load_transformer"].vram, plan.needs["sample"].vram
+        self._host.claim(self._owner, loaded, sampled - loaded)
+        return self.plan_run(sizes, assume_evicted=False)
+
+    def plan_decode(
+        self,
+        clip: Clip,
+        vae_dim: int,
+        tiling: str = "auto",
+        *,
+        assume_evicted: bool = True,
+        failed: DecodePlan | None = None,
+    ) -> DecodePlan:
+        """Plan a decode.
+
+        Args:
+            clip, vae_dim: what is to be decoded, and the base width of its VAE, see needs.Sizes.
+            tiling: auto, which asks the offload settings, or on, or off.
+            assume_evicted, failed: see plan_run.
+        """
+        wish = self._wish(None)
+        if tiling != "auto":
+            wish = replace(wish, tiling=tiling)
+        budget, beside = self._budget(assume_evicted), held(without=self._owner)
+        return plan_decode(clip, vae_dim, budget, wish, beside, margin=LATER_MARGIN, below=failed)
+
+    def claim_decode(self, clip: Clip, vae_dim: int, tiling: str) -> DecodePlan:
+        """Plan beside what the host holds; ask it for room only where the plan is better without.
+
+        A host may unload more than it is asked to, the transformer among it, which the next prompt would load again.
+        """
+        weights = decoder_weights(vae_dim)
+        plan = self.plan_decode(clip, vae_dim, tiling, assume_evicted=False)
+        wanted = self.plan_decode(clip, vae_dim, tiling)
+        if plan.weights_stay and plan.tile == wanted.tile:
+            self._host.claim(self._owner, weights, 0)
+            return plan
+        beside = held(without=self._owner).vram if wanted.weights_stay else 0
+        self._host.claim(self._owner, weights, max(wanted.need.vram - beside - weights, 0))
+        return self.plan_decode(clip, vae_dim, tiling, assume_evicted=False)
+
+    def attempts(
+        self, what: str, plan: Plan, cheaper: Callable[[], Plan], make_room: Callable[[], None]
+    ) -> Iterator[Attempt[Plan]]:
+        """Yield the stage's attempts; each is to be entered, and the loop left where it succeeds.
+
+            for attempt in room.attempts("sampling", plan, cheaper, make_room):
+                with attempt as plan:
+                    return ...
+
+        Args:
+            what: name of the stage, for the log.
+            plan: how to do it first; its text is for the log.
+            cheaper: makes a plan that takes less, once all is unloaded; NothingFitsError where there is none.
+            make_room: asks the host for room.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: the retry ran out of memory too, or there is no cheaper plan.
+            RuntimeError: the retry failed with what only looks like a lack of memory, unchanged.
+        """
+        device = self._host.device
+        first = Attempt(plan, device, is_last=False)
+        yield first
+        if first.error is None:
+            return
+        _release(device)
+        make_room()
+        try:
+            plan = cheaper()
+        except NothingFitsError as reason:
+            raise torch.cuda.OutOfMemoryError(f"{first.error}\nThere is no room for a retry. {reason}") from reason
+        said = str(first.error).partition(".")[0]
+        logger.warning("LightX2V: %s ran out of GPU memory (%s). Trying once more: %s.", what, said, plan)
+        yield Attempt(plan, device, is_last=True)
+
+    @property
+    def _current(self) -> Placement | None:
+        """Where the loaded weights rest."""
+        return self._owner.placement if self._owner is not None else None
+
+    def _budget(self, assume_evicted: bool) -> Budget:
+        host = self._host
+        return find_budget(
+            host.device, host.policy, self._offload.vram_budget_gib, held(), assume_evicted=assume_evicted
+        )
+
+    def _wish(self, current: Placement | None) -> Wish:
+        return Wish(
+            mode=self._offload.mode,
+            tiling=self._offload.vae_tiling,
+            pinned_limit_bytes=int(self._offload.pinned_ram_limit_gib * GIB) or None,
+            policy=self._host.policy,
+            current=current,
+        )
+
+
+class Attempt(Generic[Plan]):
+    """One run of a stage under a plan; swallows a lack of GPU memory unless it is the last."""
+
+    def __init__(self, plan: Plan, device: torch.device, *, is_last: bool) -> None:
+        self.plan = plan
+        self.error: RuntimeError | None = None
+        self._device = device
+        self._is_last = is_last
+
+    def __enter__(self) -> Plan:
+        return self.plan
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+            return False
+        # The frames hold the stage's tensors.
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        self.error = error
+        if not self._is_last:
+            return True
+        _release(self._device)
+        if not is_surely_out_of_memory(error):
+            return False
+        raise torch.cuda.OutOfMemoryError(f"{error}\nThis was the retry ({self.plan}). {_ADVICE}") from error
+
+
+def _release(device: torch.device) -> None:
+    """Unload everything."""
+    unload_others()
+    gc.collect()
+    release_memory(device)

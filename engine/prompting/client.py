@@ -1,0 +1,175 @@
+"""HTTP to one language model server: addresses checked before a connection, bounded in time and size, no surprises.
+
+Built on http.client, because that follows no redirect and reads no proxy from the environment. It connects to the very
+address that was checked, so that a name cannot resolve to another one in between.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from .addresses import Endpoint, check_addresses, is_loopback
+from .answers import NoAnswerError
+
+# A model that reasons answers with all of its thoughts.
+_MAX_BYTES = 4 * 2**20
+_PIECE = 2**16
+# Servers of a network accept at once; the time-out is for what they compute.
+_CONNECT_SECONDS = 5.0
+
+SocketAddress = tuple[Any, ...]
+"""What socket.connect takes: host, port, and of IPv6 also flow and scope."""
+
+
+class Client:
+    """Requests, one after the other, that together end by a deadline or when `abort` is called, whichever is first.
+
+    Only looking a name up cannot be ended: that takes as long as the system's resolver does. A context manager, which
+    keeps the time.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, seconds: float, key: str = "") -> None:
+        """Args: seconds: for all requests together; key: sent to this computer and to named hosts only."""
+        self._endpoint = endpoint
+        self._key = key
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_aborted = False
+        # A socket's own time-out starts again with every byte, of a header too.
+        self._timer = threading.Timer(seconds, self.abort)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Client:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def abort(self) -> None:
+        """End the running request and refuse further ones; called from another thread, does not wait."""
+        with self._lock:
+            self._is_aborted = True
+            if self._socket is not None:
+                # Of the plain socket: a TLS socket would also drop its state, which the other thread is using.
+                with suppress(OSError):
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Return status and body of GET `path`."""
+        return self._request("GET", path, None)
+
+    def post(self, path: str, data: Any) -> tuple[int, bytes]:
+        """Return status and body of POST `path` with JSON.
+
+        Raises (both):
+            NoAnswerError: the server is not allowed, is not there, breaks off, takes too long or sends too much.
+        """
+        return self._request("POST", path, json.dumps(data).encode("ascii"))
+
+    def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        headers = {"Accept": "application/json", "Connection": "close"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connected = self._connect()
+        try:
+            if self._key and (self._endpoint.is_named or is_loopback(connected.getpeername()[0])):
+                headers["Authorization"] = f"Bearer {self._key}"
+            # Its own connect is never called: it would resolve the name again.
+            kind = http.client.HTTPSConnection if self._endpoint.scheme == "https" else http.client.HTTPConnection
+            connection = kind(self._endpoint.host, self._endpoint.port)
+            connection.auto_open = 0
+            connection.sock = connected
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            if 300 <= response.status < 400:
+                raise NoAnswerError(
+                    f"{self._endpoint} answered with a redirect (status {response.status}), which is not followed; "
+                    "give the URL of the server itself"
+                )
+            return response.status, self._read(response, connected)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._failure(error) from error
+        finally:
+            with self._lock:
+                self._socket = None
+            connected.close()
+
+    def _read(self, response: http.client.HTTPResponse, connected: socket.socket) -> bytes:
+        body = bytearray()
+        while True:
+            connected.settimeout(self._rest())
+            piece = response.read1(_PIECE)
+            body += piece
+            if len(body) > _MAX_BYTES:
+                raise NoAnswerError(f"the answer of {self._endpoint} is longer than {_MAX_BYTES // 2**20} MiB")
+            if not piece:
+                break
+        if response.length:
+            raise NoAnswerError(f"the connection to {self._endpoint} broke off in the middle of its answer")
+        return bytes(body)
+
+    def _connect(self) -> socket.socket:
+        """Return a socket that is connected to an allowed address, with TLS where the URL says https."""
+        problem: OSError | None = None
+        for family, address in self._resolve():
+            connecting = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                self._watch(connecting)
+                connecting.settimeout(min(self._rest(), _CONNECT_SECONDS))
+                connecting.connect(address)
+                connecting.settimeout(self._rest())
+                if self._endpoint.scheme == "https":
+                    context = ssl.create_default_context()
+                    connecting = context.wrap_socket(connecting, server_hostname=self._endpoint.host)
+                    self._watch(connecting)
+                    connecting.settimeout(self._rest())
+                return connecting
+            except OSError as error:
+                connecting.close()
+                problem = error
+            except NoAnswerError:
+                connecting.close()
+                raise
+        raise NoAnswerError(f"{self._endpoint} cannot be reached ({problem}); check that the server is running")
+
+    def _resolve(self) -> list[tuple[socket.AddressFamily, SocketAddress]]:
+        try:
+            found = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise NoAnswerError(f"the name {self._endpoint.host} is not known ({error})") from error
+        by_address = {str(address[0]): (family, address) for family, _, _, _, address in found}
+        return [by_address[address] for address in check_addresses(self._endpoint, by_address)]
+
+    def _watch(self, connecting: socket.socket) -> None:
+        """Let `abort` reach this socket."""
+        with self._lock:
+            if self._is_aborted:
+                raise NoAnswerError("the request was aborted")
+            self._socket = connecting
+
+    def _rest(self) -> float:
+        """Return the seconds that are left."""
+        rest = self._deadline - time.monotonic()
+        if rest <= 0:
+            raise self._too_late()
+        return rest
+
+    def _failure(self, error: Exception) -> NoAnswerError:
+        if isinstance(error, TimeoutError) or time.monotonic() >= self._deadline:
+            return self._too_late()
+        if isinstance(error, ConnectionError | http.client.IncompleteRead):
+            return NoAnswerError(f"the connection to {self._endpoint} broke off ({error or type(error).__name__})")
+        return NoAnswerError(f"{self._endpoint} does not answer as a web server does ({type(error).__name__}: {error})")
+
+    def _too_late(self) -> NoAnswerError:
+        return NoAnswerError(f"{self._endpoint} had not answered after {self._seconds:g} s")

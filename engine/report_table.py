@@ -1,0 +1,75 @@
+"""The run report as rows to show and as Markdown to post: what ran, where, how long it took, what it took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .constants import GIB
+
+STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
+
+_STAGES = {
+    "load_text_encoder": "load text encoder",
+    "encode": "encode the prompt",
+    "load_transformer": "load transformer",
+    "sample": "sample",
+    "load_vae": "load VAE",
+    "decode": "decode",
+}
+_SAMPLING_FACTS = (
+    "file", "engine", "precision", "attention", "matmul", "compile", "offload", "size", "batch", "method", "steps",
+    "seed", "shift",
+)  # fmt: skip
+
+
+def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row a stage and one of totals, of `build_report`'s data: what STAGE_COLUMNS says."""
+    rows = [
+        (
+            _STAGES.get(stage["stage"], stage["stage"]),
+            format_seconds(stage["seconds"]),
+            _memory(stage["peak_ram_bytes"], stage["predicted_ram_bytes"]),
+            _memory(stage["peak_vram_reserved_bytes"], stage["predicted_vram_bytes"]),
+        )
+        for stage in report["stages"]
+    ]
+    total = (report["peak_ram_bytes"], report["peak_vram_reserved_bytes"])
+    return [*rows, ("total", format_seconds(report["total_seconds"]), *(_memory(peak, None) for peak in total))]
+
+
+def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value): what was sampled and how, and on what."""
+    details: dict[str, Any] = next((stage["details"] for stage in report["stages"] if stage["stage"] == "sample"), {})
+    rows = [(name, str(details[name])) for name in _SAMPLING_FACTS if name in details]
+    if "plan" in details:
+        rows.append(("plan", details["plan"]["line"].replace("plan: ", "")))
+    steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
+    if steps:
+        rows.append(("seconds per step", ", ".join(f"{seconds:.2f}" for seconds in steps)))
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
+    rows += [("card", report["device"]), ("driver", report["driver"]), ("system", report["system"])]
+    return [(name, value) for name, value in [*rows, ("versions", versions)] if value]
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Return the report as it is posted."""
+    lines = [STAGE_COLUMNS, ("---", "---:", "---:", "---:"), *stage_rows(report)]
+    facts = [f"- {name}: {value}" for name, value in fact_rows(report)]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as one reads it: 4.2 s, 42 s, 3 min 5 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def _memory(num_bytes: int, planned: int | None) -> str:
+    if not num_bytes:
+        return "-"
+    beside = f" (planned {planned / GIB:.1f})" if planned else ""
+    return f"{num_bytes / GIB:.1f} GiB{beside}"

@@ -1,0 +1,11 @@
+"""How Wan's tensors are named and grouped: what a unit of a block holds, and what is computed in fp32.
+
+Source of the names: Wan2.1 wan/modules/model.py.
+"""
+
+from __future__ import annotations
+
+# The phases of a block in the order of compute, each by the starts of its tensors' names under `blocks.<i>.`.
+PHASES = (("modulation", "self_attn."), ("norm3.", "cross_attn."), ("ffn.",))
+# Names of what is computed in fp32: modulations, the affine norm of the blocks, the embedding of the time.
+FLOAT32 = r"modulation$|norm3\.|^time_embedding\."

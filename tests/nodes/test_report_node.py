@@ -1,0 +1,20 @@
+"""What LightX2V Report sends to the editor."""
+
+import json
+
+import torch
+from lightx2v_pack.engine import report
+from lightx2v_pack.engine.report_table import as_markdown
+
+
+def test_the_editor_gets_json_rows_and_markdown_of_one_report(host):
+    record = report.StageRecord(stage="decode", seconds=1.5, peak_ram_bytes=2**31)
+    image = report.attach(torch.zeros(1, 16, 16, 3), [record])
+    clone = host.classes["LightX2VReport"].PREPARE_CLASS_CLONE(None)
+    output = clone.EXECUTE_NORMALIZED(image=image)
+    (text,), (table,), (markdown,) = (output.ui[name] for name in ("text", "table", "markdown"))
+    data, rows = json.loads(text), json.loads(table)
+    assert output.args == (image, None, text)
+    assert rows["stages"][:2] == [["stage", "time", "peak RAM", "peak VRAM"], ["decode", "1.5 s", "2.0 GiB", "-"]]
+    assert ["card", data["device"]] in rows["facts"]
+    assert markdown == as_markdown(data) and "| decode | 1.5 s | 2.0 GiB | - |" in markdown

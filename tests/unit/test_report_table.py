@@ -1,0 +1,79 @@
+"""The run report as rows and as Markdown: what a benchmark post needs is in it, and what is unknown is left out."""
+
+import json
+
+import pytest
+import torch
+from lightx2v_pack.engine import report
+from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.report_table import as_markdown, fact_rows, format_seconds, stage_rows
+
+PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free"}
+DETAILS = {
+    "file": "checkpoint/distill_fp8",
+    "engine": "portable",
+    "precision": "fp8",
+    "size": "832x480, 81 frames",
+    "seed": 7,
+    "step_seconds": [[2.5, 1.74], [1.75, 1.744]],
+    "plan": PLAN,
+}
+
+
+@pytest.fixture
+def built():
+    """A report as the engine builds it on this machine, with numbers of its own and a pretended card and driver."""
+    stages = [
+        report.StageRecord(stage="encode", seconds=1.26, peak_ram_bytes=2 * GIB),
+        report.StageRecord(
+            stage="sample",
+            seconds=75.5,
+            peak_ram_bytes=3 * GIB,
+            peak_vram_reserved_bytes=16 * GIB,
+            predicted_vram_bytes=17 * GIB,
+            details=DETAILS,
+        ),
+    ]
+    data = report.build_report(stages)
+    return data | {"device": "NVIDIA GeForce RTX 4090, 24.0 GiB, CUDA 13.0", "driver": "580.95"}
+
+
+def test_stages_have_times_and_peaks_and_a_total(built):
+    assert stage_rows(built) == [
+        ("encode the prompt", "1.3 s", "2.0 GiB", "-"),
+        ("sample", "76 s", "3.0 GiB", "16.0 GiB (planned 17.0)"),
+        ("total", "77 s", "3.0 GiB", "16.0 GiB"),
+    ]
+
+
+def test_facts_say_what_ran_and_on_what(built):
+    facts = dict(fact_rows(built))
+    assert facts["file"] == "checkpoint/distill_fp8" and facts["seed"] == "7"
+    assert facts["seconds per step"] == "2.50, 1.74, 1.75, 1.74"
+    assert facts["plan"] == "resident, 15 GiB VRAM of 22 free"
+    assert facts["card"].startswith("NVIDIA GeForce RTX 4090") and facts["driver"] == "580.95"
+    assert "GiB RAM" in facts["system"] and "cores" in facts["system"]
+    assert f"torch {torch.__version__}" in facts["versions"]
+
+
+def test_what_is_not_known_is_left_out(built):
+    names = [name for name, _ in fact_rows(built | {"driver": "", "stages": []})]
+    assert names == ["card", "system", "versions"]
+
+
+def test_markdown_is_a_table_and_a_list(built):
+    lines = as_markdown(built).splitlines()
+    assert lines[:2] == ["| stage | time | peak RAM | peak VRAM |", "| --- | ---: | ---: | ---: |"]
+    assert lines[3] == "| sample | 76 s | 3.0 GiB | 16.0 GiB (planned 17.0) |"
+    assert lines[5] == "" and all(line.startswith("- ") for line in lines[6:])
+
+
+def test_rows_are_plain_data(built):
+    json.dumps([stage_rows(built), fact_rows(built)])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (119.6, "2 min 0 s"), (3725, "62 min 5 s")]
+)
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text

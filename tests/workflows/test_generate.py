@@ -1,0 +1,130 @@
+"""tools/generate.py: a prompt becomes a video without a graph, and a benchmark becomes a post."""
+
+import os
+import shutil
+import signal
+
+import av
+import numpy as np
+import pytest
+from lightx2v_pack.tools import generate_cli
+from lightx2v_pack.tools.headless.progress import Progress
+from support import checkpoints
+from support.examples import CHECKPOINT_NAME, TEXT_TO_VIDEO, TINY, frames_of, set_options
+
+PROMPT = "a red fox in the snow"
+SIZE = ("--size", "48x32", "--frames", "5")
+
+
+@pytest.fixture
+def generate(models_dir, tmp_path, capsys):
+    """generate(*arguments) -> (exit code, stdout, stderr), on the tiny checkpoint unless told otherwise."""
+
+    def call(*arguments):
+        words = [str(argument) for argument in arguments]
+        if "--checkpoint" not in words and "--models-dir" not in words:
+            words += ["--checkpoint", str(models_dir / "lightx2v" / CHECKPOINT_NAME)]
+        capsys.readouterr()
+        code = generate_cli.main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_a_prompt_becomes_a_video(generate, tmp_path):
+    out = tmp_path / "fox.mp4"
+    code, said, error = generate(PROMPT, *SIZE, "--out", out)
+    assert (code, said) == (0, f"{out}\n"), error
+    with av.open(str(out)) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 48, 32)
+        assert (stream.frames, stream.average_rate) == (5, 16)
+    assert os.listdir(tmp_path) == ["fox.mp4"]
+
+
+def test_it_is_the_video_of_the_nodes(generate, run, tmp_path):
+    out = tmp_path / "fox.mp4"
+    assert generate(PROMPT, *SIZE, "--seed", "3", "--out", out)[0] == 0
+    settings = set_options(f"LightX2VTextEncode.text={PROMPT}", "LightX2VSampler.seed=3")
+    done = run(TEXT_TO_VIDEO, *TINY[TEXT_TO_VIDEO], *settings)
+    assert done.code == 0, done.stderr
+    assert np.array_equal(frames_of(out), frames_of(done.results[0]))
+    assert generate(PROMPT, *SIZE, "--seed", "4", "--out", out, "--overwrite")[0] == 0
+    assert not np.array_equal(frames_of(out), frames_of(done.results[0]))
+
+
+def test_the_first_checkpoint_of_the_models_folder_is_taken(generate, models_dir, tmp_path):
+    out = tmp_path / "fox.mp4"
+    code, _, error = generate(PROMPT, *SIZE, "--out", out, "--models-dir", models_dir)
+    assert code == 0 and CHECKPOINT_NAME in error
+
+
+def test_a_benchmark_is_a_post_of_a_second_run(generate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, post, error = generate("--benchmark", *SIZE, "--quiet")
+    assert (code, error) == (0, "")
+    lines = post.splitlines()
+    assert lines[0] == "| stage | time | peak RAM | peak VRAM |"
+    facts = dict(line.removeprefix("- ").split(": ", 1) for line in lines if line.startswith("- "))
+    assert facts["file"] == f"{CHECKPOINT_NAME}/distill_fp8" and facts["size"] == "48x32, 5 frames"
+    assert len(facts["seconds per step"].split(", ")) == 4
+    assert {"engine", "precision", "attention", "card", "system", "versions"} <= facts.keys()
+    assert "first run of the process, with loading" in facts
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_benchmark_can_leave_its_video(generate, tmp_path):
+    out = tmp_path / "fox.mp4"
+    code, post, _ = generate(PROMPT, *SIZE, "--benchmark", "--out", out)
+    assert code == 0 and "| sample |" in post and len(frames_of(out)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "There is no prompt"),
+        ((PROMPT, "--size", "480p"), "--size is '480p'; expected width and height, as 832x480"),
+        ((PROMPT, "--size", "50x32"), "width is 50; expected a multiple of 16"),
+        ((PROMPT, "--frames", "80"), "num_frames is 80; expected 4n+1"),
+        ((PROMPT, "--steps", "0"), "steps is 0; expected at least 1"),
+        ((PROMPT, "--vram-budget", "-1"), "vram_budget_gib is -1.0"),
+        ((PROMPT, "--checkpoint", "gone"), "gone does not exist"),
+        ((PROMPT, "--precision", "int8"), "has no int8 transformer"),
+        ((PROMPT, "--out", "fox.avi"), "expected a name that ends in .mp4"),
+        ((PROMPT, "--out", "gone/fox.mp4"), "The folder of --out"),
+        ((PROMPT, "--out", "there.mp4"), "is there already"),
+        ((PROMPT, "--models-dir", "."), "There is no checkpoint in lightx2v"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_runs(generate, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.mp4").write_bytes(b"kept")
+    code, said, error = generate(*arguments)
+    assert (code, said) == (2, "")
+    assert error.startswith("generate: ") and sentence in error and "Traceback" not in error
+    assert os.listdir(tmp_path) == ["there.mp4"] and (tmp_path / "there.mp4").read_bytes() == b"kept"
+
+
+def test_a_missing_part_is_a_sentence(generate, tmp_path):
+    shutil.copytree(checkpoints.repository() / "distill_fp8", tmp_path / "alone", copy_function=os.symlink)
+    for path in (tmp_path / "alone").iterdir():
+        if "umt5" in path.name or "VAE" in path.name:
+            path.unlink()
+    code, said, error = generate(PROMPT, *SIZE, "--checkpoint", tmp_path / "alone", "--out", tmp_path / "fox.mp4")
+    assert (code, said) == (3, "") and "The text encoder is missing" in error and "Traceback" not in error
+
+
+def test_ctrl_c_leaves_nothing_behind(generate, tmp_path, monkeypatch):
+    original = Progress.start_node
+
+    def start_node(self, title):
+        original(self, title)
+        if title == "decode":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "start_node", start_node)
+    before = signal.getsignal(signal.SIGINT)
+    code, said, error = generate(PROMPT, *SIZE, "--out", tmp_path / "fox.mp4")
+    assert (code, said) == (130, "") and error.endswith("generate: Cancelled.\n")
+    assert os.listdir(tmp_path) == [] and signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,261 @@
+"""The command line of tools/generate.py: a prompt, the engine, and a video; no graph and no ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..engine import pipeline, report_table, shapes
+from ..engine.backends.table import ATTENTION_CHOICES
+from ..engine.checkpoints.files import list_checkpoint_folders
+from ..engine.constants import (
+    DEFAULT_HEIGHT,
+    DEFAULT_NUM_FRAMES,
+    DEFAULT_WIDTH,
+    DISTILL_SHIFT,
+    DISTILL_STEPS,
+    FRAME_RATE,
+    PRECISIONS,
+)
+from ..engine.errors import CheckpointError, LightX2VError
+from ..engine.interfaces import Hooks
+from ..engine.report import records_of
+from ..engine.settings import (
+    COMPILE_MODES,
+    ENGINES,
+    OFFLOAD_MODES,
+    SAMPLING_METHODS,
+    TEXT_DEVICES,
+    TILING_MODES,
+    EngineSettings,
+    OffloadSettings,
+    SamplingSettings,
+)
+from ..engine.stages.conditioning import of_rows
+from ..engine.system import is_out_of_memory
+from .headless.cli import comfy_folder, interruptible
+from .headless.errors import Cancelled, CommandError, RunError
+from .headless.progress import Progress, logging_to
+from .mp4 import write_mp4
+
+_EPILOG = """\
+exit codes:
+  0    done; stdout has the path of the video, or the post
+  2    wrong command line, no checkpoint, or a value is wrong; nothing was run
+  3    the run failed
+  130  cancelled with Ctrl-C
+
+examples:
+  python tools/generate.py "a red fox in the snow" --size 832x480 --out fox.mp4
+  python tools/generate.py "a red fox in the snow" --checkpoint demo/checkpoint --size 64x64 --frames 17
+  python tools/generate.py --benchmark --size 1280x720 > post.md
+"""
+# What a benchmark shows when no prompt is given.
+_PROMPT = "A red fox trots through fresh snow at the edge of a pine forest at sunrise."
+
+
+class UsageError(CommandError):
+    """The command line is wrong; nothing was run."""
+
+    exit_code = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    progress = Progress(sys.stderr, quiet=options.quiet)
+    try:
+        with logging_to(progress):
+            result = _run(options, progress)
+    except KeyboardInterrupt:
+        error: CommandError = Cancelled("Cancelled.")
+    except CommandError as caught:
+        error = caught
+    else:
+        progress.clear()
+        print(result, flush=True)
+        return 0
+    progress.clear()
+    print(f"generate: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="generate.py",
+        description="Make a video from a prompt with the pack's engine, without a graph and without ComfyUI.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", nargs="?", help="what the video shows; --benchmark has one of its own")
+    parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="default: lightx2v.mp4; none with --benchmark")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.mp4 if it is there")
+    size = f"{DEFAULT_WIDTH}x{DEFAULT_HEIGHT}"
+    parser.add_argument("--size", default=size, metavar="WxH", help="multiples of 16 (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES, help="4n+1 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint folder or transformer file (default: the first folder in lightx2v/ of --models-dir)",
+    )
+    parser.add_argument(
+        "--models-dir", type=Path, default=comfy_folder("models"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--benchmark", action="store_true", help="run twice, print a Markdown post of the second")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no log; errors are still printed")
+    more = parser.add_argument_group("as on the nodes")
+    for name, choices in (
+        ("precision", PRECISIONS),
+        ("offload", OFFLOAD_MODES),
+        ("engine", ENGINES),
+        ("attention", ATTENTION_CHOICES),
+        ("compile", COMPILE_MODES),
+        ("tiling", TILING_MODES),
+    ):
+        more.add_argument(f"--{name}", choices=choices, default="auto", help="default: auto")
+    more.add_argument("--vram-budget", type=float, default=0.0, metavar="GIB", help="0: what is free")
+    more.add_argument("--text-device", choices=TEXT_DEVICES, default="cpu", help="default: cpu")
+    more.add_argument("--method", choices=SAMPLING_METHODS, default="lcm", help="default: lcm")
+    more.add_argument("--steps", type=int, default=DISTILL_STEPS, help="default: %(default)s")
+    more.add_argument("--shift", type=float, default=DISTILL_SHIFT, help="default: %(default)s")
+    return parser
+
+
+def _run(options: argparse.Namespace, progress: Progress) -> str:
+    """Return what goes to stdout: the video's path, or the post.
+
+    Raises:
+        CommandError: with the sentence and the exit code.
+    """
+    width, height = _read_size(options.size)
+    prompt = options.prompt if options.prompt is not None else _PROMPT if options.benchmark else None
+    if prompt is None:
+        raise UsageError('There is no prompt. Say what the video shows: generate.py "a red fox in the snow".')
+    out = options.out or (None if options.benchmark else Path("lightx2v.mp4"))
+    if out:
+        _check_out(out, options.overwrite)
+    problem = shapes.size_problem(width, height, options.frames)
+    if problem:
+        raise UsageError(problem)
+    try:
+        settings = SamplingSettings(seed=options.seed, method=options.method, steps=options.steps, shift=options.shift)
+        loaded = pipeline.load_checkpoint(
+            options.checkpoint or _find_checkpoint(options.models_dir),
+            precision=options.precision,
+            settings=EngineSettings(engine=options.engine, attention=options.attention, compile=options.compile),
+            offload=OffloadSettings(
+                mode=options.offload, vram_budget_gib=options.vram_budget, vae_tiling=options.tiling
+            ),
+        )
+    except (CheckpointError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+    interrupted = False
+
+    def interrupt(value: bool) -> None:
+        nonlocal interrupted
+        interrupted = value
+
+    def check_interrupt() -> None:
+        if interrupted:
+            raise Cancelled("Cancelled.")
+
+    hooks = Hooks(
+        check_interrupt=check_interrupt,
+        on_progress=lambda done, total, what: _show(progress, done, total, what),
+        on_step=lambda step, steps, _: _show(progress, step, steps, "step"),
+    )
+
+    def make() -> torch.Tensor:
+        progress.start_run(3)
+        progress.start_node("encode the prompt")
+        rows = pipeline.encode_text(loaded.text_encoder, prompt, device=options.text_device, hooks=hooks)
+        progress.finish_node()
+        progress.start_node("sample")
+        empty = pipeline.empty_latent(width, height, options.frames)
+        conditioning = of_rows(rows, loaded.transformer.text_dim, records_of(rows))
+        latents = pipeline.sample(loaded.transformer, conditioning, empty, settings, hooks=hooks)
+        progress.finish_node()
+        progress.start_node("decode")
+        frames = pipeline.decode(loaded.vae, latents, tiling=options.tiling, hooks=hooks)
+        progress.finish_node()
+        return frames
+
+    with interruptible(interrupt, None):
+        frames = _explained(make)
+        if options.benchmark:
+            first = pipeline.report_of(frames)
+            del frames
+            frames = _explained(make)
+        if out:
+            _explained(lambda: _write(out, frames, check_interrupt))
+    if not options.benchmark:
+        return str(out)
+    started = report_table.format_seconds(first["total_seconds"])
+    post = report_table.as_markdown(pipeline.report_of(frames))
+    return f"{post}\n- first run of the process, with loading: {started}"
+
+
+def _write(out: Path, frames: torch.Tensor, check_interrupt: Callable[[], None]) -> None:
+    """Write the video beside its place first, so that what is there is whole."""
+    part = out.with_name(f"{out.stem}.part.mp4")
+    try:
+        write_mp4(part, frames, FRAME_RATE, check_interrupt=check_interrupt)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _show(progress: Progress, done: int, total: int, what: str) -> None:
+    progress.note(what)
+    progress.update(done, total)
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise UsageError(f"--size is {text!r}; expected width and height, as {DEFAULT_WIDTH}x{DEFAULT_HEIGHT}.")
+    return int(found[1]), int(found[2])
+
+
+def _check_out(out: Path, is_replaced: bool) -> None:
+    """Refuse before the run what would fail after it."""
+    if out.suffix.lower() != ".mp4":
+        raise UsageError(f"--out is {out}; expected a name that ends in .mp4.")
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"The folder of --out {out} does not exist. Make it, or choose another.")
+    if out.is_dir() or (out.exists() and not is_replaced):
+        raise UsageError(f"{out} is there already. Choose another --out, or add --overwrite.")
+
+
+def _find_checkpoint(models_dir: Path) -> Path:
+    root = models_dir / "lightx2v"
+    names = list_checkpoint_folders(root)
+    if not names:
+        raise UsageError(
+            f"There is no checkpoint in {root}. Give --checkpoint or --models-dir, or fetch one: "
+            f"python tools/download.py get fp8 --models-dir {models_dir}"
+        )
+    return root / names[0]
+
+
+def _explained(work: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+    """Do a part of the run; what users can do something about becomes a sentence."""
+    try:
+        return work()
+    except (LightX2VError, ValueError, OSError) as error:
+        raise RunError(str(error)) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"The GPU's memory is full ({str(error).splitlines()[0]}). Close what else uses the card, set "
+            "--vram-budget below what is free, or choose a smaller --size or fewer --frames."
+        ) from error
