@@ -62,7 +62,7 @@ def test_int8_attention_multiplies_integers_alone(arch):
 
 @pytest.mark.parametrize("arch", [89, 90, 120], ids="sm_{}".format)
 def test_fp8_is_rounded_once(arch):
-    for kernel in ("_quantise_kernel", "_norm_kernel", "_gelu_kernel", "_values_kernel"):
+    for kernel in ("_quantize_kernel", "_norm_kernel", "_gelu_kernel", "_values_kernel"):
         conversions = {name for each in of(arch, kernel) for name in each["to_fp8"]}
         assert conversions == {"cvt.rn.satfinite.e4m3x2.f32"}, kernel
 
@@ -88,7 +88,7 @@ fp8_triton.CONFIGS = (((8, 9), fp8_triton.Config(128, 256, 64, 4, 3)),)
 
 
 def test_what_a_card_lacks_does_not_compile():
-    done = python("tools", "cards", "compile", "--json", "--all", "--arch", "86", "--only", "^quantise float8")
+    done = python("tools", "cards", "compile", "--json", "--all", "--arch", "86", "--only", "^quantize float8")
     assert done.returncode == 1
     assert "fp8e4nv not supported" in json.loads(done.stdout)["problem"]
 
