@@ -244,7 +244,7 @@ def shown(name: str, words: Sequence[str]) -> str:
 
 
 def commit_of(folder: Path, variable: str) -> str:
-    """Return the commit of a checkout, "-dirty" behind it where files were changed; without git, what a variable says."""
+    """Return a checkout's commit, "-dirty" behind it where files were changed; without git, what a variable says."""
     git = ["git", "-C", str(folder)]
     if [Path(line).resolve() for line in _output([*git, "rev-parse", "--show-toplevel"])] == [folder.resolve()]:
         return "".join(_output([*git, "describe", "--always", "--dirty", "--exclude=*"]))
