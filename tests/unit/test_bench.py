@@ -78,7 +78,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         ("loading", "--threads 2 1", 3),
         ("vae", "--sizes 64x64 --frames 5 --tiles 32", 4),
         ("text", "", 1),
-        ("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui", 3),
+        ("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui pack-lightx2v", 4),
     ],
 )
 def test_it_runs_on_a_cpu(tmp_path, name, options, count):
@@ -97,7 +97,7 @@ def test_it_runs_on_a_cpu(tmp_path, name, options, count):
     assert list(tmp_path.iterdir()) == [out]
     if name == "peers":
         by_name = {row["peer"]: row for row in rows}
-        assert by_name["comfyui"]["problem"] == "not installed: COMFYUI_DIR"
+        assert by_name["comfyui"]["problem"] == "not here: COMFYUI_DIR"
         assert 0 < by_name["pack"]["error"] < 0.1 and by_name["pack"]["cosine"] > 0.99
     if name == "caps":
         assert [row.get("same_latents") for row in rows] == ["yes", "yes", None]
@@ -167,15 +167,15 @@ def test_the_commit_is_that_of_the_folder_itself(tmp_path, monkeypatch):
     (tmp_path / "pack").mkdir()
     git("add", "file")
     git("commit", "-qm", "1")
-    commit = harness.commit_of(tmp_path)
+    commit = harness.commit_of(tmp_path, "PACK_COMMIT")
     assert len(commit) >= 7 and int(commit, 16)
     (tmp_path / "file").write_text("2")
-    assert harness.commit_of(tmp_path) == f"{commit}-dirty"
+    assert harness.commit_of(tmp_path, "PACK_COMMIT") == f"{commit}-dirty"
     # A folder inside of somebody else's checkout.
-    assert harness.commit_of(tmp_path / "pack") == ""
-    monkeypatch.setattr(harness, "TOOLS", tmp_path / "pack" / "tools")
-    monkeypatch.setenv("LIGHTX2V_COMMIT", "1234567")
-    assert harness.commit_of(tmp_path / "pack") == "1234567"
+    monkeypatch.delenv("PACK_COMMIT", raising=False)
+    assert harness.commit_of(tmp_path / "pack", "PACK_COMMIT") == "of unknown commit"
+    monkeypatch.setenv("PACK_COMMIT", "1234567")
+    assert harness.commit_of(tmp_path / "pack", "PACK_COMMIT") == "1234567"
 
 
 def test_weights_are_dropped_after_the_last_row_that_reads_them(tmp_path):
@@ -242,6 +242,8 @@ def caps_row(**changes):
         # Chosen by name, or because RAM is short.
         ([caps_row(cap_gib=0.0, mode="phase", step=1.7), caps_row(mode="disk")], None),
         ([caps_row(cap_gib=0.0, mode="phase", step=1.7), caps_row(ram_limit_gib=12.0)], None),
+        # No card to choose for.
+        ([caps_row(cap_gib=0.0, mode="phase", step=1.7, card="CPU"), caps_row(card="CPU")], None),
         # Does not fit the cap.
         ([caps_row(cap_gib=0.0, mode="none", step=1.7, sample_reserved_gib=7.9), caps_row()], None),
     ],

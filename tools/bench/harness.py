@@ -63,7 +63,7 @@ class Bench:
         parts = [card, *(f"driver {version}" for version in nvidia_smi("--query-gpu=driver_version")[:1])]
         parts += [f"{torch.get_num_threads()} CPU threads", f"torch {torch.__version__}"]
         parts += [f"{name} {version}" for name, version in pack.find_machine(self.device).packages.items()]
-        return {"card": card, "machine": ", ".join([*parts, f"pack {commit_of(TOOLS.parent)}"])}
+        return {"card": card, "machine": ", ".join([*parts, f"pack {commit_of(TOOLS.parent, 'PACK_COMMIT')}"])}
 
     @property
     def shape(self) -> Shape:
@@ -243,15 +243,12 @@ def shown(name: str, words: Sequence[str]) -> str:
     return " ".join(["python tools bench", name, *(Path(word).name if "/" in word else word for word in kept)])
 
 
-def commit_of(folder: Path) -> str:
-    """Return the commit of a checkout, "-dirty" behind it where files were changed.
-
-    Where there is no git, LIGHTX2V_COMMIT may name the pack's.
-    """
+def commit_of(folder: Path, variable: str) -> str:
+    """Return a checkout's commit, "-dirty" behind it where files were changed; without git, what a variable says."""
     git = ["git", "-C", str(folder)]
     if [Path(line).resolve() for line in _output([*git, "rev-parse", "--show-toplevel"])] == [folder.resolve()]:
         return "".join(_output([*git, "describe", "--always", "--dirty", "--exclude=*"]))
-    return os.environ.get("LIGHTX2V_COMMIT", "") if folder == TOOLS.parent else ""
+    return os.environ.get(variable, "of unknown commit")
 
 
 def nvidia_smi(query: str) -> list[str]:

@@ -53,7 +53,7 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
         model.infer({"text_encoder_output": {"context": context}, "image_encoder_output": None})
         scheduler.step_post()
         clock.step()
-    version = commit_of(Path(os.environ["LIGHTX2V_DIR"]))
+    version = commit_of(Path(os.environ["LIGHTX2V_DIR"]), "LIGHTX2V_COMMIT")
     clock.write(attention=config["self_attn_1_type"], compute=config["dit_quant_scheme"], version=version)
     latents: torch.Tensor = scheduler.latents.float()
     return latents.cpu()

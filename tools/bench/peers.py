@@ -34,6 +34,7 @@ from .weights import load_template
 SAGE = "sageattention"
 OURS = "pack"
 REFERENCE = "pack-bf16-sdpa"
+NOT_HERE = "not here"
 # Runners that read the weights per block; the others make theirs from the template.
 _READERS = ("pack", "lightx2v")
 
@@ -49,8 +50,8 @@ def _lightx2v(title: str, *needs: str, **options: Any) -> Peer:
     )
 
 
-def _pack(title: str, precision: str = "fp8", **options: Any) -> Peer:
-    return Peer(title=title, runner="pack", precision=precision, options=options)
+def _pack(title: str, precision: str = "fp8", *needs: str, **options: Any) -> Peer:
+    return Peer(title=title, runner="pack", precision=precision, needs=needs, options=options)
 
 
 def _diffusers(title: str, **options: Any) -> Peer:
@@ -84,6 +85,9 @@ PEERS = {
         "ComfyUI --fast, Sage, compile, BF16", *_FAST_SAGE, needs=(SAGE, "triton"), compile=True, compute="bfloat16"
     ),
     "diffusers-compile": _diffusers("diffusers, BF16, compile_repeated_blocks", compile=True),
+    "pack-lightx2v": _pack(
+        "this pack, LightX2V's compute", "fp8", "LIGHTX2V_DIR", "CUDA", engine="lightx2v", offload="none"
+    ),
 }
 
 
@@ -103,7 +107,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     for name in names:
         missing = [what for what in PEERS[name].needs if not is_there(what)]
         if missing:
-            yield rows.pop(name) | {"problem": f"not installed: {', '.join(missing)}"}
+            yield rows.pop(name) | {"problem": f"{NOT_HERE}: {', '.join(missing)}"}
     names = list(rows)
     load_template(bench.folder, options)
     # The first peer to compile a kernel pays for it; nothing is left from an earlier run.
@@ -165,7 +169,6 @@ def compare(bench: Bench, name: str) -> Row:
 
 def check(rows: Sequence[Row]) -> list[str]:
     """Return which of the pack's own rows failed, or gave latents that are not finite."""
-    ours = [row for row in rows if PEERS[row["peer"]].runner == "pack"]
-    return [
-        f"{row['peer']}: {row.get('problem', 'latents are not finite')}" for row in ours if not row.get("is_finite")
-    ]
+    ours = [row for row in rows if PEERS[row["peer"]].runner == "pack" and not row.get("is_finite")]
+    problems = [f"{row['peer']}: {row.get('problem', 'latents are not finite')}" for row in ours]
+    return [problem for problem in problems if NOT_HERE not in problem]

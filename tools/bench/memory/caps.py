@@ -113,7 +113,7 @@ def run_child(bench: Bench) -> None:
     """Encode, sample and decode under the cap, through the API that the nodes call; write the row."""
     # The small text encoder's sums on the CPU depend on the number of threads, and latents on them; and the next child
     # gets ready beside this one.
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     options = bench.options
     case = next(case for case in list_cases(options) if case.name == options.child)
     text_file, vae = make_companions(bench)
