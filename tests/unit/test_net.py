@@ -10,7 +10,12 @@ LATENTS = torch.linspace(-1, 1, 12).view(3, 4)
 
 def write(folder, changes=None):
     """Write a side with a tensor, a text, an error and a skipped case; `changes` replaces cases, None drops one."""
-    cases = {"latents/a": LATENTS, "frames/b": LATENTS.bfloat16(), "plan/c": {"sentence": "Fits.", "needs": [1, 2]}}
+    cases = {
+        "latents/a": LATENTS,
+        "frames/b": LATENTS.bfloat16(),
+        "plan/c": {"sentence": "Fits.", "needs": [1, 2]},
+        "log/g": ["a", "b", "c"],
+    }
     record = Record(folder, [], {folder: "<out>"})
     for name, value in (cases | (changes or {})).items():
         if value is not None:
@@ -74,6 +79,7 @@ def test_equal_nans_are_equal_and_zeros_of_two_signs_are_not(tmp_path):
         ),
         ({"plan/c": {"sentence": "Fits.", "needs": [1, 3]}}, "plan/c", "needs[1]\n    old: 2\n    new: 3"),
         ({"plan/c": {"sentence": "Fits.", "needs": [1, 2.0]}}, "plan/c", "needs[1]\n    old: 2\n    new: 2.0"),
+        ({"log/g": ["a", "d", "c", "e"]}, "log/g", "value\n    - b\n    + d\n    + e"),
         ({"plan/c": {"needs": [1, 2]}}, "plan/c", "sentence\n    old: Fits.\n    new: (absent)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,9 @@ def _compare_data(place: str, old: Any, new: Any) -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, pair in enumerate(zip(old, new, strict=True)):
             yield from _compare_data(f"{place}[{index}]", *pair)
+    elif isinstance(old, list) and isinstance(new, list) and all(isinstance(each, str) for each in (*old, *new)):
+        lines = [line.rstrip() for line in difflib.ndiff(old, new) if line.startswith(("-", "+"))]
+        yield "\n    ".join((place or "value", *lines))
     elif old != new or type(old) is not type(new):
         yield f"{place or 'value'}\n    old: {old}\n    new: {new}"
 

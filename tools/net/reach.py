@@ -10,7 +10,7 @@ import gc
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +69,10 @@ def _prepare_lightx2v(pack: str, root: Path) -> str:
         raise LookupError("no module of the pack has choose_engine; mend tools/net/reach.py")
     for module in found:
         choose = module.choose_engine
-        module.choose_engine = lambda wanted, choose=choose: wanted if wanted == "lightx2v" else choose(wanted)
+        module.choose_engine = functools.partial(_choose_engine, choose)
     gc.freeze()
     return ""
+
+
+def _choose_engine(choose: Callable[..., str], wanted: str, *where: object) -> str:
+    return wanted if wanted == "lightx2v" else choose(wanted, *where)
