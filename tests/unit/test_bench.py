@@ -178,18 +178,20 @@ def test_the_commit_is_that_of_the_folder_itself(tmp_path, monkeypatch):
     assert harness.commit_of(tmp_path / "pack", "PACK_COMMIT") == "1234567"
 
 
-def test_weights_are_dropped_after_the_last_row_that_reads_them(tmp_path):
-    kept = {}
-    for words in ((), ("--weights", str(tmp_path / "w")), ("--weights", str(tmp_path / "w"), "--drop", "bf16")):
-        run = harness.Bench("peers", words, harness.parse("peers", peers, words), tmp_path / "temporary")
-        folder = run.folder / "weights-bf16-256x2"
-        folder.mkdir(parents=True, exist_ok=True)
-        run.drop_weights("bf16", {"bf16", "fp8"})
-        assert folder.exists()
-        run.drop_weights("bf16", {"fp8"})
-        kept[words[2:]] = folder.exists() if words else None
-        assert words or not folder.exists()
-    assert kept == {(): None, ("--drop", "bf16"): False} | {(): True}
+@pytest.mark.parametrize(
+    ("words", "is_kept"),
+    [((), False), (("--weights", "W"), True), (("--weights", "W", "--keep", "fp8"), False)],
+)
+def test_weights_are_dropped_after_the_last_row_that_reads_them(tmp_path, monkeypatch, words, is_kept):
+    monkeypatch.chdir(tmp_path)
+    run = harness.Bench("peers", words, harness.parse("peers", peers, words), tmp_path / "temporary")
+    folder = run.folder / "weights-bf16-256x2"
+    folder.mkdir(parents=True)
+
+    run.drop_weights("bf16", {"bf16", "fp8"})
+    assert folder.exists()
+    run.drop_weights("bf16", {"fp8"})
+    assert folder.exists() == is_kept
 
 
 def grid_row(**changes):

@@ -39,8 +39,8 @@ Shape = tuple[int, int, int, int]
 TOOLS = Path(__file__).resolve().parent.parent
 NUM_WORDS = 40
 """Rows of a text that are not padding."""
-# Of a command, what says where this machine keeps things.
-_PATH_OPTIONS = ("--out", "--weights", "--folder")
+# Of a command, what says where things are kept and how long it may take.
+_LOCAL_OPTIONS = ("--out", "--weights", "--keep", "--folder", "--time-limit")
 
 
 class Bench:
@@ -87,7 +87,8 @@ class Bench:
 
     def drop_weights(self, precision: str, later: Iterable[str]) -> None:
         """Delete a precision's weights where nothing needs them later: a disk may not hold all three."""
-        if precision not in later and (not self.options.weights or precision in self.options.drop):
+        kept = self.options.keep or precision
+        if precision not in later and (not self.options.weights or precision != kept):
             for found in self.folder.glob(f"weights-{precision}-*"):
                 shutil.rmtree(found)
 
@@ -214,7 +215,7 @@ def parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
     parser.add_argument("--out", type=Path, help="append the rows there as JSON lines, as they are done")
     parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
-    parser.add_argument("--drop", nargs="*", choices=weights.PRECISIONS, default=(), help="but not these, after use")
+    parser.add_argument("--keep", choices=weights.PRECISIONS, help="of --weights, delete all but these after use")
     parser.add_argument("--folder", type=Path, help="for temporary files, weights among them")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a process of its own may take (300)")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which nothing more is started")
@@ -239,7 +240,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def shown(name: str, words: Sequence[str]) -> str:
     """Return a command as others would give it: nothing of it is a path of this machine."""
-    kept = [word for before, word in zip(["", *words], words, strict=False) if {before, word}.isdisjoint(_PATH_OPTIONS)]
+    kept = [
+        word for before, word in zip(["", *words], words, strict=False) if {before, word}.isdisjoint(_LOCAL_OPTIONS)
+    ]
     return " ".join(["python tools bench", name, *(Path(word).name if "/" in word else word for word in kept)])
 
 
