@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import engines, shapes
-from .checkpoints.companions import resolve_text_encoder, resolve_vae
+from .checkpoints.companions import VaeFiles, resolve_text_encoder, resolve_vae
 from .checkpoints.files import find_tokenizer, resolve_checkpoint, resolve_transformer
 from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
@@ -33,6 +33,7 @@ from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.schedule import Schedule, build_schedule
+from .wan.vae import check_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load_checkpoint(
         text_encoder=TextEncoderHandle(
             resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
         ),
-        vae=VaeHandle(None if found.vae is None else resolve_vae(found.vae), settings.engine, offload, problem),
+        vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem),
     )
 
 
@@ -102,7 +103,13 @@ def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> V
     Raises:
         CheckpointError: the file is damaged or is not a VAE of Wan2.1's latents.
     """
-    return VaeHandle(resolve_vae(file), engine, offload)
+    return VaeHandle(_resolve_vae(file), engine, offload)
+
+
+def _resolve_vae(file: Path) -> VaeFiles:
+    files = resolve_vae(file)
+    check_decoder(files)
+    return files
 
 
 def encode_text(
@@ -279,6 +286,8 @@ def _load_transformer(
     """
     if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
         unload_others(handle.owner)
+    if not handle.is_loaded_as(plan):
+        handle.unload()  # What is loaded otherwise is not of this stage.
     held_before = held()
     with measure("load_transformer", device) as loading:
         loading.expect(plan.needs["load_transformer"], held_before)

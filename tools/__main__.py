@@ -11,6 +11,7 @@ COMMANDS = {
     "doctor": ("doctor_cli", "show what this machine has and lacks for the pack (tools/doctor.py)"),
     "bench": ("bench.cli", "measure speed and memory on a card (docs/benchmarks.md)"),
     "cards": ("cards.cli", "run as another card; compile the kernels for every card"),
+    "net": ("net.cli", "compare what two commits of this repository give, bit for bit"),
     "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..kernels import attention, matmul, ops, ops_torch, vae_ops
+from ..kernels import attention, implementations, matmul, ops_torch
 from ..kernels.ops import Ops, Rotary
 from ..kernels.quantize import LARGEST
 
@@ -16,13 +16,13 @@ _DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 def run_ops(name: str, device: torch.device) -> torch.Tensor:
     """Return what every operation of the blocks makes of small random input, each result with a norm of one."""
-    results = [result.float().flatten() for result in _run_all(ops.load(name), device)]
+    results = [result.float().flatten() for result in _run_all(implementations.load_ops(name), device)]
     return torch.cat([result / result.norm() for result in results])
 
 
 def run_vae_ops(name: str, device: torch.device) -> torch.Tensor:
     """Return what both operations of the VAE make of small random input."""
-    implementation, generator = vae_ops.load(name), torch.Generator().manual_seed(0)
+    implementation, generator = implementations.load_vae_ops(name), torch.Generator().manual_seed(0)
     x, shortcut, out = (torch.randn(5, 7, 96, generator=generator).to(device, torch.bfloat16) for _ in range(3))
     bias, gamma = (torch.randn(96, generator=generator).to(device, torch.bfloat16) for _ in range(2))
     implementation.norm_silu(x, bias, gamma, out)

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import torch
 
-from ..kernels import vae_ops
+from ..kernels.implementations import load_vae_ops
+from ..kernels.vae_ops import VaeOps
 from ..system import is_surely_out_of_memory, release_memory
 from . import trial_inputs
 from .choose import IN_PLACE, Backends, Wanted, choose, choose_fused
@@ -141,7 +142,7 @@ def confirm(wanted: Wanted, device: torch.device, *, lightx2v_matmul: Multiply |
     return backends
 
 
-def confirm_vae_ops(device: torch.device) -> vae_ops.VaeOps:
+def confirm_vae_ops(device: torch.device) -> VaeOps:
     """Return Triton's operations for the VAE where a trial run on `device` agrees with plain torch, else those."""
 
     def trials(choice: Choice) -> Iterator[Trial]:
@@ -149,7 +150,7 @@ def confirm_vae_ops(device: torch.device) -> vae_ops.VaeOps:
 
     choice = _settle(functools.partial(choose_fused, _VAE), trials, device)
     logger.info("LightX2V: VAE decoder: %s.", choice)
-    return vae_ops.load(choice.name)
+    return load_vae_ops(choice.name)
 
 
 def _trials_of(backends: Backends, lightx2v_matmul: Multiply | None) -> Iterator[Trial]:

@@ -89,14 +89,3 @@ class Ops(Protocol):
 
         The last key's weight is that of all its repeats. columns is a multiple of 8; those after the keys get zeros.
         """
-
-
-def load(name: str) -> Ops:
-    """Return an implementation: torch, or triton, which imports Triton."""
-    if name == "triton":
-        from . import ops_triton
-
-        return ops_triton
-    from . import ops_torch
-
-    return ops_torch

@@ -38,12 +38,3 @@ class TorchOps:
 
     def add(self, x: torch.Tensor, bias: torch.Tensor, shortcut: torch.Tensor) -> None:
         x.add_(bias).add_(shortcut)
-
-
-def load(name: str) -> VaeOps:
-    """Return an implementation: torch, or triton, which imports Triton."""
-    if name == "triton":
-        from .vae_triton import TritonOps
-
-        return TritonOps()
-    return TorchOps()

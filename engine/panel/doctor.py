@@ -149,7 +149,7 @@ def _examine_lightx2v(machine: Machine) -> Item:
     if machine.capability is None:
         return Item(name="LightX2V", state=OK, found="not installed; not needed without a CUDA card")
     if bootstrap.missing_packages():
-        return Item(name="LightX2V", state=OK, found="not installed; not needed for speed: the kernels are the same")
+        return Item(name="LightX2V", state=OK, found="not installed; only engine lightx2v needs it")
     found, _, remedy = problem.partition(" Run: ")
     return Item(
         name="LightX2V",
@@ -193,7 +193,7 @@ def _why_not_needed(row: Backend, machine: Machine) -> str:
     if row in LIGHTX2V_MATMUL_BACKENDS:
         return "only LightX2V's own compute (engine lightx2v) uses it"
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
-    packages = {**machine.packages, "triton": _OWN_ATTENTION.min_version}
+    packages = {**machine.packages, "triton": ""}
     with_triton = replace(machine, packages=packages, problems=problems)
     if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
         return "the pack's own attention runs on this card"

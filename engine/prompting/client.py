@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from .addresses import Endpoint, check_addresses, is_loopback
@@ -90,13 +90,14 @@ class Client:
             connection.auto_open = 0
             connection.sock = connected
             connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            if 300 <= response.status < 400:
-                raise NoAnswerError(
-                    f"{self._endpoint} answered with a redirect (status {response.status}), which is not followed; "
-                    "give the URL of the server itself"
-                )
-            return response.status, self._read(response, connected)
+            # The response holds the connection open too.
+            with closing(connection.getresponse()) as response:
+                if 300 <= response.status < 400:
+                    raise NoAnswerError(
+                        f"{self._endpoint} answered with a redirect (status {response.status}), which is not "
+                        "followed; give the URL of the server itself"
+                    )
+                return response.status, self._read(response, connected)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failure(error) from error
         finally:
@@ -154,7 +155,8 @@ class Client:
         """Let `abort` reach this socket."""
         with self._lock:
             if self._is_aborted:
-                raise NoAnswerError("the request was aborted")
+                is_late = time.monotonic() >= self._deadline
+                raise self._too_late() if is_late else NoAnswerError("the request was aborted")
             self._socket = connecting
 
     def _rest(self) -> float:

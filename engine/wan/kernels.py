@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..backends.choose import Backends
-from ..kernels import ops
+from ..kernels import implementations
 from ..kernels.attention import IN_PLACE, KERNELS, Normed, SelfAttention, fits_in_place
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
@@ -66,7 +66,7 @@ class Kernels:
 
 def build_kernels(backends: Backends) -> Kernels:
     """Return the functions of what was chosen and confirmed."""
-    block_ops, matmul = ops.load(backends.blocks.name), backends.matmul.name
+    block_ops, matmul = implementations.load_ops(backends.blocks.name), backends.matmul.name
     return Kernels(
         ops=block_ops,
         multiply=functools.partial(linear, backend=matmul),

@@ -6,7 +6,7 @@ pipeline.py; the networks are vae_decoder.py and tae.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,10 @@ class WanVideoDecoder:
         with torch.inference_mode(False):
             layout = self._files.format
             if isinstance(layout, VaeFormat):
-                self._network = _Wan(self._read_wan(layout, hooks), layout, self._device)
+                self._network = _Wan(self._read(hooks), layout, self._device)
             else:
-                self._network = _Tae(self._read_tae(layout, hooks), is_normalized=not self._is_lighttae)
+                tensors = {name: tae.trim(layout, name, tensor) for name, tensor in self._read(hooks).items()}
+                self._network = _Tae(tensors, is_normalized=not self._is_lighttae)
 
     def unload(self) -> None:
         self._network = None
@@ -104,26 +105,36 @@ class WanVideoDecoder:
         # Source: LightX2V lightx2v/pipeline.py, need_scaled.
         return "lighttae" in self._files.path.name.lower()
 
-    def _read_wan(self, sizes: VaeFormat, hooks: Hooks) -> dict[str, torch.Tensor]:
-        return self._read(sizes.prefix, lambda _: decoder_shapes(sizes), hooks)
-
-    def _read_tae(self, sizes: TaeFormat, hooks: Hooks) -> dict[str, torch.Tensor]:
-        tensors = self._read("", lambda found: tae.expected_shapes(sizes, found), hooks)
-        return {name: tae.trim(sizes, name, tensor) for name, tensor in tensors.items()}
-
-    def _read(
-        self, prefix: str, expect: Callable[[Mapping[str, Shape]], Mapping[str, Shape]], hooks: Hooks
-    ) -> dict[str, torch.Tensor]:
+    def _read(self, hooks: Hooks) -> dict[str, torch.Tensor]:
         """Return the decoder's tensors on the device, after a look at their shapes."""
-        weights = open_weights([self._files.path], prefix)
-        found = _decoder_shapes_in(weights.header)
-        _check_shapes(self._files.path, found, expect(found))
+        check_decoder(self._files)
+        weights = open_weights([self._files.path], _prefix_of(self._files))
         tensors = {}
-        for name in found:
+        for name in _decoder_shapes_in(weights.header):
             hooks.check_interrupt()
             tensors[name] = weights[name].to(self._device, self._dtype)
         weights.close()
         return tensors
+
+
+def check_decoder(files: VaeFiles) -> None:
+    """Look at the names and shapes of a decoder's tensors.
+
+    Raises:
+        CheckpointError: some are missing, superfluous or of another shape.
+    """
+    weights = open_weights([files.path], _prefix_of(files))
+    found, layout = _decoder_shapes_in(weights.header), files.format
+    weights.close()
+    _check_shapes(files.path, found, _expected_shapes(layout, found))
+
+
+def _expected_shapes(layout: VaeFormat | TaeFormat, found: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    return decoder_shapes(layout) if isinstance(layout, VaeFormat) else tae.expected_shapes(layout, found)
+
+
+def _prefix_of(files: VaeFiles) -> str:
+    return files.format.prefix if isinstance(files.format, VaeFormat) else ""
 
 
 class _Wan:

@@ -30,7 +30,7 @@ def run(code: str, folder: Path | None = None) -> str:
     if folder is not None:
         environment |= {"LIGHTX2V_DIR": str(folder), "PYTHONPATH": str(folder)}
     script = PRELUDE.format(tests=str(TESTS)) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,12 +12,12 @@ if not torch.cuda.is_available():
 
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.plan import Placement
-from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights, reader
+from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
 from safetensors.torch import save_file
 from support.slow_gpu import delay_copies
-from support.sources import FileSource
+from support.sources import FileSource, before_every_read
 
 pytestmark = pytest.mark.gpu
 
@@ -92,8 +92,7 @@ def test_the_right_bytes_whatever_is_slow(bring, files, monkeypatch, mode, resid
     if slow == "copies":
         delay_copies(monkeypatch, SLEEP)
     if slow == "reads":
-        read = reader._read_file
-        monkeypatch.setattr(reader, "_read_file", lambda *arguments: (time.sleep(0.005), read(*arguments)))
+        before_every_read(monkeypatch, lambda piece: time.sleep(0.005))
     wait = (lambda: torch.cuda._sleep(SLEEP)) if slow == "compute" else (lambda: None)
     flags = [flag for _ in range(3) for flag in run_pass(units, conveyor, files, wait, wait)]
     assert all(bool(flag) for flag in flags)
@@ -146,7 +145,7 @@ def test_closing_gives_all_memory_back(bring, files, mode, resident_blocks):
 
 def test_weights_in_ram_are_page_locked_up_to_the_limit(bring, files):
     units, conveyor = bring("block")
-    assert all(buffer.is_locked for buffer in conveyor.residence._rest._home._buffers)
+    assert locked_bytes() == sum(-(-unit.num_bytes // 4096) * 4096 for unit in units)
     conveyor.close()
     assert locked_bytes() == 0
     _, conveyor = bring("block", pinned_limit_bytes=3 * units[0].num_bytes)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightx2v_pack.engine.errors import CheckpointError
+from safetensors.torch import save_file
 from support import checkpoints
 from support.tensors import relative_error
 
@@ -234,7 +235,15 @@ def cut(file, target):
     target.write_bytes(content[: len(content) // 2])
 
 
+WITHOUT_A_TENSOR = (
+    " is not that of a Wan2.1 VAE: 1 tensors are missing, superfluous or of another shape, first "
+    "decoder.head.2.bias: found nothing"
+)
 TRUNCATED = " is truncated: found "
+
+
+def leave_out(name, weights, target):
+    save_file({each: tensor.contiguous() for each, tensor in weights.items() if each != name}, target)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +256,7 @@ TRUNCATED = " is truncated: found "
             " is a Wan transformer; expected a Wan2.1 VAE under its native names, e.g. Wan2.1_VAE.pth or "
             "wan_2.1_vae.safetensors. Load it as the transformer.",
         ),
+        ("LightX2VLoadVAE", "vae", "a VAE without a tensor", WITHOUT_A_TENSOR),
         ("LightX2VLoadVAE", "vae", "half a VAE", TRUNCATED),
         (
             "LightX2VLoadTextEncoder",
@@ -271,6 +281,7 @@ def test_a_wrong_or_damaged_part_is_an_error_of_its_loader(run, models_dir, node
         "VAE": lambda: target.symlink_to(checkpoints.vae()),
         "text encoder without a tokenizer": lambda: target.symlink_to(checkpoints.text_encoder("fp8")),
         "half a VAE": lambda: cut(checkpoints.vae(), target),
+        "a VAE without a tensor": lambda: leave_out("decoder.head.2.bias", checkpoints.vae_weights(), target),
         "half a text encoder": lambda: cut(checkpoints.comfy_text_encoder(), target),
     }[found]()
     inputs = {"vae": target.name} if folder == "vae" else {"text_encoder": target.name, "tokenizer": "auto"}

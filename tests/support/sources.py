@@ -1,6 +1,7 @@
 """Tensors in files as the offload machinery reads them."""
 
-from lightx2v_pack.engine.checkpoints.weights import TensorSpec, open_weights
+from lightx2v_pack.engine.checkpoints.weights import FileRange, TensorSpec, open_weights
+from lightx2v_pack.engine.offload.reader import Piece
 
 
 class FileSource:
@@ -19,3 +20,18 @@ class FileSource:
 
     def close(self):
         self.weights.close()
+
+
+def before_every_read(monkeypatch, call):
+    """Call `call` with each piece (offload/reader.py) before it is read from its file, on the thread that reads it.
+
+    What has to be converted on its way is not read as a piece of a file.
+    """
+    write = Piece.write
+
+    def write_after_call(piece, source, memory):
+        if isinstance(piece.place, FileRange):
+            call(piece)
+        write(piece, source, memory)
+
+    monkeypatch.setattr(Piece, "write", write_after_call)

@@ -8,7 +8,7 @@ from lightx2v_pack.engine.backends import trial_inputs, trials
 from lightx2v_pack.engine.backends.choose import Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
-from lightx2v_pack.engine.kernels import attention, matmul, ops, ops_torch, quantize
+from lightx2v_pack.engine.kernels import attention, implementations, matmul, ops_torch, quantize
 from lightx2v_pack.engine.kernels.attention import Normed, SelfAttention
 from lightx2v_pack.engine.kernels.matmul import Linear, linear
 from lightx2v_pack.engine.kernels.ops import Rotary
@@ -396,7 +396,7 @@ def without_compiler():
 )
 def test_the_kernels_are_taken_only_if_a_trial_agrees(load, reason, pretend, monkeypatch):
     pretend(Machine(capability=(9, 0), packages=TRITON))
-    monkeypatch.setattr(ops, "load", lambda name: load() if name == "triton" else ops_torch)
+    monkeypatch.setattr(implementations, "load_ops", lambda name: load() if name == "triton" else ops_torch)
     chosen = trials.confirm(wanted(attention="sdpa"), CPU)
     assert chosen.blocks.name == ("torch" if reason else "triton")
     if reason:
@@ -417,7 +417,7 @@ class WithoutExtension(SelfAttention):
 def sage(pretend, monkeypatch):
     """A card for SageAttention in place, with plain torch for what is compiled."""
     pretend(Machine(capability=(9, 0), packages=SAGE))
-    monkeypatch.setattr(ops, "load", lambda name: ops_torch)
+    monkeypatch.setattr(implementations, "load_ops", lambda name: ops_torch)
     monkeypatch.setitem(attention.KERNELS, "sage_attn2", attention.sdpa)
 
 

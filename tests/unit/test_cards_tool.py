@@ -30,9 +30,9 @@ runpy.run_path({str(ROOT)!r} + "/tools/register_pack.py")
 from lightx2v_pack.tools.cards.as_card import pretend_platform
 pretend_platform("win32")
 from lightx2v_pack.engine.backends import table
-import subprocess, platform
-found = (table.sys.platform, sys.platform, subprocess.sys.platform, table._TRITON_INSTALL)
-print(*found, table.sys.version == sys.version)
+import subprocess
+print(table.sys.platform, sys.platform, subprocess.sys.platform, table._TRITON_INSTALL)
+print(table.sys.version == sys.version)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["win32", sys.platform, sys.platform, "pip", "install", "triton-windows", "True"]

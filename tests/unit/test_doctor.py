@@ -115,7 +115,7 @@ def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     dotted = ".".join(map(str, capability))
     assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
     assert items["Checkpoints"].state == "missing"
-    assert items["LightX2V"].state == "ok" and "not installed; not needed for speed" in items["LightX2V"].found
+    assert items["LightX2V"].state == "ok" and "only engine lightx2v needs it" in items["LightX2V"].found
 
 
 def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):

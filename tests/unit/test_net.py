@@ -45,7 +45,7 @@ def one_nan():
 def test_equal_sides_are_equal_wherever_they_lie(tmp_path):
     assert differences(tmp_path, {}) is None
     table, is_fine = compare.describe(tmp_path / "old", tmp_path / "new", [], limit=5)
-    assert is_fine and "1 skipped: needs a card" in table
+    assert is_fine and "1 x skipped: needs a card" in table
 
 
 def test_equal_nans_are_equal_and_zeros_of_two_signs_are_not(tmp_path):
@@ -115,3 +115,13 @@ def test_only_the_cases_asked_for_are_run(tmp_path):
     for name in ("plan/1", "latents/precision=int8,x=1", "latents/precision=fp8"):
         record.case(name, lambda: 1)
     assert list(compare.record.read(tmp_path)) == ["plan/1", "latents/precision=int8,x=1"]
+
+
+def test_a_side_that_computes_nothing_is_no_success(tmp_path):
+    for side in ("old", "new"):
+        write(tmp_path / side, {"latents/a": {"error": "no card"}})
+    table, is_fine = compare.describe(tmp_path / "old", tmp_path / "new", [], limit=5)
+    assert not is_fine and "NOTHING COMPARED of latents" in table and "1 x error: no card" in table
+    for side in ("old", "new"):
+        Record(tmp_path / side, [], {})
+    assert compare.describe(tmp_path / "old", tmp_path / "new", [], limit=5)[1] is False

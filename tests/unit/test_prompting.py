@@ -1,6 +1,7 @@
 """The prompt enhancer: what a language model is told, who may be asked, and every way in which no answer comes."""
 
 import base64
+import gc
 import hashlib
 import io
 import json
@@ -465,6 +466,14 @@ def test_the_users_text_is_kept_to_the_letter():
             assert ask(server, text).text == text
 
 
+@pytest.fixture
+def without_garbage_collection():
+    """A connection is closed because somebody closes it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -478,14 +487,14 @@ def test_the_users_text_is_kept_to_the_letter():
     ],
     ids=["silent", "status line", "headers", "continue", "length", "chunks", "until close"],
 )
-def test_the_time_out_is_kept_by_a_server_that_never_ends(answer):
+def test_the_time_out_is_kept_by_a_server_that_never_ends(answer, without_garbage_collection):
     with LlmServer(answer) as server:
         start = time.monotonic()
         found = ask(server, seconds=1.0)
         took = time.monotonic() - start
         assert found.text == TEXT and "had not answered after 1 s" in found.warning
         assert took < 1 + LATE
-        assert server.broken.wait(10), "the server was not told that nobody waits any more"
+        assert server.broken.wait(60), "the server was not told that nobody waits any more"
         wait_for_threads()
 
 
@@ -504,7 +513,7 @@ def test_a_client_keeps_its_time_by_itself():
 
 def wait_for_threads():
     """No thread of a request stays behind."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(thread.name.startswith("lightx2v-enhance") for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread is still asking"
         time.sleep(0.02)
@@ -573,7 +582,7 @@ class Cancel(BaseException):
 
 
 @pytest.mark.parametrize("answer", [llm_server.never, llm_server.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b" ")])
-def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer):
+def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer, without_garbage_collection):
     start = time.monotonic()
 
     def check_interrupt():

@@ -4,10 +4,12 @@ The device here is the CPU, whose streams and events (torch.cpu) do nothing, so 
 recording stand-in; races on a real GPU are tests/gpu/test_portable_gpu.py.
 """
 
+import ctypes
 import gc
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,6 @@ from lightx2v_pack.engine.offload import (
     WeightStreamer,
     load_tensors,
     make_units,
-    pinned,
     place_weights,
     reader,
 )
@@ -28,8 +29,10 @@ from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
+from support.alive import Snapshot, alive, num_bytes, tensors
 from support.cancel import CancelAfter, Cancelled
-from support.sources import FileSource
+from support.mapped_files import MAPS, mapped_below
+from support.sources import FileSource, before_every_read
 
 CPU = torch.device("cpu")
 PASSES = 3
@@ -84,8 +87,8 @@ def no_thread_stays():
 
 
 @pytest.fixture
-def opened():
-    """Close these conveyors in the end."""
+def opened(monkeypatch):
+    """Close these conveyors in the end, while what the test has patched still is."""
     conveyors = []
     yield conveyors
     for each in conveyors:
@@ -202,22 +205,25 @@ def test_tensors_outside_of_blocks_come_by_their_names(files, monkeypatch):
 
 def test_two_buffers_as_large_as_the_largest_streamed_unit_serve_all(bring, tmp_path):
     files = Files(tmp_path, (400, 8, 64, 16, 8))
+    before, largest = Snapshot(), files.units()[2].num_bytes
     conveyor = bring(files, "block", resident_blocks=1)
-    slots = conveyor.residence._rest._slots
-    assert [slot.buffer.numel() for slot in slots] == [files.units()[2].num_bytes] * 2
-    seen = {}
+    buffers = [each.data_ptr() for each in tensors(before.made_since()) if each.shape == (largest,)]
+    seen = []
     for index in range(5):
-        with conveyor.unit(index) as tensors:
-            seen[index] = tensors["modulation"].untyped_storage().data_ptr()
-    assert {seen[index] for index in range(1, 5)} == {slot.buffer.data_ptr() for slot in slots}
-    assert seen[0] not in {slot.buffer.data_ptr() for slot in slots}
+        with conveyor.unit(index) as weights:
+            storage = weights["modulation"].untyped_storage()
+            seen.append((storage.data_ptr(), storage.nbytes()))
+    resident, *streamed = seen
+    assert len(buffers) == 2 and set(streamed) == {(address, largest) for address in buffers}
+    assert resident not in streamed
 
 
 def test_the_first_streamed_unit_comes_while_resident_ones_compute(bring, files):
     conveyor = bring(files, "block", resident_blocks=2)
+    held = conveyor.moved_bytes
     with conveyor.unit(0):
-        assert conveyor.residence._rest.moved_bytes == 0
-    assert conveyor.residence._rest.moved_bytes == files.units()[2].num_bytes
+        assert conveyor.moved_bytes == held
+    assert conveyor.moved_bytes == held + files.units()[2].num_bytes
 
 
 def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch, bring, tmp_path):
@@ -250,19 +256,21 @@ def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch, bring, tmp_
     monkeypatch.setattr(torch.cpu, "stream", Stream)
     files = Files(tmp_path, (8, 8, 8, 8))
     conveyor = bring(files, "block")
-    slots = conveyor.residence._rest._slots
     log.clear()
     check_pass(conveyor, files, during=lambda index: log.append(("use", index, current[0])))
-    last = len(log)
+    used_of, last_filled = {}, None
+    """The two events of each buffer: the copy into it is done, the last use of it is done."""
     for position, (kind, what, stream) in enumerate(log):
-        if kind == "use":
-            slot = slots[(what + 1) % 2]  # the first unit goes into the buffer that is not current at the start
-            assert ("wait", slot.filled, "compute") in log[:position]
-            following = log[position + 1 : last]
-            assert following[0] == ("record", slot.used, "compute")
         if kind == "record" and stream == "copy":
-            slot = next(slot for slot in slots if slot.filled is what)
-            assert log[position - 1] == ("wait", slot.used, "copy")
+            before, used, on = log[position - 1]
+            assert (before, on) == ("wait", "copy")
+            assert used_of.setdefault(what, used) is used
+        if kind == "use":
+            filled = [what for kind, what, stream in log[:position] if (kind, stream) == ("wait", "compute")][-1]
+            assert filled is not last_filled  # the buffers take turns
+            assert log[position + 1] == ("record", used_of[filled], "compute")
+            last_filled = filled
+    assert len(used_of) == len(set(used_of.values())) == 2 and not used_of.keys() & set(used_of.values())
 
 
 # Reading ahead from disk
@@ -272,13 +280,11 @@ def test_copies_wait_for_compute_and_compute_for_copies(monkeypatch, bring, tmp_
 def reads(monkeypatch):
     """Every read of a file: (its name, whether a reader's thread did it)."""
     log = []
-    read = reader._read_file
 
-    def logging_read(place, memory):
-        read(place, memory)
-        log.append((place.path.stem, threading.current_thread() is not threading.main_thread()))
+    def note(piece):
+        log.append((piece.place.path.stem, threading.current_thread() is not threading.main_thread()))
 
-    monkeypatch.setattr(reader, "_read_file", logging_read)
+    before_every_read(monkeypatch, note)
     return log
 
 
@@ -324,14 +330,28 @@ def test_disk_reads_each_unit_once_a_pass(bring, files, reads):
     assert PASSES * once <= len(reads) <= PASSES * once + 2 * tensors_in_place(files)
 
 
-def test_disk_keeps_two_units_in_ram(bring, files):
+@pytest.fixture
+def host_buffers(monkeypatch):
+    """host_buffers() -> the memory made for copies during the test and still held, in the order of its making."""
+    made, make = [], HostBuffer.__init__
+
+    def record(buffer, num_bytes):
+        make(buffer, num_bytes)
+        made.append(weakref.ref(buffer))
+
+    monkeypatch.setattr(HostBuffer, "__init__", record)
+    return lambda: alive(made)
+
+
+def test_disk_keeps_two_units_in_ram(bring, files, host_buffers):
     conveyor = bring(files, "disk")
-    home = conveyor.residence._rest._home
-    largest = max(unit.num_bytes for unit in files.units())
-    assert [staging.buffer.num_bytes for staging in home._staging] == [-(-largest // 4096) * 4096] * 2
+    for _ in range(PASSES):
+        check_pass(conveyor, files)
+        largest = max(unit.num_bytes for unit in files.units())
+        assert [buffer.num_bytes for buffer in host_buffers()] == [-(-largest // 4096) * 4096] * 2
 
 
-def test_a_staging_buffer_is_not_read_into_before_its_last_copy(monkeypatch, bring, files):
+def test_a_staging_buffer_is_not_read_into_before_its_last_copy(monkeypatch, bring, files, host_buffers):
     """The copy from a staging buffer is queued, not done, when its next read begins on a thread."""
     copied = threading.Event()
 
@@ -352,14 +372,17 @@ def test_a_staging_buffer_is_not_read_into_before_its_last_copy(monkeypatch, bri
     conveyor = bring(files, "disk")
     with conveyor.unit(0):
         pass
-    staging = next(each for each in conveyor.residence._rest._home._staging if each.index == 2)
+
+    def holders(index):
+        name = "ffn.0.weight"
+        expected = files.expected[f"blocks.{index}.{name}"]
+        views = [files.units()[index].views(buffer.tensor)[name] for buffer in host_buffers()]
+        return [number for number, view in enumerate(views) if torch.equal(view, expected)]
+
     time.sleep(0.05)
-    name = "ffn.0.weight"
-    kept = files.units()[0].views(staging.buffer.tensor)[name]
-    assert torch.equal(kept, files.expected[f"blocks.0.{name}"])
+    (first,) = holders(0)
     copied.set()
-    staging.fill.wait(lambda: None)
-    assert torch.equal(files.units()[2].views(staging.buffer.tensor)[name], files.expected[f"blocks.2.{name}"])
+    wait_for(lambda: holders(2) == [first])
 
 
 # Stops and errors
@@ -387,8 +410,7 @@ def test_a_unit_that_fails_leaves_usable_weights(bring, files, mode):
 
 def test_cancel_is_heard_while_a_slow_drive_is_waited_for(monkeypatch, bring, files):
     go_on = threading.Event()
-    read = reader._read_file
-    monkeypatch.setattr(reader, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    before_every_read(monkeypatch, lambda piece: go_on.wait(10))
     conveyor = bring(files, "disk")
     asked = []
 
@@ -407,11 +429,10 @@ def test_cancel_is_heard_while_a_slow_drive_is_waited_for(monkeypatch, bring, fi
 
 
 @pytest.mark.parametrize("mode", ["none", "block"])
-def test_a_load_can_be_cancelled(monkeypatch, bring, files, mode):
+def test_a_load_can_be_cancelled(monkeypatch, bring, files, host_buffers, mode):
     """All that a load has begun ends with it: its threads, see no_thread_stays, and its memory."""
     go_on = threading.Event()
-    read = reader._read_file
-    monkeypatch.setattr(reader, "_read_file", lambda *arguments: (go_on.wait(10), read(*arguments)))
+    before_every_read(monkeypatch, lambda piece: go_on.wait(10))
     asked = []
 
     def check():
@@ -423,7 +444,7 @@ def test_a_load_can_be_cancelled(monkeypatch, bring, files, mode):
     with pytest.raises(Cancelled):
         bring(files, mode, hooks=Hooks(check_interrupt=check))
     gc.collect()
-    assert not list(pinned._buffers)
+    assert not host_buffers()
 
 
 def test_progress_counts_to_the_end(bring, files):
@@ -446,15 +467,13 @@ def test_a_file_that_shrank_is_named(bring, files, mode):
 def test_many_bad_files_do_not_stop_the_good_ones(bring, monkeypatch, tmp_path):
     """The first unit is slow to read and all others cannot be: the error comes once the first unit is there."""
     files = Files(tmp_path, (8,) * 40)
-    read = reader._read_file
 
-    def read_first(place, memory):
-        if place.path != files.paths[0]:
-            raise CheckpointError(f"{place.path} is bad")
+    def only_the_first(piece):
+        if piece.place.path != files.paths[0]:
+            raise CheckpointError(f"{piece.place.path} is bad")
         time.sleep(0.02)
-        read(place, memory)
 
-    monkeypatch.setattr(reader, "_read_file", read_first)
+    before_every_read(monkeypatch, only_the_first)
     with pytest.raises(CheckpointError, match="is bad"):
         bring(files, "none")
 
@@ -473,11 +492,12 @@ def test_a_file_that_went_is_named_and_the_pass_after_its_return_works(bring, fi
 # How weights are loaded
 
 
-def test_only_what_must_be_converted_is_mapped(bring, files):
+def test_only_what_must_be_converted_is_mapped(bring, files, tmp_path):
     bring(files, "block", resident_blocks=2)
     converted = sorted(name for name, _ in files.converted)
     assert converted == sorted(name for name in files.expected if name.endswith("norm3.weight"))
-    assert not files.weights._open
+    if MAPS.exists():
+        assert not mapped_below(tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "resident_blocks"), [("none", 0), ("block", 2), ("disk", 1)])
@@ -488,22 +508,15 @@ def test_large_tensors_are_read_in_pieces(monkeypatch, bring, files, reads, mode
     assert len(reads) > 3 * len(files.expected)
 
 
-def test_resident_weights_pass_through_little_ram(monkeypatch, bring, tmp_path):
+def test_resident_weights_pass_through_little_ram(monkeypatch, bring, host_buffers, tmp_path):
     monkeypatch.setattr(reader, "_PIECE_BYTES", 4096)
-    gc.collect()  # what tracebacks of earlier tests hold
-    most = [0]
-    send = reader._Ring.send
-
-    def measure(*arguments):
-        most[0] = max(most[0], sum(buffer.num_bytes for buffer in list(pinned._buffers)))
-        send(*arguments)
-
-    monkeypatch.setattr(reader._Ring, "send", measure)
+    held = []
+    before_every_read(monkeypatch, lambda piece: held.append(sum(buffer.num_bytes for buffer in host_buffers())))
     files = Files(tmp_path, (3000,) * 6)
     check_pass(bring(files, "none"), files)
-    assert 0 < most[0] <= 2 * 8 * 4096 < sum(unit.num_bytes for unit in files.units()) / 5
+    assert 0 < max(held) <= 2 * 8 * 4096 < sum(unit.num_bytes for unit in files.units()) / 5
     gc.collect()
-    assert not list(pinned._buffers)
+    assert not host_buffers()
 
 
 @pytest.mark.parametrize("mode", ["block", "disk"])
@@ -520,15 +533,16 @@ def test_passes_run_in_and_out_of_inference_mode(bring, files, mode):
 
 @pytest.fixture
 def locks(monkeypatch):
-    """Locking as on a GPU; the first bytes of each buffer when it was locked, None once it is unlocked."""
+    """Locking as on a GPU: the content of each buffer when it was locked, by its address, as long as it is."""
     log = {}
 
-    def lock(memory):
-        log[memory.data_ptr()] = memory.clone()
-        return True
+    def register(address, num_bytes, flags):
+        log[address] = torch.frombuffer(bytearray(ctypes.string_at(address, num_bytes)), dtype=torch.uint8)
+        return 0
 
-    monkeypatch.setattr(pinned, "_lock_pages", lock)
-    monkeypatch.setattr(pinned, "_unlock_pages", lambda memory: log.pop(memory.data_ptr()))
+    runtime = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=log.pop)
+    for name, value in (("is_available", True), ("synchronize", None), ("cudart", runtime)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     return log
 
 
@@ -541,14 +555,14 @@ def test_host_memory_is_of_exact_size_in_whole_pages():
         assert buffer.lock() is False and not buffer.is_locked
 
 
-def test_blocks_are_locked_once_filled_and_unlocked_when_dropped(bring, files, locks):
+def test_blocks_are_locked_once_filled_and_unlocked_when_dropped(bring, files, host_buffers, locks):
     gc.collect()
     conveyor = bring(files, "block")
     units = files.units()
     assert len(locks) == 4 and locked_bytes() == sum(-(-unit.num_bytes // 4096) * 4096 for unit in units)
-    buffers = [buffer.tensor for buffer in conveyor.residence._rest._home._buffers]
-    for memory, unit in zip(buffers, units, strict=True):
-        at_lock = unit.views(locks[memory.data_ptr()])["ffn.0.weight"]
+    addresses = [buffer.tensor.data_ptr() for buffer in host_buffers()]
+    for address, unit in zip(addresses, units, strict=True):
+        at_lock = unit.views(locks[address])["ffn.0.weight"]
         assert torch.equal(at_lock, files.expected[f"{unit.path}.ffn.0.weight"])
     conveyor.close()
     gc.collect()
@@ -576,13 +590,13 @@ def test_disk_locks_its_two_staging_buffers(bring, files, locks):
     assert len(locks) == 2
 
 
-def test_closing_gives_all_memory_back(bring, files):
+def test_closing_gives_all_memory_back(bring, files, host_buffers):
     for mode in ("block", "disk"):
+        before = Snapshot()
         conveyor = bring(files, mode, resident_blocks=1)
         check_pass(conveyor, files)
-        refs = [weakref.ref(slot) for slot in conveyor.residence._rest._slots]
-        refs += [weakref.ref(buffer) for buffer in pinned._buffers]
-        assert len(refs) >= 4
+        made, largest = before.made_since(), max(unit.num_bytes for unit in files.units())
+        assert num_bytes(tensors(made)) >= 4 * largest and len(host_buffers()) >= 2
         conveyor.close()
         gc.collect()
-        assert [ref() for ref in refs] == [None] * len(refs)
+        assert not tensors(made) and not host_buffers()

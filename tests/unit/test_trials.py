@@ -117,6 +117,6 @@ def test_the_next_plan_knows_what_failed_its_trial_run(files, h200, monkeypatch,
 
 def test_the_vae_takes_tritons_operations_where_they_agree(h200, monkeypatch):
     loaded = []
-    monkeypatch.setattr(vae_ops, "load", loaded.append)
+    monkeypatch.setattr(trials, "load_vae_ops", loaded.append)
     trials.confirm_vae_ops(h200)
     assert loaded == ["triton"]

@@ -70,7 +70,7 @@ class Kernels:
         self.heads = max(1, self.dim // HEAD_DIM)
         self.machine = pack.find_machine(self.device)
         self.ops_name = pack.choose_fused(pack.BLOCKS, self.machine).name
-        self.fused = pack.ops.load(self.ops_name)
+        self.fused = pack.load_ops(self.ops_name)
         self._generator = torch.Generator(self.device).manual_seed(0)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -22,7 +22,8 @@ from ...engine.constants import (
 from ...engine.errors import LightX2VError
 from ...engine.handles import TransformerHandle
 from ...engine.interfaces import Hooks
-from ...engine.kernels import attention, matmul, ops, ops_torch
+from ...engine.kernels import attention, matmul, ops_torch
+from ...engine.kernels.implementations import load_ops
 from ...engine.kernels.ops import Ops, Rotary
 from ...engine.kernels.quantize import quantize
 from ...engine.latent_space import denormalize, normalize

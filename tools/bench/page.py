@@ -145,7 +145,7 @@ def peers(rows: Sequence[Row]) -> str:
         f"first row's, a BF16 run in plain torch (relative L2 norm of the difference). {', '.join(versions)}"
     )
     chart = "![Seconds a step](peers.svg)"
-    return section("Against LightX2V, ComfyUI and diffusers", text.strip(), rows, table(compared, PEERS), chart)
+    return section("Seconds a step", text.strip(), rows, table(compared, PEERS), chart)
 
 
 def draw_peers(rows: Sequence[Row]) -> str:

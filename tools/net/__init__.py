@@ -7,6 +7,7 @@ record.py    what one side found: a folder of cases, each a tensor or a text
 tensors.py   latents, frames and conditioning
 machines.py  plans and the doctor's findings on pretended machines
 refusals.py  what is said of broken files and wrong inputs
-worker.py    one side: python tools/net/worker.py
+worker.py    one side, a process of its own
 compare.py   two folders of cases, side by side
+cli.py       the command line
 """

@@ -13,6 +13,9 @@ import torch
 
 from . import record
 
+# Kinds of cases that are nothing without a tensor.
+TENSORS = ("latents", "frames")
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -87,42 +90,53 @@ def _compare_data(place: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def describe(old: Path, new: Path, expected: Sequence[Expected], *, limit: int) -> tuple[str, bool]:
-    """Return a table, and whether all that differs was expected.
+    """Return a table, and whether something was compared and all that differs was expected.
 
     Args:
         limit: unexpected differences that are shown of each kind of case.
     """
     cases = record.read(old) | record.read(new)
+    kinds = list(dict.fromkeys(map(_kind, cases)))
     lines: list[str] = []
     differing: Counter[str] = Counter()
     unexpected: Counter[str] = Counter()
     for difference in compare(old, new):
-        kind = difference.case.partition("/")[0]
+        kind = _kind(difference.case)
         differing[kind] += 1
         if any(each.covers(difference) for each in expected):
             continue
         unexpected[kind] += 1
         if unexpected[kind] <= limit:
             lines.append(f"{difference.case}: {difference.what}")
-    for kind, count in unexpected.items():
-        if count > limit:
-            lines.append(f"{kind}: {count - limit} more, shown with --all")
+    lines += [f"{kind}: {count - limit} more, shown with --all" for kind, count in unexpected.items() if count > limit]
     lines.append(
-        f"\n{'kind':14}{'cases':>7}{'equal':>7}{'expected':>10}{'DIFFERENT':>11}{'errors':>8}{'skipped':>9}{'s':>7}"
+        f"\n{'kind':14}{'cases':>7}{'equal':>7}{'expected':>10}{'DIFFERENT':>11}{'errors':>8}{'skipped':>9}{'CPU s':>7}"
     )
-    for kind in dict.fromkeys(name.partition("/")[0] for name in cases):
-        these = [case for name, case in cases.items() if name.partition("/")[0] == kind]
-        counts = [sum(mark in (case.get("value") or ()) for case in these) for mark in ("error", "skipped")]
-        seconds = sum(case["seconds"] for case in these)
+    for kind in kinds:
+        these = [case for name, case in cases.items() if _kind(name) == kind]
         equal, known = len(these) - differing[kind], differing[kind] - unexpected[kind]
-        lines.append(
-            f"{kind:14}{len(these):7}{equal:7}{known:10}{unexpected[kind]:11}{counts[0]:8}{counts[1]:9}{seconds:7.1f}"
-        )
-    reasons = Counter(_skipped(case) for case in cases.values())
-    lines += [f"{count} skipped: {reason}" for reason, count in reasons.items() if reason]
-    return "\n".join(lines), not unexpected
+        errors, skipped = (sum(bool(_note(case, mark)) for case in these) for mark in ("error", "skipped"))
+        line = f"{kind:14}{len(these):7}{equal:7}{known:10}{unexpected[kind]:11}{errors:8}{skipped:9}"
+        lines.append(f"{line}{sum(case['seconds'] for case in these):7.1f}")
+    # Refusals are what that kind is for; of others, only what works on both sides is worth something.
+    reasons = Counter(
+        f"{mark}: {_note(case, mark)[:160]}" for name, case in cases.items() for mark in ("error", "skipped")
+        if _note(case, mark) and _kind(name) != "refusal"
+    )  # fmt: skip
+    lines += [f"{count} x {reason}" for reason, count in reasons.items()]
+    empty = [
+        kind for kind in kinds if kind in TENSORS and not any("tensor" in cases[n] for n in cases if _kind(n) == kind)
+    ]
+    lines += [f"NOTHING COMPARED of {kind}: no case gave a tensor" for kind in empty]
+    if not cases:
+        lines.append("NOTHING COMPARED: no case was asked for")
+    return "\n".join(lines), bool(cases) and not unexpected and not empty
 
 
-def _skipped(case: dict[str, Any]) -> str:
+def _kind(case: str) -> str:
+    return case.partition("/")[0]
+
+
+def _note(case: dict[str, Any], mark: str) -> str:
     value = case.get("value")
-    return str(value.get("skipped", "")) if isinstance(value, dict) else ""
+    return str(value.get(mark, "")) if isinstance(value, dict) else ""

@@ -108,23 +108,18 @@ def run(pack: Pack, record: Record, big: Path, tiny: Path, *, quick: bool) -> No
         windows = Pack(pack.root, "lightx2v_pack_on_windows")
     attentions = pack.options("LoadTransformer", "attention")
     for system, side in (("linux", pack), ("win32", windows)):
-        for number in range(40 if quick else 400):
+        for number in range(30 if quick else 250):
             rng = random.Random(f"{system} {number}")
             name, machine = f"{system}-{number}", draw_machine(rng, system)
-            record.put(f"machine/{name}", machine)
             with pretend(machine):
                 reach.forget_answers(side.name)
                 side.use_models(tiny)
-                record.case(f"doctor/{name}", lambda side=side: side.ask("doctor"))
+                record.case(f"doctor/{name}", lambda: {"of": machine, **side.ask("doctor")})  # noqa: B023 - runs now
                 side.use_models(big)
                 for index in range(4):
                     asked = draw_question(rng, attentions)
-                    record.case(f"plan/{name}-{index}", lambda side=side, asked=asked: _plan(side, asked))
+                    record.case(f"plan/{name}-{index}", lambda: {"of": asked, **side.ask("plan", **asked)})  # noqa: B023
         reach.forget_answers(side.name)
-
-
-def _plan(side: Pack, asked: dict[str, Any]) -> dict[str, Any]:
-    return {"of": asked, **side.ask("plan", **asked)}
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save, save_file
+
+from .. import make_tiny_checkpoint as tiny
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8"}
 _ONE = torch.zeros(1)
@@ -72,7 +73,7 @@ def write_wide(folder: Path, *, dim: int, ffn_dim: int, layers: int, text_dim: i
 def write_big(folder: Path) -> None:
     """Write files of the published sizes that hold headers and no weights; they take no room on the drive."""
     with mock.patch.object(torch, "randn", lambda shape, generator: torch.empty(shape, device="meta")):
-        weights = tiny.make_transformer(tiny.TinySizes(dim=5120, ffn_dim=13824, num_layers=40, text_dim=4096))
+        weights = tiny.make_transformer(tiny.TinySizes(dim=5120, ffn_dim=13824, num_layers=1, text_dim=4096))
     home = folder / "lightx2v" / "wan"
     for precision, name in tiny.PRECISION_FOLDERS.items():
         _save_header(tiny.quantize_model(weights, precision, torch.float32), home / name / "transformer.safetensors")
@@ -221,12 +222,14 @@ def _save(tensors: tiny.Tensors, path: Path) -> None:
 
 
 def _save_header(tensors: tiny.Tensors, path: Path) -> None:
-    """Write a safetensors file whose weights are a hole."""
+    """Write a safetensors file of forty times the first block, whose weights are a hole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header, end = {}, 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        for index in range(40 if name.startswith("blocks.0.") else 1):
+            start, end = end, end + tensor.nbytes
+            entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+            header[name.replace("blocks.0.", f"blocks.{index}.")] = entry
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -22,7 +22,7 @@ _KEYS = ("lightx2v", "diffusion_models", "text_encoders", "vae", "vae_approx")
 
 
 class Pack:
-    """A checkout of the pack, imported under `name`; its messages gather in `log`."""
+    """A checkout of the pack, imported under `name`; what it logs and shows gathers in `log`."""
 
     def __init__(self, root: Path, name: str = "lightx2v_pack") -> None:
         self.root, self.name = root, name
@@ -45,9 +45,9 @@ class Pack:
         from aiohttp import web
 
         routes = web.RouteTableDef()
-        server.PromptServer.instance = SimpleNamespace(
+        self._server = server.PromptServer.instance = SimpleNamespace(
             routes=routes,
-            send_progress_text=lambda text, node_id, sid=None: None,
+            send_progress_text=lambda text, node_id, sid=None: self.log.append(text),
             send_sync=lambda event, data, sid=None: None,
             client_id=None,
             last_node_id=None,
@@ -63,9 +63,11 @@ class Pack:
         return {node.GET_SCHEMA().node_id: node for node in await extension.get_node_list()}
 
     def use_models(self, folder: Path) -> None:
-        """Let the loaders find what is below `folder`, and nothing else."""
+        """Let the loaders find what is below `folder` and nothing else, and nodes show their texts in `log`."""
         import folder_paths
+        import server
 
+        server.PromptServer.instance = self._server
         known = folder_paths.folder_names_and_paths
         for key in _KEYS:
             (folder / key).mkdir(parents=True, exist_ok=True)
@@ -84,9 +86,7 @@ class Pack:
         from comfy_api.latest import io
 
         node_class = self.classes[f"LightX2V{node}"]
-        known = {each.id: each for each in node_class.GET_SCHEMA().inputs}
-        defaults = {name: getattr(each, "default", None) for name, each in known.items() if name not in inputs}
-        values = inputs | {name: value for name, value in defaults.items() if value is not None}
+        values = self._defaults(node) | inputs
         verdict = self._validate(node_class, values)
         if verdict is not True:
             raise ValueError(f"refused before it runs: {verdict}")
@@ -102,6 +102,16 @@ class Pack:
         if "kwargs" in names:
             return True
         return node_class.validate_inputs(**{name: value for name, value in values.items() if name in names})
+
+    def fingerprint(self, node: str, **inputs: Any) -> str:
+        """Return what ComfyUI tells by that a node has to run again."""
+        return self.classes[f"LightX2V{node}"].fingerprint_inputs(**(self._defaults(node) | inputs))
+
+    def _defaults(self, node: str) -> dict[str, Any]:
+        known = {
+            each.id: getattr(each, "default", None) for each in self.classes[f"LightX2V{node}"].GET_SCHEMA().inputs
+        }
+        return {name: value for name, value in known.items() if value is not None}
 
     def options(self, node: str, name: str) -> list[str]:
         """Return what a combo of a node offers."""

@@ -42,14 +42,14 @@ class Record:
         """Run a case and note what it returns, what it raises, or why it cannot run."""
         if not self.wants(name):
             return
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             value = run()
         except CannotRunError as reason:
             value = {"skipped": str(reason)}
         except Exception as error:  # noqa: BLE001 - what is raised is what is compared
             value = {"error": f"{type(error).__name__}: {error}"}
-        self.put(name, value, time.perf_counter() - start)
+        self.put(name, value, time.process_time() - start)
 
     def put(self, name: str, value: Any, seconds: float = 0.0) -> None:
         """Note a tensor, or data."""

@@ -78,8 +78,9 @@ def run(pack: Pack, record: Record, broken: Path, tiny: Path) -> None:
     home = broken / "lightx2v"
     for file in sorted({each.relative_to(home).as_posix() for each in (*home.iterdir(), *home.glob("*/distill_fp8"))}):
         attempt(f"transformer/{file}", load("LoadTransformer", transformer=file, engine="portable"), sample)
-        for part, use in enumerate((sample, encode, decode)):
-            whole = load("LoadCheckpoint", checkpoint=file, engine="portable")
+        whole = load("LoadCheckpoint", checkpoint=file, engine="portable")
+        attempt(f"checkpoint/{file}", whole)
+        for part, use in enumerate((sample, encode, decode)) if home.joinpath(file).is_dir() else ():
             attempt(f"checkpoint/{file}/{part}", whole, lambda parts, part=part: parts[part], use)
         record.case(f"refusal/plan/{file}", lambda file=file: _lasting(pack.ask("plan", checkpoint=file)))
     for file in sorted(each.name for each in (broken / "text_encoders").iterdir()):

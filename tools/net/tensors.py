@@ -72,7 +72,8 @@ class Runs:
         """Return transformer, text encoder and VAE of the checkpoint."""
         if facts["engine"] == "lightx2v" and not torch.cuda.is_available():
             reach.run_lightx2v_on_cpu(self.pack.name, self.pack.root)
-        offload = self.pack.run("Offload", mode=facts.get("offload", "none"))
+        budget = facts.get("vram_budget_gib", 0.0)
+        offload = self.pack.run("Offload", mode=facts.get("offload", "none"), vram_budget_gib=budget)
         chosen = {name: facts[name] for name in ("precision", "engine", "attention", "compile") if name in facts}
         return self.pack.run("LoadCheckpoint", checkpoint=self._checkpoint, offload=offload, **chosen)
 
@@ -153,7 +154,7 @@ class Runs:
 
 def run_tiny(pack: Pack, record: Record, models: Path, *, quick: bool) -> None:
     """Run every case on tiny checkpoints, on the CPU."""
-    runs = Runs(pack, record, models, "tiny", (64, 48, 5), 64)
+    runs = Runs(pack, record, models, "tiny", (96, 80, 9), 64)
     runs.encode(("cpu",) if quick else ("cpu", "gpu"))
     for precision, (engine, compile), offload in itertools.product(PRECISIONS, ENGINES, OFFLOADS):
         for method in ("lcm", "euler"):
@@ -174,8 +175,21 @@ def run_tiny(pack: Pack, record: Record, models: Path, *, quick: bool) -> None:
         # Tiles of other sizes.
         for free_ram in (0.25, 0.1) if file == "wan_2.1_vae.safetensors" else ():
             runs.decode({"vae": file, "tiling": "auto"}, long, free_ram)
-    for tiling, shape in (("off", small), ("on", long)):
+    for tiling, shape in (("off", small),) if quick else (("off", small), ("on", long)):
         runs.decode({"precision": "fp8", "engine": "lightx2v", "tiling": tiling}, shape)
+
+    # What was measured decides the next forecast; how it was measured, the clock does.
+    asked = {"checkpoint": "tiny", "engine": "portable", "height": 80, "frames": 9}
+    for width in (96, 192):
+        record.case(f"plan/after runs,{width}", lambda width=width: _lasting(pack.ask("plan", width=width, **asked)))
+    for node, inputs in (
+        ("LoadTransformer", {"transformer": "prefixed.safetensors"}),
+        ("LoadTextEncoder", {"text_encoder": "umt5-fp8.pth"}),
+        ("LoadVAE", {"vae": "wan_2.1_vae.safetensors"}),
+        *(("LoadCheckpoint", {"checkpoint": "tiny", "precision": precision}) for precision in PRECISIONS),
+    ):
+        name = f"fingerprint/{node},{_name(inputs)}"
+        record.case(name, lambda node=node, inputs=inputs: pack.fingerprint(node, **inputs))
 
 
 def run_wide(pack: Pack, record: Record, models: Path, *, size: Size, text_dim: int, quick: bool) -> None:
@@ -190,6 +204,9 @@ def run_wide(pack: Pack, record: Record, models: Path, *, size: Size, text_dim: 
                 runs.sample({"precision": precision, "engine": engine, "compile": compile, "offload": offload})
         facts = {"precision": precision, "engine": "portable"}
         runs.sample_clips(facts)
+        # At full width so little lets one block in 8 bits stay on the card while the others, or their phases, stream.
+        for budget in (2.25, 1.75):
+            runs.sample({**facts, "offload": "auto", "vram_budget_gib": budget})
         for attention in pack.options("LoadCheckpoint", "attention") if precision != "int8" else ():
             runs.sample({**facts, "attention": attention})
     for file in runs.files("vae"):

@@ -1,4 +1,4 @@
-"""One side of the net; started by __main__.py, once for each commit: python tools/net/worker.py JOB.json."""
+"""One side of the net; started by cli.py, once for each commit: python tools/net/worker.py JOB.json."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import Any
 
 def main(job: dict[str, Any]) -> None:
     """Run the cases of a job: root, models, out, only, quick; with --gpu size and text_dim."""
-    import torch
     from lightx2v_net import machines, refusals, tensors
     from lightx2v_net.pack import Pack
     from lightx2v_net.record import Record
 
-    torch.set_num_threads(1)
     root, models, quick = Path(job["root"]), Path(job["models"]), job["quick"]
     record = Record(Path(job["out"]), job["only"], {models: "<models>", root: "<pack>"})
     pack = Pack(root)
