@@ -82,7 +82,7 @@ async def run_jobs(server):
     """Queue all jobs, the clients in turn, and watch; returns clients, route times, ComfyUI's own, and memory."""
     clients = [Client(f"client-{number}") for number in range(CLIENTS)]
     times, own_times, memory = [], [], []
-    process = psutil.Process(server._process.pid)
+    process = psutil.Process(server.pid)
     async with aiohttp.ClientSession() as session:
         listeners = []
         for client in clients:

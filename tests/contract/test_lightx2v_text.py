@@ -36,7 +36,7 @@ PROMPTS = {
 def upstream():
     """LightX2V's modules of the text encoder."""
     lightx2v_cpu.import_lightx2v()
-    with lightx2v_cpu._stand_ins():
+    with lightx2v_cpu.stand_ins():
         return importlib.import_module("lightx2v.models.input_encoders.hf.wan.t5.model")
 
 

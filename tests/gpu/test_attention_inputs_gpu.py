@@ -5,6 +5,7 @@ On a GPU, or with TRITON_INTERPRET=1 on a CPU; FP8 there is Triton's own.
 
 import pytest
 import torch
+from support import tensors
 from support.triton_device import IS_INTERPRETED, triton_device
 
 pytestmark = pytest.mark.gpu
@@ -32,10 +33,7 @@ KEY_GROUPS = {4: lambda t: t % 8 // 2, 1: lambda t: 0 * t}
 
 
 def normal(*shape, seed=0):
-    """Values whose size differs from token to token, as real ones' does, about a mean that differs by column."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) * 3
-    return (torch.randn(shape, generator=generator) * sizes + torch.randn(shape[1:], generator=generator)).bfloat16()
+    return tensors.uneven(*shape, seed=seed, has_mean=True).bfloat16()
 
 
 def rotary_of(tokens):

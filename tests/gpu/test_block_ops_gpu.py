@@ -4,8 +4,6 @@ On a GPU, or with TRITON_INTERPRET=1 on a CPU. Triton's interpreter cuts BF16 of
 fp32; and its FP8 is its own.
 """
 
-import os
-
 import pytest
 import torch
 from lightx2v_pack.engine.backends import trials
@@ -14,13 +12,13 @@ from lightx2v_pack.engine.kernels import matmul, ops_torch
 from lightx2v_pack.engine.kernels.attention import Normed, sdpa
 from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
+from support import tensors
+from support.tensors import relative_error
+from support.triton_device import IS_INTERPRETED, triton_device
 from torch.nn import functional
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 
 from lightx2v_pack.engine.kernels import (  # noqa: E402
     attention_inputs,
@@ -28,7 +26,6 @@ from lightx2v_pack.engine.kernels import (  # noqa: E402
     ops_triton,
 )
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
 HAS_FP8 = not IS_INTERPRETED and torch.cuda.get_device_capability() >= (8, 9)
@@ -52,7 +49,7 @@ def dtype(request):
 
 
 def normal(*shape, seed=0, dtype=FLOAT):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+    return tensors.normal(*shape, seed=seed).to(DEVICE, dtype)
 
 
 def vectors(number, columns):
@@ -218,7 +215,7 @@ def test_cross_attention(keys):
     (found,), (wanted,) = both(
         lambda ops, out: ops.cross_attention(q, factors, k, v, 513 - keys, out), torch.empty_like(q)
     )
-    assert (found - wanted).float().norm() / wanted.float().norm() < (1e-5 if IS_INTERPRETED else 0.006)
+    assert relative_error(found, wanted) < (1e-5 if IS_INTERPRETED else 0.006)
 
 
 @pytest.mark.parametrize("keys", [1, 11, 42, 64, 128, 129])
@@ -259,7 +256,7 @@ def test_the_values_multiplied_first_give_the_same(keys, precision):
     found = shares.flatten(1) @ outputs.flatten(0, 1)
     ops_triton.cross_attention(q, factors, k, v, 500, attended)
     wanted = attended.flatten(1).double() @ (weight.double() * (1 if scale is None else scale.double())).T
-    assert (found - wanted).norm() / wanted.norm() < (1e-4 if IS_INTERPRETED else 0.008)
+    assert relative_error(found, wanted) < (1e-4 if IS_INTERPRETED else 0.008)
 
 
 @pytest.mark.parametrize("size_of_q", [1e-3, 1.0, 300.0])
@@ -278,7 +275,7 @@ def test_cross_attention_to_normalized_queries_is_that_of_rms_rotary(size_of_q):
     index = [*range(64), *[63] * 448]
     scores = torch.einsum("nhd,khd->hnk", plain.view(q.shape), k[index].double()) / HEAD_DIM**0.5
     wanted = torch.einsum("hnk,khd->nhd", scores.softmax(-1), v[index].double())
-    assert (found - wanted).norm() / wanted.norm() < (1e-5 if IS_INTERPRETED else 0.006)
+    assert relative_error(found, wanted) < (1e-5 if IS_INTERPRETED else 0.006)
 
 
 def test_rows_may_lie_apart(dtype):

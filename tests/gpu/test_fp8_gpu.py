@@ -4,16 +4,14 @@ On a GPU, or with TRITON_INTERPRET=1 on a CPU. Triton's interpreter cuts BF16 of
 result is fp32; and its rounding to FP8 is its own.
 """
 
-import os
-
 import pytest
 import torch
+from support import tensors
+from support.tensors import relative_error
+from support.triton_device import IS_INTERPRETED, triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 
@@ -26,7 +24,6 @@ from lightx2v_pack.engine.kernels import (  # noqa: E402
 )
 from lightx2v_pack.engine.kernels.int8_triton import Config  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
 FP8 = torch.float8_e4m3fn
 # Rows, N, K: one row, a multiple of nothing, inner dimensions that fill no tile.
@@ -39,7 +36,7 @@ CLOSE = 1e-6 if IS_INTERPRETED else 5e-3
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+    return tensors.normal(*shape, seed=seed).to(DEVICE, dtype)
 
 
 def in_fp8(x):
@@ -58,17 +55,13 @@ def problem(rows, columns, inner):
     return (x, row_scale, weight, column_scale, bias), exact
 
 
-def error(found, wanted):
-    return float((found.double() - wanted).norm() / wanted.norm())
-
-
 @SIZE
 def test_triton_multiplies_scales_and_adds_the_bias(size):
     inputs, exact = problem(*size)
     region = torch.full((size[0] + 2, size[1] + 16), 7.0, dtype=FLOAT, device=DEVICE)
     out = region[1:-1, : size[1]]
     fp8_triton.fp8_matmul(*inputs, out, Config(64, 64, 64, 4, 2) if IS_INTERPRETED else None)
-    assert error(out, exact) < CLOSE
+    assert relative_error(out, exact) < CLOSE
     assert (region[0] == 7).all() and (region[-1] == 7).all() and (region[:, size[1] :] == 7).all()
 
 
@@ -81,7 +74,7 @@ def test_per_tensor_multiplies_scales_and_adds_the_bias(size, scale):
     inputs = (*inputs[:4], inputs[4].bfloat16())
     out = torch.empty(exact.shape, dtype=torch.bfloat16, device=DEVICE)
     fp8_tensor.tensor_matmul(*inputs, out, scale)
-    assert error(out, exact) < 5e-3
+    assert relative_error(out, exact) < 5e-3
 
 
 def test_triton_applies_scales_as_torch_does():
@@ -91,7 +84,7 @@ def test_triton_applies_scales_as_torch_does():
     for scale in (fp8_tensor.apply_scales, fp8_triton.apply_scales):
         found = out.clone()
         scale(found, row_scale, column_scale, bias)
-        assert error(found, wanted) < (1e-6 if IS_INTERPRETED else 4e-3)
+        assert relative_error(found, wanted) < (1e-6 if IS_INTERPRETED else 4e-3)
 
 
 def between_codes():

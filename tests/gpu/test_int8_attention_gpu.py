@@ -5,19 +5,20 @@ result is fp32.
 """
 
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
+from support import tensors
+from support.tensors import relative_error
+from support.triton_device import IS_INTERPRETED, triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-triton = pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 0):
     pytest.skip("INT8 attention needs compute capability 8.0", allow_module_level=True)
+import triton  # noqa: E402
+
 VERSIONS = [tuple(int(part) for part in version.split(".")[:2]) for version in (triton.__version__, np.__version__)]
 if IS_INTERPRETED and VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4):
     pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4", allow_module_level=True)
@@ -31,7 +32,6 @@ from lightx2v_pack.engine.kernels.attention_inputs import SAMPLE_ROWS, SAMPLE_ST
 from lightx2v_pack.engine.kernels.attention_int8_inputs import KEYS_A_SCALE  # noqa: E402
 from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FLOAT = torch.float32 if IS_INTERPRETED else torch.bfloat16
 EPS = 1e-6
 CONFIG = attention_int8_triton.Config(64, 4, 2) if IS_INTERPRETED else None
@@ -41,11 +41,7 @@ SIZE = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
 def normal(*shape, seed=0):
-    """Values whose size differs from token to token, as real ones' does, about a mean that differs by column."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) * 3
-    values = torch.randn(shape, generator=generator) * sizes + torch.randn(shape[1:], generator=generator)
-    return values.to(DEVICE, torch.bfloat16)
+    return tensors.uneven(*shape, seed=seed, has_mean=True).to(DEVICE, torch.bfloat16)
 
 
 def problem(tokens, heads):
@@ -73,10 +69,6 @@ def hadamard(size):
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
     return matrix.to(DEVICE) / math.sqrt(size)
-
-
-def error(found, wanted):
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def run(parts, norms, rotary):
@@ -152,14 +144,14 @@ def test_the_kernel_does_what_its_description_says(size):
     *parts, norms, rotary = problem(*size)
     prepared, out = run(parts, norms, rotary)
     # A weight that lies between two whole numbers may go to the other one.
-    assert error(out, by_the_rules(prepared, size[0])) < (1e-3 if IS_INTERPRETED else 4e-3)
+    assert relative_error(out, by_the_rules(prepared, size[0])) < (1e-3 if IS_INTERPRETED else 4e-3)
 
 
 @SIZE
 def test_close_to_exact_attention(size):
     *parts, norms, rotary = problem(*size)
     wanted = exact_attention(*parts, norms, rotary)
-    assert error(run(parts, norms, rotary)[1], wanted) < 0.02
+    assert relative_error(run(parts, norms, rotary)[1], wanted) < 0.02
 
 
 def test_scores_far_apart():
@@ -168,7 +160,7 @@ def test_scores_far_apart():
     wide = (norms[0] * 4, norms[1] * 4)
     wanted = exact_attention(*parts, wide, rotary)
     _, out = run(parts, wide, rotary)
-    assert torch.isfinite(out).all() and error(out, wanted) < 0.2
+    assert torch.isfinite(out).all() and relative_error(out, wanted) < 0.2
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 65, 129, 200])
@@ -177,7 +169,7 @@ def test_scores_close_together(tokens):
     *parts, norms, rotary = problem(tokens, 2)
     small = (norms[0] / 16, norms[1] / 16)
     wanted = exact_attention(*parts, small, rotary)
-    assert error(run(parts, small, rotary)[1], wanted) < 0.02
+    assert relative_error(run(parts, small, rotary)[1], wanted) < 0.02
 
 
 @pytest.mark.parametrize("tokens", [40, 70])
@@ -189,7 +181,7 @@ def test_all_scores_below_zero(tokens):
     prepared.k.fill_(-100)
     out = torch.full(parts[2].shape, float("nan"), dtype=FLOAT, device=DEVICE)
     attention_int8_triton.attend(prepared, out, CONFIG)
-    assert error(out, by_the_rules(prepared, tokens)) < (1e-4 if IS_INTERPRETED else 4e-3)
+    assert relative_error(out, by_the_rules(prepared, tokens)) < (1e-4 if IS_INTERPRETED else 4e-3)
 
 
 def test_a_channel_that_is_far_larger_than_the_others_costs_nothing():
@@ -200,7 +192,7 @@ def test_a_channel_that_is_far_larger_than_the_others_costs_nothing():
     loud[5] = 30
     weights = (norms[0] / loud.float().norm() * math.sqrt(128) * loud, norms[1] * loud / 30)
     wanted = exact_attention(q, k, v, weights, still)
-    assert error(run((q, k, v), weights, still)[1], wanted) < 0.03
+    assert relative_error(run((q, k, v), weights, still)[1], wanted) < 0.03
 
 
 def test_rows_may_lie_apart():

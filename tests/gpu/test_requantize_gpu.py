@@ -3,21 +3,16 @@
 On a GPU, or with TRITON_INTERPRET=1 on a CPU.
 """
 
-import os
-
 import pytest
 import torch
+from support.triton_device import triton_device
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.gpu
-if not IS_INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("no CUDA device", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = triton_device()
 
 from lightx2v_pack.engine.kernels import requantize_triton  # noqa: E402
 from lightx2v_pack.engine.kernels.requantize import requantize  # noqa: E402
 
-DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 FP8 = torch.float8_e4m3fn
 
 

@@ -8,6 +8,8 @@ from lightx2v_pack.engine.kernels import attention, ops_torch
 from lightx2v_pack.engine.kernels.attention import KERNELS, Normed
 from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.wan.kernels import build_kernels
+from support import tensors
+from support.tensors import relative_error
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -22,10 +24,7 @@ BACKEND = pytest.mark.parametrize("name", ["triton", "sage_attn2"])
 
 
 def normal(*shape, seed=0):
-    """Values whose size differs from token to token, as real ones' does."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) * 3
-    return (torch.randn(shape, generator=generator) * sizes).to(DEVICE, torch.bfloat16)
+    return tensors.uneven(*shape, seed=seed).to(DEVICE, torch.bfloat16)
 
 
 def problem(tokens, heads):
@@ -59,18 +58,14 @@ def wide_sdpa(q, k, v):
     return attention.sdpa(q.float(), k.float(), v.float())
 
 
-def error(out, wanted):
-    return float((out.float() - wanted).norm() / wanted.norm())
-
-
 @BACKEND
 @pytest.mark.parametrize("tokens", [300, 1024, 5000])
 def test_as_accurate_as_sage_itself(name, tokens):
     run = in_place(name)
     pytest.importorskip("sageattention", reason="SageAttention, which is compared with, is not installed")
     wanted = Normed(ops_torch, wide_sdpa)(*problem(tokens, 4))
-    theirs = error(Normed(ops_torch, KERNELS["sage_attn2"])(*problem(tokens, 4)), wanted)
-    assert error(run(*problem(tokens, 4)), wanted) < 1.1 * theirs + 0.001
+    theirs = relative_error(Normed(ops_torch, KERNELS["sage_attn2"])(*problem(tokens, 4)), wanted)
+    assert relative_error(run(*problem(tokens, 4)), wanted) < 1.1 * theirs + 0.001
 
 
 # Codes of 8 bits are 0.4 % of the largest of their group, FP8 weights 6 % of themselves and averaged over the keys.
@@ -78,7 +73,7 @@ def test_as_accurate_as_sage_itself(name, tokens):
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (63, 2), (64, 1), (128, 3), (129, 2), (1001, 12), (3000, 40)])
 def test_close_to_fp32_whatever_the_size(name, tokens, heads):
     wanted = Normed(ops_torch, wide_sdpa)(*problem(tokens, heads))
-    assert error(in_place(name)(*problem(tokens, heads)), wanted) < 0.06
+    assert relative_error(in_place(name)(*problem(tokens, heads)), wanted) < 0.06
 
 
 @BACKEND
@@ -90,7 +85,7 @@ def test_scores_far_apart(name):
     plain = Normed(ops_torch, attention.sdpa)(q.clone(), k.clone(), v.clone(), wide, eps, rotary)
     out = in_place(name)(q, k, v, wide, eps, rotary)
     assert torch.isfinite(out).all()
-    assert error(out, wanted) < 0.15 + error(plain, wanted)
+    assert relative_error(out, wanted) < 0.15 + relative_error(plain, wanted)
 
 
 @BACKEND
@@ -100,20 +95,20 @@ def test_scores_close_together(name, tokens):
     q, k, v, norms, eps, rotary = problem(tokens, 2)
     small = (norms[0] / 16, norms[1] / 16)
     wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), small, eps, rotary)
-    assert error(in_place(name)(q, k, v, small, eps, rotary), wanted) < 0.06
+    assert relative_error(in_place(name)(q, k, v, small, eps, rotary), wanted) < 0.06
 
 
 def test_on_copies_close_to_fp32_too():
     q, k, v, norms, eps, rotary = problem(1000, 4)
     wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), norms, eps, rotary)
     before = v.clone()
-    assert error(Normed(ops_torch, KERNELS["triton"])(q, k, v, norms, eps, rotary), wanted) < 0.06
+    assert relative_error(Normed(ops_torch, KERNELS["triton"])(q, k, v, norms, eps, rotary), wanted) < 0.06
     assert torch.equal(v, before)
 
 
 def test_every_clip_of_a_batch_on_copies():
     q, k, v = (torch.stack([normal(200, 2, 128, seed=seed + 10 * clip) for clip in range(2)]) for seed in range(3))
-    assert error(KERNELS["triton"](q, k, v), wide_sdpa(q, k, v)) < 0.06
+    assert relative_error(KERNELS["triton"](q, k, v), wide_sdpa(q, k, v)) < 0.06
 
 
 @BACKEND

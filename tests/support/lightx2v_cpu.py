@@ -68,7 +68,7 @@ def import_lightx2v() -> None:
 def _import(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    with _stand_ins():
+    with stand_ins():
         registry = importlib.import_module("lightx2v_platform.registry_factory").PLATFORM_DEVICE_REGISTER
         registry["cpu"] = CpuDevice
         bootstrap.PLATFORM = "cpu"
@@ -113,7 +113,7 @@ def _compute_where_weights_are() -> None:
 
 
 @contextmanager
-def _stand_ins():
+def stand_ins():
     """Let missing packages of STAND_INS import as empty shells, and forget them afterwards."""
     finder = _StandInFinder([name for name in STAND_INS if importlib.util.find_spec(name) is None])
     sys.meta_path.append(finder)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.kernels.matmul import MATMULS
+from lightx2v_pack.engine.backends import trial_inputs
 
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
@@ -10,6 +10,17 @@ LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 def normal(*shape, seed=0):
     """Return normal values in float32 on the CPU, the same ones for the same seed and shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uneven(*shape, seed=0, has_mean=False):
+    """Return values whose size differs from token to token (the first axis), as real ones' does.
+
+    Args: has_mean: whether they have a mean, which differs by column.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator) * 3
+    values = torch.randn(shape, generator=generator) * sizes
+    return values + torch.randn(shape[1:], generator=generator) if has_mean else values
 
 
 def relative_error(found, reference):
@@ -27,8 +38,7 @@ def quantized(weight, dtype):
 
 def skip_without_scaled_mm():
     """Skip the test where this torch multiplies no FP8 matrices with a scale a row on the CPU."""
-    codes, scale = quantized(normal(32, 64), torch.float8_e4m3fn)
     try:
-        MATMULS["scaled_mm"](normal(16, 64).bfloat16(), codes, scale, torch.zeros(32).bfloat16())
+        trial_inputs.multiply("fp8", "scaled_mm", torch.device("cpu"))
     except RuntimeError as error:
         pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")

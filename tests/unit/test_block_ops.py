@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends import trial_inputs, trials
+from lightx2v_pack.engine.backends import trials
 from lightx2v_pack.engine.backends.choose import Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
@@ -14,9 +14,9 @@ from lightx2v_pack.engine.kernels.matmul import Linear, linear
 from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.wan.kernels import build_kernels
 from support.pretended_machine import pretend_machine
+from support.tensors import LARGEST, normal, relative_error, skip_without_scaled_mm
 
 FP8, INT8, BF16 = torch.float8_e4m3fn, torch.int8, torch.bfloat16
-LARGEST = {FP8: 448.0, INT8: 127.0}
 EPS = 1e-6
 CPU = torch.device("cpu")
 # Rows and columns: one of each, a real head, nothing that is a multiple of anything.
@@ -33,10 +33,6 @@ def shape(request):
 @pytest.fixture(params=[BF16, FP8, INT8], ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request):
     return request.param
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outputs(shape, dtype):
@@ -264,8 +260,8 @@ BACKENDS = [("scaled_mm", FP8), ("int_mm", INT8), ("dequantize", FP8), ("dequant
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
 def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     """The reference is the product of the dequantized operands: only the sum and its rounding differ."""
-    if backend == "scaled_mm" and not has_scaled_mm():
-        pytest.skip("this torch has no row-wise _scaled_mm on the CPU")
+    if backend == "scaled_mm":
+        skip_without_scaled_mm()
     x = normal(rows, 64, seed=3).to(BF16)
     weight = (normal(48, 64, seed=1) * 20).round().to(dtype)
     weights = Linear(weight, None if dtype == BF16 else torch.rand(48, 1) + 0.5, normal(48, seed=2).to(BF16))
@@ -278,16 +274,8 @@ def test_linear_multiplies_what_it_is_given(backend, dtype, rows):
     exact = wide @ exact_weight.T + weights.bias.double()
     region = torch.zeros(rows + 2, 48, dtype=BF16)
     linear(x, scale, weights, region[1:-1])
-    assert (region[1:-1].double() - exact).norm() / exact.norm() < 0.004
+    assert relative_error(region[1:-1], exact) < 0.004
     assert not region[:: rows + 1].any()
-
-
-def has_scaled_mm():
-    try:
-        trial_inputs.multiply("fp8", "scaled_mm", CPU)
-    except RuntimeError:
-        return False
-    return True
 
 
 def test_splitting_the_product_changes_nothing(monkeypatch):

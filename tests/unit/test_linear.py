@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends import trial_inputs
 from lightx2v_pack.engine.backends.choose import Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.kernels.matmul import Linear
+from support.tensors import LARGEST, normal, quantized, relative_error, skip_without_scaled_mm
 
 N, K = 96, 128
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 # Relative L2 error against float64 on random normal data. dequantize: BF16 output rounded twice (2 ** -9 each).
 # int_mm: activations in 8 bits of the row's largest value (about 4 standard deviations / 127). scaled_mm:
 # activations with 3 mantissa bits, 2 ** -4 / sqrt(3) relative.
@@ -22,19 +21,8 @@ BACKENDS = [
 ]
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def quantize(weight, dtype):
-    scale = weight.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]
-    values = weight / scale
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
-
-
 def make_layer(dtype, n=N, k=K):
-    weight, scale = quantize(normal(n, k, seed=1), dtype)
-    return Linear(weight, scale, normal(n, seed=2).bfloat16())
+    return Linear(*quantized(normal(n, k, seed=1), dtype), normal(n, seed=2).bfloat16())
 
 
 def multiply(backend, layer, x):
@@ -46,18 +34,11 @@ def expected(layer, x):
     return x.double() @ weight.T + layer.bias.double()
 
 
-def relative_error(found, reference):
-    return float((found.double() - reference).norm() / reference.norm())
-
-
 @pytest.fixture(params=BACKENDS, ids=lambda param: f"{param[0]}-{param[1]}".replace("torch.", ""))
 def backend_and_dtype(request):
     backend, dtype = request.param
     if backend == "scaled_mm":
-        try:
-            trial_inputs.multiply("fp8", "scaled_mm", torch.device("cpu"))
-        except RuntimeError as error:
-            pytest.skip(f"this torch has no row-wise _scaled_mm on the CPU: {error}")
+        skip_without_scaled_mm()
     return backend, dtype
 
 

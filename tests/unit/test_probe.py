@@ -7,6 +7,7 @@ from lightx2v_pack.engine.backends.choose import Wanted, choose_fused
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, Machine
 from lightx2v_pack.engine.errors import UnsupportedHardwareError
 from lightx2v_pack.engine.kernels import attention
+from support.cancel import CancelledError
 from support.pretended_machine import pretend_machine
 
 CPU = torch.device("cpu")
@@ -99,10 +100,6 @@ def test_a_kernel_that_passes_is_tried_once(select):
 
 def test_an_exception_that_is_no_kernels_passes_and_is_not_remembered(select):
     """ComfyUI's Cancel is one."""
-
-    class CancelledError(Exception):
-        pass
-
     kernel = Kernel(CancelledError())
     with pytest.raises(CancelledError):
         select(kernel)

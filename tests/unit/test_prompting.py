@@ -20,6 +20,7 @@ from lightx2v_pack.engine.prompting.answers import NoAnswerError, choose_model, 
 from lightx2v_pack.engine.prompting.composing import build_request, compose_text, find_instructions
 from PIL import Image
 from support import llm_server
+from support.cancel import Cancelled
 from support.llm_server import ENHANCED, LlmServer
 
 TEXT = "a red fox in the snow"
@@ -577,20 +578,16 @@ def test_a_plain_server_behind_https():
     assert found.text == TEXT and "cannot be reached" in found.warning
 
 
-class Cancel(BaseException):
-    """What ComfyUI raises when the user cancels; a BaseException in newer versions."""
-
-
 @pytest.mark.parametrize("answer", [llm_server.never, llm_server.dripping(b"HTTP/1.1 200 OK\r\n\r\n", b" ")])
 def test_cancel_gets_through_at_once_and_ends_the_servers_work(answer, without_garbage_collection):
     start = time.monotonic()
 
     def check_interrupt():
         if time.monotonic() - start > 0.4:
-            raise Cancel
+            raise Cancelled
 
     with LlmServer(answer) as server:
-        with pytest.raises(Cancel):
+        with pytest.raises(Cancelled):
             ask(server, seconds=60, hooks=Hooks(check_interrupt=check_interrupt))
         assert time.monotonic() - start < 0.4 + LATE
         assert server.broken.wait(10)

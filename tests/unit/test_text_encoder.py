@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from lightx2v_pack.engine.umt5.encoder import Umt5Encoder
 from lightx2v_pack.engine.umt5.linear import StoredLinear
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
+from support.alive import Snapshot, num_bytes, tensors
 from support.cancel import CancelAfter, Cancelled
 from support.checkpoints import (
     comfy_text_encoder,
@@ -244,15 +244,17 @@ def test_loading_reads_the_file_where_there_is_room_for_it(monkeypatch):
 
 
 def test_unload_frees_the_model_and_load_brings_it_back():
+    before = Snapshot()
     encoder = load(text_encoder("fp8"))
-    rows = encoder.encode_tokens([7, 5, 1], Hooks())
-    model = weakref.ref(encoder._model)
+    rows = encoder.encode_tokens([7, 5, 1], Hooks()).tolist()
+    held, after = before.made_since(), Snapshot()
+    assert num_bytes(tensors(held)) > 100_000
     encoder.load("cpu", Hooks())
-    assert encoder._model is model()
+    assert not tensors(after.made_since())
     encoder.unload()
-    assert model() is None and not encoder._embedding.numel()
+    assert not tensors(held)
     encoder.load("cpu", Hooks())
-    assert torch.equal(encoder.encode_tokens([7, 5, 1], Hooks()), rows)
+    assert encoder.encode_tokens([7, 5, 1], Hooks()).tolist() == rows
     assert encoder.describe()["scheme"] == "fp8" and encoder.describe()["device"] == "cpu"
 
 
