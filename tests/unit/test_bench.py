@@ -120,6 +120,16 @@ def test_a_peer_that_fails_is_a_row_that_says_why(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_there_is_no_time_for_is_left_out(tmp_path):
+    out = tmp_path / "rows.jsonl"
+
+    done = bench(f"peers --peers pack pack-int8 {CLIP} {MODEL} --time-limit 0.1 --out {out}")
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "left out, no time: pack, pack-int8\n" in done.stdout and not out.exists()
+
+
+@pytest.mark.slow
 def test_all_runs_what_there_is_time_for(tmp_path):
     done = bench(f"all --small --minutes 3 --parts vae loading --out {tmp_path / 'rows'}")
 

@@ -101,8 +101,7 @@ class Bench:
         """Run cases one after the other in processes of their own, the next one getting ready.
 
         Yields:
-            A case and its row, which says what went wrong. None begins that would take longer than there is time, were
-            it like the one before.
+            A case and its row, which says what went wrong. What there is no time for is left out.
         """
         with contextlib.ExitStack() as children:
 
@@ -113,21 +112,23 @@ class Bench:
                 children.callback(child.stop)
                 return child
 
-            waiting, seconds = start(cases[0]) if cases else None, 0.0
+            waiting, seconds = [start(case) for case in cases[:1]], [math.inf]
             for index, case in enumerate(cases):
-                if waiting is None or self.seconds_left <= seconds:
+                has_time = self.seconds_left > (min(seconds) if index else 0.0)
+                if has_time:
+                    child, begun = waiting.pop(), time.perf_counter()
+                    child.begin()
+                    waiting += [start(later) for later in cases[index + 1 : index + 2]]
+                    problem = child.wait(min(self.options.limit, max(self.seconds_left, 0.0)))
+                    seconds.append(time.perf_counter() - begun)
+                if not has_time or (problem and self.seconds_left <= 0):
                     print(f"left out, no time: {', '.join(cases[index:])}", flush=True)
                     return
-                child, begun = waiting, time.perf_counter()
-                child.begin()
-                waiting = start(cases[index + 1]) if index + 1 < len(cases) else None
-                problem = child.wait(min(self.options.limit, self.seconds_left))
-                seconds = time.perf_counter() - begun
                 row = json.loads(self.row_file(case).read_text()) if self.row_file(case).exists() else {}
                 if problem:
                     print("\n".join([f"--- {case}", *child.log_lines()[-25:]]), file=sys.stderr, flush=True)
                     row["problem"] = problem
-                yield case, row | {"wall_seconds": seconds}
+                yield case, row | {"wall_seconds": seconds[-1]}
 
 
 class Child:
