@@ -120,6 +120,16 @@ def test_a_peer_that_fails_is_a_row_that_says_why(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_there_is_no_time_for_is_left_out(tmp_path):
+    out = tmp_path / "rows.jsonl"
+
+    done = bench(f"peers --peers pack pack-int8 {CLIP} {MODEL} --time-limit 0.1 --out {out}")
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "left out, no time: pack, pack-int8\n" in done.stdout and not out.exists()
+
+
+@pytest.mark.slow
 def test_all_runs_what_there_is_time_for(tmp_path):
     done = bench(f"all --small --minutes 3 --parts vae loading --out {tmp_path / 'rows'}")
 
@@ -178,18 +188,20 @@ def test_the_commit_is_that_of_the_folder_itself(tmp_path, monkeypatch):
     assert harness.commit_of(tmp_path / "pack", "PACK_COMMIT") == "1234567"
 
 
-def test_weights_are_dropped_after_the_last_row_that_reads_them(tmp_path):
-    kept = {}
-    for words in ((), ("--weights", str(tmp_path / "w")), ("--weights", str(tmp_path / "w"), "--drop", "bf16")):
-        run = harness.Bench("peers", words, harness.parse("peers", peers, words), tmp_path / "temporary")
-        folder = run.folder / "weights-bf16-256x2"
-        folder.mkdir(parents=True, exist_ok=True)
-        run.drop_weights("bf16", {"bf16", "fp8"})
-        assert folder.exists()
-        run.drop_weights("bf16", {"fp8"})
-        kept[words[2:]] = folder.exists() if words else None
-        assert words or not folder.exists()
-    assert kept == {(): None, ("--drop", "bf16"): False} | {(): True}
+@pytest.mark.parametrize(
+    ("words", "is_kept"),
+    [((), False), (("--weights", "W"), True), (("--weights", "W", "--keep", "fp8"), False)],
+)
+def test_weights_are_dropped_after_the_last_row_that_reads_them(tmp_path, monkeypatch, words, is_kept):
+    monkeypatch.chdir(tmp_path)
+    run = harness.Bench("peers", words, harness.parse("peers", peers, words), tmp_path / "temporary")
+    folder = run.folder / "weights-bf16-256x2"
+    folder.mkdir(parents=True)
+
+    run.drop_weights("bf16", {"bf16", "fp8"})
+    assert folder.exists()
+    run.drop_weights("bf16", {"fp8"})
+    assert folder.exists() == is_kept
 
 
 def grid_row(**changes):

@@ -38,7 +38,7 @@ INVENTED = {
             "version": "7.8",
         },
         {**CLIP, "peer": "shipped", "title": "LightX2V", "steps": 4, "step": 2.0, "is_finite": False},
-        {**CLIP, "peer": "gone", "title": "diffusers", "steps": 4, "problem": "not installed: diffusers"},
+        {**CLIP, "peer": "gone", "title": "diffusers", "steps": 4, "problem": "not here: diffusers"},
     ],
     "prompt_to_frames": [
         {
@@ -63,7 +63,7 @@ INVENTED = {
     "kernels": [
         {"kind": "ops", "what": "norm", "to": "fp8", "by": "triton", "ms": 0.1234, "gb_per_s": 3500.4},
         {"kind": "attention", "by": "triton, in place", "ms": 27.05, "temporaries": 1.05, "error": 0.0386},
-        {"kind": "attention", "by": "flash_attn3", "problem": "not installed"},
+        {"kind": "attention", "by": "flash_attn3", "problem": "Error: there is no card. Choose another."},
     ],
     "loading": [{"what": "to the GPU", "gb": 14.07, "seconds": 0.7, "gb_per_s": 20.9}],
     "vae": [{"decoder": "wan", "size": "832x480", "frames": 81, "tile": None, "seconds": 0.73, "predicted_gib": 3.76}],
@@ -105,7 +105,7 @@ def test_every_part_has_its_section(docs):
         "| this pack | fp8 |  |  |  |  | 1.500 | 1.00 |  | 0.0300 |  |",
         "| ComfyUI, FP8 | fp8 |  |  |  |  | 3.000 | 2.00 |  |  |  |",
         "| LightX2V (not finite) | fp8 |  |  |  |  | 2.000 | 1.33 |  |  |  |",
-        "Did not run: diffusers fp8 832x480 81 (not installed: diffusers).",
+        "Did not run: diffusers (not here: diffusers).",
         "| 832x480x81 | 1 | 1.00 | 7.00 |  |  |  |  | **9.25** | 1.750 |  |",
         "| fp8 | 832x480x81 | 8 |  | auto | block, 6 of 40; whole | 4.90 / 4.93 |  | 7.61 |  | 1.790 |  | yes |",
         "| fp8 | VRAM, sample | 2 | 0.990 | 1.050 | 3.0% |",
@@ -115,6 +115,7 @@ def test_every_part_has_its_section(docs):
         "- fp8: the estimate that users see is off by 10.0% at most",
         "| norm | fp8 | triton | 0.123 | 3500 |",
         "| triton, in place | 27.05 |  | 1.05 | 0.0386 |",
+        "Did not run: flash_attn3 (Error: there is no card).",
         "| to the GPU | 14.07 | 0.7 | 20.9 |  |  |  |  |  |  |",
         "| wan | 832x480x81 |  | 0.73 |  |  | 3.76 |  |  |",
         "| fp8 | gpu |  | 0.70 | 0.83 |  |  | 0.026 |",

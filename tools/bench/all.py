@@ -24,7 +24,7 @@ _CLIP = "--width 64 --height 64 --frames 5"
 _MODEL = "--dim 256 --ffn-dim 512 --layers 2"
 # Command, minutes, its options, and those that make it small enough for a CPU.
 PLAN = (
-    ("peers", 5.0, "--drop bf16 int8", _CLIP),
+    ("peers", 5.0, "--keep fp8", _CLIP),
     ("grid", 1.6, "--precision fp8 --modes none block 10 --frames 17 81", "--sizes 64x64 --frames 5 9"),
     ("caps", 3.0, "--sizes 832x480 --alternatives block", "--sizes 64x64 --frames 5 --caps 8"),
     ("prompt_to_frames", 1.0, "", _CLIP),

@@ -39,8 +39,8 @@ Shape = tuple[int, int, int, int]
 TOOLS = Path(__file__).resolve().parent.parent
 NUM_WORDS = 40
 """Rows of a text that are not padding."""
-# Of a command, what says where this machine keeps things.
-_PATH_OPTIONS = ("--out", "--weights", "--folder")
+# Of a command, what says where things are kept and how long it may take.
+_LOCAL_OPTIONS = ("--out", "--weights", "--keep", "--folder", "--time-limit")
 
 
 class Bench:
@@ -87,7 +87,8 @@ class Bench:
 
     def drop_weights(self, precision: str, later: Iterable[str]) -> None:
         """Delete a precision's weights where nothing needs them later: a disk may not hold all three."""
-        if precision not in later and (not self.options.weights or precision in self.options.drop):
+        kept = self.options.keep or precision
+        if precision not in later and (not self.options.weights or precision != kept):
             for found in self.folder.glob(f"weights-{precision}-*"):
                 shutil.rmtree(found)
 
@@ -100,8 +101,7 @@ class Bench:
         """Run cases one after the other in processes of their own, the next one getting ready.
 
         Yields:
-            A case and its row, which says what went wrong. None begins that would take longer than there is time, were
-            it like the one before.
+            A case and its row, which says what went wrong. What there is no time for is left out.
         """
         with contextlib.ExitStack() as children:
 
@@ -112,21 +112,23 @@ class Bench:
                 children.callback(child.stop)
                 return child
 
-            waiting, seconds = start(cases[0]) if cases else None, 0.0
+            waiting, seconds = [start(case) for case in cases[:1]], [math.inf]
             for index, case in enumerate(cases):
-                if waiting is None or self.seconds_left <= seconds:
+                has_time = self.seconds_left > (min(seconds) if index else 0.0)
+                if has_time:
+                    child, begun = waiting.pop(), time.perf_counter()
+                    child.begin()
+                    waiting += [start(later) for later in cases[index + 1 : index + 2]]
+                    problem = child.wait(min(self.options.limit, max(self.seconds_left, 0.0)))
+                    seconds.append(time.perf_counter() - begun)
+                if not has_time or (problem and self.seconds_left <= 0):
                     print(f"left out, no time: {', '.join(cases[index:])}", flush=True)
                     return
-                child, begun = waiting, time.perf_counter()
-                child.begin()
-                waiting = start(cases[index + 1]) if index + 1 < len(cases) else None
-                problem = child.wait(min(self.options.limit, self.seconds_left))
-                seconds = time.perf_counter() - begun
                 row = json.loads(self.row_file(case).read_text()) if self.row_file(case).exists() else {}
                 if problem:
                     print("\n".join([f"--- {case}", *child.log_lines()[-25:]]), file=sys.stderr, flush=True)
                     row["problem"] = problem
-                yield case, row | {"wall_seconds": seconds}
+                yield case, row | {"wall_seconds": seconds[-1]}
 
 
 class Child:
@@ -214,7 +216,7 @@ def parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
     parser.add_argument("--out", type=Path, help="append the rows there as JSON lines, as they are done")
     parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
-    parser.add_argument("--drop", nargs="*", choices=weights.PRECISIONS, default=(), help="but not these, after use")
+    parser.add_argument("--keep", choices=weights.PRECISIONS, help="of --weights, delete all but these after use")
     parser.add_argument("--folder", type=Path, help="for temporary files, weights among them")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a process of its own may take (300)")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which nothing more is started")
@@ -239,7 +241,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def shown(name: str, words: Sequence[str]) -> str:
     """Return a command as others would give it: nothing of it is a path of this machine."""
-    kept = [word for before, word in zip(["", *words], words, strict=False) if {before, word}.isdisjoint(_PATH_OPTIONS)]
+    kept = [
+        word for before, word in zip(["", *words], words, strict=False) if {before, word}.isdisjoint(_LOCAL_OPTIONS)
+    ]
     return " ".join(["python tools bench", name, *(Path(word).name if "/" in word else word for word in kept)])
 
 

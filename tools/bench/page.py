@@ -50,7 +50,10 @@ KERNELS = {
         "self-attention | ms | without norm and RoPE | temporaries | error",
         "{by} | {ms:.2f} | {alone_ms:.2f} | {temporaries:.2f} | {error:.4f}",
     ),
-    "profile": ("one step | ms | share | calls | idle ms", "{what} | {ms:.1f} | {share:.1%} | {calls} | {idle_ms:.1f}"),
+    "profile": (
+        "one step | s | ms | share | calls | idle ms",
+        "{what} | {s:.3f} | {ms:.1f} | {share:.1%} | {calls} | {idle_ms:.1f}",
+    ),
 }
 # Sections of one table, by part of the rows: title, text, titles and cells of the table.
 PLAIN = {
@@ -116,9 +119,9 @@ def section(title: str, text: str, rows: Sequence[Row], *parts: str) -> str:
     """Return a section: what was measured, where and by which commands, then the parts, and what did not run."""
     machines = dict.fromkeys(f"{row['date']}, {row['machine']}." for row in rows if "machine" in row)
     commands = dict.fromkeys(row["command"] for row in rows)
-    keys = ("title", "precision", "by", "what", "size", "frames", "cap_gib", "mode")
-    names = {id(row): " ".join(str(row[key]) for key in keys if key in row) for row in rows}
-    failed = "; ".join(f"{names[id(row)]} ({row['problem']})" for row in rows if "problem" in row)
+    keys = ("precision", "by", "what", "size", "frames", "cap_gib", "mode")
+    names = {id(row): row.get("title") or " ".join(str(row[key]) for key in keys if key in row) for row in rows}
+    failed = "; ".join(f"{names[id(row)]} ({row['problem'].split('. ')[0]})" for row in rows if "problem" in row)
     start = [f"## {title}", text, "\n".join(machines), "\n".join(["```", *commands, "```"])]
     return "\n\n".join([*start, *parts, *([f"Did not run: {failed}."] if failed else [])]) + "\n"
 
@@ -167,7 +170,7 @@ def prediction(rows: Sequence[Row]) -> str:
         for key, ratios in found.items()
     ]
     text = "What the plan said before, over what was taken: every offload mode at every size."
-    return section("Memory: planned and taken", text, rows, table(lines, PREDICTION))
+    return section("Memory: planned and taken", text, rows, table(lines, PREDICTION)) if lines else ""
 
 
 def fit(points: Sequence[tuple[float, float]], power: int) -> tuple[float, float, float]:
@@ -231,7 +234,8 @@ def newest(rows: Iterable[Row], part: str) -> list[Row]:
 def sections(rows: Sequence[Row]) -> dict[str, str]:
     """Return what rows give, by marker; nothing for a part that has none, or only failed."""
     chosen = {name: newest(rows, part) for name, (part, _) in SECTIONS.items()}
-    return {name: SECTIONS[name][1](part) for name, part in chosen.items() if any("problem" not in row for row in part)}
+    made = {name: SECTIONS[name][1](part) for name, part in chosen.items() if any("problem" not in row for row in part)}
+    return {name: text for name, text in made.items() if text}
 
 
 def make_files(docs: Path) -> dict[Path, str]:

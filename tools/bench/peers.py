@@ -65,14 +65,14 @@ PEERS = {
     "pack-bf16": _pack("this pack, BF16", "bf16"),
     OURS: _pack("this pack", offload="none"),
     "pack-streamed": _pack("this pack, streamed", offload="block"),
+    "pack-int8": _pack("this pack, INT8", "int8", offload="none"),
     "comfyui-fast-sage-compile": _comfyui(
         "ComfyUI --fast, Sage, compile", *_FAST_SAGE, needs=(SAGE, "triton"), compile=True
     ),
-    "comfyui-fast": _comfyui("ComfyUI --fast", "--fast"),
     "lightx2v-sage": _lightx2v("LightX2V, Sage", SAGE, attention="sage_attn2"),
-    "lightx2v": _lightx2v("LightX2V"),
     "diffusers": _diffusers("diffusers, BF16"),
-    "pack-int8": _pack("this pack, INT8", "int8", offload="none"),
+    "comfyui-fast": _comfyui("ComfyUI --fast", "--fast"),
+    "lightx2v": _lightx2v("LightX2V"),
     "pack-no-sage": _pack("this pack, no SageAttention", hide=(SAGE,), offload="none"),
     "comfyui-fast-sage": _comfyui("ComfyUI --fast, Sage", *_FAST_SAGE, needs=(SAGE,)),
     "comfyui": _comfyui("ComfyUI, FP8 weights"),
