@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# They start a real ComfyUI, LightX2V or browser.
+SLOW_SUITES = [ROOT / "tests" / name for name in ("contract", "browser")]
 
 # Tiny models on few cores: one thread an operator is faster than waiting for the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +27,14 @@ def every_test_starts_with_the_gpu():
     system = sys.modules.get("lightx2v_pack.engine.system")
     if system is not None:
         system.use_cpu_only(False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark whole suites, so that `-m "not slow"` leaves them out."""
+    for item in items:
+        if any(item.path.is_relative_to(suite) for suite in SLOW_SUITES):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter):
