@@ -82,6 +82,13 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="Triton before 3.4 keeps part of the attention's registers in memory on compute capability 9.0",
     ),
     Refusal(
+        kernels=frozenset({"attention_int8"}),
+        lowest=(8, 6),
+        highest=(8, 9),
+        before="3.2",
+        reason="Triton before 3.2 keeps part of the attention's registers in memory on compute capability 8.6 and 8.9",
+    ),
+    Refusal(
         kernels=frozenset({"scaled_mm"}),
         package="torch",
         system="win32",

@@ -49,9 +49,9 @@ class Config(NamedTuple):
 # Registers let two programs of four warps share a multiprocessor, if its shared memory does: 40 KiB each with two
 # stages, 72 with three. Measured on an H200 at 32,760 tokens, compiled for 8.9 and with that card's part of shared
 # memory: (64, 4, 2) 45 ms, (128, 8, 3) 51, of which one fits, (64, 4, 3) 65; with the whole of it (64, 4, 3) 41.
-# Triton before 3.4 spills up to 96 bytes a thread for the first and 64 for the second.
-_IS_OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 4)
-_COMMON = Config(128, 8, 3) if _IS_OLD else Config(64, 4, 2)
+# Triton before 3.4 and from 3.8 on spills up to 96 bytes a thread for the first, at most 64 for the second.
+_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+_COMMON = Config(64, 4, 2) if (3, 4) <= _VERSION < (3, 8) else Config(128, 8, 3)
 # By compute capability: the first row that the card reaches.
 CONFIGS: tuple[tuple[tuple[int, int], Config], ...] = (
     ((9, 1), _COMMON),

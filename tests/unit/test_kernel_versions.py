@@ -43,6 +43,16 @@ def test_fp8_that_would_be_widened_is_not_offered(kernel):
     assert refused(kernel, (8, 9), triton="3.4.0") is None
 
 
+@pytest.mark.parametrize(
+    ("kernel", "capability", "first"), [("attention_int8", (8, 6), "3.2"), ("attention_fp8", (9, 0), "3.4")]
+)
+def test_an_attention_whose_registers_lie_in_memory_is_not_offered(kernel, capability, first):
+    major, minor = first.split(".")
+    assert "registers" in refused(kernel, capability, triton=f"{major}.{int(minor) - 1}.1")
+    assert refused(kernel, capability, triton=f"{first}.0") is None
+    assert refused(kernel, (8, 9), triton="3.2.0") is None
+
+
 def test_windows_has_the_form_with_one_scale_alone():
     assert "Windows" in refused("scaled_mm", (8, 9), "win32", torch="2.13.0")
     assert refused("scaled_mm_tensor", (8, 9), "win32", torch="2.4.0") is None

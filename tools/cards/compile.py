@@ -227,12 +227,16 @@ def _assemble(ptx: str, arch: int) -> str:
     import triton
 
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    blackwell = folder / "ptxas-blackwell"
-    assembler = blackwell if arch >= 100 and blackwell.exists() else folder / "ptxas"
+    # The second is newer, and some versions of Triton need it for old cards too.
+    names = ("ptxas-blackwell", "ptxas") if arch >= 100 else ("ptxas", "ptxas-blackwell")
     target = re.search(r"\.target\s+(\w+)", ptx)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, "kernel.ptx")
         file.write_text(ptx)
-        words = [str(assembler), "-v", f"--gpu-name={target.group(1) if target else f'sm_{arch}'}", str(file)]
-        done = subprocess.run([*words, "-o", str(file.with_suffix(".cubin"))], capture_output=True, text=True)
+        words = ["-v", f"--gpu-name={target.group(1) if target else f'sm_{arch}'}", str(file)]
+        for assembler in (folder / name for name in names if (folder / name).exists()):
+            output = str(file.with_suffix(".cubin"))
+            done = subprocess.run([str(assembler), *words, "-o", output], capture_output=True, text=True)
+            if "Unsupported .version" not in done.stderr:
+                break
     return done.stdout + done.stderr
