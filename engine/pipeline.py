@@ -292,7 +292,7 @@ def _load_transformer(
     with measure("load_transformer", device) as loading:
         loading.expect(plan.needs["load_transformer"], held_before)
         if not handle.is_loaded_as(plan):
-            backends = engines.confirm(plan.backends.wanted, device)
+            backends = engines.confirm(plan.backends.wanted, device, hooks)
             if backends.names != plan.backends.names:
                 plan = room.plan_run(handle.sizes(clip, backends), assume_evicted=False)
                 logger.info("LightX2V: %s.", plan)

@@ -30,6 +30,8 @@ class Machine:
     """Why a package (by import name) does not import."""
     failed_trials: Mapping[tuple[str, Backend], str] = field(default_factory=dict)
     """Why a back end failed its trial run, by task and row."""
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Seconds that back ends took here, by name, for the problems that choose.py names."""
 
 
 @dataclass(frozen=True, kw_only=True)
