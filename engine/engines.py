@@ -46,6 +46,16 @@ def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) ->
     return trials.confirm(wanted, device, hooks=hooks, lightx2v_matmul=multiply)
 
 
+def work(backends: Backends, device: torch.device, hooks: Hooks) -> bool:
+    """Say whether kernels that were chosen work here; see backends/trials.py.
+
+    Raises:
+        LightX2VError: the engine is LightX2V's, and another version of it is installed.
+    """
+    multiply = lightx2v_multiply() if backends.engine == "lightx2v" else None
+    return trials.work(backends, device, hooks, multiply)
+
+
 def lightx2v_multiply() -> trials.Multiply:
     """Import LightX2V, and return what multiplies with its ops for a trial run.
 

@@ -171,17 +171,36 @@ def confirm(
         ValueError, MissingDependencyError, UnsupportedHardwareError: see choose.choose.
         RuntimeError: a trial ran out of GPU memory, which says nothing of its back end.
     """
-    try_apart(device, hooks or Hooks(), is_lightx2v=wanted.engine == "lightx2v")
-    backends = _settle(
-        lambda machine: choose(machine, wanted), lambda chosen: _trials_of(chosen, lightx2v_matmul), device
-    )
+    backends = settle(wanted, device, hooks or Hooks(), lightx2v_matmul)
+    _announce(backends, device)
+    return backends
+
+
+def settle(wanted: Wanted, device: torch.device, hooks: Hooks, lightx2v_matmul: Multiply | None = None) -> Backends:
+    """Do the same without a word."""
+    try_apart(device, hooks, is_lightx2v=wanted.engine == "lightx2v")
+    return _settle(lambda machine: choose(machine, wanted), lambda chosen: _trials_of(chosen, lightx2v_matmul), device)
+
+
+def work(backends: Backends, device: torch.device, hooks: Hooks, lightx2v_matmul: Multiply | None = None) -> bool:
+    """Say whether kernels that were chosen work on `device`, and log them; see confirm."""
+    try_apart(device, hooks, is_lightx2v=backends.engine == "lightx2v")
+    is_known = find_machine(device).failed_trials
+    if any((trial.task, trial.backend) in is_known for trial in _trials_of(backends, lightx2v_matmul)):
+        return False
+    if any(trial_problem(trial, device) is not None for trial in _trials_of(backends, lightx2v_matmul)):
+        return False
+    _announce(backends, device)
+    return True
+
+
+def _announce(backends: Backends, device: torch.device) -> None:
     for reason in backends.reasons:
         logger.info("LightX2V: %s.", reason)
     if backends.is_in_place:
         logger.info("LightX2V: %s runs in place.", backends.attention.name)
     # The trial runs compiled; what that took shall not come on top of the weights.
     release_memory(device)
-    return backends
 
 
 def confirm_vae_ops(device: torch.device, hooks: Hooks | None = None) -> VaeOps:
@@ -315,7 +334,7 @@ def _try(trial: Trial, device: torch.device) -> str | None:
         found = trial.run(trial.backend.name, device).float()
         difference = (found - trial.run(trial.reference, device).float()).norm() / found.norm()
         relative = float(difference)
-    except _kernel_errors() as error:
+    except kernel_errors() as error:
         if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
             raise
         first_line = (str(error).splitlines() or [""])[0]
@@ -323,7 +342,7 @@ def _try(trial: Trial, device: torch.device) -> str | None:
     return None if relative < trial.tolerance else f"its trial run is {relative:.0%} off the plain torch result"
 
 
-def _kernel_errors() -> tuple[type[Exception], ...]:
+def kernel_errors() -> tuple[type[Exception], ...]:
     """Return what a kernel that does not fit raises; Triton's compiler has exceptions of its own."""
     errors = getattr(sys.modules.get("triton"), "errors", None)
     return _KERNEL_ERRORS if errors is None else (*_KERNEL_ERRORS, errors.TritonError)
