@@ -19,7 +19,11 @@ from .table import (
     Machine,
     choose_backend,
 )
+from .versions import Capability
 
+# Older cards have no attention for BF16 that does without all scores at once: flash attention and cuDNN need 8.0, and
+# memory-efficient attention takes FP16 and FP32 there (PyTorch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+OLDEST: Capability = (8, 0)
 # What choices are for, in messages and in Machine.failed_trials.
 BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
 
@@ -108,8 +112,10 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
 
     Raises:
         ValueError: no attention back end has the requested name.
-        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
+        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here; the card is too old.
     """
+    if problem := too_old(machine):
+        raise UnsupportedHardwareError(problem)
     blocks = _choose_blocks(machine, wanted)
     is_fused = blocks.name == "triton"
     rows = attention_rows(wanted.attention, is_fused=is_fused)
@@ -120,6 +126,18 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
         attention=attention,
         is_in_place=is_fused and _may_run_in_place(attention.backend, machine),
         matmul=_choose_matmul(machine, wanted, is_fused=is_fused),
+    )
+
+
+def too_old(machine: Machine) -> str:
+    """Return what to do about a card that no transformer runs on, or ""."""
+    if machine.capability is None or machine.capability >= OLDEST:
+        return ""
+    major, minor = machine.capability
+    return (
+        f"This card has compute capability {major}.{minor}; an RTX 30 or newer is needed (8.0). PyTorch's attention "
+        "for older cards holds all scores at once, 80 GiB at 832x480 and 81 frames. Use another card; very small "
+        "clips run on the CPU (ComfyUI's --cpu)."
     )
 
 
@@ -135,7 +153,7 @@ def attention_rows(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
         is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
             whoever names it gets it.
     """
-    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
+    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.package != "triton")
 
 
 def _choose_blocks(machine: Machine, wanted: Wanted) -> Choice:

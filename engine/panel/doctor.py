@@ -19,6 +19,7 @@ import torch
 
 from .. import system
 from ..adapters.lightx2v import bootstrap
+from ..backends.choose import too_old
 from ..backends.table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
@@ -46,7 +47,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("q8_kernels", "q8-kernels", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "q8_kernels")),
     ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
-_OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
+_OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -101,7 +102,7 @@ def as_text(items: list[Item]) -> str:
 def _examine_card(machine: Machine) -> list[Item]:
     driver = system.driver_version()
     if not torch.cuda.is_available():
-        remedy = "Use a machine with an NVIDIA card of compute capability 8.0 or higher for videos of useful size."
+        remedy = "Use a machine with an NVIDIA card of the RTX 30 series or newer for videos of useful size."
         if driver:
             remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
         card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
@@ -116,10 +117,9 @@ def _examine_card(machine: Machine) -> list[Item]:
         f"{properties.name}, {properties.total_memory / GIB:.1f} GiB ({free / GIB:.1f} free), "
         f"compute capability {properties.major}.{properties.minor}"
     )
-    is_old = machine.capability is not None and machine.capability < (8, 0)
-    remedy = "Cards before the RTX 30 series compute BF16 slowly; expect minutes a step." if is_old else ""
+    remedy = too_old(machine)
     return [
-        Item(name="Card", state=WARN if is_old else OK, found=found, remedy=remedy),
+        Item(name="Card", state=MISSING if remedy else OK, found=found, remedy=remedy),
         Item(name="Driver", state=OK, found=driver or "version unknown"),
     ]
 
@@ -195,7 +195,7 @@ def _why_not_needed(row: Backend, machine: Machine) -> str:
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": ""}
     with_triton = replace(machine, packages=packages, problems=problems)
-    if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
+    if row in ATTENTION_BACKENDS and any(why_not(own, with_triton, "bf16") is None for own in _OWN_ATTENTION):
         return "the pack's own attention runs on this card"
     return ""
 

@@ -6,6 +6,7 @@ seen in this process goes before every estimate, and a card without published ra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Setup:
     ops: str
     """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
     offload: str
+    system: str = sys.platform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
     rate, reference = (each.of(row.unit) or 0 for each in (rates, _HOPPER))
     if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
         return operations / _ATTENTION_OPS * (row.seconds or 0) * reference / rate
-    return operations / 1e12 / (rate * row.share)
+    return operations / 1e12 / (rate * row.shares.get(setup.system, row.share))
 
 
 def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:

@@ -80,8 +80,9 @@ def speed_item(label, installed=None, **facts):
     ("label", "facts", "state", "found"),
     [
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
-        ("SageAttention", {"capability": (8, 6)}, "warn", "not installed; this card would be faster with it"),
-        ("SageAttention", {"capability": (12, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (8, 6)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (12, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (10, 0)}, "warn", "not installed; this card would be faster with it"),
         ("SageAttention", {"capability": (8, 9)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
@@ -106,7 +107,7 @@ def test_optional_packages_count_only_where_the_card_uses_them(label, facts, sta
 
 @pytest.mark.parametrize(
     ("name", "capability", "state"),
-    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "warn")],
+    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "missing")],
 )
 def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     pretend_card(monkeypatch, name, capability, 24, 22.5)

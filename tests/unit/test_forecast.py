@@ -149,7 +149,7 @@ def test_a_large_card_keeps_the_weights_and_gets_an_estimate(card):
     card(*RTX_4090)
     answer = ask_14b()
     assert answer.ok and answer.offload == "none" and answer.basis == "estimate"
-    assert (answer.engine, answer.attention, answer.matmul) == ("portable", "sdpa", "scaled_mm")
+    assert (answer.engine, answer.attention, answer.matmul) == ("portable", "sdpa_cudnn", "scaled_mm")
     assert 15 < answer.vram.needed / GIB < 19 and answer.vram.available == int(22.5 * GIB)
     assert 40 < answer.seconds < 120
 

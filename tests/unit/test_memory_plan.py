@@ -199,7 +199,11 @@ def test_attention_in_place_saves_the_copies():
 def test_every_attention_back_end_has_its_bytes():
     assert all(row.bytes > 0 for row in ATTENTION_BACKENDS)
     in_place = {row.name for row in ATTENTION_BACKENDS if row.in_place_on}
-    assert in_place == {"sage_attn2", "triton"} == {row.name for row in ATTENTION_BACKENDS if row.in_place_bytes > 0}
+    assert (
+        in_place
+        == {"sage_attn2", "triton", "triton_int8"}
+        == {row.name for row in ATTENTION_BACKENDS if row.in_place_bytes > 0}
+    )
 
 
 NAMED = ("none", "block", "phase", "disk")
