@@ -75,8 +75,19 @@ class Backends:
 
     @property
     def inputs(self) -> str:
-        """What the linears' inputs are: fp8 | int8 | bf16."""
-        return self.matmul.backend.inputs or "bf16"
+        """What the linears multiply: fp8 | int8 | bf16."""
+        own = self.precision if self.engine == "lightx2v" and self.matmul.name != "dequantize" else "bf16"
+        return self.matmul.backend.inputs or own
+
+    @property
+    def requantizes(self) -> bool:
+        """Whether the weights of an FP8 file are put to INT8 where they arrive on the device."""
+        return self.precision == "fp8" and self.inputs == "int8"
+
+    @property
+    def numbers(self) -> str:
+        """What the file has and what the linears multiply, in words: "fp8", or "fp8 file, int8 compute"."""
+        return self.precision if self.inputs == self.precision else f"{self.precision} file, {self.inputs} compute"
 
     @property
     def attention_bytes(self) -> float:
@@ -87,18 +98,24 @@ class Backends:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Each choice in words, with why the better ones were not taken."""
-        choices = [self.attention]
+        reasons = [str(self.attention)]
         if self.precision != "bf16":
-            choices.append(self.matmul)
+            reasons.append(str(self.matmul))
+        if self.inputs != self.precision:
+            how = (
+                "requantized by rows where they arrive on the card" if self.requantizes else "widened for each product"
+            )
+            reasons.append(f"{self.numbers}: weights are {how}")
         if self.engine != "lightx2v":
-            choices.append(self.blocks)
-        return tuple(map(str, choices))
+            reasons.append(str(self.blocks))
+        return tuple(reasons)
 
     def as_facts(self) -> dict[str, object]:
         """Return the choices as the run report shows them."""
         return {
             "engine": self.engine,
             "precision": self.precision,
+            "compute": self.inputs,
             "attention": self.attention.name,
             "attention_in_place": self.is_in_place,
             "matmul": self.matmul.name,

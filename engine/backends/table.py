@@ -38,7 +38,7 @@ class Backend:
 
     name: str
     dtypes: frozenset[str]
-    """What it computes on: bf16 and fp16 activations (attention), fp8 or int8 weights (matmul)."""
+    """What it takes: bf16 and fp16 activations (attention), files with fp8 or int8 weights (matmul)."""
     rank: int
     package: str | None = None
     """Import name of the optional package it needs."""
@@ -57,7 +57,8 @@ class Backend:
     multiple: int = 1
     """Matmul: what both sizes of the weight must be a multiple of."""
     inputs: str | None = None
-    """Matmul: what activations are quantized to, fp8 | int8; None leaves them in BF16."""
+    """Matmul: what it multiplies, fp8 | int8; None leaves activations in BF16. Weights of an fp8 file become int8 where
+    they arrive on the card (kernels/requantize.py)."""
     bytes: float = 0.0
     """Attention: bytes per token and unit of width that it takes beside q, k and v, its output included."""
     in_place_on: frozenset[Capability] = frozenset()
@@ -219,12 +220,13 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
 
 # What a linear layer with 8-bit weights and a scale per output channel is computed with. FP8: with a scale per row in
 # the multiplication, which torch has not everywhere (versions.py); the same in Triton; and with one scale a tensor, the
-# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md).
+# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md). A card that has none of them takes
+# an FP8 file as INT8, which every card multiplies twice to four times as fast as BF16.
 MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="scaled_mm",
         dtypes=frozenset({"fp8"}),
-        rank=40,
+        rank=60,
         min_capability=_ADA,
         kernels=("scaled_mm",),
         multiple=16,
@@ -233,7 +235,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="fp8_triton",
         dtypes=frozenset({"fp8"}),
-        rank=35,
+        rank=50,
         package="triton",
         min_version="3",
         min_capability=_ADA,
@@ -245,7 +247,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="scaled_mm_tensor",
         dtypes=frozenset({"fp8"}),
-        rank=30,
+        rank=40,
         min_capability=_ADA,
         kernels=("scaled_mm_tensor",),
         multiple=16,
@@ -253,17 +255,17 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         name="int_triton",
-        dtypes=frozenset({"int8"}),
+        dtypes=_EIGHT_BIT,
         rank=30,
         package="triton",
         min_version="3",
         min_capability=(8, 0),
-        kernels=("int8_matmul",),
+        kernels=("int8_matmul", "requantize"),
         install=_TRITON_INSTALL,
         multiple=16,
         inputs="int8",
     ),
-    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=20, min_capability=(8, 0), multiple=16, inputs="int8"),
+    Backend(name="int_mm", dtypes=_EIGHT_BIT, rank=20, min_capability=(8, 0), multiple=16, inputs="int8"),
     Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
 )
 

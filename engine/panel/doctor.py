@@ -19,7 +19,7 @@ import torch
 
 from .. import system
 from ..adapters.lightx2v import bootstrap
-from ..backends.choose import too_old
+from ..backends.choose import Wanted, choose, too_old
 from ..backends.table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
@@ -30,8 +30,9 @@ from ..backends.table import (
 )
 from ..backends.trials import find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
+from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedHardwareError
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
@@ -79,7 +80,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
-        *_examine_checkpoints(checkpoints),
+        *_examine_checkpoints(checkpoints, machine),
     ]
 
 
@@ -218,10 +219,14 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     return Item(name="Disk", state=WARN if remedy else OK, found=f"{free / GIB:.0f} GiB free for models", remedy=remedy)
 
 
-def _examine_checkpoints(checkpoints: Mapping[str, Path]) -> list[Item]:
+def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine) -> list[Item]:
     if not checkpoints:
         return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=_DOWNLOAD)]
-    return [_examine_checkpoint(name, checkpoints[name]) for name in checkpoints if not _has_parts(name, checkpoints)]
+    return [
+        _examine_checkpoint(name, checkpoints[name], machine)
+        for name in checkpoints
+        if not _has_parts(name, checkpoints)
+    ]
 
 
 def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
@@ -229,28 +234,39 @@ def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
     return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
 
 
-def _examine_checkpoint(name: str, path: Path) -> Item:
+def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
     try:
         checkpoint = resolve_checkpoint(path)
     except CheckpointError as error:
         return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
-    found = _describe(checkpoint)
+    found = _describe(checkpoint, machine)
     if checkpoint.missing:
         return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
     return Item(name=name, state=OK, found=found)
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
         size = checkpoint.transformer.num_bytes / GIB
-        parts.append(f"transformer {layout.precision}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        numbers = _numbers(layout, machine)
+        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:
         parts.append(f"VAE {checkpoint.vae.name}")
     return "; ".join(parts) or "no part of it"
+
+
+def _numbers(layout: TransformerFormat, machine: Machine) -> str:
+    """Return what the file has and what this machine computes with it in."""
+    sizes = layout.architecture
+    try:
+        wanted = Wanted(precision=layout.precision, dim=sizes.dim, ffn_dim=sizes.ffn_dim)
+        return choose(machine, wanted).numbers
+    except UnsupportedHardwareError:
+        return layout.precision
 
 
 def _version(package: str) -> str | None:

@@ -23,8 +23,8 @@ class Setup:
     """Name as torch reports it, or "CPU"."""
     architecture: WanArchitecture
     engine: str
-    precision: str
-    """Of the stored weights: fp8 | int8 | bf16."""
+    compute: str
+    """What the linears multiply: fp8 | int8 | bf16."""
     attention: str
     matmul: str
     ops: str
@@ -105,12 +105,11 @@ def step_seconds(setup: Setup, tokens: int) -> float | None:
     if rates is None or setup.attention not in _ATTENTION:
         return None
     sizes = setup.architecture
-    dtype = "bf16" if setup.matmul == "dequantize" else setup.precision
-    rate, reference = rates.of(dtype), _HOPPER.of(dtype)
+    rate, reference = rates.of(setup.compute), _HOPPER.of(setup.compute)
     if rate is None or reference is None:
         return None
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
-    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[dtype] * reference / rate
+    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[setup.compute] * reference / rate
     return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
 
 

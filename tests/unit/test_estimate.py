@@ -21,7 +21,7 @@ def setup(card=H200, precision="fp8", attention="sage_attn2", matmul=None, ops="
         card=card,
         architecture=WAN_14B,
         engine="lightx2v" if ops == "lightx2v" else "portable",
-        precision=precision,
+        compute="bf16" if matmul == "dequantize" else precision,
         attention=attention,
         matmul=matmul or {"fp8": "scaled_mm", "int8": "int_mm", "bf16": "bf16"}[precision],
         ops=ops,

@@ -99,7 +99,7 @@ def test_names_with_the_same_reason_are_joined():
     ("precision", "capability", "expected"),
     [
         ("fp8", None, "dequantize"),
-        ("fp8", (8, 6), "dequantize"),
+        ("fp8", (8, 6), "int_mm"),
         ("fp8", (8, 9), "scaled_mm"),
         ("fp8", (12, 0), "scaled_mm"),
         ("int8", None, "dequantize"),
