@@ -6,6 +6,7 @@ seen in this process goes before every estimate, and a card without published ra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -31,13 +32,14 @@ class Setup:
     """Name as torch reports it, or "CPU"."""
     architecture: WanArchitecture
     engine: str
-    precision: str
-    """Of the stored weights: fp8 | int8 | bf16."""
+    compute: str
+    """What the linears multiply: fp8 | int8 | bf16."""
     attention: str
     matmul: str
     ops: str
     """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
     offload: str
+    system: str = sys.platform
     parts: Parts | None = field(default=None, compare=False)
     """What was measured, which goes before published rates."""
 
@@ -119,13 +121,12 @@ def step_seconds(setup: Setup, tokens: int) -> float | None:
 def _rest_seconds(setup: Setup, tokens: int) -> float | None:
     """Return the seconds of everything but self-attention."""
     sizes = setup.architecture
-    dtype = "bf16" if setup.matmul == "dequantize" else setup.precision
-    there = _BLOCKS[setup.ops].rest_seconds[dtype]
+    there = _BLOCKS[setup.ops].rest_seconds[setup.compute]
     if setup.parts is not None and setup.parts.linears is not None:
-        linears_there = _BLOCKS["triton"].rest_seconds[dtype] - _BETWEEN_LINEARS
+        linears_there = _BLOCKS["triton"].rest_seconds[setup.compute] - _BETWEEN_LINEARS
         return setup.parts.linears * tokens / setup.parts.tokens * sizes.num_layers * there / linears_there
-    rates, reference = find_rates(setup.card), _HOPPER.of(dtype)
-    rate = None if rates is None else rates.of(dtype)
+    rates, reference = find_rates(setup.card), _HOPPER.of(setup.compute)
+    rate = None if rates is None else rates.of(setup.compute)
     if rate is None or reference is None:
         return None
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
@@ -143,7 +144,7 @@ def _attention_seconds(setup: Setup, tokens: int) -> float | None:
     rate, reference = (each.of(row.unit) or 0 for each in (rates, _HOPPER))
     if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
         return operations / _ATTENTION_OPS * (row.seconds or 0) * reference / rate
-    return operations / 1e12 / (rate * row.share)
+    return operations / 1e12 / (rate * row.shares.get(setup.system, row.share))
 
 
 def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:

@@ -63,6 +63,15 @@ def test_the_milliseconds_of_each_candidate_are_posted(built):
     assert line in as_markdown(built).splitlines()
 
 
+def test_what_the_file_has_and_what_was_computed_in_are_both_named(built):
+    def precision(**details):
+        sampling = built["stages"][1] | {"details": DETAILS | details}
+        return dict(fact_rows(built | {"stages": [sampling]}))["precision"]
+
+    assert precision() == precision(compute="fp8") == "fp8"
+    assert precision(compute="int8") == "fp8 file, int8 compute"
+
+
 def test_what_is_not_known_is_left_out(built):
     names = [name for name, _ in fact_rows(built | {"driver": "", "stages": []})]
     assert names == ["card", "system", "versions"]
