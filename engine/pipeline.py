@@ -26,6 +26,7 @@ from .kernel_choice import settle
 from .latent_space import denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
+from .memory.paging import StepWatch
 from .memory.plan import DecodePlan, MemoryPlan
 from .memory.room import Room
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
@@ -199,7 +200,9 @@ def sample(
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
                 sampling.expect(plan.needs["sample"], held())
-                latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+                watch = StepWatch(plan, clip.tokens, host.device)
+                watched = watch.hooks(hooks)
+                latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, watched)
                 sampling.details = {
                     "file": handle.files.title,
                     "step_seconds": step_seconds,
@@ -207,6 +210,7 @@ def sample(
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
+                    **watch.facts,
                 }
             return attach(latents, conditioning[0].records, [loading, sampling])
     raise AssertionError("attempts end with a result or an error")

@@ -317,7 +317,7 @@ def test_what_is_chosen_by_name_is_what_is_built(name, precision):
     wanted = Wanted(precision=precision, dim=256, ffn_dim=512, attention=name, fused_kernels="off")
     chosen = choose(machine, wanted)
     kernels = build_kernels(chosen)
-    assert kernels.attention.kernel is KERNELS[name]
+    assert kernels.attention.inner.kernel is KERNELS[name]
     assert kernels.attention_in_place is None
     assert kernels.quantized == ACTIVATION_DTYPES.get(chosen.matmul.name)
     assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantized]
