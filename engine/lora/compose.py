@@ -191,10 +191,11 @@ class Composition:
         return values - self._original(part.change.target) if part.change.replaces else values
 
     def _original(self, target: str) -> torch.Tensor:
-        """Return the checkpoint's tensor in fp32, dequantized."""
+        """Return a copy of the checkpoint's tensor in fp32, dequantized."""
         assert self._source is not None, "read before read_from"
         spec = self._base[target]
-        values = self._source.read(spec, slice(0, spec.shape.numel())).float().view(spec.shape)
+        stored = self._source.read(spec, slice(0, spec.shape.numel()))
+        values = stored.to(torch.float32, copy=True).view(spec.shape)
         scale = self._base.get(f"{target}_scale")
         return values if scale is None else values * self._source.read(scale)
 
@@ -210,11 +211,6 @@ class Composition:
             else:
                 value += part.factor * lora.read(change.names[0]).view(spec.shape)
         return value.to(spec.dtype)
-
-
-def merged_size(specs: Iterable[TensorSpec]) -> int:
-    """Return the bytes of specs that are in no block."""
-    return sum(spec.num_bytes for spec in specs if not _is_in_block(spec.name))
 
 
 def split(specs: Iterable[TensorSpec]) -> Mapping[bool, list[TensorSpec]]:
