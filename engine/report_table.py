@@ -40,7 +40,7 @@ def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value): what was sampled and how, and on what."""
     details: dict[str, Any] = next((stage["details"] for stage in report["stages"] if stage["stage"] == "sample"), {})
-    rows = [(name, str(details[name])) for name in _SAMPLING_FACTS if name in details]
+    rows = [(name, _value(details, name)) for name in _SAMPLING_FACTS if name in details]
     rows += [("LoRA", f"{each['lora']} at {each['strength']:g}, {_applied(each)}") for each in details.get("loras", ())]
     if "plan" in details:
         rows.append(("plan", details["plan"]["line"].replace("plan: ", "")))
@@ -50,6 +50,13 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
     rows += [("card", report["device"]), ("driver", report["driver"]), ("system", report["system"])]
     return [(name, value) for name, value in [*rows, ("versions", versions)] if value]
+
+
+def _value(details: dict[str, Any], name: str) -> str:
+    """Return a fact of the sampling; of the precision also what was computed in, where that is another one."""
+    if name == "precision" and details.get("compute", details[name]) != details[name]:
+        return f"{details[name]} file, {details['compute']} compute"
+    return str(details[name])
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -19,7 +19,11 @@ from .table import (
     Machine,
     choose_backend,
 )
+from .versions import Capability
 
+# Older cards have no attention for BF16 that does without all scores at once: flash attention and cuDNN need 8.0, and
+# memory-efficient attention takes FP16 and FP32 there (PyTorch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+OLDEST: Capability = (8, 0)
 # What choices are for, in messages and in Machine.failed_trials.
 BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
 
@@ -71,8 +75,19 @@ class Backends:
 
     @property
     def inputs(self) -> str:
-        """What the linears' inputs are: fp8 | int8 | bf16."""
-        return self.matmul.backend.inputs or "bf16"
+        """What the linears multiply: fp8 | int8 | bf16."""
+        own = self.precision if self.engine == "lightx2v" and self.matmul.name != "dequantize" else "bf16"
+        return self.matmul.backend.inputs or own
+
+    @property
+    def requantizes(self) -> bool:
+        """Whether the weights of an FP8 file are put to INT8 where they arrive on the device."""
+        return self.precision == "fp8" and self.inputs == "int8"
+
+    @property
+    def numbers(self) -> str:
+        """What the file has and what the linears multiply, in words: "fp8", or "fp8 file, int8 compute"."""
+        return self.precision if self.inputs == self.precision else f"{self.precision} file, {self.inputs} compute"
 
     @property
     def attention_bytes(self) -> float:
@@ -83,18 +98,24 @@ class Backends:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Each choice in words, with why the better ones were not taken."""
-        choices = [self.attention]
+        reasons = [str(self.attention)]
         if self.precision != "bf16":
-            choices.append(self.matmul)
+            reasons.append(str(self.matmul))
+        if self.inputs != self.precision:
+            how = (
+                "requantized by rows where they arrive on the card" if self.requantizes else "widened for each product"
+            )
+            reasons.append(f"{self.numbers}: weights are {how}")
         if self.engine != "lightx2v":
-            choices.append(self.blocks)
-        return tuple(map(str, choices))
+            reasons.append(str(self.blocks))
+        return tuple(reasons)
 
     def as_facts(self) -> dict[str, object]:
         """Return the choices as the run report shows them."""
         return {
             "engine": self.engine,
             "precision": self.precision,
+            "compute": self.inputs,
             "attention": self.attention.name,
             "attention_in_place": self.is_in_place,
             "matmul": self.matmul.name,
@@ -108,8 +129,10 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
 
     Raises:
         ValueError: no attention back end has the requested name.
-        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
+        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here; the card is too old.
     """
+    if problem := too_old(machine):
+        raise UnsupportedHardwareError(problem)
     blocks = _choose_blocks(machine, wanted)
     is_fused = blocks.name == "triton"
     rows = attention_rows(wanted.attention, is_fused=is_fused)
@@ -120,6 +143,18 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
         attention=attention,
         is_in_place=is_fused and _may_run_in_place(attention.backend, machine),
         matmul=_choose_matmul(machine, wanted, is_fused=is_fused),
+    )
+
+
+def too_old(machine: Machine) -> str:
+    """Return what to do about a card that no transformer runs on, or ""."""
+    if machine.capability is None or machine.capability >= OLDEST:
+        return ""
+    major, minor = machine.capability
+    return (
+        f"This card has compute capability {major}.{minor}; an RTX 30 or newer is needed (8.0). PyTorch's attention "
+        "for older cards holds all scores at once, 80 GiB at 832x480 and 81 frames. Use another card; very small "
+        "clips run on the CPU (ComfyUI's --cpu)."
     )
 
 
@@ -135,7 +170,7 @@ def attention_rows(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
         is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
             whoever names it gets it.
     """
-    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
+    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.package != "triton")
 
 
 def _choose_blocks(machine: Machine, wanted: Wanted) -> Choice:

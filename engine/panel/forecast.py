@@ -59,7 +59,7 @@ class Forecast:
     sentence: str
     """Whether it fits, or what is wrong and what to do."""
     detected: str = ""
-    """Precision, blocks and size of the transformer."""
+    """Precision of the file and, where it is another one, of the compute; blocks and size of the transformer."""
     engine: str = ""
     attention: str = ""
     matmul: str = ""
@@ -118,7 +118,7 @@ def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
             card=_card(system.compute_device()),
             architecture=handle.files.format.architecture,
             engine=details["engine"],
-            precision=details["precision"],
+            compute=details["compute"],
             attention=details["attention"],
             matmul=details["matmul"],
             ops=details["ops"],
@@ -147,7 +147,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.precision}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
@@ -162,7 +162,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         card=_card(host.device),
         architecture=architecture,
         engine=backends.engine,
-        precision=backends.precision,
+        compute=backends.inputs,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
         ops=backends.blocks.name,

@@ -6,6 +6,7 @@ seen in this process goes before every estimate, and a card without published ra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,13 +23,14 @@ class Setup:
     """Name as torch reports it, or "CPU"."""
     architecture: WanArchitecture
     engine: str
-    precision: str
-    """Of the stored weights: fp8 | int8 | bf16."""
+    compute: str
+    """What the linears multiply: fp8 | int8 | bf16."""
     attention: str
     matmul: str
     ops: str
     """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
     offload: str
+    system: str = sys.platform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +105,11 @@ def step_seconds(setup: Setup, tokens: int) -> float | None:
     if rates is None or setup.attention not in _ATTENTION:
         return None
     sizes = setup.architecture
-    dtype = "bf16" if setup.matmul == "dequantize" else setup.precision
-    rate, reference = rates.of(dtype), _HOPPER.of(dtype)
+    rate, reference = rates.of(setup.compute), _HOPPER.of(setup.compute)
     if rate is None or reference is None:
         return None
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
-    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[dtype] * reference / rate
+    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[setup.compute] * reference / rate
     return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
 
 
@@ -117,7 +118,7 @@ def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
     rate, reference = (each.of(row.unit) or 0 for each in (rates, _HOPPER))
     if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
         return operations / _ATTENTION_OPS * (row.seconds or 0) * reference / rate
-    return operations / 1e12 / (rate * row.share)
+    return operations / 1e12 / (rate * row.shares.get(setup.system, row.share))
 
 
 def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:

@@ -5,6 +5,7 @@ Activations are BF16; norms, modulation and the embedding of the time are comput
 
 from __future__ import annotations
 
+import functools
 import gc
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 
 from ..backends.choose import Backends
 from ..checkpoints.files import TransformerFiles
-from ..checkpoints.source import TransformerCheckpoint
+from ..checkpoints.source import TransformerCheckpoint, list_specs
 from ..interfaces import Conditioning, Hooks
+from ..kernels.implementations import load_requantize
 from ..kernels.ops import Rotary
+from ..kernels.requantize import requantize_all
 from ..lora.changes import Stack
 from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
-from ..offload import load_tensors, make_units, place_weights
+from ..offload import Finish, load_tensors, make_units, place_weights
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
@@ -93,7 +96,8 @@ class WanTransformer:
         blocks.loras = PlacedLoras()
         release_memory(self._device)
         if stack:
-            base, inputs = loaded.checkpoint.specs, self._backends.inputs
+            # As the file has them: a checkpoint that is requantized reads the bytes of FP8 as INT8.
+            base, inputs = tuple(list_specs(self._files, FLOAT32)), self._backends.inputs
             with torch.inference_mode(False), torch.no_grad():
                 blocks.loras = place_loras(
                     stack, base, loaded.checkpoint, blocks.units, PHASES, inputs, self._placement, self._device, hooks
@@ -149,9 +153,17 @@ class WanTransformer:
 
     def _load(self, hooks: Hooks) -> _Loaded:
         architecture = self._files.format.architecture
-        checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32)
+        finish, eight_bit = self._requantize()
+        checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32, eight_bit=eight_bit)
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
-        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks)
+        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish)
         blocks = Blocks(units, streamer, architecture, build_kernels(self._backends), self._device)
         return _Loaded(checkpoint, weights, blocks)
+
+    def _requantize(self) -> tuple[Finish | None, torch.dtype | None]:
+        """Return what is done to a unit's weights on the device, and what they are then."""
+        if not self._backends.requantizes:
+            return None, None
+        requantize = load_requantize(self._backends.matmul.backend.package or "torch")
+        return functools.partial(requantize_all, requantize), torch.int8

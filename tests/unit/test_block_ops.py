@@ -436,10 +436,12 @@ def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(kernel, rea
 @pytest.mark.parametrize(
     ("capability", "packages", "names"),
     [
-        ((9, 0), SAGE, {"sage_attn2", "triton"}),
-        ((8, 9), SAGE, {"triton"}),
+        ((9, 0), SAGE, {"sage_attn2", "triton", "triton_int8"}),
+        ((8, 9), SAGE, {"triton", "triton_int8"}),
+        ((12, 0), SAGE, {"triton", "triton_int8"}),
+        ((10, 0), SAGE, set()),
         ((9, 0), {"sageattention": "2.2.0"}, set()),
-        ((8, 0), SAGE, set()),
+        ((8, 0), SAGE, {"triton_int8"}),
         (None, {}, set()),
     ],
 )

@@ -38,7 +38,7 @@ def test_the_command_lists_checkpoints_and_what_is_missing_from_each(models):
     done = run("--models-dir", models, "--json")
     items = {item["name"]: item for item in json.loads(done.stdout)}
     assert items["whole/distill_int8"]["state"] == "ok"
-    assert "transformer int8, 2 blocks" in items["whole/distill_int8"]["found"]
+    assert "transformer int8 file, bf16 compute, 2 blocks" in items["whole/distill_int8"]["found"]
     assert "whole" not in items
     assert items["no text encoder"]["state"] == "missing"
     assert "The text encoder is missing" in items["no text encoder"]["remedy"]
@@ -80,8 +80,9 @@ def speed_item(label, installed=None, **facts):
     ("label", "facts", "state", "found"),
     [
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
-        ("SageAttention", {"capability": (8, 6)}, "warn", "not installed; this card would be faster with it"),
-        ("SageAttention", {"capability": (12, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (8, 6)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (12, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (10, 0)}, "warn", "not installed; this card would be faster with it"),
         ("SageAttention", {"capability": (8, 9)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
@@ -106,7 +107,7 @@ def test_optional_packages_count_only_where_the_card_uses_them(label, facts, sta
 
 @pytest.mark.parametrize(
     ("name", "capability", "state"),
-    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "warn")],
+    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "missing")],
 )
 def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     pretend_card(monkeypatch, name, capability, 24, 22.5)
@@ -116,6 +117,18 @@ def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
     assert items["Checkpoints"].state == "missing"
     assert items["LightX2V"].state == "ok" and "only engine lightx2v needs it" in items["LightX2V"].found
+
+
+def test_a_checkpoint_says_what_this_card_computes_it_in(monkeypatch, tmp_path):
+    repository = checkpoints.repository()
+    files = {name: repository / f"distill_{name}" for name in ("fp8", "int8")}
+    found = {}
+    for capability in ((8, 6), (8, 9), (7, 5)):
+        pretend_card(monkeypatch, "a card", capability, 24, 22.5)
+        items = {item.name: item.found for item in doctor.examine(files, tmp_path)}
+        found[capability] = [items[name].partition(", 2 blocks")[0] for name in files]
+    assert found[8, 6] == ["transformer fp8 file, int8 compute", "transformer int8"]
+    assert found[8, 9] == found[7, 5] == ["transformer fp8", "transformer int8"]
 
 
 def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):

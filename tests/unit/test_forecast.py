@@ -40,7 +40,7 @@ def ask(path, **changes):
 def test_a_fitting_checkpoint_is_described(checkpoint):
     answer = ask(checkpoint)
     assert answer.ok and answer.sentence == "Fits." and not answer.missing
-    assert answer.detected.startswith("fp8, 2 blocks, ")
+    assert answer.detected.startswith("fp8 file, bf16 compute, 2 blocks, ")
     assert (answer.engine, answer.attention, answer.matmul, answer.offload) == (
         "portable",
         "sdpa",
@@ -67,7 +67,9 @@ def test_a_run_teaches_the_next_forecast(checkpoint):
     answer = ask(checkpoint)
     assert answer.basis == "measured" and 0 < 4 * answer.step_seconds < answer.seconds
     assert ask(checkpoint, width=128).basis == "scaled"
-    assert ask(checkpoint, precision="int8").basis == "unknown"
+    # It is widened as the FP8 file is, and as fast.
+    assert ask(checkpoint, precision="int8").basis == "measured"
+    assert ask(checkpoint, precision="bf16").basis == "unknown"
 
 
 def test_a_part_that_the_graph_uses_and_is_missing_is_a_no(checkpoint):
@@ -126,7 +128,7 @@ def test_files_are_read_once_until_they_change(checkpoint, monkeypatch):
 
 def test_a_single_transformer_file_is_described():
     answer = ask(checkpoints.single_file("int8"), is_checkpoint=False)
-    assert answer.ok and answer.detected.startswith("int8, 2 blocks")
+    assert answer.ok and answer.detected.startswith("int8 file, bf16 compute, 2 blocks")
 
 
 @pytest.fixture
@@ -149,9 +151,19 @@ def test_a_large_card_keeps_the_weights_and_gets_an_estimate(card):
     card(*RTX_4090)
     answer = ask_14b()
     assert answer.ok and answer.offload == "none" and answer.basis == "estimate"
-    assert (answer.engine, answer.attention, answer.matmul) == ("portable", "sdpa", "scaled_mm")
+    assert (answer.engine, answer.attention, answer.matmul) == ("portable", "sdpa_cudnn", "scaled_mm")
     assert 15 < answer.vram.needed / GIB < 19 and answer.vram.available == int(22.5 * GIB)
     assert 40 < answer.seconds < 120
+
+
+def test_a_card_without_fp8_computes_the_file_in_int8_and_is_told_so(card):
+    card("NVIDIA GeForce RTX 3060", (8, 6), 12, 11.0, packages={"triton": "3.6.0"})
+    answer = ask_14b()
+    assert answer.ok and answer.detected.startswith("fp8 file, int8 compute, 40 blocks, ")
+    assert (answer.attention, answer.matmul) == ("triton_int8", "int_triton")
+    assert any(reason.startswith("fp8 file, int8 compute: weights are requantized") for reason in answer.reasons)
+    # As an INT8 file's; in BF16 the linears alone would take longer.
+    assert answer.basis == "estimate" and 4 * 30 < answer.seconds < 4 * 50
 
 
 def test_a_small_card_streams_and_tiles(card):

@@ -56,6 +56,15 @@ def test_facts_say_what_ran_and_on_what(built):
     assert f"torch {torch.__version__}" in facts["versions"]
 
 
+def test_what_the_file_has_and_what_was_computed_in_are_both_named(built):
+    def precision(**details):
+        sampling = built["stages"][1] | {"details": DETAILS | details}
+        return dict(fact_rows(built | {"stages": [sampling]}))["precision"]
+
+    assert precision() == precision(compute="fp8") == "fp8"
+    assert precision(compute="int8") == "fp8 file, int8 compute"
+
+
 def test_what_is_not_known_is_left_out(built):
     names = [name for name, _ in fact_rows(built | {"driver": "", "stages": []})]
     assert names == ["card", "system", "versions"]
