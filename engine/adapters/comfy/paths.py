@@ -40,6 +40,14 @@ def models_folder() -> Path:
     return Path(folder_paths.models_dir)
 
 
+def notes_file() -> Path:
+    """Return where notes on this machine's kernels are kept: in a folder of ComfyUI's user folder that is no user's.
+
+    Source of its name: folder_paths.get_system_user_directory of newer versions, which serve it to nobody.
+    """
+    return Path(folder_paths.get_user_directory(), f"__{FOLDER}", "kernels.jsonl")
+
+
 def fingerprint(*paths: Path | None) -> str:
     """Return a short text that changes when a file, or a file directly in a folder, changes in size or time.
 
