@@ -252,7 +252,11 @@ def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choic
     if wanted.precision == "bf16":
         return Choice(task=task, backend=Backend(name="bf16", dtypes=frozenset({"bf16"}), rank=0))
     rows = LIGHTX2V_MATMUL_BACKENDS if wanted.engine == "lightx2v" else matmul_rows(wanted, is_fused=is_fused)
-    problem = matmul_problem(wanted, wanted.precision)
+    ranked = choose_backend(task, rows, "auto", machine, dtype=wanted.precision)
+    if ranked.backend.inputs is None:
+        return ranked
+    # The ranks say what is multiplied, and what was measured of that which one does it.
+    problem = matmul_problem(wanted, ranked.backend.inputs)
     return choose_backend(task, rows, "auto", machine, dtype=wanted.precision, problem=problem)
 
 

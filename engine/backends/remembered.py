@@ -18,6 +18,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# Below ComfyUI's user folder, in one that is no user's and that it serves to nobody (its
+# folder_paths.get_system_user_directory).
+FILE = Path("__lightx2v", "kernels.jsonl")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:

@@ -99,15 +99,23 @@ def find_machine(device: torch.device) -> Machine:
     """Return all that decides about kernels on `device`: facts, failed trial runs, and what was measured here."""
     machine = find_facts(device)
     failed = {(task, row): problem for (task, row, where), problem in _outcomes.items() if problem and where == device}
-    if machine.capability is None or not remembered.notes().are_kept:
+    findings = find_findings(device)
+    if findings is None:
         return replace(machine, failed_trials={**machine.failed_trials, **failed})
-    findings = remembered.notes().about(combination_of(machine, device))
     died = {
         (named.task, row): f"its first trial run ended the process that was made for it ({findings.trials[str(named)]})"
         for named, row in _trials_apart(machine, is_lightx2v=True)
         if findings.trials.get(str(named))
     }
     return replace(machine, failed_trials={**machine.failed_trials, **died, **failed}, measured=findings.measured)
+
+
+def find_findings(device: torch.device) -> remembered.Findings | None:
+    """Return what was found out about kernels on `device` with these versions; None where nothing is kept."""
+    machine = find_facts(device) if remembered.notes().are_kept else None
+    if machine is None or machine.capability is None:
+        return None
+    return remembered.notes().about(combination_of(machine, device))
 
 
 def find_facts(device: torch.device) -> Machine:

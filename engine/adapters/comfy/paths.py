@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
 
 FOLDER = "lightx2v"
@@ -41,11 +42,8 @@ def models_folder() -> Path:
 
 
 def notes_file() -> Path:
-    """Return where notes on this machine's kernels are kept: in a folder of ComfyUI's user folder that is no user's.
-
-    Source of its name: folder_paths.get_system_user_directory of newer versions, which serve it to nobody.
-    """
-    return Path(folder_paths.get_user_directory(), f"__{FOLDER}", "kernels.jsonl")
+    """Return where what is found out about this machine's kernels is kept, see backends/remembered.py."""
+    return Path(folder_paths.get_user_directory(), remembered.FILE)
 
 
 def fingerprint(*paths: Path | None) -> str:
