@@ -87,7 +87,8 @@ def requantized(weights):
 
 @cache
 def load_all(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    """Return copies of what is in a folder; nothing stays mapped."""
+    return {name: tensor.clone() for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def in_int8(path, mode="none", resident_blocks=0):
