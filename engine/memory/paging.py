@@ -75,8 +75,8 @@ class StepWatch:
         self.warnings.append(
             f"Close other programs that use the GPU; else set vram_budget_gib of 'LightX2V Offload' to "
             f"{max(held - 1, 1):.0f}, or start ComfyUI with --reserve-vram 2: step {step} took {seconds:.0f} s where "
-            f"{min(known):.1f} s are to be expected, and {free / GIB:.1f} GiB of VRAM are free, so Windows has begun to "
-            "put VRAM into RAM. With 'CUDA - Sysmem Fallback Policy' on 'Prefer No Sysmem Fallback' in the NVIDIA "
+            f"{min(known):.1f} s are to be expected, and {free / GIB:.1f} GiB of VRAM are free, so that Windows puts "
+            "VRAM into RAM. With 'CUDA - Sysmem Fallback Policy' on 'Prefer No Sysmem Fallback' in the NVIDIA "
             "Control Panel such a run ends in a lack of memory instead, and is tried again with less."
         )
         logger.warning("LightX2V: %s", self.warnings[-1])
