@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine import pipeline
-from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy import formats, host, progress
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import TILING_MODES
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
-from ._host import find_host
 
 
 class LightX2VDecode(io.ComfyNode):
@@ -49,6 +48,6 @@ class LightX2VDecode(io.ComfyNode):
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str) -> io.NodeOutput:
         samples = formats.latent_samples(latent)
         hooks = progress.build_hooks(node_id_of(cls))
-        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=hooks, host=find_host())
+        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=hooks, host=host.find_host())
         forecast.remember_decoding(frames)
         return io.NodeOutput(frames)

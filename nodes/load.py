@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import paths
+from ..engine.adapters.comfy.model import make_model
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from ..engine.constants import PRECISIONS
 from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict
+
+_MODEL_TOOLTIP = "For LightX2V Sampler, or any sampler of ComfyUI with scheduler simple and cfg 1."
 
 
 def _engine_inputs() -> list[io.Input]:
@@ -79,7 +82,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
                 *_engine_inputs(),
             ],
             outputs=[
-                sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler."),
+                io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP),
                 sockets.TextEncoder.Output(display_name="text_encoder", tooltip="For LightX2V Text Encode."),
                 sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode."),
             ],
@@ -111,7 +114,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(loaded.transformer, loaded.text_encoder, loaded.vae)
+        return io.NodeOutput(make_model(loaded.transformer), loaded.text_encoder, loaded.vae)
 
 
 class LightX2VLoadTransformer(io.ComfyNode):
@@ -136,7 +139,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
                 ),
                 *_engine_inputs(),
             ],
-            outputs=[sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler.")],
+            outputs=[io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP)],
         )
 
     @classmethod
@@ -156,7 +159,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(handle)
+        return io.NodeOutput(make_model(handle))
 
 
 class LightX2VLoadTextEncoder(io.ComfyNode):

@@ -2,8 +2,6 @@
 
 from ._api import io
 
-# TransformerHandle: a transformer checkpoint and how to run it.
-Transformer = io.Custom("LIGHTX2V_TRANSFORMER")
 # TextEncoderHandle: a UMT5 file and its tokenizer.
 TextEncoder = io.Custom("LIGHTX2V_TEXT_ENCODER")
 # VaeHandle: a Wan VAE file and how to decode with it.
