@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +11,10 @@ import torch
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..memory.rounding import round_up
 from ..memory.weights import WeightSizes
+
+Finish = Callable[[Mapping[str, torch.Tensor]], None]
+"""Makes of a unit's tensors, by name within the block, what is computed with: in their memory on the device, on the
+current stream."""
 
 
 class Source(Protocol):

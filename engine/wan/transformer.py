@@ -5,6 +5,7 @@ Activations are BF16; norms, modulation and the embedding of the time are comput
 
 from __future__ import annotations
 
+import functools
 import gc
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from ..backends.choose import Backends
 from ..checkpoints.files import TransformerFiles
 from ..checkpoints.source import TransformerCheckpoint
 from ..interfaces import Conditioning, Hooks
+from ..kernels.implementations import load_requantize
 from ..kernels.ops import Rotary
+from ..kernels.requantize import requantize_all
 from ..memory.placement import Placement
-from ..offload import load_tensors, make_units, place_weights
+from ..offload import Finish, load_tensors, make_units, place_weights
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
@@ -129,9 +132,17 @@ class WanTransformer:
 
     def _load(self, hooks: Hooks) -> _Loaded:
         architecture = self._files.format.architecture
-        checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32)
+        finish, eight_bit = self._requantize()
+        checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32, eight_bit=eight_bit)
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
-        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks)
+        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish)
         blocks = Blocks(units, streamer, architecture, build_kernels(self._backends), self._device)
         return _Loaded(checkpoint, weights, blocks)
+
+    def _requantize(self) -> tuple[Finish | None, torch.dtype | None]:
+        """Return what is done to a unit's weights on the device, and what they are then."""
+        if not self._backends.requantizes:
+            return None, None
+        requantize = load_requantize(self._backends.matmul.backend.package or "torch")
+        return functools.partial(requantize_all, requantize), torch.int8
