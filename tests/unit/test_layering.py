@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     "engine/constants.py", "engine/errors.py", "engine/system.py", "engine/shapes.py", "engine/latent_space.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
-    "engine/interfaces.py", "engine/kernels", "engine/backends", "engine/memory", "engine/offload", "engine/wan",
+    "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/kernels", "engine/backends",
+    "engine/memory", "engine/offload", "engine/lora", "engine/wan",
     "engine/umt5", "engine/stages", "engine/prompting", "engine/report.py", "engine/report_table.py",
     "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/handles.py",
     "engine/kernel_choice.py", "engine/pipeline.py", "engine/adapters/hub", "engine/adapters/comfy", "engine/panel",
@@ -59,6 +60,8 @@ STDLIB_ONLY = (
     "engine/backends/versions.py",
     "engine/constants.py",
     "engine/errors.py",
+    "engine/lora/keys.py",
+    "engine/lora/report.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",
