@@ -27,7 +27,7 @@ from ...stages.denoise import NUM_SEEDS, ClipState, start
 from ...stages.schedule import build_schedule
 from ...system import compute_device
 from . import formats, refusals
-from .model import HandleOnly, handle_of, host_of, is_plain
+from .model import HandleOnly, handle_of, host_of, is_plain, view_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +73,19 @@ def sample(
         ValueError: the model is not Wan's, or it or the conditioning carries what it cannot honour; sizes are wrong.
         NothingFitsError, NonFiniteLatentsError: see pipeline.sample.
     """
-    handle = handle_of(model)
-    problem = model_problem(model) if handle is None else None
+    is_ours = handle_of(model) is not None
+    problem = None if is_ours else model_problem(model)
     if problem:
         raise ValueError(problem)
     empty = formats.latent_samples(latent)
     formats.warn_unused_mask(latent)
     formats.check_text(conditioning)
     _warn_of_shift(model, settings.shift)
-    if handle is not None and is_plain(model) and formats.is_plain(conditioning):
+    if is_ours and is_plain(model) and formats.is_plain(conditioning):
         if not isinstance(model, HandleOnly):
             refusals.check_model(model)
         refusals.check_conds({"positive": [conditioning[0][1]]})
+        handle = view_of(model)
         entries = formats.read_conditioning(conditioning, handle.text_dim)
         samples = pipeline.sample(handle, entries, empty, settings, hooks=hooks, host=host_of(model))
     else:

@@ -32,6 +32,7 @@ from ...stages.conditioning import of_rows
 from ...stages.schedule import build_schedule
 from . import memory, progress, refusals
 from .host import find_host
+from .model import view_of
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def sample_with(
         }
 
     host = find_host(memory.claim_with(model))
-    samples, records = pipeline.run_planned(model.model.lightx2v_handle, clip, run, hooks=hooks, host=host)
+    samples, records = pipeline.run_planned(view_of(model), clip, run, hooks=hooks, host=host)
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
