@@ -33,7 +33,7 @@ from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.schedule import Schedule, build_schedule
-from .wan.vae import check_decoder
+from .wan.vae import check_decoder, check_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> V
 def _resolve_vae(file: Path) -> VaeFiles:
     files = resolve_vae(file)
     check_decoder(files)
+    if files.has_encoder:
+        check_encoder(files)
     return files
 
 

@@ -54,6 +54,12 @@ def video_shape(latent: Sequence[int]) -> tuple[int, int, int]:
     return (latent[-3] - 1) * frames + 1, latent[-2] * rows, latent[-1] * columns
 
 
+def cells(video: Sequence[int]) -> tuple[int, int, int]:
+    """Return (T, h, w) of the latents of a video (frames, height, width): of its first 4n+1 frames and whole cells."""
+    frames, rows, columns = VAE_STRIDE
+    return (video[0] - 1) // frames + 1, video[1] // rows, video[2] // columns
+
+
 def num_tokens(latent: Sequence[int]) -> int:
     """Return the number of transformer tokens of latents (..., T, h, w)."""
     count = 1

@@ -42,6 +42,7 @@ STDLIB_ONLY = (
             "activations",
             "clip",
             "decoder",
+            "encoder",
             "explain",
             "needs",
             "placement",

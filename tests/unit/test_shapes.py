@@ -44,3 +44,8 @@ def test_a_wrong_latent_gets_a_sentence(shape, part):
 
 def test_a_right_latent_has_no_problem():
     assert shapes.latent_problem((2, 16, 1, 2, 2)) is None
+
+
+def test_a_videos_latents_are_of_its_first_4n_plus_1_frames_and_of_whole_cells():
+    assert shapes.cells((1, 16, 24)) == shapes.cells((4, 23, 31)) == (1, 2, 3)
+    assert shapes.cells((5, 480, 832)) == (2, 60, 104) and shapes.cells((84, 480, 832)) == (21, 60, 104)
