@@ -40,7 +40,7 @@ class StageRecord:
     """Cost and facts of one stage."""
 
     stage: str
-    """load_text_encoder, encode, load_transformer, sample, load_vae, decode."""
+    """load_text_encoder, encode, load_vae_encoder, encode_video, load_transformer, sample, load_vae, decode."""
     seconds: float = 0.0
     peak_ram_bytes: int = 0
     """Largest resident set of the process during the stage, mapped file pages included."""

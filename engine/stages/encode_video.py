@@ -31,7 +31,7 @@ def encode_video(
 
     Args:
         encoder: loaded encoder.
-        frames: [F, H, W, 3] in [0, 1], any device and float type; H and W in multiples of 8. The first 4n+1 are used.
+        frames: [F, H, W, 3] in [0, 1], any device and float type, as crop_to_cells returns them.
         tile: size and overlap of spatial tiles; None, or a tile no smaller than the clip, encodes whole.
         hooks: progress counts the latent frames of all tiles; the interrupt is checked before each frame.
         pins_frames: let frames go to a GPU through page-locked RAM.
@@ -39,9 +39,8 @@ def encode_video(
     Returns:
         [16, T, h, w] float32 CPU, the mean, un-normalized as in a LATENT.
     """
+    _, row_stride, column_stride = VAE_STRIDE
     num_latents, height, width = cells(frames.shape[:3])
-    stride, row_stride, column_stride = VAE_STRIDE
-    frames = frames[: (num_latents - 1) * stride + 1]
     tiles = list(product(split_axis(height, tile), split_axis(width, tile)))
     share = encoder.blend_share
     features: torch.Tensor | None = None
@@ -62,6 +61,19 @@ def encode_video(
             tile_hooks.on_progress(done + 1, num_latents, "encoding frames")
     assert features is not None, "the encoder gave nothing"
     return encoder.finish(features, hooks).contiguous().cpu()
+
+
+def crop_to_cells(frames: torch.Tensor) -> torch.Tensor:
+    """Return of frames [..., F, H, W, C >= 3] the first 4n+1, the middle whose size is a multiple of 8, three channels.
+
+    Cut as ComfyUI's VAE cuts; nothing is copied.
+    """
+    stride, row_stride, column_stride = VAE_STRIDE
+    num_latents, rows, columns = cells(frames.shape[-4:-1])
+    height, width = rows * row_stride, columns * column_stride
+    top, left = (frames.shape[-3] - height) // 2, (frames.shape[-2] - width) // 2
+    used = (num_latents - 1) * stride + 1
+    return frames[..., :used, top : top + height, left : left + width, :3]
 
 
 def _on_device(frames: torch.Tensor, device: torch.device, hooks: Hooks, pins_frames: bool) -> Iterator[torch.Tensor]:

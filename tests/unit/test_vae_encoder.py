@@ -11,7 +11,7 @@ from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels.vae_ops import TorchOps
 from lightx2v_pack.engine.memory.encoder import encode_bytes
 from lightx2v_pack.engine.memory.tiles import Tile
-from lightx2v_pack.engine.stages.encode_video import encode_video
+from lightx2v_pack.engine.stages.encode_video import crop_to_cells, encode_video
 from lightx2v_pack.engine.wan.vae_encoder import WanEncoder
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
@@ -32,7 +32,7 @@ def draw(frames, height, width):
 
 
 def encode(encoder, frames, tile=None, hooks=None):
-    return encode_video(encoder, frames, tile=tile, hooks=hooks or Hooks())
+    return encode_video(encoder, crop_to_cells(frames), tile=tile, hooks=hooks or Hooks())
 
 
 @pytest.mark.parametrize(
