@@ -6,13 +6,13 @@ from typing import Any
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy.host import find_host
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
-from ._host import find_host
 
 _MAX_SEED = 2**64 - 1
 

@@ -44,7 +44,7 @@ class _Part:
     def __init__(self, files: VaeFiles, device: torch.device) -> None:
         self._files = files
         self._device = device
-        self._dtype = _compute_dtype(device)
+        self._dtype = compute_dtype(device)
 
     @property
     def device(self) -> torch.device:
@@ -275,7 +275,7 @@ class _TaeEncoding:
         return denormalize(latents) if self._is_normalized else latents
 
 
-def _compute_dtype(device: torch.device) -> torch.dtype:
+def compute_dtype(device: torch.device) -> torch.dtype:
     """Return the type to compute in.
 
     GPU: 16 bits run on tensor cores and halve the activations, nearly all of a decode's memory. bfloat16 is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +50,13 @@ def read_conditioning(conditioning: Any, text_dim: int) -> list[Conditioning]:
     return of_rows(rows.to("cpu", torch.float32), text_dim, records_of(rows))
 
 
-def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+def latent_samples(
+    latent: dict[str, Any], problem_of: Callable[[Sequence[int]], str | None] = latent_problem
+) -> torch.Tensor:
     """Return the samples [B, 16, T, h, w] of a LATENT.
+
+    Args:
+        problem_of: says what is wrong with their shape.
 
     Raises:
         ValueError: the latent is not that of a Wan2.1 video.
@@ -61,7 +67,7 @@ def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
             "The latent holds several tensors (video with audio, of another model); expected one of shape "
             "[batch, 16, frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
         )
-    problem = latent_problem(samples.shape)
+    problem = problem_of(samples.shape)
     if problem:
         raise ValueError(problem)
     tensor: torch.Tensor = samples

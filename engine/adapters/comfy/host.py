@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..engine.adapters.comfy import memory
-from ..engine.interfaces import Host
+from ...interfaces import Host
+from . import memory
 
 
 def find_host() -> Host:
