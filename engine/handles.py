@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +24,9 @@ from .checkpoints.files import TransformerFiles
 from .checkpoints.source import list_specs
 from .errors import CheckpointError
 from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
+from .lora.changes import Lora, Stack
+from .lora.compose import Composition
+from .lora.reader import Patch, lora_of_patches, read_lora
 from .memory.clip import Clip
 from .memory.needs import Need, Sizes, decoder_weights, encoder_weights, encoding_need, resting_need
 from .memory.owner import WeightOwner
@@ -59,10 +64,40 @@ class TransformerHandle(_Handle):
         self.settings = settings
         self.offload = offload
         self.owner: WeightOwner[Transformer] = WeightOwner("transformer")
+        self.loras = Stack()
 
     def view(self) -> TransformerHandle:
         """Return a handle of its own on the same weights, loaded or not."""
         return copy.copy(self)
+
+    def read_lora(self, path: Path) -> Lora:
+        """Read a LoRA file for this checkpoint; see lora/reader.py.
+
+        Raises:
+            CheckpointError: the file cannot be used, or is for another model.
+        """
+        return read_lora(path, self.files.header)
+
+    def read_patches(self, patches: Sequence[Patch], *, title: str, identity: Hashable) -> Lora:
+        """Return what a host's own LoRA loader has read as a LoRA for this checkpoint; see lora/reader.py.
+
+        Raises:
+            CheckpointError: a patch cannot be applied exactly.
+        """
+        return lora_of_patches(patches, self.files.header, title=title, identity=identity)
+
+    def with_lora(self, lora: Lora, strength: float = 1.0) -> TransformerHandle:
+        """Return a view of the same weights that computes with one LoRA more.
+
+        Raises:
+            ValueError: the strength is no number.
+            LightX2VError: the engine cannot compute with LoRAs.
+        """
+        view = self.view()
+        view.loras = self.loras.add(lora, strength)
+        if view.loras:
+            engines.check_loras(self.settings.engine)
+        return view
 
     @property
     def text_dim(self) -> int:
@@ -77,8 +112,8 @@ class TransformerHandle(_Handle):
         """Return the memory that a run on the host can have."""
         return Room(host, self.offload, self.owner)
 
-    def wanted(self, device: torch.device) -> Wanted:
-        """Return what decides the kernels.
+    def wanted(self, device: torch.device, clip: Clip | None = None) -> Wanted:
+        """Return what decides the kernels, of a clip where it is known.
 
         Raises:
             MissingDependencyError, UnsupportedHardwareError: the engine that was chosen cannot run here.
@@ -91,33 +126,50 @@ class TransformerHandle(_Handle):
             engine=engines.choose_engine(self.settings.engine, device),
             attention=self.settings.attention,
             fused_kernels=self.settings.compile,
+            num_heads=architecture.num_heads,
+            tokens=clip.tokens if clip else 0,
         )
 
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
         """Return what a plan is made of."""
         return Sizes(
-            clip=clip, architecture=self.files.format.architecture, weights=weight_sizes(self.files), backends=backends
+            clip=clip,
+            architecture=self.files.format.architecture,
+            weights=self._weight_sizes(backends),
+            backends=backends,
+            lora_columns=self._composition(backends).num_columns,
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:
-        """Return the same with the kernels that this machine will run, as far as trial runs have told yet."""
-        return self.sizes(clip, choose(find_machine(device), self.wanted(device)))
+        """Return the same with the kernels that this machine will run, by what is known of it yet."""
+        machine, wanted = find_machine(device), self.wanted(device, clip)
+        backends, unmeasured = choose(machine, wanted), choose(replace(machine, measured={}), wanted)
+        is_leaner = unmeasured.attention_bytes < backends.attention_bytes
+        return replace(self.sizes(clip, backends), leaner=unmeasured if is_leaner else None)
 
     def is_loaded_as(self, plan: MemoryPlan) -> bool:
         """Say whether the weights are where the plan wants them, for its kernels."""
         return self.owner.is_loaded and self.owner.key == self._key(plan)
 
     def load(self, plan: MemoryPlan, device: torch.device, hooks: Hooks) -> Transformer:
-        """Return the transformer, loaded as planned."""
-        need = resting_need(weight_sizes(self.files), plan.placement, on_gpu=device.type == "cuda")
-        return self.owner.load(
+        """Return the transformer, loaded as planned, with this view's LoRAs and no others.
+
+        Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+        """
+        sizes = self._weight_sizes(plan.backends)
+        need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
+        if device.type != "cuda":
+            # On a CPU its weights are mapped from their files, which the system can take back.
+            need = Need(vram=0, ram=sizes.num_blocks * sizes.lora_block)
+        transformer = self.owner.load(
             self._key(plan),
             lambda: engines.build_transformer(self.files, plan.backends, plan.placement, device),
             lambda transformer: transformer.load(hooks),
-            # On a CPU its weights are mapped from their files, which the system can take back.
-            need if device.type == "cuda" else Need(vram=0, ram=0),
+            need,
             plan.placement,
         )
+        transformer.use_loras(self.loras, hooks)
+        return transformer
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -127,6 +179,15 @@ class TransformerHandle(_Handle):
         finally:
             if self.owner.engine is not None:
                 self.owner.engine.release_workspace()
+
+    def _composition(self, backends: Backends) -> Composition:
+        return Composition(self.loras, list_specs(self.files, FLOAT32), backends.inputs)
+
+    def _weight_sizes(self, backends: Backends) -> WeightSizes:
+        """Return the bytes of the weights in memory, LoRAs included."""
+        if not self.loras:
+            return weight_sizes(self.files)
+        return weigh(tuple(list_specs(self.files, FLOAT32)), PHASES, self._composition(backends).specs)
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .lora.changes import Stack
 from .settings import HostPolicy
 from .system import compute_device
 
@@ -68,6 +69,16 @@ class Transformer(Protocol):
 
     def load(self, hooks: Hooks) -> None:
         """Make the weights ready; does nothing when they are already."""
+
+    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+        """Compute with these LoRAs, and with no others, from now on. The loaded weights stay as they are.
+
+        Where it fails or is cancelled, no LoRA is in use.
+
+        Raises:
+            CheckpointError: a LoRA cannot be read.
+            LightX2VError: the engine cannot compute with LoRAs.
+        """
 
     def unload(self) -> None:
         """Give back all memory; `load` makes the object usable again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .backends.table import milliseconds
 from .constants import GIB
 
 STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
@@ -42,15 +43,25 @@ def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value): what was sampled and how, and on what."""
     details: dict[str, Any] = next((stage["details"] for stage in report["stages"] if stage["stage"] == "sample"), {})
-    rows = [(name, str(details[name])) for name in _SAMPLING_FACTS if name in details]
+    rows = [(name, _value(details, name)) for name in _SAMPLING_FACTS if name in details]
+    rows += [("LoRA", f"{each['lora']} at {each['strength']:g}, {_applied(each)}") for each in details.get("loras", ())]
     if "plan" in details:
         rows.append(("plan", details["plan"]["line"].replace("plan: ", "")))
+    for problem, seconds in details.get("measured", {}).items():
+        rows.append((f"measured here, {problem}", milliseconds(seconds)))
     steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
     if steps:
         rows.append(("seconds per step", ", ".join(f"{seconds:.2f}" for seconds in steps)))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
     rows += [("card", report["device"]), ("driver", report["driver"]), ("system", report["system"])]
     return [(name, value) for name, value in [*rows, ("versions", versions)] if value]
+
+
+def _value(details: dict[str, Any], name: str) -> str:
+    """Return a fact of the sampling; of the precision also what was computed in, where that is another one."""
+    if name == "precision" and details.get("compute", details[name]) != details[name]:
+        return f"{details[name]} file, {details['compute']} compute"
+    return str(details[name])
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -68,6 +79,11 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def _applied(lora: dict[str, Any]) -> str:
+    matched, left_out = sum(lora["matched"].values()), sum(lora["left_out"].values())
+    return f"{matched} of {matched + left_out} tensors apply"
 
 
 def _memory(num_bytes: int, planned: int | None) -> str:

@@ -5,7 +5,9 @@ The memory plan carries the value, trials.py confirms it, and forecast, doctor, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .table import (
@@ -19,7 +21,11 @@ from .table import (
     Machine,
     choose_backend,
 )
+from .versions import Capability
 
+# Older cards have no attention for BF16 that does without all scores at once: flash attention and cuDNN need 8.0, and
+# memory-efficient attention takes FP16 and FP32 there (PyTorch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+OLDEST: Capability = (8, 0)
 # What choices are for, in messages and in Machine.failed_trials.
 BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
 
@@ -37,6 +43,10 @@ class Wanted:
     attention: str = "auto"
     fused_kernels: str = "auto"
     """auto | on | off, for the portable engine."""
+    num_heads: int = field(default=0, compare=False)
+    tokens: int = field(default=0, compare=False)
+    """Of the clip; 0 where there is none. What was measured for about so many decides between back ends, nothing else,
+    so that another clip is no other wish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +81,19 @@ class Backends:
 
     @property
     def inputs(self) -> str:
-        """What the linears' inputs are: fp8 | int8 | bf16."""
-        return self.matmul.backend.inputs or "bf16"
+        """What the linears multiply: fp8 | int8 | bf16."""
+        own = self.precision if self.engine == "lightx2v" and self.matmul.name != "dequantize" else "bf16"
+        return self.matmul.backend.inputs or own
+
+    @property
+    def requantizes(self) -> bool:
+        """Whether the weights of an FP8 file are put to INT8 where they arrive on the device."""
+        return self.precision == "fp8" and self.inputs == "int8"
+
+    @property
+    def numbers(self) -> str:
+        """What the file has and what the linears multiply, in words: "fp8", or "fp8 file, int8 compute"."""
+        return self.precision if self.inputs == self.precision else f"{self.precision} file, {self.inputs} compute"
 
     @property
     def attention_bytes(self) -> float:
@@ -81,26 +102,73 @@ class Backends:
         return row.in_place_bytes if self.is_in_place else row.bytes
 
     @property
+    def measured(self) -> Mapping[str, Mapping[str, float]]:
+        """What was measured here of the choices, see Machine.measured."""
+        return {choice.problem: choice.measured for choice in (self.attention, self.matmul) if choice.measured}
+
+    def attention_seconds(self, tokens: int) -> float | None:
+        """Return the seconds of a block's self-attention by what was measured here, or None."""
+        seconds = self.attention.measured.get(self.attention.name)
+        return seconds and seconds * (tokens / size_class(self.wanted.tokens)) ** 2
+
+    def linear_seconds(self, tokens: int) -> float | None:
+        """Return the seconds of a block's linears by what was measured here, or None."""
+        seconds = self.matmul.measured.get(self.matmul.name)
+        return seconds and seconds * tokens / LINEAR_TOKENS
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Each choice in words, with why the better ones were not taken."""
-        choices = [self.attention]
+        reasons = [str(self.attention)]
         if self.precision != "bf16":
-            choices.append(self.matmul)
+            reasons.append(str(self.matmul))
+        if self.inputs != self.precision:
+            how = (
+                "requantized by rows where they arrive on the card" if self.requantizes else "widened for each product"
+            )
+            reasons.append(f"{self.numbers}: weights are {how}")
         if self.engine != "lightx2v":
-            choices.append(self.blocks)
-        return tuple(map(str, choices))
+            reasons.append(str(self.blocks))
+        return tuple(reasons)
 
     def as_facts(self) -> dict[str, object]:
         """Return the choices as the run report shows them."""
         return {
             "engine": self.engine,
             "precision": self.precision,
+            "compute": self.inputs,
             "attention": self.attention.name,
             "attention_in_place": self.is_in_place,
             "matmul": self.matmul.name,
             "ops": self.blocks.name,
             "compile": self.is_fused,
+            **({"measured": {name: dict(seconds) for name, seconds in self.measured.items()}} if self.measured else {}),
         }
+
+
+def size_class(tokens: int) -> int:
+    """Return the power of two that stands for clips of about so many tokens."""
+    return int(2 ** round(math.log2(tokens)))
+
+
+# Tokens for which the seconds of linears are given: they grow with the tokens, so that one number serves all clips.
+LINEAR_TOKENS = 32_768
+
+
+def attention_problem(wanted: Wanted, blocks: str) -> str:
+    """Return what Machine.measured calls the self-attention of a block; "" where there is no clip.
+
+    Args: blocks: what computes around it, and prepares its inputs.
+    """
+    if not wanted.tokens:
+        return ""
+    heads = f"{wanted.num_heads} heads of {wanted.dim // wanted.num_heads}"
+    return f"{size_class(wanted.tokens)} tokens, {heads}, in {blocks} blocks"
+
+
+def matmul_problem(wanted: Wanted, inputs: str | None) -> str:
+    """Return what Machine.measured calls the linears of a block that multiply in 8 bits, fp8 | int8."""
+    return f"{LINEAR_TOKENS} tokens, {wanted.dim} x {wanted.ffn_dim} in {inputs}" if wanted.tokens else ""
 
 
 def choose(machine: Machine, wanted: Wanted) -> Backends:
@@ -108,18 +176,33 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
 
     Raises:
         ValueError: no attention back end has the requested name.
-        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here.
+        MissingDependencyError, UnsupportedHardwareError: the settings name what cannot run here; the card is too old.
     """
+    if problem := too_old(machine):
+        raise UnsupportedHardwareError(problem)
     blocks = _choose_blocks(machine, wanted)
     is_fused = blocks.name == "triton"
     rows = attention_rows(wanted.attention, is_fused=is_fused)
-    attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16")
+    problem = attention_problem(wanted, blocks.name)
+    attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16", problem=problem)
     return Backends(
         wanted=wanted,
         blocks=blocks,
         attention=attention,
         is_in_place=is_fused and _may_run_in_place(attention.backend, machine),
         matmul=_choose_matmul(machine, wanted, is_fused=is_fused),
+    )
+
+
+def too_old(machine: Machine) -> str:
+    """Return what to do about a card that no transformer runs on, or ""."""
+    if machine.capability is None or machine.capability >= OLDEST:
+        return ""
+    major, minor = machine.capability
+    return (
+        f"This card has compute capability {major}.{minor}; an RTX 30 or newer is needed (8.0). PyTorch's attention "
+        "for older cards holds all scores at once, 80 GiB at 832x480 and 81 frames. Use another card; very small "
+        "clips run on the CPU (ComfyUI's --cpu)."
     )
 
 
@@ -135,7 +218,7 @@ def attention_rows(requested: str, *, is_fused: bool) -> tuple[Backend, ...]:
         is_fused: whether blocks run the pack's Triton kernels. Without them `auto` does not take its attention either;
             whoever names it gets it.
     """
-    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.name != "triton")
+    return tuple(row for row in ATTENTION_BACKENDS if is_fused or requested != "auto" or row.package != "triton")
 
 
 def _choose_blocks(machine: Machine, wanted: Wanted) -> Choice:
@@ -168,13 +251,20 @@ def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choic
     task = f"{wanted.precision} matmul"
     if wanted.precision == "bf16":
         return Choice(task=task, backend=Backend(name="bf16", dtypes=frozenset({"bf16"}), rank=0))
-    if wanted.engine == "lightx2v":
-        rows = LIGHTX2V_MATMUL_BACKENDS
-    else:
-        sizes = (wanted.dim, wanted.ffn_dim)
-        rows = tuple(
-            row
-            for row in MATMUL_BACKENDS
-            if (is_fused or row.package != "triton") and not any(size % row.multiple for size in sizes)
-        )
-    return choose_backend(task, rows, "auto", machine, dtype=wanted.precision)
+    rows = LIGHTX2V_MATMUL_BACKENDS if wanted.engine == "lightx2v" else matmul_rows(wanted, is_fused=is_fused)
+    ranked = choose_backend(task, rows, "auto", machine, dtype=wanted.precision)
+    if ranked.backend.inputs is None:
+        return ranked
+    # The ranks say what is multiplied, and what was measured of that which one does it.
+    problem = matmul_problem(wanted, ranked.backend.inputs)
+    return choose_backend(task, rows, "auto", machine, dtype=wanted.precision, problem=problem)
+
+
+def matmul_rows(wanted: Wanted, *, is_fused: bool) -> tuple[Backend, ...]:
+    """Return the rows to choose a matmul from: without fused kernels none of Triton's, and what takes these sizes."""
+    sizes = (wanted.dim, wanted.ffn_dim)
+    return tuple(
+        row
+        for row in MATMUL_BACKENDS
+        if (is_fused or row.package != "triton") and not any(size % row.multiple for size in sizes)
+    )

@@ -6,6 +6,7 @@ about this machine are gathered by trials.py.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ class Machine:
     """Why a package (by import name) does not import."""
     failed_trials: Mapping[tuple[str, Backend], str] = field(default_factory=dict)
     """Why a back end failed its trial run, by task and row."""
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Seconds that back ends took here, by name, for the problems that choose.py names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Backend:
 
     name: str
     dtypes: frozenset[str]
-    """What it computes on: bf16 and fp16 activations (attention), fp8 or int8 weights (matmul)."""
+    """What it takes: bf16 and fp16 activations (attention), files with fp8 or int8 weights (matmul)."""
     rank: int
     package: str | None = None
     """Import name of the optional package it needs."""
@@ -46,8 +49,8 @@ class Backend:
     min_capability: Capability | None = None
     """None: runs without CUDA too."""
     max_capability: Capability = (99, 0)
-    best_on: frozenset[Capability] = frozenset()
-    """Cards on which it goes before every higher rank."""
+    ranks: Mapping[Capability, int] = field(default_factory=dict)
+    """Its rank on cards where that is another one."""
     systems: frozenset[str] = frozenset()
     """Where it runs, as sys.platform says; empty: everywhere."""
     kernels: tuple[str, ...] = ()
@@ -57,7 +60,8 @@ class Backend:
     multiple: int = 1
     """Matmul: what both sizes of the weight must be a multiple of."""
     inputs: str | None = None
-    """Matmul: what activations are quantized to, fp8 | int8; None leaves them in BF16."""
+    """Matmul: what it multiplies, fp8 | int8; None leaves activations in BF16. Weights of an fp8 file become int8 where
+    they arrive on the card (kernels/requantize.py)."""
     bytes: float = 0.0
     """Attention: bytes per token and unit of width that it takes beside q, k and v, its output included."""
     in_place_on: frozenset[Capability] = frozenset()
@@ -70,6 +74,8 @@ class Backend:
     """Attention: of one step at 832x480, 81 frames, of Wan2.1-14B on an H200."""
     share: float = 1.0
     """Attention: part of the unit's published rate that it reaches on cards other than Hopper."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The same by system, as sys.platform, where it is another."""
     rest_seconds: Mapping[str, float] = field(default_factory=dict)
     """Blocks: of everything but self-attention in such a step, by what the linears compute in."""
     is_measured: bool = True
@@ -78,6 +84,10 @@ class Backend:
     def __hash__(self) -> int:
         return hash((self.name, self.rank, self.package))
 
+    def rank_on(self, capability: Capability | None) -> int:
+        """Return the rank on a card; None is no card."""
+        return self.rank if capability is None else self.ranks.get(capability, self.rank)
+
 
 _SAGE_INSTALL = "pip install --no-build-isolation git+https://github.com/thu-ml/SageAttention@v2.2.0"
 _TRITON_INSTALL = f"pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
@@ -85,17 +95,23 @@ _Q8_INSTALL = "pip install --no-build-isolation git+https://github.com/KONAKONA6
 _HALF = frozenset({"bf16", "fp16"})
 _EIGHT_BIT = frozenset({"fp8", "int8"})
 _HOPPER, _ADA = (9, 0), (8, 9)
+_AMPERE, _BLACKWELL = ((8, 0), (8, 6)), ((12, 0), (12, 1))
 
-# Ranks follow an H200 at 832x480x81, ms a call: SageAttention 2 and the pack's Triton kernel 27, cuDNN SDPA 39, Sage's
-# Triton kernel 49, flash SDPA 60. flash_attn3 is not measured, but whoever built it wants it. On Ada LightX2V takes
-# Sage's Triton kernel before its CUDA ones (common/ops/attn/sage_attn.py); the pack's has the same tiles there, and no
-# copies of q, k and v, so that more fits. On consumer Blackwell SageAttention 2.2 itself says that its Triton kernel
-# does not run (core.py, sm120).
+# Ranks follow an H200 at 832x480x81, ms a call: SageAttention 2 and the pack's `triton` 27, its `triton_int8` 36, cuDNN
+# SDPA 39, Sage's Triton kernel 49, flash SDPA 60. flash_attn3 is not measured, but whoever built it wants it.
+# triton_int8 goes first on all cards but Hopper and Blackwell's for data centres, whose other tensor cores FP8 feeds as
+# fast: where they are told to work as an RTX 40 does (python tools cards run --arch 89) it takes 46 ms, `triton` 76; as
+# an RTX 30 47 ms, flash SDPA 59, memory-efficient SDPA, all that torch has on Windows, 128. cuDNN goes before SDPA on
+# cards of compute capability 8 for Windows' sake; where SDPA has flash attention both are taken for equal. On consumer
+# Blackwell SageAttention 2.2 itself says that its Triton kernel does not run (core.py, sm120).
 # Bytes, from first principles: the output is BF16 (2); SageAttention 2 holds q and k in INT8 (2), v transposed in BF16
-# (2) and in FP8 (1); its Triton kernel q and k in INT8 (2) and v in FP16 (2); the pack's own has copies of q and k (4)
-# and v in FP8 (1). In place, behind the pack's preparation, only v in FP8 is new.
+# (2) and in FP8 (1); its Triton kernel q and k in INT8 (2) and v in FP16 (2); the pack's own have copies of q and k (4)
+# and v in 8 bits (1.1). In place, behind the pack's preparation, only v in 8 bits is new, of triton_int8 with scales of
+# the queries: 1.08.
 # Shares: RTX 4090 in the papers of SageAttention 2 (arXiv 2411.10958: 481 TOP/s) and SageAttention (arXiv 2410.02367:
-# 340 TOP/s, FlashAttention-2 165); the pack's own Triton kernel is taken for as fast as Sage's there.
+# 340 TOP/s, FlashAttention-2 165); `triton` is taken for as fast as Sage's Triton kernel there, and triton_int8, of
+# which the figures above would make 0.84, for no faster than SageAttention 2 until such a card was measured.
+# Memory-efficient SDPA: half of flash (cuDNN was about twice as fast there: ComfyUI's pull request 9299).
 ATTENTION_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="sage_attn2",
@@ -126,7 +142,17 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         share=0.60,
         is_measured=False,
     ),
-    Backend(name="sdpa_cudnn", dtypes=_HALF, rank=40, min_capability=_HOPPER, bytes=2.1, seconds=1.58, share=0.90),
+    Backend(
+        name="sdpa_cudnn",
+        dtypes=_HALF,
+        rank=40,
+        ranks=dict.fromkeys((*_AMPERE, _ADA), 15),
+        min_capability=(8, 0),
+        kernels=("sdpa_cudnn",),
+        bytes=2.1,
+        seconds=1.58,
+        share=0.90,
+    ),
     Backend(
         name="sage_triton",
         dtypes=_HALF,
@@ -151,7 +177,15 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         seconds=2.40,
         share=0.90,
     ),
-    Backend(name="sdpa", dtypes=_HALF | {"fp32"}, rank=10, bytes=2.1, seconds=1.58, share=0.90),
+    Backend(
+        name="sdpa",
+        dtypes=_HALF | {"fp32"},
+        rank=10,
+        bytes=2.1,
+        seconds=1.58,
+        share=0.90,
+        shares={"win32": 0.45},
+    ),
     Backend(
         name="triton",
         dtypes=frozenset({"bf16"}),
@@ -159,27 +193,43 @@ ATTENTION_BACKENDS: tuple[Backend, ...] = (
         package="triton",
         min_version="3",
         min_capability=_ADA,
-        max_capability=_HOPPER,
-        best_on=frozenset({_ADA}),
         kernels=("attention_fp8",),
         install=_TRITON_INSTALL,
         bytes=7.1,
-        in_place_on=frozenset({_ADA, _HOPPER}),
+        in_place_on=frozenset({_ADA, _HOPPER, *_BLACKWELL}),
         in_place_bytes=1.1,
         unit="int8",
         seconds=1.10,
         share=0.51,
     ),
+    Backend(
+        name="triton_int8",
+        dtypes=frozenset({"bf16"}),
+        rank=5,
+        ranks=dict.fromkeys((*_AMPERE, _ADA, *_BLACKWELL), 70),
+        package="triton",
+        min_version="3",
+        min_capability=(8, 0),
+        kernels=("attention_int8",),
+        install=_TRITON_INSTALL,
+        bytes=7.1,
+        in_place_on=frozenset({*_AMPERE, _ADA, _HOPPER, *_BLACKWELL}),
+        in_place_bytes=1.1,
+        unit="int8",
+        seconds=1.45,
+        share=0.73,
+    ),
 )
 
 # What a linear layer with 8-bit weights and a scale per output channel is computed with. FP8: with a scale per row in
 # the multiplication, which torch has not everywhere (versions.py); the same in Triton; and with one scale a tensor, the
-# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md).
+# others after it. Their order is that of an H100 at 832x480x81 (docs/benchmarks.md). A card that has none of them takes
+# an FP8 file as INT8, which every card multiplies twice to four times as fast as BF16.
 MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="scaled_mm",
         dtypes=frozenset({"fp8"}),
-        rank=40,
+        rank=60,
         min_capability=_ADA,
         kernels=("scaled_mm",),
         multiple=16,
@@ -188,7 +238,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="fp8_triton",
         dtypes=frozenset({"fp8"}),
-        rank=35,
+        rank=50,
         package="triton",
         min_version="3",
         min_capability=_ADA,
@@ -200,7 +250,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="scaled_mm_tensor",
         dtypes=frozenset({"fp8"}),
-        rank=30,
+        rank=40,
         min_capability=_ADA,
         kernels=("scaled_mm_tensor",),
         multiple=16,
@@ -208,17 +258,17 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
     ),
     Backend(
         name="int_triton",
-        dtypes=frozenset({"int8"}),
+        dtypes=_EIGHT_BIT,
         rank=30,
         package="triton",
         min_version="3",
         min_capability=(8, 0),
-        kernels=("int8_matmul",),
+        kernels=("int8_matmul", "requantize"),
         install=_TRITON_INSTALL,
         multiple=16,
         inputs="int8",
     ),
-    Backend(name="int_mm", dtypes=frozenset({"int8"}), rank=20, min_capability=(7, 5), multiple=16, inputs="int8"),
+    Backend(name="int_mm", dtypes=_EIGHT_BIT, rank=20, min_capability=(8, 0), multiple=16, inputs="int8"),
     Backend(name="dequantize", dtypes=_EIGHT_BIT, rank=10),
 )
 
@@ -284,6 +334,10 @@ LIGHTX2V_BLOCKS = Backend(
     rest_seconds={"fp8": 1.23, "int8": 2.42, "bf16": 1.51},
 )
 
+# A back end that ranks lower is taken where it takes at most this share of the time: closer ones change places from one
+# measurement to the next.
+_CLEARLY_FASTER = 0.97
+
 # What the attention widget offers.
 ATTENTION_CHOICES = ("auto", *(backend.name for backend in ATTENTION_BACKENDS))
 
@@ -295,6 +349,10 @@ class Choice:
     task: str
     backend: Backend
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Seconds that back ends took here, by name; the choice goes by them where it is free."""
+    problem: str = field(default="", compare=False)
+    """What was or could be measured."""
 
     @property
     def name(self) -> str:
@@ -303,18 +361,37 @@ class Choice:
     def __str__(self) -> str:
         names: dict[str, list[str]] = {}
         for name, reason in self.passed_over.items():
-            names.setdefault(reason, []).append(name)
-        reasons = "; ".join(f"not {', '.join(group)}: {reason}" for reason, group in names.items())
-        return f"{self.task}: {self.name}" + (f" ({reasons})" if reasons else "")
+            if name not in self.measured:
+                names.setdefault(reason, []).append(name)
+        parts = [f"measured here, {self.problem}: {milliseconds(self.measured)}"] if self.measured else []
+        parts += [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
+        return f"{self.task}: {self.name}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def choose_backend(task: str, table: Sequence[Backend], requested: str, machine: Machine, *, dtype: str) -> Choice:
+def milliseconds(seconds: Mapping[str, float]) -> str:
+    """Return measured seconds in words, the fastest first: "triton 27.1 ms, sdpa 60.3"."""
+    first, *others = sorted(seconds, key=lambda name: seconds[name])
+    return ", ".join(
+        [f"{first} {seconds[first] * 1000:.3g} ms", *(f"{name} {seconds[name] * 1000:.3g}" for name in others)]
+    )
+
+
+def choose_backend(
+    task: str,
+    table: Sequence[Backend],
+    requested: str,
+    machine: Machine,
+    *,
+    dtype: str,
+    problem: str = "",
+) -> Choice:
     """Choose a row of `table` that `machine` can run.
 
     Args:
         task: what it is for, in messages and in `Machine.failed_trials`, e.g. "attention".
-        requested: a row's name, taken or refused, or "auto", the best that runs.
+        requested: a row's name, taken or refused, or "auto": the best that runs, by what was measured here or by rank.
         dtype: what it must compute on, see `Backend.dtypes`.
+        problem: what `Machine.measured` calls it.
 
     Raises:
         ValueError: no row has the requested name.
@@ -322,26 +399,40 @@ def choose_backend(task: str, table: Sequence[Backend], requested: str, machine:
         UnsupportedHardwareError: the requested back end does not run on this device.
         NoCapableBackendError: "auto", and nothing runs.
     """
+    measured = machine.measured.get(problem, {})
     if requested == "auto":
-        return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype)
+        return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype, measured, problem)
     named = next((row for row in table if row.name == requested), None)
     if named is None:
         names = ", ".join(["auto", *(row.name for row in table)])
         raise ValueError(f"{task} is {requested!r}; expected one of: {names}.")
-    problem = why_not(named, machine, dtype, task)
-    if problem is not None:
-        raise _refusal(task, named, machine, problem)
+    reason = why_not(named, machine, dtype, task)
+    if reason is not None:
+        raise _refusal(task, named, machine, reason)
     return Choice(task=task, backend=named)
 
 
-def _choose_best(task: str, rows: Sequence[Backend], machine: Machine, dtype: str) -> Choice:
-    passed_over: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: (machine.capability in row.best_on, row.rank), reverse=True):
-        problem = why_not(row, machine, dtype, task)
-        if problem is None:
-            return Choice(task=task, backend=row, passed_over=passed_over)
-        passed_over[row.name] = problem
-    raise NoCapableBackendError(task, passed_over)
+def _choose_best(
+    task: str, rows: Sequence[Backend], machine: Machine, dtype: str, measured: Mapping[str, float], problem: str
+) -> Choice:
+    """Take the first by rank, unless one after it was measured to be clearly faster."""
+    ranked = sorted(rows, key=lambda row: row.rank_on(machine.capability), reverse=True)
+    problems = {row.name: why_not(row, machine, dtype, task) for row in ranked}
+    running = [row for row in ranked if problems[row.name] is None]
+    if not running:
+        raise NoCapableBackendError(task, {name: reason or "" for name, reason in problems.items()})
+    best = running[0]
+    for row in running[1:] if best.name in measured else ():
+        if measured.get(row.name, math.inf) < measured[best.name] * _CLEARLY_FASTER:
+            best = row
+    better = ranked[: ranked.index(best)]
+    return Choice(
+        task=task,
+        backend=best,
+        passed_over={row.name: problems[row.name] or "slower here" for row in better},
+        measured={row.name: measured[row.name] for row in running if row.name in measured},
+        problem=problem,
+    )
 
 
 def why_not(backend: Backend, machine: Machine, dtype: str, task: str = "") -> str | None:

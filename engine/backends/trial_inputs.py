@@ -46,11 +46,13 @@ def attend_in_place(name: str, device: torch.device) -> torch.Tensor:
 
 
 def multiply(precision: str, name: str, device: torch.device) -> torch.Tensor:
-    """Return a product with random weights in 8 bits."""
+    """Return a product with random weights in 8 bits, requantized where the back end multiplies others."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(48, 64, generator=generator).to(device, torch.bfloat16)
     weight = (torch.randn(32, 64, generator=generator) * 20).round().to(device).to(_DTYPES[precision])
     scale = torch.rand(32, 1, generator=generator).to(device) + 0.5
+    if precision == "fp8" and matmul.ACTIVATION_DTYPES.get(name) == torch.int8:
+        weight = implementations.load_requantize("triton" if name == "int_triton" else "torch")(weight, scale)
     return matmul.MATMULS[name](x, weight, scale, torch.zeros(32, device=device, dtype=torch.bfloat16))
 
 

@@ -53,6 +53,7 @@ class Refusal:
     lowest: Capability = (0, 0)
     highest: Capability = (99, 0)
     package: str = "triton"
+    """Whose versions it is about; "" for none."""
     since: str = "0"
     """The first version of the package that the row applies to."""
     before: str = ""
@@ -80,6 +81,13 @@ REFUSALS: tuple[Refusal, ...] = (
         highest=(9, 0),
         before="3.4",
         reason="Triton before 3.4 keeps part of the attention's registers in memory on compute capability 9.0",
+    ),
+    Refusal(
+        kernels=frozenset({"attention_fp8", "attention_int8"}),
+        lowest=(10, 0),
+        highest=(11, 99),
+        package="",
+        reason="the pack's attention was not compiled for compute capability 10 and 11, where cuDNN's is the fast one",
     ),
     Refusal(
         kernels=frozenset({"attention_int8"}),
@@ -141,15 +149,12 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
 def find_refusal(kernel: str, capability: Capability, versions: Mapping[str, str], system: str) -> str | None:
     """Return what of REFUSALS says why a kernel is not offered, or None; see why_refused."""
     for row in REFUSALS:
-        applies = (
-            kernel in row.kernels
-            and row.lowest <= capability <= row.highest
-            and row.system in ("", system)
-            and row.package in versions
-            and _is_between(versions[row.package], row.since, row.before)
-        )
-        if applies:
-            return f"{row.reason}; found {row.package} {versions[row.package]}"
+        applies = kernel in row.kernels and row.lowest <= capability <= row.highest and row.system in ("", system)
+        if applies and not row.package:
+            return row.reason
+        version = versions.get(row.package)
+        if applies and version is not None and _is_between(version, row.since, row.before):
+            return f"{row.reason}; found {row.package} {version}"
     return None
 
 

@@ -175,7 +175,7 @@ _VARIANTS = (
     ),
     Variant(
         name="int8",
-        summary="folder of blocks; RTX 20 and newer compute in INT8",
+        summary="folder of blocks; RTX 30 and newer compute in INT8",
         precision="int8",
         parts=_repository_parts("int8"),
     ),

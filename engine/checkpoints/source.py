@@ -18,11 +18,14 @@ _EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
 _SCALE = ".weight_scale"
 
 
-def list_specs(files: TransformerFiles, float32: str | None = None) -> dict[TensorSpec, str]:
+def list_specs(
+    files: TransformerFiles, float32: str | None = None, eight_bit: torch.dtype | None = None
+) -> dict[TensorSpec, str]:
     """Return the parameters of a transformer, and the name that its files have for each; by the headers alone.
 
     Args:
-        float32: pattern of the names that are to be in fp32; the rest is BF16, or 8-bit as it is stored.
+        float32: pattern of the names that are to be in fp32; the rest is BF16, or 8-bit.
+        eight_bit: the dtype of what is stored in 8 bits; None is the stored one.
     """
     specs: dict[TensorSpec, str] = {}
     for stored, info in files.header.items():
@@ -32,17 +35,20 @@ def list_specs(files: TransformerFiles, float32: str | None = None) -> dict[Tens
             specs[TensorSpec(f"{base}{_SCALE}", torch.float32, shape)] = stored
         elif leaf in ("weight", "bias", "modulation"):
             plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
-            specs[TensorSpec(stored, _EIGHT_BIT.get(info.dtype, plain), torch.Size(info.shape))] = stored
+            dtype = (eight_bit or _EIGHT_BIT[info.dtype]) if info.dtype in _EIGHT_BIT else plain
+            specs[TensorSpec(stored, dtype, torch.Size(info.shape))] = stored
     return specs
 
 
 class TransformerCheckpoint:
     """Tensors of a checkpoint, mapped from its files."""
 
-    def __init__(self, files: TransformerFiles, float32: str | None = None) -> None:
-        """Args: float32: see list_specs."""
+    def __init__(
+        self, files: TransformerFiles, float32: str | None = None, eight_bit: torch.dtype | None = None
+    ) -> None:
+        """Args: float32, eight_bit: see list_specs; what is stored in other 8 bits comes with its bytes as they are."""
         self._weights = open_weights(files.files, files.format.prefix)
-        specs = list_specs(files, float32)
+        specs = list_specs(files, float32, eight_bit)
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 
@@ -63,6 +69,8 @@ class TransformerCheckpoint:
             elements: those to return instead, flat, in the dtype of the file.
         """
         stored = self._weights[self._stored_names[spec.name]]
+        if stored.dtype in _EIGHT_BIT.values():
+            stored = stored.view(spec.dtype)
         if spec.name.endswith(_SCALE):
             stored = stored.reshape(-1, 1).expand(spec.shape).contiguous()
         return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
@@ -72,7 +80,7 @@ class TransformerCheckpoint:
         stored = self._stored_names[spec.name]
         if self._weights.header[stored].shape != tuple(spec.shape):
             return None
-        return self._weights.location(stored, spec.dtype)
+        return self._weights.location(stored, _EIGHT_BIT.get(self._weights.header[stored].dtype, spec.dtype))
 
     def close(self) -> None:
         """Drop the mappings; `read` opens them again."""

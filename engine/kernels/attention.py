@@ -94,19 +94,23 @@ def _flash_attn3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
 
 
 def _triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    from .attention_inputs import prepare
-    from .attention_triton import attend
+    return _attend_copies(_TritonInPlace(), q, k, v)
 
+
+def _triton_int8(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return _attend_copies(_Int8InPlace(), q, k, v)
+
+
+def _attend_copies(kernel: SelfAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend by a kernel that normalizes, rotates and overwrites, to what is normalized and rotated already."""
     # With so large an epsilon a norm is a constant factor, which its weights undo. Nothing is rotated.
     eps, weights = 2.0**100, q.new_full((q.shape[2] * q.shape[3],), 2.0**50)
     angles = torch.zeros(q.shape[1], q.shape[3] // 2, device=q.device)
-    q, k = (part.clone(memory_format=torch.contiguous_format) for part in (q, k))
-    v = v.contiguous()
-    out = torch.empty_like(v)
-    for index in range(len(v)):
-        parts = (q[index], k[index], v[index])
-        attend(prepare(*parts, (weights, weights), eps, (angles.cos(), angles), key_groups=1), out[index])
-    return out
+    rotary = Rotary(angles.cos(), angles.sin())
+    q, k, v = (part.clone(memory_format=torch.contiguous_format) for part in (q, k, v))
+    for parts in zip(q, k, v, strict=True):
+        kernel(*parts, (weights, weights), eps, rotary)
+    return v
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,25 @@ class _TritonInPlace(_InPlace):
         return attention_triton
 
 
+class _Int8InPlace(SelfAttention):
+    """All in INT8, prepared by the pack's Triton kernels in the memory of q, k and v."""
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        from .attention_int8_inputs import prepare
+
+        return prepare(q, k, v, norms, eps, rotary), v
+
+    def attend(self, prepared: Any) -> torch.Tensor:
+        from .attention_int8_triton import attend
+
+        inputs, v = prepared
+        attend(inputs, out=v)
+        result: torch.Tensor = v
+        return result
+
+
 KERNELS: dict[str, Attention] = {
     "sdpa": sdpa,
     "sdpa_cudnn": _sdpa_cudnn,
@@ -173,8 +196,13 @@ KERNELS: dict[str, Attention] = {
     "flash_attn2": _flash_attn2,
     "flash_attn3": _flash_attn3,
     "triton": _triton,
+    "triton_int8": _triton_int8,
 }
-IN_PLACE: dict[str, SelfAttention] = {"sage_attn2": _SageInPlace(), "triton": _TritonInPlace()}
+IN_PLACE: dict[str, SelfAttention] = {
+    "sage_attn2": _SageInPlace(),
+    "triton": _TritonInPlace(),
+    "triton_int8": _Int8InPlace(),
+}
 
 
 def fits_in_place(q: torch.Tensor) -> bool:

@@ -202,6 +202,9 @@ def prepare(
 ) -> Int8Prepared:
     """Prepare attention from q to k and v, [N, H, 128] BF16 as the linears left them; overwrites q and k.
 
+    New memory: N * H * 128 bytes of values, 4 bytes a row and head of scales, and 12 bytes a column for 256 rows while
+    v is looked through.
+
     Args:
         norms: weights [H * 128] of q's and k's RMS norm over the row, BF16.
         eps: of the norms.

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 from .attention_inputs import KEY_BLOCK
-from .attention_int8_inputs import KEYS_A_SCALE, Int8Prepared, prepare
+from .attention_int8_inputs import KEYS_A_SCALE, Int8Prepared
 from .int8_triton import config_for
 
 
@@ -196,20 +196,3 @@ def attend(inputs: Int8Prepared, out: torch.Tensor, config: Config | None = None
         HEAD=head_dim, QUERIES=chosen.queries, KEYS=KEYS_A_SCALE, STAGES=chosen.num_stages, KEY_BLOCK=KEY_BLOCK,
         num_warps=chosen.num_warps, num_stages=chosen.num_stages,
     )  # fmt: skip
-
-
-def self_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    norms: tuple[torch.Tensor, torch.Tensor],
-    eps: float,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
-    """Normalize and rotate q and k [N, H, 128] BF16 and attend; a SelfAttention of attention.py.
-
-    q, k and v are overwritten, v with the result, which is returned. Temporaries: N * H * 128 bytes of values, 4 bytes
-    a row and head of scales, and 12 bytes a column for 256 rows while v is looked through.
-    """
-    attend(prepare(q, k, v, norms, eps, rotary), out=v)
-    return v

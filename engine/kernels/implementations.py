@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from .ops import Ops
 from .vae_ops import TorchOps, VaeOps
 
@@ -15,6 +19,17 @@ def load_ops(name: str) -> Ops:
     from . import ops_torch
 
     return ops_torch
+
+
+def load_requantize(name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return what puts FP8 weights to INT8 in their memory, see requantize.py."""
+    if name == "triton":
+        from . import requantize_triton
+
+        return requantize_triton.requantize
+    from . import requantize
+
+    return requantize.requantize
 
 
 def load_vae_ops(name: str) -> VaeOps:

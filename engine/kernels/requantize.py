@@ -9,6 +9,8 @@ mean square, / 440; `requantization_error` measures it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from .quantize import quantize
@@ -29,6 +31,22 @@ def requantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     quantize(weight, codes, steps)
     scale.mul_(steps)
     return codes
+
+
+def requantize_all(
+    requantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Requantize every weight whose scale is there, in place.
+
+    Args:
+        requantize: one weight, here or in requantize_triton.py.
+        tensors: by name; `X.weight` in 8 bits holds the codes of FP8, as INT8 that it is going to be, beside its
+            `X.weight_scale`.
+    """
+    for name, weight in tensors.items():
+        scale = tensors.get(f"{name}_scale")
+        if scale is not None:
+            requantize(weight.view(torch.float8_e4m3fn), scale)
 
 
 def requantization_error(weight: torch.Tensor) -> torch.Tensor:

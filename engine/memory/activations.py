@@ -23,6 +23,8 @@ OWN_COMPUTE_BYTES = {"fp8": 30.3, "int8": 25.0, "bf16": 24.6}
 ROTARY_BYTES = 512
 # cuBLAS's workspaces (32 MiB on Hopper, 8.5 MiB elsewhere), row chunks of operations in plain torch, small tensors.
 FIXED_BYTES = 96 * 2**20
+# While weights are requantized in plain torch: three chunks of a weight in FP32, see kernels/quantize.py.
+REQUANTIZE_BYTES = 48 * 2**20
 # Rows of text whose keys and values the cross-attention keeps for every block: 128 and one for all padding.
 TEXT_ROWS_KEPT = 129
 
@@ -87,6 +89,7 @@ def activation_bytes(*, tokens: int, dim: int, ffn_dim: int, num_blocks: int, ba
     text = 2 * num_blocks * TEXT_ROWS_KEPT * dim * 2
     # The cross-attention's last linear applied to the text, see wan/block.py: its weights in BF16 (2) where they are
     # stored in 8 bits, and the result, dim / 2 rows at most (1). What else a block takes is not there at that time.
+    requantizing = REQUANTIZE_BYTES if backends.requantizes and backends.matmul.backend.package is None else 0
     outputs = dim * dim * (1 if backends.precision == "bf16" else 3)
     temporary = max(temporary + widened, outputs)
-    return workspace + temporary + tokens * ROTARY_BYTES + text + FIXED_BYTES
+    return workspace + temporary + tokens * ROTARY_BYTES + text + requantizing + FIXED_BYTES

@@ -22,6 +22,7 @@ from .rounding import round_up
 from .tiles import Tile
 from .weights import WeightSizes
 
+_BF16_BYTES = 2
 # torch's allocator takes large blocks from the device in multiples of this.
 _SEGMENT_BYTES = 2 * 2**20
 # What a plan leaves free beside its own figures: a share of them, and at least so much. The first run of a process also
@@ -55,6 +56,10 @@ class Sizes:
     architecture: WanArchitecture
     weights: WeightSizes
     backends: Backends
+    lora_columns: int = 0
+    """Of the widest product of a LoRA: the rank of the stack, that of q, k and v together."""
+    leaner: Backends | None = None
+    """Kernels that take less memory and are slower here; planned with where the others would not fit as well."""
     vae_dim: int = VAE_BASE_DIM
     """Base width of the VAE: 96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
     text_encoder_bytes: int = 0
@@ -109,14 +114,16 @@ def weights_ram(weights: WeightSizes, placement: Placement) -> int:
     """Return the bytes of RAM that stay taken: streamed blocks, or what they pass through coming from the drive."""
     if placement.mode == "none":
         return 0
+    streamed = weights.num_blocks - placement.resident_blocks
     if placement.mode == "disk":
-        return 2 * weights.block
-    return (weights.num_blocks - placement.resident_blocks) * weights.block
+        return 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
+    return streamed * weights.block
 
 
 def activations(sizes: Sizes) -> int:
     """Return the bytes that a forward pass takes beside the weights."""
-    return activation_bytes(
+    loras = sizes.clip.tokens * sizes.lora_columns * _BF16_BYTES
+    return loras + activation_bytes(
         tokens=sizes.clip.tokens,
         dim=sizes.architecture.dim,
         ffn_dim=sizes.architecture.ffn_dim,
@@ -137,7 +144,9 @@ def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
 def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
     if not on_gpu:
-        return Need(vram=0, ram=weights.others + weights.block if placement.mode == "disk" else weights.total)
+        if placement.mode != "disk":
+            return Need(vram=0, ram=weights.total)
+        return Need(vram=0, ram=weights.others + weights.block + (weights.num_blocks - 1) * weights.lora_block)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 

@@ -5,6 +5,6 @@ Generic: knows tensors, files and byte buffers, not what is computed with them.
 
 from .reader import load_tensors
 from .streamer import WeightStreamer, place_weights
-from .units import Source, Unit, make_units, weigh
+from .units import Finish, Source, Unit, make_units, weigh
 
-__all__ = ["Source", "Unit", "WeightStreamer", "load_tensors", "make_units", "place_weights", "weigh"]
+__all__ = ["Finish", "Source", "Unit", "WeightStreamer", "load_tensors", "make_units", "place_weights", "weigh"]

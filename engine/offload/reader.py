@@ -22,7 +22,7 @@ from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
 from .pinned import HostBuffer, locked_bytes, staging_buffer
-from .units import Source, Unit
+from .units import Finish, Source, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,12 @@ class Progress:
 
 
 def load_to_device(
-    units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int, progress: Progress
+    units: Sequence[Unit],
+    source: Source,
+    device: torch.device,
+    pinned_limit_bytes: int,
+    progress: Progress,
+    finish: Finish | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """Return the tensors of units on the device, by name within the block; RAM is needed for a few pieces only."""
     if not units:
@@ -177,7 +182,11 @@ def load_to_device(
             ]
         )
     ring.finish()
-    return [unit.views(buffer) for unit, buffer in zip(units, buffers, strict=True)]
+    loaded = [unit.views(buffer) for unit, buffer in zip(units, buffers, strict=True)]
+    if finish is not None:
+        for tensors in loaded:
+            finish(tensors)
+    return loaded
 
 
 def load_to_ram(

@@ -10,7 +10,7 @@ import torch
 
 from .pinned import HostBuffer, staging_buffer
 from .reader import Fill, Reader
-from .units import Source, Unit
+from .units import Finish, Source, Unit
 
 # A drive is read faster by several threads, and memory too.
 _NUM_FILE_READERS = 4
@@ -43,21 +43,31 @@ class Mapped:
 
     moved_bytes = 0
 
-    def __init__(self, units: Sequence[Unit], source: Source) -> None:
+    def __init__(self, units: Sequence[Unit], source: Source, finish: Finish | None = None) -> None:
         self._units = units
         self._source = source
+        self._finish = finish
 
     def prefetch(self, check_interrupt: CheckInterrupt) -> None:
         pass
 
     def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
-        return {name: self._source.read(spec) for name, spec in self._units[index].specs.items()}
+        return map_unit(self._units[index], self._source, self._finish)
 
     def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
         self._source.close()
 
     def close(self) -> None:
         self._source.close()
+
+
+def map_unit(unit: Unit, source: Source, finish: Finish | None) -> dict[str, torch.Tensor]:
+    """Return a unit's tensors as they are mapped from the files; copies where they have to be finished."""
+    tensors = {name: source.read(spec) for name, spec in unit.specs.items()}
+    if finish is not None:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        finish(tensors)
+    return tensors
 
 
 class Placed:
@@ -105,6 +115,9 @@ class Home(Protocol):
     def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
         """Return a unit in RAM, ready to be copied."""
 
+    def keep(self, index: int, finished: torch.Tensor) -> bool:
+        """Queue on the current stream to keep a unit as it has become on the device; False where there is no place."""
+
     def copied(self) -> None:
         """Say that the copy of the last unit asked for is queued on the current stream."""
 
@@ -123,6 +136,10 @@ class RamHome:
 
     def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
         return self._buffers[index].tensor
+
+    def keep(self, index: int, finished: torch.Tensor) -> bool:
+        self._buffers[index].tensor[: finished.numel()].copy_(finished, non_blocking=True)
+        return True
 
     def copied(self) -> None:
         pass
@@ -163,6 +180,9 @@ class FileHome:
             self._current.index = None
             raise
         return self._current.buffer.tensor
+
+    def keep(self, index: int, finished: torch.Tensor) -> bool:
+        return False
 
     def copied(self) -> None:
         self._current.copied.record()
@@ -207,12 +227,16 @@ class Streamed:
 
     Compute stays on the current stream (see kernels/attention.py); events order copies and compute. After the
     last unit comes the first one again, for the next step.
+
+    What has to be finished is so on the stream of copies when it arrives: once, where its home keeps the result.
     """
 
-    def __init__(self, units: Sequence[Unit], home: Home, device: torch.device) -> None:
+    def __init__(self, units: Sequence[Unit], home: Home, device: torch.device, finish: Finish | None = None) -> None:
         self.moved_bytes = 0
         self._units = units
         self._home = home
+        self._finish = finish
+        self._kept: set[int] = set()
         self._device = device
         self._streams = getattr(torch, device.type)
         self._copies = self._streams.Stream()
@@ -253,9 +277,14 @@ class Streamed:
         slot.index = None
         packed = self._home.packed(index, check_interrupt)
         num_bytes = self._units[index].num_bytes
+        arrived = slot.buffer[:num_bytes]
         with self._streams.stream(self._copies):
             slot.used.wait()
-            slot.buffer[:num_bytes].copy_(packed[:num_bytes], non_blocking=True)
+            arrived.copy_(packed[:num_bytes], non_blocking=True)
+            if self._finish is not None and index not in self._kept:
+                self._finish(self._units[index].views(arrived))
+                if self._home.keep(index, arrived):
+                    self._kept.add(index)
             slot.filled.record()
             self._home.copied()
         self.moved_bytes += num_bytes

@@ -14,8 +14,8 @@ from ..interfaces import Hooks
 from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
-from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed
-from .units import Source, Unit
+from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed, map_unit
+from .units import Finish, Source, Unit
 
 
 class WeightStreamer:
@@ -60,7 +60,12 @@ class WeightStreamer:
 
 
 def place_weights(
-    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+    units: Sequence[Unit],
+    source: Source,
+    placement: Placement,
+    device: torch.device,
+    hooks: Hooks,
+    finish: Finish | None = None,
 ) -> WeightStreamer:
     """Bring a model's units to where they are to rest.
 
@@ -72,6 +77,8 @@ def place_weights(
             disk what is not resident is unmapped again after each use.
         device: the compute device.
         hooks: told of the progress, and asked whether to stop.
+        finish: what is done to units that have arrived on the device. What rests there or in RAM is finished once, with
+            no second copy of it; what comes from files, each time; on a CPU that needs copies of what is mapped.
 
     Returns:
         The streamer, to be closed in the end.
@@ -80,29 +87,39 @@ def place_weights(
         CheckpointError: a file could not be read.
     """
     bring = map_units if device.type == "cpu" else load_units
-    return WeightStreamer(bring(units, source, placement, device, hooks), device)
+    return WeightStreamer(bring(units, source, placement, device, hooks, finish), device)
 
 
 def load_units(
-    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+    units: Sequence[Unit],
+    source: Source,
+    placement: Placement,
+    device: torch.device,
+    hooks: Hooks,
+    finish: Finish | None = None,
 ) -> Residence:
     """Load units to the device and to RAM."""
     held_units, streamed = _split(units, placement)
     limit = page_lock_limit(placement.pinned_limit_bytes)
     progress = Progress(hooks, len(held_units) if placement.mode == "disk" else len(units))
-    held = load_to_device(held_units, source, device, limit, progress)
+    held = load_to_device(held_units, source, device, limit, progress, finish)
     rest: Residence | None = None
     if streamed and placement.mode == "disk":
-        rest = Streamed(streamed, FileHome(streamed, source, device, limit), device)
+        rest = Streamed(streamed, FileHome(streamed, source, device, limit), device, finish)
     elif streamed:
         buffers = load_to_ram(streamed, source, device, limit, replace(progress, done=len(held)))
-        rest = Streamed(streamed, RamHome(buffers), device)
+        rest = Streamed(streamed, RamHome(buffers), device, finish)
     progress.report(progress.total)
     return Placed(held, rest, sum(unit.num_bytes for unit in held_units))
 
 
 def map_units(
-    units: Sequence[Unit], source: Source, placement: Placement, device: torch.device, hooks: Hooks
+    units: Sequence[Unit],
+    source: Source,
+    placement: Placement,
+    device: torch.device,
+    hooks: Hooks,
+    finish: Finish | None = None,
 ) -> Residence:
     """Map units from their files; in mode disk those that are not resident are mapped anew for each use."""
     held_units, streamed = _split(units, placement) if placement.mode == "disk" else (units, ())
@@ -110,10 +127,10 @@ def map_units(
     held = []
     for number, unit in enumerate(held_units):
         progress.report(number)
-        held.append({name: source.read(spec) for name, spec in unit.specs.items()})
+        held.append(map_unit(unit, source, finish))
     source.close()
     progress.report(progress.total)
-    return Placed(held, Mapped(streamed, source) if streamed else None, 0)
+    return Placed(held, Mapped(streamed, source, finish) if streamed else None, 0)
 
 
 def _split(units: Sequence[Unit], placement: Placement) -> tuple[Sequence[Unit], Sequence[Unit]]:

@@ -19,20 +19,26 @@ import torch
 
 from .. import system
 from ..adapters.lightx2v import bootstrap
+from ..backends.choose import Wanted, choose, too_old
+from ..backends.remembered import Findings
 from ..backends.table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
     LIGHTX2V_MATMUL_BACKENDS,
     Backend,
     Machine,
+    milliseconds,
     why_not,
 )
-from ..backends.trials import find_machine
+from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
+from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedHardwareError
 
 OK, WARN, MISSING = "ok", "warn", "missing"
+# The item that tells what was measured.
+MEASURED = "Measured"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
 _CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
@@ -46,7 +52,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("q8_kernels", "q8-kernels", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "q8_kernels")),
     ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
-_OWN_ATTENTION = next(row for row in ATTENTION_BACKENDS if row.name == "triton")
+_OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -76,9 +82,10 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         *(_examine_required(name) for name in _REQUIRED_PACKAGES),
         _examine_lightx2v(machine),
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
+        *_examine_kernels(find_findings(system.compute_device())),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
-        *_examine_checkpoints(checkpoints),
+        *_examine_checkpoints(checkpoints, machine),
     ]
 
 
@@ -101,7 +108,7 @@ def as_text(items: list[Item]) -> str:
 def _examine_card(machine: Machine) -> list[Item]:
     driver = system.driver_version()
     if not torch.cuda.is_available():
-        remedy = "Use a machine with an NVIDIA card of compute capability 8.0 or higher for videos of useful size."
+        remedy = "Use a machine with an NVIDIA card of the RTX 30 series or newer for videos of useful size."
         if driver:
             remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
         card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
@@ -116,10 +123,9 @@ def _examine_card(machine: Machine) -> list[Item]:
         f"{properties.name}, {properties.total_memory / GIB:.1f} GiB ({free / GIB:.1f} free), "
         f"compute capability {properties.major}.{properties.minor}"
     )
-    is_old = machine.capability is not None and machine.capability < (8, 0)
-    remedy = "Cards before the RTX 30 series compute BF16 slowly; expect minutes a step." if is_old else ""
+    remedy = too_old(machine)
     return [
-        Item(name="Card", state=WARN if is_old else OK, found=found, remedy=remedy),
+        Item(name="Card", state=MISSING if remedy else OK, found=found, remedy=remedy),
         Item(name="Driver", state=OK, found=driver or "version unknown"),
     ]
 
@@ -195,9 +201,24 @@ def _why_not_needed(row: Backend, machine: Machine) -> str:
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": ""}
     with_triton = replace(machine, packages=packages, problems=problems)
-    if row in ATTENTION_BACKENDS and why_not(_OWN_ATTENTION, with_triton, "bf16") is None:
+    if row in ATTENTION_BACKENDS and any(why_not(own, with_triton, "bf16") is None for own in _OWN_ATTENTION):
         return "the pack's own attention runs on this card"
     return ""
+
+
+def _examine_kernels(findings: Findings | None) -> list[Item]:
+    """Look at what was measured and what ended the process of its trial run; nothing where nothing is kept."""
+    if findings is None:
+        return []
+    measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
+    found = "; ".join(measured) or "not measured yet; the first run with attention auto does it"
+    items = [Item(name=MEASURED, state=OK, found=found)]
+    died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
+    if died:
+        remedy = "Update the driver, torch and the package; new versions are tried by themselves."
+        found = f"not used, as they ended the process of their trial run: {'; '.join(died)}"
+        items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
+    return items
 
 
 def _examine_ram() -> Item:
@@ -218,10 +239,14 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     return Item(name="Disk", state=WARN if remedy else OK, found=f"{free / GIB:.0f} GiB free for models", remedy=remedy)
 
 
-def _examine_checkpoints(checkpoints: Mapping[str, Path]) -> list[Item]:
+def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine) -> list[Item]:
     if not checkpoints:
         return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=_DOWNLOAD)]
-    return [_examine_checkpoint(name, checkpoints[name]) for name in checkpoints if not _has_parts(name, checkpoints)]
+    return [
+        _examine_checkpoint(name, checkpoints[name], machine)
+        for name in checkpoints
+        if not _has_parts(name, checkpoints)
+    ]
 
 
 def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
@@ -229,28 +254,39 @@ def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
     return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
 
 
-def _examine_checkpoint(name: str, path: Path) -> Item:
+def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
     try:
         checkpoint = resolve_checkpoint(path)
     except CheckpointError as error:
         return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
-    found = _describe(checkpoint)
+    found = _describe(checkpoint, machine)
     if checkpoint.missing:
         return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
     return Item(name=name, state=OK, found=found)
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
         size = checkpoint.transformer.num_bytes / GIB
-        parts.append(f"transformer {layout.precision}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        numbers = _numbers(layout, machine)
+        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:
         parts.append(f"VAE {checkpoint.vae.name}")
     return "; ".join(parts) or "no part of it"
+
+
+def _numbers(layout: TransformerFormat, machine: Machine) -> str:
+    """Return what the file has and what this machine computes with it in."""
+    sizes = layout.architecture
+    try:
+        wanted = Wanted(precision=layout.precision, dim=sizes.dim, ffn_dim=sizes.ffn_dim)
+        return choose(machine, wanted).numbers
+    except UnsupportedHardwareError:
+        return layout.precision
 
 
 def _version(package: str) -> str | None:

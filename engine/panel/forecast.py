@@ -59,7 +59,7 @@ class Forecast:
     sentence: str
     """Whether it fits, or what is wrong and what to do."""
     detected: str = ""
-    """Precision, blocks and size of the transformer."""
+    """Precision of the file and, where it is another one, of the compute; blocks and size of the transformer."""
     engine: str = ""
     attention: str = ""
     matmul: str = ""
@@ -78,7 +78,7 @@ class Forecast:
     """Sampling and decoding; None when nothing is known about this card."""
     step_seconds: float | None = None
     basis: str = "unknown"
-    """measured | scaled | estimate | unknown, see panel/speed.py."""
+    """measured | scaled | kernels | estimate | unknown, see panel/speed.py."""
     tokens: int = 0
     is_absent: bool = False
     """No such model is there."""
@@ -118,7 +118,7 @@ def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
             card=_card(system.compute_device()),
             architecture=handle.files.format.architecture,
             engine=details["engine"],
-            precision=details["precision"],
+            compute=details["compute"],
             attention=details["attention"],
             matmul=details["matmul"],
             ops=details["ops"],
@@ -147,7 +147,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.precision}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
@@ -158,15 +158,22 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         plan = handle.room(host).plan_run(sizes)
     except NothingFitsError as error:
         return replace(answer, ok=False, sentence=str(error))
+    # The plan's: they may be others where memory is short.
+    backends, tokens = plan.backends, question.clip.tokens
+    answer = replace(answer, attention=backends.attention.name, matmul=backends.matmul.name, reasons=backends.reasons)
+    parts = speed.Parts(
+        tokens=tokens, attention=backends.attention_seconds(tokens), linears=backends.linear_seconds(tokens)
+    )
     setup = speed.Setup(
         card=_card(host.device),
         architecture=architecture,
         engine=backends.engine,
-        precision=backends.precision,
+        compute=backends.inputs,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
         ops=backends.blocks.name,
         offload=plan.placement.mode,
+        parts=parts if backends.measured else None,
     )
     is_tiled = plan.decode.tile is not None
     duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)

@@ -22,6 +22,7 @@ from ..checkpoints.tae import FRAMES_PER_LATENT
 from ..checkpoints.weights import open_weights
 from ..errors import CheckpointError
 from ..interfaces import Hooks
+from ..kernels.vae_ops import VaeOps
 from ..latent_space import denormalize, normalize
 from . import tae
 from .vae_decoder import WanDecoder, decoder_shapes
@@ -96,11 +97,12 @@ class WanVideoDecoder(_Part):
         check_decoder(self._files)
         # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
         with torch.inference_mode(False):
-            layout, tensors = self._files.format, self._read(_DECODER, hooks)
+            layout = self._files.format
             if isinstance(layout, VaeFormat):
-                self._network = _WanDecoding(tensors, layout, self._device)
+                operations = confirm_vae_ops(self._device, hooks)
+                self._network = _WanDecoding(self._read(_DECODER, hooks), layout, operations)
             else:
-                tensors = {name: tae.trim(layout, name, tensor) for name, tensor in tensors.items()}
+                tensors = {name: tae.trim(layout, name, each) for name, each in self._read(_DECODER, hooks).items()}
                 self._network = _TaeDecoding(tensors, is_normalized=not self._is_lighttae)
 
     def unload(self) -> None:
@@ -142,11 +144,12 @@ class WanVideoEncoder(_Part):
             return
         check_encoder(self._files)
         with torch.inference_mode(False):
-            layout, tensors = self._files.format, self._read(_ENCODER, hooks)
+            layout = self._files.format
             if isinstance(layout, VaeFormat):
-                self._network = _WanEncoding(tensors, layout, self._device)
+                operations = confirm_vae_ops(self._device, hooks)
+                self._network = _WanEncoding(self._read(_ENCODER, hooks), layout, operations)
             else:
-                self._network = _TaeEncoding(tensors, is_normalized=not self._is_lighttae)
+                self._network = _TaeEncoding(self._read(_ENCODER, hooks), is_normalized=not self._is_lighttae)
 
     def unload(self) -> None:
         self._network = None
@@ -205,8 +208,8 @@ def _prefix_of(files: VaeFiles) -> str:
 class _WanDecoding:
     """Latents and frames of Wan2.1's decoder in the engine's conventions."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, device: torch.device) -> None:
-        self._decoder = WanDecoder(tensors, sizes, confirm_vae_ops(device))
+    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, operations: VaeOps) -> None:
+        self._decoder = WanDecoder(tensors, sizes, operations)
 
     def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
         features = []
@@ -241,8 +244,8 @@ class _TaeDecoding:
 class _WanEncoding:
     """Frames and latents of Wan2.1's encoder in the engine's conventions."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, device: torch.device) -> None:
-        self._encoder = WanEncoder(tensors, sizes, confirm_vae_ops(device))
+    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, operations: VaeOps) -> None:
+        self._encoder = WanEncoder(tensors, sizes, operations)
 
     def encode(self, frames: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         return self._encoder.encode(frame.float().mul(2).sub_(1).to(dtype) for frame in frames)

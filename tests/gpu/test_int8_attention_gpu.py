@@ -28,6 +28,7 @@ from lightx2v_pack.engine.kernels import (  # noqa: E402
     attention_int8_triton,
     ops_torch,
 )
+from lightx2v_pack.engine.kernels.attention import IN_PLACE  # noqa: E402
 from lightx2v_pack.engine.kernels.attention_inputs import SAMPLE_ROWS, SAMPLE_STRIDE  # noqa: E402
 from lightx2v_pack.engine.kernels.attention_int8_inputs import KEYS_A_SCALE  # noqa: E402
 from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
@@ -215,7 +216,7 @@ def test_in_place_and_with_little_memory():
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    out = attention_int8_triton.self_attention(*parts, norms, EPS, rotary)
+    out = IN_PLACE["triton_int8"](*parts, norms, EPS, rotary)
     assert out.data_ptr() == parts[2].data_ptr() and torch.equal(out, wanted)
     assert torch.cuda.max_memory_allocated() - before < 1.2 * out.numel()
 
@@ -229,7 +230,7 @@ def test_a_new_number_of_rows_compiles_nothing():
 
     def counts(tokens):
         *parts, norms, rotary = problem(tokens, 2)
-        attention_int8_triton.self_attention(*parts, norms, EPS, rotary)
+        IN_PLACE["triton_int8"](*parts, norms, EPS, rotary)
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
 
     before = counts(160)

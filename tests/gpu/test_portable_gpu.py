@@ -18,6 +18,7 @@ from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels.matmul import MATMULS
+from lightx2v_pack.engine.kernels.requantize import requantize
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.system import compute_device
@@ -25,6 +26,7 @@ from support.attention import ATTENTIONS, attention_or_skip
 from support.checkpoints import distilled
 from support.contract_of_a_transformer import GpuContract
 from support.engine import CPU, conditioning_of, open_transformer
+from support.slow_gpu import SHORT_SLEEP, delay_copies, sleep_before_units
 from support.tensors import normal, quantized, relative_error
 
 pytestmark = pytest.mark.gpu
@@ -84,7 +86,7 @@ def test_matmul_agrees_with_float64(name, dtype, tolerance, n, k, rows):
 def test_auto_uses_the_eight_bit_kernels_of_this_card(caplog):
     with caplog.at_level(logging.INFO):
         assert chosen_for("int8").matmul.name == "int_mm"
-        assert chosen_for("fp8").matmul.name == ("scaled_mm" if CAPABILITY >= (8, 9) else "dequantize")
+        assert chosen_for("fp8").matmul.name == ("scaled_mm" if CAPABILITY >= (8, 9) else "int_mm")
     for precision in ("int8", "fp8"):
         assert len([line for line in caplog.messages if f": {precision} matmul: " in line]) == 1
 
@@ -94,7 +96,10 @@ def test_temporaries_stay_small(scheme, dtype):
     """A 14B feed-forward on 32,760 tokens: int32 or fp32 copies of it would be 1.7 GiB each."""
     rows, n, k = 32_760, 13_824, 512
     weight, scale, bias = quantized_layer(dtype, n, k)
-    kernel = MATMULS[chosen_for(scheme).matmul.name]
+    chosen = chosen_for(scheme)
+    kernel = MATMULS[chosen.matmul.name]
+    if chosen.requantizes:
+        weight = requantize(weight, scale)
     x = torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
     out_bytes = rows * n * 2
     torch.cuda.reset_peak_memory_stats()
@@ -106,7 +111,7 @@ def test_temporaries_stay_small(scheme, dtype):
 # Attention back ends
 
 
-EIGHT_BIT = ("sage_attn2", "sage_triton", "triton")
+EIGHT_BIT = ("sage_attn2", "sage_triton", "triton", "triton_int8")
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -138,16 +143,17 @@ def test_auto_logs_one_line(caplog):
 # The transformer
 
 
-def make(precision, mode="none", device=DEVICE, **settings):
+def make(precision, mode="none", device=DEVICE, resident_blocks=0, matmul=None, **settings):
     files = resolve_transformer(distilled(precision, SIZES))
-    transformer = open_transformer(files, EngineSettings(**settings), Placement(mode=mode), device)
+    placement = Placement(mode=mode, resident_blocks=resident_blocks)
+    transformer = open_transformer(files, EngineSettings(**settings), placement, device, matmul=matmul)
     transformer.load(Hooks())
     return transformer
 
 
-def flow_of(transformer):
+def flow_of(transformer, hooks=None):
     latents = normal(*SHAPE, seed=4).to(transformer.device)
-    return transformer.predict_flow(latents, 937.5, CONDITIONING, Hooks()).cpu()
+    return transformer.predict_flow(latents, 937.5, CONDITIONING, hooks or Hooks()).cpu()
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +183,40 @@ def test_fused_kernels_agree_with_plain_torch(precision):
     assert fused.describe()["ops"] == "triton"
     assert plain.describe()["ops"] == "torch"
     assert relative_error(flow_of(fused), flow_of(plain)) < 0.02
+
+
+@pytest.mark.parametrize("matmul", ["int_triton", "int_mm"])
+@pytest.mark.parametrize("slow", ["nothing", "compute", "copies"])
+def test_an_fp8_file_is_requantized_to_the_same_bits_in_every_mode(matmul, slow, monkeypatch):
+    """As on a card without FP8; the second pass finds in RAM what the first has made of it."""
+    compile = "on" if matmul == "int_triton" else "off"
+    if matmul == "int_triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    resident = make("fp8", matmul=matmul, compile=compile)
+    expected, facts = flow_of(resident), resident.describe()
+    assert (facts["precision"], facts["compute"]) == ("fp8", "int8")
+    hooks = Hooks(check_interrupt=sleep_before_units(SHORT_SLEEP)) if slow == "compute" else Hooks()
+    if slow == "copies":
+        delay_copies(monkeypatch, SHORT_SLEEP)
+    for mode, resident_blocks in (("block", 0), ("block", 3), ("phase", 0), ("disk", 0), ("disk", 2)):
+        transformer = make("fp8", mode, resident_blocks=resident_blocks, matmul=matmul, compile=compile)
+        for _ in range(3):
+            assert torch.equal(flow_of(transformer, hooks), expected), (mode, resident_blocks)
+        transformer.unload()
+
+
+@pytest.mark.parametrize("matmul", ["int_triton", "int_mm"])
+def test_requantizing_costs_little_beside_fp8_itself(matmul):
+    """Error of the flow to BF16's: an FP8 file's in INT8 next to its own, in BF16, and to an INT8 file's."""
+    compile = "on" if matmul == "int_triton" else "off"
+    if matmul == "int_triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    exact = flow_of(make("bf16", compile=compile))
+    fp8, int8, both = (
+        relative_error(flow_of(make(precision, matmul=name, compile=compile)), exact)
+        for precision, name in (("fp8", "dequantize"), ("int8", matmul), ("fp8", matmul))
+    )
+    assert both < 1.25 * max(fp8, int8)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])

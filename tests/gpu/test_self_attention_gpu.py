@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightx2v_pack.engine.backends import trials
 from lightx2v_pack.engine.backends.choose import Wanted
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, why_not
 from lightx2v_pack.engine.kernels import attention, ops_torch
 from lightx2v_pack.engine.kernels.attention import KERNELS, Normed
 from lightx2v_pack.engine.kernels.ops import Rotary
@@ -14,13 +15,13 @@ from support.tensors import relative_error
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
-if torch.cuda.get_device_capability() not in ((8, 9), (9, 0)):
-    pytest.skip("attention on 8-bit inputs is for compute capability 8.9 and 9.0", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed")
 
 DEVICE = torch.device("cuda")
 EPS = 1e-6
-BACKEND = pytest.mark.parametrize("name", ["triton", "sage_attn2"])
+ROWS = {row.name: row for row in ATTENTION_BACKENDS if row.in_place_on}
+BACKEND = pytest.mark.parametrize("name", ROWS)
+OWN = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.package == "triton"])
 
 
 def normal(*shape, seed=0):
@@ -36,11 +37,17 @@ def problem(tokens, heads):
     return q, k, v, (weights[0], weights[1]), EPS, Rotary(angles.cos(), angles.sin())
 
 
+def skip_without(name):
+    machine = trials.find_machine(torch.device("cuda", torch.cuda.current_device()))
+    problem = why_not(ROWS[name], machine, "bf16")
+    if problem:
+        pytest.skip(f"{name} {problem}")
+    return machine
+
+
 def in_place(name):
-    if name == "sage_attn2":
-        pytest.importorskip("sageattention", reason="SageAttention is not installed")
-        if torch.cuda.get_device_capability() != (9, 0):
-            pytest.skip("this way of SageAttention is for compute capability 9.0")
+    if skip_without(name).capability not in ROWS[name].in_place_on:
+        pytest.skip(f"{name} is not prepared in place on this card")
     chosen = trials.confirm(Wanted(precision="bf16", dim=512, ffn_dim=512, attention=name), DEVICE)
     assert chosen.as_facts()["attention_in_place"]
     kernels = build_kernels(chosen)
@@ -98,17 +105,21 @@ def test_scores_close_together(name, tokens):
     assert relative_error(in_place(name)(q, k, v, small, eps, rotary), wanted) < 0.06
 
 
-def test_on_copies_close_to_fp32_too():
+@OWN
+def test_on_copies_close_to_fp32_too(name):
+    skip_without(name)
     q, k, v, norms, eps, rotary = problem(1000, 4)
     wanted = Normed(ops_torch, wide_sdpa)(q.clone(), k.clone(), v.clone(), norms, eps, rotary)
     before = v.clone()
-    assert relative_error(Normed(ops_torch, KERNELS["triton"])(q, k, v, norms, eps, rotary), wanted) < 0.06
+    assert relative_error(Normed(ops_torch, KERNELS[name])(q, k, v, norms, eps, rotary), wanted) < 0.06
     assert torch.equal(v, before)
 
 
-def test_every_clip_of_a_batch_on_copies():
+@OWN
+def test_every_clip_of_a_batch_on_copies(name):
+    skip_without(name)
     q, k, v = (torch.stack([normal(200, 2, 128, seed=seed + 10 * clip) for clip in range(2)]) for seed in range(3))
-    assert relative_error(KERNELS["triton"](q, k, v), wide_sdpa(q, k, v)) < 0.06
+    assert relative_error(KERNELS[name](q, k, v), wide_sdpa(q, k, v)) < 0.06
 
 
 @BACKEND

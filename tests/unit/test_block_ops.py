@@ -316,7 +316,7 @@ def test_auto_without_a_gpu_is_plain_torch_and_says_why(caplog):
     assert message == "LightX2V: blocks: torch (not triton: there is no CUDA device)."
 
 
-@pytest.mark.parametrize(("precision", "number"), [("bf16", 2), ("fp8", 3)])
+@pytest.mark.parametrize(("precision", "number"), [("bf16", 2), ("fp8", 4)])
 def test_every_choice_is_logged_once(precision, number, caplog):
     with caplog.at_level(logging.INFO):
         chosen = trials.confirm(Wanted(precision=precision, dim=256, ffn_dim=512), CPU)
@@ -436,10 +436,12 @@ def test_sage_prepares_its_inputs_itself_where_our_preparation_fails(kernel, rea
 @pytest.mark.parametrize(
     ("capability", "packages", "names"),
     [
-        ((9, 0), SAGE, {"sage_attn2", "triton"}),
-        ((8, 9), SAGE, {"triton"}),
+        ((9, 0), SAGE, {"sage_attn2", "triton", "triton_int8"}),
+        ((8, 9), SAGE, {"triton", "triton_int8"}),
+        ((12, 0), SAGE, {"triton", "triton_int8"}),
+        ((10, 0), SAGE, set()),
         ((9, 0), {"sageattention": "2.2.0"}, set()),
-        ((8, 0), SAGE, set()),
+        ((8, 0), SAGE, {"triton_int8"}),
         (None, {}, set()),
     ],
 )

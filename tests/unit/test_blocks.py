@@ -412,6 +412,7 @@ def test_a_cpu_computes_in_bf16_with_plain_operations(precision, matmul_name):
     assert chosen.as_facts() == {
         "engine": "portable",
         "precision": precision,
+        "compute": "bf16",
         "attention": "sdpa",
         "attention_in_place": False,
         "matmul": matmul_name,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightx2v_pack.engine.backends import trial_inputs, trials
-from lightx2v_pack.engine.backends.choose import ATTENTION, BLOCKS, IN_PLACE, Wanted, choose
+from lightx2v_pack.engine.backends.choose import ATTENTION, BLOCKS, IN_PLACE, OLDEST, Wanted, choose
 from lightx2v_pack.engine.backends.table import (
     ATTENTION_BACKENDS,
     ATTENTION_CHOICES,
@@ -18,8 +18,8 @@ from lightx2v_pack.engine.backends.table import (
     why_not,
 )
 from lightx2v_pack.engine.constants import PRECISIONS
-from lightx2v_pack.engine.errors import LightX2VError
-from lightx2v_pack.engine.kernels import ops_torch
+from lightx2v_pack.engine.errors import LightX2VError, UnsupportedHardwareError
+from lightx2v_pack.engine.kernels import implementations, ops_torch
 from lightx2v_pack.engine.kernels.attention import IN_PLACE as IN_PLACE_KERNELS
 from lightx2v_pack.engine.kernels.attention import KERNELS, SelfAttention
 from lightx2v_pack.engine.kernels.matmul import ACTIVATION_DTYPES, MATMULS
@@ -30,7 +30,7 @@ from support.pretended_machine import pretend_machine
 
 CPU = torch.device("cpu")
 EIGHT_BIT = ("fp8", "int8")
-CAPABILITIES = (None, (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+CAPABILITIES = (None, (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1))
 PACKAGES = sorted({*trials.OPTIONAL_PACKAGES, *trials.LIGHTX2V_PACKAGES})
 VERSIONS = ("", "0.9", "1.0.6", "2.2.0", "3.6.0")
 SIZES = (40, 256, 1536, 5120, 8960, 13_824, 20)
@@ -70,7 +70,7 @@ def random_case(seed):
         dim=generator.choice(SIZES),
         ffn_dim=generator.choice(SIZES),
         engine=engine,
-        attention=generator.choice((*ATTENTION_CHOICES, *["auto"] * 6)),
+        attention=generator.choice((*ATTENTION_CHOICES, *["auto"] * 9)),
         fused_kernels="auto" if engine == "lightx2v" else generator.choice(("auto", "auto", "on", "off")),
     )
     packages = {name: generator.choice(VERSIONS) for name in some(generator, PACKAGES)}
@@ -183,7 +183,8 @@ def test_what_is_chosen_runs_there_and_is_the_best_that_does(seeds):
         machine, wanted, _ = random_case(seed)
         found = outcome(choose, machine, wanted)
         if isinstance(found, tuple):
-            assert wanted.attention != "auto" or wanted.fused_kernels == "on", f"{seed}: auto always finds something"
+            is_old = machine.capability is not None and machine.capability < OLDEST
+            assert is_old or wanted.attention != "auto" or wanted.fused_kernels == "on", f"{seed}: auto always finds"
             continue
         check_settings(found, machine, wanted)
         choices = [(found.attention, "bf16", ATTENTION_BACKENDS)]
@@ -204,7 +205,7 @@ def better(choice, machine, dtype, table):
     """Return the rows that go before what was chosen."""
 
     def key(row):
-        return machine.capability in row.best_on, row.rank
+        return row.ranks.get(machine.capability, row.rank)
 
     return [row for row in table if dtype in row.dtypes and key(row) > key(choice.backend)]
 
@@ -212,7 +213,7 @@ def better(choice, machine, dtype, table):
 def is_ruled_out(row, found, wanted, choice):
     """Say whether the settings or the sizes leave no place for a row."""
     if choice.task == ATTENTION:
-        return wanted.attention != "auto" or (row.name == "triton" and not found.is_fused)
+        return wanted.attention != "auto" or (row.package == "triton" and not found.is_fused)
     if choice.task == BLOCKS:
         return wanted.fused_kernels == "off"
     is_unfit = bool(wanted.dim % row.multiple or wanted.ffn_dim % row.multiple)
@@ -233,7 +234,15 @@ def check_settings(found, machine, wanted):
     assert found.attention_bytes == (row.in_place_bytes if found.is_in_place else row.bytes) > 0
     if not found.is_fused:
         assert wanted.engine == "lightx2v" or found.matmul.backend.package != "triton"
-        assert wanted.attention == "triton" or found.attention.name != "triton"
+        assert wanted.attention != "auto" or found.attention.backend.package != "triton"
+    assert found.requantizes == (wanted.precision == "fp8" and found.matmul.backend.inputs == "int8")
+    has_fp8 = machine.capability is not None and machine.capability >= (8, 9)
+    if wanted.engine == "portable" and wanted.precision == "fp8" and not has_fp8:
+        assert found.inputs in ("int8", "bf16")
+    assert found.as_facts()["compute"] == found.inputs
+    both = f"{found.precision} file, {found.inputs} compute"
+    assert found.numbers == (found.precision if found.inputs == found.precision else both)
+    assert any(reason.startswith(both) for reason in found.reasons) == (found.inputs != found.precision)
     multiple = found.matmul.backend.multiple
     assert wanted.dim % multiple == wanted.ffn_dim % multiple == 0
 
@@ -277,7 +286,8 @@ def test_every_matmul_row_has_its_function_and_quantizes_as_the_table_says():
     dtypes = {None: None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
     for row in MATMUL_BACKENDS:
         assert ACTIVATION_DTYPES.get(row.name) == dtypes[row.inputs], row.name
-        assert row.inputs is None or row.dtypes == {row.inputs}, row.name
+        assert row.inputs is None or row.inputs in row.dtypes, row.name
+        assert {"fp8": {"fp8"}, "int8": {"fp8", "int8"}, None: {"fp8", "int8"}}[row.inputs] == row.dtypes, row.name
 
 
 def test_no_trial_of_one_engine_counts_for_the_other():
@@ -313,6 +323,14 @@ def test_what_is_chosen_by_name_is_what_is_built(name, precision):
     assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantized]
 
 
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
+@pytest.mark.parametrize("settings", [{}, {"attention": "sdpa"}, {"engine": "lightx2v"}, {"fused_kernels": "off"}])
+def test_a_card_whose_attention_would_hold_all_scores_is_refused(capability, settings):
+    machine = Machine(capability=capability, torch="2.13.0", packages={"triton": "3.6.0", "sageattention": "2.2.0"})
+    with pytest.raises(UnsupportedHardwareError, match=r"RTX 30 or newer is needed.*80 GiB.*Use another card.*--cpu"):
+        choose(machine, Wanted(precision="int8", dim=5120, ffn_dim=13824, **settings))
+
+
 WINDOWS = {"system": "win32", "torch": "2.13.0"}
 
 
@@ -326,14 +344,40 @@ WINDOWS = {"system": "win32", "torch": "2.13.0"}
         ((12, 0), WINDOWS, {"triton": "3.4.0"}, "scaled_mm_tensor"),
         ((8, 9), {"system": "linux", "torch": "2.6.0"}, {"triton": "3.2.0"}, "fp8_triton"),
         ((12, 0), {"system": "linux", "torch": "2.7.1"}, {}, "scaled_mm_tensor"),
-        ((8, 6), WINDOWS, {"triton": "3.6.0"}, "dequantize"),
+        ((8, 6), WINDOWS, {"triton": "3.6.0"}, "int_triton"),
+        ((8, 0), {"system": "linux", "torch": "2.13.0"}, {"triton": "3.6.0"}, "int_triton"),
+        ((8, 6), WINDOWS, {}, "int_mm"),
     ],
 )
-def test_every_card_with_fp8_multiplies_in_fp8_on_every_system(capability, facts, packages, name):
+def test_an_fp8_file_is_multiplied_in_8_bits_on_every_card_and_system(capability, facts, packages, name):
     machine = Machine(capability=capability, packages=packages, **facts)
     chosen = choose(machine, Wanted(precision="fp8", dim=5120, ffn_dim=13824))
     assert chosen.matmul.name == name
     assert name == "scaled_mm" or "scaled_mm" in chosen.matmul.passed_over
+    assert chosen.requantizes == name.startswith("int")
+
+
+def test_a_card_whose_fp8_fails_its_trials_takes_int8():
+    failed = {("fp8 matmul", row): "its trial run failed" for row in MATMUL_BACKENDS if row.inputs == "fp8"}
+    machine = Machine(capability=(8, 9), packages={"triton": "3.6.0"}, failed_trials=failed)
+    chosen = choose(machine, Wanted(precision="fp8", dim=5120, ffn_dim=13824))
+    assert (chosen.matmul.name, chosen.numbers) == ("int_triton", "fp8 file, int8 compute")
+
+
+@pytest.mark.parametrize("name", [row.name for row in MATMUL_BACKENDS if "fp8" in row.dtypes])
+def test_a_trial_of_fp8_weights_multiplies_what_the_run_would(name, monkeypatch):
+    """Requantized where the back end multiplies INT8: the trial finds it where that is wrong."""
+    if "triton" in name:
+        pytest.skip("needs Triton")
+    try:
+        found = trial_inputs.multiply("fp8", name, CPU).float()
+    except RuntimeError as error:
+        pytest.skip(f"this torch has no {name} on the CPU: {error}")
+    wanted = trial_inputs.multiply("fp8", "dequantize", CPU).float()
+    assert (found - wanted).norm() / wanted.norm() < 0.05
+    monkeypatch.setattr(implementations, "load_requantize", lambda _: lambda weight, scale: weight.view(torch.int8))
+    changed = trial_inputs.multiply("fp8", name, CPU).float()
+    assert torch.equal(changed, found) == (not name.startswith("int"))
 
 
 def test_a_compiler_that_ends_the_process_is_never_tried():

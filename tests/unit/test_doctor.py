@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+import torch
+from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
@@ -38,7 +40,7 @@ def test_the_command_lists_checkpoints_and_what_is_missing_from_each(models):
     done = run("--models-dir", models, "--json")
     items = {item["name"]: item for item in json.loads(done.stdout)}
     assert items["whole/distill_int8"]["state"] == "ok"
-    assert "transformer int8, 2 blocks" in items["whole/distill_int8"]["found"]
+    assert "transformer int8 file, bf16 compute, 2 blocks" in items["whole/distill_int8"]["found"]
     assert "whole" not in items
     assert items["no text encoder"]["state"] == "missing"
     assert "The text encoder is missing" in items["no text encoder"]["remedy"]
@@ -80,8 +82,9 @@ def speed_item(label, installed=None, **facts):
     ("label", "facts", "state", "found"),
     [
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
-        ("SageAttention", {"capability": (8, 6)}, "warn", "not installed; this card would be faster with it"),
-        ("SageAttention", {"capability": (12, 0)}, "warn", "not installed; this card would be faster with it"),
+        ("SageAttention", {"capability": (8, 6)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (12, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (10, 0)}, "warn", "not installed; this card would be faster with it"),
         ("SageAttention", {"capability": (8, 9)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
@@ -106,7 +109,7 @@ def test_optional_packages_count_only_where_the_card_uses_them(label, facts, sta
 
 @pytest.mark.parametrize(
     ("name", "capability", "state"),
-    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "warn")],
+    [("NVIDIA GeForce RTX 4090", (8, 9), "ok"), ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "missing")],
 )
 def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     pretend_card(monkeypatch, name, capability, 24, 22.5)
@@ -118,6 +121,18 @@ def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     assert items["LightX2V"].state == "ok" and "only engine lightx2v needs it" in items["LightX2V"].found
 
 
+def test_a_checkpoint_says_what_this_card_computes_it_in(monkeypatch, tmp_path):
+    repository = checkpoints.repository()
+    files = {name: repository / f"distill_{name}" for name in ("fp8", "int8")}
+    found = {}
+    for capability in ((8, 6), (8, 9), (7, 5)):
+        pretend_card(monkeypatch, "a card", capability, 24, 22.5)
+        items = {item.name: item.found for item in doctor.examine(files, tmp_path)}
+        found[capability] = [items[name].partition(", 2 blocks")[0] for name in files]
+    assert found[8, 6] == ["transformer fp8 file, int8 compute", "transformer int8"]
+    assert found[8, 9] == found[7, 5] == ["transformer fp8", "transformer int8"]
+
+
 def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):
     pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5)
     monkeypatch.setattr(doctor, "_find_package", lambda *_: None)
@@ -125,3 +140,26 @@ def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):
     assert items["Triton"].state == "warn" and items["Triton"].remedy.startswith("pip install triton")
     assert items["SageAttention"].state == "ok"
     assert items["SageAttention"].found == "not installed; not needed: the pack's own attention runs on this card"
+
+
+def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
+    pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5, packages={"triton": "3.6.0"})
+
+    def examine():
+        return {item.name: item for item in doctor.examine({}, tmp_path)}
+
+    assert "Measured" not in examine()
+    remembered.keep_in(tmp_path / "kernels.jsonl")
+    item = examine()["Measured"]
+    assert item.state == "ok" and item.found.startswith("not measured yet")
+    device = torch.device("cuda", 0)
+    combination = trials.combination_of(trials.find_machine(device), device)
+    notes = remembered.notes()
+    notes.add_times(combination, "32768 tokens, 40 heads of 128, in triton blocks", {"triton": 0.0757, "sdpa": 0.0604})
+    notes.add_times("another card", "32768 tokens", {"other": 1.0})
+    assert examine()["Measured"].found == ("32768 tokens, 40 heads of 128, in triton blocks: sdpa 60.4 ms, triton 75.7")
+    assert "Kernels" not in examine()
+    notes.add_trial(combination, "attention: triton", "SIGABRT: LLVM ERROR: Cannot select")
+    item = examine()["Kernels"]
+    assert item.state == "warn" and "attention: triton (SIGABRT: LLVM ERROR: Cannot select)" in item.found
+    assert item.remedy.startswith("Update the driver")

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.backends.choose import Wanted, choose
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, Machine, why_not
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.panel import speed
 from lightx2v_pack.engine.panel.speed import History, Setup
@@ -20,7 +21,7 @@ def setup(card=H200, precision="fp8", attention="sage_attn2", matmul=None, ops="
         card=card,
         architecture=WAN_14B,
         engine="lightx2v" if ops == "lightx2v" else "portable",
-        precision=precision,
+        compute="bf16" if matmul == "dequantize" else precision,
         attention=attention,
         matmul=matmul or {"fp8": "scaled_mm", "int8": "int_mm", "bf16": "bf16"}[precision],
         ops=ops,
@@ -49,6 +50,25 @@ def setup(card=H200, precision="fp8", attention="sage_attn2", matmul=None, ops="
 )
 def test_an_h200_is_predicted_within_a_tenth_of_what_was_measured(what, tokens, measured):
     assert speed.step_seconds(what, tokens) == pytest.approx(measured, rel=0.1)
+
+
+GEFORCE = [name for name in speed.CARDS if name.startswith("RTX ") and name[4:6] in ("30", "40", "50")]
+CAPABILITY = {"30": (8, 6), "40": (8, 9), "50": (12, 0)}
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+@pytest.mark.parametrize("packages", [{}, {"triton": "3.6.0"}, {"sageattention": "2.2.0"}], ids=str)
+def test_no_attention_that_runs_has_a_shorter_estimate_than_the_one_that_auto_takes(system, packages):
+    """On GeForce cards, none of which was measured, auto follows the same figures that users are shown."""
+    for name in GEFORCE:
+        machine = Machine(capability=CAPABILITY[name[4:6]], system=system, torch="2.11.0", packages=packages)
+        chosen = choose(machine, Wanted(precision="int8", dim=5120, ffn_dim=13824)).attention.name
+        runs = [row.name for row in ATTENTION_BACKENDS if why_not(row, machine, "bf16") is None]
+        of = {
+            each: speed.step_seconds(replace(setup(name, "int8", attention=each), system=system), TOKENS_480P)
+            for each in runs
+        }
+        assert of[chosen] == min(of.values()), name
 
 
 def test_every_attention_back_end_has_an_estimate():

@@ -133,6 +133,9 @@ class Fake:
     def load(self, *_):
         pass
 
+    def use_loras(self, *_):
+        pass
+
     def unload(self):
         pass
 

@@ -1,7 +1,7 @@
 """Where kernels are not offered: versions of Triton and torch, cards and systems."""
 
 import pytest
-from lightx2v_pack.engine.backends.versions import KERNELS, REFUSALS, why_refused
+from lightx2v_pack.engine.backends.versions import KERNELS, REFUSALS, find_refusal, why_refused
 
 NEW = {"torch": "2.11.0+cu130", "triton": "3.6.0"}
 TRITON = [name for name, kernel in KERNELS.items() if kernel.needs_triton]
@@ -51,6 +51,13 @@ def test_an_attention_whose_registers_lie_in_memory_is_not_offered(kernel, capab
     assert "registers" in refused(kernel, capability, triton=f"{major}.{int(minor) - 1}.1")
     assert refused(kernel, capability, triton=f"{first}.0") is None
     assert refused(kernel, (8, 9), triton="3.2.0") is None
+
+
+@pytest.mark.parametrize("kernel", ["attention_fp8", "attention_int8"])
+@pytest.mark.parametrize("capability", [(10, 0), (10, 3), (11, 0)])
+def test_an_attention_that_was_never_compiled_for_a_card_is_not_offered_there(kernel, capability):
+    assert "not compiled" in refused(kernel, capability)
+    assert "not compiled" in find_refusal(kernel, capability, {}, "linux")
 
 
 def test_windows_has_the_form_with_one_scale_alone():

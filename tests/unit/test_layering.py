@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     "engine/constants.py", "engine/errors.py", "engine/system.py", "engine/shapes.py", "engine/latent_space.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
-    "engine/interfaces.py", "engine/kernels", "engine/backends", "engine/memory", "engine/offload", "engine/wan",
+    "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/kernels", "engine/backends",
+    "engine/memory", "engine/offload", "engine/lora", "engine/wan",
     "engine/umt5", "engine/stages", "engine/prompting", "engine/report.py", "engine/report_table.py",
-    "engine/adapters/lightx2v", "engine/engines.py", "engine/handles.py", "engine/pipeline.py", "engine/adapters/hub",
-    "engine/adapters/comfy", "engine/panel", "nodes",
+    "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/handles.py",
+    "engine/kernel_choice.py", "engine/pipeline.py", "engine/adapters/hub", "engine/adapters/comfy", "engine/panel",
+    "nodes",
 )  # fmt: skip
 # The one place of the pack that imports a foreign package; None: tests and tools only. (ruff could ban them too, but it
 # takes a relative import of a pack that lies in a folder called `lightx2v` for an import of LightX2V.)
@@ -55,10 +57,13 @@ STDLIB_ONLY = (
     ),
     "engine/adapters/comfy/host_flags.py",
     "engine/backends/choose.py",
+    "engine/backends/remembered.py",
     "engine/backends/table.py",
     "engine/backends/versions.py",
     "engine/constants.py",
     "engine/errors.py",
+    "engine/lora/keys.py",
+    "engine/lora/report.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",

@@ -2,9 +2,10 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
-from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, MATMUL_BACKENDS, Choice
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import NothingFitsError
 from lightx2v_pack.engine.memory.clip import Clip
@@ -180,11 +181,25 @@ def test_lightx2vs_own_compute_is_planned_by_what_it_allocates(precision, alloca
 
 def test_dequantized_weights_compute_like_bf16():
     """The input of a linear is BF16 then, and one widened linear lies beside it."""
-    ampere = sizes("fp8", capability=(8, 6))
-    assert ampere.backends.matmul.name == "dequantize" and ampere.backends.attention.name == "sage_attn2"
-    bf16, widened = activations(sizes("bf16")), activations(ampere)
+    eight_bit = sizes("fp8")
+    row = next(row for row in MATMUL_BACKENDS if row.name == "dequantize")
+    dequantized = replace(eight_bit.backends, matmul=Choice(task="fp8 matmul", backend=row))
+    bf16, widened = activations(sizes("bf16")), activations(replace(eight_bit, backends=dequantized))
     assert widened - bf16 == 5120 * 13824 * 2
-    assert widened - activations(sizes("fp8")) > 32_760 * 5120
+    assert widened - activations(eight_bit) > 32_760 * 5120
+
+
+def test_an_fp8_file_on_a_card_without_fp8_takes_what_an_int8_file_takes():
+    fp8, int8 = (sizes(precision, capability=(8, 6), fused_kernels="auto") for precision in ("fp8", "int8"))
+    assert fp8.backends.requantizes and fp8.backends.matmul.name == int8.backends.matmul.name == "int_triton"
+    assert activations(fp8) == activations(int8)
+    assert plan_run(fp8, budget(7.2), Wish()).needs == plan_run(int8, budget(7.2), Wish()).needs
+
+
+def test_in_plain_torch_requantizing_takes_a_few_chunks():
+    fp8, int8 = (sizes(precision, capability=(8, 6), fused_kernels="off") for precision in ("fp8", "int8"))
+    assert fp8.backends.requantizes and fp8.backends.matmul.name == "int_mm"
+    assert activations(fp8) - activations(int8) == 48 * 2**20
 
 
 def test_attention_in_place_saves_the_copies():
@@ -199,7 +214,11 @@ def test_attention_in_place_saves_the_copies():
 def test_every_attention_back_end_has_its_bytes():
     assert all(row.bytes > 0 for row in ATTENTION_BACKENDS)
     in_place = {row.name for row in ATTENTION_BACKENDS if row.in_place_on}
-    assert in_place == {"sage_attn2", "triton"} == {row.name for row in ATTENTION_BACKENDS if row.in_place_bytes > 0}
+    assert (
+        in_place
+        == {"sage_attn2", "triton", "triton_int8"}
+        == {row.name for row in ATTENTION_BACKENDS if row.in_place_bytes > 0}
+    )
 
 
 NAMED = ("none", "block", "phase", "disk")

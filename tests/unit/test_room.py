@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightx2v_pack.engine import handles, pipeline
 from lightx2v_pack.engine.backends import trials
-from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.backends.choose import ATTENTION
+from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, Machine
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks, Host
@@ -131,15 +132,16 @@ def test_a_decode_claims_its_weights_and_its_work_only_where_that_helps(full_siz
 
 
 @pytest.fixture
-def turing(monkeypatch):
+def ampere(monkeypatch):
     """A machine on which INT8 is multiplied by torch._int_mm, until that fails: the CPU, taken for a card that has it.
 
     The tiny checkpoint is planned for as the published one.
     """
 
     def find_machine(device):
-        failed = {(task, row): problem for (task, row, _), problem in trials._outcomes.items() if problem}
-        return Machine(capability=(7, 5), failed_trials=failed)
+        failed = {(ATTENTION, row): "is not for CPUs" for row in ATTENTION_BACKENDS if row.name == "sdpa_cudnn"}
+        failed |= {(task, row): problem for (task, row, _), problem in trials._outcomes.items() if problem}
+        return Machine(capability=(8, 0), failed_trials=failed)
 
     for module in (handles, trials):
         monkeypatch.setattr(module, "find_machine", find_machine)
@@ -169,27 +171,27 @@ def give(monkeypatch, vram):
     monkeypatch.setattr(room, "find_budget", lambda *_, **__: budget)
 
 
-def test_a_trial_run_that_says_no_leads_to_a_plan_for_what_runs(turing, monkeypatch, caplog):
+def test_a_trial_run_that_says_no_leads_to_a_plan_for_what_runs(ampere, monkeypatch, caplog):
     """And to weights where that plan wants them, with the kernels that it was made for."""
     give(monkeypatch, 100 * GIB)
-    planned = turing.sizes_now(CLIP, CPU)
+    planned = ampere.sizes_now(CLIP, CPU)
     assert planned.backends.matmul.name == "int_mm"
-    needed = turing.room(Host(device=CPU)).plan_run(planned).needs["sample"].vram
+    needed = ampere.room(Host(device=CPU)).plan_run(planned).needs["sample"].vram
     # With a margin of 3 % there is room for all weights beside INT8 activations, but not beside BF16 ones.
     give(monkeypatch, int(needed * 1.031))
-    assert turing.room(Host(device=CPU)).plan_run(planned).placement.mode == "none"
+    assert ampere.room(Host(device=CPU)).plan_run(planned).placement.mode == "none"
 
     def broken(*_):
         raise RuntimeError("no kernel image is available for execution on the device")
 
     monkeypatch.setitem(matmul.MATMULS, "int_mm", broken)
     with caplog.at_level(logging.INFO):
-        samples, stages = sample(turing)
+        samples, stages = sample(ampere)
     assert samples.isfinite().all()
     details = stages["sample"]["details"]
     assert details["matmul"] == "dequantize" and details["offload"] == details["plan"]["mode"] == "block"
-    expected = turing.room(Host(device=CPU)).plan_run(turing.sizes_now(CLIP, CPU))
-    assert expected.backends.matmul.name == "dequantize" and turing.is_loaded_as(expected)
+    expected = ampere.room(Host(device=CPU)).plan_run(ampere.sizes_now(CLIP, CPU))
+    assert expected.backends.matmul.name == "dequantize" and ampere.is_loaded_as(expected)
     assert details["plan"] == expected.as_data()
     assert stages["sample"]["predicted_vram_bytes"] == expected.needs["sample"].vram
     assert stages["load_transformer"]["predicted_vram_bytes"] == expected.needs["load_transformer"].vram
@@ -197,18 +199,18 @@ def test_a_trial_run_that_says_no_leads_to_a_plan_for_what_runs(turing, monkeypa
     assert len(plans) == 2 and "plan: resident" in plans[0] and plans[1] == f"LightX2V: {expected}."
     assert any("int8 matmul: not int_mm: its trial run failed" in record.getMessage() for record in caplog.records)
     # The next run knows.
-    engine = turing.owner.engine
+    engine = ampere.owner.engine
     caplog.clear()
-    again, _ = sample(turing)
-    assert torch.equal(again, samples) and turing.owner.engine is engine
+    again, _ = sample(ampere)
+    assert torch.equal(again, samples) and ampere.owner.engine is engine
     assert not any("trial run failed (" in record.getMessage() for record in caplog.records)
 
 
-def test_a_trial_run_that_says_yes_leaves_the_plan(turing, monkeypatch, caplog):
+def test_a_trial_run_that_says_yes_leaves_the_plan(ampere, monkeypatch, caplog):
     give(monkeypatch, 100 * GIB)
-    expected = turing.room(Host(device=CPU)).plan_run(turing.sizes_now(CLIP, CPU))
+    expected = ampere.room(Host(device=CPU)).plan_run(ampere.sizes_now(CLIP, CPU))
     with caplog.at_level(logging.INFO):
-        _, stages = sample(turing)
+        _, stages = sample(ampere)
     details = stages["sample"]["details"]
     assert details["matmul"] == "int_mm" and details["plan"] == expected.as_data()
     assert sum("LightX2V: plan: " in record.getMessage() for record in caplog.records) == 1

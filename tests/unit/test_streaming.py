@@ -99,9 +99,9 @@ def opened(monkeypatch):
 def bring(opened):
     """bring(files, mode, resident_blocks) -> a conveyor whose units go through memory as on a GPU."""
 
-    def load_units(files, mode, resident_blocks=0, hooks=None, **placement):
+    def load_units(files, mode, resident_blocks=0, hooks=None, finish=None, **placement):
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
-        residence = conveyor.load_units(files.units(mode), files, place, CPU, hooks or Hooks())
+        residence = conveyor.load_units(files.units(mode), files, place, CPU, hooks or Hooks(), finish)
         opened.append(WeightStreamer(residence, CPU))
         return opened[-1]
 
@@ -120,6 +120,28 @@ def check_pass(conveyor, files, mode="block", during=lambda index: None):
                 assert torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8)), (index, name)
             seen += len(tensors)
     assert seen == len(files.expected)
+
+
+class Finish:
+    """Changes a weight in 8 bits of each block and its scale, and counts how often it does."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, tensors):
+        if "self_attn.q.weight" not in tensors:  # another phase
+            return
+        self.calls += 1
+        tensors["self_attn.q.weight"].view(torch.int8).bitwise_xor_(1)
+        tensors["self_attn.q.weight_scale"].mul_(2)
+
+    def expect(self, files):
+        """Let the files' tensors be expected finished."""
+        for name, tensor in files.expected.items():
+            if name.endswith("q.weight"):
+                tensor.view(torch.int8).bitwise_xor_(1)
+            elif name.endswith("q.weight_scale"):
+                tensor.mul_(2)
 
 
 def wait_for(condition):
@@ -198,6 +220,65 @@ def test_tensors_outside_of_blocks_come_by_their_names(files, monkeypatch):
     (found,) = reader.load_to_device([unit], files, CPU, 0, reader.Progress(Hooks(), 1))
     assert set(found) == set(files.expected)
     assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in files.expected.items())
+
+
+# What arrives is finished
+
+
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_units_are_finished_once_where_they_rest_in_memory_and_each_time_they_are_read(
+    bring, files, mode, resident_blocks
+):
+    finish = Finish()
+    finish.expect(files)
+    conveyor = bring(files, mode, resident_blocks, finish=finish)
+    for _ in range(PASSES):
+        check_pass(conveyor, files, mode)
+    num_streamed = 0 if mode == "none" else max(files.num_layers - resident_blocks, 0)
+    # Two buffers hold one or two units for good. After the last unit the first one is on its way again.
+    arrivals = PASSES * num_streamed + 1 if num_streamed > 2 else num_streamed
+    held = files.num_layers - num_streamed
+    assert finish.calls == held + (arrivals if mode == "disk" else num_streamed)
+
+
+@pytest.mark.parametrize("mode", ["none", "block", "disk"])
+def test_on_a_cpu_copies_are_finished_and_the_files_stay_as_they_are(opened, files, mode):
+    finish, units = Finish(), files.units()
+    stored = [path.read_bytes() for path in files.paths]
+    finish.expect(files)
+    opened.append(place_weights(units, files, Placement(mode=mode), CPU, Hooks(), finish))
+    for _ in range(PASSES):
+        check_pass(opened[0], files)
+    assert [path.read_bytes() for path in files.paths] == stored
+
+
+def test_what_is_finished_takes_no_second_place(bring, files, host_buffers):
+    conveyor = bring(files, "block", finish=Finish())
+    before = [buffer.tensor.data_ptr() for buffer in host_buffers()]
+    Finish().expect(files)
+    check_pass(conveyor, files)
+    assert [buffer.tensor.data_ptr() for buffer in host_buffers()] == before and len(before) == files.num_layers
+    held = [unit.views(buffer.tensor) for unit, buffer in zip(files.units(), host_buffers(), strict=True)]
+    for index, unit in enumerate(held):
+        expected = files.expected[f"blocks.{index}.self_attn.q.weight"]
+        assert torch.equal(unit["self_attn.q.weight"].view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("mode", ["block", "disk"])
+def test_a_unit_that_could_not_be_finished_is_brought_again(bring, files, mode):
+    finish, failures = Finish(), [True, False]
+
+    def fail_once(tensors):
+        if failures and failures.pop(0):
+            raise ZeroDivisionError
+        finish(tensors)
+
+    finish.expect(files)
+    conveyor = bring(files, mode, finish=fail_once)
+    with pytest.raises(ZeroDivisionError):
+        check_pass(conveyor, files)
+    for _ in range(PASSES):
+        check_pass(conveyor, files)
 
 
 # Streaming

@@ -71,6 +71,25 @@ def test_what_must_be_changed_has_no_place():
     assert places["blocks.0.ffn.0.weight_scale"] is None  # one number for all channels
 
 
+@pytest.mark.parametrize("layout", ["file", "folder", "comfy"])
+def test_fp8_may_come_with_its_bytes_as_int8(layout):
+    """What requantizes them in place wants them so; nothing else changes, and the files are read as before."""
+    plain = open_checkpoint(layout)
+    other = TransformerCheckpoint(resolve_transformer(LAYOUTS[layout]()), eight_bit=torch.int8)
+    weights = 0
+    for spec, wanted in zip(other.specs, plain.specs, strict=True):
+        assert other.location(spec) == plain.location(wanted)
+        found, stored = other.read(spec), plain.read(wanted)
+        assert torch.equal(found.view(torch.uint8), stored.view(torch.uint8)) and found.shape == stored.shape
+        part = other.read(spec, slice(3, 10))
+        if wanted.dtype == torch.float8_e4m3fn:
+            weights += 1
+            assert spec.dtype == found.dtype == part.dtype == torch.int8
+        else:
+            assert spec.dtype == wanted.dtype
+    assert weights == 20
+
+
 def test_names_may_be_kept_in_float32():
     dtypes = {spec.name: spec.dtype for spec in open_checkpoint("bf16", float32=r"modulation$").specs}
     assert dtypes["blocks.1.modulation"] == dtypes["head.modulation"] == torch.float32

@@ -335,7 +335,7 @@ def report_row(tensor: torch.Tensor) -> Row:
         "reserved_gib": report["peak_vram_reserved_bytes"] / pack.GIB,
         "plan": f"{plan['mode']}, {plan['resident_blocks']} of {plan['num_blocks']}; {decode}",
         "planned_ram_gib": {stage: need["ram_bytes"] / pack.GIB for stage, need in plan["needs"].items()},
-        **{key: details[key] for key in ("engine", "attention", "matmul", "ops", "offload")},
+        **{key: details[key] for key in ("engine", "compute", "attention", "matmul", "ops", "offload")},
     }
 
 

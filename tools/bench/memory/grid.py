@@ -91,10 +91,8 @@ def sample(handle: pack.TransformerHandle, shape: tuple[int, ...], base_ram: int
     stages = ("sample",) if row["plan"].startswith(f"{placed};") else ("load_transformer", "sample")
     planned_ram = max(row["planned_ram_gib"][stage] for stage in stages)
     layout = handle.files.format
-    facts = {key: row[key] for key in ("engine", "attention", "matmul", "ops", "offload")}
-    setup = pack.Setup(
-        card=bench.machine["card"], architecture=layout.architecture, precision=layout.precision, **facts
-    )
+    facts = {key: row[key] for key in ("engine", "compute", "attention", "matmul", "ops", "offload")}
+    setup = pack.Setup(card=bench.machine["card"], architecture=layout.architecture, **facts)
     return {
         **row,
         "tokens": tokens,
