@@ -4,7 +4,5 @@ from ._api import io
 
 # TextEncoderHandle: a UMT5 file and its tokenizer.
 TextEncoder = io.Custom("LIGHTX2V_TEXT_ENCODER")
-# VaeHandle: a Wan VAE file and how to decode with it.
-Vae = io.Custom("LIGHTX2V_VAE")
 # OffloadSettings: where weights rest while they are not needed.
 Offload = io.Custom("LIGHTX2V_OFFLOAD")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine import pipeline
-from ..engine.adapters.comfy import formats, host, progress
+from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy.host import find_host
 from ..engine.errors import check_choice
 from ..engine.settings import TEXT_DEVICES
 from . import sockets
@@ -59,5 +60,5 @@ class LightX2VTextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder: Any, text: str, device: str) -> io.NodeOutput:
         hooks = progress.build_hooks(node_id_of(cls))
-        rows = pipeline.encode_text(text_encoder, text, device=device, hooks=hooks, host=host.find_host())
+        rows = pipeline.encode_text(text_encoder, text, device=device, hooks=hooks, host=find_host())
         return io.NodeOutput(formats.make_conditioning(rows))

@@ -53,7 +53,7 @@ def slow_graph(transformer: str, width: int = 192, height: int = 192, num_frames
         conditioning=(text, 0, "CONDITIONING"),
         latent=(size, 0, "LATENT"),
     )
-    decode = add("LightX2VDecode", [780, 500], ["auto"], vae=(vae, 0, "LIGHTX2V_VAE"), latent=(sampler, 0, "LATENT"))
+    decode = add("LightX2VDecode", [780, 500], ["auto"], vae=(vae, 0, "VAE"), latent=(sampler, 0, "LATENT"))
     add("LightX2VReport", [1180, 0], [], image=(decode, 0, "IMAGE"))
     graph = {
         "last_node_id": len(nodes),

@@ -348,7 +348,8 @@ def test_fingerprints_follow_every_file_of_the_checkpoint(host, models_dir):
 def test_offload_settings_reach_the_handles(run, repository):
     (offload,) = run("LightX2VOffload", mode="disk", vram_budget_gib=2.0, pinned_ram_limit_gib=1.0, vae_tiling="on")
     transformer, _, vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", offload=offload, **LOADER)
-    assert transformer.model.lightx2v_handle.offload is offload and vae.offload is offload and offload.mode == "disk"
+    handles = (transformer.model.lightx2v_handle, vae.lightx2v_handle)
+    assert all(handle.offload is offload for handle in handles) and offload.mode == "disk"
 
 
 def test_unloading_between_runs_changes_nothing(run, loaded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +55,13 @@ def is_plain(conditioning: Any) -> bool:
     return len(conditioning) == 1 and not any(conditioning[0][1].get(key) is not None for key in _SAMPLER_KEYS)
 
 
-def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+def latent_samples(
+    latent: dict[str, Any], problem_of: Callable[[Sequence[int]], str | None] = latent_problem
+) -> torch.Tensor:
     """Return the samples [B, 16, T, h, w] of a LATENT.
+
+    Args:
+        problem_of: says what is wrong with their shape.
 
     Raises:
         ValueError: the latent is not that of a Wan2.1 video.
@@ -66,7 +72,7 @@ def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
             "The latent holds several tensors (video with audio, of another model); expected one of shape "
             "[batch, 16, frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
         )
-    problem = latent_problem(samples.shape)
+    problem = problem_of(samples.shape)
     if problem:
         raise ValueError(problem)
     tensor: torch.Tensor = samples
