@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from .. import system
 from ..constants import GIB
-from ..interfaces import Hooks
+from ..interfaces import Conditioning, Hooks, Transformer
 from .plan import MemoryPlan
 
 logger = logging.getLogger(__name__)
@@ -20,53 +18,47 @@ logger = logging.getLogger(__name__)
 # A step that takes so many times as long as it should, while less VRAM is free than this: every plan leaves more.
 _SLOW, _FULL_BYTES = 3.0, 300 * 2**20
 
-# The fastest step of this process, by kernels, placement and tokens.
+# The fastest pass of this process, by kernels, placement and tokens.
 _fastest: dict[Any, float] = {}
 
 
 class StepWatch:
-    """Looks at the seconds of every step of a sampling, and at the free VRAM where one is slow."""
+    """Looks at the seconds of every pass of a transformer, and at the free VRAM where one is slow."""
 
     def __init__(self, plan: MemoryPlan, tokens: int, device: torch.device) -> None:
-        """Args: plan: that the steps follow; tokens: of a clip; device: that computes."""
+        """Args: plan: that is followed; tokens: of a clip; device: that computes."""
         self.warnings: list[str] = []
         """In words; also logged."""
         self._key = (plan.backends.names, plan.placement, tokens)
         self._device = device
-        self._watches = device.type == "cuda" and system.lends_ram_to_gpu()
         attention, linears = plan.backends.attention_seconds(tokens), plan.backends.linear_seconds(tokens)
         # Other things come on top of both, but not twice as much.
         self._kernels = (attention + linears) * plan.num_blocks if attention and linears else None
+        # The first pass of all compiles.
         self._is_warm = self._key in _fastest
 
-    def hooks(self, hooks: Hooks) -> Hooks:
-        """Return hooks through which the watch sees the steps."""
-        return replace(hooks, on_step=self._timed(hooks.on_step))
+    def watched(self, transformer: Transformer) -> Transformer:
+        """Return the transformer, whose passes are looked at where the system pages."""
+        if self._device.type != "cuda" or not system.lends_ram_to_gpu():
+            return transformer
+        return cast(Transformer, _Watched(transformer, self))
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the report gains."""
         return {"warnings": self.warnings} if self.warnings else {}
 
-    def _timed(self, on_step: Callable[[int, int, torch.Tensor], None]) -> Callable[[int, int, torch.Tensor], None]:
-        last = time.perf_counter()
+    def look(self, begun: float) -> None:
+        """Look at a pass that began then, on the clock of `time.perf_counter`."""
+        torch.cuda.synchronize(self._device)
+        if self._is_warm:
+            self._look(time.perf_counter() - begun)
+        self._is_warm = True
 
-        def timed(step: int, steps: int, clean: torch.Tensor) -> None:
-            nonlocal last
-            seconds = time.perf_counter() - last
-            # The first step of all compiles.
-            if self._is_warm:
-                self._look(step, seconds)
-            self._is_warm = True
-            on_step(step, steps, clean)
-            last = time.perf_counter()
-
-        return timed
-
-    def _look(self, step: int, seconds: float) -> None:
+    def _look(self, seconds: float) -> None:
         known = [each for each in (_fastest.get(self._key), self._kernels) if each]
         _fastest[self._key] = min(seconds, _fastest.get(self._key, seconds))
-        if not self._watches or self.warnings or not known or seconds < _SLOW * min(known):
+        if self.warnings or not known or seconds < _SLOW * min(known):
             return
         free, _ = torch.cuda.mem_get_info(self._device)
         if free >= _FULL_BYTES:
@@ -74,9 +66,28 @@ class StepWatch:
         held = torch.cuda.memory_reserved(self._device) / GIB
         self.warnings.append(
             f"Close other programs that use the GPU; else set vram_budget_gib of 'LightX2V Offload' to "
-            f"{max(held - 1, 1):.0f}, or start ComfyUI with --reserve-vram 2: step {step} took {seconds:.0f} s where "
+            f"{max(held - 1, 1):.0f}, or start ComfyUI with --reserve-vram 2: a step took {seconds:.0f} s where "
             f"{min(known):.1f} s are to be expected, and {free / GIB:.1f} GiB of VRAM are free, so that Windows puts "
             "VRAM into RAM. With 'CUDA - Sysmem Fallback Policy' on 'Prefer No Sysmem Fallback' in the NVIDIA "
             "Control Panel such a run ends in a lack of memory instead, and is tried again with less."
         )
         logger.warning("LightX2V: %s", self.warnings[-1])
+
+
+class _Watched:
+    """A transformer, and a look at each of its passes."""
+
+    def __init__(self, transformer: Transformer, watch: StepWatch) -> None:
+        self._transformer = transformer
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+    ) -> torch.Tensor:
+        begun = time.perf_counter()
+        flow = self._transformer.predict_flow(latents, timestep, conditioning, hooks)
+        self._watch.look(begun)
+        return flow

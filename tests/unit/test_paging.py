@@ -29,6 +29,7 @@ class Run:
         pretend_card(monkeypatch, "NVIDIA GeForce RTX 4060", (8, 9), 8, 0.1)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: int(6.9 * GIB))
         monkeypatch.setattr(paging, "time", SimpleNamespace(perf_counter=lambda: self._now))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
         monkeypatch.setattr(paging, "_fastest", {})
         monkeypatch.setattr(system, "sys", SimpleNamespace(platform="win32"))
         self.tokens = CLIP.tokens
@@ -55,12 +56,20 @@ class Run:
 
     def steps(self, *seconds):
         """Return the warnings of a run with steps of so many seconds."""
-        watch, told = StepWatch(self.plan, self.tokens, CARD), []
-        hooks = watch.hooks(Hooks(on_step=lambda *given: told.append(given)))
-        for step, each in enumerate(seconds, 1):
-            self._now += each
-            hooks.on_step(step, len(seconds), torch.zeros(1))
-        assert len(told) == len(seconds)
+        watch, left = StepWatch(self.plan, self.tokens, CARD), list(seconds)
+
+        def predict_flow(latents, timestep, conditioning, hooks):
+            self._now += left.pop(0)
+            return latents
+
+        transformer = watch.watched(SimpleNamespace(predict_flow=predict_flow, moved_bytes=7))
+        assert transformer.moved_bytes == 7
+        for _ in seconds:
+            latents = torch.zeros(1)
+            assert transformer.predict_flow(latents, 1000.0, None, Hooks()) is latents
+            # What lies between the steps is no step.
+            self._now += 1000
+        assert watch.facts == ({"warnings": watch.warnings} if watch.warnings else {})
         return watch.warnings
 
 
@@ -73,19 +82,19 @@ def test_a_step_that_is_several_times_slower_on_a_full_card_is_named_once(run, c
     with caplog.at_level(logging.WARNING):
         (warning,) = run.steps(12, 9, 9.2, 41, 44)
     assert warning.startswith("Close other programs") and "vram_budget_gib of 'LightX2V Offload' to 6" in warning
-    assert "step 4 took 41 s where 9.0 s are to be expected, and 0.1 GiB of VRAM are free" in warning
+    assert "a step took 41 s where 9.0 s are to be expected, and 0.1 GiB of VRAM are free" in warning
     assert caplog.messages == [f"LightX2V: {warning}"]
 
 
 def test_what_an_earlier_run_took_is_known(run):
     assert not run.steps(30, 9, 9)
-    assert "step 1 took 40 s where 9.0 s" in run.steps(40)[0]
+    assert "a step took 40 s where 9.0 s" in run.steps(40)[0]
 
 
 def test_what_was_measured_of_the_kernels_is_known_in_the_first_run(run):
     assert not run.steps(60, 50, 50)
     run.measured(attention=5.0, linears=3.0)
-    assert "step 1 took 60 s where 8.0 s" in run.steps(60, 50)[0]
+    assert "a step took 60 s where 8.0 s" in run.steps(60, 50)[0]
 
 
 def test_the_first_step_of_all_compiles(run):
@@ -111,7 +120,7 @@ def test_another_size_is_not_compared_with(run):
     assert not run.steps(12, 3, 3)
     run.tokens *= 4
     assert not run.steps(48, 48, 48)
-    assert "step 1 took 150 s where 48.0 s" in run.steps(150)[0]
+    assert "a step took 150 s where 48.0 s" in run.steps(150)[0]
 
 
 def test_steps_that_vary_are_nothing(run):
