@@ -44,14 +44,14 @@ def launches_for(v: torch.Tensor, unit: str) -> list[slice]:
     """Return the heads of each launch of an attention with values v [N, H, D] here: all at once but for Windows."""
     tokens, heads, head_dim = v.shape
     most = heads
-    if sys.platform == "win32" and v.device.type == "cuda" and _has_display(v.device):
+    if sys.platform == "win32" and v.device.type == "cuda" and has_display(v.device):
         processors = torch.cuda.get_device_properties(v.device).multi_processor_count
         most = heads_a_launch(tokens, head_dim, unit, processors)
     return split_heads(heads, most)
 
 
 @functools.cache
-def _has_display(device: torch.device) -> bool:
-    """Say whether a card is one that Windows watches: not those for data centres, which are many times as fast too."""
+def has_display(device: torch.device) -> bool:
+    """Say whether Windows watches a card for its display: not those for data centres, which are faster too."""
     major, minor = torch.cuda.get_device_capability(device)
     return (major, minor) != (8, 0) and major not in (9, 10)

@@ -68,12 +68,12 @@ def test_launches_are_split_on_windows_only_and_only_for_display_cards(monkeypat
 
     def count(system, unit):
         monkeypatch.setattr(launches, "sys", type("System", (), {"platform": system}))
-        launches._has_display.cache_clear()
+        launches.has_display.cache_clear()
         return len(launches.launches_for(Values(), unit))
 
     assert count("linux", "bf16") == 1
     assert count("win32", "bf16") == 40 and count("win32", "int8") == 6
     for capability[0] in ((8, 0), (9, 0), (10, 0)):
         assert count("win32", "bf16") == 1
-    launches._has_display.cache_clear()
+    launches.has_display.cache_clear()
     assert len(launches.launches_for(torch.zeros(8, 3, 128), "bf16")) == 1
