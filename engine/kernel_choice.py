@@ -44,9 +44,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds that may be spent on attention and on linears, compilation apart.
 _ATTENTION_LIMIT, _LINEAR_LIMIT = 2.2, 0.6
-# Seconds that one call may take, and operations of a multiprocessor in a second, of GeForce cards and times more of cards
-# for data centres. So much is timed that a last, half-filled round of programs, and what a kernel does once, no longer
-# decide: with a tenth of it on an H200 the pack's own kernels seemed up to 20 % slower than they are.
+# Seconds that one call may take, and operations of a multiprocessor in a second, of GeForce cards and times more of
+# cards for data centres. So much is timed that a last, half-filled round of programs, and what a kernel does once, no
+# longer decide: with a fifth of it on an H200 the pack's own kernels seemed up to 20 % slower than they are.
 _ATTENTION_CALL, _LINEAR_CALL = 0.1, 0.05
 _OPERATIONS, _MORE = 0.8e12, 5
 # Rows of a program, and heads that the kernels which prepare q and k take at a time.
