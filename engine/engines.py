@@ -9,7 +9,7 @@ from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .errors import MissingDependencyError, UnsupportedHardwareError
-from .interfaces import Transformer, VideoDecoder
+from .interfaces import Hooks, Transformer, VideoDecoder
 from .memory.placement import Placement
 from .umt5.encoder import Umt5Encoder
 
@@ -36,20 +36,38 @@ def choose_engine(wanted: str, device: torch.device) -> str:
     return wanted
 
 
-def confirm(wanted: Wanted, device: torch.device) -> Backends:
+def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) -> Backends:
     """Choose kernels and prove that they work here; see backends/trials.py.
 
     Raises:
         LightX2VError: the engine is LightX2V's, and another version of it is installed.
     """
-    if wanted.engine != "lightx2v":
-        return trials.confirm(wanted, device)
+    multiply = lightx2v_multiply() if wanted.engine == "lightx2v" else None
+    return trials.confirm(wanted, device, hooks=hooks, lightx2v_matmul=multiply)
+
+
+def work(backends: Backends, device: torch.device, hooks: Hooks) -> bool:
+    """Say whether kernels that were chosen work here; see backends/trials.py.
+
+    Raises:
+        LightX2VError: the engine is LightX2V's, and another version of it is installed.
+    """
+    multiply = lightx2v_multiply() if backends.engine == "lightx2v" else None
+    return trials.work(backends, device, hooks, multiply)
+
+
+def lightx2v_multiply() -> trials.Multiply:
+    """Import LightX2V, and return what multiplies with its ops for a trial run.
+
+    Raises:
+        LightX2VError: another version of it is installed.
+    """
     from .adapters.lightx2v import bootstrap
 
     bootstrap.import_lightx2v()
     from .adapters.lightx2v import ops
 
-    return trials.confirm(wanted, device, lightx2v_matmul=ops.multiply)
+    return ops.multiply
 
 
 def build_transformer(

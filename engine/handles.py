@@ -10,6 +10,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,8 +76,8 @@ class TransformerHandle(_Handle):
         """Return the memory that a run on the host can have."""
         return Room(host, self.offload, self.owner)
 
-    def wanted(self, device: torch.device) -> Wanted:
-        """Return what decides the kernels.
+    def wanted(self, device: torch.device, clip: Clip | None = None) -> Wanted:
+        """Return what decides the kernels, of a clip where it is known.
 
         Raises:
             MissingDependencyError, UnsupportedHardwareError: the engine that was chosen cannot run here.
@@ -89,6 +90,8 @@ class TransformerHandle(_Handle):
             engine=engines.choose_engine(self.settings.engine, device),
             attention=self.settings.attention,
             fused_kernels=self.settings.compile,
+            num_heads=architecture.num_heads,
+            tokens=clip.tokens if clip else 0,
         )
 
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
@@ -98,8 +101,11 @@ class TransformerHandle(_Handle):
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:
-        """Return the same with the kernels that this machine will run, as far as trial runs have told yet."""
-        return self.sizes(clip, choose(find_machine(device), self.wanted(device)))
+        """Return the same with the kernels that this machine will run, by what is known of it yet."""
+        machine, wanted = find_machine(device), self.wanted(device, clip)
+        backends, unmeasured = choose(machine, wanted), choose(replace(machine, measured={}), wanted)
+        is_leaner = unmeasured.attention_bytes < backends.attention_bytes
+        return replace(self.sizes(clip, backends), leaner=unmeasured if is_leaner else None)
 
     def is_loaded_as(self, plan: MemoryPlan) -> bool:
         """Say whether the weights are where the plan wants them, for its kernels."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import engines, shapes
+from . import shapes
 from .checkpoints.companions import VaeFiles, resolve_text_encoder, resolve_vae
 from .checkpoints.files import find_tokenizer, resolve_checkpoint, resolve_transformer
 from .checkpoints.header import read_header
@@ -22,6 +22,7 @@ from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer
+from .kernel_choice import settle
 from .latent_space import denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
@@ -282,7 +283,7 @@ def _load_transformer(
 ) -> tuple[Transformer, MemoryPlan, StageRecord]:
     """Return the loaded transformer, the plan that holds, and the record of the stage.
 
-    The kernels that were planned are tried first. Where one does not work here, the plan is made again without it.
+    The kernels that were planned are tried first, and measured where that was not done yet; see kernel_choice.py.
     """
     if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
         unload_others(handle.owner)
@@ -290,13 +291,8 @@ def _load_transformer(
         handle.unload()  # What is loaded otherwise is not of this stage.
     held_before = held()
     with measure("load_transformer", device) as loading:
+        plan = settle(handle, plan, clip, room, device, hooks)
         loading.expect(plan.needs["load_transformer"], held_before)
-        if not handle.is_loaded_as(plan):
-            backends = engines.confirm(plan.backends.wanted, device)
-            if backends.names != plan.backends.names:
-                plan = room.plan_run(handle.sizes(clip, backends), assume_evicted=False)
-                logger.info("LightX2V: %s.", plan)
-                loading.expect(plan.needs["load_transformer"], held_before)
         transformer = handle.load(plan, device, hooks)
     return transformer, plan, loading
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .backends.table import milliseconds
 from .constants import GIB
 
 STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
@@ -43,6 +44,8 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(name, _value(details, name)) for name in _SAMPLING_FACTS if name in details]
     if "plan" in details:
         rows.append(("plan", details["plan"]["line"].replace("plan: ", "")))
+    for problem, seconds in details.get("measured", {}).items():
+        rows.append((f"measured here, {problem}", milliseconds(seconds)))
     steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
     if steps:
         rows.append(("seconds per step", ", ".join(f"{seconds:.2f}" for seconds in steps)))

@@ -1,7 +1,7 @@
 // The doctor: a sidebar tab with what this machine has and lacks, each with a remedy to copy.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, copyButton, element, fetchJson, muted } from "./api.js";
+import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads } from "./downloads.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
@@ -31,6 +31,17 @@ function asMarkdown(items) {
     return ["| | state | found | remedy |", "|---|---|---|---|", ...rows].join("\n");
 }
 
+function measureButton(list, bar) {
+    return button("Measure again", "Forget what was found out about kernels: the next run tries and times them", async () => {
+        try {
+            await postJson("measure_again", {});
+            await fill(list, bar);
+        } catch (error) {
+            list.prepend(`${error.message}`);
+        }
+    });
+}
+
 async function fill(list, bar) {
     list.replaceChildren(muted("Looking ..."));
     bar.replaceChildren();
@@ -42,6 +53,7 @@ async function fill(list, bar) {
         list.replaceChildren(...(hasNone ? [downloads, ...rows] : [...rows, downloads]));
         bar.replaceChildren(
             button("Look again", "Read everything anew", () => fill(list, bar)),
+            ...(items.some((item) => item.name === "Measured") ? [measureButton(list, bar)] : []),
             copyButton("Copy as Markdown", () => asMarkdown(items)),
             copyButton("Copy as JSON", () => JSON.stringify(items, null, 2)),
         );

@@ -8,7 +8,7 @@ import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
 const DELAY_MS = 80;
 const ENGINE_NAMES = { lightx2v: "LightX2V", portable: "portable engine" };
-const BASES = { measured: "measured", scaled: "scaled from your last run", estimate: "estimate" };
+const BASES = { measured: "measured", scaled: "scaled from your last run", estimate: "estimate", kernels: "from kernels measured here" };
 
 // Node -> {content, asked}: the panel to fill and the question it answers.
 const lines = new Map();

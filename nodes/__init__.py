@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..engine.adapters.comfy import paths
+from ..engine.backends import remembered
 from ..engine.panel import editor
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
@@ -37,5 +38,6 @@ class LightX2VExtension(ComfyExtension):
 async def comfy_entrypoint() -> LightX2VExtension:
     """Called by ComfyUI when it loads the pack."""
     paths.register_folder()
+    remembered.keep_in(paths.notes_file())
     editor.register_routes()
     return LightX2VExtension()

@@ -22,11 +22,19 @@ pytest.register_assert_rewrite("support")
 
 @pytest.fixture(autouse=True)
 def every_test_starts_with_the_gpu():
-    """A ComfyUI with --cpu, which a test ran, told the engine not to use it."""
+    """A ComfyUI with --cpu, which a test ran, told the engine not to use it; any told it where to keep notes."""
+    forget_the_host()
     yield
+    forget_the_host()
+
+
+def forget_the_host():
     system = sys.modules.get("lightx2v_pack.engine.system")
     if system is not None:
         system.use_cpu_only(False)
+    remembered = sys.modules.get("lightx2v_pack.engine.backends.remembered")
+    if remembered is not None:
+        remembered.keep_in(None)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..engine.backends import remembered
 from ..engine.checkpoints.files import list_checkpoint_folders
 from ..engine.panel import doctor
 
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
+    remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
     items = doctor.examine({name: root / name for name in list_checkpoint_folders(root)}, options.models_dir)
     print(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))

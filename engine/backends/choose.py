@@ -5,7 +5,9 @@ The memory plan carries the value, trials.py confirms it, and forecast, doctor, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .table import (
@@ -41,6 +43,10 @@ class Wanted:
     attention: str = "auto"
     fused_kernels: str = "auto"
     """auto | on | off, for the portable engine."""
+    num_heads: int = field(default=0, compare=False)
+    tokens: int = field(default=0, compare=False)
+    """Of the clip; 0 where there is none. What was measured for about so many decides between back ends, nothing else,
+    so that another clip is no other wish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,21 @@ class Backends:
         return row.in_place_bytes if self.is_in_place else row.bytes
 
     @property
+    def measured(self) -> Mapping[str, Mapping[str, float]]:
+        """What was measured here of the choices, see Machine.measured."""
+        return {choice.problem: choice.measured for choice in (self.attention, self.matmul) if choice.measured}
+
+    def attention_seconds(self, tokens: int) -> float | None:
+        """Return the seconds of a block's self-attention by what was measured here, or None."""
+        seconds = self.attention.measured.get(self.attention.name)
+        return seconds and seconds * (tokens / size_class(self.wanted.tokens)) ** 2
+
+    def linear_seconds(self, tokens: int) -> float | None:
+        """Return the seconds of a block's linears by what was measured here, or None."""
+        seconds = self.matmul.measured.get(self.matmul.name)
+        return seconds and seconds * tokens / LINEAR_TOKENS
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Each choice in words, with why the better ones were not taken."""
         reasons = [str(self.attention)]
@@ -121,7 +142,33 @@ class Backends:
             "matmul": self.matmul.name,
             "ops": self.blocks.name,
             "compile": self.is_fused,
+            **({"measured": {name: dict(seconds) for name, seconds in self.measured.items()}} if self.measured else {}),
         }
+
+
+def size_class(tokens: int) -> int:
+    """Return the power of two that stands for clips of about so many tokens."""
+    return int(2 ** round(math.log2(tokens)))
+
+
+# Tokens for which the seconds of linears are given: they grow with the tokens, so that one number serves all clips.
+LINEAR_TOKENS = 32_768
+
+
+def attention_problem(wanted: Wanted, blocks: str) -> str:
+    """Return what Machine.measured calls the self-attention of a block; "" where there is no clip.
+
+    Args: blocks: what computes around it, and prepares its inputs.
+    """
+    if not wanted.tokens:
+        return ""
+    heads = f"{wanted.num_heads} heads of {wanted.dim // wanted.num_heads}"
+    return f"{size_class(wanted.tokens)} tokens, {heads}, in {blocks} blocks"
+
+
+def matmul_problem(wanted: Wanted, inputs: str | None) -> str:
+    """Return what Machine.measured calls the linears of a block that multiply in 8 bits, fp8 | int8."""
+    return f"{LINEAR_TOKENS} tokens, {wanted.dim} x {wanted.ffn_dim} in {inputs}" if wanted.tokens else ""
 
 
 def choose(machine: Machine, wanted: Wanted) -> Backends:
@@ -136,7 +183,8 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
     blocks = _choose_blocks(machine, wanted)
     is_fused = blocks.name == "triton"
     rows = attention_rows(wanted.attention, is_fused=is_fused)
-    attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16")
+    problem = attention_problem(wanted, blocks.name)
+    attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16", problem=problem)
     return Backends(
         wanted=wanted,
         blocks=blocks,
@@ -203,13 +251,20 @@ def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choic
     task = f"{wanted.precision} matmul"
     if wanted.precision == "bf16":
         return Choice(task=task, backend=Backend(name="bf16", dtypes=frozenset({"bf16"}), rank=0))
-    if wanted.engine == "lightx2v":
-        rows = LIGHTX2V_MATMUL_BACKENDS
-    else:
-        sizes = (wanted.dim, wanted.ffn_dim)
-        rows = tuple(
-            row
-            for row in MATMUL_BACKENDS
-            if (is_fused or row.package != "triton") and not any(size % row.multiple for size in sizes)
-        )
-    return choose_backend(task, rows, "auto", machine, dtype=wanted.precision)
+    rows = LIGHTX2V_MATMUL_BACKENDS if wanted.engine == "lightx2v" else matmul_rows(wanted, is_fused=is_fused)
+    ranked = choose_backend(task, rows, "auto", machine, dtype=wanted.precision)
+    if ranked.backend.inputs is None:
+        return ranked
+    # The ranks say what is multiplied, and what was measured of that which one does it.
+    problem = matmul_problem(wanted, ranked.backend.inputs)
+    return choose_backend(task, rows, "auto", machine, dtype=wanted.precision, problem=problem)
+
+
+def matmul_rows(wanted: Wanted, *, is_fused: bool) -> tuple[Backend, ...]:
+    """Return the rows to choose a matmul from: without fused kernels none of Triton's, and what takes these sizes."""
+    sizes = (wanted.dim, wanted.ffn_dim)
+    return tuple(
+        row
+        for row in MATMUL_BACKENDS
+        if (is_fused or row.package != "triton") and not any(size % row.multiple for size in sizes)
+    )

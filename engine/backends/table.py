@@ -6,6 +6,7 @@ about this machine are gathered by trials.py.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ class Machine:
     """Why a package (by import name) does not import."""
     failed_trials: Mapping[tuple[str, Backend], str] = field(default_factory=dict)
     """Why a back end failed its trial run, by task and row."""
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Seconds that back ends took here, by name, for the problems that choose.py names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +334,10 @@ LIGHTX2V_BLOCKS = Backend(
     rest_seconds={"fp8": 1.23, "int8": 2.42, "bf16": 1.51},
 )
 
+# A back end that ranks lower is taken where it takes at most this share of the time: closer ones change places from one
+# measurement to the next.
+_CLEARLY_FASTER = 0.97
+
 # What the attention widget offers.
 ATTENTION_CHOICES = ("auto", *(backend.name for backend in ATTENTION_BACKENDS))
 
@@ -342,6 +349,10 @@ class Choice:
     task: str
     backend: Backend
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Seconds that back ends took here, by name; the choice goes by them where it is free."""
+    problem: str = field(default="", compare=False)
+    """What was or could be measured."""
 
     @property
     def name(self) -> str:
@@ -350,18 +361,37 @@ class Choice:
     def __str__(self) -> str:
         names: dict[str, list[str]] = {}
         for name, reason in self.passed_over.items():
-            names.setdefault(reason, []).append(name)
-        reasons = "; ".join(f"not {', '.join(group)}: {reason}" for reason, group in names.items())
-        return f"{self.task}: {self.name}" + (f" ({reasons})" if reasons else "")
+            if name not in self.measured:
+                names.setdefault(reason, []).append(name)
+        parts = [f"measured here, {self.problem}: {milliseconds(self.measured)}"] if self.measured else []
+        parts += [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
+        return f"{self.task}: {self.name}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def choose_backend(task: str, table: Sequence[Backend], requested: str, machine: Machine, *, dtype: str) -> Choice:
+def milliseconds(seconds: Mapping[str, float]) -> str:
+    """Return measured seconds in words, the fastest first: "triton 27.1 ms, sdpa 60.3"."""
+    first, *others = sorted(seconds, key=lambda name: seconds[name])
+    return ", ".join(
+        [f"{first} {seconds[first] * 1000:.3g} ms", *(f"{name} {seconds[name] * 1000:.3g}" for name in others)]
+    )
+
+
+def choose_backend(
+    task: str,
+    table: Sequence[Backend],
+    requested: str,
+    machine: Machine,
+    *,
+    dtype: str,
+    problem: str = "",
+) -> Choice:
     """Choose a row of `table` that `machine` can run.
 
     Args:
         task: what it is for, in messages and in `Machine.failed_trials`, e.g. "attention".
-        requested: a row's name, taken or refused, or "auto", the best that runs.
+        requested: a row's name, taken or refused, or "auto": the best that runs, by what was measured here or by rank.
         dtype: what it must compute on, see `Backend.dtypes`.
+        problem: what `Machine.measured` calls it.
 
     Raises:
         ValueError: no row has the requested name.
@@ -369,26 +399,40 @@ def choose_backend(task: str, table: Sequence[Backend], requested: str, machine:
         UnsupportedHardwareError: the requested back end does not run on this device.
         NoCapableBackendError: "auto", and nothing runs.
     """
+    measured = machine.measured.get(problem, {})
     if requested == "auto":
-        return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype)
+        return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype, measured, problem)
     named = next((row for row in table if row.name == requested), None)
     if named is None:
         names = ", ".join(["auto", *(row.name for row in table)])
         raise ValueError(f"{task} is {requested!r}; expected one of: {names}.")
-    problem = why_not(named, machine, dtype, task)
-    if problem is not None:
-        raise _refusal(task, named, machine, problem)
+    reason = why_not(named, machine, dtype, task)
+    if reason is not None:
+        raise _refusal(task, named, machine, reason)
     return Choice(task=task, backend=named)
 
 
-def _choose_best(task: str, rows: Sequence[Backend], machine: Machine, dtype: str) -> Choice:
-    passed_over: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: row.rank_on(machine.capability), reverse=True):
-        problem = why_not(row, machine, dtype, task)
-        if problem is None:
-            return Choice(task=task, backend=row, passed_over=passed_over)
-        passed_over[row.name] = problem
-    raise NoCapableBackendError(task, passed_over)
+def _choose_best(
+    task: str, rows: Sequence[Backend], machine: Machine, dtype: str, measured: Mapping[str, float], problem: str
+) -> Choice:
+    """Take the first by rank, unless one after it was measured to be clearly faster."""
+    ranked = sorted(rows, key=lambda row: row.rank_on(machine.capability), reverse=True)
+    problems = {row.name: why_not(row, machine, dtype, task) for row in ranked}
+    running = [row for row in ranked if problems[row.name] is None]
+    if not running:
+        raise NoCapableBackendError(task, {name: reason or "" for name, reason in problems.items()})
+    best = running[0]
+    for row in running[1:] if best.name in measured else ():
+        if measured.get(row.name, math.inf) < measured[best.name] * _CLEARLY_FASTER:
+            best = row
+    better = ranked[: ranked.index(best)]
+    return Choice(
+        task=task,
+        backend=best,
+        passed_over={row.name: problems[row.name] or "slower here" for row in better},
+        measured={row.name: measured[row.name] for row in running if row.name in measured},
+        problem=problem,
+    )
 
 
 def why_not(backend: Backend, machine: Machine, dtype: str, task: str = "") -> str | None:

@@ -1,37 +1,44 @@
 """Facts about this machine, and trial runs: a chosen kernel is used only after it agreed with plain torch here.
 
 What failed is remembered for this process and is a fact of the machine from then on, so that choose.py, asked again,
-takes the next best. What a trial computes is trial_inputs.py.
+takes the next best. What a trial computes is trial_inputs.py. Kernels that come with a compiler or a package are tried
+in a process of their own first (trial_process.py), once for each combination of card and versions (remembered.py).
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import logging
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from ..interfaces import Hooks
 from ..kernels.implementations import load_vae_ops
 from ..kernels.vae_ops import VaeOps
-from ..system import is_surely_out_of_memory, release_memory
-from . import trial_inputs
-from .choose import IN_PLACE, Backends, Wanted, choose, choose_fused
+from ..system import driver_version, is_surely_out_of_memory, release_memory
+from . import remembered, trial_inputs, trial_process
+from .choose import ATTENTION, BLOCKS, IN_PLACE, Backends, Wanted, choose, choose_fused
 from .table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
     LIGHTX2V_MATMUL_BACKENDS,
+    MATMUL_BACKENDS,
     Backend,
-    Choice,
     Machine,
+    why_not,
 )
+from .trial_process import Named
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,7 @@ _VAE = "VAE kernels"
 # What back ends import; those of LightX2V's own compute are only looked for, as it imports them itself.
 OPTIONAL_PACKAGES = sorted({row.package for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS) if row.package})
 LIGHTX2V_PACKAGES = sorted({row.package for row in LIGHTX2V_MATMUL_BACKENDS if row.package} - {*OPTIONAL_PACKAGES})
+_PACK = Path(__file__).resolve().parents[2]
 
 Run = Callable[[str, torch.device], torch.Tensor]
 """Computes a small fixed problem with the back end of a name."""
@@ -88,18 +96,56 @@ def forget_trials() -> None:
 
 
 def find_machine(device: torch.device) -> Machine:
-    """Return the facts about `device` and the optional packages, failed trial runs of this process among them."""
+    """Return all that decides about kernels on `device`: facts, failed trial runs, and what was measured here."""
+    machine = find_facts(device)
     failed = {(task, row): problem for (task, row, where), problem in _outcomes.items() if problem and where == device}
+    findings = find_findings(device)
+    if findings is None:
+        return replace(machine, failed_trials={**machine.failed_trials, **failed})
+    died = {
+        (named.task, row): f"its first trial run ended the process that was made for it ({findings.trials[str(named)]})"
+        for named, row in _trials_apart(machine, is_lightx2v=True)
+        if findings.trials.get(str(named))
+    }
+    return replace(machine, failed_trials={**machine.failed_trials, **died, **failed}, measured=findings.measured)
+
+
+def find_findings(device: torch.device) -> remembered.Findings | None:
+    """Return what was found out about kernels on `device` with these versions; None where nothing is kept."""
+    machine = find_facts(device) if remembered.notes().are_kept else None
+    if machine is None or machine.capability is None:
+        return None
+    return remembered.notes().about(combination_of(machine, device))
+
+
+def find_facts(device: torch.device) -> Machine:
+    """Return the facts about `device`, this system and the optional packages."""
     if device.type != "cuda" or torch.version.hip is not None:
-        return Machine(failed_trials=failed)
+        return Machine()
     packages, problems = find_packages()
     return Machine(
         capability=torch.cuda.get_device_capability(device),
         torch=torch.__version__,
         packages=packages,
         problems=problems,
-        failed_trials=failed,
     )
+
+
+def combination_of(machine: Machine, device: torch.device) -> str:
+    """Return in words what findings about kernels hold for: card, driver, system and versions."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    packages = [f"{name} {version}" for name, version in sorted(machine.packages.items())]
+    parts = [f"{card} {machine.capability}", machine.system, f"driver {driver_version()}", f"torch {machine.torch}"]
+    return ", ".join([*parts, *packages, f"pack {pack_version()}"])
+
+
+@functools.cache
+def pack_version() -> str:
+    """Return the pack's version and a short hash of its kernels, which change between versions too."""
+    project = (_PACK / "pyproject.toml").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^version = "(.+)"', project, re.MULTILINE)
+    sources = (path.read_bytes() for path in sorted((_PACK / "engine" / "kernels").glob("*.py")))
+    return f"{version}-{hashlib.sha256(b''.join(sources)).hexdigest()[:8]}"
 
 
 @functools.cache
@@ -120,49 +166,150 @@ def find_packages() -> tuple[Mapping[str, str], Mapping[str, str]]:
     return packages, problems
 
 
-def confirm(wanted: Wanted, device: torch.device, *, lightx2v_matmul: Multiply | None = None) -> Backends:
+def confirm(
+    wanted: Wanted, device: torch.device, *, hooks: Hooks | None = None, lightx2v_matmul: Multiply | None = None
+) -> Backends:
     """Choose kernels, and prove that each works on `device` before anything depends on it; logs them, a line each.
 
     Args:
+        hooks: for the first trials on this machine, which take a while.
         lightx2v_matmul: computes trial_inputs.multiply with an op of LightX2V, for its engine.
 
     Raises:
         ValueError, MissingDependencyError, UnsupportedHardwareError: see choose.choose.
         RuntimeError: a trial ran out of GPU memory, which says nothing of its back end.
     """
-    backends = _settle(
-        lambda machine: choose(machine, wanted), lambda chosen: _trials_of(chosen, lightx2v_matmul), device
-    )
+    backends = settle(wanted, device, hooks or Hooks(), lightx2v_matmul)
+    _announce(backends, device)
+    return backends
+
+
+def settle(wanted: Wanted, device: torch.device, hooks: Hooks, lightx2v_matmul: Multiply | None = None) -> Backends:
+    """Do the same without a word."""
+    try_apart(device, hooks, is_lightx2v=wanted.engine == "lightx2v")
+    return _settle(lambda machine: choose(machine, wanted), lambda chosen: _trials_of(chosen, lightx2v_matmul), device)
+
+
+def work(backends: Backends, device: torch.device, hooks: Hooks, lightx2v_matmul: Multiply | None = None) -> bool:
+    """Say whether kernels that were chosen work on `device`, and log them; see confirm."""
+    try_apart(device, hooks, is_lightx2v=backends.engine == "lightx2v")
+    is_known = find_machine(device).failed_trials
+    if any((trial.task, trial.backend) in is_known for trial in _trials_of(backends, lightx2v_matmul)):
+        return False
+    if any(trial_problem(trial, device) is not None for trial in _trials_of(backends, lightx2v_matmul)):
+        return False
+    _announce(backends, device)
+    return True
+
+
+def _announce(backends: Backends, device: torch.device) -> None:
     for reason in backends.reasons:
         logger.info("LightX2V: %s.", reason)
     if backends.is_in_place:
         logger.info("LightX2V: %s runs in place.", backends.attention.name)
     # The trial runs compiled; what that took shall not come on top of the weights.
     release_memory(device)
-    return backends
 
 
-def confirm_vae_ops(device: torch.device) -> VaeOps:
+def confirm_vae_ops(device: torch.device, hooks: Hooks | None = None) -> VaeOps:
     """Return Triton's operations for the VAE where a trial run on `device` agrees with plain torch, else those."""
-
-    def trials(choice: Choice) -> Iterator[Trial]:
-        yield Trial(_VAE, choice.backend, "torch", trial_inputs.run_vae_ops, FUSED_TOLERANCE)
-
-    choice = _settle(functools.partial(choose_fused, _VAE), trials, device)
+    try_apart(device, hooks or Hooks())
+    choice = _settle(
+        functools.partial(choose_fused, _VAE), lambda choice: iter([trial_of(_VAE, choice.backend)]), device
+    )
     logger.info("LightX2V: VAE decoder: %s.", choice)
     return load_vae_ops(choice.name)
+
+
+def try_apart(device: torch.device, hooks: Hooks, *, is_lightx2v: bool = False) -> None:
+    """Give kernels that this combination of card and versions never ran their first trial in a process of their own.
+
+    One that ends it is a failed trial from then on, in later processes too. Nothing is done where there is no place to
+    remember it, or nothing new.
+
+    Args: is_lightx2v: whether LightX2V's own kernels are of interest.
+    """
+    notes = remembered.notes()
+    machine = find_machine(device) if notes.are_kept else None
+    if machine is None or machine.capability is None:
+        return
+    combination = combination_of(machine, device)
+    tried = notes.about(combination).trials
+    new = [named for named, _ in _trials_apart(machine, is_lightx2v=is_lightx2v) if str(named) not in tried]
+    if not new:
+        return
+    logger.info("LightX2V: first trials on this card with these versions, in a process of their own: %s.", _list(new))
+    # What this process keeps for later is what the other one needs.
+    release_memory(device)
+    try:
+        for named, died in trial_process.run_apart(new, str(device), hooks):
+            notes.add_trial(combination, str(named), died)
+            if died:
+                logger.warning("LightX2V: %s ended the process of its trial run and is not used: %s.", named, died)
+    except trial_process.NoChildError as error:
+        logger.warning("LightX2V: kernels are tried in this process, as another cannot be had: %s.", error)
+
+
+def survives(named: Named, device: torch.device, *, lightx2v_matmul: Multiply | None = None) -> bool:
+    """Run a trial, whatever comes of it; returns whether there was the memory for it."""
+    table = LIGHTX2V_MATMUL_BACKENDS if named.is_lightx2v else _table_of(named.task)
+    row = next(row for row in table if row.name == named.kernel and (named.precision or "bf16") in row.dtypes)
+    try:
+        _try(trial_of(named.task, row, named.precision, lightx2v_matmul), device)
+    except RuntimeError as error:
+        if not is_surely_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _list(names: Sequence[Named]) -> str:
+    return ", ".join(map(str, names))
+
+
+def _table_of(task: str) -> Sequence[Backend]:
+    if task in (BLOCKS, _VAE):
+        return BLOCK_BACKENDS
+    return ATTENTION_BACKENDS if task in (ATTENTION, IN_PLACE) else MATMUL_BACKENDS
+
+
+def _trials_apart(machine: Machine, *, is_lightx2v: bool) -> Iterator[tuple[Named, Backend]]:
+    """Yield all trials that may end a process: of kernels that a compiler or a package brings, where they can run."""
+    tables = [(BLOCKS, ""), (_VAE, ""), (ATTENTION, ""), (IN_PLACE, ""), ("fp8 matmul", "fp8"), ("int8 matmul", "int8")]
+    groups = [(task, precision, _table_of(task), False) for task, precision in tables]
+    if is_lightx2v:
+        groups += [(f"{each} matmul", each, LIGHTX2V_MATMUL_BACKENDS, True) for each in ("fp8", "int8")]
+    for task, precision, table, is_own in groups:
+        for row in table:
+            if task == IN_PLACE and machine.capability not in row.in_place_on:
+                continue
+            if row.package is not None and why_not(row, machine, precision or "bf16") is None:
+                yield Named(task=task, kernel=row.name, precision=precision, is_lightx2v=is_own), row
+
+
+def trial_of(task: str, row: Backend, precision: str = "", lightx2v_matmul: Multiply | None = None) -> Trial:
+    """Return the trial of a row for a task; of a matmul with weights of a precision."""
+    if task == BLOCKS:
+        return Trial(task, row, "torch", trial_inputs.run_ops, FUSED_TOLERANCE)
+    if task == _VAE:
+        return Trial(task, row, "torch", trial_inputs.run_vae_ops, FUSED_TOLERANCE)
+    if task == ATTENTION:
+        return Trial(task, row, "sdpa", trial_inputs.attend)
+    if task == IN_PLACE:
+        return Trial(task, row, "", trial_inputs.attend_in_place)
+    run = functools.partial(lightx2v_matmul or trial_inputs.multiply, precision)
+    return Trial(task, row, "dequantize", run)
 
 
 def _trials_of(backends: Backends, lightx2v_matmul: Multiply | None) -> Iterator[Trial]:
     blocks, attention, matmul = backends.blocks, backends.attention, backends.matmul
     if blocks.name == "triton":
-        yield Trial(blocks.task, blocks.backend, "torch", trial_inputs.run_ops, FUSED_TOLERANCE)
-    yield Trial(attention.task, attention.backend, "sdpa", trial_inputs.attend)
+        yield trial_of(blocks.task, blocks.backend)
+    yield trial_of(attention.task, attention.backend)
     if backends.is_in_place:
-        yield Trial(IN_PLACE, attention.backend, "", trial_inputs.attend_in_place)
+        yield trial_of(IN_PLACE, attention.backend)
     if backends.precision != "bf16":
-        run = functools.partial(lightx2v_matmul or trial_inputs.multiply, backends.precision)
-        yield Trial(matmul.task, matmul.backend, "dequantize", run)
+        yield trial_of(matmul.task, matmul.backend, backends.precision, lightx2v_matmul)
 
 
 def _settle(
@@ -195,7 +342,7 @@ def _try(trial: Trial, device: torch.device) -> str | None:
         found = trial.run(trial.backend.name, device).float()
         difference = (found - trial.run(trial.reference, device).float()).norm() / found.norm()
         relative = float(difference)
-    except _kernel_errors() as error:
+    except kernel_errors() as error:
         if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
             raise
         first_line = (str(error).splitlines() or [""])[0]
@@ -203,7 +350,7 @@ def _try(trial: Trial, device: torch.device) -> str | None:
     return None if relative < trial.tolerance else f"its trial run is {relative:.0%} off the plain torch result"
 
 
-def _kernel_errors() -> tuple[type[Exception], ...]:
+def kernel_errors() -> tuple[type[Exception], ...]:
     """Return what a kernel that does not fit raises; Triton's compiler has exceptions of its own."""
     errors = getattr(sys.modules.get("triton"), "errors", None)
     return _KERNEL_ERRORS if errors is None else (*_KERNEL_ERRORS, errors.TritonError)

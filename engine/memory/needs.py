@@ -51,6 +51,8 @@ class Sizes:
     architecture: WanArchitecture
     weights: WeightSizes
     backends: Backends
+    leaner: Backends | None = None
+    """Kernels that take less memory and are slower here; planned with where the others would not fit as well."""
     vae_dim: int = VAE_BASE_DIM
     """Base width of the VAE: 96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
     text_encoder_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -117,11 +118,23 @@ def plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
     The fastest mode that fits: all weights resident; else streamed from RAM with as many resident blocks as fit,
     then by phases; from disk where RAM is short. A named mode keeps the fewest blocks resident for which there is RAM.
 
+    Faster kernels that take more memory are taken where the weights rest in the same mode with them.
+
     Raises:
         NothingFitsError: no mode that may be taken has room for this clip, or RAM for its frames; says what each would
             need.
     """
+    if sizes.leaner is None:
+        return _plan_run(sizes, budget, wish)
+    plan = _plan_run(replace(sizes, backends=sizes.leaner), budget, wish)
+    with contextlib.suppress(NothingFitsError):
+        fast = _plan_run(sizes, budget, wish)
+        if (fast.placement.mode, fast.decode.tile) == (plan.placement.mode, plan.decode.tile):
+            return fast
+    return plan
 
+
+def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
     def best_for(clip: Clip) -> Placement | None:
         groups = _fitting(replace(sizes, clip=clip), budget, replace(wish, mode="auto"))
         return groups[0][0] if groups else None

@@ -20,21 +20,25 @@ import torch
 from .. import system
 from ..adapters.lightx2v import bootstrap
 from ..backends.choose import Wanted, choose, too_old
+from ..backends.remembered import Findings
 from ..backends.table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
     LIGHTX2V_MATMUL_BACKENDS,
     Backend,
     Machine,
+    milliseconds,
     why_not,
 )
-from ..backends.trials import find_machine
+from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
 from ..errors import CheckpointError, UnsupportedHardwareError
 
 OK, WARN, MISSING = "ok", "warn", "missing"
+# The item that tells what was measured.
+MEASURED = "Measured"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
 _CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
@@ -78,6 +82,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         *(_examine_required(name) for name in _REQUIRED_PACKAGES),
         _examine_lightx2v(machine),
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
+        *_examine_kernels(find_findings(system.compute_device())),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_checkpoints(checkpoints, machine),
@@ -199,6 +204,21 @@ def _why_not_needed(row: Backend, machine: Machine) -> str:
     if row in ATTENTION_BACKENDS and any(why_not(own, with_triton, "bf16") is None for own in _OWN_ATTENTION):
         return "the pack's own attention runs on this card"
     return ""
+
+
+def _examine_kernels(findings: Findings | None) -> list[Item]:
+    """Look at what was measured and what ended the process of its trial run; nothing where nothing is kept."""
+    if findings is None:
+        return []
+    measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
+    found = "; ".join(measured) or "not measured yet; the first run with attention auto does it"
+    items = [Item(name=MEASURED, state=OK, found=found)]
+    died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
+    if died:
+        remedy = "Update the driver, torch and the package; new versions are tried by themselves."
+        found = f"not used, as they ended the process of their trial run: {'; '.join(died)}"
+        items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
+    return items
 
 
 def _examine_ram() -> Item:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters.comfy import memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
+from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.published import PUBLISHED, find_variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
@@ -74,6 +75,20 @@ def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
 
 
+def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Forget what was found out about kernels here, so that the next run tries and measures them.
+
+    Raises:
+        ValueError: the file cannot be deleted.
+    """
+    try:
+        remembered.notes().forget()
+    except OSError as error:
+        raise ValueError(f"Delete {remembered.notes().path} yourself: {error}.") from error
+    trials.forget_trials()
+    return {}
+
+
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, and how far the download is."""
     variants = [
@@ -121,6 +136,7 @@ PLAN = routes.Route(
     answer=answer_plan,
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
+MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
 DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
 DOWNLOAD = routes.Route(
     name="download", method="POST", fields={"variant": choice("", *PUBLISHED)}, answer=start_download
@@ -129,4 +145,4 @@ DOWNLOAD = routes.Route(
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, DOCTOR, DOWNLOADS, DOWNLOAD)
+    routes.register(PLAN, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD)

@@ -78,7 +78,7 @@ class Forecast:
     """Sampling and decoding; None when nothing is known about this card."""
     step_seconds: float | None = None
     basis: str = "unknown"
-    """measured | scaled | estimate | unknown, see panel/speed.py."""
+    """measured | scaled | kernels | estimate | unknown, see panel/speed.py."""
     tokens: int = 0
     is_absent: bool = False
     """No such model is there."""
@@ -158,6 +158,12 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         plan = handle.room(host).plan_run(sizes)
     except NothingFitsError as error:
         return replace(answer, ok=False, sentence=str(error))
+    # The plan's: they may be others where memory is short.
+    backends, tokens = plan.backends, question.clip.tokens
+    answer = replace(answer, attention=backends.attention.name, matmul=backends.matmul.name, reasons=backends.reasons)
+    parts = speed.Parts(
+        tokens=tokens, attention=backends.attention_seconds(tokens), linears=backends.linear_seconds(tokens)
+    )
     setup = speed.Setup(
         card=_card(host.device),
         architecture=architecture,
@@ -167,6 +173,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         matmul=backends.matmul.name,
         ops=backends.blocks.name,
         offload=plan.placement.mode,
+        parts=parts if backends.measured else None,
     )
     is_tiled = plan.decode.tile is not None
     duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)

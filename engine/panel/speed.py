@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
 from ..memory.clip import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Seconds of a block's parts for a clip, measured on this card; None where they were not."""
+
+    tokens: int
+    attention: float | None
+    linears: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,8 @@ class Setup:
     """What computes between the blocks' matmuls and attentions: triton | torch | lightx2v (its own blocks)."""
     offload: str
     system: str = sys.platform
+    parts: Parts | None = field(default=None, compare=False)
+    """What was measured, which goes before published rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,8 @@ _HOPPER_CARDS = ("H", "GH")
 # Measured on an H200 (power cap 700 W) in one step at 832x480, 81 frames, of Wan2.1-14B: 32,760 tokens. A new
 # measurement is a new number here; docs/benchmarks.md has the runs.
 _LINEAR_OPS, _ATTENTION_OPS = 0.783e15, 0.879e15
+# Seconds of what lies between the linears, where Triton's blocks compute it: the rest of such a step less its linears.
+_BETWEEN_LINEARS = 0.12
 # The seconds of its parts are in the rows of backends/table.py.
 _ATTENTION = {row.name: row for row in ATTENTION_BACKENDS if row.seconds is not None}
 _BLOCKS = {row.name: row for row in (*BLOCK_BACKENDS, LIGHTX2V_BLOCKS)}
@@ -100,20 +113,33 @@ def find_rates(card: str) -> Rates | None:
 
 
 def step_seconds(setup: Setup, tokens: int) -> float | None:
-    """Return the estimated seconds of one denoising step, or None for a card without published rates."""
-    rates = find_rates(setup.card)
-    if rates is None or setup.attention not in _ATTENTION:
-        return None
+    """Return the estimated seconds of one denoising step; None for a card without published rates or measurements."""
+    rest, attention = _rest_seconds(setup, tokens), _attention_seconds(setup, tokens)
+    return None if rest is None or attention is None else rest + attention
+
+
+def _rest_seconds(setup: Setup, tokens: int) -> float | None:
+    """Return the seconds of everything but self-attention."""
     sizes = setup.architecture
-    rate, reference = rates.of(setup.compute), _HOPPER.of(setup.compute)
+    there = _BLOCKS[setup.ops].rest_seconds[setup.compute]
+    if setup.parts is not None and setup.parts.linears is not None:
+        linears_there = _BLOCKS["triton"].rest_seconds[setup.compute] - _BETWEEN_LINEARS
+        return setup.parts.linears * tokens / setup.parts.tokens * sizes.num_layers * there / linears_there
+    rates, reference = find_rates(setup.card), _HOPPER.of(setup.compute)
+    rate = None if rates is None else rates.of(setup.compute)
     if rate is None or reference is None:
         return None
     linear_ops = tokens * sizes.num_layers * (12 * sizes.dim**2 + 4 * sizes.dim * sizes.ffn_dim)
-    rest = linear_ops / _LINEAR_OPS * _BLOCKS[setup.ops].rest_seconds[setup.compute] * reference / rate
-    return rest + _attention_seconds(setup, rates, 4 * tokens**2 * sizes.dim * sizes.num_layers)
+    return linear_ops / _LINEAR_OPS * there * reference / rate
 
 
-def _attention_seconds(setup: Setup, rates: Rates, operations: int) -> float:
+def _attention_seconds(setup: Setup, tokens: int) -> float | None:
+    sizes, rates = setup.architecture, find_rates(setup.card)
+    if setup.parts is not None and setup.parts.attention is not None:
+        return setup.parts.attention * (tokens / setup.parts.tokens) ** 2 * sizes.num_layers
+    if rates is None or setup.attention not in _ATTENTION:
+        return None
+    operations = 4 * tokens**2 * sizes.dim * sizes.num_layers
     row = _ATTENTION[setup.attention]
     rate, reference = (each.of(row.unit) or 0 for each in (rates, _HOPPER))
     if setup.card.removeprefix("NVIDIA ").startswith(_HOPPER_CARDS):
@@ -139,7 +165,8 @@ class Duration:
     """None: nothing is known about this card."""
     step_seconds: float | None
     basis: str
-    """measured (this card, these settings, this size) | scaled (from another size) | estimate | unknown."""
+    """measured (this card, these settings, this size) | scaled (from another size) | kernels (measured here) | estimate
+    (published rates) | unknown."""
 
 
 class History:
@@ -176,7 +203,8 @@ class History:
         seen = self._steps.get(setup)
         if not seen:
             estimate = step_seconds(setup, tokens)
-            return estimate, "unknown" if estimate is None else "estimate"
+            basis = "kernels" if setup.parts is not None else "estimate"
+            return estimate, "unknown" if estimate is None else basis
         if tokens in seen:
             return seen[tokens], "measured"
         nearest = min(seen, key=lambda other: abs(other - tokens))

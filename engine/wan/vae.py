@@ -21,6 +21,7 @@ from ..checkpoints.tae import FRAMES_PER_LATENT, TaeFormat
 from ..checkpoints.weights import open_weights
 from ..errors import CheckpointError
 from ..interfaces import Hooks
+from ..kernels.vae_ops import VaeOps
 from ..latent_space import normalize
 from . import tae
 from .vae_decoder import WanDecoder, decoder_shapes
@@ -62,7 +63,8 @@ class WanVideoDecoder:
         with torch.inference_mode(False):
             layout = self._files.format
             if isinstance(layout, VaeFormat):
-                self._network = _Wan(self._read(hooks), layout, self._device)
+                operations = confirm_vae_ops(self._device, hooks)
+                self._network = _Wan(self._read(hooks), layout, operations)
             else:
                 tensors = {name: tae.trim(layout, name, tensor) for name, tensor in self._read(hooks).items()}
                 self._network = _Tae(tensors, is_normalized=not self._is_lighttae)
@@ -140,8 +142,8 @@ def _prefix_of(files: VaeFiles) -> str:
 class _Wan:
     """Latents and frames of Wan2.1's decoder in the engine's conventions."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, device: torch.device) -> None:
-        self._decoder = WanDecoder(tensors, sizes, confirm_vae_ops(device))
+    def __init__(self, tensors: Mapping[str, torch.Tensor], sizes: VaeFormat, operations: VaeOps) -> None:
+        self._decoder = WanDecoder(tensors, sizes, operations)
 
     def prepare(self, latents: torch.Tensor, dtype: torch.dtype, hooks: Hooks) -> torch.Tensor:
         features = []

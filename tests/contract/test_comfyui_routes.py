@@ -120,6 +120,12 @@ def test_downloads_are_listed_and_a_bad_one_is_refused(server):
     assert ask(server, "downloads")[1]["progress"]["name"] == ""
 
 
+def test_only_json_makes_it_measure_again(server):
+    assert ask(server, "measure_again", b"{}", **{"Content-Type": "application/json"}) == (200, {})
+    status, answer = ask(server, "measure_again", b"", **{"Content-Type": "text/plain"})
+    assert status == 400 and "has no JSON body" in answer["error"]
+
+
 def test_a_page_of_another_site_gets_nothing(server):
     request = urllib.request.Request(f"{server.url}/lightx2v/doctor", headers={"Origin": "http://evil.example"})
     with pytest.raises(urllib.error.HTTPError) as refused:

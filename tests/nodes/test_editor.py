@@ -47,3 +47,29 @@ def test_the_doctor_says_that_the_card_is_not_used(computer_with_a_card, models_
     items = {item["name"]: item for item in editor.answer_doctor({})}
     assert items["Card"]["state"] == "warn" and items["Card"]["found"].startswith("not used: ")
     assert items["LightX2V"]["state"] == "ok"
+
+
+def test_measuring_again_forgets_what_was_found_out(host, tmp_path):
+    from lightx2v_pack.engine.backends import remembered
+    from lightx2v_pack.engine.panel import editor
+
+    remembered.keep_in(tmp_path / "notes" / "kernels.jsonl")
+    remembered.notes().add_trial("card", "attention: triton", "SIGABRT")
+    assert editor.measure_again({}) == {}
+    assert remembered.notes().about("card") == remembered.Findings()
+    # What cannot be deleted is said.
+    remembered.notes().path.mkdir()
+    with pytest.raises(ValueError, match=r"Delete .*kernels\.jsonl yourself"):
+        editor.measure_again({})
+
+
+def test_notes_lie_in_comfyuis_user_folder(host, tmp_path, monkeypatch):
+    import asyncio
+
+    import folder_paths
+    from lightx2v_pack.engine.backends import remembered
+    from lightx2v_pack.nodes import comfy_entrypoint
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    asyncio.run(comfy_entrypoint())
+    assert remembered.notes().path == tmp_path / "__lightx2v" / "kernels.jsonl"

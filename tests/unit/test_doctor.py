@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+import torch
+from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
@@ -138,3 +140,26 @@ def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):
     assert items["Triton"].state == "warn" and items["Triton"].remedy.startswith("pip install triton")
     assert items["SageAttention"].state == "ok"
     assert items["SageAttention"].found == "not installed; not needed: the pack's own attention runs on this card"
+
+
+def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
+    pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5, packages={"triton": "3.6.0"})
+
+    def examine():
+        return {item.name: item for item in doctor.examine({}, tmp_path)}
+
+    assert "Measured" not in examine()
+    remembered.keep_in(tmp_path / "kernels.jsonl")
+    item = examine()["Measured"]
+    assert item.state == "ok" and item.found.startswith("not measured yet")
+    device = torch.device("cuda", 0)
+    combination = trials.combination_of(trials.find_machine(device), device)
+    notes = remembered.notes()
+    notes.add_times(combination, "32768 tokens, 40 heads of 128, in triton blocks", {"triton": 0.0757, "sdpa": 0.0604})
+    notes.add_times("another card", "32768 tokens", {"other": 1.0})
+    assert examine()["Measured"].found == ("32768 tokens, 40 heads of 128, in triton blocks: sdpa 60.4 ms, triton 75.7")
+    assert "Kernels" not in examine()
+    notes.add_trial(combination, "attention: triton", "SIGABRT: LLVM ERROR: Cannot select")
+    item = examine()["Kernels"]
+    assert item.state == "warn" and "attention: triton (SIGABRT: LLVM ERROR: Cannot select)" in item.found
+    assert item.remedy.startswith("Update the driver")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
+from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks, Host
@@ -143,6 +144,7 @@ def ask_14b(**changes):
     return ask(checkpoints.single_file("fp8"), is_checkpoint=False, **(size | changes))
 
 
+CLIP_480P = Clip(width=832, height=480, num_frames=81)
 RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5)
 RTX_4060 = ("NVIDIA GeForce RTX 4060", (8, 9), 8, 7.4)
 
@@ -200,6 +202,32 @@ def test_a_budget_counts_as_what_is_free(card):
 def test_a_card_without_published_rates_gets_no_seconds(card):
     card("NVIDIA GeForce RTX 4090 Laptop GPU", (8, 9), 16, 15)
     assert (ask_14b().seconds, ask_14b().basis) == (None, "unknown")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090 Laptop GPU"])
+def test_seconds_come_from_what_was_measured_here(card, tmp_path, name):
+    """Listed or not: the card has told itself."""
+    card(name, *RTX_4090[1:])
+    remembered.keep_in(tmp_path / "kernels.jsonl")
+    device = torch.device("cuda", 0)
+    combination = trials.combination_of(trials.find_machine(device), device)
+    backends = TransformerHandle(make_files("fp8"), EngineSettings(), OffloadSettings()).sizes_now(CLIP_480P, device)
+    problems = backends.backends.attention.problem, backends.backends.matmul.problem
+    remembered.notes().add_times(combination, problems[0], {"sdpa": 0.060, "sdpa_cudnn": 0.032768})
+    one = ask_14b()
+    remembered.notes().add_times(combination, problems[1], {"scaled_mm": 0.024, "scaled_mm_tensor": 0.04})
+    answer = ask_14b()
+    assert (answer.matmul, answer.basis) == ("scaled_mm", "kernels")
+    assert any("measured here, 32768 tokens, 40 heads of 128" in reason for reason in answer.reasons)
+    # 40 blocks: attention, and what the linears stand for.
+    milliseconds = 32.768 if answer.attention == "sdpa_cudnn" else 60
+    attention = 40 * milliseconds / 1000 * (32_760 / 32_768) ** 2
+    linears = 40 * 0.024 * 32_760 / 32_768
+    assert attention + linears < answer.step_seconds < attention + 5 * linears
+    assert (one.step_seconds is None) == ("Laptop" in name)
+    # Attention of other sizes, and one that is named, are not of what was measured: what is published is left.
+    for changes in ({"num_frames": 41}, {"settings": EngineSettings(attention="sdpa")}):
+        assert ask_14b(**changes).basis == ("unknown" if "Laptop" in name else "kernels")
 
 
 def test_launch_flags_count(card):

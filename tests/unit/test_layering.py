@@ -13,8 +13,9 @@ FLOORS = (
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
     "engine/interfaces.py", "engine/kernels", "engine/backends", "engine/memory", "engine/offload", "engine/wan",
     "engine/umt5", "engine/stages", "engine/prompting", "engine/report.py", "engine/report_table.py",
-    "engine/adapters/lightx2v", "engine/engines.py", "engine/handles.py", "engine/pipeline.py", "engine/adapters/hub",
-    "engine/adapters/comfy", "engine/panel", "nodes",
+    "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/handles.py",
+    "engine/kernel_choice.py", "engine/pipeline.py", "engine/adapters/hub", "engine/adapters/comfy", "engine/panel",
+    "nodes",
 )  # fmt: skip
 # The one place of the pack that imports a foreign package; None: tests and tools only. (ruff could ban them too, but it
 # takes a relative import of a pack that lies in a folder called `lightx2v` for an import of LightX2V.)
@@ -53,6 +54,7 @@ STDLIB_ONLY = (
     ),
     "engine/adapters/comfy/host_flags.py",
     "engine/backends/choose.py",
+    "engine/backends/remembered.py",
     "engine/backends/table.py",
     "engine/backends/versions.py",
     "engine/constants.py",

@@ -56,6 +56,13 @@ def test_facts_say_what_ran_and_on_what(built):
     assert f"torch {torch.__version__}" in facts["versions"]
 
 
+def test_the_milliseconds_of_each_candidate_are_posted(built):
+    measured = {"32768 tokens, 40 heads of 128, in triton blocks": {"triton": 0.0757, "triton_int8": 0.0462}}
+    built["stages"][1]["details"] = DETAILS | {"measured": measured}
+    line = "- measured here, 32768 tokens, 40 heads of 128, in triton blocks: triton_int8 46.2 ms, triton 75.7"
+    assert line in as_markdown(built).splitlines()
+
+
 def test_what_the_file_has_and_what_was_computed_in_are_both_named(built):
     def precision(**details):
         sampling = built["stages"][1] | {"details": DETAILS | details}

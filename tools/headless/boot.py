@@ -82,6 +82,9 @@ def _set_folders(models_dir: Path, output_dir: Path) -> None:
         moved = [os.path.join(new, os.path.relpath(path, old)) if path.startswith(old) else path for path in paths]
         folder_paths.folder_names_and_paths[name] = (moved, extensions)
     folder_paths.models_dir = new
+    # What is remembered of this machine: with ComfyUI's own where the models are ComfyUI's.
+    user = models_dir.parent / "user"
+    folder_paths.set_user_directory(str(user if user.is_dir() else output_dir / "user"))
     folder_paths.filename_list_cache.clear()
     folder_paths.set_output_directory(str(output_dir))
     folder_paths.set_temp_directory(str(output_dir / "temp"))

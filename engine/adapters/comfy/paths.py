@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
 
 FOLDER = "lightx2v"
@@ -38,6 +39,11 @@ def register_folder() -> None:
 def models_folder() -> Path:
     """Return ComfyUI's models folder."""
     return Path(folder_paths.models_dir)
+
+
+def notes_file() -> Path:
+    """Return where what is found out about this machine's kernels is kept, see backends/remembered.py."""
+    return Path(folder_paths.get_user_directory(), remembered.FILE)
 
 
 def fingerprint(*paths: Path | None) -> str:
