@@ -59,6 +59,7 @@ STDLIB_ONLY = (
     "engine/backends/versions.py",
     "engine/constants.py",
     "engine/errors.py",
+    "engine/panel/advice.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",
