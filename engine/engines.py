@@ -8,8 +8,8 @@ from .backends import trials
 from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
-from .errors import MissingDependencyError, UnsupportedHardwareError
-from .interfaces import Hooks, Transformer, VideoDecoder
+from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
+from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
 from .umt5.encoder import Umt5Encoder
 
@@ -34,6 +34,18 @@ def choose_engine(wanted: str, device: torch.device) -> str:
             "'portable'."
         )
     return wanted
+
+
+def check_loras(wanted: str) -> None:
+    """Refuse LoRAs for an engine, of the user's choice, that cannot compute with them.
+
+    Raises:
+        LightX2VError: it is LightX2V's.
+    """
+    if wanted == "lightx2v":
+        from .adapters.lightx2v.transformer import NO_LORAS
+
+        raise LightX2VError(NO_LORAS)
 
 
 def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) -> Backends:
@@ -102,6 +114,13 @@ def build_decoder(files: VaeFiles, engine: str, device: torch.device) -> VideoDe
     from .wan.vae import WanVideoDecoder
 
     return WanVideoDecoder(files, device)
+
+
+def build_encoder(files: VaeFiles, device: torch.device) -> VideoEncoder:
+    """Return an unloaded VAE encoder; it is the pack's own on every engine."""
+    from .wan.vae import WanVideoEncoder
+
+    return WanVideoEncoder(files, device)
 
 
 def build_text_encoder(files: TextEncoderFiles) -> Umt5Encoder:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,9 +23,12 @@ from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .checkpoints.source import list_specs
 from .errors import CheckpointError
-from .interfaces import Hooks, Host, Transformer, VideoDecoder
+from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
+from .lora.changes import Lora, Stack
+from .lora.compose import Composition
+from .lora.reader import Patch, lora_of_patches, read_lora
 from .memory.clip import Clip
-from .memory.needs import Need, Sizes, decoder_weights, encoding_need, resting_need
+from .memory.needs import Need, Sizes, decoder_weights, encoder_weights, encoding_need, resting_need
 from .memory.owner import WeightOwner
 from .memory.plan import MemoryPlan
 from .memory.room import Room
@@ -33,6 +37,8 @@ from .offload import weigh
 from .settings import EngineSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
 from .wan.layout import FLOAT32, PHASES
+
+_Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
 
 class _Handle:
@@ -58,10 +64,40 @@ class TransformerHandle(_Handle):
         self.settings = settings
         self.offload = offload
         self.owner: WeightOwner[Transformer] = WeightOwner("transformer")
+        self.loras = Stack()
 
     def view(self) -> TransformerHandle:
         """Return a handle of its own on the same weights, loaded or not."""
         return copy.copy(self)
+
+    def read_lora(self, path: Path) -> Lora:
+        """Read a LoRA file for this checkpoint; see lora/reader.py.
+
+        Raises:
+            CheckpointError: the file cannot be used, or is for another model.
+        """
+        return read_lora(path, self.files.header)
+
+    def read_patches(self, patches: Sequence[Patch], *, title: str, identity: Hashable) -> Lora:
+        """Return what a host's own LoRA loader has read as a LoRA for this checkpoint; see lora/reader.py.
+
+        Raises:
+            CheckpointError: a patch cannot be applied exactly.
+        """
+        return lora_of_patches(patches, self.files.header, title=title, identity=identity)
+
+    def with_lora(self, lora: Lora, strength: float = 1.0) -> TransformerHandle:
+        """Return a view of the same weights that computes with one LoRA more.
+
+        Raises:
+            ValueError: the strength is no number.
+            LightX2VError: the engine cannot compute with LoRAs.
+        """
+        view = self.view()
+        view.loras = self.loras.add(lora, strength)
+        if view.loras:
+            engines.check_loras(self.settings.engine)
+        return view
 
     @property
     def text_dim(self) -> int:
@@ -97,7 +133,11 @@ class TransformerHandle(_Handle):
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
         """Return what a plan is made of."""
         return Sizes(
-            clip=clip, architecture=self.files.format.architecture, weights=weight_sizes(self.files), backends=backends
+            clip=clip,
+            architecture=self.files.format.architecture,
+            weights=self._weight_sizes(backends),
+            backends=backends,
+            lora_columns=self._composition(backends).num_columns,
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:
@@ -112,16 +152,24 @@ class TransformerHandle(_Handle):
         return self.owner.is_loaded and self.owner.key == self._key(plan)
 
     def load(self, plan: MemoryPlan, device: torch.device, hooks: Hooks) -> Transformer:
-        """Return the transformer, loaded as planned."""
-        need = resting_need(weight_sizes(self.files), plan.placement, on_gpu=device.type == "cuda")
-        return self.owner.load(
+        """Return the transformer, loaded as planned, with this view's LoRAs and no others.
+
+        Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+        """
+        sizes = self._weight_sizes(plan.backends)
+        need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
+        if device.type != "cuda":
+            # On a CPU its weights are mapped from their files, which the system can take back.
+            need = Need(vram=0, ram=sizes.num_blocks * sizes.lora_block)
+        transformer = self.owner.load(
             self._key(plan),
             lambda: engines.build_transformer(self.files, plan.backends, plan.placement, device),
             lambda transformer: transformer.load(hooks),
-            # On a CPU its weights are mapped from their files, which the system can take back.
-            need if device.type == "cuda" else Need(vram=0, ram=0),
+            need,
             plan.placement,
         )
+        transformer.use_loras(self.loras, hooks)
+        return transformer
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -131,6 +179,15 @@ class TransformerHandle(_Handle):
         finally:
             if self.owner.engine is not None:
                 self.owner.engine.release_workspace()
+
+    def _composition(self, backends: Backends) -> Composition:
+        return Composition(self.loras, list_specs(self.files, FLOAT32), backends.inputs)
+
+    def _weight_sizes(self, backends: Backends) -> WeightSizes:
+        """Return the bytes of the weights in memory, LoRAs included."""
+        if not self.loras:
+            return weight_sizes(self.files)
+        return weigh(tuple(list_specs(self.files, FLOAT32)), PHASES, self._composition(backends).specs)
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -143,14 +200,18 @@ def weight_sizes(files: TransformerFiles) -> WeightSizes:
 
 
 class VaeHandle(_Handle):
-    """A VAE file and how to decode with it, or a part that a checkpoint lacks: `problem` says so when it is used."""
+    """A VAE file and how to decode and encode with it, or a part that a checkpoint lacks: `problem` says so when it is
+    used.
+
+    Its encoder and its decoder are loaded in turn, never both.
+    """
 
     def __init__(self, files: VaeFiles | None, engine: str, offload: OffloadSettings, problem: str = "") -> None:
         self._files = files
         self._problem = problem
         self.engine = engine
         self.offload = offload
-        self.owner: WeightOwner[VideoDecoder] = WeightOwner("VAE")
+        self.owner: WeightOwner[VideoDecoder | VideoEncoder] = WeightOwner("VAE")
 
     @property
     def files(self) -> VaeFiles:
@@ -159,18 +220,29 @@ class VaeHandle(_Handle):
         return self._files
 
     def room(self, host: Host) -> Room:
-        """Return the memory that a decode on the host can have."""
+        """Return the memory that a decode or an encode on the host can have."""
         return Room(host, self.offload, self.owner)
 
-    def load(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
+    def load_decoder(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
         """Return the decoder, loaded."""
-        vram = decoder_weights(self.files.base_dim) if device.type == "cuda" else 0
-        return self.owner.load(
-            self.engine,
-            lambda: engines.build_decoder(self.files, self.engine, device),
-            lambda decoder: decoder.load(hooks),
-            Need(vram=vram, ram=0),
-        )
+        vram = decoder_weights(self.files.base_dim)
+        return self._load("decode", lambda: engines.build_decoder(self.files, self.engine, device), vram, device, hooks)
+
+    def load_encoder(self, device: torch.device, hooks: Hooks) -> VideoEncoder:
+        """Return the encoder, loaded.
+
+        Raises:
+            CheckpointError: the file holds a decoder only.
+        """
+        vram = encoder_weights(self.files.base_dim)
+        return self._load("encode", lambda: engines.build_encoder(self.files, device), vram, device, hooks)
+
+    def _load(self, stage: str, build: Callable[[], _Coder], vram: int, device: torch.device, hooks: Hooks) -> _Coder:
+        # What is loaded under this key is what `build` makes.
+        owner: WeightOwner[Any] = self.owner
+        need = Need(vram=vram if device.type == "cuda" else 0, ram=0)
+        loaded: _Coder = owner.load((stage, self.engine), build, lambda coder: coder.load(hooks), need)
+        return loaded
 
 
 class TextEncoderHandle(_Handle):

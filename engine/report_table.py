@@ -12,6 +12,8 @@ STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
 _STAGES = {
     "load_text_encoder": "load text encoder",
     "encode": "encode the prompt",
+    "load_vae_encoder": "load VAE encoder",
+    "encode_video": "encode frames",
     "load_transformer": "load transformer",
     "sample": "sample",
     "load_vae": "load VAE",
@@ -42,6 +44,7 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value): what was sampled and how, and on what."""
     details: dict[str, Any] = next((stage["details"] for stage in report["stages"] if stage["stage"] == "sample"), {})
     rows = [(name, _value(details, name)) for name in _SAMPLING_FACTS if name in details]
+    rows += [("LoRA", f"{each['lora']} at {each['strength']:g}, {_applied(each)}") for each in details.get("loras", ())]
     if "plan" in details:
         rows.append(("plan", details["plan"]["line"].replace("plan: ", "")))
     for problem, seconds in details.get("measured", {}).items():
@@ -76,6 +79,11 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def _applied(lora: dict[str, Any]) -> str:
+    matched, left_out = sum(lora["matched"].values()), sum(lora["left_out"].values())
+    return f"{matched} of {matched + left_out} tensors apply"
 
 
 def _memory(num_bytes: int, planned: int | None) -> str:

@@ -55,6 +55,30 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the file is missing, is not safetensors, or is shorter or longer than its header says.
     """
+    table, start, size = _read_table(path)
+    try:
+        entries = {name: _parse_entry(entry, start) for name, entry in table.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The header of {path} is corrupt ({error}). {_DOWNLOAD_AGAIN}") from error
+    expected = max((end for _, end in entries.values()), default=start)
+    if size != expected:
+        state = "truncated" if size < expected else "longer than its header says"
+        raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {_DOWNLOAD_AGAIN}")
+    return {name: info for name, (info, _) in entries.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says about itself beside its tensors.
+
+    Raises:
+        CheckpointError: as read_header.
+    """
+    metadata = _read_table(path)[0].get("__metadata__")
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _read_table(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header as JSON data, where it ends, and the size of the file."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing or not a file; expected a safetensors file. Check the name.")
     size = path.stat().st_size
@@ -73,14 +97,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raw = file.read(length)
     try:
         table = json.loads(raw)
-        entries = {name: _parse_entry(entry, 8 + length) for name, entry in table.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"The header of {path} is corrupt ({error}). {_DOWNLOAD_AGAIN}") from error
-    expected = max((end for _, end in entries.values()), default=8 + length)
-    if size != expected:
-        state = "truncated" if size < expected else "longer than its header says"
-        raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {_DOWNLOAD_AGAIN}")
-    return {name: info for name, (info, _) in entries.items()}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"The header of {path} is corrupt (no table). {_DOWNLOAD_AGAIN}")
+    return table, 8 + length, size
 
 
 def _parse_entry(entry: dict[str, Any], start: int) -> tuple[TensorInfo, int]:

@@ -6,19 +6,23 @@ a stage takes beside what the process has anyway. `python tools bench grid` comp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from .. import shapes
 from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
-from ..constants import GIB
+from ..constants import GIB, LATENT_CHANNELS
 from .activations import activation_bytes
 from .clip import Clip
 from .decoder import decode_bytes, tae_decode_bytes
+from .encoder import encode_bytes, tae_encode_bytes
 from .placement import Placement
 from .rounding import round_up
 from .tiles import Tile
 from .weights import WeightSizes
 
+_BF16_BYTES = 2
 # torch's allocator takes large blocks from the device in multiples of this.
 _SEGMENT_BYTES = 2 * 2**20
 # What a plan leaves free beside its own figures: a share of them, and at least so much. The first run of a process also
@@ -37,7 +41,8 @@ RING_BYTES = 2**28
 # VRAM on the GPU, where a weight is there for its own product only (docs/benchmarks.md).
 _TEXT_RAM_SHARE = 0.76
 _TEXT_VRAM_BYTES = int(0.3 * GIB)
-# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU.
+# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU. On their way to
+# it, when they are encoded, it is two frames.
 _CHUNK_FRAMES = 4
 # Base width of Wan2.1's VAE, for a run whose decoder is not known yet.
 VAE_BASE_DIM = 96
@@ -51,6 +56,8 @@ class Sizes:
     architecture: WanArchitecture
     weights: WeightSizes
     backends: Backends
+    lora_columns: int = 0
+    """Of the widest product of a LoRA: the rank of the stack, that of q, k and v together."""
     leaner: Backends | None = None
     """Kernels that take less memory and are slower here; planned with where the others would not fit as well."""
     vae_dim: int = VAE_BASE_DIM
@@ -107,14 +114,16 @@ def weights_ram(weights: WeightSizes, placement: Placement) -> int:
     """Return the bytes of RAM that stay taken: streamed blocks, or what they pass through coming from the drive."""
     if placement.mode == "none":
         return 0
+    streamed = weights.num_blocks - placement.resident_blocks
     if placement.mode == "disk":
-        return 2 * weights.block
-    return (weights.num_blocks - placement.resident_blocks) * weights.block
+        return 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
+    return streamed * weights.block
 
 
 def activations(sizes: Sizes) -> int:
     """Return the bytes that a forward pass takes beside the weights."""
-    return activation_bytes(
+    loras = sizes.clip.tokens * sizes.lora_columns * _BF16_BYTES
+    return loras + activation_bytes(
         tokens=sizes.clip.tokens,
         dim=sizes.architecture.dim,
         ffn_dim=sizes.architecture.ffn_dim,
@@ -135,7 +144,9 @@ def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
 def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
     if not on_gpu:
-        return Need(vram=0, ram=weights.others + weights.block if placement.mode == "disk" else weights.total)
+        if placement.mode != "disk":
+            return Need(vram=0, ram=weights.total)
+        return Need(vram=0, ram=weights.others + weights.block + (weights.num_blocks - 1) * weights.lora_block)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 
@@ -160,6 +171,24 @@ def copied_frames_bytes(clip: Clip) -> int:
     return 2 << (_CHUNK_FRAMES * _frame_bytes(clip) - 1).bit_length()
 
 
+def video_encoding_need(
+    clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None
+) -> Need:
+    """Return what encoding frames takes beside them and other weights: the encoder, and the latents in RAM."""
+    encoder = encoder_bytes(clip, vae_dim, tile, on_gpu=on_gpu)
+    cells = math.prod(shapes.cells((clip.num_frames, clip.height, clip.width)))
+    latents = clip.batch * cells * LATENT_CHANNELS * 4
+    held = beside or Need(vram=0, ram=0)
+    if on_gpu:
+        return Need(vram=held.vram + encoder, ram=held.ram + latents + uploaded_frames_bytes(clip))
+    return Need(vram=0, ram=held.ram + latents + encoder)
+
+
+def uploaded_frames_bytes(clip: Clip) -> int:
+    """Return the RAM through which frames go to the GPU; see copied_frames_bytes."""
+    return 2 << (_frame_bytes(clip) - 1).bit_length()
+
+
 def _frame_bytes(clip: Clip) -> int:
     return clip.height * clip.width * 3 * 4
 
@@ -175,6 +204,19 @@ def decoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool =
 def decoder_weights(vae_dim: int) -> int:
     """Return what a decoder's weights take on a GPU: a decode of a clip without cells."""
     return decoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
+
+
+def encoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
+    """Return what a VAE's encoder takes on its device, weights included."""
+    element_bytes = 2 if on_gpu else 4
+    if not vae_dim:
+        return tae_encode_bytes(clip.height, clip.width, tile, element_bytes)
+    return encode_bytes(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
+
+
+def encoder_weights(vae_dim: int) -> int:
+    """Return what an encoder's weights take on a GPU: an encode of a clip without cells."""
+    return encoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
 
 
 def encoding_need(text_encoder_bytes: int, device: str) -> Need:

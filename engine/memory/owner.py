@@ -71,7 +71,7 @@ class WeightOwner(Generic[EngineObject]):
             key: of what decides how it is loaded.
             build: makes an unloaded object.
             load: loads it. Where that fails or is cancelled, what was loaded so far is given back.
-            need: what its weights take while loaded.
+            need: what its weights take while loaded, with what is added to them.
             placement: where a transformer's weights will rest.
         """
         if self.engine is not None and self.key != key:
@@ -82,8 +82,9 @@ class WeightOwner(Generic[EngineObject]):
             # Without it an engine with a reference cycle would keep its memory until the next garbage collection.
             self._release = weakref.finalize(self, engine.unload)
             self._release.atexit = False
-            self.key, self._need, self.placement = key, need, placement
+            self.key, self.placement = key, placement
             _loaded.add(self)
+        self._need = need
         try:
             load(engine)
         except BaseException:

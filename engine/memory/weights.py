@@ -16,6 +16,8 @@ class WeightSizes:
     num_blocks: int
     others: int
     """Embeddings, time projection and head."""
+    lora_block: int = 0
+    """Of `block`: LoRAs, which rest in RAM where the other weights of a block rest on the drive."""
 
     @property
     def blocks(self) -> int:

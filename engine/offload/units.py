@@ -57,11 +57,13 @@ class Unit:
         }
 
 
-def weigh(specs: Sequence[TensorSpec], phases: Sequence[tuple[str, ...]]) -> WeightSizes:
-    """Return the bytes of `make_units` of the same specs, and of what is in no block."""
+def weigh(
+    specs: Sequence[TensorSpec], phases: Sequence[tuple[str, ...]], loras: Sequence[TensorSpec] = ()
+) -> WeightSizes:
+    """Return the bytes of `make_units` of the same specs, and of what is in no block; those of LoRAs are in both."""
     by_phase: dict[tuple[str, int], int] = defaultdict(int)
     others = 0
-    for spec in specs:
+    for spec in (*specs, *loras):
         folder, _, rest = spec.name.partition(".")
         index, _, name = rest.partition(".")
         if folder != "blocks":
@@ -73,7 +75,17 @@ def weigh(specs: Sequence[TensorSpec], phases: Sequence[tuple[str, ...]]) -> Wei
     blocks: dict[str, int] = defaultdict(int)
     for (index, _), num_bytes in by_phase.items():
         blocks[index] += num_bytes
-    return WeightSizes(block=max(blocks.values()), phase=max(by_phase.values()), num_blocks=len(blocks), others=others)
+    lora_blocks: dict[str, int] = defaultdict(int)
+    for spec in loras:
+        if spec.name.startswith("blocks."):
+            lora_blocks[spec.name.split(".")[1]] += round_up(spec.num_bytes)
+    return WeightSizes(
+        block=max(blocks.values()),
+        phase=max(by_phase.values()),
+        num_blocks=len(blocks),
+        others=others,
+        lora_block=max(lora_blocks.values(), default=0),
+    )
 
 
 def make_units(

@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..checkpoints.formats import WanArchitecture
 from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
+from ..lora.placed import PlacedLoras
 from ..memory.activations import TEXT_ROWS_KEPT
 from ..offload import Unit, WeightStreamer
 from ..system import release_memory
@@ -88,8 +89,8 @@ def self_attention(block: int, weights: Weights, run: Pass) -> None:
     kernels, work = run.kernels, run.workspace
     run.modulation = (weights["modulation"] + run.time).view(6, -1)
     run.norm(run.modulation[1], run.modulation[0])
-    for name, part in zip(("q", "k", "v"), work.parts, strict=True):
-        kernels.linear((work.inputs, work.scales), weights, f"self_attn.{name}", part)
+    outs = {f"self_attn.{name}": part for name, part in zip("qkv", work.parts, strict=True)}
+    kernels.linears((work.inputs, work.scales), weights, outs)
     q, k, v = (run.split_heads(part) for part in work.parts)
     norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
     attention = kernels.attention_for(q)
@@ -144,7 +145,8 @@ class Blocks:
         """Args: units: in the order of compute, as `streamer` has them."""
         self.streamer = streamer
         self.kernels = kernels
-        self._units = units
+        self.units = units
+        self._loras = PlacedLoras()
         self._sizes = sizes
         self.device = device
         self._workspace: Workspace | None = None
@@ -167,6 +169,15 @@ class Blocks:
             self._text = Text(conditioning, embed, self.kernels)
         return self._text
 
+    @property
+    def loras(self) -> PlacedLoras:
+        """What is added to the weights. Setting it drops what is kept of the text, which was computed with another."""
+        return self._loras
+
+    @loras.setter
+    def loras(self, placed: PlacedLoras) -> None:
+        self._loras, self._text = placed, None
+
     def release_workspace(self) -> None:
         """Drop the workspace and what is kept of the text."""
         self._workspace = self._text = None
@@ -182,8 +193,8 @@ class Blocks:
         time = time.float().clone()
         time[1::3] += 1
         run = Pass(self.kernels, workspace, self._sizes.num_heads, rotary, time, text, modulation=time)
-        for index, unit in enumerate(self._units):
-            with self.streamer.unit(index) as weights:
+        for index, unit in enumerate(self.units):
+            with self.streamer.unit(index) as stored, self._loras.unit(index, stored) as weights:
                 for phase in unit.phases:
                     _PHASES[phase](unit.block, weights, run)
         assert run.change is not None

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ..constants import PATCH_SIZE
 from ..kernels.ops import Ops, Rotary
+from ..lora.branch import linear
 from .block import EPS
 from .patches import Grid
 
@@ -28,21 +29,16 @@ def embed_time(timestep: float, w: Weights) -> tuple[torch.Tensor, torch.Tensor]
     steps = torch.arange(half, dtype=torch.float64, device=first.device)
     angles = timestep * torch.exp(-math.log(_THETA) / half * steps)
     waves = torch.cat([angles.cos(), angles.sin()]).float()[None]
-    hidden = functional.silu(functional.linear(waves, first, w["time_embedding.0.bias"]))
-    embedding = functional.linear(hidden, w["time_embedding.2.weight"], w["time_embedding.2.bias"])
-    projection = w["time_projection.1.weight"]
-    projected = functional.linear(
-        functional.silu(embedding).to(projection.dtype), projection, w["time_projection.1.bias"]
-    )
+    embedding = linear(functional.silu(linear(waves, w, "time_embedding.0")), w, "time_embedding.2")
+    projected = linear(functional.silu(embedding).to(w["time_projection.1.weight"].dtype), w, "time_projection.1")
     return embedding[0], projected.float().view(6, -1)
 
 
 def embed_text(rows: torch.Tensor, w: Weights) -> torch.Tensor:
     """Return text rows [rows, text_dim] as [rows, D] BF16 on the device of the weights."""
     weight = w["text_embedding.0.weight"]
-    hidden = functional.linear(rows.to(weight.device, weight.dtype), weight, w["text_embedding.0.bias"])
-    hidden = functional.gelu(hidden, approximate="tanh")
-    return functional.linear(hidden, w["text_embedding.2.weight"], w["text_embedding.2.bias"])
+    hidden = linear(rows.to(weight.device, weight.dtype), w, "text_embedding.0")
+    return linear(functional.gelu(hidden, approximate="tanh"), w, "text_embedding.2")
 
 
 def rotary_of(grid: Grid, head_dim: int, device: torch.device) -> Rotary:
@@ -72,7 +68,7 @@ def project_head(
     """
     shift, scale = (w["head.modulation"][0] + embedding).unbind()
     ops.norm(hidden, 1 + scale, shift, EPS, out, None)
-    patches = functional.linear(out, w["head.head.weight"], w["head.head.bias"]).float()
+    patches = linear(out, w, "head.head").float()
     frames, height, width = grid
     _, patch_height, patch_width = PATCH_SIZE
     cells = patches.view(frames, height, width, patch_height, patch_width, -1).permute(5, 0, 1, 3, 2, 4)

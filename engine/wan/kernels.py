@@ -14,6 +14,7 @@ from ..kernels.attention import IN_PLACE, KERNELS, Normed, SelfAttention, fits_i
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
 from ..kernels.widen import widen
+from ..lora.branch import add_branch_of_heads, add_branches
 
 Weights = Mapping[str, torch.Tensor]
 Inputs = tuple[torch.Tensor, torch.Tensor | None]
@@ -48,9 +49,15 @@ class Kernels:
         return out, scales
 
     def linear(self, inputs: Inputs, weights: Weights, name: str, out: torch.Tensor) -> None:
-        """Write the linear layer `name` of inputs [M, K] to out [M, N]."""
-        layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
-        self.multiply(*inputs, layer, out)
+        """Write the linear layer `name` of inputs [M, K] to out [M, N], with its LoRAs."""
+        self.linears(inputs, weights, {name: out})
+
+    def linears(self, inputs: Inputs, weights: Weights, outs: Mapping[str, torch.Tensor]) -> None:
+        """Write linear layers of the same inputs [M, K] to their outs [M, N]; their LoRAs share a product."""
+        for name, out in outs.items():
+            layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
+            self.multiply(*inputs, layer, out)
+        add_branches(self.multiply, inputs, weights, outs)
 
     def linear_of_heads(self, heads: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
         """Return what the linear layer `name` makes of each head alone, without its bias, in BF16 [heads, M, N].
@@ -60,8 +67,11 @@ class Kernels:
         stored, scale = weights[f"{name}.weight"], weights.get(f"{name}.weight_scale")
         wide = widen(stored, heads.new_empty(stored.shape))
         out = torch.bmm(heads.transpose(0, 1), wide.view(-1, *heads.shape[1:]).permute(1, 2, 0))
-        # Both 8-bit types are exact in BF16, so the scale goes on the result, which is smaller.
-        return out if scale is None else out.mul_(scale.flatten())
+        if scale is not None:
+            # Both 8-bit types are exact in BF16, so the scale goes on the result, which is smaller.
+            out.mul_(scale.flatten())
+        add_branch_of_heads(heads, weights, name, out)
+        return out
 
 
 def build_kernels(backends: Backends) -> Kernels:

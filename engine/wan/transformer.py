@@ -14,11 +14,13 @@ import torch
 
 from ..backends.choose import Backends
 from ..checkpoints.files import TransformerFiles
-from ..checkpoints.source import TransformerCheckpoint
+from ..checkpoints.source import TransformerCheckpoint, list_specs
 from ..interfaces import Conditioning, Hooks
 from ..kernels.implementations import load_requantize
 from ..kernels.ops import Rotary
 from ..kernels.requantize import requantize_all
+from ..lora.changes import Stack
+from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
 from ..offload import Finish, load_tensors, make_units, place_weights
 from ..system import release_memory
@@ -44,7 +46,7 @@ class _Loaded:
     def moved_bytes(self) -> int:
         """Copied to the device so far."""
         others = 0 if self.blocks.device.type == "cpu" else sum(each.nbytes for each in self.weights.values())
-        return others + self.blocks.streamer.moved_bytes
+        return others + self.blocks.streamer.moved_bytes + self.blocks.loras.moved_bytes
 
     def rotary_of(self, grid: Grid, head_dim: int, device: torch.device) -> Rotary:
         if self.rotary is None or self.rotary[0] != grid:
@@ -85,10 +87,27 @@ class WanTransformer:
             with torch.inference_mode(False), torch.no_grad():
                 self._loaded = self._load(hooks)
 
+    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+        assert self._loaded is not None, "use_loras before load"
+        loaded, blocks = self._loaded, self._loaded.blocks
+        if blocks.loras.stack.key == stack.key:
+            return
+        blocks.loras.close()
+        blocks.loras = PlacedLoras()
+        release_memory(self._device)
+        if stack:
+            # As the file has them: a checkpoint that is requantized reads the bytes of FP8 as INT8.
+            base, inputs = tuple(list_specs(self._files, FLOAT32)), self._backends.inputs
+            with torch.inference_mode(False), torch.no_grad():
+                blocks.loras = place_loras(
+                    stack, base, loaded.checkpoint, blocks.units, PHASES, inputs, self._placement, self._device, hooks
+                )
+
     def unload(self) -> None:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
+        loaded.blocks.loras.close()
         loaded.blocks.streamer.close()
         loaded.checkpoint.close()
         del loaded
@@ -106,7 +125,8 @@ class WanTransformer:
         self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
-        blocks, weights = self._loaded.blocks, self._loaded.weights
+        blocks = self._loaded.blocks
+        weights = {**self._loaded.weights, **blocks.loras.others}
         blocks.streamer.check_interrupt = hooks.check_interrupt
         grid = grid_of(latents)
         work = blocks.workspace(grid[0] * grid[1] * grid[2])
@@ -128,6 +148,7 @@ class WanTransformer:
             "weight_bytes": self._loaded.checkpoint.num_bytes if self._loaded else self._files.num_bytes,
             "moved_bytes": self.moved_bytes,
             "device": str(self._device),
+            "loras": self._loaded.blocks.loras.stack.as_facts() if self._loaded else [],
         }
 
     def _load(self, hooks: Hooks) -> _Loaded:

@@ -14,7 +14,7 @@ MODULES = {
     "memory.grid": "does the plan predict what is taken? how does cost grow?",
     "memory.caps": "does `auto` fit small cards and little RAM?",
     "loading": "how fast do weights load and stream?",
-    "vae": "decoders whole and in tiles",
+    "vae": "decoders and encoders whole and in tiles",
     "text": "the text encoder",
 }
 OTHERS = {"all": "what fits into --minutes of all this", "tables": "docs/benchmarks.md from docs/measurements"}

@@ -11,13 +11,21 @@ import torch
 from ...backends.choose import Backends
 from ...checkpoints.files import TransformerFiles
 from ...checkpoints.source import TransformerCheckpoint
+from ...errors import LightX2VError
 from ...interfaces import Conditioning, Hooks
+from ...lora.changes import Stack
 from ...memory.placement import Placement
 from ...offload import WeightStreamer, load_tensors, make_units, place_weights
 from ...system import release_memory
 from ...wan.layout import PHASES
 from . import bootstrap
 from .config import build_config
+
+# Facts: lightx2v/common/ops/mm/mm_weight.py and models/networks/wan at the commit of bootstrap.py.
+NO_LORAS = (
+    "Set engine to 'auto' for LoRAs: engine is 'lightx2v', whose own LoRA support cannot apply them as a whole. It "
+    "takes one file, leaves out embeddings and head, and merges into unquantized weights only."
+)
 
 
 @dataclass
@@ -74,6 +82,10 @@ class LightX2VTransformer:
             # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 self._loaded = self._load(hooks)
+
+    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+        if stack:
+            raise LightX2VError(NO_LORAS)
 
     def unload(self) -> None:
         loaded, self._loaded = self._loaded, None

@@ -1,0 +1,71 @@
+"""Adds what LoRAs make of an input to what a linear layer has made of it; the tensors are compose.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.nn import functional
+
+from ..kernels.matmul import Linear
+from ..kernels.widen import widen
+from .compose import input_of
+
+Weights = Mapping[str, torch.Tensor]
+Multiply = Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], None]
+"""See kernels/matmul.py linear."""
+
+
+def add_branches(
+    multiply: Multiply,
+    inputs: tuple[torch.Tensor, torch.Tensor | None],
+    weights: Weights,
+    outs: Mapping[str, torch.Tensor],
+) -> None:
+    """Add (inputs @ down^T) @ up^T to the outputs of layers that share their input, in place.
+
+    Args:
+        multiply: the block's own kernel, which takes `down` as it takes the layers' weights.
+        inputs: rows [M, K] in 8 bits and their scales [M, 1], or in BF16 and None.
+        weights: of the block, LoRAs included.
+        outs: [M, N] BF16 by name of the layer.
+    """
+    path = input_of(next(iter(outs)))
+    down = weights.get(f"{path}.lora_down")
+    if down is None:
+        return
+    x, scale = inputs
+    hidden = torch.empty(len(x), len(down), dtype=torch.bfloat16, device=x.device)
+    layer = Linear(down, weights.get(f"{path}.lora_down_scale"), weights[f"{path}.lora_bias"])
+    multiply(x, scale, layer, hidden)
+    start = 0
+    for name, out in outs.items():
+        up = weights.get(f"{name}.lora_up")
+        if up is not None:
+            out.addmm_(hidden[:, start : start + up.shape[1]], up.t())
+            start += up.shape[1]
+
+
+def add_branch_of_heads(heads: torch.Tensor, weights: Weights, name: str, out: torch.Tensor) -> None:
+    """Add to what a layer makes of each head alone, out [heads, M, N], what its branch makes of it.
+
+    Args: heads: [M, heads, head_dim] BF16; all of a row together are what the layer takes.
+    """
+    down = weights.get(f"{name}.lora_down")
+    if down is None:
+        return
+    scale = weights.get(f"{name}.lora_down_scale")
+    wide = widen(down, heads.new_empty(down.shape)).view(-1, *heads.shape[1:])
+    hidden = torch.bmm(heads.transpose(0, 1), wide.permute(1, 2, 0))
+    if scale is not None:
+        hidden.mul_(scale.flatten())
+    out.view(-1, out.shape[-1]).addmm_(hidden.flatten(0, 1), weights[f"{name}.lora_up"].t())
+
+
+def linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+    """Return the layer `name`, which is in no block, of x [..., K], in the dtype of its weights."""
+    out = functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    down = weights.get(f"{name}.lora_down")
+    if down is None:
+        return out
+    return out + functional.linear(functional.linear(x, down), weights[f"{name}.lora_up"])

@@ -1,0 +1,124 @@
+"""A LoRA as what it changes: one entry for each tensor of the model, whatever the file calls it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..checkpoints.header import Header
+from ..checkpoints.weights import Weights
+from ..errors import CheckpointError
+from .report import LoraReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What is to be added to one tensor of the model."""
+
+    target: str
+    """Native name of the tensor, e.g. blocks.0.self_attn.q.weight."""
+    names: tuple[str, ...]
+    """Of a pair (down [r, K], up [N, r]), or of a full difference alone."""
+    rank: int = 0
+    """Of a pair; 0 is a full difference."""
+    factor: float = 1.0
+    """What it is to be multiplied with beside the strength: alpha / rank."""
+    replaces: bool = False
+    """Whether the full tensor takes the place of the model's, at any strength but 0."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lora:
+    """A LoRA as it applies to one checkpoint. Its tensors are read when they are needed."""
+
+    identity: Hashable
+    """The same for the same content; what is loaded is compared by it."""
+    title: str
+    changes: tuple[Change, ...]
+    tensors: Mapping[str, torch.Tensor]
+    report: LoraReport
+    _digests: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one of its tensors in fp32 on the CPU.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        values = self.tensors[name].detach().to("cpu", torch.float32)
+        if not bool(values.isfinite().all()):
+            raise CheckpointError(
+                f"LoRA {self.title} cannot be used: {name} holds values that are NaN or infinite. The training or a "
+                "conversion went wrong; use another version of the file."
+            )
+        return values
+
+    def close(self) -> None:
+        """Drop the mapping of its file; `read` maps it again."""
+        if isinstance(self.tensors, Weights):
+            self.tensors.close()
+
+    def digest(self, change: Change) -> bytes:
+        """Return a hash of the content of a change, for an order that does not depend on names or places."""
+        found = self._digests.get(change.names)
+        if found is None:
+            total = hashlib.blake2b(digest_size=16)
+            for name in change.names:
+                total.update(_raw(self.tensors[name]))
+            found = self._digests[change.names] = total.digest()
+        return found
+
+
+@dataclass(frozen=True)
+class Stack:
+    """LoRAs and their strengths. The order in which they were added does not matter; the same one twice adds up."""
+
+    entries: tuple[tuple[Lora, float], ...] = ()
+
+    def add(self, lora: Lora, strength: float) -> Stack:
+        """Return the stack with one more; what adds up to a strength of 0 is not in it.
+
+        Raises:
+            ValueError: the strength is no finite number.
+        """
+        if not math.isfinite(strength):
+            raise ValueError(f"The strength of LoRA {lora.title} is {strength}; expected a number such as 1.0.")
+        strengths = {each.identity: (each, number) for each, number in self.entries}
+        _, before = strengths.get(lora.identity, (lora, 0.0))
+        strengths[lora.identity] = (lora, before + strength)
+        kept = [entry for entry in strengths.values() if entry[1]]
+        return Stack(tuple(sorted(kept, key=lambda entry: str(entry[0].identity))))
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    @property
+    def key(self) -> Hashable:
+        """What two stacks with the same effect have in common."""
+        return tuple((lora.identity, strength) for lora, strength in self.entries)
+
+    def as_facts(self) -> list[dict[str, object]]:
+        """Return the stack as the run report shows it."""
+        return [{"lora": lora.title, "strength": strength, **lora.report.as_data()} for lora, strength in self.entries]
+
+
+def fits(change: Change, shapes: Iterable[tuple[int, ...]], model: Header) -> bool:
+    """Say whether tensors of these shapes can be added to the model's.
+
+    Args: shapes: of a pair's down and up, or of the full difference.
+    """
+    wanted = model[change.target].shape
+    if change.rank:
+        down, up = shapes
+        return (up[0], math.prod(down[1:])) == (wanted[0], math.prod(wanted[1:])) and len(wanted) > 1
+    (full,) = shapes
+    return [size for size in full if size > 1] == [size for size in wanted if size > 1]
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data

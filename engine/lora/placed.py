@@ -1,0 +1,91 @@
+"""Where a stack's tensors rest, and how they reach the device beside the weights of their blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..checkpoints.weights import TensorSpec
+from ..interfaces import Hooks
+from ..memory.placement import Placement
+from ..offload import Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
+from .changes import Stack
+from .compose import Composition, split
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedLoras:
+    """A loaded stack; nothing of it is in the checkpoint's weights."""
+
+    stack: Stack = field(default_factory=Stack)
+    others: Tensors = field(default_factory=dict)
+    """What is in no block, by full names: to go before the checkpoint's of the same names."""
+    numbers: Mapping[int, int] = field(default_factory=dict)
+    """Position among the checkpoint's units -> among the stack's, of those that the stack changes."""
+    streamer: WeightStreamer | None = None
+
+    @contextlib.contextmanager
+    def unit(self, index: int, weights: Tensors) -> Iterator[Tensors]:
+        """Give the tensors of one of the checkpoint's units, and the stack's beside or instead of them."""
+        number = self.numbers.get(index)
+        if number is None or self.streamer is None:
+            yield weights
+            return
+        with self.streamer.unit(number) as own:
+            yield {**weights, **own}
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device so far, of blocks."""
+        return self.streamer.moved_bytes if self.streamer else 0
+
+    def close(self) -> None:
+        """Give back all memory and end all threads."""
+        if self.streamer is not None:
+            self.streamer.close()
+
+
+def place_loras(
+    stack: Stack,
+    base: Sequence[TensorSpec],
+    source: Source,
+    units: Sequence[Unit],
+    phases: Sequence[tuple[str, ...]],
+    inputs: str,
+    placement: Placement,
+    device: torch.device,
+    hooks: Hooks,
+) -> PlacedLoras:
+    """Bring a stack to where it is to rest: on the device for blocks that are there, else in RAM.
+
+    Args:
+        base: all parameters of the checkpoint.
+        source: where the checkpoint's parameters come from.
+        units: of the checkpoint, in the order of compute.
+        phases: of a block, see offload/units.py make_units.
+        inputs: see Composition.
+        placement: of the checkpoint's weights.
+
+    Raises:
+        CheckpointError: a file could not be read, or holds NaN or infinity.
+    """
+    composition = Composition(stack, base, inputs).read_from(source)
+    specs = split(composition.specs)
+    on_progress = hooks.on_progress
+    hooks = replace(hooks, on_progress=lambda done, total, _: on_progress(done, total, "loading LoRAs"))
+    others = load_tensors(specs[False], composition, device, hooks) if specs[False] else {}
+    by_phase = placement.mode == "phase"
+    own = make_units(specs[True], 1 + max(unit.block for unit in units), phases, by_phase)
+    changed = [index for index, unit in enumerate(own) if unit.specs]
+    streamer = None
+    if changed:
+        # What is not on the device rests in RAM: the files hold nothing as it is needed.
+        placement = replace(placement, mode="block") if placement.mode == "disk" else placement
+        streamer = place_weights([own[index] for index in changed], composition, placement, device, hooks)
+    numbers = {index: number for number, index in enumerate(changed)}
+    return PlacedLoras(stack=stack, others=others, numbers=numbers, streamer=streamer)

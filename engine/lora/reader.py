@@ -1,0 +1,383 @@
+"""Reads LoRA files, and LoRAs that came as patches: by their headers alone, but for the few numbers called alpha."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.header import Header, read_metadata
+from ..checkpoints.kinds import identify_kind
+from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
+from ..errors import CheckpointError
+from .changes import Change, Lora, fits
+from .keys import Foreign, Name, Spellings
+from .report import LoraReport
+
+_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_EXPECTED = (
+    "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, diff_m) of a "
+    "Wan2.1 transformer"
+)
+# Part of the model, in reports -> start of its tensors' names within a block.
+_PARTS = {
+    "self-attention": ("self_attn.",),
+    "cross-attention": ("cross_attn.",),
+    "feed-forward": ("ffn.",),
+    "norms and modulation": ("norm", "modulation"),
+}
+_WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "a Wan model of 14B"}
+_IMAGE_BRANCH = "the image branch of an image-to-video model"
+_IMAGE_INPUT = "an input of 36 channels (image to video)"
+_OTHER_SHAPE = "another shape"
+_OTHER_EXPERT = "the {expert}-noise expert of Wan2.2"
+_NAMED_EXPERT = re.compile(r"(high|low)[ _-]?noise", re.IGNORECASE)
+_DISTILLED = re.compile(r"distill|lightx2v|lightning|\d[ _-]?steps?\b|causvid|accvid", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """What a host's own LoRA loader would add to one tensor of the model."""
+
+    key: str
+    """Name of the tensor, native, maybe with the prefix diffusion_model."""
+    kind: str
+    """lora | diff | set; anything else is refused by this name."""
+    tensors: tuple[Any, ...]
+    """lora: up [N, r], down [r, K], alpha or None, and what else its kind has, which must be None. diff, set: one."""
+    strength: float = 1.0
+
+
+def read_lora(path: Path, model: Header, *, expert: str = "low") -> Lora:
+    """Read a LoRA file for a checkpoint.
+
+    Args:
+        path: .safetensors, or .pt, .pth or .bin with nothing but tensors.
+        model: names and shapes of the checkpoint, native, without prefix.
+        expert: low | high: which half is taken of a file for both experts of Wan2.2.
+
+    Raises:
+        CheckpointError: the file is damaged or no LoRA, holds what cannot be applied exactly (LoHa, LoKr, DoRA ...), or
+            is for another model, so that nothing applies.
+    """
+    if path.suffix.lower() in (".pt", ".pth", ".bin"):
+        weights: Weights = PthWeights(path)
+        metadata: dict[str, str] = {}
+    else:
+        weights, metadata = SafetensorsWeights([path]), read_metadata(path)
+    status = path.stat()
+    reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model)
+    changes = reading.changes(expert, _peft_scale(path, metadata, weights.header), lambda name: weights[name])
+    report = reading.report(path.name, changes)
+    weights.close()
+    identity = (str(path), status.st_size, status.st_mtime_ns, expert)
+    return Lora(identity=identity, title=path.name, changes=tuple(changes), tensors=weights, report=report)
+
+
+def lora_of_patches(patches: Sequence[Patch], model: Header, *, title: str, identity: Hashable) -> Lora:
+    """Return the LoRA that a host's own loader has read, in the order in which it applies its patches.
+
+    Args:
+        model: names and shapes of the checkpoint, native, without prefix.
+        identity: the same for the same patches.
+
+    Raises:
+        CheckpointError: a patch is of a kind that cannot be applied exactly, or of another shape than its tensor.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    changes: dict[str, list[Change]] = defaultdict(list)
+    for number, patch in enumerate(patches):
+        target = patch.key.removeprefix("diffusion_model.")
+        change, parts = _change_of_patch(patch, target, number, model)
+        tensors |= parts
+        if change.replaces:
+            changes[target].clear()
+        changes[target].append(change)
+    flat = [change for group in changes.values() for change in group]
+    return Lora(identity=identity, title=title, changes=tuple(flat), tensors=tensors, report=_report(title, flat))
+
+
+def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> tuple[Change, dict[str, torch.Tensor]]:
+    if patch.kind not in ("lora", "diff", "set"):
+        raise CheckpointError(
+            f"A LoRA cannot be applied: {patch.key} is to be changed by {patch.kind}, which this transformer does not "
+            f"compute; {_EXPECTED}. Remove that LoRA, or use ComfyUI's own Load Diffusion Model for it."
+        )
+    if target not in model:
+        raise CheckpointError(f"A LoRA cannot be applied: this checkpoint has no {patch.key}. Remove that LoRA.")
+    if patch.kind == "lora":
+        up, down, alpha, *further = patch.tensors
+        if any(each is not None for each in further):
+            raise CheckpointError(
+                f"A LoRA cannot be applied: {patch.key} is to be changed by DoRA, LoCon or a new shape; {_EXPECTED}. "
+                "Remove that LoRA."
+            )
+        parts = {f"{number}.down": down, f"{number}.up": up}
+        factor = patch.strength * (1.0 if alpha is None else float(alpha) / len(down))
+        change = Change(target=target, names=tuple(parts), rank=len(down), factor=factor)
+    else:
+        parts, replaces = {f"{number}.full": patch.tensors[0]}, patch.kind == "set"
+        factor = 1.0 if replaces else patch.strength
+        change = Change(target=target, names=tuple(parts), factor=factor, replaces=replaces)
+    if not fits(change, [tuple(each.shape) for each in parts.values()], model):
+        shapes = " and ".join(str(list(each.shape)) for each in parts.values())
+        raise CheckpointError(
+            f"A LoRA cannot be applied: what is to be added to {patch.key} is of {shapes}, the checkpoint's is of "
+            f"{list(model[target].shape)}. The LoRA is for another model; remove it."
+        )
+    _check_factor(change.factor, f"A LoRA cannot be applied: its factor for {patch.key}")
+    return change, parts
+
+
+class _Reading:
+    """One file being read."""
+
+    def __init__(self, subject: str, header: Header, spellings: Spellings, model: Header) -> None:
+        self.subject = subject
+        self._header = header
+        self._model = model
+        self._left_out: dict[str, list[str]] = defaultdict(list)
+        self._notes: list[str] = []
+        self._widths: set[int] = set()
+        self._parts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._spelled: dict[str, str] = {}
+        foreign: dict[str, list[str]] = defaultdict(list)
+        for name in header:
+            meaning = spellings.read(name)
+            if isinstance(meaning, Foreign):
+                foreign[meaning.kind].append(name)
+            elif meaning.group:
+                self._left_out[meaning.group].append(name)
+            else:
+                self._add(name, meaning)
+        if foreign:
+            self._refuse(foreign)
+
+    def changes(
+        self, expert: str, peft_scale: Callable[[str, int], float] | None, read: Callable[[str], torch.Tensor]
+    ) -> list[Change]:
+        """Return what the file changes."""
+        self._leave_other_expert(expert)
+        changes: list[Change] = []
+        for (module, _), parts in self._parts.items():
+            found = [*self._pair(module, parts, peft_scale, read), *self._differences(module, parts)]
+            changes += found
+            if "alpha" in parts and not any(change.rank for change in found) and "down" not in parts:
+                self._left_out["no pair (alpha alone)"].append(parts["alpha"])
+        if not changes:
+            raise CheckpointError(self._nothing())
+        self._add_notes(has_scale=peft_scale is not None)
+        return changes
+
+    def report(self, title: str, changes: Sequence[Change]) -> LoraReport:
+        """Return how much of the file applies."""
+        return _report(title, changes, self._left_out, tuple(self._notes))
+
+    def _add(self, name: str, meaning: Name) -> None:
+        parts = self._parts[meaning.module, meaning.expert]
+        if meaning.part in parts:
+            raise CheckpointError(
+                f"{self.subject} has two tensors for the same: {parts[meaning.part]} and {name}. Two LoRAs may have "
+                "been put into one file; use them one by one."
+            )
+        if self._header[name].dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{self.subject} stores {name} as {self._header[name].dtype}; expected floating point numbers. Use "
+                "another version of it."
+            )
+        parts[meaning.part] = name
+
+    def _refuse(self, foreign: Mapping[str, Sequence[str]]) -> None:
+        kinds = ", ".join(f"{kind} ({len(names)} tensors, e.g. {names[0]})" for kind, names in foreign.items())
+        raise CheckpointError(
+            f"{self.subject} cannot be applied exactly, and so it is not applied at all: it has {kinds}; {_EXPECTED}. "
+            "Use a version of it that was trained or extracted as plain LoRA."
+        )
+
+    def _leave_other_expert(self, expert: str) -> None:
+        """Of a file for both experts of Wan2.2, leave one out; what has no mark is the first one, as in diffusers."""
+        experts = {marked for _, marked in self._parts}
+        if len(experts) < 2:
+            return
+        for module, marked in list(self._parts):
+            whose = marked or ("high" if "low" in experts else "low")
+            if whose != expert:
+                names = self._parts.pop((module, marked)).values()
+                self._left_out[_OTHER_EXPERT.format(expert=whose)] += names
+        self._notes.append(
+            f"It is for both experts of Wan2.2; this checkpoint is one transformer and gets the {expert}-noise half."
+        )
+
+    def _pair(
+        self,
+        module: str,
+        parts: Mapping[str, str],
+        peft_scale: Callable[[str, int], float] | None,
+        read: Callable[[str], torch.Tensor],
+    ) -> Iterable[Change]:
+        names = [parts[part] for part in ("down", "up") if part in parts]
+        if not names:
+            return
+        if len(names) == 1:
+            raise CheckpointError(
+                f"{self.subject} is incomplete: {names[0]} is there without the other half of its pair. Download it "
+                "again."
+            )
+        down, up = (self._header[name] for name in names)
+        if not down.shape or len(up.shape) < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+            raise CheckpointError(
+                f"{self.subject} does not fit together: {names[0]} is of {list(down.shape)} and {names[1]} of "
+                f"{list(up.shape)}; expected [rank, columns] and [rows, rank]. Download it again."
+            )
+        rank = down.shape[0]
+        factor = 1.0
+        if "alpha" in parts:
+            factor = self._alpha(parts["alpha"], read) / rank
+        elif peft_scale is not None:
+            factor = peft_scale(names[0], rank)
+        change = Change(target=self._target(module, "weight"), names=tuple(names), rank=rank, factor=factor)
+        yield from self._fitting(change)
+
+    def _differences(self, module: str, parts: Mapping[str, str]) -> Iterable[Change]:
+        for part in ("weight", "bias", "modulation"):
+            if part in parts:
+                yield from self._fitting(Change(target=self._target(module, part), names=(parts[part],)))
+
+    def _fitting(self, change: Change) -> Iterable[Change]:
+        if change.target not in self._model:
+            self._left_out["modules that this checkpoint lacks"] += change.names
+        elif fits(change, [self._header[name].shape for name in change.names], self._model):
+            yield change
+        else:
+            self._left_out[self._group_of_shape(change)] += change.names
+
+    def _group_of_shape(self, change: Change) -> str:
+        shape = self._header[change.names[0]].shape
+        if change.rank and change.target.endswith("self_attn.q.weight"):
+            self._widths.add(shape[-1])
+        is_image = change.target == "patch_embedding.weight" and len(shape) > 1 and shape[1] == 36
+        return _IMAGE_INPUT if is_image else _OTHER_SHAPE
+
+    def _target(self, module: str, part: str) -> str:
+        """Return the tensor's name; a file may name the tensor itself instead of its module."""
+        return module if module in self._model else f"{module}.{part}"
+
+    def _alpha(self, name: str, read: Callable[[str], torch.Tensor]) -> float:
+        if math.prod(self._header[name].shape) != 1:
+            raise CheckpointError(
+                f"{self.subject} has {name} of shape {list(self._header[name].shape)}; expected one number. Download "
+                "it again."
+            )
+        alpha = float(read(name).item())
+        _check_factor(alpha, f"{self.subject} cannot be used: its {name}")
+        return alpha
+
+    def _add_notes(self, *, has_scale: bool) -> None:
+        is_peft = any(name.startswith("base_model.model.") for name in self._header)
+        if is_peft and not has_scale and not any("alpha" in parts for parts in self._parts.values()):
+            self._notes.append(
+                "It was saved by PEFT, and adapter_config.json is not beside it: it is taken as made with an alpha as "
+                "large as its rank."
+            )
+        if _IMAGE_BRANCH in self._left_out or _IMAGE_INPUT in self._left_out:
+            self._notes.append(
+                "It is a LoRA for image to video; this checkpoint is text to video and has no image branch. The rest "
+                "applies."
+            )
+        expert = _NAMED_EXPERT.search(self.subject)
+        if expert:
+            self._notes.append(
+                f"Its name says that it is for the {expert[1].lower()}-noise expert of Wan2.2; a Wan2.1 checkpoint has "
+                "the same layers, and other weights."
+            )
+        if _DISTILLED.search(self.subject):
+            self._notes.append(
+                "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
+            )
+
+    def _nothing(self) -> str:
+        """Return the sentence for a file of which nothing applies."""
+        if not self._header:
+            return f"{self.subject} holds no tensors; {_EXPECTED}."
+        examples = ", ".join(sorted(self._header)[:3])
+        if _OTHER_SHAPE in self._left_out:
+            family = next((name for width, name in _WIDTHS.items() if width in self._widths), "a model of another size")
+            own = self._model["patch_embedding.weight"].shape[0]
+            return (
+                f"{self.subject} is for {family}: none of its tensors has the shape of this checkpoint's, whose width "
+                f"is {own}: {examples}. Use a LoRA for {_WIDTHS.get(own, 'a model of that width')}."
+            )
+        groups = ", ".join(f"{len(names)} of {group}" for group, names in self._left_out.items())
+        kind = identify_kind(self._header)
+        said = f" It looks like {kind[0]}." if kind and kind[0] != "a LoRA" else ""
+        return f"{self.subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; {_EXPECTED}.{said}"
+
+
+def _report(
+    title: str,
+    changes: Sequence[Change],
+    left_out: Mapping[str, Sequence[str]] | None = None,
+    notes: tuple[str, ...] = (),
+) -> LoraReport:
+    matched: dict[str, int] = defaultdict(int)
+    for change in changes:
+        matched[_part_of(change.target)] += len(change.names)
+    pairs = [change for change in changes if change.rank]
+    return LoraReport(
+        title=title,
+        matched=dict(matched),
+        left_out={group: tuple(names) for group, names in (left_out or {}).items()},
+        ranks=tuple(sorted({change.rank for change in pairs})),
+        factors=tuple(sorted({change.factor for change in pairs})),
+        notes=notes,
+    )
+
+
+def _part_of(target: str) -> str:
+    inner = re.sub(r"^blocks\.\d+\.", "", target)
+    if inner == target:
+        return "embeddings and head"
+    return next(part for part, starts in _PARTS.items() if inner.startswith(starts))
+
+
+def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Callable[[str, int], float] | None:
+    """Return what PEFT multiplies pairs with, by their first name and rank, where settings of PEFT come with the file.
+
+    They are in it (diffusers), or in adapter_config.json beside it. What else training tools note about a file, such as
+    ss_network_alpha, is in `.alpha` or folded into the weights.
+    """
+    config: Any = None
+    try:
+        if "lora_adapter_metadata" in metadata:
+            flat = json.loads(metadata["lora_adapter_metadata"])
+            config = {name.removeprefix("transformer."): value for name, value in flat.items()}
+        elif any(".lora_A" in name for name in header) and (path.parent / "adapter_config.json").is_file():
+            config = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
+        if config is None or config.get("lora_alpha") is None:
+            return None
+        alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
+        alphas = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The PEFT settings of LoRA {path.name} cannot be read ({error}): adapter_config.json beside it, or "
+            "lora_adapter_metadata in it. Download it again."
+        ) from error
+
+    def scale(name: str, rank: int) -> float:
+        module = name.partition(".lora_")[0]
+        own = next((value for pattern, value in alphas.items() if re.fullmatch(rf"(.*\.)?{pattern}", module)), alpha)
+        return own / (math.sqrt(rank) if is_rs else rank)
+
+    return scale
+
+
+def _check_factor(factor: float, what: str) -> None:
+    if not math.isfinite(factor):
+        raise CheckpointError(f"{what} is {factor}; expected a finite number. Use another version of the file.")

@@ -1,0 +1,58 @@
+"""How much of a LoRA applies to a checkpoint, for the log, the run report and the editor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraReport:
+    """What became of the tensors of a LoRA."""
+
+    title: str
+    matched: Mapping[str, int]
+    """Tensors that apply, by the part of the model."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of tensors that apply to nothing here, by what they belong to."""
+    ranks: tuple[int, ...] = ()
+    """Of the pairs, ascending, each once."""
+    factors: tuple[float, ...] = ()
+    """alpha / rank of the pairs, ascending, each once."""
+    notes: tuple[str, ...] = ()
+    """Whole sentences."""
+
+    @property
+    def num_matched(self) -> int:
+        return sum(self.matched.values())
+
+    @property
+    def num_left_out(self) -> int:
+        return sum(map(len, self.left_out.values()))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{count} {group}" for group, count in self.matched.items())
+        line = f"{self.title}: {self.num_matched} of {self.num_matched + self.num_left_out} tensors apply ({parts})"
+        if self.ranks:
+            line += f", rank {_span(self.ranks)}, alpha/rank {_span(self.factors)}"
+        for group, names in self.left_out.items():
+            line += f"; left out: {len(names)} of {group} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        return " ".join([f"{line}.", *self.notes])
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as JSON data."""
+        return {
+            "title": self.title,
+            "matched": dict(self.matched),
+            "left_out": {group: len(names) for group, names in self.left_out.items()},
+            "ranks": list(self.ranks),
+            "factors": list(self.factors),
+            "notes": list(self.notes),
+            "line": str(self),
+        }
+
+
+def _span(numbers: Sequence[float]) -> str:
+    first, last = f"{numbers[0]:.4g}", f"{numbers[-1]:.4g}"
+    return first if first == last else f"{first} to {last}"
