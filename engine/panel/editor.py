@@ -91,7 +91,7 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, and how far the download is."""
-    memory.follow_host_device()
+    host.follow_host_device()
     variants = [
         {
             "name": advice.variant.name,
