@@ -5,6 +5,8 @@ The same in a real ComfyUI, through its own nodes, is tests/contract/test_comfyu
 
 import gc
 import json
+import os
+import shutil
 import weakref
 from types import SimpleNamespace
 
@@ -65,6 +67,27 @@ def test_the_report_goes_on_through_a_view(run, vae):
     found = vae.decode(latents(1, 16, 1, 4, 4))
     report = json.loads(run("LightX2VReport", image=found.reshape(-1, 32, 32, 3))[2])
     assert [stage["stage"] for stage in report["stages"]] == ["load_vae", "decode"]
+
+
+def test_frames_and_latents_are_of_the_type_that_newer_versions_ask_for(run, vae, monkeypatch):
+    import comfy.sd
+
+    monkeypatch.setattr(comfy.sd.VAE, "vae_output_dtype", lambda self: torch.float16, raising=False)
+    found, encoded = vae.decode(latents(1, 16, 1, 4, 4)), vae.encode(frames(1, 16, 16))
+    assert found.dtype == encoded.dtype == torch.float16
+    assert json.loads(run("LightX2VReport", image=found)[2])["stages"]
+
+
+def test_a_checkpoint_without_a_vae_says_so_when_it_is_used(run, models_dir):
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    (models_dir / "lightx2v" / "tiny" / "distill_models" / "Wan2.1_VAE.pth").unlink()
+    for other in (models_dir / "lightx2v" / "tiny").rglob("Wan2.1_VAE.pth"):
+        other.unlink()
+    loader = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
+    vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", **loader)[2]
+    for use in (lambda: vae.decode(latents(1, 16, 1, 4, 4)), lambda: vae.encode(frames(1, 16, 16)), vae.get_sd):
+        with pytest.raises(RuntimeError, match="VAE"):
+            use()
 
 
 def test_odd_cells_are_decoded_as_by_a_native_vae(run, vae):
