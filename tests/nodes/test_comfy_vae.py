@@ -51,6 +51,23 @@ def test_what_nodes_read_of_a_vae_is_there(vae):
     assert 0 < encoding < decoding < 7000 * 60 * 104 * 64 * 2 and decoding < GIB
 
 
+def test_what_newer_versions_read_of_a_vae_is_there(vae):
+    assert vae.model_size() >= 1 and not vae.handles_tiling
+    assert (vae.size, vae.pad_channel_value, vae.format_encoded) == (None, None, None)
+    assert (vae.conv_out_channels, vae.audio_sample_rate) == (3, 44100)
+
+
+def test_pictures_that_are_no_video_are_clips_of_their_own(vae):
+    pictures = frames(3, 16, 24)
+    expected = torch.cat([vae.encode(picture[None]) for picture in pictures])
+    assert expected.shape == (3, 16, 1, 2, 3)
+    assert torch.equal(vae.encode(pictures, not_video=True), expected)
+    assert torch.equal(vae.encode_tiled(pictures, tile_x=512, not_video=True), expected)
+    assert vae.encode(pictures).shape == (1, 16, 1, 2, 3)
+    vae.not_video = True
+    assert torch.equal(vae.encode(pictures), expected)
+
+
 def test_a_ratio_is_a_number_for_nodes_that_know_image_vaes_only(vae):
     ratio = vae.downscale_ratio
     assert (75 // ratio) * ratio == 72 == ratio * 9 and 75 % ratio == 3 and ratio[1:] == (8, 8)
