@@ -7,10 +7,10 @@ here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -40,6 +40,8 @@ from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +190,43 @@ def sample(
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
-    host = host or Host()
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip, room = Clip.of_latents(samples.shape), handle.room(host)
+    clip = Clip.of_latents(samples.shape)
+
+    def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
+        latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+        return latents, {"step_seconds": step_seconds, **_sampling_facts(settings, schedule, clip)}
+
+    latents, records = run_planned(handle, clip, denoise, hooks=hooks, host=host)
+    return attach(latents, conditioning[0].records, records)
+
+
+def run_planned(
+    handle: TransformerHandle,
+    clip: Clip,
+    work: Callable[[Transformer], tuple[Result, dict[str, Any]]],
+    *,
+    hooks: Hooks,
+    host: Host | None = None,
+) -> tuple[Result, list[StageRecord]]:
+    """Plan the sampling of a clip, make room, load the transformer, and do some work with it.
+
+    Args:
+        handle: the transformer.
+        clip: the largest that the transformer is going to be called with.
+        work: gets the loaded transformer; returns its result, and facts for the report. It is done once more, under a
+            cheaper plan, where the GPU's memory ran out.
+        hooks, host: see sample.
+
+    Returns:
+        The result, and the report's records of loading and sampling.
+
+    Raises:
+        NothingFitsError: no plan has room for this size; nothing was loaded.
+    """
+    host = host or Host()
+    room = handle.room(host)
     first = room.claim_run(handle.sizes_now(clip, host.device))
     logger.info("LightX2V: %s.", first)
 
@@ -204,16 +239,15 @@ def sample(
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
                 sampling.expect(plan.needs["sample"], held())
-                latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+                result, facts = work(transformer)
                 sampling.details = {
                     "file": handle.files.title,
-                    "step_seconds": step_seconds,
-                    **_sampling_facts(settings, schedule, clip),
+                    **facts,
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
                 }
-            return attach(latents, conditioning[0].records, [loading, sampling])
+            return result, [loading, sampling]
     raise AssertionError("attempts end with a result or an error")
 
 

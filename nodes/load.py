@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import paths
+from ..engine.adapters.comfy.model import make_model
 from ..engine.adapters.comfy.vae import LightX2VVAE
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
@@ -14,6 +15,7 @@ from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSet
 from . import sockets
 from ._api import io, schema, verdict
 
+_MODEL_TOOLTIP = "For LightX2V Sampler, or any sampler of ComfyUI with scheduler simple and cfg 1."
 _VAE_USE = "For LightX2V Decode, and for every node that decodes or encodes with a VAE."
 
 
@@ -82,7 +84,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
                 *_engine_inputs(),
             ],
             outputs=[
-                sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler."),
+                io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP),
                 sockets.TextEncoder.Output(display_name="text_encoder", tooltip="For LightX2V Text Encode."),
                 io.Vae.Output(display_name="vae", tooltip=_VAE_USE),
             ],
@@ -114,7 +116,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(loaded.transformer, loaded.text_encoder, LightX2VVAE(loaded.vae))
+        return io.NodeOutput(make_model(loaded.transformer), loaded.text_encoder, LightX2VVAE(loaded.vae))
 
 
 class LightX2VLoadTransformer(io.ComfyNode):
@@ -139,7 +141,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
                 ),
                 *_engine_inputs(),
             ],
-            outputs=[sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler.")],
+            outputs=[io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP)],
         )
 
     @classmethod
@@ -159,7 +161,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(handle)
+        return io.NodeOutput(make_model(handle))
 
 
 class LightX2VLoadTextEncoder(io.ComfyNode):

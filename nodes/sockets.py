@@ -2,8 +2,6 @@
 
 from ._api import io
 
-# TransformerHandle: a transformer checkpoint and how to run it.
-Transformer = io.Custom("LIGHTX2V_TRANSFORMER")
 # TextEncoderHandle: a UMT5 file and its tokenizer.
 TextEncoder = io.Custom("LIGHTX2V_TEXT_ENCODER")
 # OffloadSettings: where weights rest while they are not needed.

@@ -49,7 +49,7 @@ def slow_graph(transformer: str, width: int = 192, height: int = 192, num_frames
         "LightX2VSampler",
         [780, 0],
         [0, "fixed", "lcm", 4, 5.0],
-        transformer=(loader, 0, "LIGHTX2V_TRANSFORMER"),
+        transformer=(loader, 0, "MODEL"),
         conditioning=(text, 0, "CONDITIONING"),
         latent=(size, 0, "LATENT"),
     )
