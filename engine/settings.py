@@ -50,7 +50,7 @@ class OffloadSettings:
     pinned_ram_limit_gib: float = 0.0
     """GiB of page-locked RAM the pack may use; 0 = the system's usual limit."""
     vae_tiling: str = "auto"
-    """auto | on | off; the decode node's own choice wins unless it is auto."""
+    """auto | on | off, for decoding and encoding; the decode node's own choice wins unless it is auto."""
 
     def __post_init__(self) -> None:
         check_choice("offload mode", self.mode, OFFLOAD_MODES)
