@@ -21,12 +21,13 @@ from ...engine.constants import (
 )
 from ...engine.errors import LightX2VError
 from ...engine.handles import TransformerHandle
-from ...engine.interfaces import Hooks
+from ...engine.interfaces import Hooks, Host
 from ...engine.kernels import attention, matmul, ops_torch
 from ...engine.kernels.implementations import load_ops
 from ...engine.kernels.ops import Ops, Rotary
 from ...engine.kernels.quantize import quantize
 from ...engine.latent_space import denormalize, normalize
+from ...engine.memory.clip import Clip
 from ...engine.memory.decoder import decode_bytes, tae_decode_bytes
 from ...engine.memory.placement import Placement
 from ...engine.memory.tiles import Tile
