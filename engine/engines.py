@@ -9,7 +9,7 @@ from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
-from .interfaces import Hooks, Transformer, VideoDecoder
+from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
 from .umt5.encoder import Umt5Encoder
 
@@ -114,6 +114,13 @@ def build_decoder(files: VaeFiles, engine: str, device: torch.device) -> VideoDe
     from .wan.vae import WanVideoDecoder
 
     return WanVideoDecoder(files, device)
+
+
+def build_encoder(files: VaeFiles, device: torch.device) -> VideoEncoder:
+    """Return an unloaded VAE encoder; it is the pack's own on every engine."""
+    from .wan.vae import WanVideoEncoder
+
+    return WanVideoEncoder(files, device)
 
 
 def build_text_encoder(files: TextEncoderFiles) -> Umt5Encoder:

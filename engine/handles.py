@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,12 +23,12 @@ from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .checkpoints.source import list_specs
 from .errors import CheckpointError
-from .interfaces import Hooks, Host, Transformer, VideoDecoder
+from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .lora.changes import Lora, Stack
 from .lora.compose import Composition
 from .lora.reader import Patch, lora_of_patches, read_lora
 from .memory.clip import Clip
-from .memory.needs import Need, Sizes, decoder_weights, encoding_need, resting_need
+from .memory.needs import Need, Sizes, decoder_weights, encoder_weights, encoding_need, resting_need
 from .memory.owner import WeightOwner
 from .memory.plan import MemoryPlan
 from .memory.room import Room
@@ -37,6 +37,8 @@ from .offload import weigh
 from .settings import EngineSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
 from .wan.layout import FLOAT32, PHASES
+
+_Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
 
 class _Handle:
@@ -198,14 +200,18 @@ def weight_sizes(files: TransformerFiles) -> WeightSizes:
 
 
 class VaeHandle(_Handle):
-    """A VAE file and how to decode with it, or a part that a checkpoint lacks: `problem` says so when it is used."""
+    """A VAE file and how to decode and encode with it, or a part that a checkpoint lacks: `problem` says so when it is
+    used.
+
+    Its encoder and its decoder are loaded in turn, never both.
+    """
 
     def __init__(self, files: VaeFiles | None, engine: str, offload: OffloadSettings, problem: str = "") -> None:
         self._files = files
         self._problem = problem
         self.engine = engine
         self.offload = offload
-        self.owner: WeightOwner[VideoDecoder] = WeightOwner("VAE")
+        self.owner: WeightOwner[VideoDecoder | VideoEncoder] = WeightOwner("VAE")
 
     @property
     def files(self) -> VaeFiles:
@@ -214,18 +220,29 @@ class VaeHandle(_Handle):
         return self._files
 
     def room(self, host: Host) -> Room:
-        """Return the memory that a decode on the host can have."""
+        """Return the memory that a decode or an encode on the host can have."""
         return Room(host, self.offload, self.owner)
 
-    def load(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
+    def load_decoder(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
         """Return the decoder, loaded."""
-        vram = decoder_weights(self.files.base_dim) if device.type == "cuda" else 0
-        return self.owner.load(
-            self.engine,
-            lambda: engines.build_decoder(self.files, self.engine, device),
-            lambda decoder: decoder.load(hooks),
-            Need(vram=vram, ram=0),
-        )
+        vram = decoder_weights(self.files.base_dim)
+        return self._load("decode", lambda: engines.build_decoder(self.files, self.engine, device), vram, device, hooks)
+
+    def load_encoder(self, device: torch.device, hooks: Hooks) -> VideoEncoder:
+        """Return the encoder, loaded.
+
+        Raises:
+            CheckpointError: the file holds a decoder only.
+        """
+        vram = encoder_weights(self.files.base_dim)
+        return self._load("encode", lambda: engines.build_encoder(self.files, device), vram, device, hooks)
+
+    def _load(self, stage: str, build: Callable[[], _Coder], vram: int, device: torch.device, hooks: Hooks) -> _Coder:
+        # What is loaded under this key is what `build` makes.
+        owner: WeightOwner[Any] = self.owner
+        need = Need(vram=vram if device.type == "cuda" else 0, ram=0)
+        loaded: _Coder = owner.load((stage, self.engine), build, lambda coder: coder.load(hooks), need)
+        return loaded
 
 
 class TextEncoderHandle(_Handle):

@@ -6,7 +6,7 @@ written once; an engine (portable, LightX2V) supplies these three objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -151,6 +151,42 @@ class VideoDecoder(Protocol):
 
         1 where tiles differ everywhere, less where they differ near their cut edges only.
         """
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the run report."""
+
+
+class VideoEncoder(Protocol):
+    """A loaded or loadable VAE encoder."""
+
+    def load(self, hooks: Hooks) -> None:
+        """Make the weights ready; does nothing when they are already."""
+
+    def unload(self) -> None:
+        """Give back all memory; `load` makes the object usable again."""
+
+    def encode_frames(self, frames: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Encode frames [H, W, 3] in [0, 1] on the encoder's device, of a clip or of a part of its picture.
+
+        Yields:
+            features [h, w, channels] on the device of one latent frame, after the first frame and then after each
+            fourth, or after the last. Memory does not grow with the number of frames.
+        """
+
+    def finish(self, features: torch.Tensor, hooks: Hooks) -> torch.Tensor:
+        """Do what needs the whole picture, with features [T, h, w, channels] of `encode_frames`.
+
+        Returns:
+            the mean [16, T, h, w] float32 on the encoder's device, un-normalized as in a LATENT.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+
+    @property
+    def blend_share(self) -> float:
+        """As in VideoDecoder, of the features."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for the run report."""

@@ -1,4 +1,4 @@
-"""Load, encode, sample, decode: the one file that joins handles, memory and stages.
+"""Load, encode, sample, decode, encode frames: the one file that joins handles, memory and stages.
 
 Loaders return light handles; weights load when a stage first needs them. Latents that enter and leave
 here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
@@ -7,10 +7,10 @@ here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,17 +26,22 @@ from .kernel_choice import settle
 from .latent_space import denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
-from .memory.plan import DecodePlan, MemoryPlan
+from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
+from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
 from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
+from .stages.encode_video import crop_to_cells
+from .stages.encode_video import encode_video as encode_clip
 from .stages.schedule import Schedule, build_schedule
-from .wan.vae import check_decoder
+from .wan.vae import check_decoder, check_encoder
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,8 @@ def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> V
 def _resolve_vae(file: Path) -> VaeFiles:
     files = resolve_vae(file)
     check_decoder(files)
+    if files.has_encoder:
+        check_encoder(files)
     return files
 
 
@@ -183,10 +190,43 @@ def sample(
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
-    host = host or Host()
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip, room = Clip.of_latents(samples.shape), handle.room(host)
+    clip = Clip.of_latents(samples.shape)
+
+    def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
+        latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+        return latents, {"step_seconds": step_seconds, **_sampling_facts(settings, schedule, clip)}
+
+    latents, records = run_planned(handle, clip, denoise, hooks=hooks, host=host)
+    return attach(latents, conditioning[0].records, records)
+
+
+def run_planned(
+    handle: TransformerHandle,
+    clip: Clip,
+    work: Callable[[Transformer], tuple[Result, dict[str, Any]]],
+    *,
+    hooks: Hooks,
+    host: Host | None = None,
+) -> tuple[Result, list[StageRecord]]:
+    """Plan the sampling of a clip, make room, load the transformer, and do some work with it.
+
+    Args:
+        handle: the transformer.
+        clip: the largest that the transformer is going to be called with.
+        work: gets the loaded transformer; returns its result, and facts for the report. It is done once more, under a
+            cheaper plan, where the GPU's memory ran out.
+        hooks, host: see sample.
+
+    Returns:
+        The result, and the report's records of loading and sampling.
+
+    Raises:
+        NothingFitsError: no plan has room for this size; nothing was loaded.
+    """
+    host = host or Host()
+    room = handle.room(host)
     first = room.claim_run(handle.sizes_now(clip, host.device))
     logger.info("LightX2V: %s.", first)
 
@@ -199,21 +239,26 @@ def sample(
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
                 sampling.expect(plan.needs["sample"], held())
-                latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
+                result, facts = work(transformer)
                 sampling.details = {
                     "file": handle.files.title,
-                    "step_seconds": step_seconds,
-                    **_sampling_facts(settings, schedule, clip),
+                    **facts,
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
                 }
-            return attach(latents, conditioning[0].records, [loading, sampling])
+            return result, [loading, sampling]
     raise AssertionError("attempts end with a result or an error")
 
 
 def decode(
-    handle: VaeHandle, samples: torch.Tensor, *, tiling: str = "auto", hooks: Hooks, host: Host | None = None
+    handle: VaeHandle,
+    samples: torch.Tensor,
+    *,
+    tiling: str = "auto",
+    tile: Tile | None = None,
+    hooks: Hooks,
+    host: Host | None = None,
 ) -> torch.Tensor:
     """Decode latents to frames.
 
@@ -221,6 +266,7 @@ def decode(
         handle: the VAE.
         samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
+        tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
         hooks: progress counts chunks.
         host: the program around the engine.
 
@@ -232,15 +278,15 @@ def decode(
         NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
-    problem = shapes.latent_problem(samples.shape)
+    problem = shapes.decoding_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     host = host or Host()
     clip, room, vae_dim = Clip.of_latents(samples.shape), handle.room(host), handle.files.base_dim
-    first = room.claim_decode(clip, vae_dim, tiling)
+    first = room.claim_vae("decode", clip, vae_dim, tiling, tile)
 
-    def cheaper() -> DecodePlan:
-        return room.plan_decode(clip, vae_dim, tiling, assume_evicted=False, failed=first)
+    def cheaper() -> VaePlan:
+        return room.plan_vae("decode", clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
 
     video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
     for attempt in room.attempts("decoding", first, cheaper, lambda: host.make_room(first.need.vram)):
@@ -248,7 +294,7 @@ def decode(
             if not plan.weights_stay:
                 unload_others(handle.owner)
             with measure("load_vae", host.device) as loading:
-                decoder = handle.load(host.device, hooks)
+                decoder = handle.load_decoder(host.device, hooks)
             with measure("decode", host.device) as decoding:
                 decoding.expect(plan.need, held())
                 for latents, frames in zip(samples.float(), video, strict=True):
@@ -260,8 +306,69 @@ def decode(
     raise AssertionError("attempts end with a result or an error")
 
 
+def encode_video(
+    handle: VaeHandle,
+    frames: torch.Tensor,
+    *,
+    tiling: str = "auto",
+    tile: Tile | None = None,
+    hooks: Hooks,
+    host: Host | None = None,
+) -> torch.Tensor:
+    """Encode frames to latents, as ComfyUI's VAE does: the mean, of the first 4n+1 frames, cut to whole cells of 8x8
+    pixels around the middle.
+
+    Args:
+        handle: the VAE.
+        frames: [F, H, W, 3] of one clip or [B, F, H, W, 3], in [0, 1], any device; what is behind three channels is
+            not used.
+        tiling: auto (tiles when the whole encode would not fit) | on | off.
+        tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
+        hooks: progress counts latent frames.
+        host: the program around the engine.
+
+    Returns:
+        [B, 16, T, h, w] float32 CPU, un-normalized.
+
+    Raises:
+        CheckpointError: the VAE's file holds a decoder only.
+        ValueError: wrong shape of `frames`.
+        NothingFitsError: there is not the RAM.
+    """
+    check_choice("tiling", tiling, TILING_MODES)
+    problem = shapes.frames_problem(frames.shape)
+    if problem:
+        raise ValueError(problem)
+    check_encoder(handle.files)
+    host = host or Host()
+    clips = crop_to_cells(frames if frames.dim() == 5 else frames[None])
+    batch, num_frames, height, width, _ = clips.shape
+    clip = Clip(width=width, height=height, num_frames=num_frames, batch=batch)
+    room, vae_dim = handle.room(host), handle.files.base_dim
+    first = room.claim_vae("encode", clip, vae_dim, tiling, tile)
+
+    def cheaper() -> VaePlan:
+        return room.plan_vae("encode", clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
+
+    for attempt in room.attempts("encoding frames", first, cheaper, lambda: host.make_room(first.need.vram)):
+        with attempt as plan:
+            if not plan.weights_stay:
+                unload_others(handle.owner)
+            with measure("load_vae_encoder", host.device) as loading:
+                encoder = handle.load_encoder(host.device, hooks)
+            with measure("encode_video", host.device) as encoding:
+                encoding.expect(plan.need, held())
+                latents = [
+                    encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames)
+                    for each in clips
+                ]
+                encoding.details = {"tiled": plan.tile is not None, **encoder.describe()}
+            return attach(torch.stack(latents), records_of(frames), [loading, encoding])
+    raise AssertionError("attempts end with a result or an error")
+
+
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:
-    """Return the run report that a tensor of `encode_text`, `sample` or `decode` carries, as JSON data."""
+    """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON."""
     return build_report(records_of(tensor))
 
 

@@ -1,7 +1,7 @@
 """What a run did and cost: one record a stage, carried along by the tensors that the stages return.
 
-Records belong to the tensor object, so that a cached ComfyUI output keeps the record of the run that made
-it; they lie in a side table that holds tensors weakly, so nothing outlives its tensor or is saved with it.
+Records belong to a tensor's memory, so that a cached ComfyUI output keeps the record of the run that made it, and so
+does a view of it; they lie in a side table that holds the memory weakly, so nothing outlives it or is saved with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import platform
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,12 +19,12 @@ from typing import Any
 
 import psutil
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import system
 from .memory.needs import Need
 
-_records: MutableMapping[torch.Tensor, tuple[StageRecord, ...]] = WeakTensorKeyDictionary()
+_records: MutableMapping[torch.UntypedStorage, tuple[StageRecord, ...]] = WeakIdKeyDictionary(ref_type=weakref.ref)
 _SAMPLE_SECONDS = 0.02
 _PACKAGES = (
     "triton",
@@ -40,7 +41,7 @@ class StageRecord:
     """Cost and facts of one stage."""
 
     stage: str
-    """load_text_encoder, encode, load_transformer, sample, load_vae, decode."""
+    """load_text_encoder, encode, load_vae_encoder, encode_video, load_transformer, sample, load_vae, decode."""
     seconds: float = 0.0
     peak_ram_bytes: int = 0
     """Largest resident set of the process during the stage, mapped file pages included."""
@@ -99,15 +100,15 @@ def measure(stage: str, device: torch.device) -> Iterator[StageRecord]:
 
 
 def attach(tensor: torch.Tensor, *groups: Sequence[StageRecord]) -> torch.Tensor:
-    """Let `tensor` carry records, a later record of the same stage replacing an earlier one; returns it."""
+    """Let `tensor` and its views carry records, a later one of a stage replacing an earlier one; returns it."""
     by_stage = {record.stage: record for records in groups for record in records}
-    _records[tensor] = tuple(by_stage.values())
+    _records[tensor.untyped_storage()] = tuple(by_stage.values())
     return tensor
 
 
 def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
     """Return the records a tensor carries; empty where it was made by someone else's node."""
-    return _records.get(tensor, ())
+    return _records.get(tensor.untyped_storage(), ())
 
 
 def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:

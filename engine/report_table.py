@@ -12,6 +12,8 @@ STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
 _STAGES = {
     "load_text_encoder": "load text encoder",
     "encode": "encode the prompt",
+    "load_vae_encoder": "load VAE encoder",
+    "encode_video": "encode frames",
     "load_transformer": "load transformer",
     "sample": "sample",
     "load_vae": "load VAE",

@@ -9,10 +9,19 @@ const SIZES = {
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
 export const OFFLOAD = "LightX2VOffload";
-const SAMPLER = "LightX2VSampler";
+// Sampler -> its input for the latent.
+const SAMPLERS = {
+    LightX2VSampler: "latent",
+    KSampler: "latent_image",
+    KSamplerAdvanced: "latent_image",
+    SamplerCustom: "latent_image",
+    SamplerCustomAdvanced: "latent_image",
+};
+// What a loader's transformer travels as: itself, and in a guider.
+const TRAVELS_AS = ["MODEL", "GUIDER"];
 const DECODER = "LightX2VDecode";
 /** Nodes whose widgets or links change a plan. */
-export const WATCHED = [...Object.keys(LOADERS), OFFLOAD, SAMPLER, DECODER, ...Object.keys(SIZES)];
+export const WATCHED = [...Object.keys(LOADERS), OFFLOAD, ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES)];
 
 /** The node behind an input, by the input's name; undefined where nothing usable is linked. */
 function inputNode(node, name) {
@@ -27,6 +36,21 @@ function inputNode(node, name) {
 function outputNodes(node, slot) {
     const targets = node.getOutputNodes(slot) ?? [];
     return targets.flatMap((target) => (target.type === REROUTE ? outputNodes(target, 0) : [target]));
+}
+
+/** The samplers behind an output, also behind nodes that pass the model on (its shift, a LoRA, a guider). */
+function samplersBehind(node, slot, seen = new Set()) {
+    return outputNodes(node, slot).flatMap((target) => {
+        if (seen.has(target) || target.mode === BYPASSED[0]) {
+            return [];
+        }
+        seen.add(target);
+        if (target.type in SAMPLERS) {
+            return BYPASSED.includes(target.mode) ? [] : [target];
+        }
+        const slots = (target.outputs ?? []).map((output, index) => (TRAVELS_AS.includes(output.type) ? index : -1));
+        return slots.filter((index) => index >= 0).flatMap((index) => samplersBehind(target, index, seen));
+    });
 }
 
 /** The value a widget will have in the run, a linked primitive's included; undefined where another node makes it. */
@@ -50,8 +74,7 @@ export function findLoader(node) {
 
 /** Parameters of GET /lightx2v/plan for a loader; `hasSize` says whether the graph gave the size. */
 export function describeRun(loader) {
-    const clip = outputNodes(loader, 0)
-        .filter((node) => node.type === SAMPLER && !BYPASSED.includes(node.mode))
+    const clip = samplersBehind(loader, 0)
         .map(describeClip)
         .reduce((largest, each) => (pixels(each) > pixels(largest) ? each : largest), {});
     const parameters = {
@@ -75,7 +98,7 @@ function describeOffload(node) {
 }
 
 function describeClip(sampler) {
-    const latent = inputNode(sampler, "latent");
+    const latent = inputNode(sampler, SAMPLERS[sampler.type]);
     const names = SIZES[latent?.type] ?? [];
     const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
     const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);

@@ -1,17 +1,18 @@
-"""The VAE decode node."""
+"""The VAE decode node: with the pack's own VAE as planned, with ComfyUI's as that does."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..engine import pipeline
-from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy import formats, native_vae, progress
+from ..engine.adapters.comfy.host import find_host
+from ..engine.adapters.comfy.vae import handle_of
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import TILING_MODES
-from . import sockets
+from ..engine.shapes import decoding_problem
 from ._api import io, node_id_of, schema, verdict
-from ._host import find_host
 
 
 class LightX2VDecode(io.ComfyNode):
@@ -23,7 +24,7 @@ class LightX2VDecode(io.ComfyNode):
             description="Decodes video latents to frames, chunk by chunk, so that long videos need little more VRAM.",
             search_aliases=["vae decode", "tiled decode"],
             inputs=[
-                sockets.Vae.Input("vae", tooltip="From a LightX2V loader."),
+                io.Vae.Input("vae", tooltip="From a LightX2V loader, or VAELoader with wan_2.1_vae.safetensors."),
                 io.Latent.Input("latent", tooltip="Wan2.1 video latents, from any sampler."),
                 io.Combo.Input(
                     "tiling",
@@ -47,8 +48,10 @@ class LightX2VDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str) -> io.NodeOutput:
-        samples = formats.latent_samples(latent)
+        samples, handle = formats.latent_samples(latent, decoding_problem), handle_of(vae)
+        if handle is None:
+            return io.NodeOutput(native_vae.decode(vae, samples, tiling=tiling))
         hooks = progress.build_hooks(node_id_of(cls))
-        frames = pipeline.decode(vae, samples, tiling=tiling, hooks=hooks, host=find_host())
+        frames = pipeline.decode(handle, samples, tiling=tiling, hooks=hooks, host=find_host())
         forecast.remember_decoding(frames)
         return io.NodeOutput(frames)

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import paths
+from ..engine.adapters.comfy.model import make_model
+from ..engine.adapters.comfy.vae import LightX2VVAE
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from ..engine.constants import PRECISIONS
 from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict
+
+_MODEL_TOOLTIP = "For LightX2V Sampler, or any sampler of ComfyUI with scheduler simple and cfg 1."
+_VAE_USE = "For LightX2V Decode, and for every node that decodes or encodes with a VAE."
 
 
 def _engine_inputs() -> list[io.Input]:
@@ -79,9 +84,9 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
                 *_engine_inputs(),
             ],
             outputs=[
-                sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler."),
+                io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP),
                 sockets.TextEncoder.Output(display_name="text_encoder", tooltip="For LightX2V Text Encode."),
-                sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode."),
+                io.Vae.Output(display_name="vae", tooltip=_VAE_USE),
             ],
         )
 
@@ -111,7 +116,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(loaded.transformer, loaded.text_encoder, loaded.vae)
+        return io.NodeOutput(make_model(loaded.transformer), loaded.text_encoder, LightX2VVAE(loaded.vae))
 
 
 class LightX2VLoadTransformer(io.ComfyNode):
@@ -136,7 +141,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
                 ),
                 *_engine_inputs(),
             ],
-            outputs=[sockets.Transformer.Output(display_name="transformer", tooltip="For LightX2V Sampler.")],
+            outputs=[io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP)],
         )
 
     @classmethod
@@ -156,7 +161,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
         )
-        return io.NodeOutput(handle)
+        return io.NodeOutput(make_model(handle))
 
 
 class LightX2VLoadTextEncoder(io.ComfyNode):
@@ -227,7 +232,7 @@ class LightX2VLoadVAE(io.ComfyNode):
                     tooltip="From LightX2V Offload; only its vram_budget_gib and vae_tiling matter here.",
                 ),
             ],
-            outputs=[sockets.Vae.Output(display_name="vae", tooltip="For LightX2V Decode.")],
+            outputs=[io.Vae.Output(display_name="vae", tooltip=_VAE_USE)],
         )
 
     @classmethod
@@ -240,4 +245,5 @@ class LightX2VLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: str, offload: OffloadSettings | None = None) -> io.NodeOutput:
-        return io.NodeOutput(pipeline.load_vae(paths.VAES.resolve(vae), offload=offload or OffloadSettings()))
+        handle = pipeline.load_vae(paths.VAES.resolve(vae), offload=offload or OffloadSettings())
+        return io.NodeOutput(LightX2VVAE(handle))

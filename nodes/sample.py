@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import pipeline
-from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy import progress, sampling
+from ..engine.adapters.comfy.model import handle_of
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
-from . import sockets
 from ._api import io, node_id_of, schema, verdict
-from ._host import find_host
 
 _MAX_SEED = 2**64 - 1
 
@@ -29,7 +27,13 @@ class LightX2VSampler(io.ComfyNode):
             ),
             search_aliases=["ksampler", "wan sampler", "4 steps", "lcm"],
             inputs=[
-                sockets.Transformer.Input("transformer", tooltip="From a LightX2V loader."),
+                io.Model.Input(
+                    "transformer",
+                    tooltip=(
+                        "From a LightX2V loader, or any distilled Wan2.1 or Wan2.2 14B model, such as Load Diffusion "
+                        "Model's: that is sampled by ComfyUI, with the same steps and noise."
+                    ),
+                ),
                 io.Conditioning.Input(
                     "conditioning",
                     tooltip=(
@@ -100,10 +104,8 @@ class LightX2VSampler(io.ComfyNode):
         shift: float,
     ) -> io.NodeOutput:
         settings = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
-        entries = formats.read_conditioning(conditioning, transformer.text_dim)
-        empty = formats.latent_samples(latent)
-        formats.warn_unused_mask(latent)
-        hooks = progress.build_hooks(node_id_of(cls))
-        samples = pipeline.sample(transformer, entries, empty, settings, hooks=hooks, host=find_host())
-        forecast.remember_sampling(transformer, samples)
-        return io.NodeOutput(formats.replace_samples(latent, samples))
+        sampled = sampling.sample(transformer, conditioning, latent, settings, progress.build_hooks(node_id_of(cls)))
+        handle = handle_of(transformer)
+        if handle is not None:
+            forecast.remember_sampling(handle, sampled["samples"])
+        return io.NodeOutput(sampled)

@@ -2,11 +2,7 @@
 
 from ._api import io
 
-# TransformerHandle: a transformer checkpoint and how to run it.
-Transformer = io.Custom("LIGHTX2V_TRANSFORMER")
 # TextEncoderHandle: a UMT5 file and its tokenizer.
 TextEncoder = io.Custom("LIGHTX2V_TEXT_ENCODER")
-# VaeHandle: a Wan VAE file and how to decode with it.
-Vae = io.Custom("LIGHTX2V_VAE")
 # OffloadSettings: where weights rest while they are not needed.
 Offload = io.Custom("LIGHTX2V_OFFLOAD")

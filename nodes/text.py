@@ -6,11 +6,11 @@ from typing import Any
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, progress
+from ..engine.adapters.comfy.host import find_host
 from ..engine.errors import check_choice
 from ..engine.settings import TEXT_DEVICES
 from . import sockets
 from ._api import io, node_id_of, schema, verdict
-from ._host import find_host
 
 
 class LightX2VTextEncode(io.ComfyNode):

@@ -24,6 +24,11 @@ class VaeFiles:
         """Base width: 96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
         return self.format.base_dim if isinstance(self.format, VaeFormat) else 0
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the file can encode too; some hold the decoder only."""
+        return self.format.has_encoder if isinstance(self.format, VaeFormat) else bool(self.format.encoder_width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderFiles:

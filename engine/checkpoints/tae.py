@@ -1,6 +1,7 @@
 """What a tiny autoencoder (TAE) for Wan2.1 latents looks like in a file: taew2_1, lighttaew2_1.
 
-The decoder is a row of layers numbered as upstream numbers them. Source: madebyollin/taehv, taehv.py, class TAEHV.
+Encoder and decoder are each a row of layers numbered as upstream numbers them. Source: madebyollin/taehv, taehv.py,
+class TAEHV.
 """
 
 from __future__ import annotations
@@ -35,13 +36,52 @@ STAGES = (
 # Frames a latent frame becomes. The decoder sees no future, and the first latent frame is one frame: its last.
 FRAMES_PER_LATENT = 4
 
+ENCODER_INPUT_LAYER, ENCODER_OUTPUT_LAYER = 0, 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaeEncoderStage:
+    """Layers of one resolution: frames joined, half the size, then three blocks with memory."""
+
+    pool: int
+    """1x1 convolution over the channels of `frames` frames together."""
+    frames: int
+    shrink: int
+    """3x3 convolution at every other pixel."""
+    blocks: tuple[int, int, int]
+
+
+ENCODER_STAGES = (
+    TaeEncoderStage(pool=2, frames=2, shrink=3, blocks=(4, 5, 6)),
+    TaeEncoderStage(pool=7, frames=2, shrink=8, blocks=(9, 10, 11)),
+    TaeEncoderStage(pool=12, frames=1, shrink=13, blocks=(14, 15, 16)),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaeFormat:
-    """Sizes of a tiny autoencoder's decoder."""
+    """Sizes of a tiny autoencoder."""
 
     widths: tuple[int, int, int, int]
-    """Channels of the three stages and of what leaves the last; 256, 128, 64, 64 in the published files."""
+    """Channels of the decoder's three stages and of what leaves the last; 256, 128, 64, 64 in the published files."""
+    encoder_width: int = 0
+    """Channels of the encoder's stages, 64 in the published files; 0 where the file has no encoder."""
+
+    def encoder_shapes(self) -> dict[str, Shape]:
+        """Return the encoder's tensors by name."""
+        width = self.encoder_width
+        found: dict[str, Shape] = {
+            f"encoder.{ENCODER_INPUT_LAYER}.weight": (width, 3, 3, 3),
+            f"encoder.{ENCODER_INPUT_LAYER}.bias": (width,),
+            f"encoder.{ENCODER_OUTPUT_LAYER}.weight": (LATENT_CHANNELS, width, 3, 3),
+            f"encoder.{ENCODER_OUTPUT_LAYER}.bias": (LATENT_CHANNELS,),
+        }
+        for stage in ENCODER_STAGES:
+            found[f"encoder.{stage.pool}.conv.weight"] = (width, stage.frames * width, 1, 1)
+            found[f"encoder.{stage.shrink}.weight"] = (width, width, 3, 3)
+            for block in stage.blocks:
+                found |= _block_shapes(f"encoder.{block}", width)
+        return found
 
     def shapes(self) -> dict[str, Shape]:
         """Return the decoder's tensors by name."""
@@ -53,12 +93,19 @@ class TaeFormat:
         }
         for stage, width, following in zip(STAGES, self.widths, self.widths[1:], strict=False):
             for block in stage.blocks:
-                for layer, inputs in ((0, 2 * width), (2, width), (4, width)):
-                    found[f"decoder.{block}.conv.{layer}.weight"] = (width, inputs, 3, 3)
-                    found[f"decoder.{block}.conv.{layer}.bias"] = (width,)
+                found |= _block_shapes(f"decoder.{block}", width)
             found[f"decoder.{stage.grow}.conv.weight"] = (stage.frames * width, width, 1, 1)
             found[f"decoder.{stage.shrink}.weight"] = (following, width, 3, 3)
         return found
+
+
+def _block_shapes(name: str, width: int) -> dict[str, Shape]:
+    """Return the tensors of a block with memory: it sees its frame and the one before."""
+    found: dict[str, Shape] = {}
+    for layer, inputs in ((0, 2 * width), (2, width), (4, width)):
+        found[f"{name}.conv.{layer}.weight"] = (width, inputs, 3, 3)
+        found[f"{name}.conv.{layer}.bias"] = (width,)
+    return found
 
 
 def detect_tae(header: Header) -> TaeFormat | None:
@@ -69,4 +116,14 @@ def detect_tae(header: Header) -> TaeFormat | None:
     if not has_memory or any(len(shape) != 4 for shape in shapes) or shapes[0][1] != LATENT_CHANNELS:
         return None
     first, second, third, last = (shape[0] for shape in shapes)
-    return TaeFormat(widths=(first, second, third, last))
+    return TaeFormat(widths=(first, second, third, last), encoder_width=_find_encoder(header))
+
+
+def _find_encoder(header: Header) -> int:
+    """Return the width of the encoder in a file; 0 where there is none, or not a whole one."""
+    head = header.get(f"encoder.{ENCODER_INPUT_LAYER}.weight")
+    if head is None:
+        return 0
+    width = head.shape[0]
+    expected = TaeFormat(widths=(0, 0, 0, 0), encoder_width=width).encoder_shapes()
+    return width if all(name in header and header[name].shape == shape for name, shape in expected.items()) else 0

@@ -24,8 +24,8 @@ _WEIGHTS = 7954
 _FRAME_BYTES = 3 * 4 * 64 * 3 * 4
 # The allocator's rounding and cuDNN's workspaces: reserved bytes over the sums above, measured on an H200 with torch
 # 2.11 (docs/benchmarks.md).
-_SLACK = 1.135
-_TAE_SLACK = 1.65
+ALLOCATOR_SLACK = 1.135
+TAE_SLACK = 1.65
 
 # The tiny autoencoder: elements per latent cell at its widest place, three tensors of 64 channels of 4 frames.
 _TAE = 3 * 4 * 64 * 64
@@ -45,19 +45,20 @@ def decode_bytes(
     """
     frames, row_stride, column_stride = VAE_STRIDE
     rows, columns = height // row_stride, width // column_stride
-    tile_cells = _longest(rows, tile) * _longest(columns, tile)
+    tile_cells = longest(rows, tile) * longest(columns, tile)
     latent_frames = (num_frames - 1) // frames + 1
     shared = rows * columns * latent_frames * _PREPARED
     elements = base_dim * (tile_cells * (_KEPT + _WORKING) + shared + base_dim * _WEIGHTS)
-    return int((elements * element_bytes + tile_cells * _FRAME_BYTES) * _SLACK)
+    return int((elements * element_bytes + tile_cells * _FRAME_BYTES) * ALLOCATOR_SLACK)
 
 
 def tae_decode_bytes(height: int, width: int, tile: Tile | None, element_bytes: int = 2) -> int:
     """Return the bytes reserved at the peak of a decode with the tiny autoencoder, its weights included."""
     _, row_stride, column_stride = VAE_STRIDE
-    tile_cells = _longest(height // row_stride, tile) * _longest(width // column_stride, tile)
-    return int(tile_cells * (_TAE * element_bytes + _FRAME_BYTES) * _TAE_SLACK) + 32 * 1024**2
+    tile_cells = longest(height // row_stride, tile) * longest(width // column_stride, tile)
+    return int(tile_cells * (_TAE * element_bytes + _FRAME_BYTES) * TAE_SLACK) + 32 * 1024**2
 
 
-def _longest(length: int, tile: Tile | None) -> int:
+def longest(length: int, tile: Tile | None) -> int:
+    """Return the cells of the longest tile along an axis."""
     return max(span.stop - span.start for span in split_axis(length, tile))

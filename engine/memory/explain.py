@@ -34,16 +34,17 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
     return "\n".join(lines)
 
 
-def explain_frames(clip: Clip, needed_for: Callable[[Clip], int], budget: Budget) -> str:
+def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], budget: Budget) -> str:
     """Return what the frames need, what is there, and the largest clips that would fit.
 
     Args:
-        needed_for: the RAM in which the frames of a clip can be decoded.
+        stage: decode | encode.
+        needed_for: the RAM in which the frames of a clip can go through that stage.
     """
     found = _first_fitting((_fewer(clip), _shorter(clip), _smaller(clip)), lambda each: needed_for(each) <= budget.ram)
     advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
     return (
-        f"The frames of {clip} do not fit in RAM: decoding them takes {needed_for(clip) / GIB:.1f} GiB, "
+        f"The frames of {clip} do not fit in RAM: {stage[:-1]}ing them takes {needed_for(clip) / GIB:.1f} GiB, "
         f"{budget.ram / GIB:.1f} GiB are free. {advice}"
     )
 

@@ -6,14 +6,17 @@ a stage takes beside what the process has anyway. `python tools bench grid` comp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from .. import shapes
 from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
-from ..constants import GIB
+from ..constants import GIB, LATENT_CHANNELS
 from .activations import activation_bytes
 from .clip import Clip
 from .decoder import decode_bytes, tae_decode_bytes
+from .encoder import encode_bytes, tae_encode_bytes
 from .placement import Placement
 from .rounding import round_up
 from .tiles import Tile
@@ -38,7 +41,8 @@ RING_BYTES = 2**28
 # VRAM on the GPU, where a weight is there for its own product only (docs/benchmarks.md).
 _TEXT_RAM_SHARE = 0.76
 _TEXT_VRAM_BYTES = int(0.3 * GIB)
-# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU.
+# A decoded chunk is at most this many frames; two lie in page-locked memory on their way from the GPU. On their way to
+# it, when they are encoded, it is two frames.
 _CHUNK_FRAMES = 4
 # Base width of Wan2.1's VAE, for a run whose decoder is not known yet.
 VAE_BASE_DIM = 96
@@ -167,6 +171,24 @@ def copied_frames_bytes(clip: Clip) -> int:
     return 2 << (_CHUNK_FRAMES * _frame_bytes(clip) - 1).bit_length()
 
 
+def video_encoding_need(
+    clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None
+) -> Need:
+    """Return what encoding frames takes beside them and other weights: the encoder, and the latents in RAM."""
+    encoder = encoder_bytes(clip, vae_dim, tile, on_gpu=on_gpu)
+    cells = math.prod(shapes.cells((clip.num_frames, clip.height, clip.width)))
+    latents = clip.batch * cells * LATENT_CHANNELS * 4
+    held = beside or Need(vram=0, ram=0)
+    if on_gpu:
+        return Need(vram=held.vram + encoder, ram=held.ram + latents + uploaded_frames_bytes(clip))
+    return Need(vram=0, ram=held.ram + latents + encoder)
+
+
+def uploaded_frames_bytes(clip: Clip) -> int:
+    """Return the RAM through which frames go to the GPU; see copied_frames_bytes."""
+    return 2 << (_frame_bytes(clip) - 1).bit_length()
+
+
 def _frame_bytes(clip: Clip) -> int:
     return clip.height * clip.width * 3 * 4
 
@@ -182,6 +204,19 @@ def decoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool =
 def decoder_weights(vae_dim: int) -> int:
     """Return what a decoder's weights take on a GPU: a decode of a clip without cells."""
     return decoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
+
+
+def encoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
+    """Return what a VAE's encoder takes on its device, weights included."""
+    element_bytes = 2 if on_gpu else 4
+    if not vae_dim:
+        return tae_encode_bytes(clip.height, clip.width, tile, element_bytes)
+    return encode_bytes(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
+
+
+def encoder_weights(vae_dim: int) -> int:
+    """Return what an encoder's weights take on a GPU: an encode of a clip without cells."""
+    return encoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
 
 
 def encoding_need(text_encoder_bytes: int, device: str) -> Need:

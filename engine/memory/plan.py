@@ -25,14 +25,21 @@ from .needs import (
     loading_need,
     resting_need,
     sampling_need,
+    uploaded_frames_bytes,
+    video_encoding_need,
 )
 from .placement import Placement
 from .tiles import Tile
 
-# A whole decode, and tiles from the fastest to the one that takes least.
+# A whole decode or encode, and tiles from the fastest to the one that takes least.
 _TILES = (None, Tile(), Tile(size=48), Tile(size=32))
-# So many of the choices cost little more than a whole decode: less than to load the transformer again.
+# So many of the choices cost little more than the whole: less than to load the transformer again.
 _NUM_GOOD_TILES = 2
+# What the stages of a VAE take, and how much of it is page-locked.
+_OF_STAGE = {
+    "decode": (decoding_need, copied_frames_bytes),
+    "encode": (video_encoding_need, uploaded_frames_bytes),
+}
 # From here on a block computes for longer than it is transferred, so that streaming costs next to nothing.
 _STREAMING_IS_FREE_TOKENS = 16_000
 # A retry takes at most this share of the VRAM of the plan that ran out of memory, or the least there is.
@@ -47,6 +54,8 @@ class Wish:
     """auto | none | block | phase | disk."""
     tiling: str = "auto"
     """auto | on | off."""
+    tile: Tile | None = None
+    """Taken whatever fits; a smaller one only once it ran out of memory."""
     pinned_limit_bytes: int | None = None
     policy: HostPolicy = field(default_factory=HostPolicy)
     current: Placement | None = None
@@ -56,19 +65,21 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodePlan:
-    """How a clip is going to be decoded."""
+class VaePlan:
+    """How a clip is going to be decoded or encoded."""
 
+    stage: str
+    """decode | encode."""
     tile: Tile | None
-    """Largest tile; None is a whole decode."""
+    """Largest tile; None is the whole picture at once."""
     weights_stay: bool
     """Whether what other handles hold may stay meanwhile."""
     need: Need
     pins_frames: bool = True
-    """Whether frames come from the GPU through page-locked RAM."""
+    """Whether frames come from the GPU, or go to it, through page-locked RAM."""
 
     def __str__(self) -> str:
-        return f"decode tiled {self.tile.size}" if self.tile else "decode whole"
+        return f"{self.stage} tiled {self.tile.size}" if self.tile else f"{self.stage} whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,7 @@ class MemoryPlan:
     placement: Placement
     backends: Backends
     num_blocks: int
-    decode: DecodePlan
+    decode: VaePlan
     needs: dict[str, Need]
     """By stage: encode, load_transformer, sample, decode."""
     budget: Budget
@@ -147,7 +158,7 @@ def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
         raise NothingFitsError(explain_run(sizes, budget, wish.mode, best_for))
     on_gpu = budget.vram is not None
     held = resting_need(sizes.weights, placement, on_gpu=on_gpu)
-    decode = plan_decode(sizes.clip, sizes.vae_dim, budget, wish, held)
+    decode = plan_vae("decode", sizes.clip, sizes.vae_dim, budget, wish, held)
     needs = {
         "encode": encoding_need(sizes.text_encoder_bytes, "cpu"),
         "load_transformer": loading_need(sizes, placement, on_gpu=on_gpu),
@@ -164,7 +175,8 @@ def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
     )
 
 
-def plan_decode(
+def plan_vae(
+    stage: str,
     clip: Clip,
     vae_dim: int,
     budget: Budget,
@@ -172,14 +184,16 @@ def plan_decode(
     held: Need,
     *,
     margin: float = 1.0,
-    below: DecodePlan | None = None,
-) -> DecodePlan:
-    """Choose how to decode, and whether what is `held` may stay beside it; where no tile fits VRAM, the least is taken.
+    below: VaePlan | None = None,
+) -> VaePlan:
+    """Choose how to decode or encode, and whether what is `held` may stay beside it; where no tile fits VRAM, the
+    least is taken.
 
     Args:
-        clip, vae_dim: what is to be decoded, and the base width of its VAE; 0 is the tiny autoencoder.
+        stage: decode | encode.
+        clip, vae_dim: what is to be decoded or encoded, and the base width of its VAE; 0 is the tiny autoencoder.
         budget, wish: what there is, and what was chosen.
-        held: by weights that are loaded and not needed for the decode.
+        held: by weights that are loaded and not needed for it.
         margin: share of the usual margins.
         below: the plan that ran out of memory; the next smaller tile is taken then.
 
@@ -187,25 +201,28 @@ def plan_decode(
         NothingFitsError: there is not the RAM for the frames.
     """
     tiles, on_gpu = _tiles(wish), budget.vram is not None
+    need_of, pinned_of = _OF_STAGE[stage]
 
     def frames_ram(clip: Clip) -> int:
-        return min(decoding_need(clip, vae_dim, tile, on_gpu=on_gpu).ram for tile in _tiles(wish))
+        return min(need_of(clip, vae_dim, tile, on_gpu=on_gpu).ram for tile in _tiles(wish))
 
     if frames_ram(clip) > budget.ram:
-        raise NothingFitsError(explain_frames(clip, frames_ram, budget))
+        raise NothingFitsError(explain_frames(stage, clip, frames_ram, budget))
     limit = _pinned_limit(wish)
-    pins_frames = limit is None or copied_frames_bytes(clip) <= limit
+    pins_frames = limit is None or pinned_of(clip) <= limit
     if below is not None:
         tiles = tiles[min(tiles.index(below.tile) + 1, len(tiles) - 1) :]
+    elif wish.tile is not None:
+        tiles = tiles[:1]
     for tile in tiles[:_NUM_GOOD_TILES] if below is None else ():
-        need = decoding_need(clip, vae_dim, tile, on_gpu=on_gpu, beside=held)
+        need = need_of(clip, vae_dim, tile, on_gpu=on_gpu, beside=held)
         if need.fits(budget, margin):
-            return DecodePlan(tile=tile, weights_stay=True, need=need, pins_frames=pins_frames)
-    needs = {tile: decoding_need(clip, vae_dim, tile, on_gpu=on_gpu) for tile in tiles}
+            return VaePlan(stage=stage, tile=tile, weights_stay=True, need=need, pins_frames=pins_frames)
+    needs = {tile: need_of(clip, vae_dim, tile, on_gpu=on_gpu) for tile in tiles}
     # On a GPU no tile takes less RAM than another.
     fits = Need.fits_vram if on_gpu else Need.fits
     tile = next((tile for tile, need in needs.items() if fits(need, budget, margin)), tiles[-1])
-    return DecodePlan(tile=tile, weights_stay=False, need=needs[tile], pins_frames=pins_frames)
+    return VaePlan(stage=stage, tile=tile, weights_stay=False, need=needs[tile], pins_frames=pins_frames)
 
 
 def retry_wish(wish: Wish, failed: Need) -> Wish:
@@ -260,6 +277,8 @@ def _pinned_limit(wish: Wish) -> int | None:
 
 
 def _tiles(wish: Wish) -> Sequence[Tile | None]:
+    if wish.tile is not None:
+        return (wish.tile, *(tile for tile in _TILES[1:] if tile is not None and tile.size < wish.tile.size))
     if wish.tiling == "off":
         return _TILES[:1]
     return _TILES[1:] if wish.tiling == "on" or wish.policy.prefer == "least" else _TILES

@@ -23,10 +23,11 @@ from ..settings import OffloadSettings
 from ..system import is_out_of_memory, is_surely_out_of_memory, release_memory
 from .budget import find_budget
 from .clip import Clip
-from .needs import LATER_MARGIN, Budget, Sizes, decoder_weights
+from .needs import LATER_MARGIN, Budget, Sizes, decoder_weights, encoder_weights
 from .owner import WeightOwner, held, unload_others
 from .placement import Placement
-from .plan import DecodePlan, MemoryPlan, Wish, plan_decode, plan_run, retry_wish
+from .plan import MemoryPlan, VaePlan, Wish, plan_run, plan_vae, retry_wish
+from .tiles import Tile
 
 logger = logging.getLogger(__name__)
 
@@ -77,42 +78,48 @@ class Room:
         self._host.claim(self._owner, loaded, sampled - loaded)
         return self.plan_run(sizes, assume_evicted=False)
 
-    def plan_decode(
+    def plan_vae(
         self,
+        stage: str,
         clip: Clip,
         vae_dim: int,
         tiling: str = "auto",
+        tile: Tile | None = None,
         *,
         assume_evicted: bool = True,
-        failed: DecodePlan | None = None,
-    ) -> DecodePlan:
-        """Plan a decode.
+        failed: VaePlan | None = None,
+    ) -> VaePlan:
+        """Plan a decode or an encode.
 
         Args:
-            clip, vae_dim: what is to be decoded, and the base width of its VAE, see needs.Sizes.
+            stage: decode | encode.
+            clip, vae_dim: what it is of, and the base width of its VAE, see needs.Sizes.
             tiling: auto, which asks the offload settings, or on, or off.
+            tile: a tile that was asked for, whatever `tiling` says.
             assume_evicted, failed: see plan_run.
         """
-        wish = self._wish(None)
+        wish = replace(self._wish(None), tile=tile)
         if tiling != "auto":
             wish = replace(wish, tiling=tiling)
         budget, beside = self._budget(assume_evicted), held(without=self._owner)
-        return plan_decode(clip, vae_dim, budget, wish, beside, margin=LATER_MARGIN, below=failed)
+        return plan_vae(stage, clip, vae_dim, budget, wish, beside, margin=LATER_MARGIN, below=failed)
 
-    def claim_decode(self, clip: Clip, vae_dim: int, tiling: str) -> DecodePlan:
+    def claim_vae(
+        self, stage: str, clip: Clip, vae_dim: int, tiling: str = "auto", tile: Tile | None = None
+    ) -> VaePlan:
         """Plan beside what the host holds; ask it for room only where the plan is better without.
 
         A host may unload more than it is asked to, the transformer among it, which the next prompt would load again.
         """
-        weights = decoder_weights(vae_dim)
-        plan = self.plan_decode(clip, vae_dim, tiling, assume_evicted=False)
-        wanted = self.plan_decode(clip, vae_dim, tiling)
+        weights = decoder_weights(vae_dim) if stage == "decode" else encoder_weights(vae_dim)
+        plan = self.plan_vae(stage, clip, vae_dim, tiling, tile, assume_evicted=False)
+        wanted = self.plan_vae(stage, clip, vae_dim, tiling, tile)
         if plan.weights_stay and plan.tile == wanted.tile:
             self._host.claim(self._owner, weights, 0)
             return plan
         beside = held(without=self._owner).vram if wanted.weights_stay else 0
         self._host.claim(self._owner, weights, max(wanted.need.vram - beside - weights, 0))
-        return self.plan_decode(clip, vae_dim, tiling, assume_evicted=False)
+        return self.plan_vae(stage, clip, vae_dim, tiling, tile, assume_evicted=False)
 
     def attempts(
         self, what: str, plan: Plan, cheaper: Callable[[], Plan], make_room: Callable[[], None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..adapters.comfy import memory, paths, routes
+from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
@@ -44,7 +44,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
-    memory.follow_host_device()
+    host.follow_host_device()
     question = Question(
         path=path,
         is_checkpoint=kind == "checkpoint",
@@ -70,7 +70,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
 
 def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     """Look at the machine and at every checkpoint that the loader offers."""
-    memory.follow_host_device()
+    host.follow_host_device()
     checkpoints = {name: paths.CHECKPOINTS.resolve(name) for name in paths.CHECKPOINTS.names()}
     return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
 

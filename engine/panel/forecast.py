@@ -113,7 +113,7 @@ def forecast(question: Question) -> Forecast:
 def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
     """Note how fast the sampling was that made `samples` [B, 16, T, h, w]."""
     details = {record.stage: record.details for record in report.records_of(samples)}.get("sample")
-    if details:
+    if details and "step_seconds" in details:
         setup = speed.Setup(
             card=_card(system.compute_device()),
             architecture=handle.files.format.architecture,

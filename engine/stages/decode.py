@@ -7,15 +7,15 @@ one tile. Batches, loading and the choice between whole and tiled are pipeline.p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import product
 
 import torch
 
 from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoDecoder
-from ..memory.tiles import Span, Tile, split_axis
+from ..memory.tiles import Tile, split_axis
 from ..shapes import video_shape
+from .blending import fade, part_of, pixels
 
 
 def decode_video(
@@ -51,11 +51,11 @@ def decode_video(
     video.zero_()
     share = decoder.blend_share
     for index, (row, column) in enumerate(tiles):
-        target = video[:, _pixels(row, row_stride), _pixels(column, column_stride)]
-        rows, columns = _fade(row, row_stride, share), _fade(column, column_stride, share)
+        target = video[:, pixels(row, row_stride), pixels(column, column_stride)]
+        rows, columns = fade(row, row_stride, share), fade(column, column_stride, share)
         weights = rows[:, None, None] * columns[:, None]
         part = features[..., row.start : row.stop, column.start : column.stop]
-        _fill(target, decoder, part, weights.to(decoder.device), _share(hooks, index, len(tiles)), pins_frames)
+        _fill(target, decoder, part, weights.to(decoder.device), part_of(hooks, index, len(tiles)), pins_frames)
     # Weights of neighbours add up to 1 only within float32 rounding.
     return video.clamp_(0, 1)
 
@@ -139,38 +139,3 @@ class _Copies:
                 return oldest[: len(frames)]
         self._buffers.append(torch.empty(frames.shape, dtype=frames.dtype, pin_memory=self._pins_frames))
         return self._buffers[-1]
-
-
-def _pixels(span: Span, stride: int) -> slice:
-    return slice(span.start * stride, span.stop * stride)
-
-
-def _fade(span: Span, stride: int, share: float) -> torch.Tensor:
-    """Return a tile's weight along one axis [pixels]: 1, but linear to 0 in what it shares with a neighbour.
-
-    The pixels nearest to a cut, which a tile computes without their surroundings, weigh least.
-
-    Args:
-        share: middle part of what is shared over which the weight falls.
-    """
-    weights = torch.ones((span.stop - span.start) * stride)
-    fade_in, fade_out = span.fade_in * stride, span.fade_out * stride
-    if fade_in:
-        weights[:fade_in] = _ramp(fade_in, share)
-    if fade_out:
-        weights[-fade_out:] = 1 - _ramp(fade_out, share)
-    return weights
-
-
-def _ramp(length: int, share: float) -> torch.Tensor:
-    position = (torch.arange(length) + 0.5) / length
-    return ((position - 0.5) / share + 0.5).clamp_(0, 1)
-
-
-def _share(hooks: Hooks, index: int, count: int) -> Hooks:
-    """Return hooks whose progress is that of part `index` of `count` equal parts."""
-
-    def on_progress(done: int, total: int, what: str) -> None:
-        hooks.on_progress(index * total + done, count * total, what)
-
-    return replace(hooks, on_progress=on_progress)

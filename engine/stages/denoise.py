@@ -14,7 +14,7 @@ from ..errors import NonFiniteLatentsError
 from ..interfaces import Conditioning, Hooks, Transformer
 from .schedule import Schedule
 
-_NUM_SEEDS = 2**64
+NUM_SEEDS = 2**64
 
 
 @dataclass
@@ -34,7 +34,7 @@ class ClipState:
 
 def start(latent_shape: tuple[int, int, int, int], seed: int, device: torch.device) -> ClipState:
     """Return a clip of pure noise; seed: any non-negative integer, taken modulo 2**64."""
-    generator = torch.Generator("cpu").manual_seed(seed % _NUM_SEEDS)
+    generator = torch.Generator("cpu").manual_seed(seed % NUM_SEEDS)
     state = ClipState(torch.empty(latent_shape, device=device), generator)
     state.latents = state.draw_noise()
     return state

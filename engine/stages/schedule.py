@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from ..constants import DISTILL_STEP_LIST, DISTILL_STEPS, NUM_TRAIN_TIMESTEPS
@@ -13,6 +14,9 @@ class Schedule:
 
     sigmas: steps + 1 values from 1.0 down to 0.0 (share of noise in the latents).
     timesteps: steps values, sigma * 1000, what the transformer is told.
+
+    Both are float32 numbers, as ComfyUI's and LightX2V's schedules are: the transformer's bfloat16 activations would
+    make much of a difference of one unit in the last place.
     """
 
     sigmas: tuple[float, ...]
@@ -25,7 +29,7 @@ class Schedule:
 
 def shift_sigma(sigma: float, shift: float) -> float:
     """Move a noise level towards 1: shift * s / (1 + (shift - 1) * s). Source: SD3, arXiv 2403.03206."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+    return _float32(_float32(shift * sigma) / _float32(1 + _float32((shift - 1) * sigma)))
 
 
 def build_schedule(steps: int, shift: float) -> Schedule:
@@ -38,8 +42,14 @@ def build_schedule(steps: int, shift: float) -> Schedule:
         times = [step / NUM_TRAIN_TIMESTEPS for step in DISTILL_STEP_LIST]
     else:
         times = [1 - index / steps for index in range(steps)]
-    sigmas = [shift_sigma(time, shift) for time in times]
+    sigmas = [shift_sigma(_float32(time), shift) for time in times]
     return Schedule(
         sigmas=(*sigmas, 0.0),
-        timesteps=tuple(sigma * NUM_TRAIN_TIMESTEPS for sigma in sigmas),
+        timesteps=tuple(_float32(sigma * NUM_TRAIN_TIMESTEPS) for sigma in sigmas),
     )
+
+
+def _float32(value: float) -> float:
+    """Return the float32 number next to a value."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded

@@ -49,11 +49,11 @@ def slow_graph(transformer: str, width: int = 192, height: int = 192, num_frames
         "LightX2VSampler",
         [780, 0],
         [0, "fixed", "lcm", 4, 5.0],
-        transformer=(loader, 0, "LIGHTX2V_TRANSFORMER"),
+        transformer=(loader, 0, "MODEL"),
         conditioning=(text, 0, "CONDITIONING"),
         latent=(size, 0, "LATENT"),
     )
-    decode = add("LightX2VDecode", [780, 500], ["auto"], vae=(vae, 0, "LIGHTX2V_VAE"), latent=(sampler, 0, "LATENT"))
+    decode = add("LightX2VDecode", [780, 500], ["auto"], vae=(vae, 0, "VAE"), latent=(sampler, 0, "LATENT"))
     add("LightX2VReport", [1180, 0], [], image=(decode, 0, "IMAGE"))
     graph = {
         "last_node_id": len(nodes),

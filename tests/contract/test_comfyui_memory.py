@@ -81,7 +81,7 @@ def first_prompt():
 
 
 def prompt_of(number, name):
-    """A whole run: ours to sample; ours or ComfyUI's own nodes, in turns, to encode and to decode.
+    """A whole run of our weights; ours or ComfyUI's own nodes, in turns, to encode, sample and decode.
 
     Size, mode, checkpoint and engine alternate, and every pair of two of them occurs.
     """
@@ -103,9 +103,21 @@ def prompt_of(number, name):
         "load": ("LightX2VLoadTransformer", transformer),
         "save": ("ProbeSave", {"value": ["decode", 0], "name": name}),
         **(_their_ends(number) if number // 3 % 3 == 2 else _our_ends(number)),
+        **(_their_sampler(number) if number % 4 == 3 else {}),
     }
     prompt = {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
-    return prompt | {"size": size(*CLIPS[number % len(CLIPS)]), "sample": sampler(number, steps=2)}
+    return {"sample": sampler(number, steps=2)} | prompt | {"size": size(*CLIPS[number % len(CLIPS)])}
+
+
+def _their_sampler(number):
+    """ComfyUI's sampler and a node that clones the model; our VAE in ComfyUI's decode where it is ours."""
+    settings = {"seed": number, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"model": ["shift", 0], "positive": ["encode", 0], "negative": ["encode", 0], "latent_image": ["size", 0]}
+    return {
+        "shift": ("ModelSamplingSD3", {"model": ["load", 0], "shift": 5.0}),
+        "sample": ("KSampler", settings | links),
+        "decode": ("VAEDecode", {"samples": ["sample", 0], "vae": ["vae", 0]}),
+    }
 
 
 def _our_ends(number):

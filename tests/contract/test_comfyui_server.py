@@ -172,6 +172,17 @@ def test_native_text_and_vae_nodes_agree_with_ours(server):
             "inputs": {"text_encoder": "umt5_xxl_fp16.safetensors", "tokenizer": "auto"},
         },
         "vae": {"class_type": "LightX2VLoadVAE", "inputs": {"vae": "wan_2.1_vae.safetensors"}},
+        "their decode with ours": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
+        "our decode with theirs": {
+            "class_type": "LightX2VDecode",
+            "inputs": {"vae": ["their vae", 0], "latent": ["sample", 0], "tiling": "auto"},
+        },
+        "their encode": {"class_type": "VAEEncode", "inputs": {"pixels": ["decode", 0], "vae": ["their vae", 0]}},
+        "their encode with ours": {"class_type": "VAEEncode", "inputs": {"pixels": ["decode", 0], "vae": ["vae", 0]}},
+        **{
+            f"save {node}": {"class_type": "ProbeSave", "inputs": {"value": [node, 0], "name": node.replace(" ", "_")}}
+            for node in ("their decode with ours", "our decode with theirs", "their encode", "their encode with ours")
+        },
         "save their rows": {"class_type": "ProbeSave", "inputs": {"value": ["their text", 0], "name": "their_rows"}},
         "save their image": {
             "class_type": "ProbeSave",
@@ -191,6 +202,12 @@ def test_native_text_and_vae_nodes_agree_with_ours(server):
     # Both decode in float32: the LATENT is in the space ComfyUI expects.
     image, their_image = saved(server, "native_image"), saved(server, "their_image")
     assert image.shape == their_image.shape and float((image - their_image).abs().max()) < 2e-3
+    # Either VAE in either node, and frames encoded again.
+    assert torch.equal(saved(server, "their_decode_with_ours"), image)
+    assert torch.equal(saved(server, "our_decode_with_theirs"), their_image)
+    latents, their_latents = saved(server, "their_encode_with_ours"), saved(server, "their_encode")
+    assert latents.shape == their_latents.shape == saved(server, "native_latent").shape
+    assert float((latents - their_latents).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("workflow", examples.TINY, ids=lambda path: path.stem)

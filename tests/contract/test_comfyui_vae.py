@@ -18,6 +18,7 @@ from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.wan.vae import WanVideoDecoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support.checkpoints import vae
+from support.comfy_server import ROOT, run_in_comfyui
 from support.tensors import normal
 
 COMFYUI_DIR = os.environ.get("COMFYUI_DIR")
@@ -89,3 +90,73 @@ def test_frames_are_those_of_vae_decode(comfyui, samples, vae_file):
     assert frames.shape == comfyui["frames"].shape == (2, 5, 16, 32, 3)
     assert frames.std() > 0.1
     torch.testing.assert_close(frames, comfyui["frames"], rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """What ComfyUI's VAE nodes make of our VAE and of its own, see in_comfy/vae_nodes.py; both in float32."""
+    file = vae(".safetensors", torch.float32, tiny.TinySizes(vae_dim=24))
+    found = run_in_comfyui(Path(__file__).parent / "in_comfy" / "vae_nodes.py", ROOT, file)
+    assert found["dtype"] == "torch.float32"
+    return found
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["VAEDecode is our own", "VAEDecodeTiled is our own", "VAEEncode is our own", "VAEEncodeTiled is our own"],
+)
+def test_native_nodes_run_what_the_pack_runs(nodes, node):
+    assert nodes[node] == 0
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "VAEDecode",
+        "VAEEncode with alpha",
+        "encode and decode again",
+        "WanImageToVideo",
+        "WanFirstLastFrameToVideo",
+        "WanVaceToVideo",
+    ],
+)
+def test_native_nodes_give_with_our_vae_what_they_give_with_theirs(nodes, node):
+    assert nodes[node] < 1e-5
+
+
+def test_every_size_and_length_is_encoded_as_natively(nodes):
+    """Numbers of frames that are not 4n+1, and sizes that are no multiples of 8, among them."""
+    assert len(nodes["VAEEncode"]) == 6 and max(nodes["VAEEncode"]) < 1e-5
+
+
+def test_tiled_nodes_give_the_native_shapes_and_are_nearer_to_the_whole(nodes):
+    for node in ("VAEDecodeTiled", "VAEEncodeTiled"):
+        ours, theirs = nodes[f"{node} shapes"]
+        assert ours == theirs
+    ours, theirs = nodes["VAEEncodeTiled errors"]
+    assert ours < 0.1 < theirs
+
+
+def test_inpainting_works(nodes):
+    """ComfyUI's own VAE fails there: its ratio is no number."""
+    assert nodes["inpaint"] == {"samples": [1, 16, 2, 4, 6], "mask": [1, 1, 32, 48]}
+    assert nodes["VAEEncodeForInpaint"] == 0
+
+
+def test_our_decode_node_decodes_with_a_native_vae_as_that_does(nodes):
+    assert nodes["LightX2V Decode"] == nodes["LightX2V Decode tiled"] == 0
+
+
+def test_all_that_a_native_vae_has_is_there(nodes):
+    assert nodes["missing attributes"] == []
+    assert nodes["ratios"] == [[8, 8, 4], [8, 8, 4]]
+
+
+def test_what_cannot_be_is_a_sentence(nodes):
+    assert nodes["4-D latents"].startswith("ValueError: latent samples have shape [1, 16, 4, 4]; expected [batch, 16")
+    assert "copy its file: " in nodes["VAESave"]
+    assert "of 4 channels of image latents" in nodes["image VAE"]
+
+
+def test_the_memory_manager_holds_it_and_free_unloads_it(nodes):
+    assert nodes["loaded, registered, after /free, again"] == [True, True, False, True]

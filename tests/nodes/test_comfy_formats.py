@@ -44,24 +44,21 @@ def test_half_precision_rows_become_float32(formats):
     assert entry.text.dtype == torch.float32 and entry.text[:3].eq(1).all()
 
 
-def test_the_first_of_several_entries_is_used_with_a_warning(formats, caplog):
-    first, second = torch.full((1, 2, 4), 3.0), torch.ones(1, 2, 4)
-    (entry,) = formats.read_conditioning([[first, {}], [second, {}]], 4)
-    assert torch.equal(entry.text[:2], first[0])
-    (warning,) = warnings_of(caplog)
-    assert "2 entries" in warning
+def test_one_prompt_for_everything_is_plain_and_several_are_not(formats):
+    rows = torch.zeros(1, 2, 4)
+    assert formats.is_plain([[rows, {"pooled_output": None}]])
+    assert not formats.is_plain([[rows, {}], [rows, {}]])
 
 
-@pytest.mark.parametrize("key", ["area", "mask", "hooks", "start_percent"])
-def test_what_has_no_effect_is_said(formats, caplog, key):
-    formats.read_conditioning([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]], 4)
-    assert warnings_of(caplog) == [f"LightX2V: the conditioning's {key} has no effect on this sampler."]
+@pytest.mark.parametrize("key", ["area", "mask", "hooks", "start_percent", "end_percent", "control", "strength"])
+def test_what_comfyuis_samplers_heed_is_not_plain(formats, key):
+    assert not formats.is_plain([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]])
 
 
 @pytest.mark.parametrize("conditioning", [[], None, [[None, {}]], [["text", {}]]])
 def test_an_empty_conditioning_is_refused(formats, conditioning):
     with pytest.raises(ValueError, match=r"conditioning is empty; expected the output of 'LightX2V Text Encode'"):
-        formats.read_conditioning(conditioning, 4)
+        formats.check_text(conditioning)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 16, 60, 104), (1, 4, 3, 60, 104), (1, 16, 3, 61, 104)])

@@ -138,11 +138,12 @@ def test_the_engine_computes_where_comfyui_does(memory, monkeypatch):
     import comfy.model_management as mm
     import torch
     from lightx2v_pack.engine import system
+    from lightx2v_pack.engine.adapters.comfy import host as host_module
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    memory.follow_host_device()
+    host_module.follow_host_device()
     assert system.compute_device() == torch.device("cpu") and system.free_vram_bytes() is None
     monkeypatch.setattr(mm, "get_torch_device", lambda: torch.device("cuda", 1))
-    memory.follow_host_device()
+    host_module.follow_host_device()
     assert system.compute_device() == torch.device("cuda", 1)

@@ -34,7 +34,8 @@ def test_every_stage_claims_its_weights_and_activations(run, loaded, monkeypatch
     claims = []
     monkeypatch.setattr(memory, "register", lambda *claim: claims.append(claim))
     run_graph(run, loaded)
-    assert [owner for owner, _, _ in claims] == [loaded[0].owner, loaded[2].owner]
+    handles = [loaded[0].model.lightx2v_handle, loaded[2].lightx2v_handle]
+    assert [owner for owner, _, _ in claims] == [handle.owner for handle in handles]
     for _, weight_bytes, activation_bytes in claims:
         assert isinstance(weight_bytes, int) and isinstance(activation_bytes, int)
         assert weight_bytes >= 0 and activation_bytes >= 0

@@ -348,13 +348,15 @@ def test_fingerprints_follow_every_file_of_the_checkpoint(host, models_dir):
 def test_offload_settings_reach_the_handles(run, repository):
     (offload,) = run("LightX2VOffload", mode="disk", vram_budget_gib=2.0, pinned_ram_limit_gib=1.0, vae_tiling="on")
     transformer, _, vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", offload=offload, **LOADER)
-    assert transformer.offload is offload and vae.offload is offload and offload.mode == "disk"
+    handles = (transformer.model.lightx2v_handle, vae.lightx2v_handle)
+    assert all(handle.offload is offload for handle in handles) and offload.mode == "disk"
 
 
 def test_unloading_between_runs_changes_nothing(run, loaded):
     conditioning = encode(run, loaded)
     before = sample(run, loaded, conditioning)["samples"]
-    assert loaded.transformer.owner.is_loaded
-    loaded.transformer.patcher.detach()
-    assert not loaded.transformer.owner.is_loaded
+    owner = loaded.transformer.model.lightx2v_handle.owner
+    assert owner.is_loaded
+    owner.patcher.detach()
+    assert not owner.is_loaded
     assert torch.equal(before, sample(run, loaded, conditioning)["samples"])

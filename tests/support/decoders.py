@@ -1,17 +1,22 @@
-"""Video decoders of both engines, loaded."""
+"""Video decoders of both engines and video encoders, loaded."""
 
 import torch
 from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.interfaces import Hooks
-from lightx2v_pack.engine.wan.vae import WanVideoDecoder
+from lightx2v_pack.engine.wan.vae import WanVideoDecoder, WanVideoEncoder
 
 
-def loaded(decoder):
-    """Load a decoder and return it."""
-    decoder.load(Hooks())
-    return decoder
+def loaded(part):
+    """Load a decoder or an encoder and return it."""
+    part.load(Hooks())
+    return part
 
 
 def load_decoder(path, device="cpu"):
     """Return the pack's own decoder of a file, loaded."""
     return loaded(WanVideoDecoder(resolve_vae(path), torch.device(device)))
+
+
+def load_encoder(path, device="cpu"):
+    """Return the pack's own encoder of a file, loaded."""
+    return loaded(WanVideoEncoder(resolve_vae(path), torch.device(device)))

@@ -9,6 +9,9 @@ from pathlib import Path
 GOLDEN = Path(__file__).resolve().parents[1] / "nodes" / "schemas.json"
 # Combos that list files: their options differ from machine to machine.
 FILE_COMBOS = {"checkpoint", "transformer", "text_encoder", "tokenizer", "vae"}
+# Socket types that took another's place: the editor takes a saved slot's type from the node, and links carry none that
+# anybody reads.
+SUCCESSORS = {"LIGHTX2V_TRANSFORMER": "MODEL", "LIGHTX2V_VAE": "VAE"}
 _KEPT_OPTIONS = ("default", "min", "max", "step", "control_after_generate", "multiline", "dynamicPrompts")
 
 
@@ -54,10 +57,12 @@ def breaking_changes(old, new):
         rows = {row["id"]: row for row in now["inputs"]}
         for row in was["inputs"]:
             after = rows.get(row["id"], row)
-            if after["type"] != row["type"]:
+            if after["type"] not in (row["type"], SUCCESSORS.get(row["type"])):
                 problems.append(f"{node_id}.{row['id']} was {row['type']}, is {after['type']}")
             if row["type"] == "COMBO" and not set(row["options"]) <= set(after["options"]):
                 problems.append(f"{node_id}.{row['id']} lost an option: {row['options']} -> {after['options']}")
-        if now["outputs"][: len(was["outputs"])] != was["outputs"]:
+        before = [row | {"type": SUCCESSORS.get(row["type"], row["type"])} for row in was["outputs"]]
+        after = [row | {"type": SUCCESSORS.get(row["type"], row["type"])} for row in now["outputs"]]
+        if after[: len(before)] != before:
             problems.append(f"{node_id}: outputs were {was['outputs']}, are {now['outputs']}")
     return problems

@@ -66,7 +66,10 @@ INVENTED = {
         {"kind": "attention", "by": "flash_attn3", "problem": "Error: there is no card. Choose another."},
     ],
     "loading": [{"what": "to the GPU", "gb": 14.07, "seconds": 0.7, "gb_per_s": 20.9}],
-    "vae": [{"decoder": "wan", "size": "832x480", "frames": 81, "tile": None, "seconds": 0.73, "predicted_gib": 3.76}],
+    "vae": [
+        {"vae": "wan", "stage": "decode", "by": "pack", "size": "832x480", "frames": 81, "tile": None}
+        | {"seconds": 0.73, "predicted_gib": 3.76}
+    ],
     "text": [{"precision": "fp8", "device": "gpu", "seconds": 0.7, "padded_seconds": 0.83, "difference": 0.026}],
 }
 for rows in INVENTED.values():
@@ -117,7 +120,7 @@ def test_every_part_has_its_section(docs):
         "| triton, in place | 27.05 |  | 1.05 | 0.0386 |",
         "Did not run: flash_attn3 (Error: there is no card).",
         "| to the GPU | 14.07 | 0.7 | 20.9 |  |  |  |  |  |  |",
-        "| wan | 832x480x81 |  | 0.73 |  |  | 3.76 |  |  |",
+        "| wan decode | pack | 832x480x81 |  | 0.73 |  |  | 3.76 |  |  |",
         "| fp8 | gpu |  | 0.70 | 0.83 |  |  | 0.026 |",
     ):
         assert line in text.splitlines(), line
@@ -130,7 +133,7 @@ def test_every_part_has_its_section(docs):
 def test_the_page_is_checked_against_the_rows(docs, capsys):
     text = (docs / "benchmarks.md").read_text()
     assert check(docs) == 0
-    for old, new in (("| 1.500 |", "| 1.400 |"), ("<!-- vae -->\n## VAE decode", "<!-- vae -->\n## Decoders")):
+    for old, new in (("| 1.500 |", "| 1.400 |"), ("<!-- vae -->\n## VAE", "<!-- vae -->\n## Decoders")):
         (docs / "benchmarks.md").write_text(text.replace(old, new))
         assert check(docs) == 1
         assert "benchmarks.md. Run 'python tools bench tables'" in capsys.readouterr().err
@@ -149,7 +152,7 @@ def test_what_is_written_by_hand_is_kept(docs):
     write(docs, "2030-01-02", {"vae": [{**INVENTED["vae"][0], "seconds": 0.55}]})
 
     assert check(docs) == 1 and page.main(["--docs", str(docs)]) == 0
-    assert "By hand.\n\n<!-- vae -->\n## VAE decode" in (docs / "benchmarks.md").read_text()
+    assert "By hand.\n\n<!-- vae -->\n## VAE" in (docs / "benchmarks.md").read_text()
     assert "| 0.55 |" in (docs / "benchmarks.md").read_text() and check(docs) == 0
 
 
@@ -169,7 +172,7 @@ def test_a_part_without_rows_has_no_section(tmp_path):
     page.main(["--docs", str(tmp_path)])
 
     text = (tmp_path / "benchmarks.md").read_text()
-    assert re.findall("^## .*", text, re.MULTILINE) == ["## VAE decode"]
+    assert re.findall("^## .*", text, re.MULTILINE) == ["## VAE"]
     assert "<!-- peers -->\n<!-- /peers -->" in text and not (tmp_path / "peers.svg").exists()
 
 

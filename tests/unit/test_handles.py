@@ -118,7 +118,7 @@ def test_the_host_makes_room_for_a_decode_only_where_that_helps(loaded):
 
 def test_room_is_made_by_unloading_the_others(loaded):
     acquire(loaded.transformer)
-    loaded.vae.load(CPU, Hooks())
+    loaded.vae.load_decoder(CPU, Hooks())
     unload_others(loaded.vae.owner)
     assert loaded.vae.owner.is_loaded
     assert not loaded.transformer.owner.is_loaded
@@ -285,5 +285,5 @@ def test_a_decode_is_planned_for_the_vae_that_the_file_holds(h200, tmp_path):
         (pruned, decode_bytes(480, 832, None, base_dim=24)),
     ):
         handle = pipeline.load_vae(file, offload=OffloadSettings())
-        assert handle.room(Host()).plan_decode(clip, handle.files.base_dim, "off").need.vram == expected
+        assert handle.room(Host()).plan_vae("decode", clip, handle.files.base_dim, "off").need.vram == expected
         assert not handle.owner.is_loaded

@@ -23,6 +23,7 @@ FLOORS = (
 TOUCHED_IN = {
     "comfy": "engine/adapters/comfy",
     "comfy_api": "nodes/_api.py",
+    "comfy_execution": "engine/adapters/comfy",
     "diffusers": None,
     "folder_paths": "engine/adapters/comfy",
     "huggingface_hub": "engine/adapters/hub",
@@ -44,6 +45,7 @@ STDLIB_ONLY = (
             "activations",
             "clip",
             "decoder",
+            "encoder",
             "explain",
             "needs",
             "placement",

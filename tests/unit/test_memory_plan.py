@@ -20,11 +20,11 @@ from lightx2v_pack.engine.memory.needs import (
     decoding_need,
     loading_need,
     resting_need,
+    video_encoding_need,
     weights_ram,
 )
 from lightx2v_pack.engine.memory.placement import Placement
-from lightx2v_pack.engine.memory.plan import Wish, plan_run, retry_wish
-from lightx2v_pack.engine.memory.plan import plan_decode as plan_decode_of
+from lightx2v_pack.engine.memory.plan import Wish, plan_run, plan_vae, retry_wish
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.offload import reader
 from lightx2v_pack.engine.settings import HostPolicy
@@ -54,7 +54,7 @@ def decoder(tile, size=P720):
 
 
 def plan_decode(clip, *arguments, **options):
-    return plan_decode_of(clip, VAE_BASE_DIM, *arguments, **options)
+    return plan_vae("decode", clip, VAE_BASE_DIM, *arguments, **options)
 
 
 def plan(vram=22.8, ram=56.0, wish=None, **changes):
@@ -371,6 +371,59 @@ def test_a_decode_is_tiled_only_when_whole_does_not_fit(tiling, vram, tile):
     found = plan_decode(clip_of(size=P720), budget(vram), Wish(tiling=tiling), Need(vram=0, ram=0))
     assert found.tile == tile
     assert str(found) == (f"decode tiled {tile.size}" if tile else "decode whole")
+
+
+def plan_encode(clip, *arguments, **options):
+    return plan_vae("encode", clip, VAE_BASE_DIM, *arguments, **options)
+
+
+def encoder(tile, size=P720):
+    return video_encoding_need(clip_of(size=size), VAE_BASE_DIM, tile, on_gpu=True).vram / GIB
+
+
+@pytest.mark.parametrize(
+    ("tiling", "vram", "tile"),
+    [
+        ("auto", 22.8, None),
+        ("auto", encoder(Tile()) + 0.4, Tile()),
+        ("auto", encoder(Tile(size=48)) + 0.4, Tile(size=48)),
+        ("auto", 0.1, Tile(size=32)),
+        ("on", 22.8, Tile()),
+        ("off", 0.1, None),
+    ],
+)
+def test_an_encode_is_tiled_only_when_whole_does_not_fit(tiling, vram, tile):
+    found = plan_encode(clip_of(size=P720), budget(vram), Wish(tiling=tiling), Need(vram=0, ram=0))
+    assert found.tile == tile
+    assert str(found) == (f"encode tiled {tile.size}" if tile else "encode whole")
+
+
+def test_an_encode_takes_less_than_a_decode():
+    """It has fewer layers of full size, and its frames are in RAM already: beside them, latents and two frames."""
+    for tile in (None, Tile(), Tile(size=32)):
+        for size in (P480, P720):
+            assert 0.3 * decoder(tile, size) < encoder(tile, size) < 0.8 * decoder(tile, size)
+    found = video_encoding_need(clip_of(batch=2), VAE_BASE_DIM, None, on_gpu=True)
+    assert found.ram == 2 * 16 * 21 * 60 * 104 * 4 + 2 * 8 * 2**20
+
+
+@pytest.mark.parametrize("stage", ["decode", "encode"])
+def test_a_tile_that_was_asked_for_is_taken_until_it_ran_out_of_memory(stage):
+    """Whether or not the whole would fit, or the tile does."""
+    asked, held = Tile(size=40, overlap=4), Need(vram=0, ram=0)
+
+    def find(vram, **options):
+        return plan_vae(stage, clip_of(), VAE_BASE_DIM, budget(vram), Wish(tile=asked), held, **options)
+
+    assert find(22.8).tile == find(0.1).tile == asked
+    smaller = find(22.8, below=find(22.8))
+    assert smaller.tile == Tile(size=32)
+    assert find(22.8, below=smaller).tile == Tile(size=32)
+
+
+def test_an_encode_without_ram_is_refused():
+    with pytest.raises(NothingFitsError, match=r"do not fit in RAM: encoding them takes \d+\.\d GiB"):
+        plan_encode(clip_of(), budget(None, 0.5), Wish(), Need(vram=0, ram=0))
 
 
 def test_weights_leave_a_decode_that_does_not_fit_beside_them():

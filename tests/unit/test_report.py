@@ -47,6 +47,18 @@ def test_records_travel_with_tensors_and_end_with_them():
     assert alive() is None
 
 
+def test_views_carry_the_records_and_copies_do_not():
+    """ComfyUI's VAEDecode joins the clips of a batch by a view."""
+    record = report.StageRecord(stage="decode")
+    with torch.inference_mode():
+        frames = report.attach(torch.zeros(2, 3, 4), [record])
+        joined = frames.reshape(-1, 4)
+        assert report.records_of(joined) == (record,) and report.records_of(joined.clone()) == ()
+        del frames
+        gc.collect()
+        assert report.records_of(joined) == (record,)
+
+
 def test_a_tensor_with_a_record_is_saved_as_a_plain_tensor(tmp_path):
     tensor = report.attach(torch.ones(2), [report.StageRecord(stage="encode")])
     torch.save(tensor, tmp_path / "rows.pt")

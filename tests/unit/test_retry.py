@@ -204,6 +204,17 @@ def test_a_decode_is_retried_in_tiles(loaded, trouble):
     assert len(made) == 2
 
 
+def test_an_encode_is_retried_in_tiles(loaded, trouble):
+    frames = torch.rand(5, 48, 64, 3)
+    expected = pipeline.encode_video(loaded.vae, frames, hooks=Hooks())
+    loaded.vae.unload()
+    made = trouble("encoder", "finish")
+    latents = pipeline.encode_video(loaded.vae, frames, hooks=Hooks())
+    assert torch.equal(latents, expected)  # no larger than a tile
+    assert pipeline.report_of(latents)["stages"][-1]["details"]["tiled"]
+    assert len(made) == 2
+
+
 def test_the_prompt_is_encoded_on_the_cpu_where_the_gpu_is_full(loaded, trouble):
     expected = pipeline.encode_text(loaded.text_encoder, "a red fox", hooks=Hooks())
     trouble("text_encoder", "load")

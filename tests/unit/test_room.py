@@ -69,14 +69,14 @@ def test_asking_changes_nothing(full_size, monkeypatch):
             sizes,
             stage.plan_run(sizes),
             stage.plan_run(sizes, assume_evicted=False),
-            stage.plan_decode(FULL_CLIP, VAE_BASE_DIM),
+            stage.plan_vae("decode", FULL_CLIP, VAE_BASE_DIM),
         )
 
     def ask_around(plan):
         """Everything that can be asked, of other sizes and after failures too."""
         larger = full_size.sizes_now(Clip(width=1280, height=720, num_frames=81, batch=2), host.device)
         stage.plan_run(larger, failed=plan)
-        stage.plan_decode(larger.clip, 24, failed=plan.decode)
+        stage.plan_vae("decode", larger.clip, 24, failed=plan.decode)
         full_size.view().room(Host()).plan_run(larger)
         question = Question(path=Path("model.safetensors"), is_checkpoint=False, clip=larger.clip)
         assert forecast(question).tokens == larger.clip.tokens
@@ -122,10 +122,10 @@ def test_a_decode_claims_its_weights_and_its_work_only_where_that_helps(full_siz
     vae = pipeline.load_vae(checkpoints.vae(), offload=OffloadSettings())
     claims = []
     stage = vae.room(Host(claim=lambda *claim: claims.append(claim)))
-    alone = stage.claim_decode(FULL_CLIP, VAE_BASE_DIM, "auto")
+    alone = stage.claim_vae("decode", FULL_CLIP, VAE_BASE_DIM, "auto")
     assert claims == [(vae.owner, decoder_weights(VAE_BASE_DIM), 0)] and alone.tile is None
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * GIB)
-    stage.claim_decode(FULL_CLIP, VAE_BASE_DIM, "auto")
+    stage.claim_vae("decode", FULL_CLIP, VAE_BASE_DIM, "auto")
     owner, weight_bytes, work_bytes = claims[1]
     assert owner is vae.owner and weight_bytes == decoder_weights(VAE_BASE_DIM)
     assert weight_bytes + work_bytes == alone.need.vram

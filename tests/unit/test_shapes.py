@@ -44,3 +44,26 @@ def test_a_wrong_latent_gets_a_sentence(shape, part):
 
 def test_a_right_latent_has_no_problem():
     assert shapes.latent_problem((2, 16, 1, 2, 2)) is None
+
+
+def test_a_vae_takes_odd_numbers_of_cells_that_the_transformer_does_not():
+    assert "multiples of 16" in shapes.latent_problem((1, 16, 2, 5, 4))
+    assert shapes.decoding_problem((1, 16, 2, 5, 3)) is None
+    for shape, part in (
+        ((16, 2, 4, 4), "4 dimensions"),
+        ((1, 48, 1, 4, 4), "48 channels"),
+        ((1, 16, 0, 4, 4), "none of them 0"),
+    ):
+        assert part in shapes.decoding_problem(shape) and part in shapes.latent_problem(shape)
+
+
+def test_frames_are_images_of_three_channels_and_at_least_a_cell():
+    assert shapes.frames_problem((1, 8, 8, 3)) is None and shapes.frames_problem((2, 5, 30, 20, 4)) is None
+    for shape in ((8, 8, 3), (1, 8, 8, 1), (0, 8, 8, 3), (1, 1, 5, 8, 8, 3)):
+        assert str(list(shape)) in shapes.frames_problem(shape)
+    assert "at least 8x8" in shapes.frames_problem((1, 7, 80, 3))
+
+
+def test_a_videos_latents_are_of_its_first_4n_plus_1_frames_and_of_whole_cells():
+    assert shapes.cells((1, 16, 24)) == shapes.cells((4, 23, 31)) == (1, 2, 3)
+    assert shapes.cells((5, 480, 832)) == (2, 60, 104) and shapes.cells((84, 480, 832)) == (21, 60, 104)

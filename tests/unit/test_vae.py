@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
@@ -18,10 +17,9 @@ from safetensors.torch import save_file
 from support.cancel import Cancelled
 from support.checkpoints import scratch, single_file, vae, vae_weights
 from support.decoders import load_decoder
+from support.peak_bytes import PeakBytes
 from support.tensors import normal
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from support.wan_vae_reference import reference_vae
 
 SIZES = tiny.DEFAULT_SIZES
 
@@ -47,36 +45,10 @@ def write(name, weights) -> Path:
     return folder / name
 
 
-def reference_vae(weights):
-    """Return diffusers' autoencoder with the weights put in by diffusers' own converter."""
-    model = AutoencoderKLWan(base_dim=weights["decoder.head.0.gamma"].shape[0])
-    model.load_state_dict(convert_wan_vae_to_diffusers(dict(weights)))
-    return model.requires_grad_(False).eval()
-
-
 def reference_frames(weights, latents):
     """Decode whole, map to [0, 1]."""
     frames = reference_vae(weights).decode(latents[None]).sample[0]
     return (frames.permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
-
-
-class PeakBytes(TorchDispatchMode):
-    """Follow every tensor storage made while active; `peak` is the most bytes alive after any one operation."""
-
-    def __init__(self):
-        super().__init__()
-        self._alive = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
-        return result
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ MODULES = {
     "memory.caps": "does `auto` fit small cards and little RAM?",
     "lora": "what LoRAs cost, and what of them survives",
     "loading": "how fast do weights load and stream?",
-    "vae": "decoders whole and in tiles",
+    "vae": "decoders and encoders whole and in tiles",
     "text": "the text encoder",
 }
 OTHERS = {"all": "what fits into --minutes of all this", "tables": "docs/benchmarks.md from docs/measurements"}

@@ -28,7 +28,7 @@ from ...engine.kernels.ops import Ops, Rotary
 from ...engine.kernels.quantize import quantize
 from ...engine.latent_space import denormalize, normalize
 from ...engine.memory.clip import Clip
-from ...engine.memory.decoder import decode_bytes, tae_decode_bytes
+from ...engine.memory.needs import decoder_bytes, encoder_bytes
 from ...engine.memory.placement import Placement
 from ...engine.memory.tiles import Tile
 from ...engine.offload import make_units, place_weights, reader
@@ -39,9 +39,10 @@ from ...engine.settings import OFFLOAD_MODES, EngineSettings, OffloadSettings, S
 from ...engine.shapes import latent_shape, num_tokens
 from ...engine.stages.conditioning import of_rows
 from ...engine.stages.decode import decode_video
+from ...engine.stages.encode_video import encode_video
 from ...engine.stages.schedule import Schedule, build_schedule
 from ...engine.system import compute_device, free_ram_bytes, page_lock_limit, release_memory
 from ...engine.umt5.encoder import Umt5Encoder
 from ...engine.umt5.tokenizer import open_tokenizer
 from ...engine.wan.layout import PHASES
-from ...engine.wan.vae import WanVideoDecoder
+from ...engine.wan.vae import WanVideoDecoder, WanVideoEncoder

@@ -95,10 +95,11 @@ PLAIN = {
         "{rounded_survives:.3f}",
     ),
     "vae": (
-        "VAE decode",
-        "Copy to the CPU included; tiles in latent cells; differences of pixels in [0, 1] from the whole decode.",
-        "decoder | clip | tiles of | s | times whole | allocated / reserved GiB | predicted | mean difference | most",
-        "{decoder} | {size}x{frames} | {tile} | {seconds:.2f} | {times_whole:.2f} | "
+        "VAE",
+        "Copies to and from the CPU included; tiles in latent cells; differences from the whole, of pixels in [0, 1] "
+        "or of latents.",
+        " | by | clip | tiles of | s | times whole | allocated / reserved GiB | predicted | mean difference | most",
+        "{vae} {stage} | {by} | {size}x{frames} | {tile} | {seconds:.2f} | {times_whole:.2f} | "
         "{allocated_gib:.2f} / {reserved_gib:.2f} | {predicted_gib:.2f} | {mean_difference:.4f} | "
         "{most_difference:.3f}",
     ),

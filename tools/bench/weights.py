@@ -122,9 +122,9 @@ def ensure_vae(folder: Path, base_dim: int) -> Path:
 
 
 def _make_tae() -> checkpoints.Tensors:
-    """Return random weights of a tiny autoencoder's decoder at the published sizes."""
-    generator = torch.Generator().manual_seed(0)
+    """Return random weights of a tiny autoencoder at the published sizes."""
+    generator, sizes = torch.Generator().manual_seed(0), pack.TaeFormat(widths=(256, 128, 64, 64), encoder_width=64)
     return {
         name: torch.randn(shape, generator=generator) / math.sqrt(max(math.prod(shape[1:]), 50))
-        for name, shape in pack.TaeFormat(widths=(256, 128, 64, 64)).shapes().items()
+        for name, shape in (sizes.shapes() | sizes.encoder_shapes()).items()
     }

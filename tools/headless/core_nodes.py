@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ...engine import pipeline
 from ...engine.adapters.comfy import formats, progress
+from ...engine.adapters.comfy.vae import LightX2VVAE
 from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
 
@@ -114,7 +115,7 @@ class VAELoader(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("vae", vae_name))
-        return io.NodeOutput(pipeline.load_vae(path, offload=OffloadSettings()))
+        return io.NodeOutput(LightX2VVAE(pipeline.load_vae(path, offload=OffloadSettings())))
 
 
 class VAEDecode(io.ComfyNode):
@@ -133,7 +134,7 @@ class VAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
         hooks = progress.build_hooks(cls.hidden.unique_id)
-        return io.NodeOutput(pipeline.decode(vae, formats.latent_samples(samples), hooks=hooks))
+        return io.NodeOutput(pipeline.decode(vae.lightx2v_handle, formats.latent_samples(samples), hooks=hooks))
 
 
 class CreateVideo(io.ComfyNode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from ...stages.conditioning import of_rows
 
 logger = logging.getLogger(__name__)
 
-# What other nodes add to a conditioning and this sampler has no use for; each would change the picture.
-_IGNORED_KEYS = ("area", "mask", "hooks", "control", "start_percent", "end_percent", "strength")
+# What ComfyUI's samplers do with a part of a conditioning, in a place or for a time.
+_SAMPLER_KEYS = ("area", "mask", "hooks", "control", "start_percent", "end_percent", "strength", "default")
 
 
 def make_conditioning(rows: torch.Tensor) -> list[list[Any]]:
@@ -24,33 +25,43 @@ def make_conditioning(rows: torch.Tensor) -> list[list[Any]]:
 
 
 def read_conditioning(conditioning: Any, text_dim: int) -> list[Conditioning]:
-    """Return what a transformer takes of a CONDITIONING.
+    """Return what a transformer takes of a plain CONDITIONING.
 
     Args:
         text_dim: width of the text rows that it expects.
 
     Raises:
-        ValueError: there is no entry, it is not a tensor, or not one of this width.
+        ValueError: its rows are not of this width.
+    """
+    rows = conditioning[0][0]
+    return of_rows(rows.to("cpu", torch.float32), text_dim, records_of(rows))
+
+
+def check_text(conditioning: Any) -> None:
+    """Raise where a CONDITIONING has no text.
+
+    Raises:
+        ValueError: there is no entry, or it is not a tensor.
     """
     if not conditioning or not isinstance(conditioning[0][0], torch.Tensor):
         raise ValueError(
             "The conditioning is empty; expected the output of 'LightX2V Text Encode' or of CLIPTextEncode with a "
             "CLIPLoader of type 'wan'."
         )
-    if len(conditioning) > 1:
-        logger.warning(
-            "LightX2V: the conditioning has %d entries (Conditioning Combine makes such); only the first is used.",
-            len(conditioning),
-        )
-    rows, extras = conditioning[0]
-    ignored = [key for key in _IGNORED_KEYS if extras.get(key) is not None]
-    if ignored:
-        logger.warning("LightX2V: the conditioning's %s has no effect on this sampler.", ", ".join(ignored))
-    return of_rows(rows.to("cpu", torch.float32), text_dim, records_of(rows))
 
 
-def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
+def is_plain(conditioning: Any) -> bool:
+    """Say whether a CONDITIONING is one prompt for the whole clip and all steps."""
+    return len(conditioning) == 1 and not any(conditioning[0][1].get(key) is not None for key in _SAMPLER_KEYS)
+
+
+def latent_samples(
+    latent: dict[str, Any], problem_of: Callable[[Sequence[int]], str | None] = latent_problem
+) -> torch.Tensor:
     """Return the samples [B, 16, T, h, w] of a LATENT.
+
+    Args:
+        problem_of: says what is wrong with their shape.
 
     Raises:
         ValueError: the latent is not that of a Wan2.1 video.
@@ -61,7 +72,7 @@ def latent_samples(latent: dict[str, Any]) -> torch.Tensor:
             "The latent holds several tensors (video with audio, of another model); expected one of shape "
             "[batch, 16, frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
         )
-    problem = latent_problem(samples.shape)
+    problem = problem_of(samples.shape)
     if problem:
         raise ValueError(problem)
     tensor: torch.Tensor = samples

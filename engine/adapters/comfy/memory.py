@@ -7,6 +7,7 @@ memory is put there as a ModelPatcher.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import comfy.cli_args
@@ -14,7 +15,6 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from ... import system
 from ...memory.owner import WeightOwner
 from ...settings import HostPolicy
 from .host_flags import policy_of
@@ -32,6 +32,20 @@ def register(owner: WeightOwner[Any], weight_bytes: int = 0, activation_bytes: i
         owner.patcher = EnginePatcher(owner)
     owner.patcher.planned_bytes = weight_bytes
     mm.load_models_gpu([owner.patcher], memory_required=activation_bytes)
+
+
+def claim_with(patcher: Any) -> Callable[[Any, int, int], None]:
+    """Return `register` for a transformer that is a MODEL: its entry is this patcher, with what nodes have put on it.
+
+    Args:
+        patcher: a TransformerPatcher (model_patcher.py).
+    """
+
+    def claim(owner: WeightOwner[Any], weight_bytes: int, activation_bytes: int) -> None:
+        patcher.model.planned_bytes, patcher.model.activation_bytes = weight_bytes, activation_bytes
+        mm.load_models_gpu([patcher], memory_required=activation_bytes)
+
+    return claim
 
 
 def make_room(num_bytes: int) -> None:
@@ -52,11 +66,6 @@ def host_policy() -> HostPolicy:
         # Not less what it has locked itself: that changes with every model, and a plan would with it.
         max_pinned_bytes=getattr(mm, "MAX_PINNED_MEMORY", -1),
     )
-
-
-def follow_host_device() -> None:
-    """Compute on the CPU where ComfyUI does (--cpu), although there may be a GPU."""
-    system.use_cpu_only(mm.is_device_cpu(mm.get_torch_device()))
 
 
 class _EngineModule(torch.nn.Module):

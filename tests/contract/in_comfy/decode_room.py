@@ -72,6 +72,6 @@ for quarters in range(4 * 5, 4 * 25):
     loaded, sampled = plan.needs["load_transformer"].vram, plan.needs["sample"].vram
     memory.register(transformer, loaded, sampled - loaded)
     hold(transformer, plan.placement)
-    decode = vae.room(HOST).claim_decode(CLIP, VAE.base_dim, "auto")
+    decode = vae.room(HOST).claim_vae("decode", CLIP, VAE.base_dim, "auto")
     found[quarters / 4] = [decode.tile.size if decode.tile else None, decode.weights_stay, transformer.is_loaded]
 print(json.dumps(found))

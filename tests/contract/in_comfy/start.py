@@ -1,5 +1,6 @@
 """Makes a process with ComfyUI ready for the scripts here. Import it first."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ def start(root):
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    # ComfyUI's nodes.py puts the folder `comfy` on the path, whose utils is not the one that the server imports.
+    importlib.import_module("utils.install_util")
 
 
 def pretend_gpu(num_bytes, owners):

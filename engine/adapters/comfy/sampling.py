@@ -1,0 +1,170 @@
+"""LightX2V Sampler on any MODEL: this pack's the planned way, others through ComfyUI's samplers on the same schedule.
+
+What is easily set wrong by hand is right by construction: four steps, their noise levels, the noise between them, and
+no CFG.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.model_base
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import torch
+
+from ... import pipeline
+from ...constants import LATENT_CHANNELS, NUM_TRAIN_TIMESTEPS
+from ...errors import NonFiniteLatentsError
+from ...interfaces import Hooks
+from ...memory.clip import Clip
+from ...report import attach, measure, records_of
+from ...settings import SamplingSettings
+from ...stages.denoise import NUM_SEEDS, ClipState, start
+from ...stages.schedule import build_schedule
+from ...system import compute_device
+from . import formats, refusals
+from .model import HandleOnly, handle_of, host_of, is_plain, view_of
+
+logger = logging.getLogger(__name__)
+
+
+class _FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):  # type: ignore[misc]
+    """Flow matching, as ComfyUI gives it to Wan."""
+
+
+def model_problem(model: Any) -> str | None:
+    """Return a sentence that says why a MODEL cannot be sampled as a Wan2.1 video model, or None."""
+    inner = model.model
+    kind = type(inner).__name__
+    image_model = getattr(getattr(inner, "model_config", None), "unet_config", {}).get("image_model")
+    found = f"{kind} ({image_model})" if image_model else kind
+    expected = (
+        "Connect a LightX2V loader, or 'Load Diffusion Model' with a distilled Wan2.1 or Wan2.2 14B file: this sampler "
+        "is for Wan video models of 16 latent channels"
+    )
+    channels = getattr(getattr(inner, "latent_format", None), "latent_channels", None)
+    if not isinstance(inner, comfy.model_base.WAN21):
+        return f"{expected}, and the model is {found}."
+    if channels != LATENT_CHANNELS:
+        return f"{expected}, and the model is {found}, of {channels} channels."
+    return None
+
+
+def sample(
+    model: Any, conditioning: Any, latent: dict[str, Any], settings: SamplingSettings, hooks: Hooks
+) -> dict[str, Any]:
+    """Denoise a batch of clips from pure noise.
+
+    Args:
+        model: a MODEL, with whatever nodes have put on it.
+        conditioning: a CONDITIONING.
+        latent: a LATENT; its samples [B, 16, T, h, w] give the size.
+        settings: seed (clip i uses seed + i), method, steps, shift.
+        hooks: progress counts the steps of all clips.
+
+    Returns:
+        The LATENT with samples [B, 16, T, h, w] float32 CPU, un-normalized.
+
+    Raises:
+        ValueError: the model is not Wan's, or it or the conditioning carries what it cannot honour; sizes are wrong.
+        NothingFitsError, NonFiniteLatentsError: see pipeline.sample.
+    """
+    is_ours = handle_of(model) is not None
+    problem = None if is_ours else model_problem(model)
+    if problem:
+        raise ValueError(problem)
+    empty = formats.latent_samples(latent)
+    formats.warn_unused_mask(latent)
+    formats.check_text(conditioning)
+    _warn_of_shift(model, settings.shift)
+    if is_ours and is_plain(model) and formats.is_plain(conditioning):
+        if not isinstance(model, HandleOnly):
+            refusals.check_model(model)
+        refusals.check_conds({"positive": [conditioning[0][1]]})
+        handle = view_of(model)
+        entries = formats.read_conditioning(conditioning, handle.text_dim)
+        samples = pipeline.sample(handle, entries, empty, settings, hooks=hooks, host=host_of(model))
+    else:
+        samples = _sample_natively(model, conditioning, empty, settings, hooks)
+    return formats.replace_samples(latent, samples)
+
+
+def _sample_natively(
+    model: Any, positive: list[Any], samples: torch.Tensor, settings: SamplingSettings, hooks: Hooks
+) -> torch.Tensor:
+    """Do it with ComfyUI's samplers, which load and unload the model themselves, and with the same noise."""
+    schedule = build_schedule(settings.steps, settings.shift)
+    clip = Clip.of_latents(samples.shape)
+    timed = _with_shift(model, settings.shift)
+    sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
+    clips = []
+    with measure("sample", compute_device()) as stage:
+        for index in range(clip.batch):
+            state = start(clip.latent_shape, settings.seed + index, torch.device("cpu"))
+
+            def fresh_noise(sigma: torch.Tensor, *_: Any, state: ClipState = state) -> torch.Tensor:
+                return state.draw_noise()[None].to(sigma.device)
+
+            def on_step(step: int, clean: torch.Tensor, _: Any, steps: int, index: int = index) -> None:
+                hooks.check_interrupt()
+                hooks.on_step(index * steps + step + 1, clip.batch * steps, clean[0].float())
+
+            noise = state.latents[None]
+            clips.append(
+                comfy.sample.sample_custom(
+                    timed, noise, 1.0, _sampler(settings.method, fresh_noise), sigmas, positive, [],
+                    torch.zeros_like(noise), callback=on_step, disable_pbar=True,
+                    seed=(settings.seed + index) % NUM_SEEDS,
+                )
+            )  # fmt: skip
+        latents = torch.cat([each.float().cpu() for each in clips])
+        made_by = {record.stage: record for record in records_of(clips[0])}
+        stage.details = {
+            "engine": "ComfyUI",
+            "model": type(model.model).__name__,
+            "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
+            "batch": clip.batch,
+            "tokens": clip.tokens,
+            **(made_by["sample"].details if "sample" in made_by else {}),
+            "seed": settings.seed,
+            "method": settings.method,
+            "steps": settings.steps,
+            "shift": settings.shift,
+            "sigmas": [round(sigma, 6) for sigma in schedule.sigmas],
+        }
+    share = 1 - float(torch.isfinite(latents).float().mean())
+    if share:
+        raise NonFiniteLatentsError(
+            "Check that the model's file is complete and that its weight_dtype is 'default': sampling made "
+            f"{100 * share:.1f} % of the latents NaN or infinite, so the video would be black or noise. The model was "
+            f"{type(model.model).__name__}, computed by ComfyUI."
+        )
+    return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])
+
+
+def _warn_of_shift(model: Any, shift: float) -> None:
+    patch = getattr(model, "object_patches", {}).get("model_sampling")
+    other = getattr(patch, "shift", shift)
+    if other != shift:
+        logger.warning(
+            "LightX2V: the model's shift %g (ModelSamplingSD3) has no effect on LightX2V Sampler: it has its own, %g.",
+            other, shift,
+        )  # fmt: skip
+
+
+def _with_shift(model: Any, shift: float) -> Any:
+    timed = model.clone()
+    sampling = _FlowSampling(model.model.model_config)
+    sampling.set_parameters(shift=shift, multiplier=NUM_TRAIN_TIMESTEPS)
+    timed.add_object_patch("model_sampling", sampling)
+    return timed
+
+
+def _sampler(method: str, fresh_noise: Any) -> Any:
+    if method == "euler":
+        return comfy.samplers.sampler_object("euler")
+    return comfy.samplers.KSAMPLER(comfy.k_diffusion.sampling.sample_lcm, extra_options={"noise_sampler": fresh_noise})

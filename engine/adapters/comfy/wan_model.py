@@ -1,0 +1,299 @@
+"""What a MODEL of this pack holds: ComfyUI's Wan2.1 model, with the engine where its transformer would be.
+
+Samplers, guiders and schedulers find what they know. There are no weights of ComfyUI's, only their names and shapes
+(for LoRA loaders); each condition of each clip goes to the loaded transformer, one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.conds
+import comfy.ldm.common_dit
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.patcher_extension
+import comfy.supported_models
+import torch
+
+from ... import pipeline, shapes
+from ...checkpoints.source import list_specs
+from ...constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_CHANNELS, PATCH_SIZE
+from ...handles import TransformerHandle
+from ...interfaces import Conditioning, Hooks, Transformer
+from ...memory.clip import Clip
+from ...report import attach, records_of
+from ...stages.conditioning import of_rows
+from ...stages.schedule import build_schedule
+from . import memory, progress, refusals
+from .host import find_host
+from .model import view_of
+
+logger = logging.getLogger(__name__)
+
+# Of prompts that a sampler alternates between: positive, negative, those of Conditioning Combine and of areas.
+_PROMPTS_KEPT = 8
+_SIGMA_TOLERANCE = 1e-3
+
+
+class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
+    """ComfyUI's Wan2.1 model around a handle; `lightx2v_handle` marks it, whatever patcher another pack puts around."""
+
+    def __init__(self, handle: TransformerHandle) -> None:
+        architecture = handle.files.format.architecture
+        config = comfy.supported_models.WAN21_T2V(
+            {
+                "image_model": "wan2.1",
+                "model_type": "t2v",
+                "dim": architecture.dim,
+                "disable_unet_model_creation": True,
+            }
+        )
+        # ComfyUI's default is 8, for the model before distillation.
+        config.sampling_settings = {**config.sampling_settings, "shift": DISTILL_SHIFT}
+        # What latents and text arrive as; the engine rounds them itself.
+        config.set_inference_dtype(torch.float32, None)
+        super().__init__(config, device=torch.device("cpu"))
+        self.lightx2v_handle = handle
+        self.diffusion_model = Diffusion(handle)
+        self.planned_bytes = 0
+        """VRAM that the weights are going to take, by the last plan."""
+        self.activation_bytes = 0
+        """VRAM that a pass takes beside them."""
+
+    def memory_required(self, *_: Any, **__: Any) -> int:
+        """Return what a pass takes of one clip: a batch's clips, and conditions, run one after the other."""
+        return self.activation_bytes
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Return ComfyUI's conditions, of which none is joined with another in one pass."""
+        conds: dict[str, Any] = super().extra_conds(**kwargs)
+        for name, cond in conds.items():
+            if type(cond) is comfy.conds.CONDRegular:
+                conds[name] = _Alone(cond.cond)
+        return conds
+
+    def state_dict_for_saving(self, *_: Any, **__: Any) -> Any:
+        raise refusals.cannot_be_saved()
+
+
+class _Alone(comfy.conds.CONDRegular):  # type: ignore[misc]
+    """A condition that is not batched with another."""
+
+    def can_concat(self, other: Any) -> bool:
+        return False
+
+
+@dataclass(eq=False)
+class _Run:
+    """A loaded transformer in the hands of a sampler."""
+
+    transformer: Transformer
+    hooks: Hooks
+    text_dim: int
+    prompts: list[tuple[torch.Tensor, Conditioning]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Of each pass."""
+
+    def predict_flow(self, latents: torch.Tensor, timestep: float, rows: torch.Tensor) -> torch.Tensor:
+        """Return the flow [16, T, h, w]; see interfaces.Transformer. Args: rows: [n, text_dim]."""
+        start = time.perf_counter()
+        flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(rows), self.hooks)
+        self.seconds.append(round(time.perf_counter() - start, 4))
+        return flow
+
+    def _conditioning(self, rows: torch.Tensor) -> Conditioning:
+        """Return the same object for the same rows, which samplers copy for each step."""
+        for index, (known, conditioning) in enumerate(self.prompts):
+            if known.shape == rows.shape and torch.equal(known, rows):
+                self.prompts.insert(0, self.prompts.pop(index))
+                return conditioning
+        conditioning = of_rows(rows.to("cpu", torch.float32), self.text_dim)[0]
+        self.prompts = [(rows, conditioning), *self.prompts[: _PROMPTS_KEPT - 1]]
+        return conditioning
+
+
+class Diffusion(torch.nn.Module):
+    """What ComfyUI calls for the flow, with the signature of its own WanModel (comfy/ldm/wan/model.py)."""
+
+    dtype = torch.float32
+
+    def __init__(self, handle: TransformerHandle) -> None:
+        super().__init__()
+        self.patch_size = PATCH_SIZE
+        self.num_layers = handle.files.format.architecture.num_layers
+        self.run: _Run | None = None
+        self._handle = handle
+        _add_names(self, ((spec.name, spec.shape) for spec in list_specs(handle.files)))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        clip_fea: torch.Tensor | None = None,
+        time_dim_concat: torch.Tensor | None = None,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature; read only
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        flow: torch.Tensor = executor.execute(
+            x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs
+        )
+        return flow
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        clip_fea: torch.Tensor | None = None,
+        time_dim_concat: torch.Tensor | None = None,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature; read only
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the flow of latents [B, 16, T, h, w] like `x`, clip after clip; text rows are [B, n, text_dim].
+
+        Odd heights and widths, as areas of a condition have them, are filled up as ComfyUI's Wan does.
+        """
+        extra = x if x.shape[1] != LATENT_CHANNELS else None
+        refusals.check_call(
+            {"clip_fea": clip_fea, "time_dim_concat": time_dim_concat, "noise_concat": extra, **kwargs},
+            transformer_options,
+        )
+        padded = comfy.ldm.common_dit.pad_to_patch_size(x, PATCH_SIZE)
+        times = timestep.flatten().tolist()
+        if self.run is None:
+            raise RuntimeError(
+                "Use a sampler node of ComfyUI, or LightX2V Sampler: LightX2V's model was called without one, "
+                f"so that nothing has planned its memory and loaded it for latents of shape {list(x.shape)}."
+            )
+        flows = [
+            self.run.predict_flow(latents, times[index % len(times)], context[index % len(context)])
+            for index, latents in enumerate(padded)
+        ]
+        _, _, frames, height, width = x.shape
+        return torch.stack(flows)[:, :, :frames, :height, :width].to(x.dtype)
+
+    @contextmanager
+    def lend(self, transformer: Transformer, hooks: Hooks) -> Iterator[_Run]:
+        """Let calls within the context use a loaded transformer."""
+        before, self.run = self.run, _Run(transformer, hooks, self._handle.text_dim)
+        try:
+            yield self.run
+        finally:
+            self.run = before
+
+
+def sample_with(
+    executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Sample as ComfyUI does, with the transformer planned and loaded for this size.
+
+    ComfyUI calls it around CFGGuider.outer_sample. What the model carries and cannot honour is refused before anything
+    is loaded; where the GPU's memory runs out, sampling starts again under a cheaper plan.
+    """
+    guider = executor.class_obj
+    model = guider.model_patcher
+    refusals.check_model(model)
+    refusals.check_conds(guider.conds)
+    clip = _clip_of(noise)
+    _warn_unusual(sigmas, getattr(guider, "cfg", 1.0))
+    conds, hooks = guider.conds, progress.build_hooks(None)
+
+    def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
+        guider.conds = {name: [dict(cond) for cond in each] for name, each in conds.items()}
+        with model.model.diffusion_model.lend(transformer, hooks) as running:
+            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        return samples, {
+            "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
+            "batch": clip.batch,
+            "tokens": clip.tokens,
+            "method": f"{_name_of(sampler)} (ComfyUI)",
+            "steps": len(sigmas) - 1,
+            "cfg": getattr(guider, "cfg", None),
+            "sigmas": [round(float(sigma), 6) for sigma in sigmas],
+            "pass_seconds": running.seconds,
+        }
+
+    host = find_host(memory.claim_with(model))
+    samples, records = pipeline.run_planned(view_of(model), clip, run, hooks=hooks, host=host)
+    # Here already, so that what ComfyUI passes on is the tensor with the records.
+    samples = samples.to(mm.intermediate_device())
+    return attach(samples, _records_of(conds), records)
+
+
+def _clip_of(noise: torch.Tensor) -> Clip:
+    shape = list(noise.shape)
+    if len(shape) == 5:
+        shape[3:] = [-(-cells // patch) * patch for cells, patch in zip(shape[3:], PATCH_SIZE[1:], strict=True)]
+    problem = shapes.latent_problem(shape)
+    if problem:
+        raise ValueError(problem)
+    return Clip.of_latents(shape)
+
+
+def _records_of(conds: dict[str, list[dict[str, Any]]]) -> tuple[Any, ...]:
+    """Return the report's records of the stages that made the prompt."""
+    for cond in conds.get("positive") or ():
+        rows = cond.get("cross_attn")
+        if isinstance(rows, torch.Tensor):
+            return records_of(rows)
+    return ()
+
+
+def _warn_unusual(sigmas: torch.Tensor, cfg: float | None) -> None:
+    usual = build_schedule(DISTILL_STEPS, DISTILL_SHIFT).sigmas
+    found = [float(sigma) for sigma in sigmas]
+    parts = (usual[start : start + len(found)] for start in range(len(usual)))
+    if not any(_alike(found, part) for part in parts):
+        logger.warning(
+            "LightX2V: the sampler's noise levels are %s; the checkpoint is distilled for %s, which scheduler 'simple' "
+            "with %d steps and shift %g gives. Others usually look worse.",
+            _listed(found), _listed(usual), DISTILL_STEPS, DISTILL_SHIFT,
+        )  # fmt: skip
+    if cfg is not None and cfg != 1:
+        logger.warning(
+            "LightX2V: cfg is %g; the checkpoint is distilled for 1, where a step takes half the time and no negative "
+            "prompt is needed.", cfg,
+        )  # fmt: skip
+
+
+def _alike(found: Iterable[float], usual: Iterable[float]) -> bool:
+    found, usual = list(found), list(usual)
+    return len(found) == len(usual) and all(
+        abs(one - other) < _SIGMA_TOLERANCE for one, other in zip(found, usual, strict=True)
+    )
+
+
+def _listed(sigmas: Iterable[float]) -> str:
+    return ", ".join(f"{sigma:.4g}" for sigma in sigmas)
+
+
+def _name_of(sampler: Any) -> str:
+    function = getattr(sampler, "sampler_function", sampler)
+    return str(getattr(function, "__name__", type(function).__name__)).removeprefix("sample_")
+
+
+def _add_names(root: torch.nn.Module, parameters: Iterable[tuple[str, torch.Size]]) -> None:
+    """Give a module parameters of these names and shapes that take no memory."""
+    for name, shape in parameters:
+        if name.endswith(".weight_scale"):
+            continue
+        *path, leaf = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module._modules[part]  # type: ignore[assignment]
+        empty = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        module.register_parameter(leaf, torch.nn.Parameter(empty, requires_grad=False))

@@ -1,0 +1,318 @@
+"""Run in a process with ComfyUI: this pack's MODEL through ComfyUI's samplers, and ComfyUI's own through ours.
+
+usage: native_model.py PACK_ROOT FP8_FILE BF16_FILE; prints one line of JSON: for each question its answer.
+"""
+
+import gc
+import json
+import logging
+import sys
+import types
+import weakref
+from pathlib import Path
+
+from start import start
+
+root, fp8_file, bf16_file = sys.argv[1:]
+start(root)
+
+import utils.install_util  # noqa: E402, F401, I001 - before nodes puts comfy/, which has a utils.py, on the path
+import comfy.hooks  # noqa: E402
+import comfy.model_detection  # noqa: E402
+import comfy.model_management as mm  # noqa: E402
+import comfy.patcher_extension as extension  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import nodes  # noqa: E402
+import torch  # noqa: E402
+from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
+from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
+from lightx2v_pack.engine import pipeline, report  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy.model import handle_of, make_model  # noqa: E402
+from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+
+comfy.utils.PROGRESS_BAR_ENABLED = False
+SEED = 7
+SHAPE = (1, 16, 2, 6, 8)
+PIXELS = {"width": 64, "height": 48}
+answers = {}
+warnings = []
+
+
+class Listen(logging.Handler):
+    def emit(self, record):
+        if record.levelno >= logging.WARNING:
+            warnings.append(record.getMessage())
+
+
+logging.getLogger().addHandler(Listen())
+said = warnings.copy
+
+
+def detect(state_dict, prefix, metadata=None, *, original=comfy.model_detection.detect_unet_config):
+    """ComfyUI takes every Wan for one of 4,096 text channels; a tiny one has fewer."""
+    config = original(state_dict, prefix, metadata)
+    key = f"{prefix}text_embedding.0.weight"
+    if config is not None and key in state_dict:
+        config["text_dim"] = state_dict[key].shape[1]
+    return config
+
+
+comfy.model_detection.detect_unet_config = detect
+
+
+def load(file):
+    return make_model(
+        pipeline.load_transformer(
+            Path(file), settings=EngineSettings(compile="off", attention="sdpa"), offload=OffloadSettings()
+        )
+    )
+
+
+def far(one, other):
+    """Return the largest difference, as a share of the spread."""
+    return float((one - other).abs().max() / other.std())
+
+
+def refused(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+model = load(fp8_file)
+handle = handle_of(model)
+text_dim = handle.text_dim
+rows = torch.randn(1, 20, text_dim, generator=torch.Generator().manual_seed(1))
+other_rows = torch.randn(1, 9, text_dim, generator=torch.Generator().manual_seed(2))
+positive, negative = [[rows, {"pooled_output": None}]], [[other_rows, {"pooled_output": None}]]
+empty = {"samples": torch.zeros(SHAPE)}
+
+
+def ksampler(model, *, cfg=1.0, sampler="euler", scheduler="simple", steps=4, latent=None, pos=positive, **extra):
+    latent = latent or empty
+    return nodes.common_ksampler(
+        model, SEED, steps, cfg, sampler, scheduler, pos, negative, latent, **extra
+    )[0]["samples"]  # fmt: skip
+
+
+def ours(model, method="euler", *, shift=5.0, latent=None, pos=positive, steps=4):
+    settings = SamplingSettings(seed=SEED, method=method, shift=shift, steps=steps)
+    return sampling.sample(model, pos, latent or empty, settings, Hooks())["samples"]
+
+
+class Calls:
+    """Counts the passes of the engine."""
+
+    def __init__(self):
+        from lightx2v_pack.engine.wan.transformer import WanTransformer
+
+        self.texts, self.original = [], WanTransformer.predict_flow
+        calls = self
+
+        def predict_flow(transformer, latents, timestep, conditioning, hooks):
+            calls.texts.append(id(conditioning))
+            assert latents.ndim == 4
+            return calls.original(transformer, latents, timestep, conditioning, hooks)
+
+        WanTransformer.predict_flow = predict_flow
+
+    def __call__(self):
+        found, self.texts = self.texts, []
+        return found
+
+
+calls = Calls()
+with torch.inference_mode():
+    # Parity.
+    reference = ours(model)
+    planned = calls()
+    by_ksampler = ksampler(model)
+    native = calls()
+    answers["ksampler"] = far(by_ksampler, reference)
+    answers["texts"] = [len(planned), len(native), len(set(native))]
+    answers["report"] = {
+        record.stage: record.details for record in report.records_of(by_ksampler)
+    }["sample"]["method"]  # fmt: skip
+    answers["quiet"] = said()
+    sigmas = torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0])
+    euler = custom.KSamplerSelect().get_sampler("euler")[0]
+    by_custom = custom.SamplerCustom().sample(model, True, SEED, 1.0, positive, negative, euler, sigmas, empty)
+    answers["custom"] = far(by_custom[0]["samples"], reference)
+    guider = custom.BasicGuider().get_guider(model, positive)[0]
+    noise = custom.RandomNoise().get_noise(SEED)[0]
+    by_advanced = custom.SamplerCustomAdvanced().sample(noise, guider, euler, sigmas, empty)
+    answers["advanced"] = far(by_advanced[0]["samples"], reference)
+    first = nodes.common_ksampler(
+        model, SEED, 4, 1.0, "euler", "simple", positive, negative, empty, disable_noise=False, start_step=0,
+        last_step=2, force_full_denoise=False,
+    )[0]  # fmt: skip
+    second = nodes.common_ksampler(
+        model, SEED, 4, 1.0, "euler", "simple", positive, negative, first, disable_noise=True, start_step=2,
+        last_step=10000, force_full_denoise=True,
+    )[0]["samples"]  # fmt: skip
+    answers["two halves"] = far(second, reference)
+    answers["halves are quiet"] = said() == answers["quiet"]
+
+    # The shift: ModelSamplingSD3 on a clone, and the next run without it.
+    patch = lambda model, shift: advanced.ModelSamplingSD3().patch(model, shift)[0]  # noqa: E731
+    shifted = ksampler(patch(model, 8.0))
+    answers["warned of the shift"] = [line for line in said() if "noise levels" in line][-1:]
+    answers["shift 8"] = far(shifted, ours(model, shift=8.0))
+    answers["shift is undone"] = far(ksampler(model), by_ksampler)
+    answers["shift of ours wins"] = far(ours(patch(model, 8.0)), reference)
+    answers["it says so"] = any("ModelSamplingSD3" in line for line in said())
+
+    # CFG: conditions one after the other, keys and values per text.
+    calls()
+    guided = ksampler(model, cfg=3.0)
+    answers["cfg"] = [len(calls()), bool(torch.isfinite(guided).all()), far(guided, reference) > 0.01]
+    answers["warned of cfg"] = any("cfg is 3" in line for line in said())
+
+    # Batches, sizes, conditions in places.
+    batch = ksampler(model, latent={"samples": torch.zeros(2, *SHAPE[1:])})
+    answers["batch"] = [len(calls()), far(batch[:1], reference), far(batch[1:], reference) > 0.01]
+    odd = ksampler(model, latent={"samples": torch.zeros(1, 16, 2, 7, 9)})
+    answers["odd size"] = [list(odd.shape), bool(torch.isfinite(odd).all())]
+    area = [[rows, {"area": (3, 5, 0, 0), "strength": 1.0}], [other_rows, {}]]
+    answers["area"] = bool(torch.isfinite(ksampler(model, pos=area)).all())
+    mask = torch.zeros(1, 6, 8)
+    mask[..., :4] = 1
+    masked = [[rows, {"mask": mask, "mask_strength": 1.0, "set_area_to_bounds": False}], [other_rows, {}]]
+    calls()
+    answers["ours heeds a mask"] = [far(ours(model, pos=masked), reference) > 0.01, len(calls())]
+    answers["ours like ComfyUI"] = far(ours(model, pos=masked), ksampler(model, pos=masked))
+    kept = ksampler(
+        model, latent={"samples": reference.clone(), "noise_mask": torch.cat([torch.zeros(1, 6, 4), mask[..., :4]], 2)}
+    )
+    answers["inpainting"] = [
+        float((kept - reference)[..., :3].abs().max()) < 1e-4,
+        far(kept[..., 5:], reference[..., 5:]) > 0.01,
+    ]
+    half = ksampler(model, latent={"samples": reference.clone()}, denoise=0.5)
+    answers["video to video"] = bool(torch.isfinite(half).all())
+    samplers = {}
+    for name in ("dpmpp_2m", "uni_pc", "res_multistep", "heun", "ddim", "lcm", "er_sde"):
+        samplers[name] = bool(torch.isfinite(ksampler(model, sampler=name)).all())
+    answers["samplers"] = samplers
+    answers["wrong text"] = refused(ksampler, model, pos=[[torch.randn(1, 77, 768), {}]])
+
+    # LightX2V Sampler where something is on the model that ComfyUI's samplers heed.
+    counted = model.clone()
+    seen = []
+    counted.set_model_sampler_post_cfg_function(lambda args: seen.append(1) or args["denoised"])
+    answers["post cfg"] = [far(ours(counted), reference), len(seen)]
+    answers["lcm by ComfyUI"] = far(ours(counted, "lcm"), ours(model, "lcm"))
+    two = {"samples": torch.zeros(2, *SHAPE[1:])}
+    answers["batch seeds"] = far(ours(counted, latent=two), ours(model, latent=two))
+
+    # Refusals, by every way that there is.
+    broken = {}
+    clone = model.clone()
+    clone.set_model_attn1_patch(lambda q, k, v, extra: (q, k, v))
+    broken["attention patch"] = clone
+    clone = model.clone()
+    clone.set_model_patch_replace(lambda *_: None, "dit", "double_block", 1)
+    broken["replaced block"] = clone
+    clone = model.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = lambda *_: None
+    broken["attention override"] = clone
+    clone = model.clone()
+    clone.add_object_patch("diffusion_model.blocks.0.self_attn.forward", lambda *_: None)
+    broken["replaced forward"] = clone
+    clone = model.clone()
+    clone.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, "torch.compile", lambda *_: None)
+    broken["torch.compile"] = clone
+    broken["another sampling"] = advanced.ModelSamplingAuraFlow().patch_aura(model, 1.7)[0]
+    refusals = {}
+    for name, clone in broken.items():
+        refusals[name] = [refused(ksampler, clone), refused(ours, clone)]
+    calls()
+    for key, value in (
+        ("concat_latent_image", torch.zeros(SHAPE)),
+        ("clip_vision_output", object()),
+        ("reference_latents", [torch.zeros(SHAPE)]),
+        ("time_dim_concat", torch.zeros(SHAPE)),
+    ):
+        with_image = [[rows, {key: value}]]
+        refusals[key] = [refused(ksampler, model, pos=with_image), refused(ours, model, pos=with_image)]
+    from comfy_extras import nodes_model_merging as merging
+
+    plain = comfy.sd.load_diffusion_model(bf16_file)
+    refusals["merged into"] = [refused(merging.ModelSubtract().merge, model, plain, 1.0)]
+    refusals["merged from"] = [refused(merging.ModelMergeSimple().merge, plain, model, 0.5)]
+    refusals["saved"] = [refused(mm.load_models_gpu, [model], force_patch_weights=True)]
+    answers["after saving"] = [handle.owner.is_loaded, far(ksampler(model), by_ksampler)]
+    hooks = comfy.hooks.create_hook_lora({}, 1.0, 0.0)
+    refusals["LoRA hook"] = [refused(ksampler, model, pos=[[rows, {"hooks": hooks}]])]
+    answers["refusals"] = refusals
+    calls()
+    ksampler(model, pos=[[rows, {"nobody_knows": 1}]])
+    answers["unknown key"] = any("nobody_knows" in line for line in said())
+
+    # ComfyUI's own Wan through LightX2V Sampler. Its text encoder fills prompts up to 512 rows, its Wan does not.
+    wan = plain
+    positive[0][0] = torch.nn.functional.pad(rows, (0, 0, 0, 512 - rows.shape[1]))
+    sd3 = patch(wan, 5.0)
+    by_custom = custom.SamplerCustom().sample(sd3, True, SEED, 1.0, positive, negative, euler, sigmas, empty)
+    answers["native euler"] = far(ours(wan), by_custom[0]["samples"])
+    answers["native shift"] = far(ours(patch(wan, 8.0)), by_custom[0]["samples"])
+    answers["native like ours"] = far(ours(wan), ours(load(bf16_file)))
+    answers["native lcm like ours"] = far(ours(wan, "lcm"), ours(load(bf16_file), "lcm"))
+    answers["native batch"] = far(ours(wan, latent=two)[1:], ours(load(bf16_file), latent=two)[1:])
+    answers["native report"] = {record.stage: record.details["engine"] for record in report.records_of(ours(wan))}
+
+    image = torch.nn.Module()
+    image.model_config = types.SimpleNamespace(unet_config={"image_model": "flux"})
+    answers["not Wan"] = refused(ours, types.SimpleNamespace(model=image))
+
+    positive[0][0] = rows
+
+    # A LoRA by ComfyUI's own loader.
+    draw = torch.Generator().manual_seed(3)
+    lora = {}
+    for name in ("blocks_0_self_attn_q", "blocks_1_ffn_0", "blocks_1_cross_attn_o"):
+        path = name.replace("blocks_0_self_attn_q", "blocks.0.self_attn.q").replace("blocks_1_ffn_0", "blocks.1.ffn.0")
+        path = path.replace("blocks_1_cross_attn_o", "blocks.1.cross_attn.o")
+        rows_out, rows_in = model.model.state_dict()[f"diffusion_model.{path}.weight"].shape
+        lora[f"lora_unet_{name}.lora_up.weight"] = torch.randn(rows_out, 4, generator=draw) * 0.25
+        lora[f"lora_unet_{name}.lora_down.weight"] = torch.randn(4, rows_in, generator=draw) * 0.25
+        lora[f"lora_unet_{name}.alpha"] = torch.tensor(2.0)
+    apply = lambda model, strength: comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]  # noqa: E731
+    padded = positive[0][0]
+    positive[0][0] = torch.nn.functional.pad(rows, (0, 0, 0, 512 - rows.shape[1]))
+    sixteen = load(bf16_file)
+    bare = ours(sixteen)
+    mine, theirs = ours(apply(sixteen, 0.8)), ours(apply(plain, 0.8))
+    answers["LoRA changes"] = far(mine, bare)
+    answers["LoRA like ComfyUI"] = far(mine, theirs)
+    answers["LoRA by KSampler"] = far(ksampler(apply(sixteen, 0.8)), ours(apply(sixteen, 0.8), "euler"))
+    answers["LoRA twice"] = far(ours(apply(apply(sixteen, 0.4), 0.4)), mine)
+    answers["LoRA is undone"] = far(ours(sixteen), bare)
+    positive[0][0] = padded
+
+    # Memory manager: one entry, clones share, /free, lifetimes.
+    mm.unload_all_models()
+    answers["free"] = [handle.owner.is_loaded, far(ksampler(model), by_ksampler), handle.owner.is_loaded]
+    clone = model.clone()
+    ksampler(clone)
+    entries = [each.model for each in mm.current_loaded_models if each.model is not None]
+    answers["one entry"] = sum(each.model is model.model for each in entries)
+    answers["workspace is given back"] = handle.owner.engine._loaded.blocks._workspace is None
+    keys = set(model.model.state_dict())
+    answers["names"] = ["diffusion_model.blocks.0.self_attn.q.weight" in keys, any("scale" in key for key in keys)]
+    third = load(fp8_file)
+    ksampler(third)
+    gone = [weakref.ref(third), weakref.ref(third.model), weakref.ref(handle_of(third).owner)]
+    gc.disable()
+    del third
+    mm.cleanup_models()
+    answers["gone"] = [each() is None for each in gone]
+    gc.enable()
+
+print(json.dumps(answers))
