@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..engine.adapters.comfy import paths
-from ..engine.adapters.comfy.model import handle_of, with_lora
+from ..engine.adapters.comfy.carried import handle_of, with_lora
 from ._api import io, schema, verdict
 
 logger = logging.getLogger(__name__)
