@@ -168,6 +168,8 @@ class VideoEncoder(Protocol):
     def encode_frames(self, frames: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Encode frames [H, W, 3] in [0, 1] on the encoder's device, of a clip or of a part of its picture.
 
+        A frame is read before the next one is asked for, and may be overwritten then.
+
         Yields:
             features [h, w, channels] on the device of one latent frame, after the first frame and then after each
             fourth, or after the last. Memory does not grow with the number of frames.

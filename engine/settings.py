@@ -50,7 +50,7 @@ class OffloadSettings:
     pinned_ram_limit_gib: float = 0.0
     """GiB of page-locked RAM the pack may use; 0 = the system's usual limit."""
     vae_tiling: str = "auto"
-    """auto | on | off; the decode node's own choice wins unless it is auto."""
+    """auto | on | off, for decoding and encoding; the decode node's own choice wins unless it is auto."""
 
     def __post_init__(self) -> None:
         check_choice("offload mode", self.mode, OFFLOAD_MODES)
@@ -88,7 +88,7 @@ class HostPolicy:
     prefer: str = "speed"
     """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
     --novram)."""
-    reserved_vram_bytes: int = 0
-    """VRAM to leave to others (--reserve-vram)."""
+    reserved_vram_bytes: int | None = None
+    """VRAM to leave to others (--reserve-vram); None leaves what is usual on the system."""
     pinned_limit_bytes: int | None = None
     """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""

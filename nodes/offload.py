@@ -57,7 +57,7 @@ class LightX2VOffload(io.ComfyNode):
                     options=list(TILING_MODES),
                     default="auto",
                     tooltip=(
-                        "Decode the video in tiles: less memory, a little slower. auto: only when the whole decode "
+                        "Decode and encode video in tiles: less memory, a little slower. auto: only when the whole "
                         "does not fit. The decode node's own choice wins unless it is auto."
                     ),
                 ),

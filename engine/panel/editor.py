@@ -122,9 +122,14 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, and how far the download is."""
+    host.follow_host_device()
     variants = [
-        {"name": variant.name, "summary": variant.summary, "num_bytes": variant.num_bytes}
-        for variant in PUBLISHED.values()
+        {
+            "name": advice.variant.name,
+            "summary": advice.variant.summary if advice.step_seconds is None else f"{advice.variant.summary}; {advice}",
+            "num_bytes": advice.variant.num_bytes,
+        }
+        for advice in doctor.rank_files_here()
     ]
     return {"variants": variants, "progress": asdict(_downloads.progress)}
 

@@ -177,20 +177,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     # The plan's: they may be others where memory is short.
     backends, tokens = plan.backends, question.clip.tokens
     answer = replace(answer, attention=backends.attention.name, matmul=backends.matmul.name, reasons=backends.reasons)
-    parts = speed.Parts(
-        tokens=tokens, attention=backends.attention_seconds(tokens), linears=backends.linear_seconds(tokens)
-    )
-    setup = speed.Setup(
-        card=_card(host.device),
-        architecture=architecture,
-        engine=backends.engine,
-        compute=backends.inputs,
-        attention=backends.attention.name,
-        matmul=backends.matmul.name,
-        ops=backends.blocks.name,
-        offload=plan.placement.mode,
-        parts=parts if backends.measured else None,
-    )
+    setup = speed.setup_of(backends, _card(host.device), architecture, plan.placement.mode, tokens)
     is_tiled = plan.decode.tile is not None
     duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)
     return replace(

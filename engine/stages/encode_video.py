@@ -110,12 +110,14 @@ class _Copies:
         # The memory of the targets may still be in use by what had it before.
         begun = torch.cuda.current_stream(device).record_event()
         self._released = [begun, begun]
-        self._copied = [begun, begun]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
 
     def begin(self, index: int, frame: torch.Tensor) -> None:
         """Begin to copy a frame, over the one before the last."""
         slot = index % 2
-        self._copied[slot].synchronize()
+        before = self._copied[slot]
+        if before is not None:
+            before.synchronize()
         self._staging[slot].copy_(frame)
         self._stream.wait_event(self._released[slot])
         with torch.cuda.stream(self._stream):
@@ -124,7 +126,9 @@ class _Copies:
 
     def take(self, index: int) -> torch.Tensor:
         """Return a frame on the GPU; the computation waits for its copy, this process does not."""
-        torch.cuda.current_stream(self._device).wait_event(self._copied[index % 2])
+        copied = self._copied[index % 2]
+        assert copied is not None, "take before begin"
+        torch.cuda.current_stream(self._device).wait_event(copied)
         return self._targets[index % 2]
 
     def release(self, index: int) -> None:

@@ -268,7 +268,7 @@ class _TaeEncoding:
     def encode(self, frames: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         memory: tae.Memory = {}
         frames = iter(frames)
-        while chunk := [frame.to(dtype) for frame in islice(frames, FRAMES_PER_LATENT)]:
+        while chunk := [frame.to(dtype, copy=True) for frame in islice(frames, FRAMES_PER_LATENT)]:
             # The encoder looks three frames ahead; behind its end a clip stands still, as upstream has it.
             chunk += chunk[-1:] * (FRAMES_PER_LATENT - len(chunk))
             yield self._encoder.encode(torch.stack(chunk).permute(0, 3, 1, 2), memory)[0].permute(1, 2, 0)

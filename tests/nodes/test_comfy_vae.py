@@ -5,6 +5,8 @@ The same in a real ComfyUI, through its own nodes, is tests/contract/test_comfyu
 
 import gc
 import json
+import os
+import shutil
 import weakref
 from types import SimpleNamespace
 
@@ -49,6 +51,23 @@ def test_what_nodes_read_of_a_vae_is_there(vae):
     assert 0 < encoding < decoding < 7000 * 60 * 104 * 64 * 2 and decoding < GIB
 
 
+def test_what_newer_versions_read_of_a_vae_is_there(vae):
+    assert vae.model_size() >= 1 and not vae.handles_tiling
+    assert (vae.size, vae.pad_channel_value, vae.format_encoded) == (None, None, None)
+    assert (vae.conv_out_channels, vae.audio_sample_rate) == (3, 44100)
+
+
+def test_pictures_that_are_no_video_are_clips_of_their_own(vae):
+    pictures = frames(3, 16, 24)
+    expected = torch.cat([vae.encode(picture[None]) for picture in pictures])
+    assert expected.shape == (3, 16, 1, 2, 3)
+    assert torch.equal(vae.encode(pictures, not_video=True), expected)
+    assert torch.equal(vae.encode_tiled(pictures, tile_x=512, not_video=True), expected)
+    assert vae.encode(pictures).shape == (1, 16, 1, 2, 3)
+    vae.not_video = True
+    assert torch.equal(vae.encode(pictures), expected)
+
+
 def test_a_ratio_is_a_number_for_nodes_that_know_image_vaes_only(vae):
     ratio = vae.downscale_ratio
     assert (75 // ratio) * ratio == 72 == ratio * 9 and 75 % ratio == 3 and ratio[1:] == (8, 8)
@@ -65,6 +84,27 @@ def test_the_report_goes_on_through_a_view(run, vae):
     found = vae.decode(latents(1, 16, 1, 4, 4))
     report = json.loads(run("LightX2VReport", image=found.reshape(-1, 32, 32, 3))[2])
     assert [stage["stage"] for stage in report["stages"]] == ["load_vae", "decode"]
+
+
+def test_frames_and_latents_are_of_the_type_that_newer_versions_ask_for(run, vae, monkeypatch):
+    import comfy.sd
+
+    monkeypatch.setattr(comfy.sd.VAE, "vae_output_dtype", lambda self: torch.float16, raising=False)
+    found, encoded = vae.decode(latents(1, 16, 1, 4, 4)), vae.encode(frames(1, 16, 16))
+    assert found.dtype == encoded.dtype == torch.float16
+    assert json.loads(run("LightX2VReport", image=found)[2])["stages"]
+
+
+def test_a_checkpoint_without_a_vae_says_so_when_it_is_used(run, models_dir):
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    (models_dir / "lightx2v" / "tiny" / "distill_models" / "Wan2.1_VAE.pth").unlink()
+    for other in (models_dir / "lightx2v" / "tiny").rglob("Wan2.1_VAE.pth"):
+        other.unlink()
+    loader = {"precision": "auto", "engine": "auto", "attention": "auto", "compile": "off"}
+    vae = run("LightX2VLoadCheckpoint", checkpoint="tiny", **loader)[2]
+    for use in (lambda: vae.decode(latents(1, 16, 1, 4, 4)), lambda: vae.encode(frames(1, 16, 16)), vae.get_sd):
+        with pytest.raises(RuntimeError, match="VAE"):
+            use()
 
 
 def test_odd_cells_are_decoded_as_by_a_native_vae(run, vae):

@@ -17,6 +17,13 @@ def load_decoder(path, device="cpu"):
     return loaded(WanVideoDecoder(resolve_vae(path), torch.device(device)))
 
 
+def in_one_buffer(frames):
+    """Yield frames one by one, each over the one before, as they arrive on a GPU."""
+    buffer = torch.empty_like(frames[0])
+    for frame in frames:
+        yield buffer.copy_(frame)
+
+
 def load_encoder(path, device="cpu"):
     """Return the pack's own encoder of a file, loaded."""
     return loaded(WanVideoEncoder(resolve_vae(path), torch.device(device)))

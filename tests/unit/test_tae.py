@@ -12,7 +12,7 @@ from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.stages.encode_video import crop_to_cells, encode_video
 from safetensors.torch import save_file
-from support.decoders import load_decoder, load_encoder
+from support.decoders import in_one_buffer, load_decoder, load_encoder
 from support.peak_bytes import PeakBytes
 from support.tensors import normal
 from torch.nn import functional
@@ -118,6 +118,12 @@ def test_latents_equal_the_plain_layers(name, given, used, tmp_path):
     found = encode_video(load_encoder(path), crop_to_cells(frames), tile=None, hooks=Hooks())
     assert found.shape == (16, (used + 3) // 4, 4, 6) and expected.std() > 0.1
     torch.testing.assert_close(found, expected if "light" in name else denormalize(expected), rtol=0, atol=1e-5)
+
+
+def test_a_frame_may_be_overwritten_when_the_next_is_asked_for(tmp_path):
+    encoder, frames = load_encoder(write(tmp_path / "taew2_1.safetensors", WEIGHTS | ENCODER_WEIGHTS)), video(9)
+    expected = torch.stack(list(encoder.encode_frames(frames)))
+    assert torch.equal(torch.stack(list(encoder.encode_frames(in_one_buffer(frames)))), expected)
 
 
 def test_an_encode_in_tiles_changes_the_latents_little(tmp_path):

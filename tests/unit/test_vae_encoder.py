@@ -17,7 +17,7 @@ from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from safetensors.torch import save_file
 from support.cancel import CancelAfter, Cancelled
 from support.checkpoints import vae, vae_weights
-from support.decoders import load_encoder
+from support.decoders import in_one_buffer, load_encoder
 from support.peak_bytes import PeakBytes
 from support.tensors import relative_error
 from support.wan_vae_reference import reference_means, reference_vae
@@ -130,6 +130,12 @@ def test_encodes_do_not_share_state():
     pairs = list(zip(*(encoder.encode_frames(clip) for clip in (first, second)), strict=True))
     for clip, found in ((first, [one for one, _ in pairs]), (second, [two for _, two in pairs])):
         assert torch.equal(torch.stack(found), torch.stack(list(encoder.encode_frames(clip))))
+
+
+def test_a_frame_may_be_overwritten_when_the_next_is_asked_for():
+    encoder, frames = load_encoder(vae()), draw(9, 16, 16)
+    expected = torch.stack(list(encoder.encode_frames(frames)))
+    assert torch.equal(torch.stack(list(encoder.encode_frames(in_one_buffer(frames)))), expected)
 
 
 def test_memory_does_not_grow_with_the_clip_but_for_features_at_the_latents_size():

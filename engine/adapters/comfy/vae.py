@@ -62,8 +62,9 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         self.memory_used_encode = self._encode_bytes
         self.memory_used_decode = self._decode_bytes
         self.crop_input = True
-        self.not_video = self.disable_offload = False
-        self.extra_1d_channel = self.pad_channel_value = self.size = None
+        self.not_video = self.disable_offload = self.handles_tiling = False
+        self.extra_1d_channel = self.pad_channel_value = self.size = self.format_encoded = None
+        self.conv_out_channels, self.audio_sample_rate = 3, 44100
 
     def model_size(self) -> int:
         """Return the bytes that the weights take on the device, or are going to."""
@@ -94,8 +95,12 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         """Decode in tiles of so many latent cells (8 pixels each), see the class; see `decode`."""
         return self._decode(samples, _tile(tile_x, tile_y, overlap, 1))
 
-    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_samples: torch.Tensor, not_video: bool | None = None) -> torch.Tensor:
         """Encode frames [F, H, W, 3] of a clip, or [B, F, H, W, 3], in [0, 1]; in tiles only where whole does not fit.
+
+        Args:
+            pixel_samples: the frames.
+            not_video: they are pictures, each of which becomes a clip; None is what the attribute says.
 
         Returns:
             latents [B, 16, T, h, w] on `output_device`: the mean, un-normalized as in a LATENT, of the first 4n+1
@@ -105,7 +110,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
             CheckpointError: the VAE's file holds a decoder only.
             ValueError: these are no frames.
         """
-        return self._encode(pixel_samples, None)
+        return self._encode(pixel_samples, None, not_video)
 
     def encode_tiled(
         self,
@@ -115,9 +120,10 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         overlap: int | None = None,
         tile_t: int | None = None,
         overlap_t: int | None = None,
+        not_video: bool | None = None,
     ) -> torch.Tensor:
         """Encode in tiles of so many pixels, see the class; see `encode`."""
-        return self._encode(pixel_samples, _tile(tile_x, tile_y, overlap, _ROWS))
+        return self._encode(pixel_samples, _tile(tile_x, tile_y, overlap, _ROWS), not_video)
 
     def get_sd(self) -> dict[str, Any]:
         """Refuse to be saved.
@@ -147,7 +153,9 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         frames = pipeline.decode(self.lightx2v_handle, samples, tile=tile, hooks=hooks, host=host)
         return self._hand_over(frames.view(len(samples), -1, *frames.shape[1:]))
 
-    def _encode(self, frames: torch.Tensor, tile: Tile | None) -> torch.Tensor:
+    def _encode(self, frames: torch.Tensor, tile: Tile | None, not_video: bool | None) -> torch.Tensor:
+        if frames.dim() == 4 and (self.not_video if not_video is None else not_video):
+            frames = frames[:, None]
         hooks, host = progress.build_hooks(progress.executing_node()), find_host()
         return self._hand_over(pipeline.encode_video(self.lightx2v_handle, frames, tile=tile, hooks=hooks, host=host))
 
