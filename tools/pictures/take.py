@@ -31,10 +31,11 @@ from ...engine.panel.speed import History, setup_of
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support import examples  # noqa: E402
+from support import checkpoints, examples, loras  # noqa: E402
 from support.comfy_server import ComfyServer  # noqa: E402
 from support.wan_14b import make_files, make_sizes  # noqa: E402
 
+LORA = "wan21_14b_watercolour_rank32.safetensors"
 # An RTX 40 with Triton.
 MACHINE = Machine(capability=(8, 9), system="linux", torch="2.11.0", packages={"triton": "3.6.0"})
 
@@ -113,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder, "comfy")) as server:
         examples.write_models(server.models)
+        (server.models / "loras").mkdir(exist_ok=True)
+        loras.write(server.models / "loras" / LORA, loras.draw(checkpoints.transformer_weights(), rank=32, alpha=16.0))
         config = {
             "nodeModules": str(options.node_modules.resolve()),
             "chromium": options.chromium,
