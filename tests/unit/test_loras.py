@@ -81,7 +81,7 @@ def unloaded(precision="bf16", matmul=None, mode="none", resident_blocks=0):
 
 
 def loaded(*options, stack=None):
-    if matmul == "scaled_mm":
+    if "scaled_mm" in options:
         skip_without_scaled_mm()
     transformer = unloaded(*options)
     transformer.load(Hooks())
