@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,20 +31,28 @@ from .backends.measure import Timed, time_calls
 from .backends.table import Backend, Choice, why_not
 from .handles import TransformerHandle
 from .interfaces import Hooks
+from .kernels.launches import has_display
 from .kernels.matmul import Linear, linear
 from .kernels.ops import Rotary
 from .memory.clip import Clip
 from .memory.plan import MemoryPlan
 from .memory.room import Room
-from .system import release_memory
+from .system import is_surely_out_of_memory, release_memory
 from .wan.kernels import Kernels, build_kernels
 
 logger = logging.getLogger(__name__)
 
 # Seconds that may be spent on attention and on linears, compilation apart.
 _ATTENTION_LIMIT, _LINEAR_LIMIT = 2.2, 0.6
-# Programs of 128 rows for each multiprocessor: from so many on the last, half-filled round no longer decides.
-_ROUNDS, _PROGRAM = 12, 128
+# Seconds that one call may take, and operations of a multiprocessor in a second, of GeForce cards and times more of
+# cards for data centres. So much is timed that a last, half-filled round of programs, and what a kernel does once, no
+# longer decide: with a fifth of it on an H200 the pack's own kernels seemed up to 20 % slower than they are.
+_ATTENTION_CALL, _LINEAR_CALL = 0.1, 0.05
+_OPERATIONS, _MORE = 0.8e12, 5
+# Rows of a program, and heads that the kernels which prepare q and k take at a time.
+_PROGRAM, _HEADS = 128, 8
+# More rows of linears tell nothing more.
+_MOST_ROWS = 16_384
 # Linears of a block that are dim x dim: q, k, v and o of the self-attention, q and o of the cross-attention.
 _SQUARE_LINEARS = 6
 _EPS = 1e-6
@@ -91,8 +98,14 @@ def _measure(wanted: Wanted, device: torch.device, hooks: Hooks) -> bool:
     begun, num_timed = time.perf_counter(), 0
     for problem in _unmeasured(backends, device):
         time_all = _time_attention if problem == backends.attention.problem else _time_linears
-        with torch.no_grad():
-            seconds = time_all(backends, device, hooks)
+        seconds: dict[str, float] = {}
+        try:
+            with torch.no_grad():
+                seconds = time_all(backends, device, hooks)
+        except RuntimeError as error:
+            if not is_surely_out_of_memory(error):
+                raise
+            logger.info("LightX2V: %s: not measured, for lack of memory; the next run tries it again.", problem)
         release_memory(device)
         if seconds:
             notes.add_times(trials.combination_of(trials.find_facts(device), device), problem, seconds)
@@ -112,21 +125,22 @@ def _time_attention(backends: Backends, device: torch.device, hooks: Hooks) -> d
     """Return the seconds of a block's self-attention by back end, for a clip of its class of sizes."""
     wanted = backends.wanted
     tokens, head_dim = wanted.tokens, wanted.dim // wanted.num_heads
-    heads = _enough(_PROGRAM / tokens, device, wanted.num_heads)
+    heads = _share(_ATTENTION_CALL, 4 * tokens**2 * head_dim, device, wanted.num_heads)
+    if _HEADS < heads < wanted.num_heads:
+        heads -= heads % _HEADS
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    sources = [random(tokens, heads, head_dim) for _ in range(3)]
-    q, k, v = (source.clone() for source in sources)
+    q, k, v = (random(tokens, heads, head_dim) for _ in range(3))
     norms = (random(heads * head_dim), random(heads * head_dim))
     angles = random(tokens, head_dim // 2, dtype=torch.float32)
     rotary = Rotary(angles.cos(), angles.sin())
 
     def reset() -> None:
-        for part, source in zip((q, k, v), sources, strict=True):
-            part.copy_(source)
+        for part in (q, k, v):
+            part.normal_(generator=generator)
 
     calls = {}
     for name, kernels in _attentions(backends, device):
@@ -153,7 +167,8 @@ def _time_linears(backends: Backends, device: torch.device, hooks: Hooks) -> dic
     """Return the seconds of a block's linears by back end, of those that take the same inputs."""
     wanted, inputs = backends.wanted, backends.inputs
     dim, wide = wanted.dim, wanted.ffn_dim
-    rows = _PROGRAM * _enough(_PROGRAM / dim, device, -(-wanted.tokens // _PROGRAM))
+    operations = 2 * (_SQUARE_LINEARS * dim**2 + 2 * dim * wide) * _PROGRAM
+    rows = _PROGRAM * _share(_LINEAR_CALL, operations, device, -(-min(wanted.tokens, _MOST_ROWS) // _PROGRAM))
     generator = torch.Generator(device).manual_seed(0)
 
     def codes(*shape: int) -> torch.Tensor:
@@ -200,13 +215,15 @@ def _time(
     return time_calls(ordered, device, hooks.check_interrupt, limit, trials.kernel_errors(), on_failure, on_progress)
 
 
-def _enough(share: float, device: torch.device, most: int) -> int:
-    """Return how many heads, or runs of rows, fill the device's multiprocessors often enough.
+def _share(seconds: float, operations: int, device: torch.device, most: int) -> int:
+    """Return how many heads, or runs of rows, the device computes in about so many seconds in BF16.
 
     Args:
-        share: programs are 1 / share each.
+        operations: of one.
         most: there are.
     """
-    has_cuda = device.type == "cuda"
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if has_cuda else 1
-    return min(most, max(1, math.ceil(_ROUNDS * processors * share)))
+    rate = _OPERATIONS
+    if device.type == "cuda":
+        rate *= torch.cuda.get_device_properties(device).multi_processor_count
+        rate *= 1 if has_display(device) else _MORE
+    return min(most, max(1, int(seconds * rate / operations)))

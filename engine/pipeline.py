@@ -26,6 +26,7 @@ from .kernel_choice import settle
 from .latent_space import denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
+from .memory.paging import StepWatch
 from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
@@ -239,13 +240,15 @@ def run_planned(
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
                 sampling.expect(plan.needs["sample"], held())
-                result, facts = work(transformer)
+                watch = StepWatch(plan, clip.tokens, host.device)
+                result, facts = work(watch.watched(transformer))
                 sampling.details = {
                     "file": handle.files.title,
                     **facts,
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
+                    **watch.facts,
                 }
             return result, [loading, sampling]
     raise AssertionError("attempts end with a result or an error")

@@ -52,6 +52,7 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
     if steps:
         rows.append(("seconds per step", ", ".join(f"{seconds:.2f}" for seconds in steps)))
+    rows += [("warning", warning) for warning in details.get("warnings", ())]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
     rows += [("card", report["device"]), ("driver", report["driver"]), ("system", report["system"])]
     return [(name, value) for name, value in [*rows, ("versions", versions)] if value]

@@ -88,7 +88,7 @@ class HostPolicy:
     prefer: str = "speed"
     """speed (as much on the GPU as fits) | streaming (no resident blocks: --lowvram) | least (phases, tiled decode:
     --novram)."""
-    reserved_vram_bytes: int = 0
-    """VRAM to leave to others (--reserve-vram)."""
+    reserved_vram_bytes: int | None = None
+    """VRAM to leave to others (--reserve-vram); None leaves what is usual on the system."""
     pinned_limit_bytes: int | None = None
     """RAM that may be page-locked; 0 with --disable-pinned-memory, None for no limit."""

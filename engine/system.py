@@ -52,6 +52,11 @@ def compute_device() -> torch.device:
     return torch.device("cpu")
 
 
+def lends_ram_to_gpu() -> bool:
+    """Say whether the system lends a full GPU slow RAM instead of an error: Windows, and Linux inside of it."""
+    return sys.platform == "win32" or "microsoft" in platform.release().lower()
+
+
 def free_vram_bytes() -> int | None:
     """Return the VRAM this process could still take, its own cached blocks included; None without a GPU."""
     if compute_device().type != "cuda":

@@ -30,6 +30,8 @@ def main(request: dict[str, Any]) -> None:
     from .backends.trial_process import Named
 
     device = torch.device(request["device"])
+    # Where this process cannot have the device, no trial here says anything.
+    torch.zeros(1, device=device)
     for fields in request["trials"]:
         named = Named(**fields)
         multiply = engines.lightx2v_multiply() if named.is_lightx2v else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.adapters.comfy import progress, sampling
-from ..engine.adapters.comfy.model import handle_of
+from ..engine.adapters.comfy.carried import handle_of
 from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.errors import check_choice
 from ..engine.panel import forecast

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..engine.adapters.hub.download import Plan, download, plan_download
 from ..engine.checkpoints.published import PUBLISHED, DownloadError, find_variant
 from ..engine.errors import LightX2VError
+from ..engine.panel.doctor import rank_files_here
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +34,7 @@ environment: HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_DOWNLOAD_TIMEOU
 
 examples:
   python tools/download.py list
-  python tools/download.py get fp8
+  python tools/download.py get int8
   python tools/download.py get int8-single --models-dir /data/models --dry-run
 """
 
@@ -67,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="list | get")
-    listing = commands.add_parser("list", help="show the variants and their sizes; asks nobody")
+    listing = commands.add_parser(
+        "list", help="show the variants and their sizes, the best for this card first; asks nobody"
+    )
     listing.set_defaults(run=_list)
     get = commands.add_parser("get", help="fetch a variant, or what is missing of it")
     get.set_defaults(run=_get)
@@ -90,11 +93,14 @@ def _default_models_dir() -> Path:
 
 def _list(_: argparse.Namespace) -> None:
     width = max(map(len, PUBLISHED))
-    for variant in PUBLISHED.values():
+    for advice in rank_files_here():
+        variant = advice.variant
         print(f"{variant.name:{width}}  {_size(variant.num_bytes):>8}  {variant.summary}")
         parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
         print(f"{'':{width}}            {parts}")
         print(f"{'':{width}}            {' and '.join(variant.repositories)}")
+        if advice.step_seconds is not None:
+            print(f"{'':{width}}            on this card {advice}")
 
 
 def _get(options: argparse.Namespace) -> None:

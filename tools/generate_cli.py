@@ -24,6 +24,7 @@ from ..engine.constants import (
 )
 from ..engine.errors import CheckpointError, LightX2VError
 from ..engine.interfaces import Hooks
+from ..engine.panel.doctor import rank_files_here
 from ..engine.report import records_of
 from ..engine.settings import (
     COMPILE_MODES,
@@ -241,7 +242,7 @@ def _find_checkpoint(models_dir: Path) -> Path:
     if not names:
         raise UsageError(
             f"There is no checkpoint in {root}. Give --checkpoint or --models-dir, or fetch one: "
-            f"python tools/download.py get fp8 --models-dir {models_dir}"
+            f"python tools/download.py get {rank_files_here()[0].variant.name} --models-dir {models_dir}"
         )
     return root / names[0]
 

@@ -26,6 +26,8 @@ from .versions import Capability
 # Older cards have no attention for BF16 that does without all scores at once: flash attention and cuDNN need 8.0, and
 # memory-efficient attention takes FP16 and FP32 there (PyTorch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
 OLDEST: Capability = (8, 0)
+# How to get a kernel that multiplies 8 bits on every supported card.
+MATMUL_INSTALL = next(row.install for row in MATMUL_BACKENDS if row.package == "triton")
 # What choices are for, in messages and in Machine.failed_trials.
 BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
 
@@ -130,6 +132,16 @@ class Backends:
         if self.engine != "lightx2v":
             reasons.append(str(self.blocks))
         return tuple(reasons)
+
+    @property
+    def widening_problem(self) -> str:
+        """What to do where weights in 8 bits are widened, which every supported card could multiply; "" elsewhere."""
+        if self.matmul.name != "dequantize":
+            return ""
+        return (
+            f"{self.numbers}: each product widens its weights, which is several times slower than this card is. Update "
+            f"torch, install Triton ({MATMUL_INSTALL}), or take engine auto; why nothing better runs: {self.matmul}."
+        )
 
     def as_facts(self) -> dict[str, object]:
         """Return the choices as the run report shows them."""

@@ -100,8 +100,8 @@ _AMPERE, _BLACKWELL = ((8, 0), (8, 6)), ((12, 0), (12, 1))
 # Ranks follow an H200 at 832x480x81, ms a call: SageAttention 2 and the pack's `triton` 27, its `triton_int8` 36, cuDNN
 # SDPA 39, Sage's Triton kernel 49, flash SDPA 60. flash_attn3 is not measured, but whoever built it wants it.
 # triton_int8 goes first on all cards but Hopper and Blackwell's for data centres, whose other tensor cores FP8 feeds as
-# fast: where they are told to work as an RTX 40 does (python tools cards run --arch 89) it takes 46 ms, `triton` 76; as
-# an RTX 30 47 ms, flash SDPA 59, memory-efficient SDPA, all that torch has on Windows, 128. cuDNN goes before SDPA on
+# fast: where they are told to work as an RTX 40 does (python tools cards run --arch 89) it takes 47 ms, `triton` 78; as
+# an RTX 30 50 ms, flash SDPA 60, memory-efficient SDPA, all that torch has on Windows, 123. cuDNN goes before SDPA on
 # cards of compute capability 8 for Windows' sake; where SDPA has flash attention both are taken for equal. On consumer
 # Blackwell SageAttention 2.2 itself says that its Triton kernel does not run (core.py, sm120).
 # Bytes, from first principles: the output is BF16 (2); SageAttention 2 holds q and k in INT8 (2), v transposed in BF16

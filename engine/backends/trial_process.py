@@ -86,9 +86,10 @@ def run_apart(trials: Sequence[Named], device: str, hooks: Hooks) -> Iterator[tu
         out.
 
     Raises:
-        NoChildError: a child cannot be started, or ends before its first trial.
+        NoChildError: a child cannot be started, or ends before its first trial, as where it cannot have the device.
     """
     left = list(trials)
+    hooks.on_progress(0, len(trials), "trying kernels")
     while left:
         with _Child(left, device) as child:
             trying: Named | None = None

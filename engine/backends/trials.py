@@ -207,6 +207,8 @@ def _announce(backends: Backends, device: torch.device) -> None:
         logger.info("LightX2V: %s.", reason)
     if backends.is_in_place:
         logger.info("LightX2V: %s runs in place.", backends.attention.name)
+    if device.type == "cuda" and backends.widening_problem:
+        logger.warning("LightX2V: %s", backends.widening_problem)
     # The trial runs compiled; what that took shall not come on top of the weights.
     release_memory(device)
 

@@ -13,10 +13,16 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from ..errors import LightX2VError
 from .files import PRECISION_FOLDERS
+from .formats import WanArchitecture
 from .kinds import MODEL_REPOSITORY
 
 SINGLE_FILE_REPOSITORY = "lightx2v/Wan2.1-Distill-Models"
 COMFY_REPOSITORY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+
+# Source: config.json of the model's repository.
+ARCHITECTURE = WanArchitecture(
+    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
+)
 
 DOWNLOAD_PROBLEMS = ("unreachable", "denied", "missing", "damaged", "in the way", "disk", "busy")
 
@@ -169,7 +175,7 @@ _FP8_T5 = ("umt5_xxl_fp8_e4m3fn_scaled", _COMFY_T5_FP8_BYTES)
 _VARIANTS = (
     Variant(
         name="fp8",
-        summary="folder of blocks; RTX 40 and newer compute in FP8, older cards expand it",
+        summary="folder of blocks; RTX 40 and newer compute in FP8, RTX 30 in INT8",
         precision="fp8",
         parts=_repository_parts("fp8"),
     ),

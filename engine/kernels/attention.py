@@ -45,6 +45,10 @@ class SelfAttention:
         """Return the attention [N, H, D] of what was prepared, maybe in the memory of v; by heads."""
         raise NotImplementedError
 
+    def of_heads(self, prepared: Any, heads: slice) -> Any:
+        """Return what `attend` takes for some of the heads."""
+        raise NotImplementedError
+
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> torch.Tensor:
@@ -131,9 +135,43 @@ class Normed(SelfAttention):
         q, k, v = prepared
         return self.kernel(q[None], k[None], v[None])[0]
 
+    def of_heads(self, prepared: Any, heads: slice) -> Any:
+        return tuple(part[:, heads] for part in prepared)
+
+
+@dataclass(frozen=True)
+class InParts(SelfAttention):
+    """Self-attention in several launches, the results of which are those of one; they lie in the memory of v."""
+
+    inner: SelfAttention
+    launches: Callable[[torch.Tensor], list[slice]]
+    """Returns the heads of each launch for v [N, H, D]; see launches.py."""
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        return v, self.inner.prepare(q, k, v, norms, eps, rotary)
+
+    def attend(self, prepared: Any) -> torch.Tensor:
+        v: torch.Tensor
+        v, inputs = prepared
+        launches = self.launches(v)
+        if len(launches) == 1:
+            return self.inner.attend(inputs)
+        for heads in launches:
+            # Of v, a launch reads its own heads only.
+            part, out = v[:, heads], self.inner.attend(self.inner.of_heads(inputs, heads))
+            if out.data_ptr() != part.data_ptr():
+                part.copy_(out)
+        return v
+
 
 class _InPlace(SelfAttention):
     """A back end whose inputs the pack's Triton kernels prepare in the memory of q, k and v."""
+
+    def of_heads(self, prepared: Any, heads: slice) -> Any:
+        inputs, v = prepared
+        return inputs.of_heads(heads), v[:, heads]
 
     @property
     def _kernel(self) -> Any:
@@ -169,8 +207,14 @@ class _TritonInPlace(_InPlace):
         return attention_triton
 
 
-class _Int8InPlace(SelfAttention):
-    """All in INT8, prepared by the pack's Triton kernels in the memory of q, k and v."""
+class _Int8InPlace(_InPlace):
+    """All in INT8, of which the preparation is another one."""
+
+    @property
+    def _kernel(self) -> Any:
+        from . import attention_int8_triton
+
+        return attention_int8_triton
 
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
@@ -178,14 +222,6 @@ class _Int8InPlace(SelfAttention):
         from .attention_int8_inputs import prepare
 
         return prepare(q, k, v, norms, eps, rotary), v
-
-    def attend(self, prepared: Any) -> torch.Tensor:
-        from .attention_int8_triton import attend
-
-        inputs, v = prepared
-        attend(inputs, out=v)
-        result: torch.Tensor = v
-        return result
 
 
 KERNELS: dict[str, Attention] = {

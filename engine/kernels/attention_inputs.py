@@ -277,6 +277,17 @@ class Prepared:
     value_peaks: torch.Tensor
     """fp32 [H * 128]: the largest magnitude of each column of v."""
 
+    def of_heads(self, heads: slice) -> Prepared:
+        """Return the inputs of some of the heads."""
+        return Prepared(
+            q=self.q[:, heads],
+            k=self.k[:, heads],
+            query_scales=self.query_scales[heads],
+            key_scales=self.key_scales[heads],
+            values=self.values[heads],
+            value_peaks=self.value_peaks.view(len(self.values), -1)[heads].flatten(),
+        )
+
 
 def prepare(
     q: torch.Tensor,

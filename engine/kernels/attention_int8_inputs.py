@@ -191,6 +191,21 @@ class Int8Prepared:
     value_means: torch.Tensor
     """fp32 [H * 128]."""
 
+    def of_heads(self, heads: slice) -> Int8Prepared:
+        """Return the inputs of some of the heads."""
+        steps, means = (
+            part.view(len(self.values), -1)[heads].flatten() for part in (self.value_steps, self.value_means)
+        )
+        return Int8Prepared(
+            q=self.q[:, heads],
+            k=self.k[:, heads],
+            query_scales=self.query_scales[heads],
+            key_scales=self.key_scales[heads],
+            values=self.values[heads],
+            value_steps=steps,
+            value_means=means,
+        )
+
 
 def prepare(
     q: torch.Tensor,

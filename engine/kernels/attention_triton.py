@@ -164,9 +164,8 @@ def attend(inputs: Prepared, out: torch.Tensor) -> None:
 
 def _tiles(inputs: Prepared, config: _Config) -> tuple[Any, Any]:
     """Return descriptors of k's and the values' tiles: k's memory holds other things between the heads' codes."""
-    rows, _, head_dim = inputs.k.shape
-    stride = inputs.k.stride(0)
-    k = inputs.k.as_strided((rows, stride), (stride, 1))
+    rows, heads, head_dim = inputs.k.shape
+    k = inputs.k.as_strided((rows, (heads - 1) * inputs.k.stride(1) + head_dim), (inputs.k.stride(0), 1))
     values = inputs.values.flatten(0, 1)
     return (
         TensorDescriptor(k, list(k.shape), list(k.stride()), [config.keys, head_dim]),

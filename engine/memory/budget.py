@@ -11,8 +11,9 @@ from ..constants import GIB
 from ..settings import HostPolicy
 from .needs import Budget, Need
 
-# Windows lends RAM to the GPU when VRAM is short, so that a run gets slow instead of failing: keep away from there.
-_WINDOWS_RESERVE_BYTES = 2 * GIB // 5
+# Windows lends RAM to the GPU when VRAM is short, so that a run gets slow instead of failing: keep away from there, as
+# far as ComfyUI does (EXTRA_RESERVED_VRAM in its comfy/model_management.py, 0.3.64), and further on larger cards.
+_WINDOWS_RESERVE_BYTES, _LARGE_CARD_BYTES, _LARGE_CARD_RESERVE_BYTES = 600 * 2**20, 15 * GIB, 700 * 2**20
 
 
 def find_budget(
@@ -34,13 +35,21 @@ def find_budget(
     total = torch.cuda.get_device_properties(device).total_memory
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     staying = 0 if assume_evicted else max(allocated - held.vram, 0)
-    left_to_others = policy.reserved_vram_bytes or (_WINDOWS_RESERVE_BYTES if sys.platform == "win32" else 0)
-    limits = {"--reserve-vram" if policy.reserved_vram_bytes else "": free + reserved - left_to_others}
+    asked = policy.reserved_vram_bytes
+    left_to_others = _usual_reserve(total) if asked is None else asked
+    limits = {"--reserve-vram" if asked else "": free + reserved - left_to_others}
     limits["the share that torch was allowed"] = int(total * _memory_fraction())
     if vram_budget_gib:
         limits["vram_budget_gib of LightX2V Offload"] = int(vram_budget_gib * GIB)
     name, vram = min(limits.items(), key=lambda item: item[1])
     return Budget(vram=max(vram - staying, 0), ram=ram, vram_limit=name)
+
+
+def _usual_reserve(total_vram: int) -> int:
+    """Return the VRAM that is left to others where nobody says how much."""
+    if sys.platform != "win32":
+        return 0
+    return _LARGE_CARD_RESERVE_BYTES if total_vram > _LARGE_CARD_BYTES else _WINDOWS_RESERVE_BYTES
 
 
 def _memory_fraction() -> float:

@@ -35,6 +35,7 @@ from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoin
 from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
 from ..errors import CheckpointError, UnsupportedHardwareError
+from .advice import Advice, rank_files
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # The item that tells what was measured.
@@ -44,7 +45,7 @@ _CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
 _RAM_GIB = 12
 _INSTALL_REQUIREMENTS = "Run in the pack's folder: python -m pip install -r requirements.txt"
-_DOWNLOAD = "Run in the pack's folder: python tools/download.py get fp8"
+_DOWNLOAD = "Run in the pack's folder: python tools/download.py get {variant}"
 # Name, distribution, and the back end that needs it, whose row knows the rest.
 _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
@@ -75,18 +76,26 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         checkpoints: name shown -> path, of every checkpoint that the loaders offer.
         models_dir: where models lie; its disk is looked at.
     """
-    machine = find_machine(system.compute_device())
+    device = system.compute_device()
+    machine, files = find_machine(device), rank_files_here()
     return [
         *_examine_card(machine),
         _examine_torch(),
         *(_examine_required(name) for name in _REQUIRED_PACKAGES),
         _examine_lightx2v(machine),
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
-        *_examine_kernels(find_findings(system.compute_device())),
+        *_examine_kernels(find_findings(device)),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
-        *_examine_checkpoints(checkpoints, machine),
+        *_examine_files(files),
+        *_examine_checkpoints(checkpoints, machine, files),
     ]
+
+
+def rank_files_here() -> list[Advice]:
+    """Return the published variants, the best for this machine first."""
+    device = system.compute_device()
+    return rank_files(find_machine(device), torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
@@ -239,9 +248,21 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     return Item(name="Disk", state=WARN if remedy else OK, found=f"{free / GIB:.0f} GiB free for models", remedy=remedy)
 
 
-def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine) -> list[Item]:
+def _examine_files(files: list[Advice]) -> list[Item]:
+    """Name the file that is for this card, and what others would be like."""
+    folders = [advice for advice in files if advice.variant.is_folder]
+    if not folders or folders[0].step_seconds is None:
+        return []
+    best, *others = folders
+    rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
+    found = f"{best}, {best.variant.num_bytes / 1e9:.3g} GB with its companions; {rest}"
+    return [Item(name="File for this card", state=OK, found=found)]
+
+
+def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:
     if not checkpoints:
-        return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=_DOWNLOAD)]
+        remedy = _DOWNLOAD.format(variant=files[0].variant.name)
+        return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=remedy)]
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..backends.choose import Backends
 from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
 from ..memory.clip import Clip
@@ -42,6 +43,22 @@ class Setup:
     system: str = sys.platform
     parts: Parts | None = field(default=None, compare=False)
     """What was measured, which goes before published rates."""
+
+
+def setup_of(backends: Backends, card: str, architecture: WanArchitecture, offload: str, tokens: int) -> Setup:
+    """Return what decides the speed of kernels that were chosen for a clip of so many tokens."""
+    parts = Parts(tokens=tokens, attention=backends.attention_seconds(tokens), linears=backends.linear_seconds(tokens))
+    return Setup(
+        card=card,
+        architecture=architecture,
+        engine=backends.engine,
+        compute=backends.inputs,
+        attention=backends.attention.name,
+        matmul=backends.matmul.name,
+        ops=backends.blocks.name,
+        offload=offload,
+        parts=parts if backends.measured else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

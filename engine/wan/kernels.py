@@ -10,7 +10,8 @@ import torch
 
 from ..backends.choose import Backends
 from ..kernels import implementations
-from ..kernels.attention import IN_PLACE, KERNELS, Normed, SelfAttention, fits_in_place
+from ..kernels.attention import IN_PLACE, KERNELS, InParts, Normed, SelfAttention, fits_in_place
+from ..kernels.launches import launches_for
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
 from ..kernels.widen import widen
@@ -76,11 +77,16 @@ class Kernels:
 
 def build_kernels(backends: Backends) -> Kernels:
     """Return the functions of what was chosen and confirmed."""
-    block_ops, matmul = implementations.load_ops(backends.blocks.name), backends.matmul.name
+    block_ops, matmul, row = (
+        implementations.load_ops(backends.blocks.name),
+        backends.matmul.name,
+        backends.attention.backend,
+    )
+    launches = functools.partial(launches_for, unit=row.unit)
     return Kernels(
         ops=block_ops,
         multiply=functools.partial(linear, backend=matmul),
-        attention=Normed(block_ops, KERNELS[backends.attention.name]),
-        attention_in_place=IN_PLACE[backends.attention.name] if backends.is_in_place else None,
+        attention=InParts(Normed(block_ops, KERNELS[row.name]), launches),
+        attention_in_place=InParts(IN_PLACE[row.name], launches) if backends.is_in_place else None,
         quantized=ACTIVATION_DTYPES.get(matmul),
     )

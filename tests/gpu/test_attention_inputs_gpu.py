@@ -1,6 +1,7 @@
 """The preparation of attention inputs against plain torch.
 
-On a GPU, or with TRITON_INTERPRET=1 on a CPU; FP8 there is Triton's own.
+On a GPU, or with TRITON_INTERPRET=1 on a CPU: but for the rounding to FP8, an instruction that the interpreter does not
+have.
 """
 
 import pytest
@@ -22,6 +23,17 @@ from lightx2v_pack.engine.kernels.attention_inputs import (  # noqa: E402
     SAMPLE_STRIDE,
 )
 from lightx2v_pack.engine.kernels.ops import Rotary  # noqa: E402
+
+if IS_INTERPRETED:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def cut_to_fp8(values):
+        """Stand for fp8_rounding.to_fp8; it does not round as that does."""
+        return values.to(tl.float8e4nv)
+
+    attention_inputs.to_fp8 = cut_to_fp8
 
 DTYPES = [torch.float32, *([] if IS_INTERPRETED else [torch.float8_e4m3fn])]
 EPS = 1e-6

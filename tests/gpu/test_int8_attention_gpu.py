@@ -209,6 +209,17 @@ def test_rows_may_lie_apart():
     assert (region[..., :256] == 3).all() and (region[..., 512:] == 3).all()
 
 
+@pytest.mark.parametrize("tokens", [65, 130])
+def test_heads_one_after_the_other_are_bit_for_bit_all_at_once(tokens):
+    *parts, norms, rotary = problem(tokens, 3)
+    prepared = attention_int8_inputs.prepare(*parts, norms, EPS, rotary)
+    whole, out = (torch.zeros(tokens, 3, 128, device=DEVICE, dtype=FLOAT) for _ in range(2))
+    attention_int8_triton.attend(prepared, whole, CONFIG)
+    for heads in (slice(0, 1), slice(1, 3)):
+        attention_int8_triton.attend(prepared.of_heads(heads), out[:, heads], CONFIG)
+    assert torch.equal(out, whole) and whole.isfinite().all()
+
+
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter takes no GPU memory")
 def test_in_place_and_with_little_memory():
     *parts, norms, rotary = problem(20_000, 8)

@@ -7,6 +7,7 @@ from lightx2v_pack.engine.backends.choose import Wanted
 from lightx2v_pack.engine.backends.table import ATTENTION_BACKENDS, why_not
 from lightx2v_pack.engine.kernels import attention, ops_torch
 from lightx2v_pack.engine.kernels.attention import KERNELS, Normed
+from lightx2v_pack.engine.kernels.launches import split_heads
 from lightx2v_pack.engine.kernels.ops import Rotary
 from lightx2v_pack.engine.wan.kernels import build_kernels
 from support import tensors
@@ -55,7 +56,7 @@ def in_place(name):
     def run(q, k, v, norms, eps, rotary):
         """Attend as a block does."""
         chosen_attention = kernels.attention_for(q)
-        assert chosen_attention is attention.IN_PLACE[name]
+        assert chosen_attention.inner is attention.IN_PLACE[name]
         return chosen_attention(q, k, v, norms, eps, rotary)
 
     return run
@@ -81,6 +82,22 @@ def test_as_accurate_as_sage_itself(name, tokens):
 def test_close_to_fp32_whatever_the_size(name, tokens, heads):
     wanted = Normed(ops_torch, wide_sdpa)(*problem(tokens, heads))
     assert relative_error(in_place(name)(*problem(tokens, heads)), wanted) < 0.06
+
+
+@BACKEND
+@pytest.mark.parametrize("most", [1, 5])
+def test_heads_in_several_launches_are_bit_for_bit_all_at_once(name, most):
+    in_place(name)
+    parts = attention.InParts(attention.IN_PLACE[name], lambda v: split_heads(v.shape[1], most))
+    whole = attention.IN_PLACE[name](*problem(1001, 12))
+    assert torch.equal(parts(*problem(1001, 12)), whole)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_cudnn"])
+def test_torchs_heads_in_several_launches_are_bit_for_bit_all_at_once(name):
+    whole = Normed(ops_torch, KERNELS[name])
+    parts = attention.InParts(whole, lambda v: split_heads(v.shape[1], 5))
+    assert torch.equal(parts(*problem(3000, 12)), whole(*problem(3000, 12)))
 
 
 @BACKEND

@@ -15,6 +15,7 @@ from lightx2v_pack.engine.memory.plan import Placement
 from lightx2v_pack.engine.offload import load_tensors, make_units, place_weights
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.system import compute_device
+from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
 from support.slow_gpu import delay_copies
 from support.sources import FileSource, before_every_read
@@ -60,7 +61,7 @@ def bring(files):
     conveyors = []
 
     def settled(mode, resident_blocks=0, **placement):
-        units = make_units(files.specs, NUM_LAYERS, mode == "phase")
+        units = make_units(files.specs, NUM_LAYERS, PHASES, mode == "phase")
         place = Placement(mode=mode, resident_blocks=resident_blocks, **placement)
         conveyors.append(place_weights(units, files, place, DEVICE, Hooks()))
         return units, conveyors[-1]

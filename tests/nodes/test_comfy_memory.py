@@ -123,7 +123,7 @@ def test_the_policy_follows_the_launch_flags(memory, monkeypatch):
     import comfy.model_management as mm
     from lightx2v_pack.engine.constants import GIB
 
-    assert memory.host_policy().prefer == "speed" and memory.host_policy().reserved_vram_bytes == 0
+    assert memory.host_policy().prefer == "speed" and memory.host_policy().reserved_vram_bytes is None
     monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NO_VRAM)
     monkeypatch.setattr(comfy.cli_args.args, "reserve_vram", 1.5)
     # Came after 0.3.64.

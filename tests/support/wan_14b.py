@@ -7,13 +7,12 @@ from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.checkpoints.files import TransformerFiles
 from lightx2v_pack.engine.checkpoints.formats import TransformerFormat, WanArchitecture
 from lightx2v_pack.engine.checkpoints.header import Header, TensorInfo
+from lightx2v_pack.engine.checkpoints.published import ARCHITECTURE
 from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import Sizes
 
-WAN_14B = WanArchitecture(
-    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16, freq_dim=256, text_dim=4096
-)
+WAN_14B = ARCHITECTURE
 _STORED = {"fp8": "F8_E4M3", "int8": "I8", "bf16": "BF16"}
 
 

@@ -408,7 +408,7 @@ def test_a_cpu_computes_in_bf16_with_plain_operations(precision, matmul_name):
     chosen = trials.confirm(Wanted(precision=precision, dim=SIZES.dim, ffn_dim=SIZES.ffn_dim), CPU)
     kernels = build_kernels(chosen)
     assert kernels.quantized is None and kernels.attention_in_place is None
-    assert kernels.ops is ops_torch and kernels.attention == Normed(ops_torch, sdpa)
+    assert kernels.ops is ops_torch and kernels.attention.inner == Normed(ops_torch, sdpa)
     assert chosen.as_facts() == {
         "engine": "portable",
         "precision": precision,

@@ -1,8 +1,11 @@
 """Free memory, summed in one place for runs and forecasts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightx2v_pack.engine.constants import GIB
+from lightx2v_pack.engine.memory import budget
 from lightx2v_pack.engine.memory.budget import find_budget
 from lightx2v_pack.engine.memory.needs import Need
 from lightx2v_pack.engine.settings import HostPolicy
@@ -20,8 +23,8 @@ def card(monkeypatch):
     return monkeypatch
 
 
-def vram(held=0, assume_evicted=True, budget=0.0, reserve=0):
-    policy = HostPolicy(reserved_vram_bytes=reserve * GIB)
+def vram(held=0, assume_evicted=True, budget=0.0, reserve=None):
+    policy = HostPolicy(reserved_vram_bytes=None if reserve is None else reserve * GIB)
     found = find_budget(CARD, policy, budget, Need(vram=held * GIB, ram=0), assume_evicted=assume_evicted)
     return found.vram / GIB
 
@@ -44,6 +47,15 @@ def test_limits_on_what_torch_may_reserve_count(card):
     assert vram() == 6  # of the 12 the card has
     card.setattr(torch.cuda, "memory_allocated", lambda: 20 * GIB)
     assert vram(assume_evicted=False) == 0
+
+
+@pytest.mark.parametrize(("total", "reserve"), [(8, 600), (12, 600), (15, 600), (16, 700), (24, 700)])
+def test_windows_keeps_as_much_for_others_as_comfyui_does(card, total, reserve):
+    card.setattr(budget, "sys", SimpleNamespace(platform="win32"))
+    card.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total * GIB))
+    assert vram() == min(11 - reserve / 1024, total)
+    # What the user says goes before that, nothing too.
+    assert vram(reserve=0) == min(11, total) and vram(reserve=2) == min(9, total)
 
 
 def test_an_older_torch_has_no_fraction(card):

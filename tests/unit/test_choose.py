@@ -317,7 +317,7 @@ def test_what_is_chosen_by_name_is_what_is_built(name, precision):
     wanted = Wanted(precision=precision, dim=256, ffn_dim=512, attention=name, fused_kernels="off")
     chosen = choose(machine, wanted)
     kernels = build_kernels(chosen)
-    assert kernels.attention.kernel is KERNELS[name]
+    assert kernels.attention.inner.kernel is KERNELS[name]
     assert kernels.attention_in_place is None
     assert kernels.quantized == ACTIVATION_DTYPES.get(chosen.matmul.name)
     assert chosen.inputs == {None: "bf16", torch.int8: "int8", torch.float8_e4m3fn: "fp8"}[kernels.quantized]
@@ -362,6 +362,17 @@ def test_a_card_whose_fp8_fails_its_trials_takes_int8():
     machine = Machine(capability=(8, 9), packages={"triton": "3.6.0"}, failed_trials=failed)
     chosen = choose(machine, Wanted(precision="fp8", dim=5120, ffn_dim=13824))
     assert (chosen.matmul.name, chosen.numbers) == ("int_triton", "fp8 file, int8 compute")
+
+
+@pytest.mark.parametrize("precision", EIGHT_BIT)
+def test_widening_on_a_card_that_multiplies_8_bits_is_a_problem_with_its_remedy(precision):
+    failed = {(f"{precision} matmul", row): "its trial run failed" for row in MATMUL_BACKENDS if row.inputs}
+    machine = Machine(capability=(8, 9), torch="2.13.0", packages={"triton": "3.6.0"}, failed_trials=failed)
+    wanted = Wanted(precision=precision, dim=5120, ffn_dim=13824)
+    problem = choose(machine, wanted).widening_problem
+    assert problem.startswith(f"{precision} file, bf16 compute: ") and "Update torch, install Triton (pip" in problem
+    assert "its trial run failed" in problem
+    assert not choose(replace(machine, failed_trials={}), wanted).widening_problem
 
 
 @pytest.mark.parametrize("name", [row.name for row in MATMUL_BACKENDS if "fp8" in row.dtypes])

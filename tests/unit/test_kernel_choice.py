@@ -115,24 +115,23 @@ def test_what_was_slowed_on_purpose_is_not_taken_and_a_second_process_measures_n
 def test_another_version_is_measured_anew(clock, path, monkeypatch):
     clock.attention(sage_attn2=0.02)
     assert run(load("bf16"))[1]["attention"] == "sage_triton"
-    clock.attention(sage_attn2=0.005)
     for newer in (
-        replace(MACHINE, packages={**MACHINE.packages, "flash_attn": "2.8.0"}),
         replace(MACHINE, torch="2.13.1"),
         replace(MACHINE, capability=(8, 6)),
+        replace(MACHINE, packages={**MACHINE.packages, "flash_attn": "2.8.0"}),
     ):
         pretend_machine(monkeypatch, newer)
-        start_anew(path)
-        assert run(load("bf16"))[1]["attention"] == "sage_attn2", newer
+        assert not trials.find_machine(CPU).measured, newer
+    clock.attention(sage_attn2=0.005)
+    start_anew(path)
+    assert run(load("bf16"))[1]["attention"] == "sage_attn2"
+    # What was found with the old ones still holds for them.
     pretend_machine(monkeypatch, MACHINE)
+    assert trials.find_machine(CPU).measured
     for what in ("pack_version", "driver_version"):
         with monkeypatch.context() as patch:
             patch.setattr(trials, what, lambda: "another")
-            start_anew(path)
-            assert run(load("bf16"))[1]["attention"] == "sage_attn2", what
-    # What was found with the old ones still holds for them.
-    start_anew(path)
-    assert run(load("bf16"))[1]["attention"] == "sage_triton"
+            assert not trials.find_machine(CPU).measured, what
 
 
 def test_another_class_of_sizes_is_measured_anew(clock):
@@ -222,6 +221,21 @@ def test_what_fails_is_not_measured_and_not_taken(clock, monkeypatch, caplog):
     assert "attention: flash_attn2 is not measured: CUDA out of memory" in caplog.text
     (times,) = details["measured"].values()
     assert times.keys() == {"sage_triton", "sdpa"}
+
+
+def test_a_full_card_measures_another_time(clock, path, monkeypatch, caplog):
+    clock.attention(sage_attn2=0.02)
+    real = kernel_choice._attentions
+
+    def fill(*given):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(kernel_choice, "_attentions", fill)
+    with caplog.at_level(logging.INFO):
+        assert run(load("bf16"))[1]["attention"] == "sage_attn2"
+    assert "not measured, for lack of memory" in caplog.text
+    monkeypatch.setattr(kernel_choice, "_attentions", real)
+    assert run(load("bf16"))[1]["attention"] == "sage_triton"
 
 
 # The rule

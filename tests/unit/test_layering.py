@@ -64,6 +64,7 @@ STDLIB_ONLY = (
     "engine/errors.py",
     "engine/lora/keys.py",
     "engine/lora/report.py",
+    "engine/panel/advice.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",

@@ -94,7 +94,7 @@ def test_the_next_plan_knows_that_sage_does_not_run_in_place(files, h200, monkey
         ("fp8 matmul", "multiply", ("triton", "sage_attn2", True, "dequantize")),
     ],
 )
-def test_the_next_plan_knows_what_failed_its_trial_run(files, h200, monkeypatch, task, run, expected):
+def test_the_next_plan_knows_what_failed_its_trial_run(files, h200, monkeypatch, caplog, task, run, expected):
     assert names_of(planned(files, h200)) == EVERYTHING
     own = planned(files, h200, engine="lightx2v")
     monkeypatch.setattr(trial_inputs, run, fails)
@@ -103,6 +103,7 @@ def test_the_next_plan_knows_what_failed_its_trial_run(files, h200, monkeypatch,
         assert "its trial run failed" in choose_fused(task, trials.find_machine(h200)).passed_over["triton"]
     else:
         assert names_of(engines.confirm(handle_of(files).wanted(h200), h200)) == expected
+        assert ("each product widens its weights" in caplog.text) == (run == "multiply")
     found = planned(files, h200)
     assert names_of(found) == expected
     is_learned = [reason.startswith(task) and "its trial run failed" in reason for reason in found.reasons]

@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["block_ops", "fp8", "int8_attention", "requantize"])
+@pytest.mark.parametrize("name", ["attention_inputs", "block_ops", "fp8", "int8_attention", "requantize"])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernels_agree_with_plain_torch_in_the_interpreter(name):
     run = subprocess.run(

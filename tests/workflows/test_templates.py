@@ -6,12 +6,15 @@ from pathlib import Path
 
 import av
 import pytest
+from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
+from lightx2v_pack.engine.panel.advice import rank_files
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+from lightx2v_pack.tools.pictures import take
 from support import checkpoints, examples
 from support.examples import set_options
 from support.wan_14b import choose_kernels, make_sizes
@@ -45,9 +48,9 @@ def models_dir(tmp_path_factory):
 
 # Its precision, free GiB of VRAM and of RAM on the computer it is for, the offload mode that the plan then takes.
 MADE_FOR = {
-    "8gb_480p": ("fp8", 7.3, 18, "block"),
-    "16gb_720p": ("fp8", 15.0, 18, "block"),
-    "24gb_four_takes": ("fp8", 23.0, 24, "none"),
+    "8gb_480p": ("int8", 7.3, 18, "block"),
+    "16gb_720p": ("int8", 15.0, 18, "block"),
+    "24gb_four_takes": ("int8", 23.0, 24, "none"),
     "bf16_offload": ("bf16", 11.0, 40, "block"),
     "int8_q8_kernels": ("int8", 11.0, 24, "block"),
 }
@@ -58,13 +61,24 @@ def test_template_fits_the_card_it_is_for(name):
     precision, vram_gib, ram_gib, expected_mode = MADE_FOR[name]
     width, height, num_frames, batch = values_of(template(name), "LightX2VEmptyLatent")
     offload_mode, _, _, vae_tiling = values_of(template(name), "LightX2VOffload")
-    assert values_of(template(name), "LightX2VLoadCheckpoint")[1] == (precision if precision != "fp8" else "auto")
+    assert values_of(template(name), "LightX2VLoadCheckpoint")[1] in ("auto", precision)
     clip = Clip(width=width, height=height, num_frames=num_frames, batch=batch)
     sizes = make_sizes(clip, choose_kernels(precision))
     budget = Budget(vram=int(vram_gib * GIB), ram=int(ram_gib * GIB))
     plan = plan_run(sizes, budget, Wish(mode=offload_mode, tiling=vae_tiling))
     assert plan.placement.mode == expected_mode
     assert all(need.fits(budget) for need in plan.needs.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "card"), [("8gb_480p", "RTX 4060"), ("16gb_720p", "RTX 4060 Ti"), ("24gb_four_takes", "RTX 4090")]
+)
+def test_a_template_names_the_file_that_is_for_its_card(name, card):
+    machine = Machine(capability=(8, 9), packages={"triton": "3.6.0"})
+    best = rank_files(machine, f"NVIDIA GeForce {card}")[0].variant.name
+    (note, *_) = values_of(template(name), "MarkdownNote")
+    assert f"python tools/download.py get {best}\n" in note and f"**{best}**" in note
+    assert MADE_FOR[name][0] == best
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -151,6 +165,15 @@ def test_template_makes_its_video(name, models_dir, tmp_path, capsys):
     assert details["sample"]["precision"] == precision
     assert len(details["sample"]["step_seconds"]) == num_takes
     assert details["decode"]["tiled"] == is_tiled
+
+
+def test_every_template_has_a_plan_for_its_picture():
+    """For the file that the template loads, on a card that it fits."""
+    assert set(take.PLANS) == {path.stem for path in TEMPLATES}
+    for name, (precision, *_) in MADE_FOR.items():
+        answer = take.PLANS[f"lightx2v_{name}"]
+        assert answer["ok"] and answer["detected"].startswith(f"{precision}, 40 blocks, ") and answer["seconds"]
+        assert answer["offload"] == MADE_FOR[name][3]
 
 
 def test_every_template_is_run():

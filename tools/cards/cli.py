@@ -1,4 +1,4 @@
-"""python tools cards run|compile: the pack on cards that are not here."""
+"""python tools cards run|compile|tables: the pack on cards that are not here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": ("as_card", "run a program on this card as if it were another one"),
     "compile": ("compile", "compile every Triton kernel for every card, without a GPU"),
+    "tables": ("tables", "write the tables of README.md and docs/cards.md"),
 }
 
 

@@ -31,6 +31,6 @@ def policy_of(
     limit = int(max_pinned_bytes) if max_pinned_bytes > 0 else None
     return HostPolicy(
         prefer=_PREFER.get(vram_state, "speed"),
-        reserved_vram_bytes=int((reserve_vram_gib or 0) * GIB),
+        reserved_vram_bytes=None if reserve_vram_gib is None else int(reserve_vram_gib * GIB),
         pinned_limit_bytes=0 if is_pinning_disabled else limit,
     )

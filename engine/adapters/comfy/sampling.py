@@ -27,7 +27,8 @@ from ...stages.denoise import NUM_SEEDS, ClipState, start
 from ...stages.schedule import build_schedule
 from ...system import compute_device
 from . import formats, refusals
-from .model import HandleOnly, handle_of, host_of, is_plain, view_of
+from .carried import handle_of, is_plain, view_of
+from .model import HandleOnly, host_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def sample(
     formats.warn_unused_mask(latent)
     formats.check_text(conditioning)
     _warn_of_shift(model, settings.shift)
-    if is_ours and is_plain(model) and formats.is_plain(conditioning):
-        if not isinstance(model, HandleOnly):
+    is_alone = isinstance(model, HandleOnly)
+    if is_ours and (is_alone or is_plain(model)) and formats.is_plain(conditioning):
+        if not is_alone:
             refusals.check_model(model)
         refusals.check_conds({"positive": [conditioning[0][1]]})
         handle = view_of(model)

@@ -31,8 +31,8 @@ from ...report import attach, records_of
 from ...stages.conditioning import of_rows
 from ...stages.schedule import build_schedule
 from . import memory, progress, refusals
+from .carried import view_of
 from .host import find_host
-from .model import view_of
 
 logger = logging.getLogger(__name__)
 

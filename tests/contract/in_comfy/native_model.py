@@ -30,7 +30,8 @@ from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
 from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
 from lightx2v_pack.engine import pipeline, report  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
-from lightx2v_pack.engine.adapters.comfy.model import handle_of, make_model  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy.carried import handle_of  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy.model import make_model  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
 

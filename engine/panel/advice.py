@@ -1,0 +1,96 @@
+"""Which published file is for which card: the fastest there. Doctor, download lists, README and templates ask here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..backends.choose import Wanted, choose, too_old
+from ..backends.table import Machine
+from ..backends.versions import Capability
+from ..checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
+from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH
+from ..memory.clip import Clip
+from . import speed
+
+# What the seconds are of.
+CLIP = Clip(width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT, num_frames=DEFAULT_NUM_FRAMES)
+# A card of each compute capability whose rates are published, to compare files on cards that are not listed.
+_STAND_INS: Mapping[Capability, str] = {
+    (8, 0): "A100-SXM4-80GB",
+    (8, 6): "RTX 3060",
+    (8, 9): "RTX 4060",
+    (9, 0): "H200",
+    (12, 0): "RTX 5060 Ti",
+    (12, 1): "RTX 5060 Ti",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A published variant on a card."""
+
+    variant: Variant
+    numbers: str
+    """What the file has and, where it is another one, what the card computes in."""
+    step_seconds: float | None
+    """Of a step of CLIP with all weights on the card; None where nothing is known about the card."""
+    is_measured: bool
+    """Whether the seconds come from kernels that were measured here."""
+
+    def __str__(self) -> str:
+        """Return e.g. "int8: about 26 s a step at 832x480, 81 frames (an estimate)"."""
+        if self.step_seconds is None:
+            return f"{self.variant.name}: {self.numbers}"
+        how = "kernels measured here" if self.is_measured else "an estimate"
+        size = f"{CLIP.width}x{CLIP.height}, {CLIP.num_frames} frames"
+        seconds = f"{self.step_seconds:.1f}" if self.step_seconds < 10 else f"{self.step_seconds:.0f}"
+        computed = "" if self.numbers == self.variant.precision else f" ({self.numbers})"
+        return f"{self.variant.name}{computed}: about {seconds} s a step at {size} ({how})"
+
+
+def rank_files(machine: Machine, card: str, variants: Iterable[Variant] = PUBLISHED.values()) -> list[Advice]:
+    """Return published variants, best first: folders before single files, of each the fastest on the card.
+
+    Of two that are equally fast the one goes first whose numbers the card computes in: nothing is lost on the way.
+    Where nothing is known about the card, and on one that is too old, they come as published.
+
+    Args:
+        machine: the facts about it; what was measured there goes before every estimate.
+        card: its name, as torch reports it.
+    """
+    if too_old(machine):
+        return [
+            Advice(variant=variant, numbers=variant.precision, step_seconds=None, is_measured=False)
+            for variant in variants
+        ]
+    found = [_advise(machine, card, variant) for variant in variants]
+    stand_in = None if machine.capability is None else _STAND_INS.get(machine.capability)
+
+    def key(advice: Advice) -> tuple[bool, float, bool]:
+        variant, seconds = advice.variant, advice.step_seconds
+        if seconds is None and stand_in is not None:
+            seconds = _advise(machine, stand_in, variant).step_seconds
+        return not variant.is_folder, round(seconds or 0.0, 3), advice.numbers != variant.precision
+
+    return found if machine.capability is None else sorted(found, key=key)
+
+
+def _advise(machine: Machine, card: str, variant: Variant) -> Advice:
+    backends = choose(
+        machine,
+        Wanted(
+            precision=variant.precision,
+            dim=ARCHITECTURE.dim,
+            ffn_dim=ARCHITECTURE.ffn_dim,
+            num_heads=ARCHITECTURE.num_heads,
+            tokens=CLIP.tokens,
+        ),
+    )
+    setup = speed.setup_of(backends, card, ARCHITECTURE, "none", CLIP.tokens)
+    return Advice(
+        variant=variant,
+        numbers=backends.numbers,
+        step_seconds=speed.step_seconds(setup, CLIP.tokens),
+        is_measured=setup.parts is not None,
+    )
