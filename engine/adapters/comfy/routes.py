@@ -120,8 +120,9 @@ async def _read_json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise ValueError("The request has no JSON body (Content-Type: application/json).")
     # JSON is UTF-8 whatever a header says; what is not loses nothing by being told so.
-    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise ValueError(f"Send the request as UTF-8; its charset is {request.charset[:40]!r}.")
+    charset = request.charset or "utf-8"
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise ValueError(f"Send the request as UTF-8; its charset is {charset[:40]!r}.")
     body = bytearray()
     # A chunked body has no length before its end.
     while len(body) <= _MAX_BODY and (piece := await request.content.read(_MAX_BODY + 1 - len(body))):
