@@ -73,6 +73,20 @@ def test_every_item_that_is_not_ok_has_a_one_line_remedy(models):
         assert (item["state"] == "ok") == (item["remedy"] == "")
 
 
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file"), PermissionError(13, "denied"), OSError(5, "I/O")]
+)
+def test_a_drive_that_cannot_be_looked_at_is_an_item(monkeypatch, tmp_path, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", fail)
+    monkeypatch.setattr(doctor.os.path, "isdir", lambda _: False)
+    items = {item.name: item for item in doctor.examine({}, tmp_path)}
+    assert items["Disk"].state == "warn" and items["Disk"].found == f"cannot be looked at ({error})"
+    assert items["Disk"].remedy == f"Check the models folder, {tmp_path}." and "RAM" in items
+
+
 def speed_item(label, installed=None, **facts):
     row = next(row for name, _, row in doctor._SPEED_PACKAGES if name == label)
     return doctor._examine_speed(label, row, Machine(**facts), installed)

@@ -11,13 +11,16 @@ from .node_info import InputSpec, NodeInfo, input_specs
 from .workflow import Prompt, unknown_node
 
 
-def apply_assignments(prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo]) -> None:
+def apply_assignments(
+    prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo], *, has_server: bool = False
+) -> None:
     """Set inputs of `prompt` in place.
 
     Args:
         prompt: API format.
         assignments: `node.input=value`; the node is named by its id, else by its title, else by its class.
         infos: node descriptions by class.
+        has_server: whether they are a server's.
 
     Raises:
         WorkflowError: wrong form, no such node or input, several nodes of that name, or a value that does not parse.
@@ -28,7 +31,9 @@ def apply_assignments(prompt: Prompt, assignments: Sequence[str], infos: Mapping
         if not (equals and dot and name and input_name):
             raise WorkflowError(f"--set {assignment!r}: expected node.input=value, such as LightX2VSampler.seed=7.")
         node = prompt[_find_node(prompt, name, assignment)]
-        spec = _find_input(node, name, input_name, assignment, infos)
+        if node["class_type"] not in infos:
+            raise unknown_node(name, node["class_type"], has_server=has_server)
+        spec = _find_input(node, input_name, assignment, infos)
         node["inputs"][input_name] = _parse(spec, text, assignment)
 
 
@@ -51,11 +56,7 @@ def _describe(node: Mapping[str, Any]) -> str:
     return f"'{title}' ({node.get('class_type')})" if title else str(node.get("class_type"))
 
 
-def _find_input(
-    node: Mapping[str, Any], name: str, input_name: str, assignment: str, infos: Mapping[str, NodeInfo]
-) -> InputSpec:
-    if node["class_type"] not in infos:
-        raise unknown_node(name, node["class_type"])
+def _find_input(node: Mapping[str, Any], input_name: str, assignment: str, infos: Mapping[str, NodeInfo]) -> InputSpec:
     widgets = {key: spec for key, spec in input_specs(infos[node["class_type"]]).items() if spec.is_widget}
     if input_name in widgets:
         return widgets[input_name]

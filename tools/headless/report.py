@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from ...engine.errors import without_passwords
 from .errors import Cancelled, CommandError
 
 
@@ -30,18 +31,20 @@ class RunLog:
     nodes: list[NodeRun] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
     """Result files, in the order of their nodes."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user is to know of a run that succeeded."""
     engine: dict[str, Any] = field(default_factory=dict)
     """What the pack's engine measured: stages, peaks, device, versions."""
 
 
-def write_report(
-    path: Path, log: RunLog, *, workflow: Path, server: str | None, seconds: float, error: CommandError | None
-) -> None:
-    """Write the report of a finished, failed or cancelled run."""
+def build_report(
+    log: RunLog, *, workflow: Path, server: str | None, seconds: float, error: CommandError | None
+) -> dict[str, Any]:
+    """Return the report of a finished, failed or cancelled run as plain data."""
     status = "ok" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-    report = {
+    return {
         "workflow": str(workflow),
-        "server": server,
+        "server": server and without_passwords(server),
         "status": status,
         "error": str(error) if error else None,
         "seconds": round(seconds, 3),
@@ -51,6 +54,10 @@ def write_report(
         "peak_ram_bytes": None if server else peak_ram_bytes(),
         "engine": log.engine,
     }
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
