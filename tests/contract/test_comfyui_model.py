@@ -26,6 +26,12 @@ def test_every_sampler_node_gives_the_latents_of_ours(found, way):
     assert found[way] < FLOAT32
 
 
+@pytest.mark.parametrize("way", ["ksampler", "custom", "advanced"])
+def test_not_a_bit_is_rounded_differently(found, way):
+    """A bit can grow: activations are rounded to BF16."""
+    assert found[way] == 0
+
+
 def test_the_usual_settings_warn_of_nothing(found):
     assert found["quiet"] == [] and found["halves are quiet"]
 
