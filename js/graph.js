@@ -17,11 +17,20 @@ const SAMPLERS = {
     SamplerCustom: "latent_image",
     SamplerCustomAdvanced: "latent_image",
 };
+// Node that puts a LoRA on a transformer -> its widgets for the file and the strength.
+const LORAS = {
+    LightX2VLora: ["lora", "strength"],
+    LoraLoaderModelOnly: ["lora_name", "strength_model"],
+    LoraLoader: ["lora_name", "strength_model"],
+};
+const MOST_LORAS = 10;
 // What a loader's transformer travels as: itself, and in a guider.
 const TRAVELS_AS = ["MODEL", "GUIDER"];
 const DECODER = "LightX2VDecode";
 /** Nodes whose widgets or links change a plan. */
-export const WATCHED = [...Object.keys(LOADERS), OFFLOAD, ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES)];
+export const WATCHED = [
+    ...Object.keys(LOADERS), OFFLOAD, ...Object.keys(LORAS), ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES),
+];
 
 /** The node behind an input, by the input's name; undefined where nothing usable is linked. */
 function inputNode(node, name) {
@@ -38,20 +47,47 @@ function outputNodes(node, slot) {
     return targets.flatMap((target) => (target.type === REROUTE ? outputNodes(target, 0) : [target]));
 }
 
-/** The samplers behind an output, also behind nodes that pass the model on (its shift, a LoRA, a guider). */
-function samplersBehind(node, slot, seen = new Set()) {
+/** The samplers behind an output, also behind nodes that pass the model on, and the LoRAs that these put on it. */
+function samplersBehind(node, slot, loras = [], seen = new Set()) {
     return outputNodes(node, slot).flatMap((target) => {
         if (seen.has(target) || target.mode === BYPASSED[0]) {
             return [];
         }
         seen.add(target);
         if (target.type in SAMPLERS) {
-            return BYPASSED.includes(target.mode) ? [] : [target];
+            return BYPASSED.includes(target.mode) ? [] : [{ sampler: target, loras }];
         }
+        const carried = [...loras, ...lorasOf(target)].slice(0, MOST_LORAS);
         const slots = (target.outputs ?? []).map((output, index) => (TRAVELS_AS.includes(output.type) ? index : -1));
-        return slots.filter((index) => index >= 0).flatMap((index) => samplersBehind(target, index, seen));
+        return slots.filter((index) => index >= 0).flatMap((index) => samplersBehind(target, index, carried, seen));
     });
 }
+
+/** The file of the LoRA that a node puts on a transformer, if it does. */
+function lorasOf(node) {
+    if (!(node.type in LORAS) || BYPASSED.includes(node.mode)) {
+        return [];
+    }
+    const [file, strength] = LORAS[node.type].map((name) => widgetValue(node, name));
+    return file && strength !== 0 ? [file] : [];
+}
+
+/** The loader that a node's transformer comes from, through whatever passes it on. */
+function loaderBehind(node, seen = new Set()) {
+    const input = node.inputs?.find((each) => each.type === "MODEL");
+    const origin = input && !seen.has(node) ? inputNode(node, input.name) : undefined;
+    return !origin || origin.type in LOADERS ? origin : loaderBehind(origin, seen.add(node));
+}
+
+/** Parameters of GET /lightx2v/lora for a LoRA node; undefined where no loader or file is known. */
+export function describeLora(node) {
+    const loader = loaderBehind(node);
+    const lora = widgetValue(node, "lora");
+    const given = loader && { ...widgetValues(loader, [LOADERS[loader.type], "precision"]), lora };
+    return given?.lora && given[LOADERS[loader.type]] ? dropMissing(given) : undefined;
+}
+
+const dropMissing = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
 
 /** The value a widget will have in the run, a linked primitive's included; undefined where another node makes it. */
 function widgetValue(node, name) {
@@ -75,7 +111,7 @@ export function findLoader(node) {
 /** Parameters of GET /lightx2v/plan for a loader; `hasSize` says whether the graph gave the size. */
 export function describeRun(loader) {
     const clip = samplersBehind(loader, 0)
-        .map(describeClip)
+        .map(({ sampler, loras }) => ({ ...describeClip(sampler), ...numbered(loras) }))
         .reduce((largest, each) => (pixels(each) > pixels(largest) ? each : largest), {});
     const parameters = {
         ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile"]),
@@ -86,8 +122,7 @@ export function describeRun(loader) {
         parameters.uses_text_encoder = isUsed(loader, 1);
         parameters.uses_vae = isUsed(loader, 2);
     }
-    const given = Object.entries(parameters).filter(([, value]) => value !== undefined);
-    return { parameters: Object.fromEntries(given), hasSize: clip.width !== undefined };
+    return { parameters: dropMissing(parameters), hasSize: clip.width !== undefined };
 }
 
 function describeOffload(node) {
@@ -107,6 +142,8 @@ function describeClip(sampler) {
     const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
     return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), ...choice };
 }
+
+const numbered = (loras) => Object.fromEntries(loras.map((file, index) => [`lora_${index + 1}`, file]));
 
 function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0 }) {
     return width * height * frames * batch * steps || steps;

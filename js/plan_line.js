@@ -80,12 +80,13 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
     const kept = plan.resident_blocks ? `, ${plan.resident_blocks} blocks resident` : "";
     const offload = plan.offload === "none" ? "no offload" : `${plan.offload} offload${kept}`;
     const backends = [...new Set([plan.attention, plan.matmul])].join(", ");
+    const loras = plan.loras.length ? `, ${plan.loras.length} LoRA${plan.loras.length > 1 ? "s" : ""}` : "";
     const facts = [
-        plan.detected,
+        `${plan.detected}${loras}`,
         !plan.offload ? "" : `${ENGINE_NAMES[plan.engine]}: ${backends}; ${offload}${plan.is_tiled ? "; tiled decode" : ""}`,
         [need("VRAM", plan.vram), need("RAM", plan.ram), size].filter(Boolean).join(" \u00b7 "),
     ];
-    return [element("div", { title: plan.reasons.join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
+    return [element("div", { title: [...plan.reasons, ...plan.loras].join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
 }
 
 function need(name, bytes) {

@@ -10,6 +10,7 @@ from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
 from .latent import LightX2VEmptyLatent
 from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
+from .lora import LightX2VLora
 from .offload import LightX2VOffload
 from .report import LightX2VReport
 from .sample import LightX2VSampler
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     LightX2VLoadTextEncoder,
     LightX2VLoadVAE,
     LightX2VOffload,
+    LightX2VLora,
     LightX2VEnhancePrompt,
     LightX2VTextEncode,
     LightX2VEmptyLatent,

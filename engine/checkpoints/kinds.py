@@ -42,7 +42,7 @@ _KINDS = (
     _Kind(
         "a LoRA",
         r"\.lora_(down|up|A|B)\b|^lora_|\.diff(_b|_m)?$",
-        "The distilled model has its LoRA merged already: load that model itself.",
+        "Load the model itself, and put the LoRA on it with LightX2V LoRA.",
     ),
     _Kind(
         "a transformer in diffusers' layout",

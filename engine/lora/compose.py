@@ -71,6 +71,7 @@ class Composition:
         self._branches: dict[str, list[_Part]] = defaultdict(list)
         self._merged: dict[str, list[_Part]] = defaultdict(list)
         self._inputs: dict[str, list[str]] = defaultdict(list)
+        # The last tensor that was made on each thread: its pieces are asked for one after the other.
         self._last = threading.local()
         self._loras = [lora for lora, _ in stack.entries]
         for lora, strength in stack.entries:
@@ -96,7 +97,6 @@ class Composition:
         """Return one of `specs`; see Source."""
         if elements is None:
             return self._make(spec)
-        # Pieces of one tensor follow each other on a thread.
         if getattr(self._last, "spec", None) != spec:
             self._last.spec, self._last.flat = spec, self._make(spec).flatten()
         flat: torch.Tensor = self._last.flat
@@ -131,10 +131,10 @@ class Composition:
             rows = sum(map(self._total_rank, targets))
             dtype = self._dtype if in_block else self._base[targets[0]].dtype
             yield TensorSpec(f"{path}.lora_down", dtype, torch.Size((rows, columns)))
-            if in_block:
-                yield TensorSpec(f"{path}.lora_bias", torch.bfloat16, torch.Size((rows,)))
             if in_block and dtype.itemsize == 1:
                 yield TensorSpec(f"{path}.lora_down_scale", torch.float32, torch.Size((rows, 1)))
+            if in_block:
+                yield TensorSpec(f"{path}.lora_bias", torch.bfloat16, torch.Size((rows,)))
             for target in targets:
                 shape = torch.Size((self._base[target].shape[0], self._total_rank(target)))
                 kept = torch.bfloat16 if in_block else dtype
@@ -150,25 +150,37 @@ class Composition:
             return torch.zeros(spec.shape, dtype=spec.dtype)
         if leaf not in ("lora_down", "lora_down_scale"):
             return self._merge(spec)
-        down = torch.cat([self._down(target) for target in self._inputs[path]])
         if self._dtype.itemsize > 1 or not _is_in_block(path):
-            return down.to(spec.dtype)
-        codes, scale = torch.empty_like(down, dtype=self._dtype), down.new_empty(len(down), 1)
-        quantize(down, codes, scale)
+            return self._down(path).to(spec.dtype)
+        codes, scale = self._quantized_down(path)
         return codes if leaf == "lora_down" else scale
 
-    def _down(self, target: str) -> torch.Tensor:
-        """Return [r, K] in fp32 of all parts of a layer, filled up with zeros."""
-        rows, columns = self._base[target].shape
-        filled = torch.zeros(self._total_rank(target), columns)
-        start = 0
-        for part in _ordered(self._branches[target]):
-            if part.change.rank:
-                values = part.lora.read(part.change.names[0]).flatten(1)
-            else:
-                values = self._full(part) if rows < columns else torch.eye(columns)
-            filled[start : start + self._rank(part)] = values
-            start += self._rank(part)
+    def _quantized_down(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `down` is in 8 bits, and its scale; they are read one after the other on a thread."""
+        if getattr(self._last, "path", None) != path:
+            down = self._down(path)
+            codes, scale = torch.empty_like(down, dtype=self._dtype), down.new_empty(len(down), 1)
+            quantize(down, codes, scale)
+            self._last.path, self._last.quantized = path, (codes, scale)
+        quantized: tuple[torch.Tensor, torch.Tensor] = self._last.quantized
+        return quantized
+
+    def _down(self, path: str) -> torch.Tensor:
+        """Return [R, K] in fp32 of all parts of the layers of one input, each layer's filled up with zeros."""
+        targets = self._inputs[path]
+        columns = self._base[targets[0]].shape[1]
+        filled = torch.zeros(sum(map(self._total_rank, targets)), columns)
+        first = 0
+        for target in targets:
+            rows, start = self._base[target].shape[0], first
+            for part in _ordered(self._branches[target]):
+                if part.change.rank:
+                    values = part.lora.read(part.change.names[0]).flatten(1)
+                else:
+                    values = self._full(part) if rows < columns else torch.eye(columns)
+                filled[start : start + self._rank(part)] = values
+                start += self._rank(part)
+            first += self._total_rank(target)
         return filled
 
     def _up(self, target: str) -> torch.Tensor:

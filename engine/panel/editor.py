@@ -16,11 +16,14 @@ from ..memory.clip import Clip
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
-from .forecast import Forecast, Question, forecast
+from .forecast import Forecast, Question, describe_lora, forecast
 
 _downloads = Downloads()
 _PARTS = ("text_encoder", "vae")
-_MODELS = {"checkpoint": paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
+# Names of LoRAs, one each.
+_LORAS = tuple(f"lora_{number}" for number in range(1, 11))
+_WHOLE = "checkpoint"
+_MODELS = {_WHOLE: paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
 
 
 def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
@@ -31,10 +34,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     Raises:
         ValueError: not exactly one of checkpoint and transformer is given.
     """
-    named = [kind for kind in _MODELS if kind in values]
-    if len(named) != 1:
-        raise ValueError(f"plan needs one of checkpoint and transformer; found {' and '.join(named) or 'neither'}.")
-    kind = named[0]
+    kind = _model_kind("plan", values)
     try:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
@@ -44,10 +44,14 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
+    try:
+        loras = tuple(paths.LORAS.resolve(str(given[name])) for name in _LORAS if name in given)
+    except ValueError as error:
+        return asdict(Forecast(ok=False, sentence=str(error)))
     host.follow_host_device()
     question = Question(
         path=path,
-        is_checkpoint=kind == "checkpoint",
+        is_checkpoint=kind == _WHOLE,
         precision=given.get("precision", "auto"),
         settings=settings,
         offload=OffloadSettings(
@@ -56,6 +60,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             vae_tiling=given.get("vae_tiling", "auto"),
         ),
         policy=memory.host_policy(),
+        loras=loras,
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
         clip=Clip(
             width=given.get("width", DEFAULT_WIDTH),
@@ -66,6 +71,32 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         steps=given.get("steps", DISTILL_STEPS),
     )
     return asdict(forecast(question))
+
+
+def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Say how much of a LoRA applies to what a loader has chosen.
+
+    Raises:
+        ValueError: not exactly one of checkpoint and transformer is given, or no LoRA.
+    """
+    kind = _model_kind("lora", values)
+    if "lora" not in values:
+        raise ValueError("lora needs lora, a name that the node offers.")
+    try:
+        path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
+    except ValueError as error:
+        return {"ok": False, "sentence": str(error)}
+    ok, sentence = describe_lora(
+        path, file, precision=str(values.get("precision", "auto")), is_checkpoint=kind == _WHOLE
+    )
+    return {"ok": ok, "sentence": sentence}
+
+
+def _model_kind(route: str, values: Mapping[str, Value]) -> str:
+    named = [kind for kind in _MODELS if kind in values]
+    if len(named) != 1:
+        raise ValueError(f"{route} needs one of checkpoint and transformer; found {' and '.join(named) or 'neither'}.")
+    return named[0]
 
 
 def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
@@ -137,8 +168,19 @@ PLAN = routes.Route(
         "batch": number(int, 1, 4096),
         "steps": number(int, 1, 50),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
+        **dict.fromkeys(_LORAS, plain_name),
     },
     answer=answer_plan,
+)
+LORA = routes.Route(
+    name="lora",
+    fields={
+        "checkpoint": plain_name,
+        "transformer": plain_name,
+        "precision": choice(*PRECISIONS),
+        "lora": plain_name,
+    },
+    answer=answer_lora,
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
@@ -150,4 +192,4 @@ DOWNLOAD = routes.Route(
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD)
+    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD)

@@ -19,6 +19,8 @@ from ..constants import GIB
 from ..errors import LightX2VError, NothingFitsError
 from ..handles import TransformerHandle
 from ..interfaces import Host
+from ..lora.changes import Lora
+from ..lora.reader import read_lora
 from ..memory.clip import Clip
 from ..settings import EngineSettings, HostPolicy, OffloadSettings
 from . import speed
@@ -39,6 +41,8 @@ class Question:
     policy: HostPolicy = field(default_factory=HostPolicy)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
+    loras: tuple[Path, ...] = ()
+    """What is put on the transformer, at any strength but 0."""
     clip: Clip
     steps: int = 4
 
@@ -69,6 +73,8 @@ class Forecast:
     is_tiled: bool = False
     plan: str = ""
     """The memory plan in one line."""
+    loras: tuple[str, ...] = ()
+    """How much of each LoRA applies, a sentence each."""
     reasons: tuple[str, ...] = ()
     """Why this engine and these back ends, and the plan."""
     vram: Share | None = None
@@ -92,13 +98,8 @@ def forecast(question: Question) -> Forecast:
     problem = shapes.size_problem(clip.width, clip.height, clip.num_frames)
     if problem:
         return Forecast(ok=False, sentence=problem)
-    checkpoint: Checkpoint | None = None
     try:
-        if question.is_checkpoint:
-            checkpoint = _resolve_checkpoint(question.path, question.precision, _signature(question.path))
-            files = checkpoint.transformer
-        else:
-            files = _resolve_transformer(question.path, _signature(question.path))
+        files, checkpoint = _find(question.path, question.precision, is_checkpoint=question.is_checkpoint)
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
             return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
@@ -108,6 +109,17 @@ def forecast(question: Question) -> Forecast:
     if checkpoint is not None and _lacks(checkpoint, question.uses):
         answer = replace(answer, ok=False, sentence=" ".join(missing))
     return replace(answer, missing=missing)
+
+
+def describe_lora(path: Path, lora: Path, *, precision: str, is_checkpoint: bool) -> tuple[bool, str]:
+    """Say whether a LoRA file can be put on the transformer at `path`, and how much of it applies or why not."""
+    try:
+        files, _ = _find(path, precision, is_checkpoint=is_checkpoint)
+        if files is None:
+            return False, "There is no transformer yet that it could be put on."
+        return True, str(_read_lora(lora, _signature(lora), files).report)
+    except LightX2VError as error:
+        return False, str(error)
 
 
 def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
@@ -140,6 +152,9 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     """Plan as a run would now, with a handle of its own."""
     host = Host(policy=question.policy)
     handle = TransformerHandle(files, question.settings, question.offload)
+    loras = [_read_lora(path, _signature(path), files) for path in question.loras]
+    for lora in loras:
+        handle = handle.with_lora(lora)
     sizes = handle.sizes_now(question.clip, host.device)
     if checkpoint is not None and checkpoint.text_encoder is not None and "text_encoder" in question.uses:
         sizes = replace(sizes, text_encoder_bytes=checkpoint.text_encoder.stat().st_size)
@@ -151,6 +166,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
+        loras=tuple(str(lora.report) for lora in loras),
         reasons=backends.reasons,
         tokens=question.clip.tokens,
     )
@@ -188,6 +204,14 @@ def _lacks(checkpoint: Checkpoint, uses: frozenset[str]) -> bool:
     return ("text_encoder" in uses and lacks_text) or ("vae" in uses and checkpoint.vae is None)
 
 
+def _find(path: Path, precision: str, *, is_checkpoint: bool) -> tuple[TransformerFiles | None, Checkpoint | None]:
+    """Return the files of a transformer, if there are any, and the whole checkpoint, if it is one."""
+    if not is_checkpoint:
+        return _resolve_transformer(path, _signature(path)), None
+    checkpoint = _resolve_checkpoint(path, precision, _signature(path))
+    return checkpoint.transformer, checkpoint
+
+
 @functools.lru_cache(maxsize=32)
 def _resolve_checkpoint(path: Path, precision: str, signature: int) -> Checkpoint:
     return resolve_checkpoint(path, precision)
@@ -196,6 +220,11 @@ def _resolve_checkpoint(path: Path, precision: str, signature: int) -> Checkpoin
 @functools.lru_cache(maxsize=32)
 def _resolve_transformer(path: Path, signature: int) -> TransformerFiles:
     return resolve_transformer(path)
+
+
+@functools.lru_cache(maxsize=32)
+def _read_lora(path: Path, signature: int, files: TransformerFiles) -> Lora:
+    return read_lora(path, files.header)
 
 
 def _signature(path: Path) -> int:

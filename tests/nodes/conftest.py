@@ -17,7 +17,7 @@ def models_dir(host, tmp_path, monkeypatch):
     """Model folders of a test's own, empty."""
     import folder_paths
 
-    keys = ("lightx2v", "diffusion_models", "text_encoders", "vae", "vae_approx")
+    keys = ("lightx2v", "diffusion_models", "text_encoders", "vae", "vae_approx", "loras")
     folders = {key: ([str(tmp_path / "models" / key)], folder_paths.folder_names_and_paths[key][1]) for key in keys}
     for paths, _ in folders.values():
         (tmp_path / "models").joinpath(paths[0]).mkdir(parents=True)

@@ -13,6 +13,7 @@ MODULES = {
     "kernels": "operations, matrix products, attentions; where a step goes",
     "memory.grid": "does the plan predict what is taken? how does cost grow?",
     "memory.caps": "does `auto` fit small cards and little RAM?",
+    "lora": "what LoRAs cost, and what of them survives",
     "loading": "how fast do weights load and stream?",
     "vae": "decoders and encoders whole and in tiles",
     "text": "the text encoder",

@@ -21,7 +21,7 @@ from ...engine.constants import (
 )
 from ...engine.errors import LightX2VError
 from ...engine.handles import TransformerHandle
-from ...engine.interfaces import Hooks
+from ...engine.interfaces import Hooks, Host
 from ...engine.kernels import attention, matmul, ops_torch
 from ...engine.kernels.implementations import load_ops
 from ...engine.kernels.ops import Ops, Rotary

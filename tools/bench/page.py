@@ -83,6 +83,17 @@ PLAIN = {
         "{what} | {gb:.2f} | {seconds:.1f} | {gb_per_s:.1f} | {ram_over_weights:.3f} | {first_ms:.1f} | {ms:.2f} | "
         "{compute_ms:.1f} | {ram_gib_above_start:.3f} | {locked_bytes}",
     ),
+    "lora": (
+        "LoRAs",
+        "A stack of ranks on all linear layers of the blocks, in rounds with none; mode none is resident, block is "
+        "streamed from RAM. Swap: what another stack costs the next run. Survives: how much of the exact change of one "
+        "layer that is in its output, by our branch, and by a sum that is rounded to the checkpoint's 8 bits.",
+        "ranks | precision | mode | s/step | more | swap s | ready s | other strength s | GiB planned / reserved | "
+        "survives | survives rounded",
+        "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {swap_seconds:.2f} | {ready_seconds:.2f} | "
+        "{again_seconds:.2f} | {sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {branch_survives:.3f} | "
+        "{rounded_survives:.3f}",
+    ),
     "vae": (
         "VAE",
         "Copies to and from the CPU included; tiles in latent cells; differences from the whole, of pixels in [0, 1] "
@@ -220,6 +231,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "prediction": ("grid", prediction),
     "growth": ("grid", growth),
     "kernels": ("kernels", kernels),
+    "loras": plain("lora"),
     "loading": plain("loading"),
     "vae": plain("vae"),
     "text-encoder": plain("text"),

@@ -22,7 +22,7 @@ const NATIVE = "lightx2v_with_native_nodes";
 const NODES = {
     [BASE]: [
         "LightX2VLoadCheckpoint", "LightX2VOffload", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler",
-        "LightX2VDecode", "LightX2VReport",
+        "LightX2VLora", "LightX2VDecode", "LightX2VReport",
     ],
     [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt"],
 };
@@ -175,6 +175,9 @@ async function takeNode(type, locale) {
                 text: "a red fox in the snow",
             };
             node.widgets.forEach((widget) => (widget.value = values[widget.name] ?? widget.value));
+            if (node.inputs.some((input) => input.type === "MODEL")) {
+                app.graph._nodes.find((other) => other.type === "LightX2VLoadCheckpoint").connect(0, node, "transformer");
+            }
         }
         return [...node.pos, ...node.size];
     }, type);

@@ -166,6 +166,11 @@ TOKENIZERS = ModelChoice(
     sources=((FOLDER, _tokenizer_folders), ("text_encoders", _tokenizer_folders)),
     put="put the folder google/umt5-xxl beside the text encoder file",
 )
+LORAS = ModelChoice(
+    what="LoRA",
+    sources=(("loras", _all_files),),
+    put="put a LoRA for Wan2.1 14B in models/loras",
+)
 VAES = ModelChoice(
     what="VAE",
     sources=(("vae", _all_files), ("vae_approx", _tiny_vae_files), (FOLDER, _vae_files)),

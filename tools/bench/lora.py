@@ -1,0 +1,211 @@
+"""What LoRAs cost: seconds a step beside none, resident and streamed; what of one survives, and how soon it is ready.
+
+Cases run one after the other in rounds, on one loaded checkpoint: the step is the median of all rounds, without each
+run's first one, which loads the LoRA. A case is ranks joined by +: 32+32 are two LoRAs. "ready" is the time from the
+file, in the page cache, to a LoRA that is loaded beside a loaded checkpoint; "again" the same with another strength.
+"survives" is how much of the exact change of one layer is in its output; "rounded", how much were if the sum were
+rounded to the checkpoint's 8 bits.
+
+    python tools bench lora --out lora.jsonl
+    python tools bench lora --dim 256 --ffn-dim 512 --layers 2 --width 64 --height 64 --frames 5   # any CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from . import pack
+from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, timed
+from .weights import PRECISIONS, load_template
+
+NONE = "none"
+# Of the weights, by their norms: a style at a strength that is used.
+_SHARE = 0.01
+# The branch may take this share more of a step of FP8 at 832x480x81, by rank.
+_MOST = {"H200": {64: 0.04, 128: 0.06}, "H100": {64: 0.06, 128: 0.09}}
+_MOST_STREAMED = 0.01
+_MOST_READY_SECONDS = 2.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_clip_options(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
+    parser.add_argument("--cases", nargs="+", default=["64", "128", "32+32+32+32+32", "160"], help="ranks of a stack")
+    parser.add_argument("--streamed", nargs="+", default=["64"], help="cases that run in mode block too")
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield a row for the survival, then for every case in every mode."""
+    options = bench.options
+    files = LoraFiles(bench)
+    yield survival(bench, files)
+    for mode, cases in (("none", options.cases), ("block", options.streamed)):
+        if bench.seconds_left <= 0:
+            return
+        handle = bench.load_transformer(options.precision, mode=mode)
+        try:
+            yield from measure_mode(bench, handle, files, mode, cases)
+        finally:
+            handle.unload()
+            clean_up(bench.device)
+
+
+class LoraFiles:
+    """Random LoRAs for the benchmark's checkpoint, written once each."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        template = load_template(bench.folder, bench.options)
+        prefix = "blocks.0."
+        self.weights = {
+            name.removeprefix(prefix).removesuffix(".weight"): weight
+            for name, weight in template.items()
+            if name.startswith(prefix) and name.endswith(".weight") and weight.ndim == 2
+        }
+
+    def path(self, rank: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Path:
+        """Return a file with a pair for every linear layer of every block; all blocks have the same."""
+        path = self._bench.temporary / f"rank{rank}-{seed}.safetensors"
+        if not path.exists():
+            tensors = {}
+            for number, (layer, weight) in enumerate(self.weights.items()):
+                down, up = self.pair(weight, rank, seed + number)
+                for index in range(self._bench.options.layers):
+                    start = f"diffusion_model.blocks.{index}.{layer}"
+                    tensors[f"{start}.lora_down.weight"] = down.to(dtype, copy=True)
+                    tensors[f"{start}.lora_up.weight"] = up.to(dtype, copy=True)
+            save_file(tensors, path)
+        return path
+
+    def pair(self, weight: torch.Tensor, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return down [r, K] and up [N, r] whose product is as large as _SHARE of the weight."""
+        generator = torch.Generator().manual_seed(seed)
+        rows, columns = weight.shape
+        down = torch.randn(rank, columns, generator=generator)
+        up = torch.randn(rows, rank, generator=generator)
+        product = ((down @ down.t()) * (up.t() @ up)).sum().sqrt()
+        return down, up * (_SHARE * weight.float().norm() / product)
+
+    def view(self, handle: pack.TransformerHandle, case: str) -> pack.TransformerHandle:
+        """Return the handle with a case's LoRAs."""
+        if case == NONE:
+            return handle
+        for number, rank in enumerate(map(int, case.split("+"))):
+            handle = handle.with_lora(handle.read_lora(self.path(rank, 100 * number)), 1.0)
+        return handle
+
+
+def measure_mode(
+    bench: Bench, handle: pack.TransformerHandle, files: LoraFiles, mode: str, cases: Sequence[str]
+) -> Iterator[Row]:
+    """Run the cases, and none, in rounds."""
+    options, runs = bench.options, {case: [] for case in (NONE, *cases)}  # type: dict[str, list[Row]]
+    views: dict[str, Any] = {}
+    for case in runs:
+        # The file is in the page cache: it was written just now.
+        views[case] = files.view(handle, case)
+    conditioning = pack.of_rows(text_rows(torch.Generator().manual_seed(1)), handle.text_dim)
+    for number in range(options.rounds + 1):
+        for case, view in views.items():
+            if bench.seconds_left <= 0 and number > 1:
+                break
+            clean_up(bench.device)
+            latents = pack.pipeline.sample(
+                view,
+                conditioning,
+                torch.zeros(1, *bench.shape),
+                pack.SamplingSettings(seed=1, method="euler", steps=options.steps),
+                hooks=pack.Hooks(),
+            )
+            if number:  # The first round warms up.
+                runs[case].append(report_row(latents))
+    common = {"precision": options.precision, "size": f"{options.width}x{options.height}", "frames": options.frames}
+    base = statistics.median(step for run in runs[NONE] for step in run["step_seconds"][1:])
+    for case, found in runs.items():
+        steps = [step for run in found for step in run["step_seconds"][1:]]
+        row: Row = {"what": case, "mode": mode, "step": statistics.median(steps), "steps": steps}
+        row |= {"more": row["step"] / base - 1, **found[-1]}
+        if case != NONE:
+            row |= {"swap_seconds": statistics.median(run["load_transformer_seconds"] for run in found)}
+        yield common | row
+    yield common | {"mode": mode, "what": "rank 64 in FP32"} | readiness(bench, handle, files, mode)
+
+
+def readiness(bench: Bench, handle: pack.TransformerHandle, files: LoraFiles, mode: str) -> Row:
+    """Return how long a LoRA takes from its file to where it rests, and another strength of it."""
+    path = files.path(64, 7, torch.float32)
+    path.read_bytes()  # into the page cache
+    host = pack.Host()
+    clip = pack.Clip.of_latents((1, *bench.shape))
+    plan = handle.room(host).plan_run(handle.sizes_now(clip, host.device))
+    handle.load(plan, host.device, pack.Hooks())
+
+    def load(strength: float) -> None:
+        view = handle.with_lora(handle.read_lora(path), strength)
+        view.load(plan, host.device, pack.Hooks())
+
+    ready, _ = timed(lambda: load(1.0), bench.device)
+    again, _ = timed(lambda: load(0.5), bench.device)
+    return {"ready_seconds": ready, "again_seconds": again, "gb": path.stat().st_size / 1e9}
+
+
+def survival(bench: Bench, files: LoraFiles) -> Row:
+    """Return how much of a LoRA is in a layer's output, and how much rounding its sum with the weight would leave."""
+    device, precision = bench.device, bench.options.precision
+    dtype = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
+    row: Row = {"what": "ffn.0, 1 % of the weights", "mode": "one layer", "precision": precision}
+    if dtype is None:
+        return row | {"problem": "weights that are not in 8 bits round little"}
+    weight = files.weights["ffn.0"].to(device).float()
+    down, up = (part.to(device) for part in files.pair(weight.cpu(), 64, 3))
+    codes, scale = torch.empty_like(weight, dtype=dtype), weight.new_empty(len(weight), 1)
+    pack.quantize(weight, codes, scale)
+    plain = codes.float() * scale
+    x = torch.randn(1024, weight.shape[1], generator=torch.Generator().manual_seed(4)).to(device).bfloat16()
+    rows, row_scale = torch.empty_like(x, dtype=dtype), x.new_empty(len(x), 1, dtype=torch.float32)
+    pack.quantize(x, rows, row_scale)
+    exact = (rows.float() * row_scale) @ down.t() @ up.t()
+    down_codes, down_scale = torch.empty_like(down, dtype=dtype), down.new_empty(len(down), 1)
+    pack.quantize(down, down_codes, down_scale)
+    hidden = ((rows.float() * row_scale) @ (down_codes.float() * down_scale).t()).bfloat16()
+    branch = hidden.float() @ up.bfloat16().float().t()
+    merged, merged_scale = torch.empty_like(codes), torch.empty_like(scale)
+    pack.quantize(plain + up @ down, merged, merged_scale)
+    rounded = (rows.float() * row_scale) @ (merged.float() * merged_scale - plain).t()
+    norm = exact.square().sum()
+    for name, change in (("branch", branch), ("rounded", rounded)):
+        row[f"{name}_survives"] = float((change * exact).sum() / norm)
+        row[f"{name}_error"] = float((change - exact).norm() / norm.sqrt())
+    return row
+
+
+def check(rows: Sequence[Row]) -> list[str]:
+    """Return what misses a target."""
+    problems = []
+    for row in rows:
+        card = next((limits for name, limits in _MOST.items() if name in row.get("card", "")), {})
+        more = row.get("more")
+        if more is None or "problem" in row:
+            continue
+        most = card.get(sum(map(int, row["what"].split("+")))) if row["what"] != NONE else None
+        if row["mode"] == "none" and most is not None and more > most:
+            problems.append(f"rank {row['what']} takes {more:.1%} of a step more, at most {most:.0%} are wanted")
+    steps = {(row["mode"], row["what"]): row["step"] for row in rows if "step" in row}
+    for (mode, case), step in steps.items():
+        resident = steps.get(("none", case))
+        if mode == "block" and case != NONE and resident and step > resident * (1 + _MOST_STREAMED):
+            problems.append(f"rank {case} streamed takes {step / resident - 1:.1%} longer than resident")
+    problems += [
+        f"a LoRA of {row['gb']:.1f} GB is ready in {row['ready_seconds']:.1f} s"
+        for row in rows
+        if row.get("ready_seconds", 0) > _MOST_READY_SECONDS and row["gb"] > 1
+    ]
+    return problems
