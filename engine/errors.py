@@ -6,7 +6,16 @@ exceptions are never wrapped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+# user:password@ of a URL, up to the last @ before the path.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which URLs have no user and password, as everything that is printed, logged or reported."""
+    return _CREDENTIALS.sub("", text)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

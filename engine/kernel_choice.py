@@ -37,7 +37,7 @@ from .kernels.ops import Rotary
 from .memory.clip import Clip
 from .memory.plan import MemoryPlan
 from .memory.room import Room
-from .system import release_memory
+from .system import is_surely_out_of_memory, release_memory
 from .wan.kernels import Kernels, build_kernels
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,14 @@ def _measure(wanted: Wanted, device: torch.device, hooks: Hooks) -> bool:
     begun, num_timed = time.perf_counter(), 0
     for problem in _unmeasured(backends, device):
         time_all = _time_attention if problem == backends.attention.problem else _time_linears
-        with torch.no_grad():
-            seconds = time_all(backends, device, hooks)
+        seconds: dict[str, float] = {}
+        try:
+            with torch.no_grad():
+                seconds = time_all(backends, device, hooks)
+        except RuntimeError as error:
+            if not is_surely_out_of_memory(error):
+                raise
+            logger.info("LightX2V: %s: not measured, for lack of memory; the next run tries it again.", problem)
         release_memory(device)
         if seconds:
             notes.add_times(trials.combination_of(trials.find_facts(device), device), problem, seconds)

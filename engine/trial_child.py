@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 
@@ -18,6 +19,7 @@ def main(request: dict[str, Any]) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     _end_quietly()
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
     def say(**facts: Any) -> None:
         out.write(f"{request['mark']}{json.dumps(facts)}\n")
@@ -41,6 +43,12 @@ def main(request: dict[str, Any]) -> None:
     # Without what libraries do at exit, which may go wrong too.
     out.close()
     os._exit(0)
+
+
+def _end_with_the_parent() -> None:
+    """Wait for the end of the input, which is that of the process that waits for an answer."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _end_quietly() -> None:

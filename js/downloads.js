@@ -27,7 +27,7 @@ async function refresh(wasRunning = false) {
         clearTimeout(timer);
         if (progress.is_running) {
             timer = setTimeout(() => refresh(true), POLL_MS);
-        } else if (wasRunning && !progress.problem) {
+        } else if (wasRunning && progress.is_complete) {
             // The loaders' lists are read anew, and with them the plan lines.
             await app.refreshComboInNodes();
             onArrival();
@@ -65,8 +65,8 @@ function describeProgress(progress) {
 }
 
 function describeEnd(progress) {
-    if (progress.problem) {
-        return [element("div", { style: { color: COLORS.warn, overflowWrap: "anywhere" } }, progress.problem)];
+    if (progress.is_complete) {
+        return [element("div", { style: { color: COLORS.ok } }, `The download of ${progress.name} is complete.`)];
     }
-    return progress.name ? [element("div", { style: { color: COLORS.ok } }, `The download of ${progress.name} is complete.`)] : [];
+    return progress.problem ? [element("div", { style: { color: COLORS.warn, overflowWrap: "anywhere" } }, progress.problem)] : [];
 }

@@ -125,7 +125,7 @@ def _get(options: argparse.Namespace) -> None:
 
 def _show_plan(plan: Plan) -> None:
     for file in plan.files:
-        state = "there" if file.has_right_size else "in the way" if file.target.exists() else "to fetch"
+        state = "there" if file.has_right_size else "in the way" if file.is_in_the_way else "to fetch"
         if state == "to fetch" and file.part.exists():
             state = "begun"
         print(f"{state:>10}  {file.remote.num_bytes:>15,}  {file.target}")

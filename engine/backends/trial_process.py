@@ -118,13 +118,13 @@ class _Child:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed where the child is left
         try:
             self._process = _start(self._errors)
-        except OSError as error:
+        except NoChildError:
             self._errors.close()
-            raise NoChildError(str(error)) from error
+            raise
         request = {
             "mark": self._mark,
             "pack": str(_PACK),
-            "path": sys.path,
+            "path": [str(path) for path in sys.path],
             "device": device,
             "trials": [asdict(trial) for trial in trials],
         }
@@ -170,10 +170,10 @@ class _Child:
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        # A child that has ended already says so itself.
+        # A child that has ended already says so itself. One whose parent ends sees the end of this.
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()
 
     def _read(self) -> None:
         """Take what bears the mark from the child's output, which may hold anything."""
@@ -203,8 +203,7 @@ def _start(errors: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start this interpreter as this process was started, without a window or a Ctrl-C of its own.
 
     Raises:
-        NoChildError: the interpreter is part of a program.
-        OSError: the system refuses.
+        NoChildError: the interpreter is part of a program, or the system refuses.
     """
     name = Path(sys.executable or "").name
     if getattr(sys, "frozen", False) or "python" not in name.lower():
@@ -215,7 +214,10 @@ def _start(errors: IO[bytes]) -> subprocess.Popen[bytes]:
     options: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **options)
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, **options)
+    except OSError as error:
+        raise NoChildError(str(error)) from error
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapters.hub.download import download
-from ..checkpoints.published import DownloadError, Variant
-from ..errors import CheckpointError
+from ..checkpoints.published import Variant
+from ..errors import LightX2VError, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +20,14 @@ class Progress:
 
     name: str = ""
     is_running: bool = False
+    is_complete: bool = False
+    """Whether everything has arrived, is right, and is a checkpoint that the loader takes."""
     done_bytes: int = 0
     num_bytes: int = 0
     what: str = ""
     """The file that is fetched or checked."""
     problem: str = ""
-    """Why it ended early; empty while it runs and after it succeeded."""
+    """Why it ended otherwise; empty while it runs and after it succeeded."""
 
 
 class _StoppedError(Exception):
@@ -55,7 +57,11 @@ class Downloads:
             self._thread = threading.Thread(
                 target=self._run, args=(variant, models_dir, endpoint), name="lightx2v-download", daemon=True
             )
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                self._thread = None
+                self.progress = Progress(name=variant.name, problem=f"Restart ComfyUI: {error}.")
 
     def stop(self) -> None:
         """Stop fetching; what has arrived is kept for the next time."""
@@ -67,18 +73,28 @@ class Downloads:
             self._thread.join()
 
     def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
-        problem = ""
+        # Success is known by the last line of the work; whatever else ends this thread is a failure.
+        is_complete, problem = False, "The download ended before it was complete; ComfyUI's log says more."
         try:
             download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop, endpoint=endpoint)
+            is_complete, problem = True, ""
         except _StoppedError:
             problem = "Stopped. What has arrived is kept; the next time goes on from there."
-        except (DownloadError, CheckpointError, OSError) as error:
+        except (LightX2VError, OSError) as error:
             problem = str(error)
             logger.warning("LightX2V: the download of %s failed: %s", variant.name, error)
+        except Exception as error:
+            kind = type(error).__name__
+            problem = f"Please report this with ComfyUI's log: the download ended with {kind}: {error}"
+            raise
         finally:
             last = self.progress
             self.progress = Progress(
-                name=variant.name, done_bytes=last.done_bytes, num_bytes=last.num_bytes, problem=problem
+                name=variant.name,
+                is_complete=is_complete,
+                done_bytes=last.done_bytes,
+                num_bytes=last.num_bytes,
+                problem=without_passwords(problem),
             )
 
     def _note(self, done: int, total: int, what: str) -> None:

@@ -56,7 +56,7 @@ def test_a_node_can_be_dragged_out_of_the_library(step):
 def test_a_first_visit_ends_with_the_weights_in_place(step):
     arrival = step("arrive")
     assert "was not found in the model folders" in arrival["before"] or "No checkpoint was found" in arrival["before"]
-    assert arrival["after"].startswith("Fits.") and "fp8, 2 blocks" in arrival["after"]
+    assert arrival["after"].startswith("Fits.") and "fp8 file, bf16 compute, 2 blocks" in arrival["after"]
 
 
 @pytest.mark.parametrize("workflow", sorted(examples.FOLDER.glob("lightx2v_*.json")), ids=lambda path: path.stem)

@@ -35,7 +35,7 @@ def ask(server, path, body=None, **headers):
 
 def test_the_plan_of_a_checkpoint(server):
     status, plan = ask(server, "plan?checkpoint=tiny&precision=int8&width=128&height=64&frames=9&batch=2&steps=4")
-    assert status == 200 and plan["ok"] and plan["detected"].startswith("int8, 2 blocks")
+    assert status == 200 and plan["ok"] and plan["detected"].startswith("int8 file, bf16 compute, 2 blocks")
     assert (plan["engine"], plan["tokens"], plan["missing"]) == ("portable", 96, [])
 
 

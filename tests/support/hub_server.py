@@ -40,6 +40,8 @@ class HubServer:
         """Name of a file -> bytes after which its connection breaks, once."""
         self.statuses: dict[str, int] = {}
         """Name of a file, or "api" -> status to answer with."""
+        self.listings: dict[str, bytes] = {}
+        """Repository -> what is answered, with status 200, instead of its listing."""
         self.ignores_ranges = False
         self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -120,7 +122,8 @@ def _handler(hub: HubServer):
             if "api" in hub.statuses or repository not in hub.repositories:
                 self._answer(hub.statuses.get("api", 404), b'{"error": "Repository not found"}')
             else:
-                self._answer(200, json.dumps(hub.describe(repository)).encode())
+                described = hub.listings.get(repository) or json.dumps(hub.describe(repository)).encode()
+                self._answer(200, described)
 
         def _resolve(self, path):
             repository, _, rest = path.strip("/").partition("/resolve/")

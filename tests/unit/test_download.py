@@ -297,6 +297,102 @@ def test_a_hub_that_is_not_there(models_dir):
     assert not models_dir.exists()
 
 
+LISTED = {"rfilename": "a", "size": 12, "blobId": "1" * 40}
+LFS = {"sha256": "2" * 64, "size": 12, "pointerSize": 1}
+
+
+def listing(entry=None, **fields):
+    return json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": [LISTED | (entry or {})], **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<html>Sign in</html>", "JSONDecodeError"),
+        (b"[]", "TypeError"),
+        (b"[" * 100_000, "RecursionError"),
+        (listing(siblings="x"), "TypeError"),
+        (listing(siblings=[5]), "TypeError"),
+        (listing({"rfilename": "a\0b"}), r"the path is 'a\x00b'"),
+        (listing({"rfilename": "\ud800.safetensors"}), r"the path is '\ud800.safetensors'"),
+        (listing({"rfilename": "a\nb"}), r"the path is 'a\nb'"),
+        (listing({"rfilename": 5}), "the path is 5"),
+        (listing({"size": "12"}), "the size of a is '12'"),
+        (listing({"size": -1}), "the size of a is -1"),
+        (listing({"size": True}), "the size of a is True"),
+        (listing({"size": 1e999}), "the size of a is inf"),
+        (listing({"size": None}), "the size of a is None"),
+        (listing({"size": 10**400}), "the size of a is 1000"),
+        (listing({"lfs": {**LFS, "sha256": "../../.."}}), "the hash of a is '../../..'"),
+        (listing({"lfs": {**LFS, "sha256": None}}), "the hash of a is None"),
+        (listing({"lfs": {**LFS, "sha256": "A" * 64}}), "the hash of a is 'AAAA"),
+        (listing({"lfs": 5}), "TypeError"),
+        (listing({"blobId": None}), "the hash of a is None"),
+        (listing({"blobId": "../x"}), "the hash of a is '../x'"),
+        (listing(sha="../main"), "the commit is '../main'"),
+        (listing(sha=None), "the commit is None"),
+        (listing(lastModified="x"), "ValueError"),
+    ],
+    ids=str,
+)
+def test_a_hostile_listing_is_refused_with_what_to_do(fetch, hub, models_dir, body, words):
+    hub.listings[MODEL_REPOSITORY] = body
+    with pytest.raises(DownloadError) as caught:
+        fetch()
+    assert str(caught.value).startswith(f"Open {hub.url}/{MODEL_REPOSITORY} in a browser: if a login page")
+    assert words in str(caught.value) and len(str(caught.value)) < 800
+    assert not models_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("socks5://127.0.0.1:9", "Run 'python -m pip install socksio', which a SOCKS proxy needs"),
+        ("socks5h://me:secret@127.0.0.1:9", "Run 'python -m pip install socksio', which a SOCKS proxy needs"),
+        ("socks4://me:secret@127.0.0.1:9", "Check the proxy of the environment"),
+        ("ftp://127.0.0.1:9", "Check the proxy of the environment"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_a_sentence(models_dir, proxy, words):
+    done = run("get", "fp8", "--models-dir", models_dir, environment={"ALL_PROXY": proxy, "NO_PROXY": ""})
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.strip().startswith(f"download: {words}")
+    assert "Traceback" not in done.stderr and "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "htp://x", "http://a..b", f"http://{'a' * 70}.org", "http://\x01"])
+def test_an_address_that_is_none_is_a_sentence(models_dir, endpoint):
+    with pytest.raises(DownloadError, match=r"[Ss]et HF_ENDPOINT") as caught:
+        download(FP8, models_dir, endpoint=endpoint)
+    assert caught.value.problem == "unreachable"
+
+
+@pytest.mark.parametrize("kind", [{"api": 401}, {"api": 503}, {}, None])
+def test_a_password_in_the_address_is_in_no_message(hub, models_dir, kind):
+    hub.statuses = kind or {}
+    if kind == {}:
+        hub.listings[MODEL_REPOSITORY] = b"[]"
+    port = 9 if kind is None else hub.url.rpartition(":")[2]
+    with pytest.raises(DownloadError) as caught:
+        download(FP8, models_dir, endpoint=f"http://me:sec@ret@127.0.0.1:{port}")
+    assert "ret@" not in str(caught.value) and "sec" not in str(caught.value)
+    assert f"http://127.0.0.1:{port}" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["", "gone/", "../"])
+def test_a_link_to_a_drive_that_is_not_there_is_not_replaced_unasked(fetch, hub, models_dir, where):
+    files = plan_download(FP8, models_dir, endpoint=hub.url).files
+    target = next(file.target for file in files if file.target.name == "Wan2.1_VAE.pth")
+    target.parent.mkdir(parents=True)
+    target.symlink_to(f"{where}elsewhere.pth")
+    with pytest.raises(DownloadError, match=r"a link to .*elsewhere\.pth, which is not there") as caught:
+        fetch()
+    assert caught.value.problem == "in the way" and target.is_symlink()
+    fetch(replace=True)
+    assert target.is_file() and not target.is_symlink()
+    assert not (target.parent / f"{where}elsewhere.pth").exists()
+
+
 def test_one_download_at_a_time(fetch):
     errors = []
 

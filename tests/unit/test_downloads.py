@@ -5,7 +5,8 @@ import shutil
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import PUBLISHED
-from lightx2v_pack.engine.panel.downloads import Downloads
+from lightx2v_pack.engine.panel import downloads as panel_downloads
+from lightx2v_pack.engine.panel.downloads import Downloads, Progress
 from support import checkpoints
 from support.hub_server import HubServer
 
@@ -28,7 +29,7 @@ def fetch(downloads, folder, hub):
 
 def test_a_variant_arrives_whole(hub, tmp_path):
     progress = fetch(Downloads(), tmp_path / "models", hub)
-    assert (progress.name, progress.is_running, progress.problem) == ("fp8", False, "")
+    assert (progress.name, progress.is_running, progress.is_complete, progress.problem) == ("fp8", False, True, "")
     assert progress.done_bytes == progress.num_bytes > 0
     assert (tmp_path / "models" / FP8.entry / "distill_fp8" / "block_1.safetensors").is_file()
 
@@ -50,3 +51,52 @@ def test_a_failure_is_told_and_the_next_try_works(hub, tmp_path):
     assert "answered with status 500" in fetch(downloads, tmp_path, hub).problem
     hub.statuses.clear()
     assert fetch(downloads, tmp_path, hub).problem == ""
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Sign in</html>", b"[]", b"null", b"[" * 100_000, b'{"id": "a/b"}', b"\xff\xfe"]
+)
+def test_an_answer_that_is_no_listing_is_no_success(hub, tmp_path, body):
+    hub.listings[MODEL_REPOSITORY] = body
+    progress = fetch(Downloads(), tmp_path / "models", hub)
+    assert (progress.is_running, progress.is_complete) == (False, False)
+    assert progress.problem.startswith(f"Open {hub.url}/") and "is no listing" in progress.problem
+    assert not (tmp_path / "models").exists()
+
+
+class _PanicError(BaseException):
+    """As libraries in Rust end."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("sha256"), "KeyError: 'sha256'"),
+        (ImportError("no socksio"), "ImportError: no socksio"),
+        (RuntimeError("http://user:secret@proxy"), "RuntimeError: http://proxy"),
+        (MemoryError(), "MemoryError"),
+        (_PanicError(), "ended before it was complete"),
+    ],
+)
+def test_success_is_a_fact_that_no_other_end_has(tmp_path, monkeypatch, error, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(panel_downloads, "download", fail)
+    downloads = Downloads()
+    downloads.start(FP8, tmp_path)
+    downloads.wait()
+    assert (downloads.progress.is_running, downloads.progress.is_complete) == (False, False)
+    assert words in downloads.progress.problem
+
+
+def test_a_thread_that_cannot_start_is_a_failure(tmp_path, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(panel_downloads.threading.Thread, "start", refuse)
+    downloads = Downloads()
+    downloads.start(FP8, tmp_path)
+    downloads.wait()
+    assert downloads.progress == Progress(name="fp8", problem="Restart ComfyUI: can't start new thread.")

@@ -223,6 +223,21 @@ def test_what_fails_is_not_measured_and_not_taken(clock, monkeypatch, caplog):
     assert times.keys() == {"sage_triton", "sdpa"}
 
 
+def test_a_full_card_measures_another_time(clock, path, monkeypatch, caplog):
+    clock.attention(sage_attn2=0.02)
+    real = kernel_choice._attentions
+
+    def fill(*given):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(kernel_choice, "_attentions", fill)
+    with caplog.at_level(logging.INFO):
+        assert run(load("bf16"))[1]["attention"] == "sage_attn2"
+    assert "not measured, for lack of memory" in caplog.text
+    monkeypatch.setattr(kernel_choice, "_attentions", real)
+    assert run(load("bf16"))[1]["attention"] == "sage_triton"
+
+
 # The rule
 
 

@@ -19,7 +19,7 @@ from support.checkpoints import distilled, scratch, transformer_weights
 from support.contract_of_a_transformer import travel_as_on_a_gpu
 from support.engine import conditioning_of, open_transformer
 from support.mapped_files import mapped_below, needs_proc
-from support.tensors import normal, quantized, relative_error
+from support.tensors import normal, quantized, relative_error, skip_without_scaled_mm
 from support.wan_reference import dequantized, reference_flow
 
 WEIGHTS = transformer_weights()
@@ -82,6 +82,8 @@ def unloaded(precision="bf16", matmul=None, mode="none", resident_blocks=0):
 
 
 def loaded(*options, stack=None):
+    if "scaled_mm" in options:
+        skip_without_scaled_mm()
     transformer = unloaded(*options)
     transformer.load(Hooks())
     if stack is not None:

@@ -134,6 +134,15 @@ def test_a_cancel_ends_the_child_and_nothing_is_noted(kept, packages, monkeypatc
     assert not kept.exists()
 
 
+def test_a_child_ends_with_the_process_that_waits_for_it():
+    child = trial_process._Child([Named(task="attention", kernel="sdpa")], "cpu")
+    try:
+        child._process.stdin.close()
+        assert child._process.wait(60) == 1
+    finally:
+        child.__exit__()
+
+
 def frozen(monkeypatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
 

@@ -14,6 +14,7 @@ from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
 from lightx2v_pack.engine.panel.advice import rank_files
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
+from lightx2v_pack.tools.pictures import take
 from support import checkpoints, examples
 from support.examples import set_options
 from support.wan_14b import choose_kernels, make_sizes
@@ -164,6 +165,15 @@ def test_template_makes_its_video(name, models_dir, tmp_path, capsys):
     assert details["sample"]["precision"] == precision
     assert len(details["sample"]["step_seconds"]) == num_takes
     assert details["decode"]["tiled"] == is_tiled
+
+
+def test_every_template_has_a_plan_for_its_picture():
+    """For the file that the template loads, on a card that it fits."""
+    assert set(take.PLANS) == {path.stem for path in TEMPLATES}
+    for name, (precision, *_) in MADE_FOR.items():
+        answer = take.PLANS[f"lightx2v_{name}"]
+        assert answer["ok"] and answer["detected"].startswith(f"{precision}, 40 blocks, ") and answer["seconds"]
+        assert answer["offload"] == MADE_FOR[name][3]
 
 
 def test_every_template_is_run():

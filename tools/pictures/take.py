@@ -18,77 +18,70 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ...engine.backends.choose import Wanted, choose
+from ...engine.backends.table import Machine
+from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED
 from ...engine.constants import DISTILL_STEPS, GIB
 from ...engine.memory.clip import Clip
-from ...engine.memory.plan import Budget, Wish, plan_run
+from ...engine.memory.needs import Budget
+from ...engine.memory.plan import Wish, plan_run
 from ...engine.panel.forecast import Forecast, Share
-from ...engine.panel.speed import History, Setup
+from ...engine.panel.speed import History, setup_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support import checkpoints, examples, loras  # noqa: E402
 from support.comfy_server import ComfyServer  # noqa: E402
-from support.wan_14b import WAN_14B, choose_kernels, make_sizes  # noqa: E402
+from support.wan_14b import make_files, make_sizes  # noqa: E402
 
 LORA = "wan21_14b_watercolour_rank32.safetensors"
-# By precision: what was detected, bytes of the text encoder's file.
-PRECISIONS = {
-    "fp8": ("fp8, 40 blocks, 13.6 GiB", 6_730_000_000),
-    "int8": ("int8, 40 blocks, 13.6 GiB", 6_730_000_000),
-    "bf16": ("bf16, 40 blocks, 26.6 GiB", 11_361_920_418),
-}
+# An RTX 40 with Triton.
+MACHINE = Machine(capability=(8, 9), system="linux", torch="2.11.0", packages={"triton": "3.6.0"})
 
 
 def plan(
     computer: tuple[str, float, float],
     *,
-    scheme: str = "fp8",
+    precision: str = "int8",
     size: tuple[int, int] = (832, 480),
     batch: int = 1,
     tiling: str = "auto",
 ) -> dict[str, Any]:
-    """Return the answer of /lightx2v/plan for 81 frames on an RTX 40 with Triton and SageAttention.
+    """Return the answer of /lightx2v/plan for 81 frames.
 
     Args:
         computer: card, and GiB that can be had of its VRAM and of RAM.
-        scheme: fp8 | int8 | bf16.
+        precision: fp8 | int8 | bf16.
         size: width and height.
         batch: number of videos.
         tiling: of the decode, as in the template.
     """
     card, vram, ram = computer
-    detected, text_encoder_bytes = PRECISIONS[scheme]
     clip = Clip(width=size[0], height=size[1], num_frames=81, batch=batch)
-    sizes = replace(make_sizes(clip, choose_kernels(scheme, "auto")), text_encoder_bytes=text_encoder_bytes)
+    backends = choose(MACHINE, Wanted(precision=precision, dim=ARCHITECTURE.dim, ffn_dim=ARCHITECTURE.ffn_dim))
+    text_encoder = next(part for part in PUBLISHED[precision].parts if part.what == "text encoder")
+    sizes = replace(make_sizes(clip, backends), text_encoder_bytes=text_encoder.num_bytes)
     budget = Budget(vram=int(vram * GIB), ram=int(ram * GIB))
     found = plan_run(sizes, budget, Wish(tiling=tiling))
-    backends = found.backends
-    setup = Setup(
-        card=card,
-        architecture=WAN_14B,
-        engine=backends.engine,
-        compute=backends.inputs,
-        attention=backends.attention.name,
-        matmul=backends.matmul.name,
-        ops=backends.blocks.name,
-        offload=found.placement.mode,
-    )
     is_tiled = found.decode.tile is not None
+    setup = setup_of(backends, card, ARCHITECTURE, found.placement.mode, clip.tokens)
     duration = History().predict(setup, clip, DISTILL_STEPS, is_tiled=is_tiled)
+    num_bytes = make_files(precision).num_bytes
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=detected,
-        engine=setup.engine,
-        attention=setup.attention,
-        matmul=setup.matmul,
-        offload=setup.offload,
+        detected=f"{backends.numbers}, {ARCHITECTURE.num_layers} blocks, {num_bytes / GIB:.3g} GiB",
+        engine=backends.engine,
+        attention=backends.attention.name,
+        matmul=backends.matmul.name,
+        offload=found.placement.mode,
         resident_blocks=found.placement.resident_blocks,
         is_tiled=is_tiled,
         vram=Share(needed=found.vram, available=int(vram * GIB)),
         ram=Share(needed=found.ram, available=budget.ram),
         seconds=duration.seconds,
+        step_seconds=duration.step_seconds,
         basis=duration.basis,
     )
     return asdict(answer)
@@ -101,12 +94,12 @@ RTX_4070 = ("RTX 4070", 11.0, 26.0)
 RTX_4090 = ("RTX 4090", 23.0, 26.0)
 PLANS = {
     "lightx2v_text_to_video_480p": plan(RTX_4070),
-    "lightx2v_with_native_nodes": plan(RTX_4070),
+    "lightx2v_with_native_nodes": plan(RTX_4070, precision="fp8"),
     "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),
     "lightx2v_16gb_720p": plan(RTX_4060_TI, size=(1280, 720), tiling="on"),
     "lightx2v_24gb_four_takes": plan(RTX_4090, batch=4),
-    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), scheme="bf16"),
-    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0), scheme="int8"),
+    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), precision="bf16"),
+    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0)),
     "lightx2v_prompt_list": plan(RTX_4090),
 }
 

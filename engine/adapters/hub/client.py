@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ...checkpoints.published import DownloadError
+from ...errors import without_passwords
 
 _LISTING_SECONDS = 30
+# More than a file system holds in one file.
+_MAX_BYTES = 2**53
+# Paths that a file system can have: no control characters, no halves of a surrogate pair.
+_PATH = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+# What huggingface_hub's reading of an answer raises when that is no listing: not JSON, another shape, another type.
+_NO_LISTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +62,45 @@ def list_repository(repository: str, endpoint: str | None) -> Listing:
 
     api = HfApi(endpoint=endpoint)
     with _explained(repository, api.endpoint):
-        info = api.model_info(repository, files_metadata=True, timeout=_LISTING_SECONDS)
-    files = [
-        RemoteFile(
-            path=entry.rfilename,
-            num_bytes=entry.size or 0,
-            sha256=entry.lfs.sha256 if entry.lfs else None,
-            git_sha1=None if entry.lfs else entry.blob_id,
-        )
-        for entry in info.siblings or ()
-    ]
-    return Listing(repository=repository, commit=str(info.sha), files={file.path: file for file in files})
+        try:
+            info = api.model_info(repository, files_metadata=True, timeout=_LISTING_SECONDS)
+            files = [_read_entry(entry) for entry in info.siblings or ()]
+            commit = _matching("commit", info.sha, _SHA1)
+        except _NO_LISTING as error:
+            # What the idna codec says of a host's name.
+            if isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError):
+                raise _bad_address(repository, api.endpoint, error) from error
+            raise DownloadError(
+                "unreachable",
+                f"Open {without_passwords(api.endpoint)}/{repository} in a browser: if a login page of the network "
+                "comes, sign in there; if a mirror is set (HF_ENDPOINT), choose another. What answered there is no "
+                f"listing of {repository}: {type(error).__name__}: {_shortened(str(error))}.",
+            ) from error
+    return Listing(repository=repository, commit=commit, files={file.path: file for file in files})
+
+
+def _read_entry(entry: Any) -> RemoteFile:
+    """Check a file of a listing: its path, size and hash become names and numbers of files here.
+
+    Raises:
+        ValueError, AttributeError: it is not what the hub lists.
+    """
+    path, size = _matching("path", entry.rfilename, _PATH), entry.size
+    if type(size) is not int or not 0 <= size <= _MAX_BYTES:
+        raise ValueError(f"the size of {path} is {size!r}")
+    sha256 = _matching(f"hash of {path}", entry.lfs.sha256, _SHA256) if entry.lfs else None
+    git_sha1 = None if entry.lfs else _matching(f"hash of {path}", entry.blob_id, _SHA1)
+    return RemoteFile(path=path, num_bytes=size, sha256=sha256, git_sha1=git_sha1)
+
+
+def _matching(what: str, value: Any, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"the {what} is {value!r}")
+    return value
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def read_file(listing: Listing, file: RemoteFile, part: BinaryIO, endpoint: str | None) -> None:
@@ -93,20 +130,56 @@ def network_errors() -> tuple[type[Exception], ...]:
     return (base, OfflineModeIsEnabled)
 
 
+def _address_errors() -> tuple[type[Exception], ...]:
+    """Return what a URL raises that is none; in httpx that is no broken connection."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    return (getattr(client, "InvalidURL", None) or client.exceptions.InvalidURL,)
+
+
+def _open_session() -> None:
+    """Make huggingface_hub's HTTP client, which reads the proxies of the environment.
+
+    Raises:
+        DownloadError: a proxy cannot be used.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    try:
+        get_session()
+    except ImportError as error:
+        raise DownloadError(
+            "unreachable",
+            "Run 'python -m pip install socksio', which a SOCKS proxy needs, or set a proxy that is none (HTTPS_PROXY, "
+            f"ALL_PROXY). {error}",
+        ) from error
+    except ValueError as error:
+        raise DownloadError(
+            "unreachable",
+            "Check the proxy of the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY): it has to be an address such as "
+            f"http://127.0.0.1:7890. {without_passwords(str(error))}",
+        ) from error
+
+
 @contextmanager
 def _explained(what: str, endpoint: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
+    _open_session()
+    endpoint = without_passwords(endpoint)
     try:
         yield
     except HfHubHTTPError as error:
         raise _refusal(what, endpoint, error.response.status_code) from error
+    except _address_errors() as error:
+        raise _bad_address(what, endpoint, error) from error
     except network_errors() as error:
         raise DownloadError(
             "unreachable",
-            f"The connection to {endpoint} failed while asking for {what}: {error or type(error).__name__}. Check the "
-            "network, set HF_ENDPOINT to a mirror if the hub is blocked where you are, and run it again: what is "
-            "already here is kept.",
+            f"The connection to {endpoint} failed while asking for {what}: "
+            f"{without_passwords(str(error)) or type(error).__name__}. Check the network, set HF_ENDPOINT to a mirror "
+            "if the hub is blocked where you are, and run it again: what is already here is kept.",
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -117,6 +190,14 @@ def _explained(what: str, endpoint: str) -> Iterator[None]:
             raise
         # http_get reports a wrong size as an OSError without a number.
         raise DownloadError("damaged", f"{what} arrived with a wrong size: {error}. Run it again.") from error
+
+
+def _bad_address(what: str, endpoint: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        "unreachable",
+        f"Set HF_ENDPOINT, or --endpoint, to the address of a hub, such as https://huggingface.co: "
+        f"{without_passwords(endpoint)!r}, which was asked for {what}, is none ({error}).",
+    )
 
 
 def _refusal(what: str, endpoint: str, status: int) -> DownloadError:

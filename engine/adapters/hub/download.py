@@ -49,6 +49,11 @@ class PlannedFile:
         return self.target.is_file() and self.target.stat().st_size == self.remote.num_bytes
 
     @property
+    def is_in_the_way(self) -> bool:
+        """Whether something has its place; a link to a drive that is not there has it too."""
+        return self.target.exists() or self.target.is_symlink()
+
+    @property
     def part_bytes(self) -> int:
         """Bytes that an interrupted run left."""
         return self.part.stat().st_size if self.part.exists() else 0
@@ -149,7 +154,7 @@ class _Run:
             if file.has_right_size and self._is_intact(file, file.target, counts=True):
                 continue
             missing.append(file)
-            if file.target.exists():
+            if file.is_in_the_way:
                 different.append(file)
         if different and not replace:
             listed = "; ".join(_describe_difference(file) for file in different)
@@ -224,6 +229,8 @@ class _Part(io.BufferedWriter):
 
 
 def _describe_difference(file: PlannedFile) -> str:
+    if file.target.is_symlink() and not file.target.exists():
+        return f"{file.target} (a link to {os.readlink(file.target)}, which is not there)"
     size = file.target.stat().st_size
     if size != file.remote.num_bytes:
         return f"{file.target} ({size} bytes, published {file.remote.num_bytes})"
