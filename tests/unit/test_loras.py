@@ -1,5 +1,6 @@
 """LoRAs on the pack's own transformer: as if merged in float32 into the model, wherever weights rest."""
 
+import functools
 import gc
 
 import pytest
@@ -94,9 +95,10 @@ def flow_of(transformer, conditioning=SHORT, hooks=None):
     return transformer.predict_flow(LATENTS, 937.5, conditioning, hooks or Hooks())
 
 
-def expected(precision, indices, conditioning=SHORT, strengths=STRENGTHS):
+@functools.cache
+def expected(precision, indices, conditioning=SHORT):
     weights = dequantized(distilled(precision))
-    weights = loras.merged(weights, *((DRAWN[index], strengths[index]) for index in indices))
+    weights = loras.merged(weights, *((DRAWN[index], STRENGTHS[index]) for index in indices))
     return reference_flow(weights, LATENTS, 937.5, conditioning.text)
 
 
