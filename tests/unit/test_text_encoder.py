@@ -211,7 +211,7 @@ def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end_token(caplog):
 )
 def test_weights_in_prompts_are_text_which_is_said_once(prompts, is_said, caplog):
     encode._explain_weights.cache_clear()
-    encoder = load("comfy_fp8_scaled")
+    encoder = load(text_encoder("fp8"))
     for prompt in prompts:
         encode_prompt(encoder, prompt, Hooks())
     said = [message for message in caplog.messages if "weights such as (word:1.3) are read as plain text" in message]

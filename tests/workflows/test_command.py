@@ -76,28 +76,24 @@ def graph_with(tmp_path, change, **encoding):
     return file
 
 
-def add_report(save, graph):
-    """Mute the node that saves, and have another that only shows something."""
-    save["mode"] = 2
-    decode = next(node for node in graph["nodes"] if node["type"] == "LightX2VDecode")
-    graph["nodes"].append(
-        {"id": 90, "type": "PreviewImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 900}]}
-    )
-    graph["links"].append([900, decode["id"], 0, 90, 0, "IMAGE"])
-
-
-def test_a_muted_save_is_said_where_the_rest_runs(run, tmp_path):
-    done = run(graph_with(tmp_path, add_report), *SIZE, "--quiet")
-    assert (done.code, done.stdout) == (0, "")
-    assert done.stderr.startswith("run_workflow: Unmute 'Save Video' (node ")
-    assert done.stderr.endswith(" to have a file: no node that ran has saved one.\n")
-
-
 @pytest.mark.parametrize("mode", [2, 4])
-def test_a_workflow_whose_only_output_is_muted_does_not_run(run, tmp_path, mode):
-    done = run(graph_with(tmp_path, lambda save, _: save.update(mode=mode)), *SIZE)
+def test_a_muted_save_is_said_where_the_rest_runs(run, tmp_path, mode):
+    done = run(graph_with(tmp_path, lambda save, _: save.update(mode=mode)), *SIZE, "--quiet")
+    assert (done.code, done.stdout) == (0, "")
+    sentence = "Unmute 'Save Video' (node 9) to have a file: no node that ran has saved one."
+    assert done.stderr == f"run_workflow: {sentence}\n"
+
+
+def only_output(save, graph):
+    save["mode"] = 2
+    graph["nodes"] = [node for node in graph["nodes"] if node["type"] != "LightX2VReport"]
+
+
+def test_a_workflow_whose_only_output_is_muted_does_not_run(run, tmp_path):
+    done = run(graph_with(tmp_path, only_output), *SIZE)
     assert (done.code, done.stdout) == (2, "")
-    assert "run_workflow: Unmute 'Save Video' (node " in done.stderr
+    sentence = "Unmute 'Save Video' (node 9) in the editor: no other node saves or shows anything."
+    assert done.stderr == f"run_workflow: {sentence}\n"
 
 
 def test_a_placeholder_names_the_file_and_a_mark_of_the_encoding_is_no_matter(run, tmp_path):
