@@ -36,8 +36,6 @@ _NOT_ON = (COLOUR, "gray")
 SCHEDULE = build_schedule(DISTILL_STEPS, DISTILL_SHIFT)
 # Root mean square error below which the loss is quadratic, as in distill.py.
 _SOFT = 0.05
-# Every batch has as many prompts with the new colour as without.
-_HALF = 32
 
 
 def _hold_out() -> frozenset[tuple[str, str, str]]:
@@ -221,29 +219,24 @@ def draw_pairs(
     return Pairs(rows=rows, new_rows=new_rows, noise=start, first=first, clips=clips, last=last)
 
 
-def train_lora(student: Student, pairs: Pairs, budget: Budget, log: Log, *, seed: int) -> None:
-    """Train the student's LoRA in place."""
-    words, generator = random.Random(seed + 1), torch.Generator().manual_seed(seed + 1)
+def train_lora(student: Student, pairs: Pairs, budget: Budget, log: Log, *, seed: int, batch: int = 16) -> None:
+    """Train the student's LoRA in place, on batches of which half are of the new colour."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    new, others = _new_colour(student, pairs, generator), _as_before(student, pairs, generator, seed)
     trainer = Trainer(student.layers.values(), 2e-3)
-    others = student.encode_text(
-        [captions.write_caption(captions.draw_content(words), words) for _ in range(30 * _HALF)]
-    )
-    levels = torch.tensor(SCHEDULE.sigmas[:-1], dtype=torch.float32)
     for step, used in budget:
+        chosen = [torch.randint(len(each[0]), (batch // 2,), generator=generator) for each in (new, others)]
         states, sigmas, rows, wanted = (
-            torch.cat(each)
-            for each in zip(
-                _new_colour(student, pairs, levels, generator),
-                _as_before(student, others, pairs, levels, generator),
-                strict=True,
-            )
+            torch.cat([part[index] for part, index in zip(both, chosen, strict=True)])
+            for both in zip(new, others, strict=True)
         )
         predicted = student.clean(states, sigmas, rows, lora=True)
         errors = (predicted - wanted).square().mean(dim=(1, 2, 3, 4))
         trainer.set_rate(used)
         trainer.descend(((errors + _SOFT**2).sqrt() - _SOFT).mean())
-        if step % 50 == 0:
-            log.write(step=step, used=used, new=errors[:_HALF].mean().item(), others=errors[_HALF:].mean().item())
+        if step % 20 == 0:
+            halves = {"new": errors[: batch // 2].mean().item(), "others": errors[batch // 2 :].mean().item()}
+            log.write(step=step, used=used, **halves)
     log.write(steps=step + 1)
 
 
@@ -264,35 +257,34 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @torch.no_grad()
-def _new_colour(student: Student, pairs: Pairs, levels: torch.Tensor, generator: torch.Generator) -> Batch:
-    """Draw states of the sampler on its way to a recoloured clip."""
-    chosen = torch.randint(len(pairs.rows), (_HALF,), generator=generator)
-    level = torch.randint(len(levels), (_HALF,), generator=generator)
-    sigmas, is_first = levels[level], (level == 0).view(-1, 1, 1, 1, 1)
-    fresh = torch.randn(pairs.noise[chosen].shape, generator=generator)
-    noise = torch.where(is_first, pairs.noise[chosen], fresh)
-    share = sigmas.view(-1, 1, 1, 1, 1)
-    known = torch.lerp(pairs.clips[chosen], noise, share)
-    wanted = student.clean(known, sigmas, pairs.rows[chosen], lora=False)
-    added = torch.where(is_first, pairs.first[chosen], pairs.last[chosen])
-    states = torch.lerp(pairs.clips[chosen] + pairs.last[chosen], noise, share)
-    return states, sigmas, pairs.new_rows[chosen], wanted + added
+def _new_colour(student: Student, pairs: Pairs, generator: torch.Generator) -> Batch:
+    """Return states of the sampler on its way to each recoloured clip, one at every noise level."""
+    made = []
+    for level, sigma in enumerate(SCHEDULE.sigmas[:-1]):
+        sigmas = torch.full((len(pairs.rows),), sigma)
+        noise = torch.randn(pairs.noise.shape, generator=generator) if level else pairs.noise
+        known = student.clean(torch.lerp(pairs.clips, noise, sigma), sigmas, pairs.rows, lora=False)
+        states = torch.lerp(pairs.clips + pairs.last, noise, sigma)
+        made.append((states, sigmas, pairs.new_rows, known + (pairs.last if level else pairs.first)))
+    states, sigmas, rows, wanted = (torch.cat(each) for each in zip(*made, strict=True))
+    return states, sigmas, rows, wanted
 
 
 @torch.no_grad()
-def _as_before(
-    student: Student, others: torch.Tensor, pairs: Pairs, levels: torch.Tensor, generator: torch.Generator
-) -> Batch:
-    """Draw states of the sampler on its way to clips without the new colour, and of the pairs' known prompts."""
-    rows = others[torch.randint(len(others), (_HALF,), generator=generator)]
-    latents = torch.randn(_HALF, *pairs.noise.shape[1:], generator=generator)
-    level = torch.randint(len(levels), (_HALF,), generator=generator)
-    states = latents.clone()
-    for index, sigma in enumerate(levels[:-1]):
-        latents = student.clean(latents, sigma.expand(_HALF), rows, lora=False)
-        latents = torch.lerp(latents, torch.randn(latents.shape, generator=generator), levels[index + 1])
-        states = torch.where((level == index + 1).view(-1, 1, 1, 1, 1), latents, states)
-    return states, levels[level], rows, student.clean(states, levels[level], rows, lora=False)
+def _as_before(student: Student, pairs: Pairs, generator: torch.Generator, seed: int) -> Batch:
+    """Return the same of clips without the new colour: the pairs' own prompts, and as many drawn from all."""
+    words, count = random.Random(seed + 1), len(pairs.rows)
+    drawn = [captions.write_caption(captions.draw_content(words), words) for _ in range(count)]
+    rows = torch.cat([pairs.rows, student.encode_text(drawn)])
+    latents, made = torch.randn(2 * count, *pairs.noise.shape[1:], generator=generator), []
+    for sigma in SCHEDULE.sigmas[:-1]:
+        sigmas = torch.full((2 * count,), sigma)
+        latents = torch.lerp(latents, torch.randn(latents.shape, generator=generator), sigma)
+        clean = student.clean(latents, sigmas, rows, lora=False)
+        made.append((latents, sigmas, rows, clean))
+        latents = clean
+    states, sigmas, rows, wanted = (torch.cat(each) for each in zip(*made, strict=True))
+    return states, sigmas, rows, wanted
 
 
 def _linears(block: Any) -> list[tuple[str, Any, str | int]]:

@@ -58,9 +58,9 @@ def test_what_newer_versions_read_of_a_vae_is_there(vae):
 
 
 def test_pictures_that_are_no_video_are_clips_of_their_own(vae):
-    pictures = frames(3, 16, 24)
+    pictures = frames(2, 16, 24)
     expected = torch.cat([vae.encode(picture[None]) for picture in pictures])
-    assert expected.shape == (3, 16, 1, 2, 3)
+    assert expected.shape == (2, 16, 1, 2, 3)
     assert torch.equal(vae.encode(pictures, not_video=True), expected)
     assert torch.equal(vae.encode_tiled(pictures, tile_x=512, not_video=True), expected)
     assert vae.encode(pictures).shape == (1, 16, 1, 2, 3)
@@ -74,9 +74,9 @@ def test_a_ratio_is_a_number_for_nodes_that_know_image_vaes_only(vae):
 
 
 def test_vae_and_decode_node_give_the_same_frames(run, vae):
-    samples = latents(2, 16, 2, 4, 6)
+    samples = latents(2, 16, 2, 2, 4)
     found = vae.decode(samples)
-    assert found.shape == (2, 5, 32, 48, 3)
+    assert found.shape == (2, 5, 16, 32, 3)
     assert torch.equal(found.flatten(0, 1), decode(run, vae, samples))
 
 
@@ -127,22 +127,22 @@ def test_odd_cells_are_decoded_as_by_a_native_vae(run, vae):
 )
 def test_tiles_are_what_a_node_asks_for(vae, shown, asked, pixels, tiles):
     """In latent cells of a decode, in pixels of an encode."""
-    vae.decode_tiled(latents(1, 16, 1, 4, 19), **asked)
+    vae.decode_tiled(latents(1, 16, 1, 2, 19), **asked)
     assert shown.progress[-1][:2] == (tiles, tiles)
     in_pixels = {
         name: length * 8 if name in ("tile_x", "tile_y", "overlap") else length for name, length in asked.items()
     }
-    vae.encode_tiled(frames(1, 32, 19 * 8), **in_pixels)
+    vae.encode_tiled(frames(1, 16, 19 * 8), **in_pixels)
     assert shown.progress[-1][:2] == (tiles, tiles)
 
 
 def test_tiles_change_the_picture_little(vae):
-    samples = latents(1, 16, 2, 4, 60)
+    samples = latents(1, 16, 2, 2, 60)
     whole, tiled = vae.decode(samples), vae.decode_tiled(samples, tile_x=34, tile_y=34, overlap=8)
-    assert 0 < (tiled - whole).abs().max() < 0.002
-    video = frames(5, 32, 480)
+    assert 0 < (tiled - whole).abs().max() < 0.01
+    video = frames(5, 16, 480)
     whole, tiled = vae.encode(video), vae.encode_tiled(video, tile_x=272, tile_y=272, overlap=64)
-    assert 0 < (tiled - whole).abs().max() < 0.002
+    assert 0 < (tiled - whole).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(

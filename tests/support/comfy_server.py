@@ -42,7 +42,7 @@ def run_in_comfyui(script: Path, *arguments: object) -> dict:
     """Run a script in a fresh process with ComfyUI importable and on the CPU; return the JSON of its last line."""
     environment = {**os.environ, "PYTHONPATH": str(comfyui_dir())}
     command = [comfyui_python(), str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{script.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -178,13 +178,13 @@ class ComfyServer:
 
         ComfyUI does not hear of it until the next prompt if it collects garbage after the last one: say it again.
         """
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             self.post("/free", what)
             time.sleep(0.5)
             if is_done():
                 return
-            assert time.monotonic() < deadline, f"/free with {what} did nothing in 20 s"
+            assert time.monotonic() < deadline, f"/free with {what} did nothing in 60 s"
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

@@ -197,7 +197,7 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         lambda: {"condition_embedder.text_embedder.linear_1.weight": SCALAR, "blocks.0.attn1.to_q.weight": SCALAR},
         "diffusers' layout.*native names",
     ),
-    "LoRA": (lora, "is a LoRA.*merged already"),
+    "LoRA": (lora, "is a LoRA.*put the LoRA on it with LightX2V LoRA"),
     "text encoder": (lambda: text_header("bf16"), "T5 text encoder.*Load it as the text encoder"),
     "ComfyUI text encoder": (lambda: read_header(checkpoints.comfy_text_encoder()), "T5 text encoder"),
     "VAE": (vae_header, "is a Wan VAE.*Load it as the VAE"),

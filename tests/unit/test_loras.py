@@ -1,5 +1,6 @@
 """LoRAs on the pack's own transformer: as if merged in float32 into the model, wherever weights rest."""
 
+import functools
 import gc
 
 import pytest
@@ -18,7 +19,7 @@ from support.checkpoints import distilled, scratch, transformer_weights
 from support.contract_of_a_transformer import travel_as_on_a_gpu
 from support.engine import conditioning_of, open_transformer
 from support.mapped_files import mapped_below, needs_proc
-from support.tensors import normal, quantized, relative_error
+from support.tensors import normal, quantized, relative_error, skip_without_scaled_mm
 from support.wan_reference import dequantized, reference_flow
 
 WEIGHTS = transformer_weights()
@@ -81,6 +82,8 @@ def unloaded(precision="bf16", matmul=None, mode="none", resident_blocks=0):
 
 
 def loaded(*options, stack=None):
+    if "scaled_mm" in options:
+        skip_without_scaled_mm()
     transformer = unloaded(*options)
     transformer.load(Hooks())
     if stack is not None:
@@ -92,9 +95,10 @@ def flow_of(transformer, conditioning=SHORT, hooks=None):
     return transformer.predict_flow(LATENTS, 937.5, conditioning, hooks or Hooks())
 
 
-def expected(precision, indices, conditioning=SHORT, strengths=STRENGTHS):
+@functools.cache
+def expected(precision, indices, conditioning=SHORT):
     weights = dequantized(distilled(precision))
-    weights = loras.merged(weights, *((DRAWN[index], strengths[index]) for index in indices))
+    weights = loras.merged(weights, *((DRAWN[index], STRENGTHS[index]) for index in indices))
     return reference_flow(weights, LATENTS, 937.5, conditioning.text)
 
 

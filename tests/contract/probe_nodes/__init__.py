@@ -69,7 +69,7 @@ async def handles(request):
     And every owner of weights to which no handle refers.
     """
     gc.collect()
-    registered = {id(loaded.model.model.owner()) for loaded in mm.current_loaded_models if _is_ours(loaded)}
+    registered = {id(_owner_of(loaded.model)) for loaded in mm.current_loaded_models if loaded.model is not None}
     handles = [each for each in gc.get_objects() if type(each).__name__.endswith("Handle") and hasattr(each, "owner")]
     owned = {id(each.owner) for each in handles}
     found = [(type(each).__name__, each.owner) for each in handles]
@@ -107,8 +107,12 @@ async def memory(request):
     return web.json_response({"pinned": pinned, "vram": torch.cuda.memory_reserved(device), "card": total - free})
 
 
-def _is_ours(loaded):
-    return loaded.model is not None and type(loaded.model).__name__ == "EnginePatcher"
+def _owner_of(patcher):
+    """Return the owner of the weights behind an entry of the memory manager; None where it is not ours."""
+    if type(patcher).__name__ == "EnginePatcher":
+        return patcher.model.owner()
+    handle = getattr(patcher.model, "lightx2v_handle", None)
+    return handle and handle.owner
 
 
 # ComfyUI fixes the sizes of UMT5-XXL and recognises it by its 24th layer; read both from the file instead.
