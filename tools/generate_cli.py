@@ -78,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         error: CommandError = Cancelled("Cancelled.")
     except CommandError as caught:
         error = caught
+    except OSError as caught:
+        error = RunError(f"Make room, or choose a folder that can be written: {caught}.")
     else:
         progress.clear()
         console.say(result)

@@ -122,7 +122,7 @@ def _read_prompts(path: Path) -> list[str]:
 def _read_done(path: Path) -> set[tuple[int, str]]:
     """Return (seed, prompt) of the results that are there; lines that are none are named and passed over."""
     done = set()
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -233,10 +233,11 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
 
 
 def _examine_ram() -> Item:
-    memory = psutil.virtual_memory()
-    found = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
+    total, free = system.total_ram_bytes(), system.free_ram_bytes()
+    limited = "" if total >= psutil.virtual_memory().total else " (the limit of this process's control group)"
+    found = f"{total / GIB:.1f} GiB{limited}, {free / GIB:.1f} free"
     remedy = ""
-    if memory.available < _RAM_GIB * GIB:
+    if free < _RAM_GIB * GIB:
         remedy = "Close other programs; where RAM is short, offload auto reads the blocks from the drive."
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 

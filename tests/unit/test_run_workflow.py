@@ -457,9 +457,11 @@ def test_set(assignment, node_id, name, value):
     [
         ("seed=9", "expected node.input=value"),
         ("2.seed", "expected node.input=value"),
-        ("Nope.seed=9", "no node 'Nope'. It has: 1 'Load It' (Load); 2 'My sampler' (Sample)"),
+        ("Nope.seed=9", "; the workflow has no node 'Nope'."),
         ("Sample It.seed=9", "no node"),
-        ("2.sed=9", "no value 'sed'. It has: seed, method, shift, text"),
+        ("My samplr.seed=9", "use one of 2 'My sampler' (Sample); "),
+        ("Sampel.seed=9", "use one of 2 'My sampler' (Sample); "),
+        ("2.sed=9", "use seed, method, shift; Sample has no value 'sed'."),
         ("2.model=9", "no value 'model'"),
         ("2.seed=many", "not a value of type INT"),
         ("2.seed=1.5", "not a value of type INT"),

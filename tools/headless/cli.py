@@ -63,7 +63,7 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
     except OSError as caught:
         error = RunError(f"Make room, or choose a folder that can be written (--output-dir): {caught}.")
     seconds = time.perf_counter() - start
-    report = build_report(log, workflow=options.workflow, server=options.server, seconds=seconds, error=error)
+    report = build_report(log, workflow=options.workflow, seconds=seconds, error=error)
     # Before anything is printed: what is known is kept first.
     if options.report:
         try:
@@ -151,12 +151,13 @@ def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
     # Files made with --set store the prompt alone: the editor prefers the graph, which still has the old values.
     graph = data if is_editor_format(data) and not options.set else None
     if options.server:
-        from .server import read_headers, run_on_server
+        from .server import read_address, read_headers, run_on_server
 
+        log.server, login = read_address(options.server)
         run_on_server(
-            options.server,
+            log.server,
             build_prompt,
-            headers=read_headers(options.header, options.token),
+            headers={**login, **read_headers(options.header, options.token)},
             workflow=graph,
             output_dir=options.output_dir,
             timeout=options.timeout,

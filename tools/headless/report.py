@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 
-from ...engine.errors import without_passwords
 from .errors import Cancelled, CommandError
 
 
@@ -28,6 +27,8 @@ class NodeRun:
 class RunLog:
     """What a run did so far; kept by the runner, readable when the run fails half way."""
 
+    server: str | None = None
+    """Its address, without user and password."""
     nodes: list[NodeRun] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
     """Result files, in the order of their nodes."""
@@ -37,21 +38,19 @@ class RunLog:
     """What the pack's engine measured: stages, peaks, device, versions."""
 
 
-def build_report(
-    log: RunLog, *, workflow: Path, server: str | None, seconds: float, error: CommandError | None
-) -> dict[str, Any]:
+def build_report(log: RunLog, *, workflow: Path, seconds: float, error: CommandError | None) -> dict[str, Any]:
     """Return the report of a finished, failed or cancelled run as plain data."""
     status = "ok" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
     return {
         "workflow": str(workflow),
-        "server": server and without_passwords(server),
+        "server": log.server,
         "status": status,
         "error": str(error) if error else None,
         "seconds": round(seconds, 3),
         "nodes": [asdict(node) for node in log.nodes],
         "outputs": [str(output) for output in log.outputs],
         # Whole process, model loading and the command line itself included; a server's memory is not ours to measure.
-        "peak_ram_bytes": None if server else peak_ram_bytes(),
+        "peak_ram_bytes": None if log.server else peak_ram_bytes(),
         "engine": log.engine,
     }
 

@@ -31,7 +31,7 @@ _BINARY_TEXT = 3
 
 
 def run_on_server(
-    url: str,
+    base: str,
     build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
     *,
     headers: Mapping[str, str],
@@ -44,9 +44,9 @@ def run_on_server(
     """Run a prompt on a ComfyUI server and download its output files.
 
     Args:
-        url: where ComfyUI listens, such as http://127.0.0.1:8188; may have user and password.
+        base: where ComfyUI listens, such as http://127.0.0.1:8188, as `read_address` returns it.
         build_prompt: node descriptions of the server -> prompt in API format.
-        headers: sent with every request, as `read_headers` returns them.
+        headers: sent with every request.
         workflow: the editor's graph to store in saved files, if it describes this prompt.
         output_dir: where results are saved, in the server's sub-folders.
         timeout: seconds after which the job is cancelled; None waits for ever.
@@ -63,8 +63,7 @@ def run_on_server(
         import aiohttp
     except ImportError as error:
         raise RunError(f"--server needs aiohttp ({error}). Install it with 'pip install aiohttp'.") from error
-    base, login = read_address(url)
-    job = _Job(base, {**login, **headers}, output_dir, progress, log)
+    job = _Job(base, headers, output_dir, progress, log)
     try:
         asyncio.run(asyncio.wait_for(job.run(build_prompt, workflow), timeout))
     except KeyboardInterrupt:

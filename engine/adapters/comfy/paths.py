@@ -14,7 +14,6 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -171,12 +170,15 @@ class ModelChoice:
 
     def found(self) -> dict[str, Path]:
         """Return the path of every name that is there now."""
-        paths = {}
-        for name in self.names():
-            # One that has just gone is no longer in the list.
-            with suppress(ValueError):
-                paths[name] = self.resolve(name)
-        return paths
+        found: dict[str, Path] = {}
+        for folder, find in self.sources:
+            roots = _existing_roots(folder)
+            for name in find(folder):
+                paths = [root / name for root in roots if os.path.exists(root / name)]
+                # One that has just gone has none.
+                if paths:
+                    found.setdefault(name, paths[0])
+        return found
 
     def options(self) -> list[str]:
         """Return the names, or one entry that says what to do when there are none."""
