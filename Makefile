@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 # Tools run as modules: their scripts in $(VENV)/bin hold the path of the folder, which may be renamed.
 RUN := $(VENV)/bin/python
+# A process a core, up to four: each takes a GiB or so.
+TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready-$(shell cat requirements-dev.txt Makefile | cksum | cut -d' ' -f1)
 
 .PHONY: demo test lint format clean
@@ -11,7 +13,7 @@ demo: $(READY)
 	$(RUN) demo/run.py
 
 test: lint
-	$(RUN) -m pytest tests
+	$(TESTS) tests
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -65,7 +65,10 @@ def main() -> int:
     """Draw, measure and show; returns 1 when a clip does not show what was asked for."""
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
-    shutil.copytree(CHECKPOINT, MODELS / "lightx2v" / "tiny")
+    try:
+        shutil.copytree(CHECKPOINT, MODELS / "lightx2v" / "tiny")
+    except OSError as error:
+        sys.exit(f"Run it in a copy of the repository that can be written: {ROOT / OUT}: {error}.")
     start = time.monotonic()
     results = draw_clips(OUT / "prompts.txt")
     seconds = time.monotonic() - start
@@ -91,8 +94,8 @@ def draw_clips(prompts: Path) -> list[dict]:
     done = subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)
-    lines = prompts.with_suffix(".results.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    with prompts.with_suffix(".results.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def read_video(path: Path) -> torch.Tensor:

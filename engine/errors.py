@@ -6,11 +6,27 @@ exceptions are never wrapped.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 # user:password@ of a URL, up to the last @ before the path.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+
+
+# What is raised where foreign bytes turn out not to be what they were taken for, and nobody looked for just that.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# A message names so many of a list, looked for among so many.
+_NUM_NEAREST, _NUM_COMPARED = 3, 1000
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the few of `names` that are most like `name`, for messages."""
+    known = list(islice(names, _NUM_COMPARED))
+    lowered = {known_name.lower(): known_name for known_name in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), lowered, n=_NUM_NEAREST, cutoff=0.4)
+    return list(dict.fromkeys([*(lowered[match] for match in close), *known]))[:_NUM_NEAREST]
 
 
 def without_passwords(text: str) -> str:

@@ -53,7 +53,7 @@ class Conditioning:
     """What one clip is made from. An engine keeps what it computes of it for as long as it gets the same object."""
 
     text: torch.Tensor
-    """[512, text_dim] float32 on the CPU; rows after the first `num_text` are zero."""
+    """[512 or more, text_dim] float32 on the CPU; rows after the first `num_text` are zero."""
     num_text: int
     """Rows of the prompt."""
     image_tokens: torch.Tensor | None = None

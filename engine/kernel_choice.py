@@ -172,7 +172,8 @@ def _time_linears(backends: Backends, device: torch.device, hooks: Hooks) -> dic
     generator = torch.Generator(device).manual_seed(0)
 
     def codes(*shape: int) -> torch.Tensor:
-        return torch.randint(-100, 100, shape, generator=generator, device=device).to(_DTYPES[inputs])
+        whole = torch.randint(-100, 100, shape, generator=generator, device=device, dtype=torch.int8)
+        return whole.to(_DTYPES[inputs])
 
     def layer(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor, Linear, torch.Tensor]:
         scales = [torch.rand(size, 1, generator=generator, device=device) for size in (rows, height)]

@@ -141,10 +141,13 @@ class _Container:
 
 
 @dataclass(frozen=True)
-class _ControlGroup:
-    """Files in which Linux keeps a container's RAM."""
+class _ControlGroups:
+    """How Linux keeps the RAM of control groups: a folder a group, in it a file each."""
 
-    folder: Path
+    root: str
+    """Where the hierarchy is mounted, below the system's root."""
+    controller: str
+    """What its line in /proc/self/cgroup names."""
     limit: str
     usage: str
     cached: tuple[str, ...]
@@ -153,9 +156,10 @@ class _ControlGroup:
 
 # https://docs.kernel.org/admin-guide/cgroup-v2.html, and version 1 of it.
 _CONTROL_GROUPS = (
-    _ControlGroup(Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("active_file", "inactive_file")),
-    _ControlGroup(
-        Path("/sys/fs/cgroup/memory"),
+    _ControlGroups("sys/fs/cgroup", "", "memory.max", "memory.current", ("active_file", "inactive_file")),
+    _ControlGroups(
+        "sys/fs/cgroup/memory",
+        "memory",
         "memory.limit_in_bytes",
         "memory.usage_in_bytes",
         ("total_active_file", "total_inactive_file"),
@@ -163,16 +167,50 @@ _CONTROL_GROUPS = (
 )
 
 
-def _container_ram(groups: tuple[_ControlGroup, ...] = _CONTROL_GROUPS) -> _Container | None:
-    """Return the RAM of the container that this process is in; None where there is no limit."""
-    for group in groups:
-        try:
-            limit = (group.folder / group.limit).read_text().strip()
-            usage = int((group.folder / group.usage).read_text())
-            stat = dict(line.split() for line in (group.folder / "memory.stat").read_text().splitlines())
-        except OSError:
-            continue
-        if limit.isdigit():
-            cached = sum(int(stat.get(name, 0)) for name in group.cached)
-            return _Container(int(limit), max(0, usage - cached))
-    return None
+def _container_ram(system_root: Path = Path("/")) -> _Container | None:
+    """Return the RAM of the control groups that this process is in; None where there is no limit.
+
+    A limit holds for everything below its group, so the groups above this process's own count too. In a container the
+    hierarchy is mounted from the container's group on, and /proc may name groups that are not to be seen.
+    """
+    found = []
+    for groups in _CONTROL_GROUPS:
+        root = system_root / groups.root
+        group = _own_group(system_root, groups.controller)
+        for folder in (root / group, *(root / group).parents):
+            container = _read_group(folder, groups)
+            if container is not None:
+                found.append(container)
+            if folder == root:
+                break
+    if not found:
+        return None
+    limit = min(container.limit_bytes for container in found)
+    left = min(container.limit_bytes - container.used_bytes for container in found)
+    return _Container(limit, limit - left)
+
+
+def _own_group(system_root: Path, controller: str) -> str:
+    """Return this process's group below the hierarchy of a controller ("": version 2); "" where that is not known."""
+    try:
+        lines = (system_root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    # number:controllers:path; the path may hold colons.
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controller in controllers.split(","):
+            # A group outside the namespace is shown as /../name.
+            return "" if ".." in path.split("/") else path.strip("/")
+    return ""
+
+
+def _read_group(folder: Path, groups: _ControlGroups) -> _Container | None:
+    try:
+        limit = int((folder / groups.limit).read_text())
+        usage = int((folder / groups.usage).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in (line.split() for line in lines)}
+    except (OSError, ValueError):
+        # No such group here, or "max".
+        return None
+    return _Container(limit, max(0, usage - sum(stat.get(name, 0) for name in groups.cached)))

@@ -27,7 +27,8 @@ def main(words: list[str]) -> int:
     is_help = name in ("-h", "--help")
     if not is_help:
         lines.append(f"\ntools: there is no command {name!r}; choose one of these.")
-    print("\n".join(lines), file=sys.stdout if is_help else sys.stderr)
+    console = importlib.import_module("lightx2v_pack.tools.console")
+    (console.say if is_help else console.complain)("\n".join(lines))
     return 0 if is_help else 2
 
 

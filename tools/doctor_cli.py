@@ -9,6 +9,7 @@ from pathlib import Path
 from ..engine.backends import remembered
 from ..engine.checkpoints.files import list_checkpoint_folders
 from ..engine.panel import doctor
+from . import console
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
+    if not options.models_dir.is_dir():
+        console.complain(f"doctor: Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
     items = doctor.examine({name: root / name for name in list_checkpoint_folders(root)}, options.models_dir)
-    print(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
+    console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
     return int(any(item.state == doctor.MISSING for item in items))

@@ -13,6 +13,7 @@ from ..engine.adapters.hub.download import Plan, download, plan_download
 from ..engine.checkpoints.published import PUBLISHED, DownloadError, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
+from . import console
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"\ndownload: {message}", file=sys.stderr)
+    console.complain(f"\ndownload: {message}")
     return code
 
 
@@ -95,12 +96,12 @@ def _list(_: argparse.Namespace) -> None:
     width = max(map(len, PUBLISHED))
     for advice in rank_files_here():
         variant = advice.variant
-        print(f"{variant.name:{width}}  {_size(variant.num_bytes):>8}  {variant.summary}")
+        console.say(f"{variant.name:{width}}  {_size(variant.num_bytes):>8}  {variant.summary}")
         parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
-        print(f"{'':{width}}            {parts}")
-        print(f"{'':{width}}            {' and '.join(variant.repositories)}")
+        console.say(f"{'':{width}}            {parts}")
+        console.say(f"{'':{width}}            {' and '.join(variant.repositories)}")
         if advice.step_seconds is not None:
-            print(f"{'':{width}}            on this card {advice}")
+            console.say(f"{'':{width}}            on this card {advice}")
 
 
 def _get(options: argparse.Namespace) -> None:
@@ -120,7 +121,7 @@ def _get(options: argparse.Namespace) -> None:
         )
     finally:
         display.close()
-    print(plan.entry.relative_to(models_dir).as_posix())
+    console.say(plan.entry.relative_to(models_dir).as_posix())
 
 
 def _show_plan(plan: Plan) -> None:
@@ -128,8 +129,8 @@ def _show_plan(plan: Plan) -> None:
         state = "there" if file.has_right_size else "in the way" if file.is_in_the_way else "to fetch"
         if state == "to fetch" and file.part.exists():
             state = "begun"
-        print(f"{state:>10}  {file.remote.num_bytes:>15,}  {file.target}")
-    print(f"{_size(plan.num_bytes)} in {len(plan.files)} files, {_size(plan.missing_bytes)} to fetch")
+        console.say(f"{state:>10}  {file.remote.num_bytes:>15,}  {file.target}")
+    console.say(f"{_size(plan.num_bytes)} in {len(plan.files)} files, {_size(plan.missing_bytes)} to fetch")
 
 
 class _Display:
@@ -137,7 +138,7 @@ class _Display:
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
-        self._is_live = sys.stderr.isatty()
+        self._is_live = console.is_live(sys.stderr)
         self._started = self._drawn = time.monotonic()
         self._first: int | None = None
         self._tenth = 0
@@ -167,7 +168,7 @@ class _Display:
         return line[:columns].ljust(columns) if self._is_live else line
 
     def _write(self, text: str, *, end: str) -> None:
-        print(text, end=end, file=sys.stderr, flush=True)
+        console.complain(text, end=end)
 
 
 def _size(num_bytes: int) -> str:

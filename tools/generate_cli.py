@@ -39,6 +39,7 @@ from ..engine.settings import (
 )
 from ..engine.stages.conditioning import of_rows
 from ..engine.system import is_out_of_memory
+from . import console
 from .headless.cli import comfy_folder, interruptible
 from .headless.errors import Cancelled, CommandError, RunError
 from .headless.progress import Progress, logging_to
@@ -77,12 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         error: CommandError = Cancelled("Cancelled.")
     except CommandError as caught:
         error = caught
+    except OSError as caught:
+        error = RunError(f"Make room, or choose a folder that can be written: {caught}.")
     else:
         progress.clear()
-        print(result, flush=True)
+        console.say(result)
         return 0
     progress.clear()
-    print(f"generate: {error}", file=sys.stderr)
+    console.complain(f"generate: {error}")
     return error.exit_code
 
 

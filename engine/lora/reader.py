@@ -119,6 +119,11 @@ def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> t
                 f"A LoRA cannot be applied: {patch.key} is to be changed by DoRA, LoCon or a new shape; {_EXPECTED}. "
                 "Remove that LoRA."
             )
+        if not _is_pair(down.shape, up.shape):
+            raise CheckpointError(
+                f"A LoRA cannot be applied: its pair for {patch.key} is of {list(down.shape)} and {list(up.shape)}; "
+                "expected [rank, columns] and [rows, rank]. Download it again."
+            )
         parts = {f"{number}.down": down, f"{number}.up": up}
         factor = patch.strength * (1.0 if alpha is None else float(alpha) / len(down))
         change = Change(target=target, names=tuple(parts), rank=len(down), factor=factor)
@@ -134,6 +139,11 @@ def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> t
         )
     _check_factor(change.factor, f"A LoRA cannot be applied: its factor for {patch.key}")
     return change, parts
+
+
+def _is_pair(down: Sequence[int], up: Sequence[int]) -> bool:
+    """Say whether tensors of these shapes are the two halves of one matrix."""
+    return len(down) > 0 and len(up) > 1 and down[0] == up[1] and down[0] > 0
 
 
 class _Reading:
@@ -231,7 +241,7 @@ class _Reading:
                 "again."
             )
         down, up = (self._header[name] for name in names)
-        if not down.shape or len(up.shape) < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+        if not _is_pair(down.shape, up.shape):
             raise CheckpointError(
                 f"{self.subject} does not fit together: {names[0]} is of {list(down.shape)} and {names[1]} of "
                 f"{list(up.shape)}; expected [rank, columns] and [rows, rank]. Download it again."

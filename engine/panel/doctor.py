@@ -6,6 +6,7 @@ Shown by the editor's LightX2V tab and by tools/doctor.py. Looks only; safe to c
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -34,8 +35,9 @@ from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
-from ..errors import CheckpointError, UnsupportedHardwareError
+from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from .advice import Advice, rank_files
+from .forecast import cannot_be_used
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # The item that tells what was measured.
@@ -231,17 +233,22 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
 
 
 def _examine_ram() -> Item:
-    memory = psutil.virtual_memory()
-    found = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
+    total, free = system.total_ram_bytes(), system.free_ram_bytes()
+    limited = "" if total >= psutil.virtual_memory().total else " (the limit of this process's control group)"
+    found = f"{total / GIB:.1f} GiB{limited}, {free / GIB:.1f} free"
     remedy = ""
-    if memory.available < _RAM_GIB * GIB:
+    if free < _RAM_GIB * GIB:
         remedy = "Close other programs; where RAM is short, offload auto reads the blocks from the drive."
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
 def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
-    place = next(folder for folder in (models_dir, *models_dir.parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    place = next((folder for folder in (models_dir, *models_dir.parents) if os.path.isdir(folder)), models_dir)
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        remedy = f"Check the models folder, {models_dir}."
+        return Item(name="Disk", state=WARN, found=f"cannot be looked at ({error})", remedy=remedy)
     remedy = ""
     if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
         remedy = f"Make room: the FP8 or INT8 checkpoint with text encoder and VAE takes {_CHECKPOINT_GIB} GiB."
@@ -278,9 +285,12 @@ def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
 def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
     try:
         checkpoint = resolve_checkpoint(path)
+        found = _describe(checkpoint, machine)
     except CheckpointError as error:
         return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
-    found = _describe(checkpoint, machine)
+    except (OSError, *MALFORMED) as error:
+        # Of one among many: the others are shown all the same.
+        return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
     if checkpoint.missing:
         return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
     return Item(name=name, state=OK, found=found)

@@ -102,7 +102,7 @@ def _model_kind(route: str, values: Mapping[str, Value]) -> str:
 def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     """Look at the machine and at every checkpoint that the loader offers."""
     host.follow_host_device()
-    checkpoints = {name: paths.CHECKPOINTS.resolve(name) for name in paths.CHECKPOINTS.names()}
+    checkpoints = paths.CHECKPOINTS.found()
     return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from .. import report, shapes, system
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
 from ..constants import GIB
-from ..errors import LightX2VError, NothingFitsError
+from ..errors import MALFORMED, LightX2VError, NothingFitsError
 from ..handles import TransformerHandle
 from ..interfaces import Host
 from ..lora.changes import Lora
@@ -106,6 +107,8 @@ def forecast(question: Question) -> Forecast:
         answer = _forecast_run(question, files, checkpoint)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
+    except (OSError, *MALFORMED) as error:
+        return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
         answer = replace(answer, ok=False, sentence=" ".join(missing))
     return replace(answer, missing=missing)
@@ -120,6 +123,13 @@ def describe_lora(path: Path, lora: Path, *, precision: str, is_checkpoint: bool
         return True, str(_read_lora(lora, _signature(lora), files).report)
     except LightX2VError as error:
         return False, str(error)
+    except (OSError, *MALFORMED) as error:
+        return False, cannot_be_used(lora, error)
+
+
+def cannot_be_used(path: Path, error: BaseException) -> str:
+    """Return the sentence about files that nobody can make sense of."""
+    return f"Choose another, or fetch {path.name} again: it cannot be used ({type(error).__name__}: {error})."
 
 
 def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
@@ -229,19 +239,23 @@ def _read_lora(path: Path, signature: int, files: TransformerFiles) -> Lora:
 
 def _signature(path: Path) -> int:
     """Return a number that changes when a file changes that resolving `path` may look at."""
-    home = path if path.is_dir() else path.parent
+    home = path if os.path.isdir(path) else path.parent
     folders = [home, *([home.parent] if home.name in PRECISION_FOLDERS.values() else [])]
-    facts = [(str(path), path.stat().st_mtime_ns)] if path.exists() else []
+    facts = [(str(path), path.stat().st_mtime_ns)] if os.path.exists(path) else []
     for folder in folders:
-        for entry in _files_below(folder, depth=1):
-            status = entry.stat()
-            facts.append((entry.path, status.st_mtime_ns + status.st_size))
+        facts += _facts_below(folder, depth=1)
     return hash(tuple(sorted(facts)))
 
 
-def _files_below(folder: Path | str, depth: int) -> list[os.DirEntry[str]]:
-    if not os.path.isdir(folder):
-        return []
-    entries = list(os.scandir(folder))
-    below = [_files_below(entry.path, depth - 1) for entry in entries if depth and entry.is_dir()]
-    return [*(entry for entry in entries if entry.is_file()), *(entry for each in below for entry in each)]
+def _facts_below(folder: Path | str, depth: int) -> list[tuple[str, int]]:
+    """Return what changes with the files in a folder; what may not be looked at does not change."""
+    facts = []
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            with suppress(OSError):
+                if entry.is_file():
+                    status = entry.stat()
+                    facts.append((entry.path, status.st_mtime_ns + status.st_size))
+                elif depth and entry.is_dir():
+                    facts += _facts_below(entry.path, depth - 1)
+    return facts

@@ -1,8 +1,7 @@
-"""Text rows as the transformer wants them: exactly 512, zero after the last token, and counted."""
+"""Text rows as the transformer wants them: at least 512, zero after the last token, and counted."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch
 from ..constants import TEXT_ROWS
 from ..interfaces import Conditioning
 
-logger = logging.getLogger(__name__)
-
 # Widths other text encoders produce, to say where a wrong conditioning comes from.
 _KNOWN_WIDTHS = {768: "SD 1.5 (CLIP-L)", 1024: "SD 2 (CLIP-H)", 1280: "CLIP-G", 2048: "SDXL", 3584: "Qwen2.5-VL"}
 
 
 def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> list[Conditioning]:
-    """Return one conditioning an entry of text rows, which are cut or zero-padded to 512.
+    """Return one conditioning an entry of text rows, which are zero-padded to 512.
+
+    More rows stay, as ComfyUI's Wan attends to them: Conditioning Concat puts one prompt's 512 behind another's.
 
     Args:
         rows: [n, text_dim] or [k, n, text_dim].
@@ -29,7 +28,7 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         ValueError: wrong rank or width.
     """
     found = f"conditioning has shape {list(rows.shape)}"
-    expected = f"expected [1, up to {TEXT_ROWS}, {text_dim}] from UMT5-XXL"
+    expected = f"expected [1, {TEXT_ROWS}, {text_dim}] from UMT5-XXL"
     remedy = "Use 'LightX2V Text Encode', or CLIPLoader with type 'wan' and a umt5_xxl file."
     if rows.ndim not in (2, 3) or not rows.numel():
         raise ValueError(f"{found}; {expected}. {remedy}")
@@ -37,10 +36,8 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         source = _KNOWN_WIDTHS.get(rows.shape[-1])
         guess = f" Width {rows.shape[-1]} is that of {source}." if source else ""
         raise ValueError(f"{found}; {expected}.{guess} {remedy}")
-    extra = rows.shape[-2] - TEXT_ROWS
-    if extra > 0:
-        logger.warning("LightX2V: conditioning has %d rows; the last %d are cut.", rows.shape[-2], extra)
-    entries = torch.nn.functional.pad(rows, (0, 0, 0, -extra)).view(-1, TEXT_ROWS, text_dim)
+    missing = max(TEXT_ROWS - rows.shape[-2], 0)
+    entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)
     return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]
 
 

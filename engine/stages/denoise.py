@@ -53,9 +53,10 @@ def run_steps(
     """Do some steps of a schedule, in order; all of them turn the noise of `start` into the clip's latents.
 
     `lcm` re-noises the estimate of the clean latents with fresh noise after every step, as the model
-    card describes; `euler` keeps the noise direction, as LightX2V does since 2025-11-24
-    (lightx2v/models/schedulers/wan/step_distill/scheduler.py: same order of operations and, on the
-    LightX2V engine, same rounding between steps, so that the latents are equal bit for bit).
+    card describes; `euler` keeps the noise direction, as LightX2V does since 2025-11-24. On the LightX2V
+    engine its order of operations and its rounding between steps are LightX2V's
+    (lightx2v/models/schedulers/wan/step_distill/scheduler.py), else ComfyUI's
+    (comfy/k_diffusion/sampling.py, sample_euler), so that the latents are equal bit for bit.
 
     Args:
         transformer: loaded denoiser.
@@ -80,6 +81,10 @@ def run_steps(
             latents = clean
         elif method == "lcm":
             latents = (1 - sigma_next) * clean + sigma_next * state.draw_noise()
+        elif between_steps == torch.float32:
+            # The transformer rounds to BF16, where another last bit of a latent grows to a difference of 1 %.
+            sigma = schedule.sigmas[index]
+            latents = latents + (latents - clean) / sigma * (sigma_next - sigma)
         else:
             latents = clean + flow * sigma_next
         latents = latents.to(between_steps).to(torch.float32)

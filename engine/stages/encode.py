@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 
 import torch
 
@@ -11,6 +13,9 @@ from ..interfaces import Hooks
 from ..umt5.encoder import Umt5Encoder
 
 logger = logging.getLogger(__name__)
+
+# What other models' prompts have: (word:1.3), and not (at 10:30) or (16:9).
+_WEIGHT = re.compile(r"\([^()\n]*[^()\d\s]\s*:\s*[+-]?(\d(\.\d*)?|\.\d+)\s*\)")
 
 
 def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor:
@@ -23,6 +28,8 @@ def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor
     Returns:
         [1, 512, text_dim] float32 on the CPU; rows after the last token are exactly zero.
     """
+    if _WEIGHT.search(text):
+        _explain_weights()
     token_ids = encoder.tokenize(text)
     if len(token_ids) > TEXT_ROWS:
         logger.warning(
@@ -36,3 +43,11 @@ def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor
     padded = torch.zeros(1, TEXT_ROWS, rows.shape[-1])
     padded[0, : len(rows)] = rows
     return padded
+
+
+@functools.cache
+def _explain_weights() -> None:
+    """Say it once."""
+    logger.warning(
+        "Say in words what matters: weights such as (word:1.3) are read as plain text, as Wan's text encoder has none."
+    )

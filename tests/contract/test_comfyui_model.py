@@ -26,6 +26,12 @@ def test_every_sampler_node_gives_the_latents_of_ours(found, way):
     assert found[way] < FLOAT32
 
 
+@pytest.mark.parametrize("way", ["ksampler", "custom", "advanced"])
+def test_not_a_bit_is_rounded_differently(found, way):
+    """A bit can grow: activations are rounded to BF16."""
+    assert found[way] == 0
+
+
 def test_the_usual_settings_warn_of_nothing(found):
     assert found["quiet"] == [] and found["halves are quiet"]
 
@@ -66,6 +72,17 @@ def test_our_sampler_does_what_the_graph_put_on_model_and_conditioning(found):
     difference, calls = found["post cfg"]
     assert difference < FLOAT32 and calls == 4
     assert found["lcm by ComfyUI"] < FLOAT32 and found["batch seeds"] < FLOAT32
+    difference, differs = found["batch texts"]
+    assert difference < FLOAT32 and differs
+
+
+def test_a_guider_of_several_conditions_is_warned_of_once(found):
+    (warning,) = found["dual"]
+    assert "the guider computes several conditions" in warning
+
+
+def test_context_windows_are_planned_for_a_window(found):
+    assert found["windows"] == [12, True, True]
 
 
 def test_what_cannot_be_honoured_is_refused_by_name(found):
@@ -84,6 +101,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(found):
         "merged from": "UNETLoader",
         "saved": "cannot be saved",
         "LoRA hook": "LoraLoaderModelOnly",
+        "a UNet's node": "model_channels (FreeU",
+        "a part of ComfyUI's Wan": "diffusion_model.freqs load the model with",
+        "unloaded between steps": "unloaded between two steps",
     }
     assert set(found["refusals"]) == set(words)
     for name, sentences in found["refusals"].items():
@@ -102,6 +122,7 @@ def test_comfyuis_wan_through_our_sampler(found):
     assert found["native euler"] < FLOAT32 and found["native shift"] < FLOAT32
     assert found["native like ours"] < BFLOAT16 and found["native lcm like ours"] < BFLOAT16
     assert found["native batch"] < BFLOAT16
+    assert found["native like ours with prompts joined"] < BFLOAT16 < found["both prompts count"]
     assert found["native report"] == {"sample": "ComfyUI"}
 
 
@@ -109,6 +130,8 @@ def test_a_lora_of_comfyuis_loader_applies_as_on_comfyuis_own_model(found):
     assert found["LoRA changes"] > 10 * found["LoRA like ComfyUI"] and found["LoRA like ComfyUI"] < BFLOAT16
     assert found["LoRA by KSampler"] < FLOAT32 and found["LoRA twice"] < BFLOAT16
     assert found["LoRA is undone"] == 0
+    named, native = found["unnamed difference"]
+    assert named == 0 and native < BFLOAT16
 
 
 def test_other_models_are_refused_by_name(found):

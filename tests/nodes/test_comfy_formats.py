@@ -81,6 +81,14 @@ def test_samples_are_replaced_in_a_copy_and_other_keys_stay(formats):
 
 
 def test_a_noise_mask_gets_one_warning(formats, caplog):
-    formats.warn_unused_mask({"samples": None})
-    formats.warn_unused_mask({"samples": None, "noise_mask": torch.ones(1)})
+    formats.warn_unused({"samples": None})
+    formats.warn_unused({"samples": None, "noise_mask": torch.ones(1)})
     assert len(warnings_of(caplog)) == 1
+
+
+def test_other_places_in_a_batch_get_one_warning(formats, caplog):
+    clips = torch.zeros(2, 16, 1, 2, 2)
+    formats.warn_unused({"samples": clips, "batch_index": [0, 1]})
+    formats.warn_unused({"samples": clips, "batch_index": [0, 0]})
+    (warning,) = warnings_of(caplog)
+    assert "seed + i" in warning

@@ -73,3 +73,67 @@ def test_notes_lie_in_comfyuis_user_folder(host, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
     asyncio.run(comfy_entrypoint())
     assert remembered.notes().path == tmp_path / "__lightx2v" / "kernels.jsonl"
+
+
+HEADERS = {
+    "offset beyond numbers": b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,1e999]}}',
+    "deep": b"[" * 100_000,
+    "a list": b"[1]",
+    "a shape of texts": b'{"blocks.0.modulation":{"dtype":"F32","shape":["x"],"data_offsets":[0,4]}}',
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_one_bad_checkpoint_does_not_hide_the_others(host, models_dir, header):
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    (models_dir / "lightx2v" / "bad").mkdir()
+    file = models_dir / "lightx2v" / "bad" / "wan.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    items = {item["name"]: item for item in editor.answer_doctor({})}
+    assert items["bad"]["found"] == "cannot be used" and items["bad"]["remedy"]
+    assert items["tiny/distill_fp8"]["state"] == "ok"
+    for values in ({"checkpoint": "bad"}, {"transformer": "bad/wan.safetensors"}):
+        answer = editor.answer_plan({**values, "width": 64, "height": 48, "frames": 5})
+        assert not answer["ok"] and not answer["is_absent"] and answer["sentence"]
+    assert editor.answer_plan({"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5})["ok"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied"), KeyError("scale"), RecursionError("too deep"), OverflowError("inf")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_nobody_expected_of_a_file_is_told_of_that_file_only(host, models_dir, monkeypatch, error):
+    from lightx2v_pack.engine.panel import doctor, editor, forecast
+
+    for name in ("tiny", "other"):
+        shutil.copytree(checkpoints.repository() / "distill_fp8", models_dir / "lightx2v" / name)
+    resolve = doctor.resolve_checkpoint
+
+    def fail(path, *arguments):
+        if path.name == "other":
+            raise error
+        return resolve(path, *arguments)
+
+    monkeypatch.setattr(doctor, "resolve_checkpoint", fail)
+    monkeypatch.setattr(forecast, "resolve_checkpoint", fail)
+    items = {item["name"]: item for item in editor.answer_doctor({})}
+    sentence = f"Choose another, or fetch other again: it cannot be used ({type(error).__name__}: {error})."
+    assert items["other"]["remedy"] == sentence and items["tiny"]["found"].startswith("transformer fp8")
+    size = {"width": 64, "height": 48, "frames": 5}
+    assert editor.answer_plan({"checkpoint": "other", **size})["sentence"] == sentence
+    assert editor.answer_plan({"checkpoint": "tiny", **size})["sentence"] != sentence
+
+
+def test_links_to_nothing_beside_a_model_do_not_break_its_plan(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+
+    folder = models_dir / "diffusion_models" / "more"
+    folder.mkdir()
+    shutil.copy(checkpoints.single_file("fp8"), folder / "wan.safetensors")
+    for name, target in (("gone", "nothing"), ("loop", "loop"), ("wrong", "wan.safetensors/x"), ("long", "x" * 300)):
+        (folder / name).symlink_to(target)
+    answer = editor.answer_plan({"transformer": "more/wan.safetensors", "width": 64, "height": 48, "frames": 5})
+    assert answer["ok"], answer["sentence"]

@@ -126,12 +126,15 @@ def test_a_long_prompt_is_cut_with_a_warning(run, loaded, caplog):
     assert any("512" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
-def test_native_conditioning_is_cut_and_padded(run, loaded):
+def test_native_conditioning_is_padded_and_stays_whole(run, loaded):
     rows = encode(run, loaded)[0][0]
     used = int(rows[0].abs().sum(-1).count_nonzero())
     short = sample(run, loaded, [[rows[:, :used], {"pooled_output": None}]])["samples"]
-    long = sample(run, loaded, [[torch.cat([rows, rows], dim=1), {"pooled_output": None}]])["samples"]
-    assert torch.equal(short, long)
+    full, twice = (
+        sample(run, loaded, [[torch.cat([rows] * times, dim=1), {"pooled_output": None}]])["samples"]
+        for times in (1, 2)
+    )
+    assert torch.equal(short, full) and not torch.equal(short, twice)
 
 
 def test_what_the_latent_holds_is_ignored_with_one_warning(run, loaded, caplog):
@@ -150,7 +153,7 @@ def test_what_the_latent_holds_is_ignored_with_one_warning(run, loaded, caplog):
     [
         ((1, 77, 768), r"conditioning has shape \[1, 77, 768\]; expected .* Width 768 is that of SD 1\.5"),
         ((1, 77, 2048), r"Width 2048 is that of SDXL"),
-        ((1, 512, 65), r"conditioning has shape \[1, 512, 65\]; expected \[1, up to 512, 64\]"),
+        ((1, 512, 65), r"conditioning has shape \[1, 512, 65\]; expected \[1, 512, 64\]"),
     ],
 )
 def test_conditioning_of_another_model_is_refused(run, loaded, shape, sentence):

@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 from lightx2v_pack.engine.stages.conditioning import of_rows
@@ -32,12 +30,11 @@ def test_padding_is_what_follows_the_last_row_that_is_not_zero(zeros, count):
     assert of_rows(rows, 64)[0].num_text == count
 
 
-def test_long_rows_are_cut_with_a_warning(caplog):
-    rows = torch.randn(1, 2001, 64)
-    with caplog.at_level(logging.WARNING):
-        (entry,) = of_rows(rows, 64)
-    assert torch.equal(entry.text, rows[0, :512]) and entry.num_text == 512
-    assert "2001 rows; the last 1489 are cut" in caplog.text
+def test_prompts_behind_each_other_stay_whole():
+    rows = torch.zeros(2, 1024, 64)
+    rows[:, :5] = rows[:, 512:519] = 1
+    for entry, given in zip(of_rows(rows, 64), rows, strict=True):
+        assert torch.equal(entry.text, given) and entry.num_text == 519
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from lightx2v_pack.engine import system
 from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.panel import doctor
@@ -71,6 +72,30 @@ def test_every_item_that_is_not_ok_has_a_one_line_remedy(models):
     for item in json.loads(run("--models-dir", models, "--json").stdout):
         assert item["found"] and "\n" not in item["remedy"]
         assert (item["state"] == "ok") == (item["remedy"] == "")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file"), PermissionError(13, "denied"), OSError(5, "I/O")]
+)
+def test_a_drive_that_cannot_be_looked_at_is_an_item(monkeypatch, tmp_path, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", fail)
+    monkeypatch.setattr(doctor.os.path, "isdir", lambda _: False)
+    items = {item.name: item for item in doctor.examine({}, tmp_path)}
+    assert items["Disk"].state == "warn" and items["Disk"].found == f"cannot be looked at ({error})"
+    assert items["Disk"].remedy == f"Check the models folder, {tmp_path}." and "RAM" in items
+
+
+@pytest.mark.parametrize(("limit", "used", "found"), [(4, 1, "4.0 GiB (the limit of this"), (2, 2, "2.0 GiB (")])
+def test_the_ram_is_what_this_process_may_have(monkeypatch, tmp_path, limit, used, found):
+    monkeypatch.setattr(system, "_container_ram", lambda: system._Container(limit * 2**30, used * 2**30))
+    items = {item.name: item for item in doctor.examine({}, tmp_path)}
+    assert items["RAM"].found.startswith(found) and items["RAM"].state == "warn"
+    assert items["RAM"].found.endswith(f", {limit - used}.0 free")
+    monkeypatch.setattr(system, "_container_ram", lambda: None)
+    assert "limit" not in {item.name: item for item in doctor.examine({}, tmp_path)}["RAM"].found
 
 
 def speed_item(label, installed=None, **facts):

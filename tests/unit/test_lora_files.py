@@ -368,8 +368,12 @@ def test_a_tensor_that_is_set_forgets_what_came_before():
         (Patch(key="head.head.weight", kind="diff", tensors=(torch.ones(64, 2),)), r"\[64, 2\].*\[64, 256\]"),
         (Patch(key="head.head.weight", kind="lora", tensors=(torch.ones(64, 4), torch.ones(4, 256), None, None,
                                                              torch.ones(64, 1), None)), "DoRA"),
+        (Patch(key="head.head.weight", kind="lora", tensors=(torch.ones(64, 4), torch.ones(8, 256), None)),
+         r"\[8, 256\] and \[64, 4\]"),
+        (Patch(key="head.head.weight", kind="lora", tensors=(torch.ones(64, 0), torch.ones(0, 256), torch.ones(()))),
+         r"\[0, 256\] and \[64, 0\]"),
     ],
-    ids=["LoKr", "a model", "no such tensor", "shape", "DoRA"],
+    ids=["LoKr", "a model", "no such tensor", "shape", "DoRA", "two ranks", "no rank"],
 )  # fmt: skip
 def test_patches_that_cannot_be_applied_exactly_are_refused(patch, message):
     with pytest.raises(CheckpointError, match=message):

@@ -1,14 +1,23 @@
 """tools/run_workflow.py without nodes: reading, converting, --set, validation. Plain data, no torch."""
 
+import codecs
 import io
 import json
+from datetime import datetime
 
 import pytest
 from lightx2v_pack.tools.headless.assignments import apply_assignments
 from lightx2v_pack.tools.headless.errors import WorkflowError
 from lightx2v_pack.tools.headless.progress import Progress
+from lightx2v_pack.tools.headless.text_replacements import format_date, replace_in_prefixes
 from lightx2v_pack.tools.headless.validation import validate_prompt
-from lightx2v_pack.tools.headless.workflow import draw_dynamic_prompt, read_workflow, to_prompt
+from lightx2v_pack.tools.headless.workflow import (
+    adopt_separators,
+    draw_dynamic_prompt,
+    read_workflow,
+    silenced_outputs,
+    to_prompt,
+)
 
 INFOS = {
     "Load": {
@@ -133,7 +142,10 @@ def test_widget_values_by_name():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (graph(node(5, "Nowhere"), links=[]), ["Node 5", "'Nowhere'", "--server"]),
+        (
+            graph(node(5, "Nowhere", outputs=["X"]), links=[(1, 5, 0, 6, 0, "X")]),
+            ["Node 5", "'Nowhere'", "--server"],
+        ),
         (graph(node(5, "workflow>Mine"), links=[]), ["group node", "Export (API)"]),
         (
             graph(node(5, "abc-def"), links=[]) | {"definitions": {"subgraphs": [{"id": "abc-def", "name": "Tools"}]}},
@@ -168,6 +180,243 @@ def test_unusable_file_gets_a_sentence(tmp_path, content, words):
         read_workflow(file)
     with pytest.raises(WorkflowError, match=r"missing\.json"):
         read_workflow(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("kind", ["editor", "api"])
+def test_a_workflow_may_have_a_mark_of_its_encoding(tmp_path, encoding, kind):
+    data = chain() if kind == "editor" else to_prompt(chain(), INFOS)
+    file = tmp_path / "graph.json"
+    file.write_bytes(json.dumps(data, ensure_ascii=False).replace("My sampler", "M\u00e9in").encode(encoding))
+    assert to_prompt(read_workflow(file), INFOS)["2"]["_meta"]["title"] == "M\u00e9in"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a":\n "\xe9"}', "Save graph.json as UTF-8, which editors offer in Save As: line 2 of "),
+        ('{"a": 1}'.encode("utf-16-le"), "a zero byte, as UTF-16 has"),
+        (codecs.BOM_UTF16_LE + b"\x00\xd8\x00", "that is no UTF-16-LE"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"nodes": ' * 100_000, "nested too deeply"),
+    ],
+    ids=["latin-1", "no mark", "cut", "deep list", "deep object"],
+)
+def test_a_workflow_that_cannot_be_read_gets_a_sentence(tmp_path, content, words):
+    file = tmp_path / "graph.json"
+    file.write_bytes(content)
+    with pytest.raises(WorkflowError) as caught:
+        read_workflow(file)
+    assert words in str(caught.value) and str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("beside", [{"_comment": "mine"}, {"version": 1, "note": None}, {"extra": {"a": 1}, "l": [1]}])
+def test_what_people_note_beside_the_nodes_is_left_out_with_a_warning(tmp_path, caplog, beside):
+    prompt = to_prompt(chain(), INFOS)
+    file = tmp_path / "api.json"
+    file.write_text(json.dumps({**beside, **prompt}), encoding="utf-8")
+    assert read_workflow(file) == prompt
+    assert caplog.messages == [f"LightX2V: left out of the workflow, as they are no nodes: {', '.join(beside)}."]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"inputs": {}}, "Give node 9 its class_type, a text, or take it out of the file: it has none."),
+        ({"class_type": "Save"}, "Give node 9 its inputs, an object, or take it out of the file: it has none."),
+        ({"class_type": "Save", "inputs": [1]}, "it is [1]."),
+        ({"class_type": ["Save"], "inputs": {}}, 'it is ["Save"].'),
+        ({"class_type": None, "inputs": {}}, "it is null."),
+    ],
+)
+def test_a_node_that_is_not_whole_is_named(tmp_path, entry, words):
+    file = tmp_path / "api.json"
+    file.write_text(json.dumps({**to_prompt(chain(), INFOS), "9": entry}), encoding="utf-8")
+    with pytest.raises(WorkflowError) as caught:
+        read_workflow(file)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["nodes", "links", "inputs", "outputs", "subgraphs"])
+def test_holes_are_passed_over(where):
+    data = chain()
+    if where == "subgraphs":
+        data["definitions"] = {"subgraphs": [None]}
+    else:
+        for holder in [data] if where in data else data["nodes"]:
+            holder[where] = [None, *holder[where], None]
+    assert to_prompt(data, INFOS) == to_prompt(chain(), INFOS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda data: data["nodes"].append(5), "nodes[4] is 5; expected an object"),
+        (lambda data: data["nodes"].append({"id": 9}), '{"id": 9} has no id or no type'),
+        (lambda data: data["nodes"][1].update(inputs="x"), 'inputs of node 2 is "x"; expected a list'),
+        (lambda data: data["nodes"][1].update(inputs=[7]), "inputs of node 2[0] is 7; expected an object"),
+        (lambda data: data["links"].append([3]), "the link [3] is none"),
+        (lambda data: data["links"].append({"id": 3}), 'the link {"id": 3} is none'),
+        (lambda data: data["links"].append("x"), 'the link "x" is none'),
+        (lambda data: data.update(definitions={"subgraphs": 5}), "subgraphs is 5; expected a list"),
+    ],
+)
+def test_what_is_no_object_is_named(spoil, words):
+    data = chain()
+    spoil(data)
+    with pytest.raises(WorkflowError) as caught:
+        to_prompt(data, INFOS)
+    assert str(caught.value).startswith("Save the workflow again in ComfyUI's editor: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Label (rgthree)", "Bookmark (rgthree)", "Fast Groups Muter (rgthree)", "Any label"])
+@pytest.mark.parametrize("has_server", [False, True])
+def test_nodes_of_the_editor_alone_are_left_out(kind, has_server):
+    data = chain()
+    data["nodes"].append(node(9, kind, ["text"], [("", "*", None)], ["*"]))
+    assert to_prompt(data, INFOS, has_server=has_server) == to_prompt(chain(), INFOS)
+
+
+@pytest.mark.parametrize("kind", ["Fast Muter (rgthree)", "Fast Bypasser (rgthree)", "Node Collector (rgthree)"])
+def test_switches_that_are_linked_to_what_they_mute_are_left_out(kind):
+    data = chain()
+    data["nodes"].append(node(9, kind, [], [("Filter", "*", 9)], ["*"]))
+    data["links"].append([9, 3, 0, 9, 0, "*"])
+    assert to_prompt(data, INFOS) == to_prompt(chain(), INFOS)
+
+
+@pytest.mark.parametrize(("has_server", "words"), [(False, "--server URL"), (True, "which this server does not have")])
+@pytest.mark.parametrize("as_origin", [False, True])
+def test_a_linked_node_that_is_not_there_is_what_the_place_lacks(has_server, words, as_origin):
+    data = chain()
+    data["nodes"].append(node(9, "VHS_VideoCombine", [], [("latent", "LATENT", None if as_origin else 9)], ["X"]))
+    data["links"].append([9, 9, 0, 4, 1, "X"] if as_origin else [9, 3, 0, 9, 0, "LATENT"])
+    with pytest.raises(WorkflowError) as caught:
+        to_prompt(data, INFOS, has_server=has_server)
+    assert "Node 9 is of type 'VHS_VideoCombine'" in str(caught.value) and words in str(caught.value)
+    assert ("--server" in str(caught.value)) is not has_server
+
+
+def set_and_get(setter="SetNode", getter="GetNode", name="latent", wanted="latent", last=6):
+    """Load -> Sample -> Set, Get -> Save."""
+    return graph(
+        node(1, "Load", ["b"], outputs=["MODEL"]),
+        node(2, "Sample", [7, "fixed", "euler", 2.5, "hi"], [("model", "MODEL", 1)], ["LATENT"]),
+        node(5, setter, [name], [("LATENT", "LATENT", 2)], ["*"]),
+        node(6, getter, [wanted], outputs=["LATENT"]),
+        node(4, "Save", [], [("latent", "LATENT", 3)]),
+        links=[(1, 1, 0, 2, 0, "MODEL"), (2, 2, 0, 5, 0, "LATENT"), (3, last, 0, 4, 0, "LATENT")],
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        set_and_get(),
+        set_and_get("easy setNode", "easy getNode"),
+        set_and_get(name="a b", wanted="a b"),
+        # Out of the Set node itself.
+        set_and_get(last=5),
+    ],
+)
+def test_set_and_get_are_links(data):
+    prompt = to_prompt(data, INFOS)
+    assert prompt.keys() == {"1", "2", "4"}
+    assert prompt["4"]["inputs"] == {"latent": ["2", 0]}
+
+
+def test_a_get_without_its_set_is_named():
+    with pytest.raises(WorkflowError) as caught:
+        to_prompt(set_and_get(wanted="latents"), INFOS)
+    assert str(caught.value) == "Give the Get node 6 the name of a Set node (latent): it names 'latents'."
+
+
+def test_a_set_that_follows_itself_is_a_loop():
+    data = set_and_get()
+    data["links"][1] = [2, 6, 0, 5, 0, "LATENT"]
+    with pytest.raises(WorkflowError, match="loop"):
+        to_prompt(data, INFOS)
+
+
+@pytest.mark.parametrize(("mode", "named"), [(0, []), (2, ["'Save' (node 4)"]), (4, ["'Save' (node 4)"])])
+def test_muted_outputs_are_known(mode, named):
+    data = chain()
+    data["nodes"][3]["mode"] = mode
+    data["nodes"][1]["mode"] = mode
+    assert silenced_outputs(data, INFOS) == named
+    assert silenced_outputs(to_prompt(chain(), INFOS), INFOS) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "expected"),
+    [
+        ("wan\\a.safetensors", ["x", "wan/a.safetensors"], "wan/a.safetensors"),
+        ("wan/a.safetensors", ["x", "wan\\a.safetensors"], "wan\\a.safetensors"),
+        ("a\\b/c", ["a/b\\c"], "a/b\\c"),
+        ("wan\\a", ["wan/a", "wan\\a"], "wan\\a"),
+        ("gone\\a", ["wan/a"], "gone\\a"),
+    ],
+)
+@pytest.mark.parametrize("is_v3", [False, True])
+def test_names_of_another_system_become_those_that_are_offered(value, choices, expected, is_v3):
+    kind = ["COMBO", {"options": choices}] if is_v3 else [choices]
+    infos = {"Load": {"input": {"required": {"name": kind, "text": ["STRING", {}]}}}}
+    loader = {"class_type": "Load", "inputs": {"name": value, "text": "a\\b"}}
+    adopt_separators({"1": loader, "2": {"class_type": "X", "inputs": {}}}, infos)
+    assert loader["inputs"] == {"name": expected, "text": "a\\b"}
+
+
+MOMENT = datetime(2026, 3, 5, 7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("yyyy-MM-dd", "2026-03-05"),
+        ("yy.M.d", "26.3.5"),
+        ("hh:mm:ss", "07:08:09"),
+        ("h:m:s", "7:8:9"),
+        ("yyyyMMdd_hhmmss", "20260305_070809"),
+    ],
+)
+def test_dates_are_as_the_editor_writes_them(pattern, expected):
+    assert format_date(pattern, MOMENT) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("video/%date:yyyy-MM-dd%/wan", "video/2026-03-05/wan"),
+        ("%date:yyyy/MM%/%date:hh:mm:ss%", "2026/03/07_08_09"),
+        ("a_%date:dd.MM.yyyy%", "a_05.03.2026"),
+        ("%My sampler.seed%_%Sample.method%", "7_euler"),
+        ("%Sample.shift%", "2.5"),
+        ("%Sample.text%", "hi_ __there_"),
+        ("%Filter.on%", "true"),
+        ("%width%x%height%_%year%", "%width%x%height%_%year%"),
+        ("%Nobody.seed%_%Sample.nothing%_%Sample.model%", "%Nobody.seed%_%Sample.nothing%_%Sample.model%"),
+        ("100%", "100%"),
+    ],
+)
+@pytest.mark.parametrize("is_editor", [True, False])
+def test_placeholders_in_a_filename_prefix(prefix, expected, is_editor, caplog):
+    data = chain()
+    data["nodes"][1]["widgets_values"][4] = 'hi: ?*there"'
+    prompt = to_prompt(data, INFOS)
+    prompt["4"]["inputs"]["filename_prefix"] = prefix
+    replace_in_prefixes(prompt, data if is_editor else dict(prompt), MOMENT)
+    assert prompt["4"]["inputs"]["filename_prefix"] == expected
+    assert len(caplog.messages) == (3 if "Nobody" in prefix else 0)
+
+
+def test_the_editors_own_name_of_a_node_goes_before_titles():
+    data = chain()
+    data["nodes"][1]["properties"] = {"Node name for S&R": "Filter"}
+    prompt = to_prompt(data, INFOS)
+    prompt["4"]["inputs"]["filename_prefix"] = "%Filter.seed%"
+    replace_in_prefixes(prompt, data, MOMENT)
+    assert prompt["4"]["inputs"]["filename_prefix"] == "7"
 
 
 def test_prompt_file_is_read_as_it_is(tmp_path):
@@ -208,9 +457,11 @@ def test_set(assignment, node_id, name, value):
     [
         ("seed=9", "expected node.input=value"),
         ("2.seed", "expected node.input=value"),
-        ("Nope.seed=9", "no node 'Nope'. It has: 1 'Load It' (Load); 2 'My sampler' (Sample)"),
+        ("Nope.seed=9", "; the workflow has no node 'Nope'."),
         ("Sample It.seed=9", "no node"),
-        ("2.sed=9", "no value 'sed'. It has: seed, method, shift, text"),
+        ("My samplr.seed=9", "use one of 2 'My sampler' (Sample); "),
+        ("Sampel.seed=9", "use one of 2 'My sampler' (Sample); "),
+        ("2.sed=9", "use seed, method, shift; Sample has no value 'sed'."),
         ("2.model=9", "no value 'model'"),
         ("2.seed=many", "not a value of type INT"),
         ("2.seed=1.5", "not a value of type INT"),
@@ -262,8 +513,8 @@ def test_values_are_converted():
         (changed("2", seed=100), "Node 2 (My sampler): input 'seed' is 100; expected at most 99."),
         (changed("2", shift=0), "expected at least 0.1"),
         (changed("2", seed="many"), "input 'seed' is 'many'; expected a value of type INT"),
-        (changed("2", method="dpm"), "input 'method' is 'dpm'; available: lcm, euler"),
-        (changed("1", name="c"), "input 'name' is 'c'; available: a, b"),
+        (changed("2", method="dpm"), "choose one of: lcm, euler; input 'method' is 'dpm'."),
+        (changed("1", name="c"), "choose one of: a, b; input 'name' is 'c'."),
         (changed("4", latent=["1", 0]), "expects LATENT and is linked to node 1, which gives MODEL"),
         (changed("4", latent=["1", 5]), "which has 1 output"),
         (changed("4", latent=["77", 0]), "no output of this workflow"),

@@ -38,23 +38,81 @@ def test_a_container_has_less_than_its_machine(machine):
         assert system.free_ram_bytes() == free * GIB
 
 
-@pytest.mark.parametrize(
-    ("group", "stat"),
-    [
-        (system._CONTROL_GROUPS[0], "anon 5\nactive_file 30\ninactive_file 20\n"),
-        (system._CONTROL_GROUPS[1], "active_file 1\ntotal_active_file 30\ntotal_inactive_file 20\n"),
-    ],
-    ids=["version 2", "version 1"],
+VERSION_2 = ("sys/fs/cgroup", "memory.max", "memory.current", "anon 5\nactive_file 30\ninactive_file 20\n")
+VERSION_1 = (
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "active_file 1\ntotal_active_file 30\ntotal_inactive_file 20\n",
 )
-def test_ram_of_a_container_without_its_file_cache(tmp_path, group, stat):
-    group = system._ControlGroup(tmp_path, group.limit, group.usage, group.cached)
-    assert system._container_ram((group,)) is None
-    (tmp_path / group.limit).write_text("1000\n")
-    (tmp_path / group.usage).write_text("300\n")
-    (tmp_path / "memory.stat").write_text(stat)
-    assert system._container_ram((group,)) == system._Container(1000, 250)
-    (tmp_path / group.limit).write_text("max\n")
-    assert system._container_ram((group,)) is None
+
+
+def control_group(root, version, path, limit, usage=300):
+    """Make a control group as Linux shows it."""
+    mount, limit_file, usage_file, stat = version
+    folder = root / mount / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ((limit_file, f"{limit}\n"), (usage_file, f"{usage}\n"), ("memory.stat", stat)):
+        (folder / name).write_text(content)
+
+
+def processes_group(root, *lines):
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.mark.parametrize("version", [VERSION_2, VERSION_1], ids=["version 2", "version 1"])
+def test_ram_of_a_container_without_its_file_cache(tmp_path, version):
+    assert system._container_ram(tmp_path) is None
+    control_group(tmp_path, version, "", 1000)
+    assert system._container_ram(tmp_path) == system._Container(1000, 250)
+    control_group(tmp_path, version, "", "max")
+    assert system._container_ram(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "path"),
+    [
+        (VERSION_2, "0::/user.slice/run-7.scope", "user.slice/run-7.scope"),
+        (VERSION_2, "0::/system.slice/a:b.service", "system.slice/a:b.service"),
+        (VERSION_1, "4:memory:/slurm/uid_0/job_7", "slurm/uid_0/job_7"),
+        (VERSION_1, "4:cpu,memory,pids:/job", "job"),
+    ],
+)
+def test_the_limit_of_the_group_that_the_process_is_in(tmp_path, version, line, path):
+    processes_group(tmp_path, "12:pids:/elsewhere", "1:name=systemd:/x", line)
+    control_group(tmp_path, version, "", 2**63, usage=9000)
+    control_group(tmp_path, version, path, 700)
+    control_group(tmp_path, version, "elsewhere", 10)
+    assert system._container_ram(tmp_path) == system._Container(700, 250)
+    # Limits of the groups above hold too, for all that is used there.
+    control_group(tmp_path, version, path.partition("/")[0], 800, usage=790)
+    is_same = "/" not in path
+    assert system._container_ram(tmp_path) == (system._Container(800, 740) if is_same else system._Container(700, 640))
+
+
+@pytest.mark.parametrize("line", ["0::/../outside", "0::/not/to/be/seen", "0::/", "no colons", "4:memory:/x"])
+def test_a_group_that_is_not_to_be_seen_leaves_what_is_mounted(tmp_path, line):
+    processes_group(tmp_path, line)
+    control_group(tmp_path, VERSION_2, "", 900)
+    (tmp_path / "sys/fs/outside").mkdir()
+    assert system._container_ram(tmp_path) == system._Container(900, 250)
+
+
+def test_both_versions_side_by_side(tmp_path):
+    processes_group(tmp_path, "4:memory:/job", "0::/scope")
+    control_group(tmp_path, VERSION_1, "job", 700)
+    control_group(tmp_path, VERSION_2, "scope", "max")
+    assert system._container_ram(tmp_path) == system._Container(700, 250)
+    control_group(tmp_path, VERSION_2, "scope", 600)
+    assert system._container_ram(tmp_path) == system._Container(600, 250)
+
+
+@pytest.mark.parametrize("content", ["", "lots\n", "-\n", "9" * 5000])
+def test_a_limit_that_is_no_number_is_none(tmp_path, content):
+    control_group(tmp_path, VERSION_2, "", 900)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text(content)
+    assert system._container_ram(tmp_path) is None
 
 
 def test_the_cpu_can_be_chosen_although_there_is_a_gpu(monkeypatch):

@@ -11,6 +11,7 @@ from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels.widen import widen
+from lightx2v_pack.engine.stages import encode
 from lightx2v_pack.engine.stages.encode import encode_prompt
 from lightx2v_pack.engine.umt5 import encoder as portable
 from lightx2v_pack.engine.umt5 import linear as text_linear
@@ -195,6 +196,26 @@ def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end_token(caplog):
     assert torch.equal(conditioning[0], encoder.encode_tokens(kept, Hooks()))
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert str(len(token_ids)) in record.getMessage() and str(TEXT_ROWS) in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "is_said"),
+    [
+        (["a (red:1.3) fox", "a (blue:0.5) fox"], True),
+        (["(snow and ice:.8)"], True),
+        (["a fox (in snow: 2)"], True),
+        (["((fox:1.2))"], True),
+        (["a clock (at 10:30)", "(16:9)", "(a fox)", "fox:1.3", "(fox: a red one)"], False),
+        (["(fox\n:1.3", "[fox:1.3]", "()", "(:1.2)"], False),
+    ],
+)
+def test_weights_in_prompts_are_text_which_is_said_once(prompts, is_said, caplog):
+    encode._explain_weights.cache_clear()
+    encoder = load(text_encoder("fp8"))
+    for prompt in prompts:
+        encode_prompt(encoder, prompt, Hooks())
+    said = [message for message in caplog.messages if "weights such as (word:1.3) are read as plain text" in message]
+    assert len(said) == is_said
 
 
 def test_prompt_of_exactly_512_tokens_is_whole(caplog):

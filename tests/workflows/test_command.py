@@ -1,6 +1,8 @@
 """tools/run_workflow.py as a command: exit codes, messages, cancel, timeout, failures."""
 
 import json
+import os
+import re
 import shutil
 import signal
 
@@ -54,6 +56,80 @@ def test_empty_models_folder_says_what_to_put_where(run, tmp_path):
     done = run(TEXT_TO_VIDEO, models=tmp_path)
     assert done.code == 2
     assert "put the checkpoint folder in models/lightx2v" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["gone", "gone/models", "a file"])
+def test_a_models_folder_that_is_none_is_a_sentence_for_the_tool(run, tmp_path, name):
+    (tmp_path / "a file").write_bytes(b"")
+    done = run(TEXT_TO_VIDEO, models=tmp_path / name)
+    assert (done.code, done.stdout) == (2, "")
+    sentence = f"Give --models-dir ComfyUI's models folder: {tmp_path / name} is no folder."
+    assert done.stderr == f"run_workflow: {sentence}\n"
+
+
+def graph_with(tmp_path, change, **encoding):
+    """Write the template with its Save Video node changed."""
+    graph = json.loads(TEXT_TO_VIDEO.read_text(encoding="utf-8"))
+    change(next(node for node in graph["nodes"] if node["type"] == "SaveVideo"), graph)
+    file = tmp_path / "changed.json"
+    file.write_text(json.dumps(graph), **({"encoding": "utf-8"} | encoding))
+    return file
+
+
+@pytest.mark.parametrize("mode", [2, 4])
+def test_a_muted_save_is_said_where_the_rest_runs(run, tmp_path, mode):
+    done = run(graph_with(tmp_path, lambda save, _: save.update(mode=mode)), *SIZE, "--quiet")
+    assert (done.code, done.stdout) == (0, "")
+    sentence = "Unmute 'Save Video' (node 9) to have a file: no node that ran has saved one."
+    assert done.stderr == f"run_workflow: {sentence}\n"
+
+
+def only_output(save, graph):
+    save["mode"] = 2
+    graph["nodes"] = [node for node in graph["nodes"] if node["type"] != "LightX2VReport"]
+
+
+def test_a_workflow_whose_only_output_is_muted_does_not_run(run, tmp_path):
+    done = run(graph_with(tmp_path, only_output), *SIZE)
+    assert (done.code, done.stdout) == (2, "")
+    sentence = "Unmute 'Save Video' (node 9) in the editor: no other node saves or shows anything."
+    assert done.stderr == f"run_workflow: {sentence}\n"
+
+
+def test_a_placeholder_names_the_file_and_a_mark_of_the_encoding_is_no_matter(run, tmp_path):
+    prefix = "%date:yyyy%/s%LightX2VSampler.seed%"
+    file = graph_with(tmp_path, lambda save, _: None, encoding="utf-8-sig")
+    done = run(file, *SIZE, "--set", f"SaveVideo.filename_prefix={prefix}", "--set", "LightX2VSampler.seed=7")
+    assert done.code == 0, done.stderr
+    (result,) = done.results
+    assert result.name == "s7_00001_.mp4" and re.fullmatch(r"20\d\d", result.parent.name)
+
+
+def test_a_report_that_cannot_be_written_loses_no_result(run, tmp_path):
+    (tmp_path / "report").mkdir()
+    done = run(TEXT_TO_VIDEO, *SIZE, "--report", tmp_path / "report")
+    assert done.code == 3 and f"Choose another file for --report: {tmp_path / 'report'}: " in done.stderr
+    assert [result.is_file() for result in done.results] == [True]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_folder_that_cannot_be_written_is_a_sentence(run, tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+    report = tmp_path / "report.json"
+    done = run(TEXT_TO_VIDEO, *SIZE, "--output-dir", tmp_path / place, "--report", report)
+    assert (done.code, done.stdout) == (3, "")
+    assert "Traceback" not in done.stderr and str(tmp_path / "file") in done.stderr
+    assert json.loads(report.read_text(encoding="utf-8"))["status"] == "failed"
+
+
+def test_a_console_without_the_letters_of_a_path_gets_them_escaped(models_dir, tmp_path):
+    output, report = tmp_path / "\u89c6\u9891", tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", output, "--report", report)
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252:strict", "OMP_NUM_THREADS": "1"}
+    done = run_script("run_workflow.py", TEXT_TO_VIDEO, *SIZE, *folders, environment=environment)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(report.read_text(encoding="utf-8"))["outputs"]
+    assert result.startswith(str(output)) and done.stdout == result.replace(output.name, r"\u89c6\u9891") + "\n"
 
 
 def test_unknown_node_names_the_server_option(run, tmp_path):

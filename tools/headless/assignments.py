@@ -6,18 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...engine.errors import nearest
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
 from .workflow import Prompt, unknown_node
 
 
-def apply_assignments(prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo]) -> None:
+def apply_assignments(
+    prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo], *, has_server: bool = False
+) -> None:
     """Set inputs of `prompt` in place.
 
     Args:
         prompt: API format.
         assignments: `node.input=value`; the node is named by its id, else by its title, else by its class.
         infos: node descriptions by class.
+        has_server: whether they are a server's.
 
     Raises:
         WorkflowError: wrong form, no such node or input, several nodes of that name, or a value that does not parse.
@@ -28,7 +32,9 @@ def apply_assignments(prompt: Prompt, assignments: Sequence[str], infos: Mapping
         if not (equals and dot and name and input_name):
             raise WorkflowError(f"--set {assignment!r}: expected node.input=value, such as LightX2VSampler.seed=7.")
         node = prompt[_find_node(prompt, name, assignment)]
-        spec = _find_input(node, name, input_name, assignment, infos)
+        if node["class_type"] not in infos:
+            raise unknown_node(name, node["class_type"], has_server=has_server)
+        spec = _find_input(node, input_name, assignment, infos)
         node["inputs"][input_name] = _parse(spec, text, assignment)
 
 
@@ -42,8 +48,16 @@ def _find_node(prompt: Prompt, name: str, assignment: str) -> str:
         return found[0]
     if found:
         raise WorkflowError(f"--set {assignment!r}: '{name}' names {len(found)} nodes; use an id: {', '.join(found)}.")
-    listed = "; ".join(f"{node_id} {_describe(node)}" for node_id, node in prompt.items())
-    raise WorkflowError(f"--set {assignment!r}: the workflow has no node '{name}'. It has: {listed}.")
+    # By whichever of its names is nearest.
+    known = {**{str(node.get("class_type")): key for key, node in prompt.items()}, **_titles(prompt)}
+    close = dict.fromkeys(known[found] for found in nearest(name, known))
+    listed = "; ".join(f"{node_id} {_describe(prompt[node_id])}" for node_id in close)
+    raise WorkflowError(f"--set {assignment!r}: use one of {listed}; the workflow has no node '{name}'.")
+
+
+def _titles(prompt: Prompt) -> dict[str, str]:
+    titles = {key: node.get("_meta", {}).get("title") for key, node in prompt.items()}
+    return {title: key for key, title in titles.items() if title}
 
 
 def _describe(node: Mapping[str, Any]) -> str:
@@ -51,16 +65,12 @@ def _describe(node: Mapping[str, Any]) -> str:
     return f"'{title}' ({node.get('class_type')})" if title else str(node.get("class_type"))
 
 
-def _find_input(
-    node: Mapping[str, Any], name: str, input_name: str, assignment: str, infos: Mapping[str, NodeInfo]
-) -> InputSpec:
-    if node["class_type"] not in infos:
-        raise unknown_node(name, node["class_type"])
+def _find_input(node: Mapping[str, Any], input_name: str, assignment: str, infos: Mapping[str, NodeInfo]) -> InputSpec:
     widgets = {key: spec for key, spec in input_specs(infos[node["class_type"]]).items() if spec.is_widget}
     if input_name in widgets:
         return widgets[input_name]
-    known = ", ".join(widgets) or "none"
-    raise WorkflowError(f"--set {assignment!r}: {node['class_type']} has no value '{input_name}'. It has: {known}.")
+    known = ", ".join(nearest(input_name, widgets)) or "another node, as it has none"
+    raise WorkflowError(f"--set {assignment!r}: use {known}; {node['class_type']} has no value '{input_name}'.")
 
 
 def _parse(spec: InputSpec, text: str, assignment: str) -> Any:

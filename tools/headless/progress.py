@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from .. import console
+
 _BAR_CELLS = 24
 _TITLE_WIDTH = 30
 _NOTE_WIDTH = 40
@@ -17,10 +19,10 @@ _NOTE_WIDTH = 40
 class Progress:
     """Shows a run; `quiet` leaves only what the caller prints itself."""
 
-    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+    def __init__(self, stream: TextIO | None, *, quiet: bool) -> None:
         self._stream = stream
         self._quiet = quiet
-        self._is_live = stream.isatty() and not quiet
+        self._is_live = console.is_live(stream) and not quiet
         self._line = ""
         self._num_nodes = 0
         self._index = 0
@@ -61,7 +63,7 @@ class Progress:
         """Print lines that stay."""
         if not self._quiet:
             self._draw("")
-            print(text, file=self._stream, flush=True)
+            console.write(self._stream, f"{text}\n")
 
     def clear(self) -> None:
         """Remove the live line."""
@@ -73,8 +75,7 @@ class Progress:
     def _draw(self, line: str) -> None:
         if self._is_live:
             line = line[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + line.ljust(len(self._line)) + ("\r" if not line else ""))
-            self._stream.flush()
+            console.write(self._stream, "\r" + line.ljust(len(self._line)) + ("\r" if not line else ""))
             self._line = line
 
 

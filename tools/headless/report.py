@@ -27,30 +27,36 @@ class NodeRun:
 class RunLog:
     """What a run did so far; kept by the runner, readable when the run fails half way."""
 
+    server: str | None = None
+    """Its address, without user and password."""
     nodes: list[NodeRun] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
     """Result files, in the order of their nodes."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user is to know of a run that succeeded."""
     engine: dict[str, Any] = field(default_factory=dict)
     """What the pack's engine measured: stages, peaks, device, versions."""
 
 
-def write_report(
-    path: Path, log: RunLog, *, workflow: Path, server: str | None, seconds: float, error: CommandError | None
-) -> None:
-    """Write the report of a finished, failed or cancelled run."""
+def build_report(log: RunLog, *, workflow: Path, seconds: float, error: CommandError | None) -> dict[str, Any]:
+    """Return the report of a finished, failed or cancelled run as plain data."""
     status = "ok" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-    report = {
+    return {
         "workflow": str(workflow),
-        "server": server,
+        "server": log.server,
         "status": status,
         "error": str(error) if error else None,
         "seconds": round(seconds, 3),
         "nodes": [asdict(node) for node in log.nodes],
         "outputs": [str(output) for output in log.outputs],
         # Whole process, model loading and the command line itself included; a server's memory is not ours to measure.
-        "peak_ram_bytes": None if server else peak_ram_bytes(),
+        "peak_ram_bytes": None if log.server else peak_ram_bytes(),
         "engine": log.engine,
     }
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -7,15 +7,15 @@ events). Verified with ComfyUI 0.3.64.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import struct
-import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode, urlsplit
 
 from .errors import Cancelled, RunError, ServerError, WorkflowError
 from .node_info import NodeInfo
@@ -31,9 +31,10 @@ _BINARY_TEXT = 3
 
 
 def run_on_server(
-    url: str,
+    base: str,
     build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
     *,
+    headers: Mapping[str, str],
     workflow: Mapping[str, Any] | None,
     output_dir: Path,
     timeout: float | None,
@@ -43,8 +44,9 @@ def run_on_server(
     """Run a prompt on a ComfyUI server and download its output files.
 
     Args:
-        url: where ComfyUI listens, such as http://127.0.0.1:8188.
+        base: where ComfyUI listens, such as http://127.0.0.1:8188, as `read_address` returns it.
         build_prompt: node descriptions of the server -> prompt in API format.
+        headers: sent with every request.
         workflow: the editor's graph to store in saved files, if it describes this prompt.
         output_dir: where results are saved, in the server's sub-folders.
         timeout: seconds after which the job is cancelled; None waits for ever.
@@ -61,13 +63,14 @@ def run_on_server(
         import aiohttp
     except ImportError as error:
         raise RunError(f"--server needs aiohttp ({error}). Install it with 'pip install aiohttp'.") from error
-    base = (url if "://" in url else f"http://{url}").rstrip("/")
-    job = _Job(base, output_dir, progress, log)
+    job = _Job(base, headers, output_dir, progress, log)
     try:
         asyncio.run(asyncio.wait_for(job.run(build_prompt, workflow), timeout))
     except KeyboardInterrupt:
         job.cancel()
         raise Cancelled("Cancelled; ComfyUI was told to stop this job.") from None
+    except aiohttp.ClientResponseError as error:
+        raise _refusal(base, error.status, error.message) from error
     except aiohttp.ClientError as error:
         raise ServerError(
             f"Cannot reach ComfyUI at {base}: {error}. Is it running there? Start it with 'python main.py', or check "
@@ -78,11 +81,75 @@ def run_on_server(
         raise RunError(f"The run took longer than --timeout {timeout:g} s and was cancelled.") from None
 
 
+def read_address(url: str) -> tuple[str, dict[str, str]]:
+    """Return a server's URL without what is secret in it, and the headers that say that instead.
+
+    Raises:
+        WorkflowError: it is no URL of a server.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise WorkflowError(
+            "Give --server an address such as http://127.0.0.1:8188, with nothing behind a ? or #; what a proxy wants "
+            "to know goes into --header or --token."
+        )
+    base = (
+        f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    )
+    if parts.username is None:
+        return base, {}
+    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return base, {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+
+def read_headers(headers: list[str], token: str | None) -> dict[str, str]:
+    """Return the headers of the command line by name.
+
+    Raises:
+        WorkflowError: one is none; it is not repeated, as it may be secret.
+    """
+    read = {"Authorization": f"Bearer {token}"} if token else {}
+    for number, header in enumerate(headers, start=1):
+        name, colon, value = header.partition(":")
+        read[name.strip()] = value.strip()
+        if not colon or not name.strip():
+            raise WorkflowError(f"Give --header as 'NAME: VALUE'; number {number} has no name or no colon.")
+    for name, value in read.items():
+        if not (name + value).isprintable() or not name.isascii():
+            raise WorkflowError(f"Give --header and --token one line of printable text; {name!a} has something else.")
+    return read
+
+
+def _refusal(base: str, status: int, text: str) -> ServerError:
+    """Return the error for an answer that is not ComfyUI's."""
+    if status in (401, 403, 407):
+        return ServerError(
+            f"Give the login that {base} asks for (status {status}): --token TOKEN, --header 'NAME: VALUE', or "
+            "user:password@ in --server."
+        )
+    if "<html" in text[:2000].lower() or "<!doctype" in text[:2000].lower():
+        return ServerError(
+            f"Open {base} in a browser: a web page answered (status {status}), not ComfyUI. If it is a login, give "
+            "--token TOKEN or --header 'NAME: VALUE' (such as the browser's Cookie); else check the address."
+        )
+    return ServerError(
+        f"Check the address {base}: it answered with status {status}: {text[:200]!r}; expected JSON from ComfyUI. "
+        "Is this the address of a ComfyUI server?"
+    )
+
+
 class _Job:
     """One prompt on one server."""
 
-    def __init__(self, base: str, output_dir: Path, progress: Progress, log: RunLog) -> None:
+    def __init__(
+        self, base: str, headers: Mapping[str, str], output_dir: Path, progress: Progress, log: RunLog
+    ) -> None:
         self._base = base
+        self._headers = dict(headers)
         self._output_dir = output_dir
         self._progress = progress
         self._log = log
@@ -99,7 +166,7 @@ class _Job:
 
         client_id = uuid.uuid4().hex
         patience = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_SECONDS)
-        async with aiohttp.ClientSession(timeout=patience) as session:
+        async with aiohttp.ClientSession(timeout=patience, headers=self._headers) as session:
             self._prompt = build_prompt(await self._get_json(session, "/object_info"))
             socket_url = f"ws{self._base[4:]}/ws?clientId={client_id}"
             # No limit on message size: previews and node texts may be large.
@@ -112,27 +179,26 @@ class _Job:
         """Remove the job from the queue, or interrupt it if it runs. Other people's jobs go on."""
         for path, body in (("/queue", {"delete": [self._prompt_id]}), ("/interrupt", {"prompt_id": self._prompt_id})):
             request = urllib.request.Request(
-                self._base + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+                self._base + path,
+                json.dumps(body).encode(),
+                {**self._headers, "Content-Type": "application/json"},
             )
             try:
                 urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()
-            except urllib.error.URLError as error:
-                self._progress.log(f"Could not cancel the job on {self._base}: {error.reason}.")
+            except OSError as error:
+                self._progress.log(f"Could not cancel the job on {self._base}: {error}.")
 
     async def _get_json(self, session: aiohttp.ClientSession, path: str) -> Any:
         async with session.get(self._base + path) as answer:
-            return self._parse(path, answer.status, await answer.text())
+            return self._parse(path, answer.status, await answer.text(errors="replace"))
 
     def _parse(self, path: str, status: int, text: str) -> Any:
         try:
             data = json.loads(text)
         except ValueError:
             data = None
-        if status != 200 or data is None:
-            raise ServerError(
-                f"{self._base}{path} answered with status {status}: {text[:200]!r}; expected JSON from ComfyUI. "
-                "Is this the address of a ComfyUI server?"
-            )
+        if status != 200 or not isinstance(data, dict):
+            raise _refusal(self._base, status, text)
         return data
 
     async def _queue(self, session: aiohttp.ClientSession, client_id: str, extra_pnginfo: dict[str, Any]) -> None:
@@ -147,7 +213,7 @@ class _Job:
             if answer.status == 400 and text.startswith("{"):
                 raise WorkflowError(self._explain_refusal(json.loads(text)))
             data = self._parse("/prompt", answer.status, text)
-        self._prompt_id = data["prompt_id"]
+        self._prompt_id = str(data.get("prompt_id", self._prompt_id))
         for line in self._node_errors(data):
             self._progress.log(f"The server leaves out a part of the workflow: {line}")
         self._progress.log(f"Queued on {self._base} as {self._prompt_id}.")
@@ -155,15 +221,15 @@ class _Job:
 
     def _explain_refusal(self, answer: Mapping[str, Any]) -> str:
         error = answer.get("error") or {}
-        headline = error if isinstance(error, str) else " ".join([error.get("message", ""), error.get("details", "")])
+        headline = error if isinstance(error, str) else _sentence(error)
         lines = self._node_errors(answer)
-        return "\n".join(lines) or f"ComfyUI refuses the workflow: {headline.strip()}"
+        return "\n".join(lines) or f"ComfyUI refuses the workflow: {headline}"
 
     def _node_errors(self, answer: Mapping[str, Any]) -> list[str]:
         return [
-            f"Node {node_id} ({self._title(node_id)}): {error['message']}: {error['details']}"
-            for node_id, errors in (answer.get("node_errors") or {}).items()
-            for error in errors["errors"]
+            f"Node {node_id} ({self._title(node_id)}): {_sentence(error)}"
+            for node_id, errors in _items(answer.get("node_errors"))
+            for error in _list(_mapping(errors).get("errors"))
         ]
 
     def _title(self, node_id: str) -> str:
@@ -179,26 +245,33 @@ class _Job:
             if message.type == aiohttp.WSMsgType.BINARY:
                 self._show_text(message.data)
                 continue
-            event = json.loads(message.data)
-            kind, data = event["type"], event.get("data") or {}
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            # Nodes of all sorts send events of their own, whose data may be anything.
+            event = _mapping(_parsed(message.data))
+            kind, data = event.get("type"), _mapping(event.get("data"))
             if data.get("prompt_id") != self._prompt_id:
                 continue
+            node = data.get("node")
             if kind == "executing":
-                self._enter(data["node"])
-                if data["node"] is None:
+                self._enter(None if node is None else str(node))
+                if node is None:
                     if failure:
                         raise failure
                     return
             elif kind == "progress":
-                self._progress.update(data["value"], data["max"])
+                value, total = data.get("value"), data.get("max")
+                if isinstance(value, (int, float)) and isinstance(total, (int, float)):
+                    self._progress.update(int(value), int(total))
             elif kind == "executed":
-                self._note_output(data["node"], data.get("output") or {})
-            elif kind == "execution_interrupted":
-                failure = Cancelled(f"Cancelled in node {data['node_id']} ({self._title(data['node_id'])}).")
-            elif kind == "execution_error":
-                failure = RunError(
-                    f"Node {data['node_id']} ({self._title(data['node_id'])}) failed with "
-                    f"{data['exception_type']}: {data['exception_message'].strip()}"
+                self._note_output(str(node), _mapping(data.get("output")))
+            elif kind in ("execution_interrupted", "execution_error"):
+                node_id = str(data.get("node_id"))
+                where = f"node {node_id} ({self._title(node_id)})"
+                what = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"
+                is_error = kind == "execution_error"
+                failure = (
+                    RunError(f"N{where[1:]} failed with {what}") if is_error else Cancelled(f"Cancelled in {where}.")
                 )
         raise ServerError(f"{self._base} closed the connection before the job was done. Look at the server's log.")
 
@@ -219,29 +292,31 @@ class _Job:
 
     def _show_text(self, data: bytes) -> None:
         """Show the text a node sends while it runs: event, length of the node id, node id, text."""
+        if len(data) < 8:
+            return
         event, length = struct.unpack_from(">II", data)
         if event == _BINARY_TEXT and data[8 : 8 + length].decode(errors="replace") == self._current:
             self._progress.note(data[8 + length :].decode(errors="replace"))
 
     def _note_output(self, node_id: str, output: Mapping[str, Any]) -> None:
         """Keep the run report of a LightX2VReport node, show other texts."""
-        for text in output.get("text") or ():
-            if self._prompt.get(node_id, {}).get("class_type") == "LightX2VReport":
-                self._log.engine = json.loads(text)
+        for text in _list(output.get("text")):
+            report = _parsed(text) if self._prompt.get(node_id, {}).get("class_type") == "LightX2VReport" else None
+            if isinstance(report, dict):
+                self._log.engine = report
             else:
                 self._progress.log(f"{self._title(node_id)}:\n{text}")
 
     async def _fetch_results(self, session: aiohttp.ClientSession) -> None:
         history = await self._get_json(session, f"/history/{self._prompt_id}")
-        outputs = history.get(self._prompt_id, {}).get("outputs", {})
-        for shown in outputs.values():
-            for entries in shown.values():
-                for entry in entries:
-                    if isinstance(entry, Mapping) and entry.get("type") == "output" and "filename" in entry:
+        for _, shown in _items(_mapping(history.get(self._prompt_id)).get("outputs")):
+            for _, entries in _items(shown):
+                for entry in map(_mapping, _list(entries)):
+                    if entry.get("type") == "output" and isinstance(entry.get("filename"), str):
                         self._log.outputs.append(await self._download(session, entry))
 
     async def _download(self, session: aiohttp.ClientSession, entry: Mapping[str, str]) -> Path:
-        folder = self._output_dir / entry.get("subfolder", "")
+        folder = self._output_dir / str(entry.get("subfolder") or "").replace("\\", "/")
         if not folder.resolve().is_relative_to(self._output_dir.resolve()):
             raise ServerError(f"{self._base} names a result outside the output folder: {dict(entry)}.")
         folder.mkdir(parents=True, exist_ok=True)
@@ -256,3 +331,29 @@ class _Job:
             number += 1
         path.write_bytes(content)
         return path
+
+
+def _parsed(text: Any) -> Any:
+    """Return JSON as data, or None where it is none."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from _mapping(value).items()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _sentence(error: Any) -> str:
+    """Return ComfyUI's message and details of an error."""
+    parts = [str(_mapping(error).get(key) or "") for key in ("message", "details")]
+    return ": ".join(part.strip() for part in parts if part.strip())

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...engine.errors import nearest
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
 from .workflow import Prompt, is_link, types_overlap, unknown_node
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
-_LISTED_CHOICES = 20
+_NUM_LISTED = 3
 
 CustomCheck = Callable[[str, dict[str, Any]], str | None]
 """(class, inputs with None for links) -> what the node's own validate_inputs complains about, or None."""
@@ -145,7 +146,7 @@ def _value_problem(spec: InputSpec, value: Any) -> str | None:
         if high is not None and value > high:
             return f"input '{spec.name}' is {value}; expected at most {high}."
     if spec.choices is not None and value not in spec.choices:
-        shown = ", ".join(str(choice) for choice in spec.choices[:_LISTED_CHOICES]) or "nothing"
-        more = f" and {len(spec.choices) - _LISTED_CHOICES} more" if len(spec.choices) > _LISTED_CHOICES else ""
-        return f"input '{spec.name}' is {value!r}; available: {shown}{more}."
+        shown = ", ".join(nearest(str(value), map(str, spec.choices))) or "nothing, as there is none"
+        more = f" ({len(spec.choices)} in all)" if len(spec.choices) > _NUM_LISTED else ""
+        return f"choose one of: {shown}{more}; input '{spec.name}' is {value!r}."
     return None

@@ -4,28 +4,46 @@ The editor format ("Save", "Export"; versions 0.4 and 1.0) stores nodes with pos
 a list of links. The API format ("Export (API)", POST /prompt) maps node ids to class, inputs and title; a link is
 `[node id, output index]`. The conversion follows what the editor itself sends (graphToPrompt of
 ComfyUI_frontend 1.27): muted nodes vanish with their links, bypassed nodes pass an input of the same type through,
-reroutes and primitives dissolve, notes are left out, dynamic prompts are drawn.
+reroutes, primitives and Set/Get nodes dissolve, notes are left out, dynamic prompts are drawn. Nodes that only the
+editor knows and that are linked to nothing (labels, bookmarks, switches of groups) are left out too.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...engine.errors import nearest
+from ..text_files import read_text
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
+
+logger = logging.getLogger(__name__)
 
 Prompt = dict[str, dict[str, Any]]
 """API format: node id -> {"class_type", "inputs", "_meta": {"title"}}."""
 
 _MUTED, _BYPASSED = 2, 4
 _NOTES = ("Note", "MarkdownNote")
-_REROUTE, _PRIMITIVE = "Reroute", "PrimitiveNode"
-_VIRTUAL = (*_NOTES, _REROUTE, _PRIMITIVE)
+_PRIMITIVE = "PrimitiveNode"
+_REROUTES = ("Reroute", "Reroute (rgthree)")
+# Source: ComfyUI-KJNodes (web/js/setgetnodes.js) and ComfyUI-Easy-Use, which took them over.
+_SETTERS, _GETTERS = ("SetNode", "easy setNode"), ("GetNode", "easy getNode")
+# Switches that are linked to the nodes they mute or bypass, which is saved as these nodes' mode. Source: rgthree-comfy
+# (src_web/comfyui/constants.ts).
+_SWITCHES = tuple(
+    f"{name} (rgthree)"
+    for name in (
+        "Mute / Bypass Relay", "Mute / Bypass Repeater", "Fast Muter", "Fast Bypasser", "Fast Node Muter",
+        "Fast Actions Button", "Node Collector", "Random Unmuter",
+    )
+)  # fmt: skip
+_VIRTUAL = (*_NOTES, *_REROUTES, _PRIMITIVE, *_SETTERS, *_GETTERS, *_SWITCHES)
 _CONTROL_VALUES = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
 _SEED_NAMES = ("seed", "noise_seed")
 
@@ -37,19 +55,26 @@ def read_workflow(path: Path) -> dict[str, Any]:
         WorkflowError: no such file, not JSON, or not a workflow.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except OSError as error:
         raise WorkflowError(f"Cannot read the workflow {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except RecursionError as error:
+        raise WorkflowError(f"{path} is nested too deeply to be a workflow. Save it again in ComfyUI.") from error
+    except json.JSONDecodeError as error:
         raise WorkflowError(
             f"{path} is not JSON: {error}. Expected a workflow saved or exported by ComfyUI."
         ) from error
-    if not (is_editor_format(data) or _is_api_format(data)):
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
+    if is_editor_format(data):
+        return dict(data)
+    nodes = _api_nodes(data)
+    if not nodes:
         raise WorkflowError(
             f"{path} is JSON but not a workflow: expected an object with 'nodes' and 'links' (saved by ComfyUI's "
             "editor), or node ids with 'class_type' and 'inputs' (Export (API))."
         )
-    return dict(data)
+    return nodes
 
 
 def is_editor_format(data: Any) -> bool:
@@ -57,51 +82,121 @@ def is_editor_format(data: Any) -> bool:
     return isinstance(data, dict) and isinstance(data.get("nodes"), list)
 
 
-def _is_api_format(data: Any) -> bool:
-    return (
-        isinstance(data, dict)
-        and bool(data)
-        and all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in data.values())
-    )
+def _api_nodes(data: Any) -> dict[str, Any]:
+    """Return the nodes of a file in API format, without what people note beside them.
+
+    Raises:
+        WorkflowError: a node is not whole.
+    """
+    if not isinstance(data, dict):
+        return {}
+    nodes = {}
+    for key, node in data.items():
+        if not isinstance(node, dict) or not {"class_type", "inputs"} & node.keys():
+            continue
+        for part, kind in (("class_type", str), ("inputs", dict)):
+            if not isinstance(node.get(part), kind):
+                found = f"it is {_shown(node[part])}" if part in node else "it has none"
+                expected = "a text" if kind is str else "an object"
+                raise WorkflowError(f"Give node {key} its {part}, {expected}, or take it out of the file: {found}.")
+        nodes[key] = node
+    left_out = [key for key in data if key not in nodes]
+    if nodes and left_out:
+        logger.warning("LightX2V: left out of the workflow, as they are no nodes: %s.", ", ".join(left_out))
+    return nodes
 
 
-def to_prompt(data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> Prompt:
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _objects(items: Any, what: str) -> list[dict[str, Any]]:
+    """Return the objects of a list; holes are passed over, as the editor does.
+
+    Raises:
+        WorkflowError: it is no list, or has something else.
+    """
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise WorkflowError(f"Save the workflow again in ComfyUI's editor: {what} is {_shown(items)}; expected a list.")
+    for index, item in enumerate(items):
+        if item is not None and not isinstance(item, dict):
+            raise WorkflowError(
+                f"Save the workflow again in ComfyUI's editor: {what}[{index}] is {_shown(item)}; expected an object."
+            )
+    return [item for item in items if item is not None]
+
+
+def to_prompt(data: Mapping[str, Any], infos: Mapping[str, NodeInfo], *, has_server: bool = False) -> Prompt:
     """Return a workflow in API format.
 
     Args:
         data: what `read_workflow` returned.
         infos: node descriptions by class.
+        has_server: whether they are a server's, for messages.
 
     Raises:
         WorkflowError: an unknown node, a subgraph, a group node, or a broken or circular link.
     """
     if not is_editor_format(data):
         return {str(node_id): dict(node) for node_id, node in data.items()}
-    return _Editor(data, infos).to_prompt()
+    return _Editor(data, infos, has_server=has_server).to_prompt()
+
+
+def adopt_separators(prompt: Prompt, infos: Mapping[str, NodeInfo]) -> None:
+    """Write the names of files that were chosen on another system as they are offered here: a\\b for a/b, or a/b."""
+    for node in prompt.values():
+        for name, spec in input_specs(infos[node["class_type"]]).items() if node["class_type"] in infos else ():
+            value = node["inputs"].get(name)
+            if isinstance(value, str) and spec.choices is not None and value not in spec.choices:
+                same = [choice for choice in spec.choices if _plain(choice) == _plain(value)]
+                node["inputs"][name] = same[0] if same else value
+
+
+def _plain(name: Any) -> str:
+    return str(name).replace("\\", "/")
+
+
+def silenced_outputs(data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> list[str]:
+    """Return the nodes that would save or show something, and are muted or bypassed in the editor."""
+    if not is_editor_format(data):
+        return []
+    return [
+        f"'{node.get('title') or infos[node['type']].get('display_name') or node['type']}' (node {node['id']})"
+        for node in _objects(data["nodes"], "nodes")
+        if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(node["type"], {}).get("output_node")
+    ]
 
 
 class _Editor:
     """An editor graph: its nodes and links by id."""
 
-    def __init__(self, data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> None:
+    def __init__(self, data: Mapping[str, Any], infos: Mapping[str, NodeInfo], *, has_server: bool) -> None:
         self._infos = infos
+        self._has_server = has_server
+        definitions = data.get("definitions") or {}
         self._subgraphs = {
-            graph["id"]: graph.get("name", "") for graph in (data.get("definitions") or {}).get("subgraphs") or ()
+            graph.get("id"): graph.get("name", "") for graph in _objects(definitions.get("subgraphs"), "subgraphs")
         }
-        self._nodes: dict[str, dict[str, Any]] = {str(node["id"]): node for node in data["nodes"]}
-        self._links: dict[int, tuple[str, int]] = {}
-        for link in data.get("links") or ():
-            # Version 0.4 stores a link as a list, 1.0 as an object.
-            number, origin, slot = (
-                (link["id"], link["origin_id"], link["origin_slot"]) if isinstance(link, dict) else link[:3]
-            )
-            self._links[number] = (str(origin), int(slot))
+        self._nodes: dict[str, dict[str, Any]] = {}
+        for node in _objects(data["nodes"], "nodes"):
+            if not isinstance(node.get("type"), str) or not isinstance(node.get("id"), (int, str)):
+                raise WorkflowError(
+                    f"Save the workflow again in ComfyUI's editor: the node {_shown(node)} has no id or no type."
+                )
+            node_id = str(node["id"])
+            # Entries that hold no link may be missing.
+            slots = {kind: _objects(node.get(kind), f"{kind} of node {node_id}") for kind in ("inputs", "outputs")}
+            self._nodes[node_id] = node | slots
+        self._links = dict(_read_link(link) for link in data.get("links") or () if link is not None)
 
     def to_prompt(self) -> Prompt:
         prompt = {
             node_id: self._convert(node_id, node)
             for node_id, node in self._nodes.items()
-            if node["type"] not in _VIRTUAL and node.get("mode", 0) not in (_MUTED, _BYPASSED)
+            if node.get("mode", 0) not in (_MUTED, _BYPASSED) and not self._is_left_out(node_id, node)
         }
         for node in prompt.values():
             inputs = node["inputs"]
@@ -109,16 +204,33 @@ class _Editor:
                 del inputs[name]
         return prompt
 
+    def _is_left_out(self, node_id: str, node: Mapping[str, Any]) -> bool:
+        """Whether a node is the editor's alone: a known one, or one that nobody here knows and nothing is linked to."""
+        if self._is_virtual(node):
+            return True
+        class_type = node["type"]
+        is_known = class_type in self._infos or class_type in self._subgraphs or _is_group_node(class_type)
+        is_linked = any(entry.get("link") is not None for entry in node["inputs"]) or any(
+            origin == node_id for origin, _ in self._links.values()
+        )
+        if is_known or is_linked:
+            return False
+        logger.info("LightX2V: node %s (%s) is left out: nothing is linked to it.", node_id, class_type)
+        return True
+
+    def _is_virtual(self, node: Mapping[str, Any]) -> bool:
+        return node["type"] in _VIRTUAL and node["type"] not in self._infos
+
     def _convert(self, node_id: str, node: Mapping[str, Any]) -> dict[str, Any]:
         info = self._info(node_id, node["type"])
         inputs: dict[str, Any] = {}
         for name, value in _widget_values(node, info).items():
             # A list is a link; list values travel wrapped. Source: ComfyUI execution.py (validate_inputs).
             inputs[name] = {"__value__": value} if isinstance(value, list) else value
-        for entry in node.get("inputs") or ():
+        for entry in node["inputs"]:
             resolved = self._resolve(entry, set())
             if resolved is not None:
-                inputs[entry["name"]] = resolved
+                inputs[str(entry.get("name"))] = resolved
         title = node.get("title") or info.get("display_name") or node["type"]
         return {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
 
@@ -128,13 +240,13 @@ class _Editor:
                 f"Node {node_id} is the subgraph '{self._subgraphs[class_type]}', which is not supported here. "
                 "Unpack it in ComfyUI's editor, or use Workflow > Export (API) there and run that file."
             )
-        if class_type.startswith(("workflow>", "workflow/")):
+        if _is_group_node(class_type):
             raise WorkflowError(
                 f"Node {node_id} is the group node '{class_type}', which is not supported here. Ungroup it in "
                 "ComfyUI's editor, or use Workflow > Export (API) there and run that file."
             )
         if class_type not in self._infos:
-            raise unknown_node(node_id, class_type)
+            raise unknown_node(node_id, class_type, has_server=self._has_server)
         return self._infos[class_type]
 
     def _resolve(self, entry: Mapping[str, Any], visited: set[tuple[str, int]]) -> Any:
@@ -143,7 +255,7 @@ class _Editor:
         if number is None:
             return None
         if number not in self._links:
-            raise WorkflowError(f"Input '{entry['name']}' uses link {number}, which the file does not contain.")
+            raise WorkflowError(f"Input '{entry.get('name')}' uses link {number}, which the file does not contain.")
         origin, slot = self._links[number]
         if origin not in self._nodes:
             raise WorkflowError(f"Link {number} starts at node {origin}, which the file does not contain.")
@@ -151,15 +263,51 @@ class _Editor:
             raise WorkflowError(f"The links around node {origin} form a loop; a workflow must not be circular.")
         visited.add((origin, slot))
         node = self._nodes[origin]
-        inputs = node.get("inputs") or []
-        if node.get("mode", 0) == _BYPASSED:
-            index = _bypass_index(node, slot, str(entry.get("type", "*")))
-            return None if index is None else self._resolve(inputs[index], visited)
-        if node["type"] == _REROUTE:
-            return self._resolve(inputs[0] | {"type": entry.get("type", "*")}, visited)
+        wanted = str(entry.get("type", "*"))
+        if node.get("mode", 0) == _BYPASSED and not self._is_virtual(node):
+            index = _bypass_index(node, slot, wanted)
+            return None if index is None else self._resolve(node["inputs"][index], visited)
+        if not self._is_virtual(node):
+            return [origin, slot]
         if node["type"] == _PRIMITIVE:
-            return next(iter(node.get("widgets_values") or ()), None)
-        return None if node["type"] in _NOTES else [origin, slot]
+            return _first_value(node)
+        if node["type"] in _GETTERS:
+            node = self._setter_of(origin, node)
+        if node["type"] in (*_REROUTES, *_SETTERS):
+            return self._resolve(node["inputs"][0] | {"type": wanted}, visited) if node["inputs"] else None
+        return None
+
+    def _setter_of(self, node_id: str, getter: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the Set node that a Get node names."""
+        name = _first_value(getter)
+        setters = {str(_first_value(node)): node for node in reversed(self._nodes.values()) if node["type"] in _SETTERS}
+        if str(name) in setters:
+            return setters[str(name)]
+        known = ", ".join(nearest(str(name), setters)) or "there is none"
+        raise WorkflowError(f"Give the Get node {node_id} the name of a Set node ({known}): it names '{name}'.")
+
+
+def _read_link(link: Any) -> tuple[Any, tuple[str, int]]:
+    """Return a link's number, origin and output: version 0.4 stores it as a list, 1.0 as an object."""
+    try:
+        if isinstance(link, dict):
+            return link["id"], (str(link["origin_id"]), int(link["origin_slot"]))
+        number, origin, slot = link[:3]
+        return number, (str(origin), int(slot))
+    except (TypeError, ValueError, LookupError):
+        raise WorkflowError(
+            f"Save the workflow again in ComfyUI's editor: the link {_shown(link)} is none; expected a number, a node "
+            "and its output."
+        ) from None
+
+
+def _first_value(node: Mapping[str, Any]) -> Any:
+    values = node.get("widgets_values") or ()
+    return next(iter(values.values() if isinstance(values, dict) else values), None)
+
+
+def _is_group_node(class_type: str) -> bool:
+    return class_type.startswith(("workflow>", "workflow/"))
 
 
 def is_link(value: Any) -> bool:
@@ -167,8 +315,13 @@ def is_link(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def unknown_node(node_id: str, class_type: str) -> WorkflowError:
+def unknown_node(node_id: str, class_type: str, *, has_server: bool = False) -> WorkflowError:
     """Return the error for a node that is not available where the workflow is to run."""
+    if has_server:
+        return WorkflowError(
+            f"Node {node_id} is of type '{class_type}', which this server does not have: install what brings it there "
+            "(Manager > Install Missing Custom Nodes) and restart it, or take the node out of the workflow."
+        )
     return WorkflowError(
         f"Node {node_id} is of type '{class_type}', which is not available here. Without a server only the LightX2V "
         "nodes and a few core nodes run; --server URL runs the workflow in a ComfyUI that has the node installed."
@@ -177,10 +330,10 @@ def unknown_node(node_id: str, class_type: str) -> WorkflowError:
 
 def _bypass_index(node: Mapping[str, Any], slot: int, wanted: str) -> int | None:
     """Return which input a bypassed node passes through to output `slot`: the same index first, then the first fit."""
-    inputs = [str(entry.get("type", "*")) for entry in node.get("inputs") or ()]
+    inputs = [str(entry.get("type", "*")) for entry in node["inputs"]]
     if wanted in ("*", ""):
         return (slot if slot < len(inputs) else 0) if inputs else None
-    output = str(node["outputs"][slot].get("type", "*"))
+    output = str(node["outputs"][slot].get("type", "*")) if slot < len(node["outputs"]) else "*"
     fits = [types_overlap(kind, output) and types_overlap(kind, wanted) for kind in inputs]
     if slot < len(fits) and fits[slot]:
         return slot

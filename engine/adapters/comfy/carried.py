@@ -60,12 +60,12 @@ def _patch_of(key: str, strength: float, value: Any, offset: Any = None, functio
     """Return an entry of ComfyUI's ModelPatcher.patches as plain data.
 
     Args:
-        value: an adapter (comfy/weight_adapter), or (kind, tensors).
+        value: an adapter (comfy/weight_adapter), or (kind, tensors), or a difference as (tensor,).
         offset, function: of a patch of a part of the weight, or of a changed one.
     """
     if offset is not None or function is not None:
         return Patch(key=key, kind="part of a weight", tensors=(), strength=strength)
     if isinstance(value, tuple):
-        kind, tensors = value
+        kind, tensors = value if len(value) > 1 else ("diff", value)
         return Patch(key=key, kind=str(kind), tensors=tuple(tensors), strength=strength)
     return Patch(key=key, kind=str(value.name), tensors=tuple(value.weights), strength=strength)

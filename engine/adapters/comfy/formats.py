@@ -79,8 +79,14 @@ def latent_samples(
     return tensor
 
 
-def warn_unused_mask(latent: dict[str, Any]) -> None:
-    """Say that a noise mask is not used, where there is one."""
+def warn_unused(latent: dict[str, Any]) -> None:
+    """Say what of a LATENT is not used: a noise mask, and other places in a batch than the clips have in this one."""
+    places = latent.get("batch_index")
+    if places is not None and list(places) != list(range(len(latent["samples"]))):
+        logger.warning(
+            "LightX2V: the latent's batch_index (Latent From Batch, Latent Batch Seed Behavior) has no effect; clip i "
+            "is made with seed + i."
+        )
     if latent.get("noise_mask") is not None:
         logger.warning("LightX2V: the latent's noise mask has no effect; the sampler starts from noise everywhere.")
 

@@ -1,14 +1,19 @@
 """Model folders: what the loaders' combos offer, and how a choice becomes a path.
 
-Only names that are offered resolve, so nothing outside the model folders can be reached.
+Only what is offered resolves, so nothing outside the model folders can be reached. Names are offered as ComfyUI lists
+them, but for names that begin with a dot (macOS keeps such files beside others on foreign drives), links to nothing,
+and second ways to a folder that has been listed.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -16,6 +21,9 @@ import folder_paths
 
 from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
+from ...errors import nearest
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "lightx2v"
 AUTO = "auto"
@@ -51,19 +59,60 @@ def fingerprint(*paths: Path | None) -> str:
 
     ComfyUI stores it in saved workflows, so it is a hash and names no path.
     """
-    files = [file for path in paths if path for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    facts = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    files = [file for path in paths if path for file in (sorted(path.iterdir()) if os.path.isdir(path) else [path])]
+    return hashlib.sha256(repr([_facts(file) for file in files]).encode(errors="surrogatepass")).hexdigest()
+
+
+def _facts(file: Path) -> tuple[str, int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        # A link to nothing, or what may not be looked at: reading it says what is wrong.
+        return str(file), 0, 0
+    return str(file), found.st_mtime_ns, found.st_size
 
 
 def _all_files(folder: str) -> list[str]:
-    try:
-        names: list[str] = folder_paths.get_filename_list(folder)
-    except FileNotFoundError:
-        # ComfyUI's list of a folder below which one was deleted cannot be renewed, only made anew.
-        folder_paths.filename_list_cache.pop(folder, None)
-        names = folder_paths.get_filename_list(folder)
-    return names
+    names = {file for root in _existing_roots(folder) for _, files in _walk(root) for file in files}
+    _, extensions = folder_paths.folder_names_and_paths[folder]
+    return sorted(name for name in names if not extensions or os.path.splitext(name)[1].lower() in extensions)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder, relative to `root`, and the files in it: every real folder once, by its shortest name."""
+    seen = set()
+    waiting = deque([""])
+    while waiting:
+        folder = waiting.popleft()
+        path = os.path.join(root, folder)
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            _warn_of(path, str(error))
+            continue
+        files = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = os.path.join(folder, entry.name)
+            try:
+                if entry.is_dir():
+                    waiting.append(name)
+                elif entry.is_file():
+                    files.append(name)
+            except OSError as error:
+                _warn_of(entry.path, str(error))
+        yield folder, files
+
+
+@functools.cache
+def _warn_of(path: str, problem: str) -> None:
+    """Say once what is left out."""
+    logger.warning("LightX2V: %s is left out of the lists of models: %s", path, problem)
 
 
 def _existing_roots(folder: str) -> list[Path]:
@@ -87,17 +136,17 @@ def _tiny_vae_files(folder: str) -> list[str]:
 
 
 def _transformer_files(folder: str) -> list[str]:
-    names = [name for name in _all_files(folder) if name.endswith(".safetensors")]
+    names = [name for name in _all_files(folder) if name.lower().endswith(".safetensors")]
     return [name for name in names if not _NO_TRANSFORMER_FILE.search(os.path.basename(name))]
 
 
 def _tokenizer_folders(folder: str) -> list[str]:
-    found = []
-    for root in _existing_roots(folder):
-        for path, _, files in os.walk(root, followlinks=True):
-            if _TOKENIZER_FILES.intersection(files):
-                found.append(Path(path).relative_to(root).as_posix())
-    return sorted(found)
+    return sorted(
+        found.replace(os.sep, "/") or "."
+        for root in _existing_roots(folder)
+        for found, files in _walk(root)
+        if not _TOKENIZER_FILES.isdisjoint(map(os.path.basename, files))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,31 +168,51 @@ class ModelChoice:
         """Return what can be chosen now."""
         return list(dict.fromkeys(name for folder, find in self.sources for name in find(folder)))
 
+    def found(self) -> dict[str, Path]:
+        """Return the path of every name that is there now."""
+        found: dict[str, Path] = {}
+        for folder, find in self.sources:
+            roots = _existing_roots(folder)
+            for name in find(folder):
+                paths = [root / name for root in roots if os.path.exists(root / name)]
+                # One that has just gone has none.
+                if paths:
+                    found.setdefault(name, paths[0])
+        return found
+
     def options(self) -> list[str]:
         """Return the names, or one entry that says what to do when there are none."""
         return self.names() or [self.none_found]
 
     def resolve(self, name: str) -> Path:
-        """Return the path of a name.
+        """Return the path of a name, which may have another system's separators, or lead by another link.
 
         Raises:
-            ValueError: the name is not offered.
+            ValueError: it is not offered.
         """
-        for folder, find in self.sources:
-            if name in find(folder):
-                paths = [root / name for root in _existing_roots(folder) if (root / name).exists()]
-                if paths:
-                    return paths[0]
+        for is_meant in (_is_equal, _has_other_separators, _is_another_way):
+            for folder, find in self.sources:
+                roots = _existing_roots(folder)
+                for offered in find(folder):
+                    if is_meant(name, offered, roots):
+                        paths = [root / offered for root in roots if os.path.exists(root / offered)]
+                        if paths:
+                            return paths[0]
         raise ValueError(self._describe_unknown(name))
 
     def _describe_unknown(self, name: str) -> str:
         names = self.names()
         if not names:
             return f"No {self.what} was found. To have one, {self.put}; then press R in the editor and choose it."
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        listed = ", ".join(nearest(name, names)) + (f" ({len(names)} in all)" if len(names) > 3 else "")
         if _leads_outside(name):
-            return f"{self.what} {name!r} is a path outside the model folders. Choose one of: {listed}."
-        return f"{self.what} {name!r} was not found in the model folders. Choose one of: {listed}."
+            found = "is a path outside the model folders"
+        else:
+            broken = next(filter(None, (_broken_link(name, folder) for folder, _ in self.sources)), None)
+            if broken:
+                return f"Make {broken.name} lead to a file again, or choose one of: {listed}. {_target_of(broken)}"
+            found = "was not found in the model folders"
+        return f"Choose one of: {listed}. {self.what} {name!r} {found}."
 
 
 CHECKPOINTS = ModelChoice(
@@ -184,3 +253,39 @@ def _leads_outside(name: str) -> bool:
     return bool(
         path.is_absolute() or windows_path.drive or windows_path.root or ".." in windows_path.parts or "\0" in name
     )
+
+
+def _is_equal(name: str, offered: str, roots: list[Path]) -> bool:
+    return name == offered
+
+
+def _has_other_separators(name: str, offered: str, roots: list[Path]) -> bool:
+    """Whether a name is from a workflow of another system: a\\b of Windows on Linux, or a/b there."""
+    return name.replace("\\", "/") == offered.replace("\\", "/")
+
+
+def _is_another_way(name: str, offered: str, roots: list[Path]) -> bool:
+    """Whether a name leads by other links to the very file or folder."""
+    if not name or _leads_outside(name):
+        return False
+    below = name.replace("\\", os.sep)
+    return any(
+        os.path.exists(root / below) and os.path.realpath(root / below) == os.path.realpath(root / offered)
+        for root in roots
+    )
+
+
+def _broken_link(name: str, folder: str) -> Path | None:
+    """Return the link to nothing that a name stands for or leads by."""
+    for root in _existing_roots(folder):
+        path = root / name.replace("\\", os.sep)
+        for link in (path, *path.parents):
+            if link == root:
+                break
+            if os.path.islink(link) and not os.path.exists(link):
+                return link
+    return None
+
+
+def _target_of(link: Path) -> str:
+    return f"{link} is a link to {os.readlink(link)}, which cannot be reached."

@@ -33,7 +33,7 @@ _OPTION_NAMES = {
 # Of a CONDITIONING entry: what ComfyUI's samplers themselves heed, and what says nothing about the picture.
 _CONDITION_KEYS = frozenset({
     "cross_attn", "pooled_output", "model_conds", "uuid", "area", "mask", "mask_strength", "set_area_to_bounds",
-    "strength", "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks",
+    "strength", "prompt_type", "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks",
     "clip_start_percent", "clip_end_percent", "attention_mask", "frame_rate", "guidance", "width", "height", "crop_w",
     "crop_h", "target_width", "target_height", "aesthetic_score",
 })  # fmt: skip
@@ -134,6 +134,20 @@ def check_hooks(hooks: Any) -> None:
             "Put the LoRA on the model (LoraLoaderModelOnly) instead of on the conditioning: this model's weights "
             f"cannot change between conditions or steps. For LoRA hooks {_NATIVE}."
         )
+
+
+def missing_in_config(name: str) -> str:
+    return (
+        f"Remove the node that asks the model for {name} (FreeU, for instance): it is for Stable Diffusion's UNet, and "
+        "this is a Wan video model."
+    )
+
+
+def missing_in_model(name: str) -> str:
+    return (
+        f"For the node that asks the model for diffusion_model.{name} {_NATIVE}: LightX2V's transformer computes in "
+        "its own engine."
+    )
 
 
 def cannot_be_merged() -> ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,8 @@ from aiohttp import web
 PREFIX = "/lightx2v"
 _MAX_TEXT = 300
 _MAX_BODY = 4096
-# A name below a model folder: no drive, no root, no step upwards.
-_PLAIN_NAME = re.compile(r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\0]+")
+# A name below a model folder, with the separators of any system: no drive, no root, no step upwards.
+_PLAIN_NAME = re.compile(r"(?![/\\]|[A-Za-z]:)(?!(.*[/\\])?\.\.([/\\]|$))[^\0]+", re.DOTALL)
 
 Value = str | int | float
 Check = Callable[[str], Value]
@@ -118,9 +119,20 @@ async def _respond(route: Route, workers: ThreadPoolExecutor, request: web.Reque
 async def _read_json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise ValueError("The request has no JSON body (Content-Type: application/json).")
-    if (request.content_length or 0) > _MAX_BODY:
+    # JSON is UTF-8 whatever a header says; what is not loses nothing by being told so.
+    charset = request.charset or "utf-8"
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise ValueError(f"Send the request as UTF-8; its charset is {charset[:40]!r}.")
+    body = bytearray()
+    # A chunked body has no length before its end.
+    while len(body) <= _MAX_BODY and (piece := await request.content.read(_MAX_BODY + 1 - len(body))):
+        body += piece
+    if len(body) > _MAX_BODY:
         raise ValueError(f"The request is longer than {_MAX_BODY} bytes.")
-    body = await request.json()
-    if not isinstance(body, dict):
+    try:
+        data = json.loads(body)
+    except RecursionError:
+        raise ValueError("The request's body is nested too deeply; expected a JSON object of texts.") from None
+    if not isinstance(data, dict):
         raise ValueError("The request's body is not a JSON object.")
-    return body
+    return data

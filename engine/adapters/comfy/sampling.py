@@ -79,7 +79,7 @@ def sample(
     if problem:
         raise ValueError(problem)
     empty = formats.latent_samples(latent)
-    formats.warn_unused_mask(latent)
+    formats.warn_unused(latent)
     formats.check_text(conditioning)
     _warn_of_shift(model, settings.shift)
     is_alone = isinstance(model, HandleOnly)
@@ -118,7 +118,7 @@ def _sample_natively(
             noise = state.latents[None]
             clips.append(
                 comfy.sample.sample_custom(
-                    timed, noise, 1.0, _sampler(settings.method, fresh_noise), sigmas, positive, [],
+                    timed, noise, 1.0, _sampler(settings.method, fresh_noise), sigmas, _of_clip(positive, index), [],
                     torch.zeros_like(noise), callback=on_step, disable_pbar=True,
                     seed=(settings.seed + index) % NUM_SEEDS,
                 )
@@ -146,6 +146,11 @@ def _sample_natively(
             f"{type(model.model).__name__}, computed by ComfyUI."
         )
     return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])
+
+
+def _of_clip(conditioning: list[Any], index: int) -> list[Any]:
+    """Return a CONDITIONING for one clip of a batch: of several prompts, its own, as ComfyUI deals them out."""
+    return [[rows[index % len(rows)][None] if rows.dim() == 3 else rows, extras] for rows, extras in conditioning]
 
 
 def _warn_of_shift(model: Any, shift: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +54,7 @@ class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
                 "disable_unet_model_creation": True,
             }
         )
+        config.unet_config = _UnetConfig(config.unet_config)
         # ComfyUI's default is 8, for the model before distillation.
         config.sampling_settings = {**config.sampling_settings, "shift": DISTILL_SHIFT}
         # What latents and text arrive as; the engine rounds them itself.
@@ -82,6 +83,13 @@ class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
         raise refusals.cannot_be_saved()
 
 
+class _UnetConfig(dict[str, Any]):
+    """What ComfyUI knows of the architecture; some nodes ask it for parts of Stable Diffusion's UNet."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(refusals.missing_in_config(name))
+
+
 class _Alone(comfy.conds.CONDRegular):  # type: ignore[misc]
     """A condition that is not batched with another."""
 
@@ -96,6 +104,10 @@ class _Run:
     transformer: Transformer
     hooks: Hooks
     text_dim: int
+    cfg: float | None = None
+    """What the sampler's cfg is, where it has one."""
+    is_guided: bool = False
+    """It computes conditions beside the positive one."""
     prompts: list[tuple[torch.Tensor, Conditioning]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """Of each pass."""
@@ -106,6 +118,17 @@ class _Run:
         flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(rows), self.hooks)
         self.seconds.append(round(time.perf_counter() - start, 4))
         return flow
+
+    def warn_of_guidance(self, conditions: Iterable[int]) -> None:
+        """Say so once where a call brings other conditions than the positive, whose number is 0."""
+        if self.is_guided or not any(conditions):
+            return
+        self.is_guided = True
+        found = "the guider computes several conditions" if self.cfg in (None, 1) else f"cfg is {self.cfg:g}"
+        logger.warning(
+            "LightX2V: %s; the checkpoint is distilled for cfg 1, where a step takes half the time or less and no "
+            "negative prompt is needed.", found,
+        )  # fmt: skip
 
     def _conditioning(self, rows: torch.Tensor) -> Conditioning:
         """Return the same object for the same rows, which samplers copy for each step."""
@@ -176,6 +199,12 @@ class Diffusion(torch.nn.Module):
                 "Use a sampler node of ComfyUI, or LightX2V Sampler: LightX2V's model was called without one, "
                 f"so that nothing has planned its memory and loaded it for latents of shape {list(x.shape)}."
             )
+        if not self._handle.owner.is_loaded:
+            raise RuntimeError(
+                "Run it again without what unloads models while one is sampling (a node in a callback of the sampler, "
+                "for instance): LightX2V's transformer was unloaded between two steps."
+            )
+        self.run.warn_of_guidance(transformer_options.get("cond_or_uncond", ()))
         flows = [
             self.run.predict_flow(latents, times[index % len(times)], context[index % len(context)])
             for index, latents in enumerate(padded)
@@ -183,10 +212,16 @@ class Diffusion(torch.nn.Module):
         _, _, frames, height, width = x.shape
         return torch.stack(flows)[:, :, :frames, :height, :width].to(x.dtype)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(refusals.missing_in_model(name)) from None
+
     @contextmanager
-    def lend(self, transformer: Transformer, hooks: Hooks) -> Iterator[_Run]:
+    def lend(self, transformer: Transformer, hooks: Hooks, cfg: float | None) -> Iterator[_Run]:
         """Let calls within the context use a loaded transformer."""
-        before, self.run = self.run, _Run(transformer, hooks, self._handle.text_dim)
+        before, self.run = self.run, _Run(transformer, hooks, self._handle.text_dim, cfg)
         try:
             yield self.run
         finally:
@@ -206,13 +241,14 @@ def sample_with(
     model = guider.model_patcher
     refusals.check_model(model)
     refusals.check_conds(guider.conds)
-    clip = _clip_of(noise)
-    _warn_unusual(sigmas, getattr(guider, "cfg", 1.0))
-    conds, hooks = guider.conds, progress.build_hooks(None)
+    clip = _clip_of(noise.shape)
+    largest = _clip_of(_shape_of_window(noise.shape, guider.model_options))
+    _warn_unusual(sigmas)
+    conds, hooks, cfg = guider.conds, progress.build_hooks(None), getattr(guider, "cfg", None)
 
     def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         guider.conds = {name: [dict(cond) for cond in each] for name, each in conds.items()}
-        with model.model.diffusion_model.lend(transformer, hooks) as running:
+        with model.model.diffusion_model.lend(transformer, hooks, cfg) as running:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples, {
             "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
@@ -220,20 +256,28 @@ def sample_with(
             "tokens": clip.tokens,
             "method": f"{_name_of(sampler)} (ComfyUI)",
             "steps": len(sigmas) - 1,
-            "cfg": getattr(guider, "cfg", None),
+            "cfg": cfg,
             "sigmas": [round(float(sigma), 6) for sigma in sigmas],
             "pass_seconds": running.seconds,
         }
 
     host = find_host(memory.claim_with(model))
-    samples, records = pipeline.run_planned(view_of(model), clip, run, hooks=hooks, host=host)
+    samples, records = pipeline.run_planned(view_of(model), largest, run, hooks=hooks, host=host)
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
 
 
-def _clip_of(noise: torch.Tensor) -> Clip:
-    shape = list(noise.shape)
+def _shape_of_window(shape: Sequence[int], options: dict[str, Any]) -> list[int]:
+    """Return the shape that a pass has of latents of a shape: shorter where the node Context Windows cuts the clip."""
+    windows, found = options.get("context_handler"), list(shape)
+    if windows is not None:
+        found[windows.dim] = min(found[windows.dim], windows.context_length)
+    return found
+
+
+def _clip_of(latents: Sequence[int]) -> Clip:
+    shape = list(latents)
     if len(shape) == 5:
         shape[3:] = [-(-cells // patch) * patch for cells, patch in zip(shape[3:], PATCH_SIZE[1:], strict=True)]
     problem = shapes.latent_problem(shape)
@@ -251,7 +295,7 @@ def _records_of(conds: dict[str, list[dict[str, Any]]]) -> tuple[Any, ...]:
     return ()
 
 
-def _warn_unusual(sigmas: torch.Tensor, cfg: float | None) -> None:
+def _warn_unusual(sigmas: torch.Tensor) -> None:
     usual = build_schedule(DISTILL_STEPS, DISTILL_SHIFT).sigmas
     found = [float(sigma) for sigma in sigmas]
     parts = (usual[start : start + len(found)] for start in range(len(usual)))
@@ -260,11 +304,6 @@ def _warn_unusual(sigmas: torch.Tensor, cfg: float | None) -> None:
             "LightX2V: the sampler's noise levels are %s; the checkpoint is distilled for %s, which scheduler 'simple' "
             "with %d steps and shift %g gives. Others usually look worse.",
             _listed(found), _listed(usual), DISTILL_STEPS, DISTILL_SHIFT,
-        )  # fmt: skip
-    if cfg is not None and cfg != 1:
-        logger.warning(
-            "LightX2V: cfg is %g; the checkpoint is distilled for 1, where a step takes half the time and no negative "
-            "prompt is needed.", cfg,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ...checkpoints.published import DownloadError
-from ...errors import without_passwords
+from ...errors import MALFORMED, without_passwords
 
 _LISTING_SECONDS = 30
 # More than a file system holds in one file.
@@ -23,8 +23,6 @@ _MAX_BYTES = 2**53
 # Paths that a file system can have: no control characters, no halves of a surrogate pair.
 _PATH = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-# What huggingface_hub's reading of an answer raises when that is no listing: not JSON, another shape, another type.
-_NO_LISTING = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def list_repository(repository: str, endpoint: str | None) -> Listing:
             info = api.model_info(repository, files_metadata=True, timeout=_LISTING_SECONDS)
             files = [_read_entry(entry) for entry in info.siblings or ()]
             commit = _matching("commit", info.sha, _SHA1)
-        except _NO_LISTING as error:
+        except MALFORMED as error:
             # What the idna codec says of a host's name.
             if isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError):
                 raise _bad_address(repository, api.endpoint, error) from error

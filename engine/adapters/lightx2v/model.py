@@ -41,7 +41,7 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         scheduler.transformer_infer = None
 
     def predict(self, latents: torch.Tensor, timestep: float, context: torch.Tensor) -> torch.Tensor:
-        """Return the flow [16, T, h, w] float32 for latents [16, T, h, w] and context [512, text_dim]."""
+        """Return the flow [16, T, h, w] float32 for latents [16, T, h, w] and context [rows, text_dim]."""
         scheduler = self.scheduler
         scheduler.latents = latents
         scheduler.timesteps = torch.full((1,), timestep, dtype=torch.float32, device=latents.device)

@@ -17,6 +17,7 @@ root, fp8_file, bf16_file = sys.argv[1:]
 start(root)
 
 import utils.install_util  # noqa: E402, F401, I001 - before nodes puts comfy/, which has a utils.py, on the path
+import comfy.context_windows  # noqa: E402
 import comfy.hooks  # noqa: E402
 import comfy.model_detection  # noqa: E402
 import comfy.model_management as mm  # noqa: E402
@@ -27,6 +28,7 @@ import comfy.utils  # noqa: E402
 import nodes  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
+from comfy_extras import nodes_freelunch as freelunch  # noqa: E402
 from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
 from lightx2v_pack.engine import pipeline, report  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
@@ -78,10 +80,10 @@ def far(one, other):
     return float((one - other).abs().max() / other.std())
 
 
-def refused(function, *args, **kwargs):
+def refused(function, *args, kind=ValueError, **kwargs):
     try:
         function(*args, **kwargs)
-    except ValueError as error:
+    except kind as error:
         return str(error)
     return None
 
@@ -212,6 +214,34 @@ with torch.inference_mode():
     two = {"samples": torch.zeros(2, *SHAPE[1:])}
     answers["batch seeds"] = far(ours(counted, latent=two), ours(model, latent=two))
 
+    texts = [
+        [torch.cat([torch.nn.functional.pad(each, (0, 0, 0, 20 - each.shape[1])) for each in (rows, other_rows)]), {}]
+    ]
+    answers["batch texts"] = [
+        far(ours(counted, latent=two, pos=texts), ours(model, latent=two, pos=texts)),
+        far(ours(model, latent=two, pos=texts)[1:], ours(model, latent=two)[1:]) > 0.01,
+    ]
+
+    # Guiders of more than two conditions, and windows of a clip.
+    before = len(warnings)
+    dual = custom.DualCFGGuider().get_guider(model, positive, negative, negative, 2.0, 2.0, "regular")[0]
+    custom.SamplerCustomAdvanced().sample(noise, dual, euler, sigmas, empty)
+    answers["dual"] = [line for line in warnings[before:] if "noise levels" not in line]
+    long = {"samples": torch.zeros(1, 16, 7, 6, 8)}
+    whole = ksampler(model, latent=long)
+    windows = model.clone()
+    windows.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+        comfy.context_windows.get_matching_context_schedule("standard_static"),
+        comfy.context_windows.get_matching_fuse_method("pyramid"), context_length=3, context_overlap=1, dim=2,
+    )  # fmt: skip
+    calls()
+    by_windows = ksampler(windows, latent=long)
+    needs = [
+        {record.stage: record for record in report.records_of(each)}["sample"].details["plan"]["needs"]["sample"]
+        for each in (by_windows, whole)
+    ]
+    answers["windows"] = [len(calls()), needs[0]["ram_bytes"] < needs[1]["ram_bytes"], far(by_windows, whole) > 0.01]
+
     # Refusals, by every way that there is.
     broken = {}
     clone = model.clone()
@@ -249,6 +279,13 @@ with torch.inference_mode():
     refusals["merged from"] = [refused(merging.ModelMergeSimple().merge, plain, model, 0.5)]
     refusals["saved"] = [refused(mm.load_models_gpu, [model], force_patch_weights=True)]
     answers["after saving"] = [handle.owner.is_loaded, far(ksampler(model), by_ksampler)]
+    refusals["a UNet's node"] = [refused(freelunch.FreeU().patch, model, 1.1, 1.2, 0.9, 0.2, kind=KeyError)]
+    refusals["a part of ComfyUI's Wan"] = [refused(lambda: model.model.diffusion_model.freqs, kind=AttributeError)]
+    unloading = model.clone()
+    unloading.set_model_sampler_post_cfg_function(lambda args: mm.unload_all_models() or args["denoised"])
+    refusals["unloaded between steps"] = [
+        refused(ksampler, unloading, kind=RuntimeError), refused(ours, unloading, kind=RuntimeError)
+    ]  # fmt: skip
     hooks = comfy.hooks.create_hook_lora({}, 1.0, 0.0)
     refusals["LoRA hook"] = [refused(ksampler, model, pos=[[rows, {"hooks": hooks}]])]
     answers["refusals"] = refusals
@@ -265,6 +302,16 @@ with torch.inference_mode():
     answers["native shift"] = far(ours(patch(wan, 8.0)), by_custom[0]["samples"])
     answers["native like ours"] = far(ours(wan), ours(load(bf16_file)))
     answers["native lcm like ours"] = far(ours(wan, "lcm"), ours(load(bf16_file), "lcm"))
+    joined = [
+        [
+            torch.cat(
+                [torch.nn.functional.pad(each, (0, 0, 0, 512 - each.shape[1])) for each in (rows, other_rows)], 1
+            ),
+            {},
+        ]
+    ]
+    answers["native like ours with prompts joined"] = far(ours(wan, pos=joined), ours(load(bf16_file), pos=joined))
+    answers["both prompts count"] = far(ours(wan, pos=joined), ours(wan))
     answers["native batch"] = far(ours(wan, latent=two)[1:], ours(load(bf16_file), latent=two)[1:])
     answers["native report"] = {record.stage: record.details["engine"] for record in report.records_of(ours(wan))}
 
@@ -295,6 +342,17 @@ with torch.inference_mode():
     answers["LoRA by KSampler"] = far(ksampler(apply(sixteen, 0.8)), ours(apply(sixteen, 0.8), "euler"))
     answers["LoRA twice"] = far(ours(apply(apply(sixteen, 0.4), 0.4)), mine)
     answers["LoRA is undone"] = far(ours(sixteen), bare)
+
+    def differ(model, value):
+        clone = model.clone()
+        clone.add_patches({"diffusion_model.blocks.0.self_attn.norm_q.weight": value}, 0.5)
+        return ours(clone)
+
+    delta = torch.randn(len(lora["lora_unet_blocks_0_self_attn_q.lora_up.weight"]), generator=draw)
+    answers["unnamed difference"] = [
+        far(differ(sixteen, (delta,)), differ(sixteen, ("diff", (delta,)))),
+        far(differ(sixteen, (delta,)), differ(plain, (delta,))),
+    ]
     positive[0][0] = padded
 
     # Memory manager: one entry, clones share, /free, lifetimes.

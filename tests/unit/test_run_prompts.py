@@ -1,0 +1,116 @@
+"""tools/run_prompts.py: which prompts it reads, which it makes again, and that no result is lost."""
+
+import json
+import os
+
+import pytest
+from lightx2v_pack.tools import prompts_cli
+
+
+@pytest.fixture
+def prompts(tmp_path, capsys):
+    """prompts(list, results) -> (exit code, seeds and prompts that were tried, stderr); none can be made."""
+
+    def call(content, results=b"", *arguments):
+        file = tmp_path / "prompts.txt"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        noted = tmp_path / "prompts.results.jsonl"
+        if results is not None:
+            noted.write_bytes(results)
+        words = [str(file), "--workflow", str(tmp_path / "none.json"), *arguments]
+        code = prompts_cli.main(words)
+        lines = noted.read_bytes()[len(results or b"") :].split(b"\n") if noted.is_file() else []
+        tried = [json.loads(line) for line in lines if line]
+        return code, [(line["seed"], line["prompt"]) for line in tried], capsys.readouterr().err
+
+    return call
+
+
+def line(prompt, seed, status="ok", **more):
+    return json.dumps({"prompt": prompt, "seed": seed, "status": status, **more}, ensure_ascii=False).encode() + b"\n"
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_line_ends_at_lf_or_crlf_only(prompts, separator):
+    prompt = f"a red fox,{separator}in snow"
+    assert prompts(f"{prompt}\r\n")[1] == [(0, prompt)]
+    done = line(prompt, 0) + line(f"an {separator} error", 5, "failed", error=f"a{separator}b")
+    assert prompts(f"{prompt}\n", done) == (0, [], "1 prompts, 1 of them done\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_with_a_mark_of_its_encoding(prompts, encoding):
+    assert prompts("größer \u72d0\n".encode(encoding))[1] == [(0, "größer \u72d0")]
+
+
+@pytest.mark.parametrize("content", ["gr\xf6\xdfer\n".encode("latin-1"), "a fox".encode("utf-16-le")])
+def test_a_list_in_another_encoding_is_named(prompts, content):
+    code, tried, error = prompts(content)
+    assert (code, tried) == (2, []) and error.startswith("run_prompts: Save prompts.txt as UTF-8")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        line("a fox", 0)[:-20],
+        line("a fox", 0)[:1],
+        b"[1, 2]\n",
+        b"5\n",
+        b"null\n",
+        b'{"seed": 0}\n',
+        b'{"prompt": "a fox", "seed": null, "status": "ok"}\n',
+        b"[" * 50_000 + b"\n",
+        b"\xff\xfe\n",
+        b"a note of mine\n",
+    ],
+    ids=lambda value: repr(value[:12]),
+)
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_line_that_is_no_result_is_passed_over_with_a_warning(prompts, bad, is_last):
+    good = line("a boat", 1)
+    results = good + bad if is_last else bad.rstrip(b"\n") + b"\n" + good
+    code, tried, error = prompts("a fox\na boat\n", results)
+    assert (code, tried) == (2, [(0, "a fox")])
+    number = 2 if is_last else 1
+    assert f"run_prompts: prompts.results.jsonl, line {number}, is passed over, as it is no result" in error
+
+
+def test_a_cut_line_does_not_swallow_the_next_result(prompts, tmp_path):
+    prompts("a fox\n", line("a fox", 0)[:-5])
+    last = (tmp_path / "prompts.results.jsonl").read_bytes().split(b"\n")[-2]
+    assert json.loads(last)["prompt"] == "a fox"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "no folder", "a full disk"])
+def test_results_that_cannot_be_noted_are_said_before_anything_is_made(prompts, tmp_path, kind):
+    place = {"a folder": tmp_path / "folder", "no folder": tmp_path / "none" / "x", "a full disk": "/dev/full"}[kind]
+    (tmp_path / "folder").mkdir()
+    if kind == "a full disk" and not os.path.exists(place):
+        pytest.skip("no /dev/full")
+    code, tried, error = prompts("a fox\n", None, "--results", str(place))
+    assert (code, tried) == (3, [])
+    assert "Traceback" not in error and str(place) in error
+
+
+def test_a_path_that_is_no_text_is_noted(prompts, tmp_path, monkeypatch):
+    report = {"status": "ok", "seconds": 1.0, "outputs": ["a\udc80.mp4"], "error": None}
+    monkeypatch.setattr(prompts_cli.cli, "run", lambda _: (0, report))
+    assert prompts("a fox\n") == (0, [(0, "a fox")], "1 prompts, 0 of them done\n--- 1 of 1, seed 0: a fox\n")
+    assert json.loads((tmp_path / "prompts.results.jsonl").read_bytes())["outputs"] == ["a\udc80.mp4"]
+
+
+@pytest.mark.parametrize("errno", [28, 30, 5])
+def test_a_disk_that_fills_up_names_what_is_made(prompts, monkeypatch, errno):
+    report = {"status": "ok", "seconds": 1.0, "outputs": ["fox.mp4"], "error": None}
+    monkeypatch.setattr(prompts_cli.cli, "run", lambda _: (0, report))
+    append = prompts_cli._append
+
+    def fill(path, text):
+        if text:
+            raise OSError(errno, os.strerror(errno))
+        append(path, text)
+
+    monkeypatch.setattr(prompts_cli, "_append", fill)
+    code, _, error = prompts("a fox\na boat\n")
+    assert code == 3 and "Make room and start again: " in error and "fox.mp4 is made" in error
+    assert os.strerror(errno) in error

@@ -1,0 +1,45 @@
+"""Printing that never fails: a result is not lost because nobody could be told of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def say(text: str = "", *, end: str = "\n") -> None:
+    """Print to stdout."""
+    write(sys.stdout, text + end)
+
+
+def complain(text: str = "", *, end: str = "\n") -> None:
+    """Print to stderr."""
+    write(sys.stderr, text + end)
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write and flush; characters that the stream's encoding lacks are escaped.
+
+    A stream that is closed (None, or 2>&-), or that takes no more (a full disk, a reader that has gone), takes nothing
+    from then on, not even when Python flushes it at its end.
+    """
+    if stream is None:
+        return
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+
+
+def is_live(stream: TextIO | None) -> bool:
+    """Say whether somebody watches a stream."""
+    with suppress(ValueError):
+        return stream is not None and stream.isatty()
+    return False
