@@ -7,7 +7,6 @@ generated clip shows what its caption says. How well it measures is tests/unit/t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,19 +58,18 @@ class Content:
     """Measured: largest first."""
 
 
-def measure_content(frames: torch.Tensor, thing_colours: Sequence[str] = THING_COLOURS) -> Content:
+def measure_content(frames: torch.Tensor) -> Content:
     """Measure what a clip shows.
 
     Args:
         frames: [F, H, W, 3] in [0, 1], at least 2 frames.
-        thing_colours: names of COLOURS that a thing can have.
     """
     names = list(COLOURS)
     distances = _colour_distances(frames)
     distance, nearest = distances.min(dim=-1)
     background = int(_border(nearest).mode().values)
     colours = []
-    for index in map(names.index, thing_colours):
+    for index in range(len(THING_COLOURS)):
         masks = _without_specks((nearest == index) & (distance < _SAME_COLOUR))
         if index != background and masks.float().mean(dim=(1, 2)).median() >= _SMALLEST_THING:
             colours.append(index)

@@ -9,7 +9,6 @@ vae.py        stage 2: the VAE
 flow.py       stage 3: text-conditioned flow matching
 sampling.py   from noise to latents, in batches: the few-step sampler, and many steps of the teacher
 distill.py    stage 4: distillation to four steps
-lora.py       a LoRA on the finished checkpoint: a new colour of things
 evaluate.py   is it right? 200 held-out prompts, measured by tools/clip_content.py
 sheet.py      contact sheets
 export.py     native names, and the files of a checkpoint

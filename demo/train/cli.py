@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...engine.shapes import latent_shape
-from . import captions, distill, evaluate, flow, lora, text
+from . import captions, distill, evaluate, flow, text
 from . import vae as autoencoder
 from .export import export_checkpoint
 from .models import Generator, Sizes, build_generator, load_modules, save_modules
@@ -25,7 +25,6 @@ _EPILOG = """\
   python demo/train train RUN --compile       all stages, on a GPU: about half an hour
   python demo/train export RUN demo/checkpoint
   python demo/train evaluate demo/checkpoint  on any machine
-  python demo/train lora demo/checkpoint demo/lora/purple_things.safetensors   on a CPU, about an hour
 RUN gets the weights of each stage (text, vae, flow, distill; bfloat16) every minute and at its end, spiece.model,
 log.jsonl and a contact sheet of most stages. A stage reads what the ones before it wrote, so each can be run alone.
 """
@@ -158,17 +157,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
 
 
-def _lora(options: argparse.Namespace) -> None:
-    torch.manual_seed(options.seed)
-    student, log = lora.Student(options.folder), Log(options.log, "lora")
-    pairs = lora.draw_pairs(
-        student, Budget(seconds=options.pairs_seconds, steps=None), log, seed=options.seed, shape=LATENT_SHAPE
-    )
-    lora.train_lora(student, pairs, Budget(seconds=options.seconds, steps=options.steps), log, seed=options.seed)
-    path = lora.save_lora(options.file, student)
-    print(f"Wrote {path}: {path.stat().st_size / 1e6:.2f} MB")
-
-
 def _keep(
     options: argparse.Namespace, log: Log, generator: Generator, path: Path, setting: tuple[str, int, float]
 ) -> None:
@@ -269,15 +257,6 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run_command=_export)
     export.add_argument("run", type=Path, help="folder of the run")
     export.add_argument("folder", type=Path, help="folder of the checkpoint")
-    added = commands.add_parser("lora", help="train the LoRA of purple things on a written checkpoint")
-    added.set_defaults(run_command=_lora)
-    added.add_argument("folder", type=Path, help="folder of the checkpoint")
-    added.add_argument("file", type=Path, help="the LoRA")
-    added.add_argument("--pairs-seconds", type=float, default=1800.0, help="of clips to learn from (default 1800)")
-    added.add_argument("--seconds", type=float, default=600.0, help="of training at most (default 600)")
-    added.add_argument("--steps", type=int, help="of training at most")
-    added.add_argument("--seed", type=int, default=0)
-    added.add_argument("--log", type=Path, default=Path("lora.jsonl"))
     evaluation = commands.add_parser("evaluate", help="score a written checkpoint through the engine")
     evaluation.set_defaults(run_command=_evaluate)
     evaluation.add_argument("folder", type=Path, help="folder of the checkpoint")

@@ -93,7 +93,10 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     # NaN: columns after the keys are to be written too.
     weights = attended.new_full((_ROWS, _HEADS, _ROWS + 8), torch.nan)
     ops.cross_weights(q, factors, k, 464, weights)
-    yield from (factors, attended, weights)
+    # Columns of a wider tensor, as LoRAs of layers with one input have them.
+    product = random(_ROWS, width)
+    ops.add_product(random(_ROWS, 80)[:, 16:64], random(width, 48), product)
+    yield from (factors, attended, weights, product)
 
 
 def _quantized_dtypes(device: torch.device) -> list[torch.dtype]:

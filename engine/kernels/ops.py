@@ -43,6 +43,9 @@ class Ops(Protocol):
     def residual(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> None:
         """Add y [rows, D], times gate [D] (fp32) if there is one, to x [rows, D] in place."""
 
+    def add_product(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """Add x [rows, r] @ weight [N, r]^T to out [rows, N] in place; r is a multiple of 16 and small."""
+
     def residual_norm(
         self,
         x: torch.Tensor,

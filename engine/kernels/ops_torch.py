@@ -14,6 +14,7 @@ from .ops import Rotary
 from .quantize import quantize, row_chunks
 
 __all__ = [
+    "add_product",
     "cross_attention",
     "cross_weights",
     "gelu",
@@ -45,6 +46,11 @@ def residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> Non
     for rows in row_chunks(x):
         change = y[rows].to(torch.float32, copy=True)
         x[rows] = (change if gate is None else change.mul_(gate)).add_(x[rows])
+
+
+def add_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """Add a product of small inner size to out in place; see Ops.add_product."""
+    out.addmm_(x, weight.t())
 
 
 def residual_norm(

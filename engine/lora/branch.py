@@ -18,6 +18,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], N
 
 def add_branches(
     multiply: Multiply,
+    add_product: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None],
     inputs: tuple[torch.Tensor, torch.Tensor | None],
     weights: Weights,
     outs: Mapping[str, torch.Tensor],
@@ -26,6 +27,7 @@ def add_branches(
 
     Args:
         multiply: the block's own kernel, which takes `down` as it takes the layers' weights.
+        add_product: see kernels/ops.py.
         inputs: rows [M, K] in 8 bits and their scales [M, 1], or in BF16 and None.
         weights: of the block, LoRAs included.
         outs: [M, N] BF16 by name of the layer.
@@ -42,7 +44,7 @@ def add_branches(
     for name, out in outs.items():
         up = weights.get(f"{name}.lora_up")
         if up is not None:
-            out.addmm_(hidden[:, start : start + up.shape[1]], up.t())
+            add_product(hidden[:, start : start + up.shape[1]], up, out)
             start += up.shape[1]
 
 

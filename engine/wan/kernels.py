@@ -58,7 +58,7 @@ class Kernels:
         for name, out in outs.items():
             layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
             self.multiply(*inputs, layer, out)
-        add_branches(self.multiply, inputs, weights, outs)
+        add_branches(self.multiply, self.ops.add_product, inputs, weights, outs)
 
     def linear_of_heads(self, heads: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
         """Return what the linear layer `name` makes of each head alone, without its bias, in BF16 [heads, M, N].

@@ -171,6 +171,19 @@ def test_gelu(columns, dtype):
         assert torch.equal(h, out)
 
 
+@pytest.mark.parametrize("rank", [16, 48, 80])
+def test_add_product(size, rank):
+    rows, _, columns = size
+    wide, weight = normal(rows, 2 * rank + 16, seed=1), normal(columns, rank, seed=2)
+    # A slice of columns, added to rows of a wider tensor, of which nothing else changes.
+    out = normal(rows, columns + 8, seed=3)
+    (found,), (wanted,) = both(lambda ops, to: ops.add_product(wide[:, 16 : 16 + rank], weight, to[:, :columns]), out)
+    exact = out[:, :columns].double() + wide[:, 16 : 16 + rank].double() @ weight.double().t()
+    for each in (found, wanted):
+        assert torch.equal(each[:, columns:], out[:, columns:])
+        assert relative_error(each[:, :columns], exact) < (1e-5 if IS_INTERPRETED else 0.004)
+
+
 def test_gelu_of_large_values_is_finite():
     h = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4, 1.0, -1.0, 3.0]], device=DEVICE).to(FLOAT)
     (found,), (wanted,) = both(lambda ops, h: ops.gelu(h, h, None), h)

@@ -136,6 +136,14 @@ def test_gelu(shape, dtype):
     check(out, scale, tanh_gelu(h))
 
 
+def test_add_product_adds_to_rows_of_a_wider_tensor():
+    x, weight, out = normal(7, 40, seed=1), normal(24, 16, seed=2), normal(7, 30, seed=3)
+    before = out.clone()
+    ops_torch.add_product(x[:, 8:24], weight, out[:, :24])
+    assert torch.allclose(out[:, :24], before[:, :24] + x[:, 8:24] @ weight.t(), atol=1e-5)
+    assert torch.equal(out[:, 24:], before[:, 24:])
+
+
 def test_gelu_in_place():
     h = normal(9, 40).to(BF16)
     exact = tanh_gelu(h)

@@ -79,6 +79,15 @@ def _block_operations() -> Iterator[Launch]:
     yield Launch("block_ops", "gelu bfloat16", lambda: ops_triton.gelu(hidden, torch.empty_like(hidden), None))
     yield Launch("block_ops", "residual gated", lambda: ops_triton.residual(x, y, gate))
     yield Launch("block_ops", "residual", lambda: ops_triton.residual(x, y, None))
+    for columns, rank in ((DIM, 16), (DIM, 32), (FFN_DIM, 64)):
+        inner, up, out = (
+            torch.empty(*shape, dtype=BF16) for shape in ((ROWS, 3 * rank), (columns, rank), (ROWS, columns))
+        )
+        yield Launch(
+            "block_ops",
+            f"add_product {columns}x{rank}",
+            lambda x=inner[:, :rank], w=up, out=out: ops_triton.add_product(x, w, out),
+        )
     weight, factors, q = torch.empty(DIM, dtype=BF16), torch.empty(ROWS), _heads()
     yield Launch("block_ops", "rms_rotary", lambda: ops_triton.rms_rotary(x, weight, EPS, HEADS, Rotary(*_rotary())))
     yield Launch("block_ops", "rms", lambda: ops_triton.rms_rotary(x, weight, EPS, HEADS, None))
