@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,29 +187,42 @@ def list_checkpoint_folders(root: Path) -> list[str]:
     """List the folders below `root` that hold a transformer, as sorted relative paths with forward slashes.
 
     A model repository is listed, and each of its precision folders. File names decide; no file is
-    opened. Links are followed, loops are not.
+    opened. Links are followed, and every folder is listed once, by its own name before a link's; what may not be looked
+    at is left out with a warning.
     """
-    return sorted(_walk(root, "", frozenset({os.path.realpath(root)}))) if root.is_dir() else []
+    holding = [name for name, holds in _walk(root) if holds] if root.is_dir() else []
+    found = set(holding)
+    for name in holding:
+        parts = name.split("/")
+        found.update("/".join(parts[:depth]) for depth, part in enumerate(parts) if part in PRECISION_FOLDERS.values())
+    return sorted(found - {""})
 
 
-def _walk(folder: Path, relative: str, ancestors: frozenset[str]) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        logger.warning("%s is not searched for checkpoints: %s", folder, error)
-        return
-    is_checkpoint = any(_is_transformer_name(entry.name) for entry in entries)
-    for entry in entries:
-        if not entry.is_dir() or entry.name.startswith(".") or entry.name == "loras":
+def _walk(root: Path) -> Iterator[tuple[str, bool]]:
+    """Yield a folder, relative to `root`, and whether a transformer lies in it; what is behind links comes last."""
+    seen = set()
+    waiting, links = deque([""]), deque[str]()
+    while waiting or links:
+        name = (waiting or links).popleft()
+        folder = os.path.join(root, name)
+        real = os.path.realpath(folder)
+        if real in seen:
             continue
-        real = os.path.realpath(entry.path)
-        if real in ancestors:
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            logger.warning("%s is not searched for checkpoints: %s", folder, error)
             continue
-        below = list(_walk(Path(entry.path), f"{relative}{entry.name}/", ancestors | {real}))
-        is_checkpoint |= bool(below) and entry.name in PRECISION_FOLDERS.values()
-        yield from below
-    if is_checkpoint and relative:
-        yield relative.removesuffix("/")
+        yield name, any(_is_transformer_name(entry.name) for entry in entries)
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "loras":
+                continue
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(f"{name}/{entry.name}" if name else entry.name)
+            except OSError as error:
+                logger.warning("%s is not searched for checkpoints: %s", entry.path, error)
 
 
 def _is_transformer_name(name: str) -> bool:

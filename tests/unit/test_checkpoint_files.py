@@ -335,8 +335,56 @@ def test_list_checkpoint_folders(tmp_path: Path) -> None:
     (tmp_path / "repo" / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "link").symlink_to(tmp_path / "repo" / "distill_fp8", target_is_directory=True)
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
-    assert list_checkpoint_folders(tmp_path) == ["b/nested/split", "link", *expected[1:]]
+    assert list_checkpoint_folders(tmp_path) == expected
     assert list_checkpoint_folders(tmp_path / "nothing") == []
+
+
+def test_a_folder_behind_links_is_listed_once(tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere" / "distill_int8"
+    outside.mkdir(parents=True)
+    (outside / "block_0.safetensors").touch()
+    root = tmp_path / "models"
+    root.mkdir()
+    for number in range(20):
+        (root / f"way_{number:02}").symlink_to(outside, target_is_directory=True)
+    (root / "also").symlink_to("way_00", target_is_directory=True)
+    assert list_checkpoint_folders(root) == ["also"]
+
+
+def test_many_ways_take_no_longer(tmp_path: Path) -> None:
+    """Twenty levels with a second link each are a million ways, and twenty folders."""
+    folder = tmp_path
+    for _ in range(20):
+        (folder / "next").mkdir()
+        (folder / "again").symlink_to("next", target_is_directory=True)
+        folder = folder / "next"
+    (folder / "non_block.safetensors").touch()
+    assert list_checkpoint_folders(tmp_path) == ["/".join(["next"] * 20)]
+
+
+@pytest.mark.parametrize("target", ["itself", "file/x", "long"])
+def test_links_to_nothing_are_left_out(tmp_path: Path, target) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "block_0.safetensors").touch()
+    other = tmp_path / "other"
+    other.symlink_to({"itself": "other", "file/x": "good/block_0.safetensors/x", "long": "x" * 300}[target])
+    assert list_checkpoint_folders(tmp_path) == ["good"]
+
+
+def test_a_folder_that_may_not_be_entered_is_left_out_with_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    for name in ("good", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "block_0.safetensors").touch()
+    scan = os.scandir
+
+    def forbid(path):
+        if os.path.basename(os.fspath(path)) == "other":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    assert list_checkpoint_folders(tmp_path) == ["good"]
+    assert "other is not searched for checkpoints" in caplog.text
 
 
 @needs_links
