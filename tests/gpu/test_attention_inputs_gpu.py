@@ -10,7 +10,7 @@ from support import tensors
 from support.triton_device import IS_INTERPRETED, triton_device
 
 pytestmark = pytest.mark.gpu
-DEVICE = triton_device()
+DEVICE = triton_device(has_loops=True)
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("FP8 needs compute capability 8.9", allow_module_level=True)
 

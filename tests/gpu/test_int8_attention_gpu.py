@@ -6,7 +6,6 @@ result is fp32.
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from support import tensors
@@ -14,14 +13,9 @@ from support.tensors import relative_error
 from support.triton_device import IS_INTERPRETED, triton_device
 
 pytestmark = pytest.mark.gpu
-DEVICE = triton_device()
+DEVICE = triton_device(has_loops=True)
 if not IS_INTERPRETED and torch.cuda.get_device_capability() < (8, 0):
     pytest.skip("INT8 attention needs compute capability 8.0", allow_module_level=True)
-import triton  # noqa: E402
-
-VERSIONS = [tuple(int(part) for part in version.split(".")[:2]) for version in (triton.__version__, np.__version__)]
-if IS_INTERPRETED and VERSIONS[0] < (3, 7) and VERSIONS[1] >= (2, 4):
-    pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4", allow_module_level=True)
 
 from lightx2v_pack.engine.kernels import (  # noqa: E402
     attention_int8_inputs,

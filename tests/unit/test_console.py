@@ -62,11 +62,8 @@ def test_a_stream_that_was_closed_is_watched_by_nobody():
 @pytest.mark.parametrize(
     ("arguments", "code", "redirect"),
     [
-        *(
-            (arguments, code, redirect)
-            for arguments, code in (("workflow no_such.json", 2), ("", 0))
-            for redirect in ("2>&-", ">&-", ">&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "| true")
-        ),
+        *(("workflow no_such.json", 2, redirect) for redirect in ("2>&-", ">&- 2>&-", "2>/dev/full", "| true")),
+        *(("", 0, redirect) for redirect in (">&-", ">/dev/full", ">/dev/full 2>/dev/full")),
         ("doctor --json --models-dir .", 1, ">&- 2>/dev/full"),
     ],
 )
