@@ -321,7 +321,7 @@ def residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> Non
 def add_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """Add a product of small inner size to out in place, in one pass over it; see Ops.add_product.
 
-    cuBLAS takes 1.6 to 1.9 times as long as the bytes of out (32,760 rows, H200).
+    cuBLAS takes 1.9 to 2 times as long as the bytes of out would at 4.8 TB/s (32,760 rows, H200, torch 2.11).
     """
     columns, inner = weight.shape
     grid = (triton.cdiv(len(out), _PRODUCT_ROWS) * triton.cdiv(columns, _PRODUCT_COLUMNS),)

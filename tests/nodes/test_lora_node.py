@@ -57,7 +57,6 @@ def test_a_lora_changes_the_clip_and_leaves_the_loaders_output_alone(graph):
     assert torch.equal(graph.latents(("wan/style.safetensors", 0.0))["samples"], plain)
     both = graph.latents(STYLE, MOTION)["samples"]
     assert torch.equal(graph.latents(MOTION, STYLE)["samples"], both) and not torch.equal(both, changed)
-    assert torch.equal(graph.latents(STYLE)["samples"], changed)
     assert torch.equal(graph.latents()["samples"], plain)
 
 

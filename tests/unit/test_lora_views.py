@@ -104,9 +104,7 @@ def test_a_stack_changes_the_plan_where_there_is_no_room_for_it(precision):
 
 @pytest.fixture
 def handle():
-    made = pipeline.load_transformer(distilled("fp8"), settings=EngineSettings(), offload=OffloadSettings())
-    yield made
-    made.unload()
+    return pipeline.load_transformer(distilled("fp8"), settings=EngineSettings(), offload=OffloadSettings())
 
 
 @pytest.fixture

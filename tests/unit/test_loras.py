@@ -36,7 +36,7 @@ KERNELS = [
     ("fp8", "int_mm", 0.025),
 ]
 EVERY_KERNEL = pytest.mark.parametrize(("precision", "matmul", "tolerance"), KERNELS)
-PLACES = [("none", 0), ("block", 0), ("block", 1), ("phase", 0), ("phase", 1), ("disk", 0), ("disk", 1)]
+PLACES = [("none", 0), ("block", 0), ("phase", 1), ("disk", 0), ("disk", 1)]
 SMALL = [
     "blocks.0.modulation",
     "blocks.1.norm3.weight",
@@ -141,8 +141,8 @@ def test_both_ways_of_the_cross_attention_have_their_loras(precision, matmul, to
         "head.head",
     ],
 )
-@pytest.mark.parametrize(("precision", "matmul"), [("bf16", None), ("int8", "int_mm")])
-def test_one_layer_alone_has_its_lora(module, precision, matmul, tmp_path):
+def test_one_layer_alone_has_its_lora(module, tmp_path):
+    precision, matmul = ("int8", "int_mm") if module.startswith("blocks.") else ("bf16", None)
     drawn = loras.draw(WEIGHTS, modules=[module], size=0.5)
     files = resolve_transformer(distilled(precision))
     lora = read_lora(loras.write(tmp_path / "x.safetensors", drawn), files.header)
@@ -247,6 +247,7 @@ def test_the_order_is_that_of_the_content_whatever_the_names(tmp_path):
 def test_every_placement_gives_the_same_bits(precision, matmul, travels, monkeypatch):
     stack = stack_of(0, 1, 2, 3, precision=precision)
     wanted = flow_of(loaded(precision, matmul, stack=stack))
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # each unload asks for one, which takes a second here
     if travels:
         travel_as_on_a_gpu(monkeypatch)
     for mode, resident_blocks in PLACES:
@@ -309,8 +310,9 @@ def test_the_same_stack_again_reads_nothing(monkeypatch):
     assert not tensors(after.made_since())
 
 
-@pytest.mark.parametrize("travels", [False, True], ids=["mapped", "travels"])
-@pytest.mark.parametrize("mode", ["none", "block", "disk"])
+@pytest.mark.parametrize(
+    ("mode", "travels"), [("none", True), ("block", True), ("disk", True), ("disk", False)], ids=str
+)
 def test_a_cancel_while_loading_leaves_the_base_and_no_lora(mode, travels, monkeypatch):
     if travels:
         travel_as_on_a_gpu(monkeypatch)
