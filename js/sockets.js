@@ -20,11 +20,20 @@ function paint() {
     app.canvas?.setDirty(true, true);
 }
 
+/** Loading a palette, which comes after every extension's setup, sets the colour of every node's types back. */
+function repaint() {
+    const slots = app.canvas?.default_connection_color_byType ?? {};
+    if (Object.entries(SOCKETS).some(([type, color]) => slots[type] !== color)) {
+        paint();
+    }
+}
+
 app.registerExtension({
     name: "lightx2v.sockets",
     setup() {
         paint();
-        // Loading a palette sets every type back.
         app.ui.settings.addEventListener("Comfy.ColorPalette.change", () => setTimeout(paint));
     },
+    nodeCreated: repaint,
+    afterConfigureGraph: repaint,
 });

@@ -11,6 +11,7 @@ PANELS = {
     "LightX2VLoadCheckpoint": "lightx2v_plan",
     "LightX2VLoadTransformer": "lightx2v_plan",
     "LightX2VOffload": "lightx2v_plan",
+    "LightX2VLora": "lightx2v_lora",
     "LightX2VEnhancePrompt": "lightx2v_enhanced",
     "LightX2VEmptyLatent": "lightx2v_size",
     "LightX2VReport": "lightx2v_report",
