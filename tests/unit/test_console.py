@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_stream_that_was_closed_is_watched_by_nobody():
     ],
 )
 def test_commands_end_as_they_would(arguments, code, redirect):
-    command = f"{sys.executable} {ROOT / 'tools'} {arguments} {redirect}"
+    command = f"{shlex.join([sys.executable, str(ROOT / 'tools')])} {arguments} {redirect}"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
