@@ -22,13 +22,14 @@ from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .checkpoints.source import list_specs
+from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError
 from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .lora.changes import Lora, Stack
 from .lora.compose import Composition
 from .lora.reader import Patch, lora_of_patches, read_lora
 from .memory.clip import Clip
-from .memory.needs import Need, Sizes, decoder_weights, encoder_weights, encoding_need, resting_need
+from .memory.needs import Need, Sizes, encoding_need, resting_need, vae_weight_bytes
 from .memory.owner import WeightOwner
 from .memory.plan import MemoryPlan
 from .memory.room import Room
@@ -132,12 +133,13 @@ class TransformerHandle(_Handle):
 
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
         """Return what a plan is made of."""
+        composition = self._composition(backends)
         return Sizes(
             clip=clip,
             architecture=self.files.format.architecture,
-            weights=self._weight_sizes(backends),
+            weights=self._weight_sizes(composition),
             backends=backends,
-            lora_columns=self._composition(backends).num_columns,
+            lora_columns=composition.num_columns,
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:
@@ -156,7 +158,7 @@ class TransformerHandle(_Handle):
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
         """
-        sizes = self._weight_sizes(plan.backends)
+        sizes = self._weight_sizes(self._composition(plan.backends))
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
         if device.type != "cuda":
             # On a CPU its weights are mapped from their files, which the system can take back.
@@ -181,13 +183,13 @@ class TransformerHandle(_Handle):
                 self.owner.engine.release_workspace()
 
     def _composition(self, backends: Backends) -> Composition:
-        return Composition(self.loras, list_specs(self.files, FLOAT32), backends.inputs)
+        return Composition(self.loras, _specs(self.files), backends.inputs)
 
-    def _weight_sizes(self, backends: Backends) -> WeightSizes:
+    def _weight_sizes(self, composition: Composition) -> WeightSizes:
         """Return the bytes of the weights in memory, LoRAs included."""
-        if not self.loras:
+        if not composition.specs:
             return weight_sizes(self.files)
-        return weigh(tuple(list_specs(self.files, FLOAT32)), PHASES, self._composition(backends).specs)
+        return weigh(_specs(self.files), PHASES, composition.specs)
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -196,7 +198,13 @@ class TransformerHandle(_Handle):
 @functools.lru_cache(maxsize=16)
 def weight_sizes(files: TransformerFiles) -> WeightSizes:
     """Return the bytes of a transformer's weights in memory, from its headers."""
-    return weigh(tuple(list_specs(files, FLOAT32)), PHASES)
+    return weigh(_specs(files), PHASES)
+
+
+@functools.lru_cache(maxsize=16)
+def _specs(files: TransformerFiles) -> tuple[TensorSpec, ...]:
+    """Return a transformer's tensors, from its headers; every plan asks for them."""
+    return tuple(list_specs(files, FLOAT32))
 
 
 class VaeHandle(_Handle):
@@ -225,8 +233,7 @@ class VaeHandle(_Handle):
 
     def load_decoder(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
         """Return the decoder, loaded."""
-        vram = decoder_weights(self.files.base_dim)
-        return self._load("decode", lambda: engines.build_decoder(self.files, self.engine, device), vram, device, hooks)
+        return self._load("decode", lambda: engines.build_decoder(self.files, self.engine, device), device, hooks)
 
     def load_encoder(self, device: torch.device, hooks: Hooks) -> VideoEncoder:
         """Return the encoder, loaded.
@@ -234,13 +241,13 @@ class VaeHandle(_Handle):
         Raises:
             CheckpointError: the file holds a decoder only.
         """
-        vram = encoder_weights(self.files.base_dim)
-        return self._load("encode", lambda: engines.build_encoder(self.files, device), vram, device, hooks)
+        return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
-    def _load(self, stage: str, build: Callable[[], _Coder], vram: int, device: torch.device, hooks: Hooks) -> _Coder:
+    def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
-        need = Need(vram=vram if device.type == "cuda" else 0, ram=0)
+        vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
+        need = Need(vram=vram, ram=0)
         loaded: _Coder = owner.load((stage, self.engine), build, lambda coder: coder.load(hooks), need)
         return loaded
 

@@ -21,7 +21,7 @@ from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
-from .interfaces import Conditioning, Hooks, Host, Transformer
+from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
 from .latent_space import denormalize
 from .memory.clip import Clip
@@ -43,6 +43,13 @@ from .wan.vae import check_decoder, check_encoder
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Coder = TypeVar("Coder", VideoDecoder, VideoEncoder)
+
+# Of the VAE's stages: in words, and the report's names of loading and of the stage.
+_VAE_STAGES = {
+    "decode": ("decoding", "load_vae", "decode"),
+    "encode": ("encoding frames", "load_vae_encoder", "encode_video"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +204,7 @@ def sample(
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
-        return latents, {"step_seconds": step_seconds, **_sampling_facts(settings, schedule, clip)}
+        return latents, {"step_seconds": step_seconds, **sampling_facts(settings, schedule, clip)}
 
     latents, records = run_planned(handle, clip, denoise, hooks=hooks, host=host)
     return attach(latents, conditioning[0].records, records)
@@ -284,29 +291,16 @@ def decode(
     problem = shapes.decoding_problem(samples.shape)
     if problem:
         raise ValueError(problem)
-    host = host or Host()
-    clip, room, vae_dim = Clip.of_latents(samples.shape), handle.room(host), handle.files.base_dim
-    first = room.claim_vae("decode", clip, vae_dim, tiling, tile)
+    clip = Clip.of_latents(samples.shape)
 
-    def cheaper() -> VaePlan:
-        return room.plan_vae("decode", clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
+    def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
+        video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
+        for latents, frames in zip(samples.float(), video, strict=True):
+            decode_video(decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
+        return video.flatten(0, 1)
 
-    video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
-    for attempt in room.attempts("decoding", first, cheaper, lambda: host.make_room(first.need.vram)):
-        with attempt as plan:
-            if not plan.weights_stay:
-                unload_others(handle.owner)
-            with measure("load_vae", host.device) as loading:
-                decoder = handle.load_decoder(host.device, hooks)
-            with measure("decode", host.device) as decoding:
-                decoding.expect(plan.need, held())
-                for latents, frames in zip(samples.float(), video, strict=True):
-                    decode_video(
-                        decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames
-                    )
-                decoding.details = {"tiled": plan.tile is not None, **decoder.describe()}
-            return attach(video.flatten(0, 1), records_of(samples), [loading, decoding])
-    raise AssertionError("attempts end with a result or an error")
+    video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
+    return attach(video, records_of(samples), records)
 
 
 def encode_video(
@@ -343,30 +337,57 @@ def encode_video(
     if problem:
         raise ValueError(problem)
     check_encoder(handle.files)
-    host = host or Host()
     clips = crop_to_cells(frames if frames.dim() == 5 else frames[None])
     batch, num_frames, height, width, _ = clips.shape
     clip = Clip(width=width, height=height, num_frames=num_frames, batch=batch)
+
+    def work(encoder: VideoEncoder, plan: VaePlan) -> torch.Tensor:
+        latents = [
+            encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames) for each in clips
+        ]
+        return torch.stack(latents)
+
+    latents, records = _run_vae(handle, "encode", clip, tiling, tile, handle.load_encoder, work, hooks, host)
+    return attach(latents, records_of(frames), records)
+
+
+def _run_vae(
+    handle: VaeHandle,
+    stage: str,
+    clip: Clip,
+    tiling: str,
+    tile: Tile | None,
+    load: Callable[[torch.device, Hooks], Coder],
+    work: Callable[[Coder, VaePlan], torch.Tensor],
+    hooks: Hooks,
+    host: Host | None,
+) -> tuple[torch.Tensor, list[StageRecord]]:
+    """Plan a decode or an encode, make room, load what does it, and do it; see run_planned.
+
+    Args:
+        stage: decode | encode.
+        load: returns the loaded decoder or encoder.
+        work: gets it and the plan; done once more, in smaller tiles, where the GPU's memory ran out.
+    """
+    doing, load_name, name = _VAE_STAGES[stage]
+    host = host or Host()
     room, vae_dim = handle.room(host), handle.files.base_dim
-    first = room.claim_vae("encode", clip, vae_dim, tiling, tile)
+    first = room.claim_vae(stage, clip, vae_dim, tiling, tile)
 
     def cheaper() -> VaePlan:
-        return room.plan_vae("encode", clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
+        return room.plan_vae(stage, clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
 
-    for attempt in room.attempts("encoding frames", first, cheaper, lambda: host.make_room(first.need.vram)):
+    for attempt in room.attempts(doing, first, cheaper, lambda: host.make_room(first.need.vram)):
         with attempt as plan:
             if not plan.weights_stay:
                 unload_others(handle.owner)
-            with measure("load_vae_encoder", host.device) as loading:
-                encoder = handle.load_encoder(host.device, hooks)
-            with measure("encode_video", host.device) as encoding:
-                encoding.expect(plan.need, held())
-                latents = [
-                    encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames)
-                    for each in clips
-                ]
-                encoding.details = {"tiled": plan.tile is not None, **encoder.describe()}
-            return attach(torch.stack(latents), records_of(frames), [loading, encoding])
+            with measure(load_name, host.device) as loading:
+                coder = load(host.device, hooks)
+            with measure(name, host.device) as running:
+                running.expect(plan.need, held())
+                result = work(coder, plan)
+                running.details = {"tiled": plan.tile is not None, **coder.describe()}
+            return result, [loading, running]
     raise AssertionError("attempts end with a result or an error")
 
 
@@ -438,11 +459,10 @@ def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
     return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
 
 
-def _sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:
+def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:
+    """Return what the report says of a sampling, whoever does it."""
     return {
-        "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
-        "batch": clip.batch,
-        "tokens": clip.tokens,
+        **clip.facts,
         "seed": settings.seed,
         "method": settings.method,
         "steps": settings.steps,

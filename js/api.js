@@ -159,3 +159,44 @@ export function formatSeconds(seconds) {
     }
     return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
+
+const ASK_DELAY_MS = 80;
+
+/**
+ * Panels that show the server's answer to a question about their node; asked anew whenever the question changes.
+ *
+ * describe(node) returns {question, answer}, where answer() is a promise of the elements to show, or {text} to show
+ * where there is nothing to ask.
+ */
+export function answeredPanels(describe) {
+    // Node -> {content, asked}: the panel to fill and the question it answers.
+    const lines = new Map();
+
+    async function refresh(node, line) {
+        const { question, answer, text } = describe(node);
+        const asked = question && JSON.stringify(question);
+        if (asked && asked === line.asked) {
+            return;
+        }
+        line.asked = asked;
+        const shown = asked ? await answer() : [muted(text)];
+        if (line.asked === asked) {
+            line.content.replaceChildren(...shown);
+            node.setDirtyCanvas(true, true);
+        }
+    }
+
+    const refreshSoon = debounce(ASK_DELAY_MS, () => lines.forEach((line, node) => refresh(node, line)));
+    return {
+        refreshSoon,
+        /** Ask again, though the questions are the same. */
+        refreshAll() {
+            lines.forEach((line) => (line.asked = undefined));
+            refreshSoon();
+        },
+        add(node, name, size) {
+            lines.set(node, { content: addPanel(node, name, size) });
+            onNodeEvent(node, "onRemoved", () => lines.delete(node));
+        },
+    };
+}

@@ -2,44 +2,32 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { COLORS, addPanel, debounce, element, fetchJson, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { COLORS, answeredPanels, element, fetchJson, muted, onNodeEvent, onWidgetChange } from "./api.js";
 import { LOADERS, describeLora } from "./graph.js";
 
 const NODE = "LightX2VLora";
-const DELAY_MS = 80;
 
-// Node -> {content, asked}: the panel to fill and the question it answers.
-const lines = new Map();
-
-const refreshSoon = debounce(DELAY_MS, () => {
-    for (const [node, line] of lines) {
-        refresh(node, line);
+const { add, refreshSoon } = answeredPanels((node) => {
+    const question = node.graph && describeLora(node);
+    if (!question) {
+        return { text: "Connect a LightX2V loader to see how much of the LoRA applies." };
     }
+    return { question, answer: () => answer(question) };
 });
 
-async function refresh(node, line) {
-    const question = node.graph && describeLora(node);
-    const asked = JSON.stringify(question);
-    if (question && asked === line.asked) {
-        return;
-    }
-    line.asked = asked;
-    if (!question) {
-        line.content.replaceChildren(muted("Connect a LightX2V loader to see how much of the LoRA applies."));
-        return;
-    }
-    let shown;
+async function answer(question) {
     try {
         const { ok, sentence } = await fetchJson("lora", question);
-        shown = ok ? muted(sentence) : element("div", { style: { color: COLORS.missing } }, sentence);
+        return [said(sentence, ok ? undefined : COLORS.missing)];
     } catch (error) {
-        shown = element("div", { style: { color: COLORS.warn } }, error.message);
+        return [said(error.message, COLORS.warn)];
     }
-    if (line.asked === asked) {
-        shown.style.overflowWrap = "anywhere";
-        line.content.replaceChildren(shown);
-        node.setDirtyCanvas(true, true);
-    }
+}
+
+function said(sentence, color) {
+    const shown = color ? element("div", { style: { color } }, sentence) : muted(sentence);
+    shown.style.overflowWrap = "anywhere";
+    return shown;
 }
 
 app.registerExtension({
@@ -54,8 +42,7 @@ app.registerExtension({
         if (node.comfyClass !== NODE) {
             return;
         }
-        lines.set(node, { content: addPanel(node, "lightx2v_lora", { height: 84, width: 340 }) });
-        onNodeEvent(node, "onRemoved", () => lines.delete(node));
+        add(node, "lightx2v_lora", { height: 84, width: 340 });
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         onWidgetChange(node, refreshSoon);
         refreshSoon();

@@ -2,52 +2,27 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { COLORS, addPanel, button, debounce, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { COLORS, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
 import { openDoctor } from "./doctor.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
-const DELAY_MS = 80;
 const ENGINE_NAMES = { lightx2v: "LightX2V", portable: "portable engine" };
 const BASES = { measured: "measured", scaled: "scaled from your last run", estimate: "estimate", kernels: "from kernels measured here" };
 
-// Node -> {content, asked}: the panel to fill and the question it answers.
-const lines = new Map();
-
-const refreshSoon = debounce(DELAY_MS, () => {
-    for (const [node, line] of lines) {
-        refresh(node, line);
-    }
-});
-
-function refreshAll() {
-    for (const line of lines.values()) {
-        line.asked = undefined;
-    }
-    refreshSoon();
-}
-
-async function refresh(node, line) {
+const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const loader = node.graph && findLoader(node);
     if (!loader) {
-        line.asked = undefined;
-        line.content.replaceChildren(muted(node.type === OFFLOAD ? "Connect this to a loader to see its plan." : ""));
-        return;
+        return { text: node.type === OFFLOAD ? "Connect this to a loader to see its plan." : "" };
     }
     const run = describeRun(loader);
-    const question = JSON.stringify(run);
-    if (question === line.asked) {
-        return;
-    }
-    line.asked = question;
-    let shown;
+    return { question: run, answer: () => answer(run) };
+});
+
+async function answer(run) {
     try {
-        shown = describePlan(await fetchJson("plan", run.parameters), run);
+        return describePlan(await fetchJson("plan", run.parameters), run);
     } catch (error) {
-        shown = [headline(COLORS.warn, `No plan: ${error.message}`)];
-    }
-    if (line.asked === question) {
-        line.content.replaceChildren(...shown);
-        node.setDirtyCanvas(true, true);
+        return [headline(COLORS.warn, `No plan: ${error.message}`)];
     }
 }
 
@@ -100,11 +75,6 @@ function duration(plan) {
     return `Takes ${plan.basis === "measured" ? "" : "about "}${formatSeconds(plan.seconds)} (${BASES[plan.basis]}).`;
 }
 
-function addLine(node) {
-    lines.set(node, { content: addPanel(node, "lightx2v_plan", { height: 96, width: 340 }) });
-    onNodeEvent(node, "onRemoved", () => lines.delete(node));
-}
-
 app.registerExtension({
     name: "lightx2v.planLine",
     setup() {
@@ -121,7 +91,7 @@ app.registerExtension({
         onWidgetChange(node, refreshSoon);
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         if (type in LOADERS || type === OFFLOAD) {
-            addLine(node);
+            add(node, "lightx2v_plan", { height: 96, width: 340 });
             refreshSoon();
         }
     },

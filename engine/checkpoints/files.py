@@ -9,14 +9,14 @@ import json
 import logging
 import os
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import CheckpointError, check_choice
 from .checks import describe_blocks, strip_prefix
+from .folders import walk
 from .formats import TransformerFormat, detect_transformer, find_missing_blocks
 from .header import Header, TensorInfo, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
@@ -190,39 +190,20 @@ def list_checkpoint_folders(root: Path) -> list[str]:
     opened. Links are followed, and every folder is listed once, by its own name before a link's; what may not be looked
     at is left out with a warning.
     """
-    holding = [name for name, holds in _walk(root) if holds] if root.is_dir() else []
-    found = set(holding)
-    for name in holding:
-        parts = name.split("/")
-        found.update("/".join(parts[:depth]) for depth, part in enumerate(parts) if part in PRECISION_FOLDERS.values())
+    if not root.is_dir():
+        return []
+    found: set[str] = set()
+    for folder, entries in walk(root, _leave_out, skip=("loras",), links_last=True):
+        if any(_is_transformer_name(entry.name) for entry in entries):
+            name = folder.replace(os.sep, "/")
+            parts = name.split("/")
+            repositories = (depth for depth, part in enumerate(parts) if part in PRECISION_FOLDERS.values())
+            found.update((name, *("/".join(parts[:depth]) for depth in repositories)))
     return sorted(found - {""})
 
 
-def _walk(root: Path) -> Iterator[tuple[str, bool]]:
-    """Yield a folder, relative to `root`, and whether a transformer lies in it; what is behind links comes last."""
-    seen = set()
-    waiting, links = deque([""]), deque[str]()
-    while waiting or links:
-        name = (waiting or links).popleft()
-        folder = os.path.join(root, name)
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            logger.warning("%s is not searched for checkpoints: %s", folder, error)
-            continue
-        yield name, any(_is_transformer_name(entry.name) for entry in entries)
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "loras":
-                continue
-            try:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else waiting).append(f"{name}/{entry.name}" if name else entry.name)
-            except OSError as error:
-                logger.warning("%s is not searched for checkpoints: %s", entry.path, error)
+def _leave_out(path: str, error: OSError) -> None:
+    logger.warning("%s is not searched for checkpoints: %s", path, error)
 
 
 def _is_transformer_name(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .. import shapes
 
@@ -37,6 +38,15 @@ class Clip:
     def pixels(self) -> int:
         """Of all frames of one clip."""
         return self.width * self.height * self.num_frames
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "size": f"{self.width}x{self.height}, {self.num_frames} frames",
+            "batch": self.batch,
+            "tokens": self.tokens,
+        }
 
     def __str__(self) -> str:
         clips = f"{self.batch} clips of " if self.batch > 1 else ""

@@ -25,7 +25,7 @@ _FRAME_BYTES = 3 * 4 * 64 * 3 * 4
 # The allocator's rounding and cuDNN's workspaces: reserved bytes over the sums above, measured on an H200 with torch
 # 2.11 (docs/benchmarks.md).
 ALLOCATOR_SLACK = 1.135
-TAE_SLACK = 1.65
+_TAE_SLACK = 1.65
 
 # The tiny autoencoder: elements per latent cell at its widest place, three tensors of 64 channels of 4 frames.
 _TAE = 3 * 4 * 64 * 64
@@ -54,9 +54,18 @@ def decode_bytes(
 
 def tae_decode_bytes(height: int, width: int, tile: Tile | None, element_bytes: int = 2) -> int:
     """Return the bytes reserved at the peak of a decode with the tiny autoencoder, its weights included."""
+    return tae_bytes(height, width, tile, _TAE * element_bytes + _FRAME_BYTES)
+
+
+def tae_bytes(height: int, width: int, tile: Tile | None, cell_bytes: int) -> int:
+    """Return the bytes reserved at the peak of the tiny autoencoder, its weights included.
+
+    Args:
+        cell_bytes: in work per latent cell of a tile.
+    """
     _, row_stride, column_stride = VAE_STRIDE
     tile_cells = longest(height // row_stride, tile) * longest(width // column_stride, tile)
-    return int(tile_cells * (_TAE * element_bytes + _FRAME_BYTES) * TAE_SLACK) + 32 * 1024**2
+    return int(tile_cells * cell_bytes * _TAE_SLACK) + 32 * 1024**2
 
 
 def longest(length: int, tile: Tile | None) -> int:

@@ -7,7 +7,7 @@ convolution, and one frame at a time is in work.
 from __future__ import annotations
 
 from ..constants import VAE_STRIDE
-from .decoder import ALLOCATOR_SLACK, TAE_SLACK, longest
+from .decoder import ALLOCATOR_SLACK, longest, tae_bytes
 from .tiles import Tile
 
 # Elements per latent cell and unit of base width (96 in Wan2.1). The stages work at 64, 16, 4 and 1 pixels a cell.
@@ -59,6 +59,4 @@ def encode_bytes(
 
 def tae_encode_bytes(height: int, width: int, tile: Tile | None, element_bytes: int = 2) -> int:
     """Return the bytes reserved at the peak of an encode with the tiny autoencoder, its weights included."""
-    _, row_stride, column_stride = VAE_STRIDE
-    tile_cells = longest(height // row_stride, tile) * longest(width // column_stride, tile)
-    return int(tile_cells * (_TAE * element_bytes + _FRAME_BYTES) * TAE_SLACK) + 32 * 1024**2
+    return tae_bytes(height, width, tile, _TAE * element_bytes + _FRAME_BYTES)

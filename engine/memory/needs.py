@@ -22,6 +22,8 @@ from .rounding import round_up
 from .tiles import Tile
 from .weights import WeightSizes
 
+# What the stages of a VAE take: Wan's, and the tiny autoencoder.
+_VAE_BYTES = {"decode": (decode_bytes, tae_decode_bytes), "encode": (encode_bytes, tae_encode_bytes)}
 _BF16_BYTES = 2
 # torch's allocator takes large blocks from the device in multiples of this.
 _SEGMENT_BYTES = 2 * 2**20
@@ -158,7 +160,7 @@ def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
 
 def decoding_need(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:
     """Return what decoding takes beside other weights: the decoder, and the frames of all clips in RAM."""
-    decoder = decoder_bytes(clip, vae_dim, tile, on_gpu=on_gpu)
+    decoder = vae_bytes("decode", clip, vae_dim, tile, on_gpu=on_gpu)
     frames = clip.batch * clip.num_frames * _frame_bytes(clip)
     held = beside or Need(vram=0, ram=0)
     if on_gpu:
@@ -175,7 +177,7 @@ def video_encoding_need(
     clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None
 ) -> Need:
     """Return what encoding frames takes beside them and other weights: the encoder, and the latents in RAM."""
-    encoder = encoder_bytes(clip, vae_dim, tile, on_gpu=on_gpu)
+    encoder = vae_bytes("encode", clip, vae_dim, tile, on_gpu=on_gpu)
     cells = math.prod(shapes.cells((clip.num_frames, clip.height, clip.width)))
     latents = clip.batch * cells * LATENT_CHANNELS * 4
     held = beside or Need(vram=0, ram=0)
@@ -193,30 +195,18 @@ def _frame_bytes(clip: Clip) -> int:
     return clip.height * clip.width * 3 * 4
 
 
-def decoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
-    """Return what a decoder takes on its device, weights included."""
+def vae_bytes(stage: str, clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
+    """Return what a VAE's decoder or encoder takes on its device, weights included. Args: stage: decode | encode."""
+    whole, tiny = _VAE_BYTES[stage]
     element_bytes = 2 if on_gpu else 4
     if not vae_dim:
-        return tae_decode_bytes(clip.height, clip.width, tile, element_bytes)
-    return decode_bytes(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
+        return tiny(clip.height, clip.width, tile, element_bytes)
+    return whole(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
 
 
-def decoder_weights(vae_dim: int) -> int:
-    """Return what a decoder's weights take on a GPU: a decode of a clip without cells."""
-    return decoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
-
-
-def encoder_bytes(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool = True) -> int:
-    """Return what a VAE's encoder takes on its device, weights included."""
-    element_bytes = 2 if on_gpu else 4
-    if not vae_dim:
-        return tae_encode_bytes(clip.height, clip.width, tile, element_bytes)
-    return encode_bytes(clip.height, clip.width, tile, vae_dim, element_bytes, num_frames=clip.num_frames)
-
-
-def encoder_weights(vae_dim: int) -> int:
-    """Return what an encoder's weights take on a GPU: an encode of a clip without cells."""
-    return encoder_bytes(Clip(width=0, height=0, num_frames=1), vae_dim, None)
+def vae_weight_bytes(stage: str, vae_dim: int) -> int:
+    """Return what the weights of a stage take on a GPU: those of a clip without cells."""
+    return vae_bytes(stage, Clip(width=0, height=0, num_frames=1), vae_dim, None)
 
 
 def encoding_need(text_encoder_bytes: int, device: str) -> Need:

@@ -23,7 +23,7 @@ from ..settings import OffloadSettings
 from ..system import is_out_of_memory, is_surely_out_of_memory, release_memory
 from .budget import find_budget
 from .clip import Clip
-from .needs import LATER_MARGIN, Budget, Sizes, decoder_weights, encoder_weights
+from .needs import LATER_MARGIN, Budget, Sizes, vae_weight_bytes
 from .owner import WeightOwner, held, unload_others
 from .placement import Placement
 from .plan import MemoryPlan, VaePlan, Wish, plan_run, plan_vae, retry_wish
@@ -111,7 +111,7 @@ class Room:
 
         A host may unload more than it is asked to, the transformer among it, which the next prompt would load again.
         """
-        weights = decoder_weights(vae_dim) if stage == "decode" else encoder_weights(vae_dim)
+        weights = vae_weight_bytes(stage, vae_dim)
         plan = self.plan_vae(stage, clip, vae_dim, tiling, tile, assume_evicted=False)
         wanted = self.plan_vae(stage, clip, vae_dim, tiling, tile)
         if plan.weights_stay and plan.tile == wanted.tile:

@@ -150,12 +150,11 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
     return asdict(_downloads.progress)
 
 
+_MODEL_FIELDS = {"checkpoint": plain_name, "transformer": plain_name, "precision": choice(*PRECISIONS)}
 PLAN = routes.Route(
     name="plan",
     fields={
-        "checkpoint": plain_name,
-        "transformer": plain_name,
-        "precision": choice(*PRECISIONS),
+        **_MODEL_FIELDS,
         "engine": choice(*ENGINES),
         "attention": choice(*ATTENTION_CHOICES),
         "compile": choice(*COMPILE_MODES),
@@ -174,12 +173,7 @@ PLAN = routes.Route(
 )
 LORA = routes.Route(
     name="lora",
-    fields={
-        "checkpoint": plain_name,
-        "transformer": plain_name,
-        "precision": choice(*PRECISIONS),
-        "lora": plain_name,
-    },
+    fields={**_MODEL_FIELDS, "lora": plain_name},
     answer=answer_lora,
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)

@@ -5,7 +5,7 @@ import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError
 from lightx2v_pack.engine.interfaces import Hooks, Host
-from lightx2v_pack.engine.memory.needs import encoder_weights
+from lightx2v_pack.engine.memory.needs import vae_weight_bytes
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.settings import OffloadSettings
 from lightx2v_pack.engine.wan.vae import WanVideoDecoder, WanVideoEncoder
@@ -100,7 +100,7 @@ def test_the_host_is_asked_for_the_encoders_weights(handle):
     pipeline.encode_video(
         handle, draw(1, 16, 16, 3), hooks=Hooks(), host=Host(device=CPU, claim=lambda *claim: claims.append(claim))
     )
-    assert claims == [(handle.owner, encoder_weights(8), 0)]
+    assert claims == [(handle.owner, vae_weight_bytes("encode", 8), 0)]
 
 
 def test_a_file_that_decodes_only_is_loaded_and_says_so_at_the_first_encode(tmp_path):

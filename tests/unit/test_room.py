@@ -16,7 +16,7 @@ from lightx2v_pack.engine.interfaces import Hooks, Host
 from lightx2v_pack.engine.kernels import matmul
 from lightx2v_pack.engine.memory import room
 from lightx2v_pack.engine.memory.clip import Clip
-from lightx2v_pack.engine.memory.needs import VAE_BASE_DIM, Budget, decoder_weights
+from lightx2v_pack.engine.memory.needs import VAE_BASE_DIM, Budget, vae_weight_bytes
 from lightx2v_pack.engine.memory.owner import held
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.panel.forecast import Question, forecast
@@ -123,11 +123,11 @@ def test_a_decode_claims_its_weights_and_its_work_only_where_that_helps(full_siz
     claims = []
     stage = vae.room(Host(claim=lambda *claim: claims.append(claim)))
     alone = stage.claim_vae("decode", FULL_CLIP, VAE_BASE_DIM, "auto")
-    assert claims == [(vae.owner, decoder_weights(VAE_BASE_DIM), 0)] and alone.tile is None
+    assert claims == [(vae.owner, vae_weight_bytes("decode", VAE_BASE_DIM), 0)] and alone.tile is None
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * GIB)
     stage.claim_vae("decode", FULL_CLIP, VAE_BASE_DIM, "auto")
     owner, weight_bytes, work_bytes = claims[1]
-    assert owner is vae.owner and weight_bytes == decoder_weights(VAE_BASE_DIM)
+    assert owner is vae.owner and weight_bytes == vae_weight_bytes("decode", VAE_BASE_DIM)
     assert weight_bytes + work_bytes == alone.need.vram
 
 

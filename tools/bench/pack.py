@@ -28,7 +28,7 @@ from ...engine.kernels.ops import Ops, Rotary
 from ...engine.kernels.quantize import quantize
 from ...engine.latent_space import denormalize, normalize
 from ...engine.memory.clip import Clip
-from ...engine.memory.needs import decoder_bytes, encoder_bytes
+from ...engine.memory.needs import vae_bytes
 from ...engine.memory.placement import Placement
 from ...engine.memory.tiles import Tile
 from ...engine.offload import make_units, place_weights, reader

@@ -147,8 +147,7 @@ def draw(bench: Bench, stage: str, size: str) -> torch.Tensor:
 def predict(bench: Bench, stage: str, base_dim: int, size: str, tile: pack.Tile | None) -> int:
     width, height = parse_size(size)
     clip = pack.Clip(width=width, height=height, num_frames=bench.options.frames)
-    predicted = pack.decoder_bytes if stage == "decode" else pack.encoder_bytes
-    return predicted(clip, base_dim, tile, on_gpu=bench.device.type == "cuda")
+    return pack.vae_bytes(stage, clip, base_dim, tile, on_gpu=bench.device.type == "cuda")
 
 
 def time_runs(bench: Bench, given: torch.Tensor, call: Callable[[torch.Tensor], Any]) -> tuple[Row, torch.Tensor]:

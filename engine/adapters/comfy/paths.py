@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,6 +20,7 @@ import folder_paths
 
 from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
+from ...checkpoints.folders import walk
 from ...errors import nearest
 
 logger = logging.getLogger(__name__)
@@ -79,34 +79,17 @@ def _all_files(folder: str) -> list[str]:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield a folder, relative to `root`, and the files in it: every real folder once, by its shortest name."""
-    seen = set()
-    waiting = deque([""])
-    while waiting:
-        folder = waiting.popleft()
-        path = os.path.join(root, folder)
-        real = os.path.realpath(path)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-        except OSError as error:
-            _warn_of(path, str(error))
-            continue
-        files = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = os.path.join(folder, entry.name)
-            try:
-                if entry.is_dir():
-                    waiting.append(name)
-                elif entry.is_file():
-                    files.append(name)
-            except OSError as error:
-                _warn_of(entry.path, str(error))
-        yield folder, files
+    """Yield a folder, relative to `root`, and the files in it."""
+    for folder, entries in walk(root, lambda path, error: _warn_of(path, str(error))):
+        yield folder, [os.path.join(folder, entry.name) for entry in entries if _is_file(entry)]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        _warn_of(entry.path, str(error))
+        return False
 
 
 @functools.cache

@@ -128,15 +128,8 @@ def _sample_natively(
         stage.details = {
             "engine": "ComfyUI",
             "model": type(model.model).__name__,
-            "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
-            "batch": clip.batch,
-            "tokens": clip.tokens,
             **(made_by["sample"].details if "sample" in made_by else {}),
-            "seed": settings.seed,
-            "method": settings.method,
-            "steps": settings.steps,
-            "shift": settings.shift,
-            "sigmas": [round(sigma, 6) for sigma in schedule.sigmas],
+            **pipeline.sampling_facts(settings, schedule, clip),
         }
     share = 1 - float(torch.isfinite(latents).float().mean())
     if share:

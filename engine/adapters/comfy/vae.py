@@ -19,7 +19,7 @@ from ...constants import LATENT_CHANNELS, VAE_STRIDE
 from ...errors import LightX2VError
 from ...handles import VaeHandle
 from ...memory.clip import Clip
-from ...memory.needs import decoder_bytes, encoder_bytes
+from ...memory.needs import vae_bytes
 from ...memory.tiles import Tile
 from ...report import attach, records_of
 from ...shapes import decoding_problem
@@ -167,12 +167,12 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
 
     def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> int:
         clip = Clip.of_latents(tuple(shape))
-        return decoder_bytes(clip, self._files.base_dim, None, on_gpu=mm.dtype_size(dtype) == 2)
+        return vae_bytes("decode", clip, self._files.base_dim, None, on_gpu=mm.dtype_size(dtype) == 2)
 
     def _encode_bytes(self, shape: Any, dtype: torch.dtype) -> int:
         _, _, num_frames, height, width = shape
         clip = Clip(width=width, height=height, num_frames=num_frames)
-        return encoder_bytes(clip, self._files.base_dim, None, on_gpu=mm.dtype_size(dtype) == 2)
+        return vae_bytes("encode", clip, self._files.base_dim, None, on_gpu=mm.dtype_size(dtype) == 2)
 
 
 def handle_of(vae: Any) -> VaeHandle | None:

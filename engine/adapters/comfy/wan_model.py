@@ -251,9 +251,7 @@ def sample_with(
         with model.model.diffusion_model.lend(transformer, hooks, cfg) as running:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples, {
-            "size": f"{clip.width}x{clip.height}, {clip.num_frames} frames",
-            "batch": clip.batch,
-            "tokens": clip.tokens,
+            **clip.facts,
             "method": f"{_name_of(sampler)} (ComfyUI)",
             "steps": len(sigmas) - 1,
             "cfg": cfg,
