@@ -21,6 +21,7 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError
@@ -61,6 +62,8 @@ class TransformerHandle(_Handle):
     """A transformer checkpoint and how to run it."""
 
     def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -101,8 +104,12 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
 
     @property
     def moved_bytes(self) -> int:
