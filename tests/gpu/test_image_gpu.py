@@ -70,12 +70,11 @@ def test_every_placement_gives_the_same_bits(mode, blocks, slow, monkeypatch):
     entry, other = conditioning(), conditioning(image_seed=99)
     wanted = [flow_of(loaded("fp8", MANY), each) for each in (entry, other)]
     transformer = loaded("fp8", MANY, mode, blocks)
-    if slow == "compute":
-        sleep_before_units(monkeypatch, SHORT_SLEEP)
-    elif slow == "copies":
+    hooks = Hooks(check_interrupt=sleep_before_units(SHORT_SLEEP)) if slow == "compute" else Hooks()
+    if slow == "copies":
         delay_copies(monkeypatch, SHORT_SLEEP)
     for each, expected in ((entry, wanted[0]), (other, wanted[1]), (other, wanted[1]), (entry, wanted[0])):
-        assert torch.equal(flow_of(transformer, each), expected)
+        assert torch.equal(flow_of(transformer, each, hooks), expected)
     transformer.unload()
 
 
