@@ -157,7 +157,11 @@ class TransformerHandle(_Handle):
         """Return the transformer, loaded as planned, with this view's LoRAs and no others.
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+
+        Raises:
+            CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
+        self.files.check_unchanged()
         sizes = self._weight_sizes(self._composition(plan.backends))
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
         if device.type != "cuda":
@@ -244,6 +248,7 @@ class VaeHandle(_Handle):
         return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
     def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
+        self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
@@ -272,6 +277,7 @@ class TextEncoderHandle(_Handle):
 
     def load(self, place: str, device: torch.device, hooks: Hooks) -> Umt5Encoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
+        self.files.check_unchanged()
         vram = self.need("gpu").vram if device.type == "cuda" else 0
         return self.owner.load(
             None,
