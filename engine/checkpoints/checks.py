@@ -22,7 +22,7 @@ _BESIDE = re.compile(r"\.(comfy_quant|input_scale|scale_input)$|(^|\.)(scaled_fp
 _LORA_PART = re.compile(r"\.lora_|\.lora\.")
 # The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
 _BLOCK_LINEAR = re.compile(
-    r"block(s)?\.\d+\.((self_|cross_)?attn\.[qkvo]|ffn\.(0|2|gate\.0|fc1|fc2)"
+    r"block(s)?\.\d+\.((self_|cross_)?attn\.([qkvo]|[kv]_img)|ffn\.(0|2|gate\.0|fc1|fc2)"
     r"|layer\.0\.SelfAttention\.[qkvo]|layer\.1\.DenseReluDense\.w(i_0|i_1|o))\.weight$"
 )
 
