@@ -232,13 +232,8 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
         )
     num_layers = len(block_indices(named, "blocks"))
-    has_image_branch = any(map(_IMAGE_BRANCH.match, named))
-    shapes = {
-        **_TRANSFORMER_SHAPES,
-        **(_IMAGE_SHAPES if has_image_branch else {}),
-        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
-    }
-    expected = _expand_blocks(shapes, num_layers)
+    has_image_branch = _has_image_branch(named)
+    expected = _transformer_tensors(named, num_layers)
     scheme, scale_suffix = detect_scheme(named, expected, source, wanted="transformer")
     sizes = read_sizes(named, expected, source)
     in_dim, out_dim = sizes["in_dim"], sizes["out_dim"]
@@ -260,9 +255,23 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
 
 def keep_known(header: Header, layout: TransformerFormat) -> Header:
     """Return a transformer's tensors (names without prefix) without those that nothing reads."""
-    expected = _expand_blocks(_TRANSFORMER_SHAPES, layout.architecture.num_layers)
+    expected = _transformer_tensors(header, layout.architecture.num_layers)
     others = set(find_others(header, expected, layout.scale_suffix))
     return {name: info for name, info in header.items() if name not in others}
+
+
+def _has_image_branch(named: Header) -> bool:
+    return any(map(_IMAGE_BRANCH.match, named))
+
+
+def _transformer_tensors(named: Header, num_layers: int) -> dict[str, Shape]:
+    """Return every tensor that the transformer has whose names these are, and its shape."""
+    shapes = {
+        **_TRANSFORMER_SHAPES,
+        **(_IMAGE_SHAPES if _has_image_branch(named) else {}),
+        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
+    }
+    return _expand_blocks(shapes, num_layers)
 
 
 def find_missing_blocks(header: Header) -> list[int]:

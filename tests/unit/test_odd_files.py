@@ -389,7 +389,7 @@ def test_a_block_of_another_precision_or_model_is_refused(repository, tmp_path) 
         resolve_transformer(folder)
     block = load_file(checkpoints.distilled("fp8") / "block_0.safetensors")
     save_file(block, folder / "block_1.safetensors")
-    with pytest.raises(CheckpointError, match="more than one transformer.*several files have a tensor blocks.0"):
+    with pytest.raises(CheckpointError, match=r"more than one transformer.*several files have a tensor blocks.0"):
         resolve_transformer(folder)
 
 
@@ -492,7 +492,7 @@ def test_a_tensor_without_dimensions(tmp_path, name, precision) -> None:
     tensors = load_file(checkpoints.single_file(precision))
     tensors[name] = torch.tensor(1).to(tensors[name].dtype)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="does not fit together|scale"):
+    with pytest.raises(CheckpointError, match=r"does not fit together|scale"):
         resolve_transformer(tmp_path / "model.safetensors")
 
 
