@@ -21,6 +21,7 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError
@@ -103,6 +104,14 @@ class TransformerHandle(_Handle):
     @property
     def text_dim(self) -> int:
         return self.files.format.architecture.text_dim
+
+    @property
+    def doubts(self) -> str:
+        """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
+        may_be = self.files.promises_distilled or any(
+            lora.may_distill and strength > 0 for lora, strength in self.loras.entries
+        )
+        return "" if may_be else undistilled(self.files.title)
 
     @property
     def moved_bytes(self) -> int:

@@ -20,7 +20,7 @@ from .checkpoints.files import TransformerFiles, find_tokenizers, resolve_checkp
 from .checkpoints.formats import find_spiece
 from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError, check_choice
+from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
@@ -225,6 +225,7 @@ def sample(
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    warn_of_doubts(handle)
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
     clip = Clip.of_latents(samples.shape)
@@ -312,12 +313,14 @@ def decode(
 
     Raises:
         ValueError: wrong shape of `samples`.
+        NonFiniteLatentsError: latents are NaN or infinite, as another program's sampler may leave them.
         NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
     problem = shapes.decoding_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    _check_finite(samples)
     clip = Clip.of_latents(samples.shape)
 
     def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
@@ -421,6 +424,21 @@ def _run_vae(
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:
     """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON."""
     return build_report(records_of(tensor))
+
+
+def _check_finite(samples: torch.Tensor) -> None:
+    share = 1 - float(torch.isfinite(samples).float().mean())
+    if share:
+        raise NonFiniteLatentsError(
+            "Sample again, with another sampler, attention or precision, and with a file that is complete: "
+            f"{max(100 * share, 0.1):.1f} % of the latents to decode are NaN or infinite, and the video would be black."
+        )
+
+
+def warn_of_doubts(handle: TransformerHandle) -> None:
+    """Say in the log where names give no reason to sample in four steps without CFG."""
+    if handle.doubts:
+        logger.warning("LightX2V: %s", handle.doubts)
 
 
 def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:

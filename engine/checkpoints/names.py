@@ -22,3 +22,12 @@ def promises_distilled(name: str) -> bool:
 def path_promises_distilled(path: Path) -> bool:
     """Say the same of a file or a folder, or of one of the two folders that it is in."""
     return any(promises_distilled(part) for part in path.parts[-3:] if part.lower() != _OWN_FOLDER)
+
+
+def undistilled(title: str) -> str:
+    """Return the sentence about a model that is sampled in a few steps, without saying that it is for that."""
+    return (
+        f"Check that {title} is distilled: its name does not say so (4-step, lightx2v, lightning), and in four steps "
+        "without CFG another model gives mush. Put a distill LoRA on it, or sample it with KSampler, 20 steps or more "
+        "and its own cfg."
+    )

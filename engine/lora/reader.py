@@ -87,7 +87,14 @@ def read_lora(path: Path, model: Header, *, expert: str = "low") -> Lora:
     report = reading.report(path.name, changes)
     weights.close()
     identity = (str(path), size, changed, expert)
-    return Lora(identity=identity, title=path.name, changes=tuple(changes), tensors=weights, report=report)
+    return Lora(
+        identity=identity,
+        title=path.name,
+        changes=tuple(changes),
+        tensors=weights,
+        report=report,
+        may_distill=promises_distilled(titles),
+    )
 
 
 def lora_of_patches(patches: Sequence[Patch], model: Header, *, title: str, identity: Hashable) -> Lora:

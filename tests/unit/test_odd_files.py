@@ -21,14 +21,15 @@ from lightx2v_pack.engine.checkpoints.names import path_promises_distilled
 from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
 from lightx2v_pack.engine.checkpoints.vocabulary import count_pieces
 from lightx2v_pack.engine.checkpoints.weights import open_weights
-from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.errors import CheckpointError, NonFiniteLatentsError
 from lightx2v_pack.engine.handles import TransformerHandle, VaeHandle
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.lora.reader import read_lora
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
 from lightx2v_pack.engine.umt5.tokenizer import open_tokenizer
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
-from support import checkpoints
+from support import checkpoints, loras
 from support.rights import forbidden, needs_rights, open_folder
 
 KEY = "_quantization_metadata"
@@ -683,3 +684,58 @@ def test_a_file_that_changed_since_it_was_looked_at_is_not_computed_with(reposit
         vae.load_decoder(CPU, Hooks())
     with pytest.raises(CheckpointError, match=r"models_t5"):
         pipeline.encode_text(text, "a fox", hooks=Hooks())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(), (0, 3, 1, 2, 2)])
+def test_latents_that_are_no_numbers_are_not_decoded_without_a_word(value, place) -> None:
+    handle = pipeline.load_vae(checkpoints.vae(), offload=OffloadSettings())
+    latents = torch.zeros(1, 16, 2, 6, 8)
+    latents[place] = value
+    with pytest.raises(NonFiniteLatentsError, match=r"Sample again.*\d % of the latents to decode are NaN"):
+        pipeline.decode(handle, latents, hooks=Hooks())
+    assert not handle.owner.is_loaded
+
+
+# LoRA files
+
+DRAWN = loras.draw(checkpoints.transformer_weights(), modules=["blocks.0.ffn.0", "blocks.1.self_attn.q"])
+MODEL = read_header(checkpoints.single_file("bf16"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(a+)+$", "a pattern"),
+        ("blocks.(", "cannot be read"),
+        (".*.*.*.*x", "a pattern"),
+        ("b" * 9 + "{1}+*+", "cannot"),
+    ],
+)
+def test_patterns_of_peft_that_take_for_ever(tmp_path, pattern, message) -> None:
+    file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
+    loras.write_peft_config(tmp_path, lora_alpha=4, alpha_pattern={pattern: 8})
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(file, MODEL)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", '{"lora_alpha": 1e999, "alpha_pattern": 5}', "\xff"])
+def test_settings_of_peft_that_are_none(tmp_path, text) -> None:
+    file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
+    (tmp_path / "adapter_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"PEFT settings of LoRA lora.safetensors cannot be read"):
+        read_lora(file, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "note"),
+    [
+        ({"modelspec.title": "Wan 4-step distill"}, "says that it distills"),
+        ({"ss_output_name": "my_high_noise_lora"}, "high-noise expert of Wan2.2"),
+        ({"ss_base_model_version": "wan2.2 low noise"}, "low-noise expert"),
+    ],
+)
+def test_a_renamed_lora_is_what_its_metadata_say(tmp_path, metadata, note) -> None:
+    found = read_lora(loras.write(tmp_path / "lora.safetensors", DRAWN, metadata=metadata), MODEL)
+    assert any(note in each for each in found.report.notes) and found.may_distill == ("distills" in note)
+    assert read_lora(loras.write(tmp_path / "lora.safetensors", DRAWN), MODEL).report.notes == ()
