@@ -38,6 +38,7 @@ from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
+from .stages.given import NO_IMAGE
 from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
@@ -219,16 +220,19 @@ def sample(
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples`.
+        ValueError: wrong shape of `samples`, or an image-to-video model and no image.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     warn_of_doubts(handle)
+    if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
+        raise ValueError(NO_IMAGE)
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip = Clip.of_latents(samples.shape)
+    image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
+    clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)

@@ -98,6 +98,15 @@ PLAIN = {
         "{again_seconds:.2f} | {sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {branch_survives:.3f} | "
         "{rounded_survives:.3f}",
     ),
+    "image_to_video": (
+        "Image to video",
+        "A step beside one of text to video; models take turns; mode none is resident, block is streamed from RAM. i2v "
+        "is Wan2.1's model, i2v-a14b one expert of Wan2.2's. New image: seconds of a first step that reads the weights "
+        "of its keys and values, from files in the page cache.",
+        "model | precision | mode | s/step | more | first step | first step, new image | GiB planned / reserved",
+        "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
+        "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f}",
+    ),
     "vae": (
         "VAE",
         "Copies to and from the CPU included; tiles in latent cells; differences from the whole, of pixels in [0, 1] "
@@ -249,6 +258,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "growth": ("grid", growth),
     "kernels": ("kernels", kernels),
     "loras": plain("lora"),
+    "image-to-video": plain("image_to_video"),
     "loading": plain("loading"),
     "vae": plain("vae"),
     "text-encoder": plain("text"),
