@@ -269,6 +269,26 @@ def test_every_step_sends_progress_text_and_a_preview(server):
     assert seen["previews"] == 4
 
 
+def test_a_sampler_of_comfyui_tells_the_blocks_of_its_steps_too(server):
+    texts = []
+
+    async def react(session, kind, data):
+        if kind == TEXT_EVENT:
+            length = struct.unpack(">I", data[:4])[0]
+            texts.append((data[4 : 4 + length].decode(), data[4 + length :].decode()))
+
+    settings = {"seed": 3, "steps": 4, "cfg": 1, "sampler_name": "lcm", "scheduler": "simple", "denoise": 1}
+    prompt = graph("native", seed=3)
+    given = prompt["sample"]["inputs"]
+    links = {"model": given["transformer"], "latent_image": given["latent"]}
+    links |= dict.fromkeys(("positive", "negative"), given["conditioning"])
+    prompt["sample"] = {"class_type": "KSampler", "inputs": settings | links}
+    asyncio.run(follow(server, prompt, react))
+    steps = [text for node, text in texts if node == "sample" and "step" in text]
+    assert {"step 1/4", "step 1/4, block 2/2", "step 4/4, block 2/2"} <= set(steps)
+    assert dict(texts)["sample"] == ""
+
+
 def slow_graph(seed):
     transformer = {
         "class_type": "LightX2VLoadTransformer",
