@@ -91,6 +91,8 @@ def sample(
         entries = formats.read_conditioning(conditioning, handle.text_dim)
         samples = pipeline.sample(handle, entries, empty, settings, hooks=hooks, host=host_of(model))
     else:
+        if is_ours:
+            pipeline.warn_of_doubts(view_of(model))
         samples = _sample_natively(model, conditioning, empty, settings, hooks)
     return formats.replace_samples(latent, samples)
 
