@@ -22,6 +22,7 @@ from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
 from .checkpoints.formats import WanArchitecture
+from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError
@@ -112,6 +113,14 @@ class TransformerHandle(_Handle):
         return self.architecture.text_dim
 
     @property
+    def doubts(self) -> str:
+        """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
+        may_be = self.files.promises_distilled or any(
+            lora.may_distill and strength > 0 for lora, strength in self.loras.entries
+        )
+        return "" if may_be else undistilled(self.files.title)
+
+    @property
     def moved_bytes(self) -> int:
         """Bytes copied to the GPU since the engine was made."""
         return self.owner.engine.moved_bytes if self.owner.engine else 0
@@ -164,7 +173,11 @@ class TransformerHandle(_Handle):
         """Return the transformer, loaded as planned, with this view's LoRAs and no others.
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+
+        Raises:
+            CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
+        self.files.check_unchanged()
         sizes = self._weight_sizes(self._composition(plan.backends))
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
         if device.type != "cuda":
@@ -251,6 +264,7 @@ class VaeHandle(_Handle):
         return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
     def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
+        self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
@@ -279,6 +293,7 @@ class TextEncoderHandle(_Handle):
 
     def load(self, place: str, device: torch.device, hooks: Hooks) -> Umt5Encoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
+        self.files.check_unchanged()
         vram = self.need("gpu").vram if device.type == "cuda" else 0
         return self.owner.load(
             None,

@@ -132,15 +132,9 @@ class LightX2VImageToVideo(io.ComfyNode):
         formats.check_text(positive)
         pictures = image_to_video.Pictures(start=start_image, end=end_image)
         width, height = image_to_video.find_size(pictures, size, width, height)
-        extras = image_to_video.extras_of(
-            pictures,
-            vae=vae,
-            size=size,
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            hooks=progress.build_hooks(node_id_of(cls)),
-        )
+        clip = {"width": width, "height": height, "num_frames": num_frames}
+        with progress.reporting(node_id_of(cls)) as hooks:
+            extras = image_to_video.extras_of(pictures, vae=vae, size=size, **clip, hooks=hooks)
         if clip_vision is not None:
             extras["clip_vision_output"] = image_to_video.see(clip_vision, pictures)
         negative = image_to_video.without_text(positive) if negative is None else negative

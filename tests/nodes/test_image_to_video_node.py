@@ -132,7 +132,7 @@ def test_progress_and_cancel(make, shown, monkeypatch):
     import comfy.model_management as mm
 
     make(start_image=picture(7))
-    assert ("7", "encoding frames 3/3") in shown.texts
+    assert ("7", "encoding frames 9/9") in shown.texts
 
     def cancelled():
         raise CancelledError
