@@ -54,9 +54,14 @@ class ContentCheck:
         self._seen.add((name, start))
         # The short end of a large tensor may be rows that are zero.
         is_short_end = start > 0 and values.nbytes <= _SMALL_BYTES
-        fault = find_fault(values, dtype, may_be_zero=is_short_end or not name.endswith(_NEVER_ZERO))
+        fault = find_fault(values, dtype, may_be_zero=is_short_end or may_be_zero(name))
         if fault:
             raise damaged(path, name, fault)
+
+
+def may_be_zero(name: str) -> bool:
+    """Say whether a tensor of this name may be zero everywhere."""
+    return not name.endswith(_NEVER_ZERO)
 
 
 def damaged(path: Path, name: str, fault: str) -> CheckpointError:
