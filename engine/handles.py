@@ -21,6 +21,7 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
 from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
@@ -62,6 +63,8 @@ class TransformerHandle(_Handle):
     """A transformer checkpoint and how to run it."""
 
     def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -102,8 +105,12 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
 
     @property
     def doubts(self) -> str:

@@ -33,11 +33,13 @@ from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
+from .stages.given import NO_IMAGE
 from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
@@ -219,16 +221,19 @@ def sample(
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples`.
+        ValueError: wrong shape of `samples`, or an image-to-video model and no image.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     warn_of_doubts(handle)
+    if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
+        raise ValueError(NO_IMAGE)
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip = Clip.of_latents(samples.shape)
+    image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
+    clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
@@ -305,7 +310,7 @@ def decode(
         samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts chunks.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -325,8 +330,9 @@ def decode(
 
     def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
         video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
-        for latents, frames in zip(samples.float(), video, strict=True):
-            decode_video(decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
+        for index, (latents, frames) in enumerate(zip(samples.float(), video, strict=True)):
+            own = part_of(hooks, index, clip.batch)
+            decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
     video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
@@ -351,7 +357,7 @@ def encode_video(
             not used.
         tiling: auto (tiles when the whole encode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts latent frames.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -373,7 +379,8 @@ def encode_video(
 
     def work(encoder: VideoEncoder, plan: VaePlan) -> torch.Tensor:
         latents = [
-            encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames) for each in clips
+            encode_clip(encoder, each, tile=plan.tile, hooks=part_of(hooks, index, batch), pins_frames=plan.pins_frames)
+            for index, each in enumerate(clips)
         ]
         return torch.stack(latents)
 
@@ -484,7 +491,8 @@ def _denoise_batch(
     """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
     clips, seconds = [], []
     for index in range(clip.batch):
-        on_step, step_seconds = step_timer(_offset_steps(hooks, index, clip.batch))
+        numbered = _of_clip(hooks, index, clip.batch)
+        on_step, step_seconds = step_timer(numbered.on_step)
         state = start(clip.latent_shape, settings.seed + index, transformer.device)
         run_steps(
             transformer,
@@ -493,15 +501,23 @@ def _denoise_batch(
             schedule,
             range(schedule.steps),
             method=settings.method,
-            hooks=replace(hooks, on_step=on_step),
+            hooks=replace(numbered, on_step=on_step),
         )
         clips.append(denormalize(state.latents).cpu())
         seconds.append(step_seconds)
     return torch.stack(clips), seconds
 
 
-def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
-    return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
+def _of_clip(hooks: Hooks, clip: int, batch: int) -> Hooks:
+    """Return hooks that count the steps of one clip among those of all."""
+
+    def on_step_start(step: int, steps: int) -> None:
+        hooks.on_step_start(clip * steps + step, batch * steps)
+
+    def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
+        hooks.on_step(clip * steps + step, batch * steps, clean)
+
+    return replace(hooks, on_step_start=on_step_start, on_step=on_step)
 
 
 def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import PUBLISHED, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..memory.clip import Clip
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
@@ -134,6 +134,9 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         }
         for advice in doctor.rank_files_here()
     ]
+    variants += [
+        {"name": lora.name, "summary": lora.summary, "num_bytes": lora.num_bytes} for lora in PUBLISHED_LORAS.values()
+    ]
     return {"variants": variants, "progress": asdict(_downloads.progress)}
 
 
@@ -203,7 +206,7 @@ DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
 DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
 DOWNLOAD = routes.Route(
-    name="download", method="POST", fields={"variant": choice("", *PUBLISHED)}, answer=start_download
+    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
