@@ -16,11 +16,12 @@ from ..errors import CheckpointError
 
 # Up to here a tensor is looked at in full.
 _SMALL_BYTES = 2**18
-# Of larger ones a run of bytes every so often.
-_EVERY, _RUN = 2**18, 64
+# Of larger ones eight bytes every so often.
+_EVERY = 2**19
 # Zeros in a row that are no weights: a hundred rows of the 14B model's.
 _HOLE_BYTES = 2**19
-_PAGE = 4096
+_PAGE, _PART_BYTES = 4096, 2**24
+_ALL_ZEROS, _NO_NUMBERS = "is all zeros", "holds values that are NaN or infinite"
 # Bits of an exponent that are all set in infinity and NaN; e4m3fn has NaN alone.
 _EXPONENTS: dict[torch.dtype, tuple[Any, int]] = {
     torch.float32: (np.uint32, 0x7F800000),
@@ -81,15 +82,17 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
         may_be_zero: whether all of it may be zero.
     """
     flat = _bytes_of(values)
-    bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0))
+    bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0xFF))
     if len(flat) <= _SMALL_BYTES:
-        if mask and _is_endless(flat.view(bits), mask):
-            return "holds values that are NaN or infinite"
-        return "is all zeros" if len(flat) and not may_be_zero and not flat.any() else ""
-    runs = np.ascontiguousarray(flat[: len(flat) // _EVERY * _EVERY].reshape(-1, _EVERY)[:, :_RUN])
-    if mask and _is_endless(runs.view(bits), mask):
-        return "holds values that are NaN or infinite"
-    if may_be_zero or runs.view(np.uint64).any(axis=1).all():
+        # One look says both: bits of an exponent that are all set are no number, and where none is set all may be zero.
+        largest = (flat.view(bits) & mask).max(initial=0)
+        if largest == mask and dtype in _EXPONENTS:
+            return _NO_NUMBERS
+        return _ALL_ZEROS if not largest and len(flat) and not may_be_zero and not flat.any() else ""
+    words = flat[: len(flat) // _EVERY * _EVERY].view(np.uint64)[:: _EVERY // 8]
+    if dtype in _EXPONENTS and (words.copy().view(bits) & mask).max() == mask:
+        return _NO_NUMBERS
+    if may_be_zero or words.all():
         return ""
     hole = _longest_hole(flat)
     return f"has {hole} bytes of zeros in a row" if hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE) else ""
@@ -99,12 +102,13 @@ def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero:
     """Return the same after a look at every byte."""
     flat = _bytes_of(values)
     bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0))
-    if mask and any(_is_endless(part.view(bits), mask) for part in np.array_split(flat, [*range(0, len(flat), 2**24)])):
-        return "holds values that are NaN or infinite"
+    parts = (flat[start : start + _PART_BYTES].view(bits) for start in range(0, len(flat), _PART_BYTES))
+    if mask and any((part & mask).max() == mask for part in parts):
+        return _NO_NUMBERS
     if may_be_zero or not len(flat):
         return ""
     if not flat.any():
-        return "is all zeros"
+        return _ALL_ZEROS
     hole = _longest_hole(flat)
     return f"has {hole} bytes of zeros in a row" if hole >= _HOLE_BYTES else ""
 
@@ -113,10 +117,6 @@ def _bytes_of(values: torch.Tensor) -> Any:
     if values.dtype != torch.uint8 or values.ndim != 1:
         values = values.detach().reshape(-1).view(torch.uint8)
     return values.numpy()
-
-
-def _is_endless(values: Any, mask: int) -> bool:
-    return bool((values & mask).max(initial=0) == mask)
 
 
 def _longest_hole(flat: Any) -> int:
