@@ -127,8 +127,9 @@ def generate(
     steps: int,
     shift: float,
     given: torch.Tensor | None = None,
+    first_seed: int = 0,
 ) -> list[torch.Tensor]:
-    """Sample and decode a clip [F, H, W, 3] in [0, 1] for every prompt; prompt i has seed i.
+    """Sample and decode a clip [F, H, W, 3] in [0, 1] for every prompt; prompt i has seed `first_seed` + i.
 
     `generators` are experts, high noise first, or only one; `given` is that of image.py, for every prompt.
     """
@@ -136,7 +137,7 @@ def generate(
     rows = generators[0].encode_text(captions.tokenize(list(prompts), spiece_model).to(device))
     sampled = sample(
         [partial(generator.predict_flow, rows=rows, given=given) for generator in generators],
-        SeededNoise(list(range(len(prompts))), latent_shape, device),
+        SeededNoise(list(range(first_seed, first_seed + len(prompts))), latent_shape, device),
         build_schedule(steps, shift),
         method,
     )
@@ -230,6 +231,34 @@ def encode_and_decode(vae: Any, video: torch.Tensor) -> list[torch.Tensor]:
     return frames
 
 
+class Engine:
+    """A written checkpoint through engine/pipeline.py, clip by clip, as a user's graph runs it."""
+
+    def __init__(self, path: Path, *, precision: str, size: int, num_frames: int) -> None:
+        logging.getLogger(pipeline.__name__).setLevel(logging.ERROR)  # it warns of every wrong setting, as it should
+        self._loaded = pipeline.load_checkpoint(
+            path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
+        )
+        self._latent = pipeline.empty_latent(size, size, num_frames)
+        self._hooks = Hooks()
+        self._transformer = self._loaded.transformer
+        self._texts: dict[str, Any] = {}
+
+    def put_on(self, lora: Path, strength: float = 1.0) -> None:
+        """Put a LoRA on the transformer."""
+        self._transformer = self._transformer.with_lora(self._transformer.read_lora(lora), strength)
+
+    def draw(self, text: str, seed: int, setting: tuple[str, int, float]) -> torch.Tensor:
+        """Return the clip [F, H, W, 3] in [0, 1] of a prompt."""
+        method, steps, shift = setting
+        if text not in self._texts:
+            rows = pipeline.encode_text(self._loaded.text_encoder, text, hooks=self._hooks)
+            self._texts[text] = of_rows(rows, self._loaded.transformer.text_dim)
+        sampling = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
+        samples = pipeline.sample(self._transformer, self._texts[text], self._latent, sampling, hooks=self._hooks)
+        return pipeline.decode(self._loaded.vae, samples, hooks=self._hooks)
+
+
 def evaluate_checkpoint(
     path: Path,
     *,
@@ -241,23 +270,11 @@ def evaluate_checkpoint(
     settings: Mapping[str, tuple[str, int, float]] = SETTINGS,
 ) -> dict[str, Score]:
     """Run held-out prompts through the engine with each of `settings`; prompt i has seed i."""
-    logging.getLogger(pipeline.__name__).setLevel(logging.ERROR)  # it warns of every wrong setting, as it should
-    loaded = pipeline.load_checkpoint(
-        path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
-    )
+    engine = Engine(path, precision=precision, size=size, num_frames=num_frames)
     prompts = captions.list_prompts(count)
-    latent = pipeline.empty_latent(size, size, num_frames)
-    hooks = Hooks()
-    encoded = [pipeline.encode_text(loaded.text_encoder, text, hooks=hooks) for _, text in prompts]
-    conditioning = [of_rows(rows, loaded.transformer.text_dim) for rows in encoded]
     scores = {}
-    for name, (method, steps, shift) in settings.items():
-
-        def run(index: int) -> torch.Tensor:
-            sampling = SamplingSettings(seed=index, method=method, steps=steps, shift=shift)  # noqa: B023
-            samples = pipeline.sample(loaded.transformer, conditioning[index], latent, sampling, hooks=hooks)
-            return pipeline.decode(loaded.vae, samples, hooks=hooks)
-
-        scores[name] = score_clips(map(run, range(count)), [content for content, _ in prompts])
+    for name, setting in settings.items():
+        clips = (engine.draw(text, seed, setting) for seed, (_, text) in enumerate(prompts))
+        scores[name] = score_clips(clips, [content for content, _ in prompts])
         tell(f"{name:16s}{scores[name]}")
     return scores
