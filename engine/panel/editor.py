@@ -69,6 +69,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             batch=given.get("batch", 1),
         ),
         steps=given.get("steps", DISTILL_STEPS),
+        has_own_sampler=given.get("has_own_sampler") == "1",
     )
     return asdict(forecast(question))
 
@@ -169,6 +170,7 @@ PLAN = routes.Route(
         "frames": number(int, 1, 4097),
         "batch": number(int, 1, 4096),
         "steps": number(int, 1, 50),
+        "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
     },

@@ -6,7 +6,9 @@ transformers. The schedule is stages/schedule.py; batches, latent normalization 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -101,7 +103,20 @@ def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Tra
     facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
     raise NonFiniteLatentsError(
         f"Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
-        f"would be black or noise. Running: {facts}. Set attention to 'sdpa', then compile to 'off', then offload to "
-        "'block' to rule out a kernel, then check that the checkpoint is complete (the loader's log line says what it "
-        "resolved)."
+        f"would be black or noise. Running: {facts}. {_advice(transformer.describe())}"
     )
+
+
+# What rules a kernel out: the report's name of it, what is plain already, what to set.
+_PLAINER = (
+    ("attention", ("sdpa",), "attention to 'sdpa'"),
+    ("ops", ("torch",), "compile to 'off'"),
+    ("offload", ("block", "none"), "offload to 'block'"),
+)
+
+
+def _advice(running: Mapping[str, Any]) -> str:
+    """Return what to try, without what is so already."""
+    settings = [advice for name, plain, advice in _PLAINER if running.get(name) not in plain]
+    check = "heck the checkpoint in the doctor: a damaged file does this, and `python tools/download.py get` mends it."
+    return f"Set {', then '.join(settings)} to rule out a kernel, then c{check}" if settings else f"C{check}"
