@@ -33,6 +33,7 @@ from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
@@ -309,7 +310,7 @@ def decode(
         samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts chunks.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -329,8 +330,9 @@ def decode(
 
     def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
         video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
-        for latents, frames in zip(samples.float(), video, strict=True):
-            decode_video(decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
+        for index, (latents, frames) in enumerate(zip(samples.float(), video, strict=True)):
+            own = part_of(hooks, index, clip.batch)
+            decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
     video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
@@ -355,7 +357,7 @@ def encode_video(
             not used.
         tiling: auto (tiles when the whole encode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts latent frames.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -377,7 +379,8 @@ def encode_video(
 
     def work(encoder: VideoEncoder, plan: VaePlan) -> torch.Tensor:
         latents = [
-            encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames) for each in clips
+            encode_clip(encoder, each, tile=plan.tile, hooks=part_of(hooks, index, batch), pins_frames=plan.pins_frames)
+            for index, each in enumerate(clips)
         ]
         return torch.stack(latents)
 
@@ -488,7 +491,8 @@ def _denoise_batch(
     """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
     clips, seconds = [], []
     for index in range(clip.batch):
-        on_step, step_seconds = step_timer(_offset_steps(hooks, index, clip.batch))
+        numbered = _of_clip(hooks, index, clip.batch)
+        on_step, step_seconds = step_timer(numbered.on_step)
         state = start(clip.latent_shape, settings.seed + index, transformer.device)
         run_steps(
             transformer,
@@ -497,15 +501,23 @@ def _denoise_batch(
             schedule,
             range(schedule.steps),
             method=settings.method,
-            hooks=replace(hooks, on_step=on_step),
+            hooks=replace(numbered, on_step=on_step),
         )
         clips.append(denormalize(state.latents).cpu())
         seconds.append(step_seconds)
     return torch.stack(clips), seconds
 
 
-def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
-    return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
+def _of_clip(hooks: Hooks, clip: int, batch: int) -> Hooks:
+    """Return hooks that count the steps of one clip among those of all."""
+
+    def on_step_start(step: int, steps: int) -> None:
+        hooks.on_step_start(clip * steps + step, batch * steps)
+
+    def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
+        hooks.on_step(clip * steps + step, batch * steps, clean)
+
+    return replace(hooks, on_step_start=on_step_start, on_step=on_step)
 
 
 def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:

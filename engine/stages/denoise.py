@@ -67,7 +67,7 @@ def run_steps(
         schedule: sigmas and timesteps.
         steps: indices of the steps to do.
         method: "lcm" or "euler".
-        hooks: interrupt check before every step and block, `on_step` after every step.
+        hooks: interrupt check before every step and block, `on_step_start` before and `on_step` after every step.
 
     Raises:
         NonFiniteLatentsError: a step produced NaN or infinity.
@@ -76,6 +76,7 @@ def run_steps(
     latents = state.latents.to(between_steps).to(torch.float32)
     for index in steps:
         hooks.check_interrupt()
+        hooks.on_step_start(index + 1, schedule.steps)
         flow = transformer.predict_flow(latents, schedule.timesteps[index], conditioning, hooks).to(torch.float32)
         clean = latents - schedule.sigmas[index] * flow
         sigma_next = schedule.sigmas[index + 1]

@@ -113,6 +113,7 @@ def _sample_natively(
     sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
     clips = []
     with measure("sample", compute_device()) as stage:
+        hooks.on_step_start(1, clip.batch * schedule.steps)
         for index in range(clip.batch):
             state = start(clip.latent_shape, settings.seed + index, torch.device("cpu"))
 
@@ -121,7 +122,10 @@ def _sample_natively(
 
             def on_step(step: int, clean: torch.Tensor, _: Any, steps: int, index: int = index) -> None:
                 hooks.check_interrupt()
-                hooks.on_step(index * steps + step + 1, clip.batch * steps, clean[0].float())
+                done, total = index * steps + step + 1, clip.batch * steps
+                hooks.on_step(done, total, clean[0].float())
+                if done < total:
+                    hooks.on_step_start(done + 1, total)
 
             noise = state.latents[None]
             clips.append(

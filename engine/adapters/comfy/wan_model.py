@@ -114,6 +114,8 @@ class _Run:
     transformer: Transformer
     hooks: Hooks
     architecture: WanArchitecture
+    times: Sequence[float] = ()
+    """Model time of each noise level of the sampler, the last one, which no step starts from, included."""
     cfg: float | None = None
     """What the sampler's cfg is, where it has one."""
     is_guided: bool = False
@@ -121,9 +123,12 @@ class _Run:
     prompts: list[tuple[_Parts, Conditioning]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """Of each pass."""
+    step: int = 0
+    """The last that was begun, counted from 1."""
 
     def predict_flow(self, latents: torch.Tensor, timestep: float, parts: _Parts) -> torch.Tensor:
         """Return the flow [16, T, h, w]; see interfaces.Transformer."""
+        self._note_step(timestep)
         start = time.perf_counter()
         flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(parts), self.hooks)
         self.seconds.append(round(time.perf_counter() - start, 4))
@@ -139,6 +144,14 @@ class _Run:
             "LightX2V: %s; the checkpoint is distilled for cfg 1, where a step takes half the time or less and no "
             "negative prompt is needed.", found,
         )  # fmt: skip
+
+    def _note_step(self, timestep: float) -> None:
+        """Report a step when its first pass begins; samplers of higher order also call between two noise levels."""
+        steps = len(self.times) - 1
+        step = sum(timestep <= time * (1 + _SIGMA_TOLERANCE) for time in self.times[:-1])
+        if 0 < step != self.step:
+            self.step = step
+            self.hooks.on_step_start(step, steps)
 
     def _conditioning(self, parts: _Parts) -> Conditioning:
         """Return the same object for the same parts, which samplers copy for each step."""
@@ -245,9 +258,9 @@ class Diffusion(torch.nn.Module):
             raise AttributeError(refusals.missing_in_model(name)) from None
 
     @contextmanager
-    def lend(self, transformer: Transformer, hooks: Hooks, cfg: float | None) -> Iterator[_Run]:
-        """Let calls within the context use a loaded transformer."""
-        before, self.run = self.run, _Run(transformer, hooks, self._handle.architecture, cfg)
+    def lend(self, transformer: Transformer, hooks: Hooks, times: Sequence[float], cfg: float | None) -> Iterator[_Run]:
+        """Let calls within the context use a loaded transformer; see _Run."""
+        before, self.run = self.run, _Run(transformer, hooks, self._handle.architecture, times, cfg)
         try:
             yield self.run
         finally:
@@ -272,11 +285,12 @@ def sample_with(
     rows = _check_given(guider.conds, architecture, clip) if architecture.takes_image else 0
     largest = replace(_clip_of(_shape_of_window(noise.shape, guider.model_options)), image_rows=rows)
     _warn_unusual(sigmas)
-    conds, hooks, cfg = guider.conds, progress.build_hooks(None), getattr(guider, "cfg", None)
+    conds, cfg = guider.conds, getattr(guider, "cfg", None)
+    times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
 
     def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         guider.conds = {name: [dict(cond) for cond in each] for name, each in conds.items()}
-        with model.model.diffusion_model.lend(transformer, hooks, cfg) as running:
+        with model.model.diffusion_model.lend(transformer, hooks, times, cfg) as running:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples, {
             **clip.facts,
@@ -288,7 +302,8 @@ def sample_with(
         }
 
     host = find_host(memory.claim_with(model))
-    samples, records = pipeline.run_planned(view_of(model), largest, run, hooks=hooks, host=host)
+    with progress.reporting(progress.executing_node()) as hooks:
+        samples, records = pipeline.run_planned(view_of(model), largest, run, hooks=hooks, host=host)
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
