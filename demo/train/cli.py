@@ -245,6 +245,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
 
 
+def _evaluate_image(options: argparse.Namespace) -> None:
+    evaluate.evaluate_images(
+        options.folder,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        count=options.count,
+        settings={name: evaluate.SETTINGS[name] for name in options.settings},
+        tell=lambda line: print(line, flush=True),
+    )
+
+
 def _evaluate_lora(options: argparse.Namespace) -> None:
     evaluate_lora(
         options.folder,
@@ -347,6 +358,13 @@ def _parser() -> argparse.ArgumentParser:
         "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=tuple(evaluate.SETTINGS), help="default: all"
     )
     evaluation.add_argument("--count", type=int, default=200, help="held-out prompts (default 200)")
+    of_image = commands.add_parser("evaluate-image", help="score image-to-video experts, through the engine")
+    of_image.set_defaults(run_command=_evaluate_image)
+    of_image.add_argument("folder", type=Path, help="folder of the experts, with VAE and text encoder")
+    of_image.add_argument(
+        "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=("lcm, 4 steps", "euler, 4 steps")
+    )
+    of_image.add_argument("--count", type=int, default=200, help="held-out images (default 200)")
     of_lora = commands.add_parser("evaluate-lora", help="score a LoRA on a written checkpoint, through the engine")
     of_lora.set_defaults(run_command=_evaluate_lora)
     of_lora.add_argument("folder", type=Path, help="folder of the checkpoint")

@@ -20,8 +20,11 @@ import torch
 from ...engine import pipeline
 from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ...engine.interfaces import Hooks
+from ...engine.memory.clip import Clip
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from ...engine.stages.conditioning import of_rows
+from ...engine.stages.given import Given, with_given
+from ...engine.stages.given_frames import lay_out
 from ...engine.stages.schedule import build_schedule
 from ...tools.clip_content import (
     ATTRIBUTES,
@@ -240,6 +243,7 @@ class Engine:
             path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
         )
         self._latent = pipeline.empty_latent(size, size, num_frames)
+        self._clip = Clip(width=size, height=size, num_frames=num_frames)
         self._hooks = Hooks()
         self._transformer = self._loaded.transformer
         self._texts: dict[str, Any] = {}
@@ -248,14 +252,28 @@ class Engine:
         """Put a LoRA on the transformer."""
         self._transformer = self._transformer.with_lora(self._transformer.read_lora(lora), strength)
 
-    def draw(self, text: str, seed: int, setting: tuple[str, int, float]) -> torch.Tensor:
-        """Return the clip [F, H, W, 3] in [0, 1] of a prompt."""
+    def draw(
+        self,
+        text: str,
+        seed: int,
+        setting: tuple[str, int, float],
+        *,
+        start: torch.Tensor | None = None,
+        end: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the clip [F, H, W, 3] in [0, 1] of a prompt; image to video with pictures [1, H, W, 3]."""
         method, steps, shift = setting
         if text not in self._texts:
             rows = pipeline.encode_text(self._loaded.text_encoder, text, hooks=self._hooks)
             self._texts[text] = of_rows(rows, self._loaded.transformer.text_dim)
+        conditioning = self._texts[text]
+        if start is not None:
+            frames, mask = lay_out(start, start[:0] if end is None else end, self._clip.num_frames)
+            latents = pipeline.encode_video(self._loaded.vae, frames, hooks=self._hooks)
+            given = Given(latents=latents, mask=mask)
+            conditioning = with_given(conditioning, given, self._transformer.architecture, self._clip)
         sampling = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
-        samples = pipeline.sample(self._transformer, self._texts[text], self._latent, sampling, hooks=self._hooks)
+        samples = pipeline.sample(self._transformer, conditioning, self._latent, sampling, hooks=self._hooks)
         return pipeline.decode(self._loaded.vae, samples, hooks=self._hooks)
 
 
@@ -278,3 +296,25 @@ def evaluate_checkpoint(
         scores[name] = score_clips(clips, [content for content, _ in prompts])
         tell(f"{name:16s}{scores[name]}")
     return scores
+
+
+def evaluate_images(
+    path: Path,
+    *,
+    size: int,
+    num_frames: int,
+    count: int,
+    tell: Callable[[str], None],
+    settings: Mapping[str, tuple[str, int, float]] = SETTINGS,
+) -> None:
+    """Make films of held-out images through the engine with each of `settings`; film i has seed i."""
+    engine = Engine(path, precision="auto", size=size, num_frames=num_frames)
+    cases = list_image_cases(count, torch.device("cpu"), size=size, num_frames=num_frames)
+    for name, setting in settings.items():
+        films = [
+            engine.draw(text, seed, setting, start=clip[:1], end=clip[-1:] if has_last else None)
+            for seed, (text, clip, has_last) in enumerate(
+                zip(cases.prompts, cases.drawn, cases.has_last.tolist(), strict=True)
+            )
+        ]
+        tell(f"{name:16s}{cases.score(films)}")
