@@ -70,6 +70,8 @@ class Item:
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
+    is_checkpoint: bool = False
+    """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
 
 
 def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
@@ -302,13 +304,15 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
-        return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
+        return Item(
+            is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error)
+        )
     if checkpoint.missing:
-        return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
-    return Item(name=name, state=OK, found=found)
+        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
