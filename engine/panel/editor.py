@@ -10,7 +10,7 @@ from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, find_variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..memory.clip import Clip
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
@@ -135,7 +135,9 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         for advice in doctor.rank_files_here()
     ]
     variants += [
-        {"name": lora.name, "summary": lora.summary, "num_bytes": lora.num_bytes} for lora in PUBLISHED_LORAS.values()
+        {"name": other.name, "summary": other.summary, "num_bytes": other.num_bytes}
+        for other in ALL_PUBLISHED.values()
+        if other.name not in PUBLISHED
     ]
     return {"variants": variants, "progress": asdict(_downloads.progress)}
 
