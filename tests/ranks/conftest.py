@@ -1,0 +1,40 @@
+"""Groups of ranks on the CPU, over gloo: one of each size for the whole suite, as starting one takes seconds."""
+
+import sys
+
+import pytest
+import torch
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.parallel import group as groups
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs_linux():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("ranks need Linux")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def close_groups():
+    yield
+    groups.close_all()
+
+
+@pytest.fixture
+def members(close_groups):
+    """members(count) -> that many ranks on the CPU."""
+    return lambda count, **more: groups.Members(device="cpu", indices=tuple(range(count)), **more)
+
+
+@pytest.fixture
+def group(members):
+    """group(count, ...) -> a running group of so many ranks."""
+    return lambda count, **more: groups.group_of(members(count, **more), Hooks())
