@@ -37,7 +37,7 @@ from .memory.weights import WeightSizes
 from .offload import weigh
 from .settings import EngineSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
-from .wan.layout import FLOAT32, PHASES
+from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
 
 _Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
@@ -189,7 +189,7 @@ class TransformerHandle(_Handle):
         """Return the bytes of the weights in memory, LoRAs included."""
         if not composition.specs:
             return weight_sizes(self.files)
-        return weigh(_specs(self.files), PHASES, composition.specs)
+        return weigh(_specs(self.files), PHASES, IMAGE_KEYS, composition.specs)
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -198,7 +198,7 @@ class TransformerHandle(_Handle):
 @functools.lru_cache(maxsize=16)
 def weight_sizes(files: TransformerFiles) -> WeightSizes:
     """Return the bytes of a transformer's weights in memory, from its headers."""
-    return weigh(_specs(files), PHASES)
+    return weigh(_specs(files), PHASES, IMAGE_KEYS)
 
 
 @functools.lru_cache(maxsize=16)

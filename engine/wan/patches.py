@@ -11,7 +11,7 @@ Grid = tuple[int, int, int]
 
 
 def grid_of(latents: torch.Tensor) -> Grid:
-    """Return how many tokens the latents [16, T, h, w] are."""
+    """Return how many tokens latents [channels, T, h, w] are."""
     frames, height, width = (size // patch for size, patch in zip(latents.shape[1:], PATCH_SIZE, strict=True))
     return frames, height, width
 
@@ -19,7 +19,8 @@ def grid_of(latents: torch.Tensor) -> Grid:
 def embed_patches(
     latents: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, rows: slice
 ) -> None:
-    """Write these rows of the tokens of latents [16, T, h, w] to out [rows, D]; weight [D, 16, 1, 2, 2], bias [D].
+    """Write these rows of the tokens of latents [channels, T, h, w] to out [rows, D]; weight [D, channels, 1, 2, 2],
+    bias [D].
 
     Without the copies of a convolution, and without cuDNN's 3D convolutions in BF16, which take gigabytes in some
     versions.
