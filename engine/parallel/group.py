@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ _SCRIPT = Path(__file__).with_name("start_rank.py")
 _POLL_SECONDS = 0.05
 # How long ranks have to come, to stop, to end, and to say what they know of a failure before another one is believed.
 _START_SECONDS, _STOP_SECONDS, _END_SECONDS, _WORDS_SECONDS = 180.0, 5.0, 5.0, 1.5
-_MOST_RANKS = 8
+MOST_RANKS = 8
 # Set by ComfyUI for itself, or of another launcher's processes: not a rank's.
 _NOT_PASSED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 _ELSEWHERE = "To use several GPUs all the same, let each make its own clips: docs/several-gpus.md of the pack says how."
@@ -78,8 +79,8 @@ def find_problem(members: Members) -> str | None:
             "Set gpus of LightX2V GPUs to 1, or run ComfyUI in Linux or WSL2: PyTorch connects GPUs through NCCL, "
             f"which there is for Linux alone. {_ELSEWHERE}"
         )
-    if members.size > _MOST_RANKS:
-        return f"Set gpus of LightX2V GPUs to {_MOST_RANKS} or fewer: it names {members.size}."
+    if members.size > MOST_RANKS:
+        return f"Set gpus of LightX2V GPUs to {MOST_RANKS} or fewer: it names {members.size}."
     backend = "nccl" if members.device == "cuda" else "gloo"
     if not exchange.is_available(backend):
         return (
@@ -123,6 +124,9 @@ class WorkerGroup:
             raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
         self.members = members
         self.is_open = True
+        self._lock = threading.Lock()
+        self._later: list[tuple[str, Any]] = []
+        self._budgets: list[dict[str, Any]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-ranks-"))
         self._ranks: list[_Rank] = []
         self._log: IO[bytes] = (self._folder / "log").open("w+b")
@@ -179,12 +183,38 @@ class WorkerGroup:
             torch.cuda.OutOfMemoryError: a rank's memory was full; the group is closed.
             LightX2VError: the ranks refuse it.
         """
+        with self._lock:
+            while self._later:
+                self._send(doing, *self._later.pop(0))
+                self._collect(doing, Hooks())
+            self._send(doing, name, value, regions)
+            return self._collect(doing, hooks or Hooks(), on_chunk)
+
+    def tell(self, name: str, value: Any = None) -> None:
+        """Have every rank do something that nobody waits for, now or before the next thing.
+
+        What holds weights may be dropped at any time, also while the ranks compute for something else.
+        """
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+            self.ask("Giving back memory", name, value)
+        else:
+            self._later.append((name, value))
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """Return the memory of each rank's card: bytes free, reserved by the rank, and in all; while the ranks
+        compute, what was last known.
+        """
+        if not self._lock.locked() or not self._budgets:
+            self._budgets = self.ask("Planning", "budget")
+        return self._budgets
+
+    def _send(self, doing: str, name: str, value: Any, regions: Sequence[Region] = ()) -> None:
         try:
             for rank in self._ranks:
                 rank.channel.send((name, value), regions)
         except ClosedError:
             self._fail(doing)
-        return self._collect(doing, hooks or Hooks(), on_chunk)
 
     def close(self) -> None:
         """End all processes."""
@@ -313,7 +343,8 @@ class WorkerGroup:
                         if kind in ("done", "stopped", "refused"):
                             left.discard(key.data)
             if not left:
-                self.ask("stopping", "forget_stop")
+                self._send("Stopping", "forget_stop", None)
+                self._collect("Stopping", Hooks())
                 return
         except (ClosedError, RankError):
             pass
@@ -426,21 +457,23 @@ def _end(supervisor: subprocess.Popen[bytes], ranks: list[_Rank], folder: Path, 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-_groups: dict[Members, WorkerGroup] = {}
+# They end with the last object that refers to them.
+_groups: weakref.WeakValueDictionary[Members, WorkerGroup] = weakref.WeakValueDictionary()
+
+
+def running_group(members: Members) -> WorkerGroup | None:
+    """Return the group of these devices, if it runs."""
+    group = _groups.get(members)
+    return group if group is not None and group.is_alive() else None
 
 
 def group_of(members: Members, hooks: Hooks) -> WorkerGroup:
-    """Return the group of these devices: the one that runs, or a new one. There is one at a time."""
-    group = _groups.get(members)
-    if group is not None and group.is_alive():
-        return group
-    close_all()
-    _groups[members] = WorkerGroup(members, hooks)
-    return _groups[members]
+    """Return the group of these devices: the one that runs, or a new one. It runs for as long as it is referred to.
 
-
-def close_all() -> None:
-    """End all processes of all groups."""
-    for group in list(_groups.values()):
-        group.close()
-    _groups.clear()
+    Raises:
+        RankError: it cannot be started.
+    """
+    group = running_group(members)
+    if group is None:
+        group = _groups[members] = WorkerGroup(members, hooks)
+    return group

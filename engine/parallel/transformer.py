@@ -68,7 +68,7 @@ class GroupTransformer:
         except BaseException:
             self._group = None
             if group.is_alive():
-                group.ask("Unloading the transformer", "unload", self._number)
+                group.tell("unload", self._number)
             raise
         self._weight_bytes = answers[0]
 
@@ -84,12 +84,12 @@ class GroupTransformer:
         group = self._group
         self._forget()
         if group is not None and group.is_alive():
-            group.ask("Unloading the transformer", "unload", self._number)
+            group.tell("unload", self._number)
 
     def release_workspace(self) -> None:
         self._conditioning = self._regions = None
         if self._is_loaded:
-            self._running.ask("Giving back memory", "release", self._number)
+            self._running.tell("release", self._number)
 
     def predict_flow(
         self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks

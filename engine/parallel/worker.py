@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import engines, system
+from ..checkpoints.companions import VaeFiles
 from ..errors import LightX2VError
 from ..interfaces import Conditioning, Hooks, VideoDecoder
 from ..offload.shared import SharedHome
@@ -45,7 +46,7 @@ class _Rank:
         self._device = torch.device("cpu")
         self._ranks: Ranks | None = None
         self._transformers: dict[int, WanTransformer] = {}
-        self._decoder: tuple[Any, VideoDecoder] | None = None
+        self._decoder: tuple[VaeFiles, VideoDecoder] | None = None
         self._conditionings: dict[int, Conditioning] = {}
 
     def serve(self) -> None:
@@ -177,14 +178,17 @@ class _Rank:
             self._channel.send(("chunk", (number, len(chunk))))
         return self._peaks()
 
-    def do_release_decoder(self, value: Any, regions: list[Region]) -> None:
+    def do_load_decoder(self, value: Any, regions: list[Region]) -> None:
+        self._decoder_of(value)
+
+    def do_unload_decoder(self, value: Any, regions: list[Region]) -> None:
         decoder, self._decoder = self._decoder, None
         if decoder is not None:
             decoder[1].unload()
 
-    def _decoder_of(self, files: Any) -> VideoDecoder:
+    def _decoder_of(self, files: VaeFiles) -> VideoDecoder:
         if self._decoder is None or self._decoder[0] != files:
-            self.do_release_decoder(None, [])
+            self.do_unload_decoder(None, [])
             self._decoder = (files, engines.build_decoder(files, "portable", self._device))
         decoder = self._decoder[1]
         decoder.load(self._hooks())

@@ -23,18 +23,27 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def close_groups():
-    yield
-    groups.close_all()
+def kept():
+    """Groups that are to go on from test to test."""
+    kept = []
+    yield kept
+    for group in kept:
+        group.close()
 
 
 @pytest.fixture
-def members(close_groups):
+def members():
     """members(count) -> that many ranks on the CPU."""
     return lambda count, **more: groups.Members(device="cpu", indices=tuple(range(count)), **more)
 
 
 @pytest.fixture
-def group(members):
-    """group(count, ...) -> a running group of so many ranks."""
-    return lambda count, **more: groups.group_of(members(count, **more), Hooks())
+def group(members, kept):
+    """group(count) -> a running group of so many ranks, which goes on running."""
+
+    def call(count):
+        running = groups.group_of(members(count), Hooks())
+        kept.append(running)
+        return running
+
+    return call

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightx2v_pack.engine.backends.choose import Backends
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
@@ -40,16 +39,19 @@ def of_one(precision, shape):
     return flow, backends
 
 
+def transformer_of(precision, members):
+    backends = of_one(precision, SHAPES[-1])[1]
+    return GroupTransformer(files_of(precision), backends, Placement(mode="none"), members)
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
-def test_ranks_give_the_flow_of_one_process(members, count, precision):
-    group = GroupTransformer(
-        files_of(precision), of_one(precision, SHAPES[-1])[1], Placement(mode="none"), members(count)
-    )
-    group.load(Hooks())
+def test_ranks_give_the_flow_of_one_process(group, count, precision):
+    together = transformer_of(precision, group(count).members)
+    together.load(Hooks())
     for shape in SHAPES:
         expected, _ = of_one(precision, shape)
         latents, conditioning = inputs(shape)
         for _ in range(2):
-            assert torch.equal(group.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
-    group.unload()
+            assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
+    together.unload()
