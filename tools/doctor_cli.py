@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.complain(f"doctor: Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
-    items = doctor.examine({name: root / name for name in list_checkpoint_folders(root)}, options.models_dir)
+    found = {name: root / name for name in list_checkpoint_folders(root)}
+    items = doctor.examine(found, options.models_dir, measures_links=True)
     console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
     return int(any(item.state == doctor.MISSING for item in items))

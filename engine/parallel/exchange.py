@@ -49,6 +49,9 @@ class Ranks:
         )
         self._flags = dist.new_group(backend="gloo", timeout=timeout) if backend != "gloo" else dist.group.WORLD
         self._asked: tuple[torch.Tensor, Any] | None = None
+        self.block = 0
+        """Of the pass that runs or was the last: blocks, or phases of them, that were begun."""
+        self._connect(device)
 
     def rows(self, tokens: int) -> slice:
         return split_rows(tokens, self.size)[self.rank]
@@ -112,11 +115,13 @@ class Ranks:
 
     def begin_pass(self) -> None:
         self._asked = None
+        self.block = 0
 
     def check_block(self) -> None:
         # What was asked a block ago is known by now; the answer to what is asked here stops the next one.
         if self._settle():
             raise StoppedError("Cancelled.")
+        self.block += 1
         flag = torch.tensor([int(self._is_stopping())], dtype=torch.int32)
         self._asked = flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._flags, async_op=True)
 
@@ -134,6 +139,13 @@ class Ranks:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._flags)
         if flag.item() and is_well:
             raise StoppedError("Another GPU has stopped.")
+
+    def _connect(self, device: torch.device) -> None:
+        """Exchange a little with everybody, so that the memory that connections take is taken before it is planned."""
+        sent = torch.zeros(self.size, device=device)
+        dist.all_to_all_single(torch.empty_like(sent), sent)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _settle(self) -> bool:
         asked, self._asked = self._asked, None

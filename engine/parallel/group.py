@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import selectors
@@ -42,6 +43,8 @@ _SCRIPT = Path(__file__).with_name("start_rank.py")
 _POLL_SECONDS = 0.05
 # How long ranks have to come, to stop, to end, and to say what they know of a failure before another one is believed.
 _START_SECONDS, _STOP_SECONDS, _END_SECONDS, _WORDS_SECONDS = 180.0, 5.0, 5.0, 1.5
+# After the first answer; reading weights is what takes ranks differently long.
+_PATIENCE_SECONDS = 300.0
 MOST_RANKS = 8
 # Set by ComfyUI for itself, or of another launcher's processes: not a rank's.
 _NOT_PASSED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
@@ -127,6 +130,8 @@ class WorkerGroup:
         self._lock = threading.Lock()
         self._later: list[tuple[str, Any]] = []
         self._budgets: list[dict[str, Any]] = []
+        self.stopped_before: dict[int, int] = {}
+        """By rank: blocks that had been begun when the last pass was given up."""
         self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-ranks-"))
         self._ranks: list[_Rank] = []
         self._log: IO[bytes] = (self._folder / "log").open("w+b")
@@ -295,6 +300,7 @@ class WorkerGroup:
         """Wait for an answer of every rank."""
         waiting = set(self._ranks)
         answers: dict[int, tuple[str, Any]] = {}
+        patience, until = self.members.patience or _PATIENCE_SECONDS, math.inf
         with selectors.DefaultSelector() as selector:
             for rank in self._ranks:
                 selector.register(rank.channel, selectors.EVENT_READ, rank)
@@ -319,6 +325,11 @@ class WorkerGroup:
                     elif kind in ("done", "stopped", "refused"):
                         answers[rank.number] = (kind, value)
                         waiting.discard(rank)
+                        # They compute in step: who has not answered by then never will.
+                        until = time.monotonic() + patience
+                if time.monotonic() > until and waiting:
+                    late = {"kind": "silent", "type": "", "text": f"{patience:.0f} s"}
+                    self._fail(doing, min(waiting, key=lambda rank: rank.number), late)
                 if self._supervisor.poll() is not None:
                     self._fail(doing)
         for kind, value in answers.values():
@@ -331,6 +342,7 @@ class WorkerGroup:
         """Have all ranks give up what they do; close the group where one does not."""
         until = time.monotonic() + _STOP_SECONDS
         left = set(waiting)
+        self.stopped_before = {}
         try:
             for rank in self._ranks:
                 rank.channel.send(("stop", None))
@@ -339,9 +351,11 @@ class WorkerGroup:
                     selector.register(rank.channel, selectors.EVENT_READ, rank)
                 while left and time.monotonic() < until:
                     for key, _ in selector.select(_POLL_SECONDS):
-                        (kind, _), _ = key.data.channel.receive()
+                        (kind, value), _ = key.data.channel.receive()
                         if kind in ("done", "stopped", "refused"):
                             left.discard(key.data)
+                        if kind == "stopped":
+                            self.stopped_before[key.data.number] = value
             if not left:
                 self._send("Stopping", "forget_stop", None)
                 self._collect("Stopping", Hooks())
@@ -367,6 +381,11 @@ class WorkerGroup:
         rest = "The others were stopped, and all weights were given back."
         if facts is not None and facts["kind"] == "memory":
             raise torch.cuda.OutOfMemoryError(f"{doing}: {name} ran out of memory ({facts['text']}). {rest}")
+        if facts is not None and facts["kind"] == "silent":
+            raise RankError(
+                f"{doing} stopped: {name} has not answered for {facts['text']}. {rest} Run it again; if it happens "
+                "again, set gpus of LightX2V GPUs to 1."
+            )
         if facts is not None:
             raise RankError(
                 f"{doing} stopped: {name} failed with {facts['type']}: {facts['text']} {rest} Run it again; if it "
@@ -424,7 +443,7 @@ def _blame(said: Sequence[tuple[_Rank, dict[str, Any] | None]]) -> tuple[_Rank |
     """Return the rank with which it began, and what it says: a full memory before other errors, what a rank says of
     itself before a silent end, and that before what ranks say of a neighbour. The others follow from it.
     """
-    order = {"memory": 0, "error": 1, "neighbour": 3}
+    order = {"memory": 0, "silent": 1, "error": 1, "neighbour": 3}
     ranked = sorted(said, key=lambda each: 2 if each[1] is None else order[each[1]["kind"]])
     return ranked[0] if ranked else (None, None)
 

@@ -69,7 +69,7 @@ class _Rank:
             with torch.no_grad():
                 answer = ("done", work(value, regions))
         except StoppedError:
-            answer = ("stopped", None)
+            answer = ("stopped", self._ranks.block if self._ranks else 0)
         except LightX2VError as error:
             # Of files and settings, the same on every rank: it can go on.
             answer = ("refused", (type(error), str(error)))

@@ -1,11 +1,18 @@
 """Groups of ranks on the CPU, over gloo: one of each size for the whole suite, as starting one takes seconds."""
 
+import os
 import sys
 
 import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.parallel import group as groups
+
+
+@pytest.fixture(autouse=True)
+def is_asked_for(request):
+    if not os.environ.get("LIGHTX2V_RANKS") and "always" not in request.keywords:
+        pytest.skip("LIGHTX2V_RANKS is not set: several ranks, which takes minutes")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,8 +19,8 @@ TIMESTEP = build_schedule(4, 5.0).timesteps[1]
 SHAPES = [(16, 5, 16, 16), (16, 3, 18, 22), (16, 3, 8, 10)]
 
 
-def files_of(precision):
-    return resolve_transformer(checkpoints.single_file(precision, sizes=SIZES))
+def files_of(precision, sizes=SIZES):
+    return resolve_transformer(checkpoints.single_file(precision, sizes=sizes))
 
 
 def inputs(shape, seed=1):
@@ -29,8 +29,8 @@ def inputs(shape, seed=1):
     return normal(*shape, seed=seed), conditioning_of(rows)
 
 
-def of_one(precision, shape):
-    transformer = open_transformer(files_of(precision))
+def of_one(precision, shape, sizes=SIZES):
+    transformer = open_transformer(files_of(precision, sizes))
     transformer.load(Hooks())
     latents, conditioning = inputs(shape)
     flow = transformer.predict_flow(latents, TIMESTEP, conditioning, Hooks())
@@ -39,13 +39,19 @@ def of_one(precision, shape):
     return flow, backends
 
 
-def transformer_of(precision, members):
-    backends = of_one(precision, SHAPES[-1])[1]
-    return GroupTransformer(files_of(precision), backends, Placement(mode="none"), members)
+def transformer_of(precision, members, sizes=SIZES):
+    backends = of_one(precision, SHAPES[-1], sizes)[1]
+    return GroupTransformer(files_of(precision, sizes), backends, Placement(mode="none"), members)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize(
+    ("count", "precision"),
+    [
+        pytest.param(count, precision, marks=[pytest.mark.always] if (count, precision) == (2, "fp8") else [])
+        for count in (2, 3, 4)
+        for precision in ("bf16", "fp8", "int8")
+    ],
+)
 def test_ranks_give_the_flow_of_one_process(group, count, precision):
     together = transformer_of(precision, group(count).members)
     together.load(Hooks())
