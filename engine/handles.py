@@ -21,6 +21,8 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
+from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError, LightX2VError
@@ -74,6 +76,8 @@ class TransformerHandle(_Handle):
         offload: OffloadSettings,
         gpus: GpuSettings = ONE_GPU,
     ) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -115,8 +119,20 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
+
+    @property
+    def doubts(self) -> str:
+        """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
+        may_be = self.files.promises_distilled or any(
+            lora.may_distill and strength > 0 for lora, strength in self.loras.entries
+        )
+        return "" if may_be else undistilled(self.files.title)
 
     @property
     def moved_bytes(self) -> int:
@@ -189,7 +205,11 @@ class TransformerHandle(_Handle):
         """Return the transformer, loaded as planned, with this view's LoRAs and no others.
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+
+        Raises:
+            CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
+        self.files.check_unchanged()
         sizes = self._weight_sizes(self._composition(plan.backends))
         members = self.members(device)
         ranks = members.size if members else 1
@@ -321,6 +341,7 @@ class VaeHandle(_Handle):
         hooks: Hooks,
         members: Members | None = None,
     ) -> _Coder:
+        self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
@@ -350,6 +371,7 @@ class TextEncoderHandle(_Handle):
 
     def load(self, place: str, device: torch.device, hooks: Hooks) -> Umt5Encoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
+        self.files.check_unchanged()
         vram = self.need("gpu").vram if device.type == "cuda" else 0
         return self.owner.load(
             None,

@@ -34,6 +34,7 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
+from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
@@ -96,6 +97,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
+        _examine_loras(models_dir),
         *_examine_checkpoints(checkpoints, machine, files),
     ]
 
@@ -312,6 +314,19 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
     found = f"{best}, {best.variant.num_bytes / 1e9:.3g} GB with its companions; {rest}"
     return [Item(name="File for this card", state=OK, found=found)]
+
+
+def _examine_loras(models_dir: Path) -> Item:
+    """Name the published LoRAs that distill a model, and which are here."""
+
+    def describe(lora: Variant) -> str:
+        is_here = all((models_dir / part.folder / part.patterns[0]).is_file() for part in lora.parts)
+        return f"{lora.name} {'here' if is_here else f'{lora.num_bytes / 1e9:.2g} GB'}"
+
+    found = "for a Wan model that is not distilled, with LightX2V LoRA: " + ", ".join(
+        map(describe, PUBLISHED_LORAS.values())
+    )
+    return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
 
 
 def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:

@@ -318,6 +318,8 @@ class WorkerGroup:
                         self._fail(doing, rank)
                     if kind == "progress":
                         hooks.on_progress(*value)
+                    elif kind == "block":
+                        hooks.on_block(*value)
                     elif kind == "chunk" and on_chunk:
                         on_chunk(rank.number, value)
                     elif kind == "failed":

@@ -154,7 +154,9 @@ class _Rank:
         assert self._ranks is not None
         # Only between blocks, where all ranks are asked, may a pass end.
         self._ranks.begin_pass()
-        found = self._transformers[number].predict_flow(latents, timestep, self._conditionings[conditioning], Hooks())
+        hooks = Hooks(on_block=self._tell_block if self._rank == 0 else _tell_nobody)
+        given = self._conditionings[conditioning]
+        found = self._transformers[number].predict_flow(latents, timestep, given, hooks)
         self._ranks.end_pass()
         if self._rank == 0:
             flow.copy_(found)
@@ -207,11 +209,18 @@ class _Rank:
 
         return Hooks(check_interrupt=check, on_progress=tell)
 
+    def _tell_block(self, block: int, blocks: int) -> None:
+        self._channel.send(("block", (block, blocks)))
+
     def _peaks(self) -> dict[str, Any]:
         if self._device.type != "cuda":
             return {}
         free, total = torch.cuda.mem_get_info()
         return {"peak_vram_reserved_bytes": torch.cuda.max_memory_reserved(), "used_vram_bytes": total - free}
+
+
+def _tell_nobody(block: int, blocks: int) -> None:
+    """Only one rank reports blocks."""
 
 
 def _floats(region: Region, shape: tuple[int, ...]) -> torch.Tensor:

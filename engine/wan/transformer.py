@@ -143,7 +143,7 @@ class WanTransformer:
         assert self._loaded is not None, "predict_flow before load"
         blocks = self._loaded.blocks
         weights = {**self._loaded.weights, **blocks.loras.others}
-        blocks.streamer.check_interrupt = hooks.check_interrupt
+        blocks.streamer.start_pass(hooks, blocks.units)
         grid, exchange = grid_of(latents), self._exchange
         tokens = grid[0] * grid[1] * grid[2]
         rows = exchange.rows(tokens) if exchange else slice(0, tokens)

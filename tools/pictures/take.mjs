@@ -25,7 +25,8 @@ const NODES = {
         "LightX2VLora", "LightX2VDecode", "LightX2VReport",
     ],
     [NATIVE]: [
-        "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt", "LightX2VGPUs",
+        "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt",
+        "LightX2VImageToVideo", "LightX2VGPUs",
     ],
 };
 const SETTINGS = {
