@@ -122,17 +122,30 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, and how far the download is."""
+    """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
     host.follow_host_device()
     variants = [
         {
             "name": advice.variant.name,
             "summary": advice.variant.summary if advice.step_seconds is None else f"{advice.variant.summary}; {advice}",
             "num_bytes": advice.variant.num_bytes,
+            "folder": f"models/{advice.variant.entry.partition('/')[0]}",
         }
         for advice in doctor.rank_files_here()
     ]
-    return {"variants": variants, "progress": asdict(_downloads.progress)}
+    folder = paths.models_folder()
+    try:
+        free_bytes: int | None = doctor.free_disk_bytes(folder)
+    except OSError:
+        # The doctor's list says so.
+        free_bytes = None
+    return {
+        "variants": variants,
+        "card": doctor.card_name(),
+        "models_folder": str(folder),
+        "free_bytes": free_bytes,
+        "progress": asdict(_downloads.progress),
+    }
 
 
 def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
