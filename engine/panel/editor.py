@@ -124,20 +124,34 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, and how far the download is."""
+    """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
     host.follow_host_device()
+    offers = [
+        (advice.variant, "" if advice.step_seconds is None else f"; {advice}") for advice in doctor.rank_files_here()
+    ]
+    offers += [(lora, "") for lora in PUBLISHED_LORAS.values()]
     variants = [
         {
-            "name": advice.variant.name,
-            "summary": advice.variant.summary if advice.step_seconds is None else f"{advice.variant.summary}; {advice}",
-            "num_bytes": advice.variant.num_bytes,
+            "name": variant.name,
+            "summary": f"{variant.summary}{note}",
+            "num_bytes": variant.num_bytes,
+            "folder": f"models/{variant.entry.partition('/')[0]}",
         }
-        for advice in doctor.rank_files_here()
+        for variant, note in offers
     ]
-    variants += [
-        {"name": lora.name, "summary": lora.summary, "num_bytes": lora.num_bytes} for lora in PUBLISHED_LORAS.values()
-    ]
-    return {"variants": variants, "progress": asdict(_downloads.progress)}
+    folder = paths.models_folder()
+    try:
+        free_bytes: int | None = doctor.free_disk_bytes(folder)
+    except OSError:
+        # The doctor's list says so.
+        free_bytes = None
+    return {
+        "variants": variants,
+        "card": doctor.card_name(),
+        "models_folder": str(folder),
+        "free_bytes": free_bytes,
+        "progress": asdict(_downloads.progress),
+    }
 
 
 def start_download(values: Mapping[str, Value]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import torch
 
 from .. import report, shapes, system
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
-from ..constants import GIB
 from ..errors import MALFORMED, LightX2VError, NothingFitsError
 from ..handles import TransformerHandle
 from ..interfaces import Host
 from ..lora.changes import Lora
 from ..lora.reader import read_lora
 from ..memory.clip import Clip
+from ..quantities import format_bytes
 from ..settings import EngineSettings, HostPolicy, OffloadSettings
 from . import speed
 
@@ -183,7 +183,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {format_bytes(files.num_bytes)}",
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
