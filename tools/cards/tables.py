@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/cards.md that the pack's own tables of back ends decide.
+"""Write the tables of docs/models.md and docs/cards.md that the pack's own tables of back ends decide.
 
     python tools cards tables
 
@@ -20,7 +20,7 @@ from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED
 from ...engine.panel.advice import rank_files
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/cards.md")
+PAGES = ("docs/models.md", "docs/cards.md")
 
 
 class Family(NamedTuple):
@@ -52,7 +52,7 @@ VERSIONS = (
 def main(arguments: Sequence[str]) -> int:
     """Write the tables into the pages."""
     argparse.ArgumentParser(
-        prog="cards tables", description="Write the tables of README.md and docs/cards.md."
+        prog="cards tables", description="Write the tables of docs/models.md and docs/cards.md."
     ).parse_args(arguments)
     for page in PAGES:
         path = ROOT / page
