@@ -21,6 +21,8 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
+from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError
@@ -37,7 +39,7 @@ from .memory.weights import WeightSizes
 from .offload import weigh
 from .settings import EngineSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
-from .wan.layout import FLOAT32, PHASES
+from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
 
 _Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
@@ -61,6 +63,8 @@ class TransformerHandle(_Handle):
     """A transformer checkpoint and how to run it."""
 
     def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -101,8 +105,20 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
+
+    @property
+    def doubts(self) -> str:
+        """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
+        may_be = self.files.promises_distilled or any(
+            lora.may_distill and strength > 0 for lora, strength in self.loras.entries
+        )
+        return "" if may_be else undistilled(self.files.title)
 
     @property
     def moved_bytes(self) -> int:
@@ -157,7 +173,11 @@ class TransformerHandle(_Handle):
         """Return the transformer, loaded as planned, with this view's LoRAs and no others.
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+
+        Raises:
+            CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
+        self.files.check_unchanged()
         sizes = self._weight_sizes(self._composition(plan.backends))
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
         if device.type != "cuda":
@@ -189,7 +209,7 @@ class TransformerHandle(_Handle):
         """Return the bytes of the weights in memory, LoRAs included."""
         if not composition.specs:
             return weight_sizes(self.files)
-        return weigh(_specs(self.files), PHASES, composition.specs)
+        return weigh(_specs(self.files), PHASES, IMAGE_KEYS, composition.specs)
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -198,7 +218,7 @@ class TransformerHandle(_Handle):
 @functools.lru_cache(maxsize=16)
 def weight_sizes(files: TransformerFiles) -> WeightSizes:
     """Return the bytes of a transformer's weights in memory, from its headers."""
-    return weigh(_specs(files), PHASES)
+    return weigh(_specs(files), PHASES, IMAGE_KEYS)
 
 
 @functools.lru_cache(maxsize=16)
@@ -244,6 +264,7 @@ class VaeHandle(_Handle):
         return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
     def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
+        self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
@@ -272,6 +293,7 @@ class TextEncoderHandle(_Handle):
 
     def load(self, place: str, device: torch.device, hooks: Hooks) -> Umt5Encoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
+        self.files.check_unchanged()
         vram = self.need("gpu").vram if device.type == "cuda" else 0
         return self.owner.load(
             None,

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import torch
 
 from . import shapes
-from .checkpoints.companions import VaeFiles, resolve_text_encoder, resolve_vae
-from .checkpoints.files import find_tokenizer, resolve_checkpoint, resolve_transformer
+from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
+from .checkpoints.files import TransformerFiles, find_tokenizers, resolve_checkpoint, resolve_transformer
+from .checkpoints.formats import find_spiece
 from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError, check_choice
+from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
@@ -32,11 +33,13 @@ from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
+from .stages.given import NO_IMAGE
 from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
@@ -80,6 +83,8 @@ def load_checkpoint(
     found = resolve_checkpoint(path, precision)
     for note in found.notes:
         logger.info("LightX2V: %s", note)
+    if found.transformer is not None:
+        _warn_of_notes(found.transformer)
     for sentence in found.missing:
         logger.warning("LightX2V: %s", sentence)
     problem = " ".join(found.missing)
@@ -90,7 +95,7 @@ def load_checkpoint(
     return LoadedCheckpoint(
         transformer=TransformerHandle(found.transformer, settings, offload),
         text_encoder=TextEncoderHandle(
-            resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
+            _resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
         ),
         vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem),
     )
@@ -98,7 +103,14 @@ def load_checkpoint(
 
 def load_transformer(path: Path, *, settings: EngineSettings, offload: OffloadSettings) -> TransformerHandle:
     """Resolve a transformer alone: a single file or a folder of blocks."""
-    return TransformerHandle(resolve_transformer(path), settings, offload)
+    files = resolve_transformer(path)
+    _warn_of_notes(files)
+    return TransformerHandle(files, settings, offload)
+
+
+def _warn_of_notes(files: TransformerFiles) -> None:
+    for note in files.notes:
+        logger.warning("LightX2V: %s", note)
 
 
 def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncoderHandle:
@@ -107,8 +119,25 @@ def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncod
     Raises:
         CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
     """
-    has_own = file.suffix == ".safetensors" and "spiece_model" in read_header(file)
-    return TextEncoderHandle(resolve_text_encoder(file, tokenizer if tokenizer or has_own else find_tokenizer(file)))
+    has_own = file.suffix.lower() == ".safetensors" and find_spiece(read_header(file)) is not None
+    if tokenizer is None and not has_own:
+        tokenizer = choose_tokenizer(file, find_tokenizers(file))
+    elif tokenizer is not None:
+        choose_tokenizer(file, [tokenizer])
+    return TextEncoderHandle(_with_log(resolve_text_encoder(file, tokenizer)))
+
+
+def _resolve_text_encoder(file: Path, nearest: Path | None) -> TextEncoderFiles:
+    """Resolve a checkpoint's text encoder with the tokenizer beside it, or another one near it where that is wrong."""
+    candidates = [] if nearest is None else list(dict.fromkeys([nearest, *find_tokenizers(file)]))
+    return _with_log(resolve_text_encoder(file, choose_tokenizer(file, candidates)))
+
+
+def _with_log(files: TextEncoderFiles) -> TextEncoderFiles:
+    logger.info("LightX2V: the tokenizer is %s.", files.tokenizer or f"the one in {files.path}")
+    for note in files.format.notes:
+        logger.warning("LightX2V: %s", note)
+    return files
 
 
 def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
@@ -192,15 +221,19 @@ def sample(
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples`.
+        ValueError: wrong shape of `samples`, or an image-to-video model and no image.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    warn_of_doubts(handle)
+    if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
+        raise ValueError(NO_IMAGE)
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip = Clip.of_latents(samples.shape)
+    image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
+    clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
@@ -277,7 +310,7 @@ def decode(
         samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts chunks.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -285,18 +318,21 @@ def decode(
 
     Raises:
         ValueError: wrong shape of `samples`.
+        NonFiniteLatentsError: latents are NaN or infinite, as another program's sampler may leave them.
         NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
     problem = shapes.decoding_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    _check_finite(samples)
     clip = Clip.of_latents(samples.shape)
 
     def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
         video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
-        for latents, frames in zip(samples.float(), video, strict=True):
-            decode_video(decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
+        for index, (latents, frames) in enumerate(zip(samples.float(), video, strict=True)):
+            own = part_of(hooks, index, clip.batch)
+            decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
     video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
@@ -321,7 +357,7 @@ def encode_video(
             not used.
         tiling: auto (tiles when the whole encode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts latent frames.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -343,7 +379,8 @@ def encode_video(
 
     def work(encoder: VideoEncoder, plan: VaePlan) -> torch.Tensor:
         latents = [
-            encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames) for each in clips
+            encode_clip(encoder, each, tile=plan.tile, hooks=part_of(hooks, index, batch), pins_frames=plan.pins_frames)
+            for index, each in enumerate(clips)
         ]
         return torch.stack(latents)
 
@@ -396,6 +433,21 @@ def report_of(tensor: torch.Tensor) -> dict[str, Any]:
     return build_report(records_of(tensor))
 
 
+def _check_finite(samples: torch.Tensor) -> None:
+    share = 1 - float(torch.isfinite(samples).float().mean())
+    if share:
+        raise NonFiniteLatentsError(
+            "Sample again, with another sampler, attention or precision, and with a file that is complete: "
+            f"{max(100 * share, 0.1):.1f} % of the latents to decode are NaN or infinite, and the video would be black."
+        )
+
+
+def warn_of_doubts(handle: TransformerHandle) -> None:
+    """Say in the log where names give no reason to sample in four steps without CFG."""
+    if handle.doubts:
+        logger.warning("LightX2V: %s", handle.doubts)
+
+
 def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:
     if settings.steps != DISTILL_STEPS or settings.shift != DISTILL_SHIFT:
         logger.warning(
@@ -439,7 +491,8 @@ def _denoise_batch(
     """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
     clips, seconds = [], []
     for index in range(clip.batch):
-        on_step, step_seconds = step_timer(_offset_steps(hooks, index, clip.batch))
+        numbered = _of_clip(hooks, index, clip.batch)
+        on_step, step_seconds = step_timer(numbered.on_step)
         state = start(clip.latent_shape, settings.seed + index, transformer.device)
         run_steps(
             transformer,
@@ -448,15 +501,23 @@ def _denoise_batch(
             schedule,
             range(schedule.steps),
             method=settings.method,
-            hooks=replace(hooks, on_step=on_step),
+            hooks=replace(numbered, on_step=on_step),
         )
         clips.append(denormalize(state.latents).cpu())
         seconds.append(step_seconds)
     return torch.stack(clips), seconds
 
 
-def _offset_steps(hooks: Hooks, clip: int, batch: int) -> Any:
-    return lambda step, steps, clean: hooks.on_step(clip * steps + step, batch * steps, clean)
+def _of_clip(hooks: Hooks, clip: int, batch: int) -> Hooks:
+    """Return hooks that count the steps of one clip among those of all."""
+
+    def on_step_start(step: int, steps: int) -> None:
+        hooks.on_step_start(clip * steps + step, batch * steps)
+
+    def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
+        hooks.on_step(clip * steps + step, batch * steps, clean)
+
+    return replace(hooks, on_step_start=on_step_start, on_step=on_step)
 
 
 def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:

@@ -6,12 +6,17 @@ const BYPASSED = [2, 4];
 const SIZES = {
     LightX2VEmptyLatent: ["width", "height", "num_frames", "batch_size"],
     EmptyHunyuanLatentVideo: ["width", "height", "length", "batch_size"],
+    // With the aspect of a picture the pixels are about as many.
+    LightX2VImageToVideo: ["width", "height", "num_frames", "batch_size"],
+    WanImageToVideo: ["width", "height", "length", "batch_size"],
+    WanFirstLastFrameToVideo: ["width", "height", "length", "batch_size"],
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
 export const OFFLOAD = "LightX2VOffload";
+const OWN_SAMPLER = "LightX2VSampler";
 // Sampler -> its input for the latent.
 const SAMPLERS = {
-    LightX2VSampler: "latent",
+    [OWN_SAMPLER]: "latent",
     KSampler: "latent_image",
     KSamplerAdvanced: "latent_image",
     SamplerCustom: "latent_image",
@@ -140,7 +145,9 @@ function describeClip(sampler) {
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
     const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
-    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), ...choice };
+    // A sampler of ComfyUI has steps and cfg of the user's own choice.
+    const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
+    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), has_own_sampler, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(loras.map((file, index) => [`lora_${index + 1}`, file]));

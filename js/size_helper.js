@@ -1,9 +1,9 @@
-// Size helpers on the latent node: presets, whole multiples while typing, and the length in seconds.
+// Size helpers on the nodes that make a latent: presets, whole multiples while typing, and the length in seconds.
 
 import { app } from "../../scripts/app.js";
 import { addPanel, button, element, findWidget, muted, onNodeEvent, onWidgetChange } from "./api.js";
 
-const NODE = "LightX2VEmptyLatent";
+const NODES = ["LightX2VEmptyLatent", "LightX2VImageToVideo"];
 const PRESETS = [
     [832, 480],
     [480, 832],
@@ -63,7 +63,7 @@ function addHelper(node) {
 app.registerExtension({
     name: "lightx2v.sizeHelper",
     nodeCreated(node) {
-        if (node.comfyClass === NODE) {
+        if (NODES.includes(node.comfyClass)) {
             addHelper(node);
         }
     },

@@ -8,6 +8,7 @@ from ..engine.panel import editor
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
+from .image_to_video import LightX2VImageToVideo
 from .latent import LightX2VEmptyLatent
 from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
 from .lora import LightX2VLora
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     LightX2VEnhancePrompt,
     LightX2VTextEncode,
     LightX2VEmptyLatent,
+    LightX2VImageToVideo,
     LightX2VSampler,
     LightX2VDecode,
     LightX2VReport,

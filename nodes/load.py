@@ -135,8 +135,8 @@ class LightX2VLoadTransformer(io.ComfyNode):
                     "transformer",
                     options=paths.TRANSFORMERS.options(),
                     tooltip=(
-                        "A 4-step distilled Wan2.1 text-to-video transformer (BF16, FP8 or INT8): a file in "
-                        "models/diffusion_models, or a file or folder in models/lightx2v."
+                        "A 4-step distilled Wan2.1 or Wan2.2 14B transformer, text or image to video (BF16, FP8 or "
+                        "INT8): a file in models/diffusion_models, or a file or folder in models/lightx2v."
                     ),
                 ),
                 *_engine_inputs(),

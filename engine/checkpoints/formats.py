@@ -8,16 +8,19 @@ LightX2V tools/convert/converter.py (scales), ComfyUI comfy/ops.py (scaled FP8).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from ..constants import LATENT_CHANNELS
+from ..constants import CLIP_VISION_ROWS, IMAGE_CHANNELS, LATENT_CHANNELS
 from ..errors import CheckpointError
 from .checks import (
     FLOAT_DTYPES,
     Shape,
     block_indices,
     describe_blocks,
+    describe_others,
     detect_scheme,
+    find_others,
     find_prefix,
     missing_indices,
     read_sizes,
@@ -29,7 +32,7 @@ from .kinds import TRANSFORMER_FILES, USABLE_FILES, WANTED, check_wan_variant, r
 
 @dataclass(frozen=True, kw_only=True)
 class WanArchitecture:
-    """Sizes of a Wan2.1 text-to-video transformer, all read from tensor shapes."""
+    """Sizes of a Wan2.1 or Wan2.2 14B transformer, all read from tensor shapes."""
 
     dim: int
     ffn_dim: int
@@ -37,9 +40,24 @@ class WanArchitecture:
     """dim / 128; one head where dim is below 128."""
     num_layers: int
     in_dim: int
+    """16 latent channels; image-to-video has 20 more, a mask of 4 and an image of 16."""
     out_dim: int
     freq_dim: int
     text_dim: int
+    image_dim: int = 0
+    """Width of the rows of CLIP Vision that Wan2.1's image-to-video attends to; 0: there is no such branch."""
+    image_positions: int = 0
+    """Rows that have a learned position: of the first and the last frame (Wan2.1 FLF2V); else 0."""
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the input has an image beside the noise."""
+        return self.in_dim > self.out_dim
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of CLIP Vision that a clip usually comes with."""
+        return (self.image_positions or CLIP_VISION_ROWS) if self.image_dim else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +72,7 @@ class TransformerFormat:
     prefix: str
     """Stripped from every tensor name, e.g. `model.diffusion_model.`."""
     architecture: WanArchitecture
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +94,8 @@ class TextEncoderFormat:
     num_buckets: int
     vocab_size: int
     """Rows of the embedding; the tokenizer may have fewer pieces."""
-    has_spiece: bool
-    """The file holds its SentencePiece tokenizer as the uint8 tensor `spiece_model`."""
+    spiece: str | None
+    """Whole name of the uint8 tensor in which the file holds its SentencePiece tokenizer."""
     notes: tuple[str, ...]
 
 
@@ -97,7 +116,9 @@ class VaeFormat:
 
 
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
-_TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.")
+_TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.", "text_encoders.umt5xxl.transformer.")
+# Of a text encoder's file that holds the whole T5.
+_OF_WHOLE_T5 = re.compile(r"decoder\.|lm_head\.|encoder\.embed_tokens\.")
 _VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 
 # Blocks of the published models by width: missing last blocks do not show in names or shapes.
@@ -138,6 +159,24 @@ _TRANSFORMER_SHAPES: dict[str, Shape] = {
     "blocks.{index}.ffn.2.weight": ("dim", "ffn_dim"),
     "blocks.{index}.ffn.2.bias": ("dim",),
 }
+# What Wan2.1's image-to-video has beside them, and the positions of its first-and-last-frame version.
+_IMAGE_SHAPES: dict[str, Shape] = {
+    "img_emb.proj.0.weight": ("image_dim",),
+    "img_emb.proj.0.bias": ("image_dim",),
+    "img_emb.proj.1.weight": ("image_dim", "image_dim"),
+    "img_emb.proj.1.bias": ("image_dim",),
+    "img_emb.proj.3.weight": ("dim", "image_dim"),
+    "img_emb.proj.3.bias": ("dim",),
+    "img_emb.proj.4.weight": ("dim",),
+    "img_emb.proj.4.bias": ("dim",),
+    **{f"blocks.{{index}}.cross_attn.{part}_img.weight": ("dim", "dim") for part in ("k", "v")},
+    **{f"blocks.{{index}}.cross_attn.{part}_img.bias": ("dim",) for part in ("k", "v")},
+    "blocks.{index}.cross_attn.norm_k_img.weight": ("dim",),
+}
+_POSITION_SHAPES: dict[str, Shape] = {"img_emb.emb_pos": (1, "image_positions", "image_dim")}
+_IMAGE_BRANCH = re.compile(r"img_emb\.|blocks\.\d+\.cross_attn\.(norm_)?[kv]_img\.")
+# Channels of the input: text-to-video, image-to-video.
+_IN_DIMS = (LATENT_CHANNELS, LATENT_CHANNELS + IMAGE_CHANNELS)
 # A text encoder in Wan's and in transformers' naming.
 _TEXT_SHAPES: dict[str, dict[str, Shape]] = {
     "wan": {
@@ -172,7 +211,7 @@ _TEXT_SHAPES: dict[str, dict[str, Shape]] = {
 
 
 def detect_transformer(header: Header, source: str = "The file") -> TransformerFormat:
-    """Say how a Wan2.1 text-to-video transformer is stored.
+    """Say how a transformer of Wan2.1 or Wan2.2 14B, text-to-video or image-to-video, is stored.
 
     Args:
         header: names, dtypes and shapes of all files of the transformer together.
@@ -181,7 +220,8 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
     Raises:
         CheckpointError: another kind of model, an incomplete one, or weights without their scales.
     """
-    prefix = find_prefix(header, _TRANSFORMER_PREFIXES, r"patch_embedding\.weight|blocks\.\d+\.modulation")
+    block = r"blocks\.\d+\.modulation"
+    prefix = find_prefix(header, _TRANSFORMER_PREFIXES, rf"patch_embedding\.weight|{block}", source, block)
     if prefix is None:
         refuse_kind(header, source, wanted="transformer")
     named = strip_prefix(header, prefix)
@@ -192,20 +232,46 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
         )
     num_layers = len(block_indices(named, "blocks"))
-    expected = _expand_blocks(_TRANSFORMER_SHAPES, num_layers)
+    has_image_branch = _has_image_branch(named)
+    expected = _transformer_tensors(named, num_layers)
     scheme, scale_suffix = detect_scheme(named, expected, source, wanted="transformer")
     sizes = read_sizes(named, expected, source)
-    if (sizes["in_dim"], sizes["out_dim"]) != (LATENT_CHANNELS, LATENT_CHANNELS):
+    in_dim, out_dim = sizes["in_dim"], sizes["out_dim"]
+    if in_dim not in _IN_DIMS or out_dim != LATENT_CHANNELS or (has_image_branch and in_dim == LATENT_CHANNELS):
+        branch = " and has an image branch" if has_image_branch else ""
         raise CheckpointError(
-            f"{source} takes {sizes['in_dim']} and returns {sizes['out_dim']} latent channels; expected "
-            f"{LATENT_CHANNELS} and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
+            f"{source} takes {in_dim} and returns {out_dim} latent channels{branch}; expected {_IN_DIMS[0]} "
+            f"(text-to-video) or {_IN_DIMS[1]} (image-to-video) and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
         )
+    others = find_others(named, expected, scale_suffix)
     return TransformerFormat(
+        notes=(describe_others(others, source),) if others else (),
         precision=scheme,
         scale_suffix=scale_suffix,
         prefix=prefix,
         architecture=WanArchitecture(num_layers=num_layers, num_heads=max(1, sizes["dim"] // 128), **sizes),
     )
+
+
+def keep_known(header: Header, layout: TransformerFormat) -> Header:
+    """Return a transformer's tensors (names without prefix) without those that nothing reads."""
+    expected = _transformer_tensors(header, layout.architecture.num_layers)
+    others = set(find_others(header, expected, layout.scale_suffix))
+    return {name: info for name, info in header.items() if name not in others}
+
+
+def _has_image_branch(named: Header) -> bool:
+    return any(map(_IMAGE_BRANCH.match, named))
+
+
+def _transformer_tensors(named: Header, num_layers: int) -> dict[str, Shape]:
+    """Return every tensor that the transformer has whose names these are, and its shape."""
+    shapes = {
+        **_TRANSFORMER_SHAPES,
+        **(_IMAGE_SHAPES if _has_image_branch(named) else {}),
+        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
+    }
+    return _expand_blocks(shapes, num_layers)
 
 
 def find_missing_blocks(header: Header) -> list[int]:
@@ -225,7 +291,7 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
         CheckpointError: another kind of model, an incomplete one, or INT8 weights without scales.
     """
     query = r"blocks\.\d+\.attn\.q\.weight|encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight"
-    prefix = find_prefix(header, _TEXT_ENCODER_PREFIXES, query)
+    prefix = find_prefix(header, _TEXT_ENCODER_PREFIXES, query, source)
     if prefix is None:
         refuse_kind(header, source, wanted="text encoder")
     named = strip_prefix(header, prefix)
@@ -236,7 +302,8 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
             f"{source} is a T5 v1.1 encoder, as Flux and SD3 use (only its first block has a relative_attention_bias); "
             f"expected {WANTED['text encoder']}. Use {USABLE_FILES['text encoder']}."
         )
-    width = next((named[name].shape[-1] for name in ("shared.weight", "token_embedding.weight") if name in named), 0)
+    embeddings = [named[name] for name in ("shared.weight", "token_embedding.weight") if name in named]
+    width = next((info.shape[-1] for info in embeddings if info.shape), 0)
     missing = missing_indices(present, _NUM_TEXT_BLOCKS.get(width, 0))
     if missing:
         raise CheckpointError(f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again.")
@@ -249,9 +316,12 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
             f"{source} has attention of {d_kv * sizes['num_heads'] + rest} columns for {sizes['num_heads']} heads; "
             f"expected a multiple. Use {USABLE_FILES['text encoder']}."
         )
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if scheme == "fp8" and scale_suffix is None:
-        notes = (f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.",)
+        notes.append(f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+    others = [name for name in find_others(named, expected, scale_suffix) if not _OF_WHOLE_T5.match(name)]
+    if others:
+        notes.append(describe_others(others, source))
     return TextEncoderFormat(
         naming=naming,
         precision=scheme,
@@ -259,10 +329,25 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
         prefix=prefix,
         num_layers=len(present),
         d_kv=d_kv,
-        has_spiece="spiece_model" in header,
-        notes=notes,
+        spiece=find_spiece(header),
+        notes=tuple(notes),
         **sizes,
     )
+
+
+def find_spiece(header: Header) -> str | None:
+    """Return the name under which a text encoder's file, or one of a whole model, holds a SentencePiece model."""
+    return next((name for name in header if re.fullmatch(r"(.*\.)?spiece_model", name)), None)
+
+
+def holds_text_encoder(header: Header) -> bool:
+    """Say whether a file of several models holds ComfyUI's UMT5 encoder."""
+    return any(name.startswith(_TEXT_ENCODER_PREFIXES[-1]) for name in header)
+
+
+def holds_vae(header: Header) -> bool:
+    """Say whether a file of several models holds a Wan VAE under a name of its own."""
+    return any(f"{prefix}decoder.middle.0.residual.0.gamma" in header for prefix in _VAE_PREFIXES if prefix)
 
 
 def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
@@ -271,7 +356,7 @@ def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
     Raises:
         CheckpointError: another kind of model, or a VAE whose latents are not Wan2.1's.
     """
-    prefix = find_prefix(header, _VAE_PREFIXES, r"decoder\.middle\.0\.residual\.0\.gamma")
+    prefix = find_prefix(header, _VAE_PREFIXES, r"decoder\.middle\.0\.residual\.0\.gamma", source)
     if prefix is None:
         refuse_kind(header, source, wanted="VAE")
     named = strip_prefix(header, prefix)
@@ -291,7 +376,8 @@ def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
         )
     stages, temporal = _read_decoder_stages(named, source)
     base_dim = sizes["base_dim"]
-    if len({len(stage) for stage in stages}) > 1 or any(len({*stage}) > 1 or stage[0] % base_dim for stage in stages):
+    is_even = len({len(stage) for stage in stages}) == 1 and all(len({*stage}) == 1 for stage in stages)
+    if not base_dim or not is_even or any(stage[0] % base_dim for stage in stages):
         raise CheckpointError(
             f"{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
             f"Use {USABLE_FILES['VAE']}."

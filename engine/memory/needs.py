@@ -67,6 +67,12 @@ class Sizes:
     text_encoder_bytes: int = 0
     """Of its file; 0 where it is not known."""
 
+    @property
+    def image_rows(self) -> int:
+        """Rows of CLIP Vision that are attended to; what is usual where the clip's are not known."""
+        usual, known = self.architecture.image_rows, self.clip.image_rows
+        return usual if known is None or not usual else known
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -104,22 +110,26 @@ class Need:
 
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers."""
-    block = _segments(weights.block)
+    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers.
+
+    Two more are there in the first step, for what a clip needs once.
+    """
+    block, others = _segments(weights.block), weights.others + 2 * _segments(weights.image_block)
     if placement.mode == "none":
-        return weights.others + weights.num_blocks * block
+        return others + weights.num_blocks * block
     unit = _segments(weights.phase) if placement.mode == "phase" else block
-    return weights.others + placement.resident_blocks * block + 2 * unit
+    return others + placement.resident_blocks * block + 2 * unit
 
 
 def weights_ram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of RAM that stay taken: streamed blocks, or what they pass through coming from the drive."""
+    """Return the bytes of RAM that stay taken: streamed blocks, or what comes from the drive passes through."""
+    once = 2 * weights.image_block
     if placement.mode == "none":
-        return 0
+        return once
     streamed = weights.num_blocks - placement.resident_blocks
     if placement.mode == "disk":
-        return 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
-    return streamed * weights.block
+        return once + 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
+    return once + streamed * weights.block
 
 
 def activations(sizes: Sizes) -> int:
@@ -131,6 +141,7 @@ def activations(sizes: Sizes) -> int:
         ffn_dim=sizes.architecture.ffn_dim,
         num_blocks=sizes.architecture.num_layers,
         backends=sizes.backends,
+        image_rows=sizes.image_rows,
     )
 
 
@@ -148,7 +159,8 @@ def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) ->
     if not on_gpu:
         if placement.mode != "disk":
             return Need(vram=0, ram=weights.total)
-        return Need(vram=0, ram=weights.others + weights.block + (weights.num_blocks - 1) * weights.lora_block)
+        blocks = weights.block + (weights.num_blocks - 1) * weights.lora_block
+        return Need(vram=0, ram=weights.others + blocks + weights.image_block)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 

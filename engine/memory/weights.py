@@ -18,6 +18,8 @@ class WeightSizes:
     """Embeddings, time projection and head."""
     lora_block: int = 0
     """Of `block`: LoRAs, which rest in RAM where the other weights of a block rest on the drive."""
+    image_block: int = 0
+    """What a clip needs once of a block, beside `block`: the weights of an image's keys and values, LoRAs included."""
 
     @property
     def blocks(self) -> int:
@@ -25,4 +27,4 @@ class WeightSizes:
 
     @property
     def total(self) -> int:
-        return self.blocks + self.others
+        return self.blocks + self.others + self.num_blocks * self.image_block

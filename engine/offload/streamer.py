@@ -21,7 +21,7 @@ from .units import Finish, Source, Unit
 class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
-    `check_interrupt` is asked before every unit and while one is waited for; set it before each pass.
+    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it.
     """
 
     def __init__(self, residence: Residence, device: torch.device) -> None:
@@ -30,6 +30,18 @@ class WeightStreamer:
         self._device = device
         self._streams: Any = getattr(torch, device.type)
         self._launched: deque[Any] = deque()
+        self._on_unit: Callable[[int], None] = lambda index: None
+
+    def start_pass(self, hooks: Hooks, units: Sequence[Unit]) -> None:
+        """Report a pass over these units to hooks."""
+        self.check_interrupt = hooks.check_interrupt
+        blocks = units[-1].block + 1
+
+        def on_unit(index: int) -> None:
+            if index + 1 == len(units) or units[index + 1].block != units[index].block:
+                hooks.on_block(units[index].block + 1, blocks)
+
+        self._on_unit = on_unit
 
     @property
     def moved_bytes(self) -> int:
@@ -43,6 +55,7 @@ class WeightStreamer:
         yield self.residence.acquire(index, self.check_interrupt)
         self.residence.release(index, self.check_interrupt)
         self.keep_pace()
+        self._on_unit(index)
 
     def keep_pace(self) -> None:
         """Wait until at most one unit is waiting on the GPU, so that Cancel stops within a block."""

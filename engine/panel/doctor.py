@@ -34,6 +34,7 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
+from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from .advice import Advice, rank_files
@@ -69,6 +70,8 @@ class Item:
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
+    is_checkpoint: bool = False
+    """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
 
 
 def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
@@ -90,6 +93,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
+        _examine_loras(models_dir),
         *_examine_checkpoints(checkpoints, machine, files),
     ]
 
@@ -266,6 +270,19 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     return [Item(name="File for this card", state=OK, found=found)]
 
 
+def _examine_loras(models_dir: Path) -> Item:
+    """Name the published LoRAs that distill a model, and which are here."""
+
+    def describe(lora: Variant) -> str:
+        is_here = all((models_dir / part.folder / part.patterns[0]).is_file() for part in lora.parts)
+        return f"{lora.name} {'here' if is_here else f'{lora.num_bytes / 1e9:.2g} GB'}"
+
+    found = "for a Wan model that is not distilled, with LightX2V LoRA: " + ", ".join(
+        map(describe, PUBLISHED_LORAS.values())
+    )
+    return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
+
+
 def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:
     if not checkpoints:
         remedy = _DOWNLOAD.format(variant=files[0].variant.name)
@@ -287,13 +304,15 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
-        return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
+        return Item(
+            is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error)
+        )
     if checkpoint.missing:
-        return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
-    return Item(name=name, state=OK, found=found)
+        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:

@@ -46,6 +46,8 @@ class Question:
     """What is put on the transformer, at any strength but 0."""
     clip: Clip
     steps: int = 4
+    has_own_sampler: bool = False
+    """Whether a sampler of the host runs it, whose steps and cfg the user chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ class Forecast:
     """No such model is there."""
     missing: tuple[str, ...] = ()
     """Parts that the checkpoint lacks, one sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What may make the picture another one than is meant, one sentence each."""
 
 
 def forecast(question: Question) -> Forecast:
@@ -179,6 +183,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         loras=tuple(str(lora.report) for lora in loras),
         reasons=backends.reasons,
         tokens=question.clip.tokens,
+        warnings=(*files.notes, *([handle.doubts] if handle.doubts and not question.has_own_sampler else [])),
     )
     try:
         plan = handle.room(host).plan_run(sizes)

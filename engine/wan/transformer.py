@@ -1,4 +1,4 @@
-"""Wan2.1's transformer in plain torch: any checkpoint layout, any device, weights in their stored precision.
+"""Wan's transformer in plain torch: any checkpoint layout, any device, weights in their stored precision.
 
 Activations are BF16; norms, modulation and the embedding of the time are computed in fp32 as in native Wan.
 """
@@ -22,12 +22,12 @@ from ..kernels.requantize import requantize_all
 from ..lora.changes import Stack
 from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
-from ..offload import Finish, load_tensors, make_units, place_weights
+from ..offload import Finish, OnceUnits, load_tensors, make_units, place_weights
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
 from .kernels import build_kernels
-from .layout import FLOAT32, PHASES
+from .layout import FLOAT32, IMAGE_KEYS, PHASES
 from .patches import Grid, embed_patches, grid_of
 
 
@@ -46,7 +46,7 @@ class _Loaded:
     def moved_bytes(self) -> int:
         """Copied to the device so far."""
         others = 0 if self.blocks.device.type == "cpu" else sum(each.nbytes for each in self.weights.values())
-        return others + self.blocks.streamer.moved_bytes + self.blocks.loras.moved_bytes
+        return others + self.blocks.moved_bytes
 
     def rotary_of(self, grid: Grid, head_dim: int, device: torch.device) -> Rotary:
         if self.rotary is None or self.rotary[0] != grid:
@@ -100,15 +100,15 @@ class WanTransformer:
             base, inputs = tuple(list_specs(self._files, FLOAT32)), self._backends.inputs
             with torch.inference_mode(False), torch.no_grad():
                 blocks.loras = place_loras(
-                    stack, base, loaded.checkpoint, blocks.units, PHASES, inputs, self._placement, self._device, hooks
-                )
+                    stack, base, loaded.checkpoint, blocks.units, PHASES, IMAGE_KEYS, inputs, self._placement,
+                    self._device, hooks,
+                )  # fmt: skip
 
     def unload(self) -> None:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        loaded.blocks.loras.close()
-        loaded.blocks.streamer.close()
+        loaded.blocks.close()
         loaded.checkpoint.close()
         del loaded
         gc.collect()
@@ -127,16 +127,19 @@ class WanTransformer:
         assert self._loaded is not None, "predict_flow before load"
         blocks = self._loaded.blocks
         weights = {**self._loaded.weights, **blocks.loras.others}
-        blocks.streamer.check_interrupt = hooks.check_interrupt
+        blocks.streamer.start_pass(hooks, blocks.units)
         grid = grid_of(latents)
         work = blocks.workspace(grid[0] * grid[1] * grid[2])
         patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])
-        embed_patches(latents.to(self._device), *patch, work.hidden)
+        given = conditioning.image_latents
+        parts = [latents] if given is None else [latents, given]
+        embed_patches(torch.cat([part.to(self._device) for part in parts]), *patch, work.hidden)
         embedding, time = embeddings.embed_time(timestep, weights)
         sizes = self._files.format.architecture
         rotary = self._loaded.rotary_of(grid, sizes.dim // sizes.num_heads, self._device)
         text = blocks.text(conditioning, lambda rows: embeddings.embed_text(rows, weights))
-        blocks.run(work, rotary, time, text)
+        image = blocks.image(conditioning.image_tokens, lambda tokens: embeddings.embed_image(tokens, weights))
+        blocks.run(work, rotary, time, text, image)
         flow = embeddings.project_head(work.hidden, embedding, weights, grid, blocks.kernels.ops, work.parts[0])
         return flow.to(latents.device)
 
@@ -158,7 +161,11 @@ class WanTransformer:
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
         streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish)
-        blocks = Blocks(units, streamer, architecture, build_kernels(self._backends), self._device)
+        kernels, image = build_kernels(self._backends), None
+        if architecture.image_dim:
+            image_units = make_units(checkpoint.specs, architecture.num_layers, (IMAGE_KEYS,), by_phase=False)
+            image = OnceUnits(image_units, checkpoint, self._placement, self._device, finish)
+        blocks = Blocks(units, streamer, architecture, kernels, self._device, image)
         return _Loaded(checkpoint, weights, blocks)
 
     def _requantize(self) -> tuple[Finish | None, torch.dtype | None]:

@@ -24,7 +24,7 @@ const NODES = {
         "LightX2VLoadCheckpoint", "LightX2VOffload", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler",
         "LightX2VLora", "LightX2VDecode", "LightX2VReport",
     ],
-    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt"],
+    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt", "LightX2VImageToVideo"],
 };
 const SETTINGS = {
     "Comfy.TutorialCompleted": true,
