@@ -17,8 +17,8 @@ from typing import NamedTuple
 from ...engine.backends.choose import Wanted, choose
 from ...engine.backends.table import Machine
 from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
-from ...engine.durations import format_seconds
 from ...engine.panel.advice import rank_files
+from ...engine.quantities import format_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/models.md", "docs/cards.md")
