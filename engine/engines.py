@@ -7,7 +7,7 @@ import torch
 from .backends import trials
 from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
-from .checkpoints.files import TransformerFiles
+from .checkpoints.transformers import TransformerFiles
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
@@ -96,9 +96,10 @@ def build_transformer(
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
         return LightX2VTransformer(files, backends, placement, device)
+    from .wan.experts import WanExperts
     from .wan.transformer import WanTransformer
 
-    return WanTransformer(files, backends, placement, device)
+    return (WanTransformer if files.second is None else WanExperts)(files, backends, placement, device)
 
 
 def build_decoder(files: VaeFiles, engine: str, device: torch.device) -> VideoDecoder:

@@ -41,8 +41,9 @@ function describePlan(plan, { parameters, hasSize }) {
         const help = plan.is_absent || plan.missing.length ? [button("Get the weights", "Open the LightX2V doctor", openDoctor)] : [];
         return [headline(COLORS.missing, plan.sentence), ...help, ...facts];
     }
-    const color = plan.missing.length ? COLORS.warn : COLORS.ok;
-    const sentences = plan.missing.map((sentence) => muted(sentence));
+    const said = [...plan.missing, ...plan.notes];
+    const color = said.length ? COLORS.warn : COLORS.ok;
+    const sentences = said.map((sentence) => muted(sentence));
     return [headline(color, `${plan.sentence} ${duration(plan)}`), ...facts, ...sentences];
 }
 

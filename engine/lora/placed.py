@@ -86,6 +86,7 @@ def place_loras(
     if changed:
         # What is not on the device rests in RAM: the files hold nothing as it is needed.
         placement = replace(placement, mode="block") if placement.mode == "disk" else placement
+        placement = replace(placement, reads_second_expert=False)
         streamer = place_weights([own[index] for index in changed], composition, placement, device, hooks)
     numbers = {index: number for number, index in enumerate(changed)}
     return PlacedLoras(stack=stack, others=others, numbers=numbers, streamer=streamer)

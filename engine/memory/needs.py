@@ -104,12 +104,14 @@ class Need:
 
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers."""
+    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers, which
+    all experts share; but for those of LoRAs, of which each has its own."""
     block = _segments(weights.block)
     if placement.mode == "none":
-        return weights.others + weights.num_blocks * block
+        return weights.others + weights.num_experts * weights.num_blocks * block
     unit = _segments(weights.phase) if placement.mode == "phase" else block
-    return weights.others + placement.resident_blocks * block + 2 * unit
+    lora_units = 2 * (weights.num_experts - 1) * _segments(weights.lora_block)
+    return weights.others + weights.num_experts * placement.resident_blocks * block + 2 * unit + lora_units
 
 
 def weights_ram(weights: WeightSizes, placement: Placement) -> int:
@@ -117,9 +119,12 @@ def weights_ram(weights: WeightSizes, placement: Placement) -> int:
     if placement.mode == "none":
         return 0
     streamed = weights.num_blocks - placement.resident_blocks
-    if placement.mode == "disk":
-        return 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
-    return streamed * weights.block
+    num_in_ram = placement.experts_in_ram(weights.num_experts)
+    in_ram = num_in_ram * streamed * weights.block
+    if num_in_ram == weights.num_experts:
+        return in_ram
+    in_files = (weights.num_experts - num_in_ram) * streamed
+    return in_ram + 2 * (weights.block - weights.lora_block) + in_files * weights.lora_block
 
 
 def activations(sizes: Sizes) -> int:
@@ -148,7 +153,8 @@ def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) ->
     if not on_gpu:
         if placement.mode != "disk":
             return Need(vram=0, ram=weights.total)
-        return Need(vram=0, ram=weights.others + weights.block + (weights.num_blocks - 1) * weights.lora_block)
+        other_blocks = weights.num_experts * weights.num_blocks - 1
+        return Need(vram=0, ram=weights.others + weights.block + other_blocks * weights.lora_block)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 

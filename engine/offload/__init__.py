@@ -4,7 +4,18 @@ Generic: knows tensors, files and byte buffers, not what is computed with them.
 """
 
 from .reader import load_tensors
-from .streamer import WeightStreamer, place_weights
-from .units import Finish, Source, Unit, make_units, weigh
+from .streamer import ExpertUnits, WeightStreamer, place_weights
+from .units import Finish, Joined, Source, Unit, make_units, weigh
 
-__all__ = ["Finish", "Source", "Unit", "WeightStreamer", "load_tensors", "make_units", "place_weights", "weigh"]
+__all__ = [
+    "ExpertUnits",
+    "Finish",
+    "Joined",
+    "Source",
+    "Unit",
+    "WeightStreamer",
+    "load_tensors",
+    "make_units",
+    "place_weights",
+    "weigh",
+]

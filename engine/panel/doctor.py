@@ -37,7 +37,7 @@ from ..checkpoints.formats import TransformerFormat
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from .advice import Advice, rank_files
-from .forecast import cannot_be_used
+from .forecast import cannot_be_used, describe_transformer
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # The item that tells what was measured.
@@ -293,16 +293,16 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
     if checkpoint.missing:
         return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    if checkpoint.transformer is not None and checkpoint.transformer.note:
+        return Item(name=name, state=WARN, found=found, remedy=checkpoint.transformer.note)
     return Item(name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
-        layout = checkpoint.transformer.format
-        size = checkpoint.transformer.num_bytes / GIB
-        numbers = _numbers(layout, machine)
-        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        numbers = _numbers(checkpoint.transformer.format, machine)
+        parts.append(f"transformer {describe_transformer(checkpoint.transformer, numbers)}")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

@@ -23,10 +23,10 @@ from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
 from ..lora.placed import PlacedLoras
 from ..memory.activations import TEXT_ROWS_KEPT
-from ..offload import Unit, WeightStreamer
+from ..offload import ExpertUnits, Unit, WeightStreamer
 from ..system import release_memory
 from .kernels import Inputs, Kernels, Weights
-from .workspace import Workspace
+from .workspace import ClipMemory, Workspace
 
 EPS = 1e-6
 # Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
@@ -137,30 +137,34 @@ class Blocks:
     def __init__(
         self,
         units: Sequence[Unit],
-        streamer: WeightStreamer,
+        streamer: WeightStreamer | ExpertUnits,
         sizes: WanArchitecture,
         kernels: Kernels,
         device: torch.device,
+        memory: ClipMemory | None = None,
     ) -> None:
-        """Args: units: in the order of compute, as `streamer` has them."""
+        """Args:
+        units: in the order of compute, as `streamer` has them.
+        memory: that other experts use too.
+        """
         self.streamer = streamer
         self.kernels = kernels
         self.units = units
         self._loras = PlacedLoras()
         self._sizes = sizes
         self.device = device
-        self._workspace: Workspace | None = None
+        self.memory = memory or ClipMemory()
         self._text: Text | None = None
 
     def workspace(self, tokens: int) -> Workspace:
         """Return the memory for a clip of so many tokens; `hidden` is to be filled, then `run` called."""
-        if self._workspace is None or self._workspace.tokens != tokens:
+        if self.memory.workspace is None or self.memory.workspace.tokens != tokens:
             # Before the next one is made, and from torch's cache too, which would hold both.
-            self._workspace = None
+            self.memory.workspace = None
             release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self._workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
-        return self._workspace
+            self.memory.workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
+        return self.memory.workspace
 
     def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
         """Return what is kept of a prompt's rows; what there was of another prompt is dropped. See Text."""
@@ -180,7 +184,12 @@ class Blocks:
 
     def release_workspace(self) -> None:
         """Drop the workspace and what is kept of the text."""
-        self._workspace = self._text = None
+        self.memory.release()
+        self.forget_text()
+
+    def forget_text(self) -> None:
+        """Drop what is kept of the text."""
+        self._text = None
 
     def run(self, workspace: Workspace, rotary: Rotary, time: torch.Tensor, text: Text) -> None:
         """Run all blocks on `workspace.hidden`, in place.

@@ -1,13 +1,15 @@
 """The published Wan2.1-T2V-14B without its weights: sizes, headers and kernels, for what is planned or predicted."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lightx2v_pack.engine.backends.choose import Backends, Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.files import TransformerFiles
 from lightx2v_pack.engine.checkpoints.formats import TransformerFormat, WanArchitecture
 from lightx2v_pack.engine.checkpoints.header import Header, TensorInfo
 from lightx2v_pack.engine.checkpoints.published import ARCHITECTURE
+from lightx2v_pack.engine.checkpoints.transformers import TransformerFiles
 from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import Sizes
@@ -29,6 +31,12 @@ def make_files(precision: str = "fp8", architecture: WanArchitecture = WAN_14B) 
     )
 
 
+def make_experts(precision: str = "fp8") -> TransformerFiles:
+    """Return the same of Wan2.2 A14B's two experts."""
+    high, low = (replace(make_files(precision), noise=noise) for noise in ("high", "low"))
+    return replace(high, second=low)
+
+
 def choose_kernels(
     precision: str = "fp8", attention: str = "sage_attn2", capability: tuple[int, int] = (8, 9), **wanted: str
 ) -> Backends:
@@ -38,10 +46,12 @@ def choose_kernels(
     return choose(machine, Wanted(precision=precision, attention=attention, **sizes, **wanted))
 
 
-def make_sizes(clip: Clip, backends: Backends | None = None) -> Sizes:
+def make_sizes(
+    clip: Clip, backends: Backends | None = None, make: Callable[[str], TransformerFiles] = make_files
+) -> Sizes:
     """Return what a plan for a clip is made of."""
     backends = backends or choose_kernels()
-    weights = weight_sizes(make_files(backends.precision))
+    weights = weight_sizes(make(backends.precision))
     return Sizes(clip=clip, architecture=WAN_14B, weights=weights, backends=backends)
 
 

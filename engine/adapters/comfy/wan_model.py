@@ -23,15 +23,15 @@ import torch
 
 from ... import pipeline, shapes
 from ...checkpoints.source import list_specs
-from ...constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_CHANNELS, PATCH_SIZE
+from ...constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_CHANNELS, NUM_TRAIN_TIMESTEPS, PATCH_SIZE
 from ...handles import TransformerHandle
 from ...interfaces import Conditioning, Hooks, Transformer
 from ...memory.clip import Clip
 from ...report import attach, records_of
 from ...stages.conditioning import of_rows
-from ...stages.schedule import build_schedule
+from ...stages.schedule import build_schedule, experts_of, step_of
 from . import memory, progress, refusals
-from .carried import view_of
+from .carried import HIGH_STEPS, view_of
 from .host import find_host
 
 logger = logging.getLogger(__name__)
@@ -108,14 +108,29 @@ class _Run:
     """What the sampler's cfg is, where it has one."""
     is_guided: bool = False
     """It computes conditions beside the positive one."""
+    sigmas: Sequence[float] = (1.0, 0.0)
+    """The sampler's noise levels."""
+    experts: Sequence[int] = (0,)
+    """The expert of each of its steps."""
     prompts: list[tuple[torch.Tensor, Conditioning]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """Of each pass."""
 
-    def predict_flow(self, latents: torch.Tensor, timestep: float, rows: torch.Tensor) -> torch.Tensor:
-        """Return the flow [16, T, h, w]; see interfaces.Transformer. Args: rows: [n, text_dim]."""
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, rows: torch.Tensor, *, is_last: bool = True
+    ) -> torch.Tensor:
+        """Return the flow [16, T, h, w]; see interfaces.Transformer.
+
+        Args:
+            rows: [n, text_dim].
+            is_last: no other clip has this noise level to come.
+        """
         start = time.perf_counter()
-        flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(rows), self.hooks)
+        step = step_of(timestep / NUM_TRAIN_TIMESTEPS, self.sigmas)
+        expert, after = self.experts[step], self.experts[(step + 1) % len(self.experts)]
+        flow = self.transformer.predict_flow(
+            latents.float(), timestep, self._conditioning(rows), self.hooks, expert, after if is_last else expert
+        )
         self.seconds.append(round(time.perf_counter() - start, 4))
         return flow
 
@@ -206,7 +221,9 @@ class Diffusion(torch.nn.Module):
             )
         self.run.warn_of_guidance(transformer_options.get("cond_or_uncond", ()))
         flows = [
-            self.run.predict_flow(latents, times[index % len(times)], context[index % len(context)])
+            self.run.predict_flow(
+                latents, times[index % len(times)], context[index % len(context)], is_last=index == len(padded) - 1
+            )
             for index, latents in enumerate(padded)
         ]
         _, _, frames, height, width = x.shape
@@ -219,9 +236,17 @@ class Diffusion(torch.nn.Module):
             raise AttributeError(refusals.missing_in_model(name)) from None
 
     @contextmanager
-    def lend(self, transformer: Transformer, hooks: Hooks, cfg: float | None) -> Iterator[_Run]:
-        """Let calls within the context use a loaded transformer."""
-        before, self.run = self.run, _Run(transformer, hooks, self._handle.text_dim, cfg)
+    def lend(
+        self,
+        transformer: Transformer,
+        hooks: Hooks,
+        cfg: float | None,
+        sigmas: Sequence[float] = (1.0, 0.0),
+        experts: Sequence[int] = (0,),
+    ) -> Iterator[_Run]:
+        """Let calls within the context use a loaded transformer, for these noise levels and each step's expert."""
+        run = _Run(transformer, hooks, self._handle.text_dim, cfg, sigmas=sigmas, experts=experts)
+        before, self.run = self.run, run
         try:
             yield self.run
         finally:
@@ -245,17 +270,23 @@ def sample_with(
     largest = _clip_of(_shape_of_window(noise.shape, guider.model_options))
     _warn_unusual(sigmas)
     conds, hooks, cfg = guider.conds, progress.build_hooks(None), getattr(guider, "cfg", None)
+    levels, experts = [float(sigma) for sigma in sigmas], _experts_of(model, sigmas)
+    names = [model.model.lightx2v_handle.files.names[expert] for expert in experts]
+    if any(names):
+        steps = (f"{name}-noise expert at sigma {sigma:.4g}" for name, sigma in zip(names, levels, strict=False))
+        logger.info("LightX2V: %s.", ", ".join(steps))
 
     def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         guider.conds = {name: [dict(cond) for cond in each] for name, each in conds.items()}
-        with model.model.diffusion_model.lend(transformer, hooks, cfg) as running:
+        with model.model.diffusion_model.lend(transformer, hooks, cfg, levels, experts) as running:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples, {
             **clip.facts,
             "method": f"{_name_of(sampler)} (ComfyUI)",
             "steps": len(sigmas) - 1,
             "cfg": cfg,
-            "sigmas": [round(float(sigma), 6) for sigma in sigmas],
+            "sigmas": [round(level, 6) for level in levels],
+            **pipeline.expert_facts(names),
             "pass_seconds": running.seconds,
         }
 
@@ -264,6 +295,15 @@ def sample_with(
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
+
+
+def _experts_of(model: Any, sigmas: torch.Tensor) -> list[int]:
+    """Return the expert of each step."""
+    if model.model.lightx2v_handle.files.second is None or len(sigmas) < 2:
+        return [0] * max(len(sigmas) - 1, 1)
+    options = model.model_options.get("transformer_options", {})
+    shift = getattr(model.get_model_object("model_sampling"), "shift", DISTILL_SHIFT)
+    return experts_of([float(sigma) for sigma in sigmas], shift, options.get(HIGH_STEPS))
 
 
 def _shape_of_window(shape: Sequence[int], options: dict[str, Any]) -> list[int]:
