@@ -4,6 +4,12 @@
 # Source: Wan2.1 wan/configs/shared_config.py, vae_stride = (4, 8, 8).
 VAE_STRIDE = (4, 8, 8)
 LATENT_CHANNELS = 16
+# What image-to-video has beside the noise: a mask of the 4 frames of a latent frame, and the image's latents.
+# Source: Wan2.1 wan/image2video.py.
+MASK_CHANNELS = 4
+IMAGE_CHANNELS = MASK_CHANNELS + LATENT_CHANNELS
+# Rows that CLIP Vision (ViT-H/14 at 224 pixels) makes of an image: 16x16 patches and the class.
+CLIP_VISION_ROWS = 257
 # The transformer joins 1x2x2 latent cells to a token. Source: Wan2.1 wan/configs, patch_size.
 PATCH_SIZE = (1, 2, 2)
 # Width and height must be a multiple of VAE stride times patch size.

@@ -38,7 +38,7 @@ from .memory.weights import WeightSizes, together
 from .offload import weigh
 from .settings import EngineSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
-from .wan.layout import FLOAT32, PHASES
+from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
 
 _Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
@@ -198,7 +198,7 @@ class TransformerHandle(_Handle):
         if not any(each.specs for each in compositions):
             return weight_sizes(self.files)
         pairs = zip(self.files.experts, compositions, strict=True)
-        return together([weigh(_specs(files), PHASES, loras.specs) for files, loras in pairs])
+        return together([weigh(_specs(files), PHASES, IMAGE_KEYS, loras.specs) for files, loras in pairs])
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -207,7 +207,7 @@ class TransformerHandle(_Handle):
 @functools.lru_cache(maxsize=16)
 def weight_sizes(files: TransformerFiles) -> WeightSizes:
     """Return the bytes of a transformer's weights in memory, of all experts, from the headers."""
-    return together([weigh(_specs(each), PHASES) for each in files.experts])
+    return together([weigh(_specs(each), PHASES, IMAGE_KEYS) for each in files.experts])
 
 
 @functools.lru_cache(maxsize=16)

@@ -55,6 +55,12 @@ class TinySizes:
     vocab_size: int = 400
     """Rows of the embedding; the tokenizer has at most as many pieces."""
     vae_dim: int = 8
+    in_dim: int = 16
+    """Channels of the transformer's input: 36 is image to video."""
+    image_dim: int = 0
+    """Width of CLIP Vision's rows, for Wan2.1's image to video; 0: without that branch, as Wan2.2's."""
+    image_positions: int = 0
+    """Rows of a first and a last frame together, where they have learned positions (Wan2.1 FLF2V)."""
 
 
 DEFAULT_SIZES = TinySizes()
@@ -81,9 +87,9 @@ class _Draw:
 
 
 def make_transformer(sizes: TinySizes = DEFAULT_SIZES, seed: int = 0) -> Tensors:
-    """Return a Wan2.1 text-to-video transformer under its native names, float32."""
+    """Return a Wan transformer, text-to-video or image-to-video, under its native names, float32."""
     draw, tensors, dim = _Draw(seed), Tensors(), sizes.dim
-    draw.layer(tensors, "patch_embedding", dim, 16, 1, 2, 2)
+    draw.layer(tensors, "patch_embedding", dim, sizes.in_dim, 1, 2, 2)
     draw.layer(tensors, "text_embedding.0", dim, sizes.text_dim)
     draw.layer(tensors, "text_embedding.2", dim, dim)
     draw.layer(tensors, "time_embedding.0", dim, sizes.freq_dim)
@@ -103,7 +109,24 @@ def make_transformer(sizes: TinySizes = DEFAULT_SIZES, seed: int = 0) -> Tensors
         draw.layer(tensors, f"{block}.ffn.2", dim, sizes.ffn_dim)
     tensors["head.modulation"] = draw.normal(1, 2, dim, std=dim**-0.5)
     draw.layer(tensors, "head.head", 16 * 4, dim)
+    if sizes.image_dim:
+        _add_image_branch(draw, tensors, sizes)
     return tensors
+
+
+def _add_image_branch(draw: _Draw, tensors: Tensors, sizes: TinySizes) -> None:
+    dim, image_dim = sizes.dim, sizes.image_dim
+    for name, width in (("img_emb.proj.0", image_dim), ("img_emb.proj.4", dim)):
+        draw.norm(tensors, f"{name}.weight", width)
+        tensors[f"{name}.bias"] = draw.normal(width, std=0.02)
+    draw.layer(tensors, "img_emb.proj.1", image_dim, image_dim)
+    draw.layer(tensors, "img_emb.proj.3", dim, image_dim)
+    if sizes.image_positions:
+        tensors["img_emb.emb_pos"] = draw.normal(1, sizes.image_positions, image_dim, std=0.5)
+    for index in range(sizes.num_layers):
+        for projection in ("k_img", "v_img"):
+            draw.layer(tensors, f"blocks.{index}.cross_attn.{projection}", dim, dim)
+        draw.norm(tensors, f"blocks.{index}.cross_attn.norm_k_img.weight", dim)
 
 
 def make_text_encoder(sizes: TinySizes = DEFAULT_SIZES, seed: int = 0) -> Tensors:

@@ -11,6 +11,8 @@ from ..kernels.ops import Ops, Rotary
 from ..kernels.quantize import LARGEST
 
 _ROWS, _HEADS, _HEAD_DIM, _EPS = 48, 3, 128, 1e-6
+# No multiple of what any kernel takes at a time.
+_MORE_KEYS = 257
 _DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
@@ -90,13 +92,16 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     q, k, v = (part.view(_ROWS, _HEADS, _HEAD_DIM) for part in (x, y, random(_ROWS, width)))
     attended = torch.empty_like(q)
     ops.cross_attention(q, factors, k, v, 464, attended)
+    added = attended.clone()
+    more, values = (random(_MORE_KEYS, width).view(_MORE_KEYS, _HEADS, _HEAD_DIM) for _ in range(2))
+    ops.add_cross_attention(q, factors, more, values, added)
     # NaN: columns after the keys are to be written too.
     weights = attended.new_full((_ROWS, _HEADS, _ROWS + 8), torch.nan)
     ops.cross_weights(q, factors, k, 464, weights)
     # Columns of a wider tensor, as LoRAs of layers with one input have them.
     product = random(_ROWS, width)
     ops.add_product(random(_ROWS, 80)[:, 16:64], random(width, 48), product)
-    yield from (factors, attended, weights, product)
+    yield from (factors, attended, added, weights, product)
 
 
 def _quantized_dtypes(device: torch.device) -> list[torch.dtype]:

@@ -19,7 +19,7 @@ _SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8
 _SCALE_SUFFIXES = ("weight_scale", "scale_weight")
 # The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
 _BLOCK_LINEAR = re.compile(
-    r"block(s)?\.\d+\.((self_|cross_)?attn\.[qkvo]|ffn\.(0|2|gate\.0|fc1|fc2)"
+    r"block(s)?\.\d+\.((self_|cross_)?attn\.([qkvo]|[kv]_img)|ffn\.(0|2|gate\.0|fc1|fc2)"
     r"|layer\.0\.SelfAttention\.[qkvo]|layer\.1\.DenseReluDense\.w(i_0|i_1|o))\.weight$"
 )
 

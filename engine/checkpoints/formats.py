@@ -8,9 +8,10 @@ LightX2V tools/convert/converter.py (scales), ComfyUI comfy/ops.py (scaled FP8).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from ..constants import LATENT_CHANNELS
+from ..constants import CLIP_VISION_ROWS, IMAGE_CHANNELS, LATENT_CHANNELS
 from ..errors import CheckpointError
 from .checks import (
     FLOAT_DTYPES,
@@ -29,7 +30,7 @@ from .kinds import TRANSFORMER_FILES, USABLE_FILES, WANTED, check_wan_variant, r
 
 @dataclass(frozen=True, kw_only=True)
 class WanArchitecture:
-    """Sizes of a Wan2.1 text-to-video transformer, all read from tensor shapes."""
+    """Sizes of a Wan2.1 or Wan2.2 14B transformer, all read from tensor shapes."""
 
     dim: int
     ffn_dim: int
@@ -37,9 +38,24 @@ class WanArchitecture:
     """dim / 128; one head where dim is below 128."""
     num_layers: int
     in_dim: int
+    """16 latent channels; image-to-video has 20 more, a mask of 4 and an image of 16."""
     out_dim: int
     freq_dim: int
     text_dim: int
+    image_dim: int = 0
+    """Width of the rows of CLIP Vision that Wan2.1's image-to-video attends to; 0: there is no such branch."""
+    image_positions: int = 0
+    """Rows that have a learned position: of the first and the last frame (Wan2.1 FLF2V); else 0."""
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the input has an image beside the noise."""
+        return self.in_dim > self.out_dim
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of CLIP Vision that a clip usually comes with."""
+        return (self.image_positions or CLIP_VISION_ROWS) if self.image_dim else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +154,24 @@ _TRANSFORMER_SHAPES: dict[str, Shape] = {
     "blocks.{index}.ffn.2.weight": ("dim", "ffn_dim"),
     "blocks.{index}.ffn.2.bias": ("dim",),
 }
+# What Wan2.1's image-to-video has beside them, and the positions of its first-and-last-frame version.
+_IMAGE_SHAPES: dict[str, Shape] = {
+    "img_emb.proj.0.weight": ("image_dim",),
+    "img_emb.proj.0.bias": ("image_dim",),
+    "img_emb.proj.1.weight": ("image_dim", "image_dim"),
+    "img_emb.proj.1.bias": ("image_dim",),
+    "img_emb.proj.3.weight": ("dim", "image_dim"),
+    "img_emb.proj.3.bias": ("dim",),
+    "img_emb.proj.4.weight": ("dim",),
+    "img_emb.proj.4.bias": ("dim",),
+    **{f"blocks.{{index}}.cross_attn.{part}_img.weight": ("dim", "dim") for part in ("k", "v")},
+    **{f"blocks.{{index}}.cross_attn.{part}_img.bias": ("dim",) for part in ("k", "v")},
+    "blocks.{index}.cross_attn.norm_k_img.weight": ("dim",),
+}
+_POSITION_SHAPES: dict[str, Shape] = {"img_emb.emb_pos": (1, "image_positions", "image_dim")}
+_IMAGE_BRANCH = re.compile(r"img_emb\.|blocks\.\d+\.cross_attn\.(norm_)?[kv]_img\.")
+# Channels of the input: text-to-video, image-to-video.
+_IN_DIMS = (LATENT_CHANNELS, LATENT_CHANNELS + IMAGE_CHANNELS)
 # A text encoder in Wan's and in transformers' naming.
 _TEXT_SHAPES: dict[str, dict[str, Shape]] = {
     "wan": {
@@ -172,7 +206,7 @@ _TEXT_SHAPES: dict[str, dict[str, Shape]] = {
 
 
 def detect_transformer(header: Header, source: str = "The file") -> TransformerFormat:
-    """Say how a Wan2.1 text-to-video transformer is stored.
+    """Say how a transformer of Wan2.1 or Wan2.2 14B, text-to-video or image-to-video, is stored.
 
     Args:
         header: names, dtypes and shapes of all files of the transformer together.
@@ -192,13 +226,21 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
         )
     num_layers = len(block_indices(named, "blocks"))
-    expected = _expand_blocks(_TRANSFORMER_SHAPES, num_layers)
+    has_image_branch = any(map(_IMAGE_BRANCH.match, named))
+    shapes = {
+        **_TRANSFORMER_SHAPES,
+        **(_IMAGE_SHAPES if has_image_branch else {}),
+        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
+    }
+    expected = _expand_blocks(shapes, num_layers)
     scheme, scale_suffix = detect_scheme(named, expected, source, wanted="transformer")
     sizes = read_sizes(named, expected, source)
-    if (sizes["in_dim"], sizes["out_dim"]) != (LATENT_CHANNELS, LATENT_CHANNELS):
+    in_dim, out_dim = sizes["in_dim"], sizes["out_dim"]
+    if in_dim not in _IN_DIMS or out_dim != LATENT_CHANNELS or (has_image_branch and in_dim == LATENT_CHANNELS):
+        branch = " and has an image branch" if has_image_branch else ""
         raise CheckpointError(
-            f"{source} takes {sizes['in_dim']} and returns {sizes['out_dim']} latent channels; expected "
-            f"{LATENT_CHANNELS} and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
+            f"{source} takes {in_dim} and returns {out_dim} latent channels{branch}; expected {_IN_DIMS[0]} "
+            f"(text-to-video) or {_IN_DIMS[1]} (image-to-video) and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
         )
     return TransformerFormat(
         precision=scheme,

@@ -18,7 +18,7 @@ TRANSFORMER_FILES = f"distill_fp8, distill_int8 or distill_models of {MODEL_REPO
 
 # What each loader wants, and files that are it.
 WANTED = {
-    "transformer": "a Wan2.1 text-to-video transformer under its native names",
+    "transformer": "a Wan2.1 or Wan2.2 14B transformer under its native names",
     "text encoder": "a UMT5-XXL encoder",
     "VAE": "a Wan2.1 VAE under its native names",
 }
@@ -73,6 +73,7 @@ _KINDS = (
 )
 
 
+_PLAIN = "Use the text-to-video or the image-to-video model."
 # Transformers of the Wan family, or forms of Wan2.1, that this pack does not run.
 _WAN_VARIANTS = (
     _Kind(
@@ -80,18 +81,12 @@ _WAN_VARIANTS = (
         r"\.weight_(scale_2|global_scale)$",
         "4-bit weights are not supported: use the FP8 or INT8 version.",
     ),
-    _Kind("a VACE model", r"^vace_", "Use the text-to-video model."),
-    _Kind("a speech-to-video model (S2V)", r"^(casual_audio_encoder|audio_)", "Use the text-to-video model."),
-    _Kind("an Animate model", r"^(face_adapter|motion_encoder)\.", "Use the text-to-video model."),
-    _Kind("a camera control model", r"^control_adapter\.", "Use the text-to-video model."),
-    _Kind(
-        "an image-to-video model (I2V)", r"^img_emb\.|\.k_img\.", "Use the text-to-video model; I2V is not supported."
-    ),
+    _Kind("a VACE model", r"^vace_", _PLAIN),
+    _Kind("a speech-to-video model (S2V)", r"^(casual_audio_encoder|audio_)", _PLAIN),
+    _Kind("an Animate model", r"^(face_adapter|motion_encoder)\.", _PLAIN),
+    _Kind("a camera control model", r"^control_adapter\.", _PLAIN),
 )
-_VARIANT_OF_IN_DIM = {
-    36: "an image-to-video model (I2V: 36 input channels)",
-    48: "the Wan2.2 TI2V 5B model (48 input channels)",
-}
+_VARIANT_OF_IN_DIM = {48: "the Wan2.2 TI2V 5B model (48 input channels)"}
 
 
 def identify_kind(header: Header) -> tuple[str, str] | None:
@@ -117,7 +112,7 @@ def check_wan_variant(header: Header, source: str) -> None:
     patch = header.get("patch_embedding.weight")
     in_dim = patch.shape[1] if patch is not None and len(patch.shape) > 1 else None
     if variant is None and in_dim in _VARIANT_OF_IN_DIM:
-        variant = _VARIANT_OF_IN_DIM[in_dim], "Use the Wan2.1 text-to-video model (16 input channels)."
+        variant = _VARIANT_OF_IN_DIM[in_dim], "Use a 14B model (16 input channels, or 36 for image-to-video)."
     if variant is not None:
         raise CheckpointError(
             f"{source} is {variant[0]}; expected {WANTED['transformer']}, e.g. {TRANSFORMER_FILES}. {variant[1]}"

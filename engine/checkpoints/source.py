@@ -16,6 +16,8 @@ from .weights import FileRange, TensorSpec, open_weights
 
 _EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
 _SCALE = ".weight_scale"
+# How names of parameters end.
+_PARAMETERS = ("weight", "bias", "modulation", "emb_pos")
 
 
 def list_specs(
@@ -33,7 +35,7 @@ def list_specs(
         if leaf == files.format.scale_suffix:
             shape = torch.Size((files.header[f"{base}.weight"].shape[0], 1))
             specs[TensorSpec(f"{base}{_SCALE}", torch.float32, shape)] = stored
-        elif leaf in ("weight", "bias", "modulation"):
+        elif leaf in _PARAMETERS:
             plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
             dtype = (eight_bit or _EIGHT_BIT[info.dtype]) if info.dtype in _EIGHT_BIT else plain
             specs[TensorSpec(stored, dtype, torch.Size(info.shape))] = stored

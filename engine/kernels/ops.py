@@ -85,6 +85,14 @@ class Ops(Protocol):
         The last key counts `repeats` times: the text's padding rows are all alike, and one of them stands for the rest.
         """
 
+    def add_cross_attention(
+        self, q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Add to out [rows, heads, head_dim], in place, what q times factors finds in other k, v, each counting once.
+
+        See cross_attention; meant for hundreds of keys.
+        """
+
     def cross_weights(
         self, q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, repeats: int, out: torch.Tensor
     ) -> None:

@@ -14,6 +14,7 @@ from .ops import Rotary
 from .quantize import quantize, row_chunks
 
 __all__ = [
+    "add_cross_attention",
     "add_product",
     "cross_attention",
     "cross_weights",
@@ -105,6 +106,16 @@ def cross_attention(
     for rows in row_chunks(q.flatten(1)):
         queries = (q[rows] * factors[rows, None, None]).to(q.dtype).transpose(0, 1)[None]
         out[rows] = functional.scaled_dot_product_attention(queries, k, v)[0].transpose(0, 1)
+
+
+def add_cross_attention(
+    q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Add the attention to more keys; see Ops.add_cross_attention."""
+    k, v = (part.transpose(0, 1)[None] for part in (k, v))
+    for rows in row_chunks(q.flatten(1)):
+        queries = (q[rows] * factors[rows, None, None]).to(q.dtype).transpose(0, 1)[None]
+        out[rows] += functional.scaled_dot_product_attention(queries, k, v)[0].transpose(0, 1)
 
 
 def cross_weights(q: torch.Tensor, factors: torch.Tensor, k: torch.Tensor, repeats: int, out: torch.Tensor) -> None:

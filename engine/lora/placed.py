@@ -11,7 +11,7 @@ import torch
 from ..checkpoints.weights import TensorSpec
 from ..interfaces import Hooks
 from ..memory.placement import Placement
-from ..offload import Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
+from ..offload import OnceUnits, Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
 from .changes import Stack
 from .compose import Composition, split
 
@@ -28,6 +28,8 @@ class PlacedLoras:
     numbers: Mapping[int, int] = field(default_factory=dict)
     """Position among the checkpoint's units -> among the stack's, of those that the stack changes."""
     streamer: WeightStreamer | None = None
+    image_weights: OnceUnits | None = None
+    """What a clip needs once; see wan/layout.py."""
 
     @contextlib.contextmanager
     def unit(self, index: int, weights: Tensors) -> Iterator[Tensors]:
@@ -42,12 +44,14 @@ class PlacedLoras:
     @property
     def moved_bytes(self) -> int:
         """Copied to the device so far, of blocks."""
-        return self.streamer.moved_bytes if self.streamer else 0
+        parts = (self.streamer, self.image_weights)
+        return sum(part.moved_bytes for part in parts if part is not None)
 
     def close(self) -> None:
         """Give back all memory and end all threads."""
-        if self.streamer is not None:
-            self.streamer.close()
+        for part in (self.streamer, self.image_weights):
+            if part is not None:
+                part.close()
 
 
 def place_loras(
@@ -56,6 +60,7 @@ def place_loras(
     source: Source,
     units: Sequence[Unit],
     phases: Sequence[tuple[str, ...]],
+    image_keys: tuple[str, ...],
     inputs: str,
     placement: Placement,
     device: torch.device,
@@ -67,7 +72,7 @@ def place_loras(
         base: all parameters of the checkpoint.
         source: where the checkpoint's parameters come from.
         units: of the checkpoint, in the order of compute.
-        phases: of a block, see offload/units.py make_units.
+        phases, image_keys: see offload/units.py weigh.
         inputs: see Composition.
         placement: of the checkpoint's weights.
 
@@ -80,7 +85,8 @@ def place_loras(
     hooks = replace(hooks, on_progress=lambda done, total, _: on_progress(done, total, "loading LoRAs"))
     others = load_tensors(specs[False], composition, device, hooks) if specs[False] else {}
     by_phase = placement.mode == "phase"
-    own = make_units(specs[True], 1 + max(unit.block for unit in units), phases, by_phase)
+    num_layers = 1 + max(unit.block for unit in units)
+    own = make_units(specs[True], num_layers, phases, by_phase)
     changed = [index for index, unit in enumerate(own) if unit.specs]
     streamer = None
     if changed:
@@ -89,4 +95,6 @@ def place_loras(
         placement = replace(placement, reads_second_expert=False)
         streamer = place_weights([own[index] for index in changed], composition, placement, device, hooks)
     numbers = {index: number for number, index in enumerate(changed)}
-    return PlacedLoras(stack=stack, others=others, numbers=numbers, streamer=streamer)
+    of_image = make_units(specs[True], num_layers, (image_keys,), by_phase=False)
+    image_weights = OnceUnits(of_image, composition, placement, device) if any(u.specs for u in of_image) else None
+    return PlacedLoras(stack=stack, others=others, numbers=numbers, streamer=streamer, image_weights=image_weights)

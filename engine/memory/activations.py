@@ -72,13 +72,16 @@ def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> W
     )
 
 
-def activation_bytes(*, tokens: int, dim: int, ffn_dim: int, num_blocks: int, backends: Backends) -> int:
+def activation_bytes(
+    *, tokens: int, dim: int, ffn_dim: int, num_blocks: int, backends: Backends, image_rows: int = 0
+) -> int:
     """Return the bytes that a forward pass takes beside the weights, as torch's allocator reserves them (of LightX2V's
     own compute: with little to spare, see OWN_COMPUTE_BYTES).
 
     Args:
         tokens, dim, ffn_dim: of the clip and the transformer.
         num_blocks: of the transformer.
+        image_rows: of CLIP Vision, whose keys and values are kept for every block as the text's are.
         backends: what computes; a matmul that dequantizes holds one linear in BF16 and computes like BF16 weights.
     """
     widened = round_up(dim * ffn_dim * 2) if backends.matmul.name == "dequantize" else 0
@@ -86,10 +89,10 @@ def activation_bytes(*, tokens: int, dim: int, ffn_dim: int, num_blocks: int, ba
         return int(tokens * dim * OWN_COMPUTE_BYTES[backends.precision]) + widened + FIXED_BYTES
     workspace = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=backends.inputs).total
     temporary = int(tokens * dim * max(backends.attention_bytes, EDGE_BYTES))
-    text = 2 * num_blocks * TEXT_ROWS_KEPT * dim * 2
+    kept = 2 * num_blocks * (TEXT_ROWS_KEPT + image_rows) * dim * 2
     # The cross-attention's last linear applied to the text, see wan/block.py: its weights in BF16 (2) where they are
     # stored in 8 bits, and the result, dim / 2 rows at most (1). What else a block takes is not there at that time.
     requantizing = REQUANTIZE_BYTES if backends.requantizes and backends.matmul.backend.package is None else 0
     outputs = dim * dim * (1 if backends.precision == "bf16" else 3)
     temporary = max(temporary + widened, outputs)
-    return workspace + temporary + tokens * ROTARY_BYTES + text + requantizing + FIXED_BYTES
+    return workspace + temporary + tokens * ROTARY_BYTES + kept + requantizing + FIXED_BYTES

@@ -17,12 +17,14 @@ class Clip:
     height: int
     num_frames: int
     batch: int = 1
+    image_rows: int | None = None
+    """Rows of CLIP Vision that it is made from; None where that is not known yet."""
 
     @classmethod
-    def of_latents(cls, shape: Sequence[int]) -> Clip:
+    def of_latents(cls, shape: Sequence[int], image_rows: int | None = None) -> Clip:
         """Return the size of latents [B, 16, T, h, w]."""
         num_frames, height, width = shapes.video_shape(shape)
-        return cls(width=width, height=height, num_frames=num_frames, batch=shape[0])
+        return cls(width=width, height=height, num_frames=num_frames, batch=shape[0], image_rows=image_rows)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -67,6 +67,12 @@ class Sizes:
     text_encoder_bytes: int = 0
     """Of its file; 0 where it is not known."""
 
+    @property
+    def image_rows(self) -> int:
+        """Rows of CLIP Vision that are attended to; what is usual where the clip's are not known."""
+        usual, known = self.architecture.image_rows, self.clip.image_rows
+        return usual if known is None or not usual else known
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -105,22 +111,26 @@ class Need:
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:
     """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers, which
-    all experts share; but for those of LoRAs, of which each has its own."""
-    block = _segments(weights.block)
+    all experts share; but for those of LoRAs, of which each has its own.
+
+    Two more are there in the first step, for what a clip needs once.
+    """
+    block, others = _segments(weights.block), weights.others + 2 * _segments(weights.image_block)
     if placement.mode == "none":
-        return weights.others + weights.num_experts * weights.num_blocks * block
+        return others + weights.num_experts * weights.num_blocks * block
     unit = _segments(weights.phase) if placement.mode == "phase" else block
     lora_units = 2 * (weights.num_experts - 1) * _segments(weights.lora_block)
-    return weights.others + weights.num_experts * placement.resident_blocks * block + 2 * unit + lora_units
+    return others + weights.num_experts * placement.resident_blocks * block + 2 * unit + lora_units
 
 
 def weights_ram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of RAM that stay taken: streamed blocks, or what they pass through coming from the drive."""
+    """Return the bytes of RAM that stay taken: streamed blocks, or what comes from the drive passes through."""
+    once = 2 * weights.image_block
     if placement.mode == "none":
-        return 0
+        return once
     streamed = weights.num_blocks - placement.resident_blocks
     num_in_ram = placement.experts_in_ram(weights.num_experts)
-    in_ram = num_in_ram * streamed * weights.block
+    in_ram = once + num_in_ram * streamed * weights.block
     if num_in_ram == weights.num_experts:
         return in_ram
     in_files = (weights.num_experts - num_in_ram) * streamed
@@ -136,6 +146,7 @@ def activations(sizes: Sizes) -> int:
         ffn_dim=sizes.architecture.ffn_dim,
         num_blocks=sizes.architecture.num_layers,
         backends=sizes.backends,
+        image_rows=sizes.image_rows,
     )
 
 
@@ -154,7 +165,8 @@ def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) ->
         if placement.mode != "disk":
             return Need(vram=0, ram=weights.total)
         other_blocks = weights.num_experts * weights.num_blocks - 1
-        return Need(vram=0, ram=weights.others + weights.block + other_blocks * weights.lora_block)
+        blocks = weights.block + other_blocks * weights.lora_block
+        return Need(vram=0, ram=weights.others + blocks + weights.image_block)
     return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
 
 

@@ -20,6 +20,8 @@ class WeightSizes:
     """Embeddings, time projection and head, of all experts."""
     lora_block: int = 0
     """Of `block`: LoRAs, which rest in RAM where the other weights of a block rest on the drive."""
+    image_block: int = 0
+    """What a clip needs once of a block, beside `block`: the weights of an image's keys and values, LoRAs included."""
     num_experts: int = 1
     """Each of so many blocks."""
 
@@ -29,7 +31,7 @@ class WeightSizes:
 
     @property
     def total(self) -> int:
-        return self.blocks + self.others
+        return self.blocks + self.others + self.num_experts * self.num_blocks * self.image_block
 
 
 def together(sizes: Sequence[WeightSizes]) -> WeightSizes:
@@ -40,5 +42,6 @@ def together(sizes: Sequence[WeightSizes]) -> WeightSizes:
         phase=max(each.phase for each in sizes),
         others=sum(each.others for each in sizes),
         lora_block=max(each.lora_block for each in sizes),
+        image_block=max(each.image_block for each in sizes),
         num_experts=len(sizes),
     )

@@ -3,6 +3,7 @@
 Generic: knows tensors, files and byte buffers, not what is computed with them.
 """
 
+from .once import OnceUnits
 from .reader import load_tensors
 from .streamer import ExpertUnits, WeightStreamer, place_weights
 from .units import Finish, Joined, Source, Unit, make_units, weigh
@@ -11,6 +12,7 @@ __all__ = [
     "ExpertUnits",
     "Finish",
     "Joined",
+    "OnceUnits",
     "Source",
     "Unit",
     "WeightStreamer",

@@ -82,33 +82,43 @@ class Unit:
 
 
 def weigh(
-    specs: Sequence[TensorSpec], phases: Sequence[tuple[str, ...]], loras: Sequence[TensorSpec] = ()
+    specs: Sequence[TensorSpec],
+    phases: Sequence[tuple[str, ...]],
+    image_keys: tuple[str, ...],
+    loras: Sequence[TensorSpec] = (),
 ) -> WeightSizes:
-    """Return the bytes of `make_units` of the same specs, and of what is in no block; those of LoRAs are in both."""
+    """Return the bytes of `make_units` of the same specs, and of what is in no block; those of LoRAs are in both.
+
+    Args:
+        phases: see make_units.
+        image_keys: starts of the names of what a clip needs once of a block; see wan/layout.py.
+    """
     by_phase: dict[tuple[str, int], int] = defaultdict(int)
+    blocks: dict[str, int] = defaultdict(int)
+    lora_blocks: dict[str, int] = defaultdict(int)
+    image_blocks: dict[str, int] = defaultdict(int)
     others = 0
-    for spec in (*specs, *loras):
+    for number, spec in enumerate((*specs, *loras)):
         folder, _, rest = spec.name.partition(".")
         index, _, name = rest.partition(".")
         if folder != "blocks":
             others += spec.num_bytes
             continue
-        for number, starts in enumerate(phases):
-            if name.startswith(starts):
-                by_phase[index, number] += round_up(spec.num_bytes)
-    blocks: dict[str, int] = defaultdict(int)
-    for (index, _), num_bytes in by_phase.items():
-        blocks[index] += num_bytes
-    lora_blocks: dict[str, int] = defaultdict(int)
-    for spec in loras:
-        if spec.name.startswith("blocks."):
-            lora_blocks[spec.name.split(".")[1]] += round_up(spec.num_bytes)
+        phase = next((number for number, starts in enumerate(phases) if name.startswith(starts)), None)
+        if phase is not None:
+            by_phase[index, phase] += round_up(spec.num_bytes)
+            blocks[index] += round_up(spec.num_bytes)
+            if number >= len(specs):
+                lora_blocks[index] += round_up(spec.num_bytes)
+        elif name.startswith(image_keys):
+            image_blocks[index] += round_up(spec.num_bytes)
     return WeightSizes(
         block=max(blocks.values()),
         phase=max(by_phase.values()),
         num_blocks=len(blocks),
         others=others,
         lora_block=max(lora_blocks.values(), default=0),
+        image_block=max(image_blocks.values(), default=0),
     )
 
 
@@ -122,14 +132,15 @@ def make_units(
     """Return the units of `blocks.<i>.` in the order of compute: one a block, or one a phase.
 
     Args:
-        phases: of a block, in the order of compute, each by the starts of its tensors' names under `blocks.<i>.`.
+        phases: of a block, in the order of compute, each by the starts of its tensors' names under `blocks.<i>.`. What
+            is in none of them is in no unit.
         source: of these parameters among several, see Joined; their names do not have it yet.
     """
     root = f"{source}." if source else ""
     named = [replace(spec, name=f"{root}{spec.name}") for spec in specs] if root else specs
-    parts: list[tuple[tuple[str, ...], tuple[int, ...]]] = [(("",), tuple(range(len(phases))))]
-    if by_phase:
-        parts = [(starts, (number,)) for number, starts in enumerate(phases)]
+    parts: list[tuple[tuple[str, ...], tuple[int, ...]]] = [(starts, (i,)) for i, starts in enumerate(phases)]
+    if not by_phase:
+        parts = [(tuple(start for starts in phases for start in starts), tuple(range(len(phases))))]
     units = []
     for index in range(num_layers):
         path = f"{root}blocks.{index}"

@@ -1,7 +1,7 @@
 """The blocks of Wan2.1's transformer: three phases each, computed in one workspace.
 
     x += gate0 * self_attention(norm(x) * (1 + scale0) + shift0)
-    x += cross_attention(norm(x) * weight + bias)
+    x += cross_attention(norm(x) * weight + bias), to the text, and to an image where the model has weights for it
     x += gate1 * feed_forward(norm(x) * (1 + scale1) + shift1)
 
 The six vectors are the block's `modulation` plus the projected time. A phase leaves the output of its last linear in
@@ -23,12 +23,12 @@ from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
 from ..lora.placed import PlacedLoras
 from ..memory.activations import TEXT_ROWS_KEPT
-from ..offload import ExpertUnits, Unit, WeightStreamer
+from ..offload import ExpertUnits, OnceUnits, Unit, WeightStreamer
 from ..system import release_memory
-from .kernels import Inputs, Kernels, Weights
+from .image import Image
+from .kernels import EPS, Inputs, Kernels, Weights
 from .workspace import ClipMemory, Workspace
 
-EPS = 1e-6
 # Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
 KEYS_MULTIPLE = 8
 
@@ -47,11 +47,7 @@ class Text:
         # Text rows, then the one that counts `repeats` times: padding, or the last text row itself.
         num_rows = min(conditioning.num_text + 1, len(conditioning.text))
         self.repeats = len(conditioning.text) - num_rows + 1
-        rows, dtype = embed(conditioning.text[:num_rows]), kernels.quantized
-        self.inputs: Inputs = (rows, None)
-        if dtype is not None:
-            scales = rows.new_empty(num_rows, 1, dtype=torch.float32)
-            self.inputs = kernels.quantize(rows, rows.new_empty(rows.shape, dtype=dtype), scales)
+        self.inputs: Inputs = kernels.inputs_of(embed(conditioning.text[:num_rows]))
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if num_rows <= TEXT_ROWS_KEPT else None
 
 
@@ -66,6 +62,9 @@ class Pass:
     time: torch.Tensor
     """[6, D] fp32, with 1 added to the rows that scale."""
     text: Text
+    image: Image | None
+    """What the blocks attend to beside the text."""
+    check_interrupt: Callable[[], None]
     modulation: torch.Tensor
     """[6, D] fp32 of the current block."""
     change: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -109,10 +108,10 @@ def cross_attention(block: int, weights: Weights, run: Pass) -> None:
     factors = q.new_empty(len(q), dtype=torch.float32)
     kernels.ops.row_factors(q, EPS, factors)
     k, v = (run.split_heads(part) for part in _keys_values(block, weights, run))
-    # Half the columns: a BF16 matmul takes about twice the time of an 8-bit one.
-    is_short = run.num_heads * _padded(len(k)) <= q.shape[1] // 2
+    # Half the columns: a BF16 matmul takes about twice the time of an 8-bit one. An image's are always too many.
+    is_short = run.image is None and run.num_heads * _padded(len(k)) <= q.shape[1] // 2
     attend = _attend_to_outputs if is_short else _attend_to_values
-    attend(factors, k, v, weights, run)
+    attend(block, factors, k, v, weights, run)
     run.change = (change, None)
 
 
@@ -132,7 +131,7 @@ _PHASES = (self_attention, cross_attention, feed_forward)
 
 
 class Blocks:
-    """The blocks of a loaded transformer; owns their workspace and what is kept of the text."""
+    """The blocks of a loaded transformer; owns their workspace and what is kept of text and image."""
 
     def __init__(
         self,
@@ -141,10 +140,12 @@ class Blocks:
         sizes: WanArchitecture,
         kernels: Kernels,
         device: torch.device,
+        image_weights: OnceUnits | None = None,
         memory: ClipMemory | None = None,
     ) -> None:
         """Args:
         units: in the order of compute, as `streamer` has them.
+        image_weights: for models that attend to an image.
         memory: that other experts use too.
         """
         self.streamer = streamer
@@ -154,7 +155,9 @@ class Blocks:
         self._sizes = sizes
         self.device = device
         self.memory = memory or ClipMemory()
+        self._image_weights = image_weights
         self._text: Text | None = None
+        self._image: Image | None = None
 
     def workspace(self, tokens: int) -> Workspace:
         """Return the memory for a clip of so many tokens; `hidden` is to be filled, then `run` called."""
@@ -173,35 +176,68 @@ class Blocks:
             self._text = Text(conditioning, embed, self.kernels)
         return self._text
 
+    def image(self, tokens: torch.Tensor | None, embed: Callable[[torch.Tensor], torch.Tensor]) -> Image | None:
+        """Return what is kept of the rows of an image; what there was of another one is dropped. See Image."""
+        if tokens is None or self._image_weights is None:
+            return None
+        if self._image is None or not torch.equal(self._image.tokens, tokens):
+            self._drop_image()
+            loras = self._loras.image_weights
+            weights = [self._image_weights] if loras is None else [self._image_weights, loras]
+            self._image = Image(tokens, embed, self.kernels, weights)
+        return self._image
+
     @property
     def loras(self) -> PlacedLoras:
-        """What is added to the weights. Setting it drops what is kept of the text, which was computed with another."""
+        """What is added to the weights. Setting it drops what is kept of text and image, computed with another."""
         return self._loras
 
     @loras.setter
     def loras(self, placed: PlacedLoras) -> None:
         self._loras, self._text = placed, None
+        self._drop_image()
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device so far."""
+        image = self._image_weights.moved_bytes if self._image_weights else 0
+        return self.streamer.moved_bytes + self._loras.moved_bytes + image
 
     def release_workspace(self) -> None:
-        """Drop the workspace and what is kept of the text."""
+        """Drop the workspace and what is kept of the text; what is kept of an image goes to RAM."""
         self.memory.release()
         self.forget_text()
+        if self._image is not None:
+            self._image.rest()
 
     def forget_text(self) -> None:
         """Drop what is kept of the text."""
         self._text = None
 
-    def run(self, workspace: Workspace, rotary: Rotary, time: torch.Tensor, text: Text) -> None:
+    def close(self) -> None:
+        """Give back all memory and end all threads."""
+        self._drop_image()
+        self._loras.close()
+        self.streamer.close()
+
+    def _drop_image(self) -> None:
+        image, self._image = self._image, None
+        if image is not None:
+            image.close()
+
+    def run(self, workspace: Workspace, rotary: Rotary, time: torch.Tensor, text: Text, image: Image | None) -> None:
         """Run all blocks on `workspace.hidden`, in place.
 
         Args:
             rotary: of the clip's tokens.
             time: [6, D], the time projection.
             text: of the clip's prompt.
+            image: of the clip, for models that attend to one.
         """
         time = time.float().clone()
         time[1::3] += 1
-        run = Pass(self.kernels, workspace, self._sizes.num_heads, rotary, time, text, modulation=time)
+        check, heads = self.streamer.check_interrupt, self._sizes.num_heads
+        run = Pass(self.kernels, workspace, heads, rotary, time, text, image, check, modulation=time)
         for index, unit in enumerate(self.units):
             with self.streamer.unit(index) as stored, self._loras.unit(index, stored) as weights:
                 for phase in unit.phases:
@@ -210,17 +246,27 @@ class Blocks:
         self.kernels.ops.residual(workspace.hidden, *run.change)
 
 
-def _attend_to_values(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
-    """Attend from q to the text, then apply the layer o."""
+def _attend_to_values(
+    block: int, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass
+) -> None:
+    """Attend from q to the text, and by itself to the image, then apply the layer o to the sum."""
     kernels, work = run.kernels, run.workspace
     change, q, out = work.parts
     kernels.ops.cross_attention(run.split_heads(q), factors, k, v, run.text.repeats, run.split_heads(out))
+    if run.image is not None:
+        norm = weights["cross_attn.norm_q.weight"]
+        parts = run.image.keys_values(block, norm, run.num_heads, run.check_interrupt)
+        k, v = (run.split_heads(part) for part in parts)
+        kernels.ops.add_cross_attention(run.split_heads(q), factors, k, v, run.split_heads(out))
     kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "cross_attn.o", change)
 
 
-def _attend_to_outputs(factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass) -> None:
-    """Do the same with the layer o applied to the few rows of v: sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
+def _attend_to_outputs(
+    block: int, factors: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, run: Pass
+) -> None:
+    """Do the same for a text alone, with the layer o applied to the few rows of v.
 
+    sum(P_h V_h) O_h^T is sum(P_h (V_h O_h^T)).
     The sum over heads is a matmul of all heads' attention weights side by side, and nothing is quantized.
     """
     change, q, out = run.workspace.parts

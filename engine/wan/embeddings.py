@@ -1,6 +1,6 @@
-"""What of Wan2.1's transformer is neither patches nor blocks: embeddings of time, positions and text, and the head.
+"""What of Wan's transformer is neither patches nor blocks: embeddings of time, positions, text and image; the head.
 
-Weights come as `w`, by their native names. Source: Wan2.1 wan/modules/model.py (WanModel, Head, rope_params).
+Weights come as `w`, by their native names. Source: Wan2.1 wan/modules/model.py (WanModel, Head, MLPProj, rope_params).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..constants import PATCH_SIZE
 from ..kernels.ops import Ops, Rotary
 from ..lora.branch import linear
-from .block import EPS
+from .kernels import EPS
 from .patches import Grid
 
 Weights = Mapping[str, torch.Tensor]
@@ -39,6 +39,26 @@ def embed_text(rows: torch.Tensor, w: Weights) -> torch.Tensor:
     weight = w["text_embedding.0.weight"]
     hidden = linear(rows.to(weight.device, weight.dtype), w, "text_embedding.0")
     return linear(functional.gelu(hidden, approximate="tanh"), w, "text_embedding.2")
+
+
+def embed_image(tokens: torch.Tensor, w: Weights) -> torch.Tensor:
+    """Return rows of CLIP Vision [tokens, image_dim] as [tokens, D] BF16 on the device of the weights.
+
+    Those of a first and a last frame have learned positions, where the checkpoint was trained with both.
+    """
+    weight = w["img_emb.proj.1.weight"]
+    rows = tokens.to(weight.device, torch.float32)
+    positions = w.get("img_emb.emb_pos")
+    if positions is not None:
+        rows = rows + positions[0, : len(rows)].float()
+    hidden = linear(_layer_norm(rows, w, "img_emb.proj.0").to(weight.dtype), w, "img_emb.proj.1")
+    hidden = linear(functional.gelu(hidden), w, "img_emb.proj.3")
+    return _layer_norm(hidden.float(), w, "img_emb.proj.4").to(torch.bfloat16)
+
+
+def _layer_norm(rows: torch.Tensor, w: Weights, name: str) -> torch.Tensor:
+    """Return the layer norm of rows [.., D] in fp32, with torch's own epsilon, as the model has it here alone."""
+    return functional.layer_norm(rows, rows.shape[-1:], w[f"{name}.weight"].float(), w[f"{name}.bias"].float())
 
 
 def rotary_of(grid: Grid, head_dim: int, device: torch.device) -> Rotary:

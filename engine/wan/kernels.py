@@ -17,6 +17,9 @@ from ..kernels.ops import Ops
 from ..kernels.widen import widen
 from ..lora.branch import add_branch_of_heads, add_branches
 
+# Of every norm of the model but the image embedding's.
+EPS = 1e-6
+
 Weights = Mapping[str, torch.Tensor]
 Inputs = tuple[torch.Tensor, torch.Tensor | None]
 """What a linear layer takes: rows [M, K] in 8 bits and their scales [M, 1], or in BF16 and None."""
@@ -48,6 +51,13 @@ class Kernels:
             return x, None
         self.ops.quantize(x, out, scales)
         return out, scales
+
+    def inputs_of(self, rows: torch.Tensor) -> Inputs:
+        """Return a few rows [M, K] BF16 as the linears take them, in memory of their own where that is 8-bit."""
+        if self.quantized is None:
+            return rows, None
+        scales = rows.new_empty(len(rows), 1, dtype=torch.float32)
+        return self.quantize(rows, rows.new_empty(rows.shape, dtype=self.quantized), scales)
 
     def linear(self, inputs: Inputs, weights: Weights, name: str, out: torch.Tensor) -> None:
         """Write the linear layer `name` of inputs [M, K] to out [M, N], with its LoRAs."""

@@ -11,13 +11,13 @@ Grid = tuple[int, int, int]
 
 
 def grid_of(latents: torch.Tensor) -> Grid:
-    """Return how many tokens the latents [16, T, h, w] are."""
+    """Return how many tokens latents [channels, T, h, w] are."""
     frames, height, width = (size // patch for size, patch in zip(latents.shape[1:], PATCH_SIZE, strict=True))
     return frames, height, width
 
 
 def embed_patches(latents: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the tokens of latents [16, T, h, w] to out [N, D]; weight [D, 16, 1, 2, 2], bias [D].
+    """Write the tokens of latents [channels, T, h, w] to out [N, D]; weight [D, channels, 1, 2, 2], bias [D].
 
     Without the copies of a convolution, and without cuDNN's 3D convolutions in BF16, which take gigabytes in some
     versions.

@@ -1,4 +1,4 @@
-"""Wan2.1's transformer in plain torch: any checkpoint layout, any device, weights in their stored precision.
+"""Wan's transformer in plain torch: any checkpoint layout, any device, weights in their stored precision.
 
 Activations are BF16; norms, modulation and the embedding of the time are computed in fp32 as in native Wan.
 """
@@ -23,12 +23,12 @@ from ..kernels.requantize import requantize_all
 from ..lora.changes import Stack
 from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
-from ..offload import ExpertUnits, Finish, Unit, WeightStreamer, load_tensors, make_units, place_weights
+from ..offload import ExpertUnits, Finish, OnceUnits, Unit, WeightStreamer, load_tensors, make_units, place_weights
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
 from .kernels import build_kernels
-from .layout import FLOAT32, PHASES
+from .layout import FLOAT32, IMAGE_KEYS, PHASES
 from .patches import Grid, embed_patches, grid_of
 from .workspace import ClipMemory
 
@@ -46,7 +46,7 @@ class _Loaded:
     def moved_bytes(self) -> int:
         """Copied to the device so far."""
         others = 0 if self.blocks.device.type == "cpu" else sum(each.nbytes for each in self.weights.values())
-        return others + self.blocks.streamer.moved_bytes + self.blocks.loras.moved_bytes
+        return others + self.blocks.moved_bytes
 
     def rotary_of(self, grid: Grid, head_dim: int, device: torch.device) -> Rotary:
         memory = self.blocks.memory
@@ -113,15 +113,15 @@ class WanTransformer:
             base, inputs = tuple(list_specs(self._files, FLOAT32)), self._backends.inputs
             with torch.inference_mode(False), torch.no_grad():
                 blocks.loras = place_loras(
-                    stack, base, loaded.checkpoint, blocks.units, PHASES, inputs, self._placement, self._device, hooks
-                )
+                    stack, base, loaded.checkpoint, blocks.units, PHASES, IMAGE_KEYS, inputs, self._placement,
+                    self._device, hooks,
+                )  # fmt: skip
 
     def unload(self) -> None:
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        loaded.blocks.loras.close()
-        loaded.blocks.streamer.close()
+        loaded.blocks.close()
         loaded.checkpoint.close()
         del loaded
         gc.collect()
@@ -154,12 +154,15 @@ class WanTransformer:
         grid = grid_of(latents)
         work = blocks.workspace(grid[0] * grid[1] * grid[2])
         patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])
-        embed_patches(latents.to(self._device), *patch, work.hidden)
+        given = conditioning.image_latents
+        parts = [latents] if given is None else [latents, given]
+        embed_patches(torch.cat([part.to(self._device) for part in parts]), *patch, work.hidden)
         embedding, time = embeddings.embed_time(timestep, weights)
         sizes = self._files.format.architecture
         rotary = self._loaded.rotary_of(grid, sizes.dim // sizes.num_heads, self._device)
         text = blocks.text(conditioning, lambda rows: embeddings.embed_text(rows, weights))
-        blocks.run(work, rotary, time, text)
+        image = blocks.image(conditioning.image_tokens, lambda tokens: embeddings.embed_image(tokens, weights))
+        blocks.run(work, rotary, time, text, image)
         flow = embeddings.project_head(work.hidden, embedding, weights, grid, blocks.kernels.ops, work.parts[0])
         return flow.to(latents.device)
 
@@ -195,8 +198,12 @@ class WanTransformer:
         Args:
             memory: that other experts use too.
         """
-        architecture, kernels = self._files.format.architecture, build_kernels(self._backends)
-        blocks = Blocks(opened.units, streamer, architecture, kernels, self._device, memory)
+        architecture, kernels, image = self._files.format.architecture, build_kernels(self._backends), None
+        if architecture.image_dim:
+            specs = opened.checkpoint.specs
+            image_units = make_units(specs, architecture.num_layers, (IMAGE_KEYS,), by_phase=False)
+            image = OnceUnits(image_units, opened.checkpoint, self._placement, self._device, opened.finish)
+        blocks = Blocks(opened.units, streamer, architecture, kernels, self._device, image, memory)
         self._loaded = _Loaded(opened.checkpoint, opened.weights, blocks)
 
     def _load(self, hooks: Hooks) -> None:

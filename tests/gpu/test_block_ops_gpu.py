@@ -231,6 +231,15 @@ def test_cross_attention(keys):
     assert relative_error(found, wanted) < (1e-5 if IS_INTERPRETED else 0.006)
 
 
+@pytest.mark.parametrize("keys", [1, 64, 257, 514])
+def test_add_cross_attention(keys):
+    """Keys of whole parts and of a rest; an image has 257, two have 514."""
+    q, k, v = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, keys, keys + 1))
+    factors, before = vectors(1, 133)[0], normal(133, 2, HEAD_DIM, seed=9)
+    (found,), (wanted,) = both(lambda ops, out: ops.add_cross_attention(q, factors, k, v[:keys], out), before)
+    assert relative_error(found - before, wanted - before) < (1e-5 if IS_INTERPRETED else 0.012)
+
+
 @pytest.mark.parametrize("keys", [1, 11, 42, 64, 128, 129])
 def test_cross_weights(keys):
     q, k = (normal(rows, 2, HEAD_DIM, seed=rows) for rows in (133, keys))
@@ -330,7 +339,11 @@ def test_int8_matmul(rows, n, k):
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter does not compile")
 def test_a_new_number_of_rows_compiles_nothing():
     def variants():
-        cross = (ops_triton._cross_attention_kernel, ops_triton._cross_weights_kernel)
+        cross = (
+            ops_triton._cross_attention_kernel,
+            ops_triton._cross_weights_kernel,
+            ops_triton._add_cross_attention_kernel,
+        )
         attention = (*cross, attention_inputs._factors_kernel)
         kernels = (ops_triton._norm_kernel, *attention, int8_triton._matmul_kernel)
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
@@ -344,6 +357,8 @@ def test_a_new_number_of_rows_compiles_nothing():
         factors = torch.empty_like(scale[:, 0])
         ops_triton.row_factors(x, EPS, factors)
         ops_triton.cross_attention(heads, factors, heads[:11], heads[:11], 500 - rows % 7, torch.empty_like(heads))
+        image, added = normal(257, 2, HEAD_DIM), torch.zeros_like(heads)
+        ops_triton.add_cross_attention(heads, factors, image, image, added)
         keys = heads[: 9 + rows % 7]
         ops_triton.cross_weights(heads, factors, keys, 500, x.new_empty(rows, 2, 16))
         weights = matmul.Linear(out[:16].contiguous(), scale[:16], mul[:16].to(FLOAT))

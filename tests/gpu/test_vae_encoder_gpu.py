@@ -90,7 +90,7 @@ def test_the_plan_is_what_full_width_takes(tile):
         latents = pipeline.encode_video(handle, frames, tiling="off", tile=tile, hooks=Hooks())
     stage = pipeline.report_of(latents)["stages"][-1]
     taken, planned = stage["peak_vram_reserved_bytes"], stage["predicted_vram_bytes"]
-    assert 0.8 * planned < taken < 1.03 * planned, taken / planned
+    assert 0.8 * planned < taken < 1.05 * planned, taken / planned
 
 
 def test_unload_gives_the_memory_back():

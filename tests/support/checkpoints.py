@@ -14,6 +14,10 @@ import torch
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 
 SEED = 0
+# Image to video: Wan2.1's with its image branch, that for a first and a last frame, and Wan2.2's.
+I2V_SIZES = tiny.TinySizes(in_dim=36, image_dim=32)
+FLF2V_SIZES = tiny.TinySizes(in_dim=36, image_dim=32, image_positions=18)
+A14B_I2V_SIZES = tiny.TinySizes(in_dim=36)
 
 
 @cache

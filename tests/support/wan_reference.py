@@ -17,12 +17,17 @@ def dequantized(path: Path) -> dict[str, torch.Tensor]:
     return plain
 
 
-def reference_flow(weights, latents, timestep, context):
-    """Return the flow of latents [16, T, h, w] at a model time, for context [rows, text_dim]."""
+def reference_flow(weights, latents, timestep, context, image=None):
+    """Return the flow of latents [channels, T, h, w] at a model time, for context [rows, text_dim].
+
+    Args: image: [tokens, image_dim], for weights with an image branch.
+    """
     from diffusers import WanTransformer3DModel
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     dim, text_dim = weights["text_embedding.0.weight"].shape
+    image_dim = len(weights["img_emb.proj.0.weight"]) if "img_emb.proj.0.weight" in weights else None
+    positions = weights.get("img_emb.emb_pos")
     model = WanTransformer3DModel(
         num_attention_heads=dim // 128,
         attention_head_dim=128,
@@ -30,7 +35,18 @@ def reference_flow(weights, latents, timestep, context):
         freq_dim=weights["time_embedding.0.weight"].shape[1],
         ffn_dim=len(weights["blocks.0.ffn.0.weight"]),
         num_layers=sum(name.endswith(".norm3.weight") for name in weights),
+        in_channels=weights["patch_embedding.weight"].shape[1],
+        out_channels=16,
+        image_dim=image_dim,
+        added_kv_proj_dim=dim if image_dim else None,
+        pos_embed_seq_len=None if positions is None else positions.shape[1],
     )
-    model.load_state_dict(convert_wan_transformer_to_diffusers(dict(weights)))
+    renamed = convert_wan_transformer_to_diffusers({name: t for name, t in weights.items() if t is not positions})
+    if positions is not None:  # the conversion does not know it
+        renamed["condition_embedder.image_embedder.pos_embed"] = positions
+    model.load_state_dict(renamed)
     with torch.no_grad():
-        return model(latents[None].float(), torch.tensor([timestep]), context[None].float(), return_dict=False)[0][0]
+        inputs = (latents[None].float(), torch.tensor([timestep]), context[None].float())
+        if image is not None:  # first and last frame are a batch of two until they have their positions
+            image = image.float().view(1 if positions is None else 2, -1, image.shape[-1])
+        return model(*inputs, encoder_hidden_states_image=image, return_dict=False)[0][0]

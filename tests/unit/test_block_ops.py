@@ -201,6 +201,16 @@ def test_cross_attention_counts_the_last_key_as_often_as_it_stands_for(keys):
     torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
 
 
+def test_more_keys_are_attended_to_by_themselves():
+    q, k, v = (normal(rows, 2, 16, seed=rows).to(BF16) for rows in (9, 21, 22))
+    v, factors, before = v[:21], normal(9), normal(9, 2, 16, seed=3).to(BF16)
+    out = before.clone()
+    ops_torch.add_cross_attention(q, factors, k, v, out)
+    scores = torch.einsum("nhd,khd->hnk", q.double() * factors.double()[:, None, None], k.double()) / 4
+    exact = before.double() + torch.einsum("hnk,khd->nhd", scores.softmax(-1), v.double())
+    torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("keys", [1, 11, 64])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_cross_weights_are_those_of_a_softmax_over_all_repeats(keys, padding):

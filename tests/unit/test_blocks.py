@@ -133,7 +133,7 @@ def run(made, context, hidden, time):
     work = made.workspace(TOKENS)
     work.hidden.copy_(hidden)
     with torch.no_grad():
-        made.run(work, embeddings.rotary_of(GRID, 128, CPU), time, made.text(context, embed))
+        made.run(work, embeddings.rotary_of(GRID, 128, CPU), time, made.text(context, embed), None)
     return work.hidden.clone()
 
 

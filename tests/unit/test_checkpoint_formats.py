@@ -14,14 +14,16 @@ from lightx2v_pack.engine.checkpoints.formats import (
 from lightx2v_pack.engine.checkpoints.header import TensorInfo, read_header
 from lightx2v_pack.engine.checkpoints.weights import open_weights
 from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.tools.make_tiny_checkpoint import DEFAULT_SIZES, TinySizes
 from support import checkpoints
+from support.checkpoints import A14B_I2V_SIZES, FLF2V_SIZES, I2V_SIZES
 
 Header = dict[str, TensorInfo]
 SCALAR = TensorInfo("F32", ())
 
 
-def transformer_header(precision: str) -> Header:
-    return read_header(checkpoints.single_file(precision))
+def transformer_header(precision: str, sizes: TinySizes = DEFAULT_SIZES) -> Header:
+    return read_header(checkpoints.single_file(precision, sizes=sizes))
 
 
 def text_header(precision: str) -> Header:
@@ -156,13 +158,27 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         lambda: transformer_header("fp8") | {"head.head.weight": TensorInfo("F8_E4M3", (64, 256))},
         "stores head.head.weight as F8_E4M3; expected 8-bit weights in the blocks' linear layers only",
     ),
-    "I2V by channels": (
-        lambda: reshape(transformer_header("bf16"), patch_embedding__weight=(256, 36, 1, 2, 2)),
-        r"image-to-video model \(I2V: 36 input channels\).*text-to-video",
-    ),
-    "I2V by names": (
+    "part of an image branch": (
         lambda: transformer_header("bf16") | {"img_emb.proj.0.bias": TensorInfo("BF16", (8,))},
-        "image-to-video model",
+        r"incomplete: \d+ tensors are missing \(img_emb.proj.0.weight, ",
+    ),
+    "a block without its image keys": (
+        lambda: without(transformer_header("bf16", I2V_SIZES), r"blocks\.1\.cross_attn\.k_img\.weight"),
+        r"a tensor is missing \(blocks.1.cross_attn.k_img.weight\)",
+    ),
+    "an image branch of other width": (
+        lambda: reshape(transformer_header("bf16", I2V_SIZES), img_emb__proj__3__weight=(256, 48)),
+        r"img_emb.proj.3.weight has shape \[256, 48\], expected \[256, 32\]",
+    ),
+    "an image branch and no image input": (
+        lambda: reshape(transformer_header("bf16", I2V_SIZES), patch_embedding__weight=(256, 16, 1, 2, 2)),
+        "takes 16 and returns 16 latent channels and has an image branch",
+    ),
+    "image keys in other precision": (
+        lambda: (
+            transformer_header("fp8", I2V_SIZES) | {"blocks.0.cross_attn.k_img.weight": TensorInfo("BF16", (256, 256))}
+        ),
+        "as BF16 and F8_E4M3",
     ),
     "Wan2.2 5B": (
         lambda: reshape(transformer_header("bf16"), patch_embedding__weight=(256, 48, 1, 2, 2)),
@@ -174,7 +190,7 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
     ),
     "other channels": (
         lambda: reshape(transformer_header("bf16"), patch_embedding__weight=(256, 20, 1, 2, 2)),
-        "takes 20 and returns 16 latent channels; expected 16",
+        r"takes 20 and returns 16 latent channels; expected 16 \(text-to-video\) or 36 \(image-to-video\) and 16",
     ),
     "block missing": (lambda: without(transformer_header("bf16"), r"^blocks\.0\."), "incomplete: block 0 is missing"),
     "last blocks of the 14B missing": (
@@ -214,6 +230,21 @@ def test_transformer_refusals(case: str) -> None:
     with pytest.raises(CheckpointError, match=message) as refusal:
         detect_transformer(make(), "some/file.safetensors")
     assert str(refusal.value).startswith("some/file.safetensors ")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "image_dim", "image_positions"), [(I2V_SIZES, 32, 0), (FLF2V_SIZES, 32, 18), (A14B_I2V_SIZES, 0, 0)]
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_image_to_video_is_told_from_its_tensors(
+    precision: str, sizes: TinySizes, image_dim: int, image_positions: int
+) -> None:
+    found = detect_transformer(transformer_header(precision, sizes))
+    architecture = found.architecture
+    assert found.precision == precision
+    assert architecture.takes_image and (architecture.in_dim, architecture.out_dim) == (36, 16)
+    assert (architecture.image_dim, architecture.image_positions) == (image_dim, image_positions)
+    assert not detect_transformer(transformer_header(precision)).architecture.takes_image
 
 
 def test_missing_blocks_are_found_and_named() -> None:

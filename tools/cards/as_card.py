@@ -4,7 +4,7 @@
     python tools cards run --arch 86 --windows --vram-gib 8 -- tools/run_workflow.py ...
 
 The card that is there must be at least as new: an H100 or H200 for all but 120, of which it runs what needs nothing
-new. What changes, in that process only:
+new. What changes, in that process and in every Python that it starts:
 
 - torch.cuda.get_device_capability says the other card's, so that every table of the pack chooses what it would there;
 - Triton compiles for it: its tensor-core instructions and asynchronous copies, its conversions. `--mode override` lets
@@ -24,10 +24,12 @@ kernels, which see the real card.
 from __future__ import annotations
 
 import argparse
+import atexit
 import builtins
 import functools
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 import types
@@ -44,22 +46,13 @@ ROWWISE_ERROR = "Rowwise scaling is not currently supported on your device"
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program that the arguments name; returns 0 unless it exits otherwise."""
-    parser = argparse.ArgumentParser(prog="cards run", description="Run a program as if the card were another one.")
-    parser.add_argument("--arch", type=int, choices=sorted(LIMITS), default=89, help="default: %(default)s, RTX 40")
-    parser.add_argument("--mode", choices=("override", "jit"), default="override", help="default: %(default)s")
-    parser.add_argument("--shared", choices=("part", "real"), default="part", help="default: %(default)s")
-    parser.add_argument("--windows", action="store_true", help="hide what torch and the pack lack on Windows")
-    parser.add_argument("--vram-gib", type=float, help="memory that torch may take")
-    parser.add_argument("program", nargs=argparse.REMAINDER, help="-- -m MODULE ... or -- SCRIPT ...")
+    parser = _make_parser()
     options = parser.parse_args(arguments)
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not program:
         parser.error("there is nothing to run: end with `-- -m MODULE ...` or `-- SCRIPT ...`")
-    pretend(options.arch, options.mode, parts=options.shared == "part")
-    if options.windows:
-        pretend_windows()
-    if options.vram_gib is not None:
-        limit_memory(options.vram_gib)
+    _be(options)
+    _pass_on(arguments)
     sys.argv = program[1:] if program[0] == "-m" else program
     if program[0] == "-m":
         sys.path.insert(0, os.getcwd())
@@ -68,6 +61,42 @@ def main(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(Path(program[0]).resolve().parent))
         runpy.run_path(program[0], run_name="__main__")
     return 0
+
+
+def be_as_parent(arguments: Sequence[str]) -> None:
+    """Be the card that the arguments of `main` name, in a process that its program started."""
+    _be(_make_parser().parse_args(arguments))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cards run", description="Run a program as if the card were another one.")
+    parser.add_argument("--arch", type=int, choices=sorted(LIMITS), default=89, help="default: %(default)s, RTX 40")
+    parser.add_argument("--mode", choices=("override", "jit"), default="override", help="default: %(default)s")
+    parser.add_argument("--shared", choices=("part", "real"), default="part", help="default: %(default)s")
+    parser.add_argument("--windows", action="store_true", help="hide what torch and the pack lack on Windows")
+    parser.add_argument("--vram-gib", type=float, help="memory that torch may take")
+    parser.add_argument("program", nargs=argparse.REMAINDER, help="-- -m MODULE ... or -- SCRIPT ...")
+    return parser
+
+
+def _be(options: argparse.Namespace) -> None:
+    pretend(options.arch, options.mode, parts=options.shared == "part")
+    if options.windows:
+        pretend_windows()
+    if options.vram_gib is not None:
+        limit_memory(options.vram_gib)
+
+
+def _pass_on(arguments: Sequence[str]) -> None:
+    """Let every Python that this process starts be the same card: first trials, the workers of a test run."""
+    folder = Path(tempfile.mkdtemp(prefix="cards-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "sitecustomize.py").write_text(
+        f"import runpy\nrunpy.run_path({str(ROOT / 'tools' / 'register_pack.py')!r})\n"
+        f"from lightx2v_pack.tools.cards.as_card import be_as_parent\nbe_as_parent({list(arguments)!r})\n",
+        encoding="utf-8",
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def pretend(arch: int, mode: str = "override", *, parts: bool = True) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...engine.constants import CLIP_VISION_ROWS
 from ...engine.kernels import (
     attention_inputs,
     attention_int8_inputs,
@@ -105,6 +106,12 @@ def _block_operations() -> Iterator[Launch]:
             f"cross_weights {count} keys",
             lambda k=keys, out=weights: ops_triton.cross_weights(q, factors, k, 464, out),
         )
+    keys, values = torch.empty(2, CLIP_VISION_ROWS, HEADS, HEAD_DIM, dtype=BF16)
+    yield Launch(
+        "block_ops",
+        f"add_cross_attention {CLIP_VISION_ROWS} keys",
+        lambda: ops_triton.add_cross_attention(q, factors, keys, values, torch.empty_like(q)),
+    )
 
 
 def _vae_operations() -> Iterator[Launch]:
