@@ -77,8 +77,7 @@ class TransformerHandle(_Handle):
         """Read a LoRA file for this checkpoint; see lora/experts.py.
 
         Raises:
-            CheckpointError: the file cannot be used, or is for another model.
-            ValueError: there is no such expert here.
+            CheckpointError: the file cannot be used, is for another model, or there is no such expert here.
         """
         return read_for_experts(path, self.files.header, self.files.names, expert)
 

@@ -110,7 +110,7 @@ def load_transformer(
 
     Args:
         path: a file, or a folder of one transformer or of both experts of Wan2.2.
-        second: the other expert's file or folder; auto looks for it by name; none leaves it out.
+        second: the other expert's file or folder; auto looks for it by name; alone leaves it out.
         first_is: high | low: which expert `path` is; auto goes by names.
         settings: engine, attention, compile.
         offload: where weights rest.

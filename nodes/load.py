@@ -151,7 +151,7 @@ class LightX2VLoadTransformer(io.ComfyNode):
                     tooltip=(
                         "Wan2.2 A14B is two transformers, for high and for low noise. auto: where the name says that "
                         "this is one of them (high_noise), the other one beside it is loaded with it as one model. "
-                        "none: this one alone. Or the other one's file or folder."
+                        "alone: this one. Or the other one's file or folder."
                     ),
                 ),
                 io.Combo.Input(

@@ -57,7 +57,7 @@ _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNOREC
 _NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
 
 # What may be said of the other expert instead of its path: look for it by name; leave it out.
-AUTO_SECOND, NO_SECOND = "auto", "none"
+AUTO_SECOND, NO_SECOND = "auto", "alone"
 
 # Part of a checkpoint -> the file's name in the model repository.
 _PARTS = {
@@ -139,7 +139,7 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
 
     Args:
         path: a file, or a folder of one transformer or of both experts.
-        second: the other expert's file or folder; auto looks for it beside `path`, by its name; none leaves it out.
+        second: the other expert's file or folder; auto looks for it beside `path`, by its name; alone leaves it out.
         first_is: high | low: which expert `path` is; auto goes by names.
 
     Raises:

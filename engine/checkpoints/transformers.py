@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from .header import Header
 EXPERTS = ("high", "low")
 
 # As files and folders are called: high_noise_model, HighNoise, wan2.2_t2v_high_noise_14B, t2v-high-lightx2v.
-_SAID = re.compile(r"(high|low)[ _.-]?noise", re.IGNORECASE)
-_WORD = re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.IGNORECASE)
+# Words begin after what is no letter, or with a capital after a small one.
+_START = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[HL]))"
+_SAID = re.compile(rf"{_START}((?i:high|low))(?i:[ _.-]?noise)")
+_WORD = re.compile(rf"{_START}((?i:high|low))(?=(?i:noise)|[^a-z]|$)")
 # Of two files of one size so much is compared, in so many places: every weight of two experts differs.
 _PROBES, _PROBE_BYTES = 64, 4096
 
@@ -104,7 +106,7 @@ def noise_of(path: Path) -> str:
 def word_of(path: Path) -> str:
     """Return the same where only one of the words high and low is there, of something of which there are two."""
     for name in (path.name, path.parent.name):
-        words = {match[1].lower() for match in _words(name)}
+        words = {match[1].lower() for match in _WORD.finditer(name)}
         if _said(name) or len(words) == 1:
             return _said(name) or words.pop()
     return ""
@@ -175,6 +177,11 @@ def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
             f"Choose two experts of the same model: {first.title} and {second.title} differ in {', '.join(found)}. "
             "Image to video (in_dim 36) does not go with text to video (in_dim 16)."
         )
+    if ours.image_dim:
+        raise CheckpointError(
+            f"Set second_expert to 'alone': {first.title} and {second.title} have an image branch, which the experts "
+            "of Wan2.2 have not; Wan2.1's image-to-video is one transformer."
+        )
     if first.format.precision != second.format.precision:
         raise CheckpointError(
             f"Choose both experts in one precision: {first.title} is {first.format.precision}, {second.title} is "
@@ -210,15 +217,10 @@ def _said(name: str) -> str:
     return said[1].lower() if said else ""
 
 
-def _words(name: str) -> Iterator[re.Match[str]]:
-    # Of the same length, with words apart that are written together: HighNoise.
-    return _WORD.finditer(re.sub(r"(?<=high)n|(?<=low)n", " ", name, flags=re.IGNORECASE))
-
-
 def _other_names(name: str) -> list[str]:
     """Return a name with high for low or low for high, in every place where one of them is."""
     found = []
-    for match in _words(name):
+    for match in _WORD.finditer(name):
         word, other = match[1], {"high": "low", "low": "high"}[match[1].lower()]
         other = other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
         found.append(name[: match.start()] + other + name[match.end() :])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoints.header import Header
 from ..checkpoints.transformers import EXPERTS, word_of
-from ..errors import check_choice
+from ..errors import CheckpointError, check_choice
 from .changes import Lora
 from .reader import OTHER_EXPERT, read_lora
 from .report import LoraReport
@@ -40,13 +40,12 @@ def read_for_experts(path: Path, model: Header, names: Sequence[str], expert: st
         expert: both | high | low: what it is to be put on.
 
     Raises:
-        CheckpointError: see read_lora.
-        ValueError: there is no such expert here.
+        CheckpointError: see read_lora; or there is no such expert here.
     """
     check_choice("expert", expert, EXPERT_CHOICES)
     if expert != "both" and expert not in names:
         found = f"this transformer is the {names[0]}-noise expert alone" if names[0] else "this transformer is no pair"
-        raise ValueError(
+        raise CheckpointError(
             f"Set expert to 'both', or load both experts of Wan2.2: LoRA {path.name} is to go on the {expert}-noise "
             f"expert, and {found}."
         )

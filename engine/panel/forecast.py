@@ -127,7 +127,7 @@ def describe_lora(question: Question) -> tuple[bool, str]:
         if files is None:
             return False, "There is no transformer yet that it could be put on."
         return True, str(_read_lora(lora, _signature(lora), files, expert).report)
-    except (LightX2VError, ValueError) as error:
+    except LightX2VError as error:
         return False, str(error)
     except (OSError, *MALFORMED) as error:
         return False, cannot_be_used(lora, error)

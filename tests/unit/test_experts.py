@@ -11,7 +11,7 @@ import torch
 from lightx2v_pack.engine import engines, pipeline
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.errors import NothingFitsError
+from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalize
@@ -351,7 +351,7 @@ def test_a_lora_goes_on_the_experts_that_are_chosen(flows, lora_file, expert):
     path = lora_file(1)
     found = expert_flows(handle.with_lora(handle.read_lora(path, expert), 0.8))
     for noise, flow, plain in zip(("high", "low"), found, flows, strict=True):
-        alone = handle_of(experts() / f"{noise}_noise_model", second="none")
+        alone = handle_of(experts() / f"{noise}_noise_model", second="alone")
         (expected,) = expert_flows(alone.with_lora(alone.read_lora(path), 0.8))
         is_on = expert in ("both", noise)
         assert torch.equal(flow, expected if is_on else plain)
@@ -377,9 +377,9 @@ def test_what_a_name_says_is_reported(lora_file):
 
 
 def test_a_lora_for_the_other_expert_is_named_on_one_that_is_alone(lora_file):
-    alone = handle_of(experts() / "low_noise_model", second="none")
+    alone = handle_of(experts() / "low_noise_model", second="alone")
     assert "wrong one for the low-noise expert" in str(alone.read_lora(lora_file(1, "style_high_noise")).report)
-    with pytest.raises(ValueError, match="low-noise expert alone"):
+    with pytest.raises(CheckpointError, match="low-noise expert alone"):
         alone.read_lora(lora_file(1), "high")
     assert alone.read_lora(lora_file(1), "low").each[0] is not None
 
@@ -408,7 +408,7 @@ def bare(name):
 
 def test_an_expert_alone_is_said_and_runs(caplog):
     with caplog.at_level(logging.WARNING):
-        alone = handle_of(experts() / "high_noise_model", second="none")
+        alone = handle_of(experts() / "high_noise_model", second="alone")
     assert "high-noise expert of Wan2.2 alone" in caplog.text
     assert torch.equal(sample(alone), by_hand((("high", range(4)),)))
     assert details_of(sample(alone))["experts"] == ["high"] * 4
