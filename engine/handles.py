@@ -20,6 +20,8 @@ from . import engines
 from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
+from .checkpoints.formats import WanArchitecture
+from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.transformers import TransformerFiles
 from .checkpoints.weights import TensorSpec
@@ -62,6 +64,8 @@ class TransformerHandle(_Handle):
     """A transformer checkpoint and how to run it."""
 
     def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -105,8 +109,20 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
+
+    @property
+    def doubts(self) -> str:
+        """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
+        may_be = self.files.promises_distilled or any(
+            lora.may_distill and strength > 0 for stack in self.stacks for lora, strength in stack.entries
+        )
+        return "" if may_be else undistilled(self.files.title)
 
     @property
     def moved_bytes(self) -> int:
@@ -161,7 +177,11 @@ class TransformerHandle(_Handle):
         """Return the transformer, loaded as planned, with this view's LoRAs and no others.
 
         Where LoRAs cannot be loaded, or that is cancelled, the other weights stay loaded.
+
+        Raises:
+            CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
+        self.files.check_unchanged()
         sizes = self._weight_sizes(self._compositions(plan.backends))
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
         if device.type != "cuda":
@@ -252,6 +272,7 @@ class VaeHandle(_Handle):
         return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
     def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
+        self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
@@ -280,6 +301,7 @@ class TextEncoderHandle(_Handle):
 
     def load(self, place: str, device: torch.device, hooks: Hooks) -> Umt5Encoder:
         """Return the text encoder, loaded on "cpu" or "gpu"."""
+        self.files.check_unchanged()
         vram = self.need("gpu").vram if device.type == "cuda" else 0
         return self.owner.load(
             None,

@@ -26,12 +26,15 @@ class Hooks:
     """Plain callables through which long work reports upward.
 
     check_interrupt raises (whatever the host raises) when the user cancelled; on_progress gets
-    (done, total, what) with a short text; on_step gets (step index from 1, steps, normalized x0
-    estimate [16, T, h, w]) after each sampling step.
+    (done, total, what) with a short text; on_step_start gets (step index from 1, steps) before each
+    sampling step, on_block gets (block from 1, blocks) after each block of a pass of the transformer, and on_step
+    gets (step index from 1, steps, normalized x0 estimate [16, T, h, w]) after each sampling step.
     """
 
     check_interrupt: Callable[[], None] = _nothing
     on_progress: Callable[[int, int, str], None] = _nothing
+    on_step_start: Callable[[int, int], None] = _nothing
+    on_block: Callable[[int, int], None] = _nothing
     on_step: Callable[[int, int, torch.Tensor], None] = _nothing
 
 
@@ -104,7 +107,7 @@ class Transformer(Protocol):
             latents: [16, T, h, w] float32, normalized, on `device`.
             timestep: model time in [0, 1000].
             conditioning: of the clip.
-            hooks: `check_interrupt` is called before every block.
+            hooks: `check_interrupt` is called before every block, `on_block` after it.
             expert: which one computes, of a model of several.
             then: which one is expected to compute next; its first block is brought meanwhile.
 
@@ -146,6 +149,8 @@ class VideoDecoder(Protocol):
 
     def decode_chunks(self, features: torch.Tensor, hooks: Hooks) -> Iterator[torch.Tensor]:
         """Decode features from `prepare`, or a part of their rows and columns, chunk by chunk in time.
+
+        The interrupt is checked before each chunk.
 
         Yields:
             frames [f, H, W, 3] float32 in [0, 1] on the decoder's device; f is 1 for the first latent

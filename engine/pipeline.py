@@ -6,7 +6,6 @@ here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,13 @@ from typing import Any, TypeVar
 import torch
 
 from . import shapes
-from .checkpoints.companions import VaeFiles, resolve_text_encoder, resolve_vae
-from .checkpoints.files import find_tokenizer, resolve_checkpoint, resolve_experts
+from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
+from .checkpoints.files import find_tokenizers, resolve_checkpoint, resolve_experts
+from .checkpoints.formats import find_spiece
 from .checkpoints.header import read_header
 from .checkpoints.transformers import TransformerFiles
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError, check_choice
+from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
@@ -34,11 +34,13 @@ from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import ClipState, run_steps, start, turn_of
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
+from .stages.given import NO_IMAGE
 from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
@@ -82,6 +84,8 @@ def load_checkpoint(
     found = resolve_checkpoint(path, precision)
     for note in found.notes:
         logger.info("LightX2V: %s", note)
+    if found.transformer is not None:
+        _warn_of_notes(found.transformer)
     for sentence in found.missing:
         logger.warning("LightX2V: %s", sentence)
     problem = " ".join(found.missing)
@@ -92,7 +96,7 @@ def load_checkpoint(
     return LoadedCheckpoint(
         transformer=TransformerHandle(found.transformer, settings, offload),
         text_encoder=TextEncoderHandle(
-            resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
+            _resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
         ),
         vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem),
     )
@@ -120,14 +124,15 @@ def load_transformer(
     """
     files = resolve_experts(path, second, first_is)
     if files.second is not None:
-        logger.info("LightX2V: two experts: %s (high noise) and %s (low noise).", *_titles(files))
-    elif files.note:
-        logger.warning("LightX2V: %s", files.note)
+        high, low = (replace(each, second=None).title for each in files.experts)
+        logger.info("LightX2V: two experts: %s (high noise) and %s (low noise).", high, low)
+    _warn_of_notes(files)
     return TransformerHandle(files, settings, offload)
 
 
-def _titles(files: TransformerFiles) -> list[str]:
-    return [replace(each, second=None).title for each in files.experts]
+def _warn_of_notes(files: TransformerFiles) -> None:
+    for note in files.warnings:
+        logger.warning("LightX2V: %s", note)
 
 
 def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncoderHandle:
@@ -136,8 +141,25 @@ def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncod
     Raises:
         CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
     """
-    has_own = file.suffix == ".safetensors" and "spiece_model" in read_header(file)
-    return TextEncoderHandle(resolve_text_encoder(file, tokenizer if tokenizer or has_own else find_tokenizer(file)))
+    has_own = file.suffix.lower() == ".safetensors" and find_spiece(read_header(file)) is not None
+    if tokenizer is None and not has_own:
+        tokenizer = choose_tokenizer(file, find_tokenizers(file))
+    elif tokenizer is not None:
+        choose_tokenizer(file, [tokenizer])
+    return TextEncoderHandle(_with_log(resolve_text_encoder(file, tokenizer)))
+
+
+def _resolve_text_encoder(file: Path, nearest: Path | None) -> TextEncoderFiles:
+    """Resolve a checkpoint's text encoder with the tokenizer beside it, or another one near it where that is wrong."""
+    candidates = [] if nearest is None else list(dict.fromkeys([nearest, *find_tokenizers(file)]))
+    return _with_log(resolve_text_encoder(file, choose_tokenizer(file, candidates)))
+
+
+def _with_log(files: TextEncoderFiles) -> TextEncoderFiles:
+    logger.info("LightX2V: the tokenizer is %s.", files.tokenizer or f"the one in {files.path}")
+    for note in files.format.notes:
+        logger.warning("LightX2V: %s", note)
+    return files
 
 
 def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
@@ -221,15 +243,19 @@ def sample(
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples`.
+        ValueError: wrong shape of `samples`, or an image-to-video model and no image.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    warn_of_doubts(handle)
+    if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
+        raise ValueError(NO_IMAGE)
     _warn_unusual(settings, samples, handle.files.names)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip = Clip.of_latents(samples.shape)
+    image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
+    clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         names = handle.files.names
@@ -309,7 +335,7 @@ def decode(
         samples: [B, 16, T, h, w] un-normalized.
         tiling: auto (tiles when the whole decode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts chunks.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -317,18 +343,21 @@ def decode(
 
     Raises:
         ValueError: wrong shape of `samples`.
+        NonFiniteLatentsError: latents are NaN or infinite, as another program's sampler may leave them.
         NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
     problem = shapes.decoding_problem(samples.shape)
     if problem:
         raise ValueError(problem)
+    _check_finite(samples)
     clip = Clip.of_latents(samples.shape)
 
     def work(decoder: VideoDecoder, plan: VaePlan) -> torch.Tensor:
         video = torch.empty(clip.batch, clip.num_frames, clip.height, clip.width, 3)
-        for latents, frames in zip(samples.float(), video, strict=True):
-            decode_video(decoder, latents, tile=plan.tile, hooks=hooks, out=frames, pins_frames=plan.pins_frames)
+        for index, (latents, frames) in enumerate(zip(samples.float(), video, strict=True)):
+            own = part_of(hooks, index, clip.batch)
+            decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
     video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
@@ -353,7 +382,7 @@ def encode_video(
             not used.
         tiling: auto (tiles when the whole encode would not fit) | on | off.
         tile: tiles of this size, whatever `tiling` says; smaller ones only where memory runs out.
-        hooks: progress counts latent frames.
+        hooks: progress counts the frames of all clips.
         host: the program around the engine.
 
     Returns:
@@ -375,7 +404,8 @@ def encode_video(
 
     def work(encoder: VideoEncoder, plan: VaePlan) -> torch.Tensor:
         latents = [
-            encode_clip(encoder, each, tile=plan.tile, hooks=hooks, pins_frames=plan.pins_frames) for each in clips
+            encode_clip(encoder, each, tile=plan.tile, hooks=part_of(hooks, index, batch), pins_frames=plan.pins_frames)
+            for index, each in enumerate(clips)
         ]
         return torch.stack(latents)
 
@@ -426,6 +456,21 @@ def _run_vae(
 def report_of(tensor: torch.Tensor) -> dict[str, Any]:
     """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON."""
     return build_report(records_of(tensor))
+
+
+def _check_finite(samples: torch.Tensor) -> None:
+    share = 1 - float(torch.isfinite(samples).float().mean())
+    if share:
+        raise NonFiniteLatentsError(
+            "Sample again, with another sampler, attention or precision, and with a file that is complete: "
+            f"{max(100 * share, 0.1):.1f} % of the latents to decode are NaN or infinite, and the video would be black."
+        )
+
+
+def warn_of_doubts(handle: TransformerHandle) -> None:
+    """Say in the log where names give no reason to sample in four steps without CFG."""
+    if handle.doubts:
+        logger.warning("LightX2V: %s", handle.doubts)
 
 
 def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor, experts: Sequence[str]) -> None:
@@ -485,11 +530,7 @@ def _denoise_batch(
     seconds: list[list[float]] = [[] for _ in range(clip.batch)]
     states: dict[int, ClipState] = {}
     latents = torch.empty(clip.batch, *clip.latent_shape)
-    count = itertools.count(1)
-
-    def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
-        hooks.on_step(next(count), clip.batch * steps, clean)
-
+    counted = _count_steps(hooks, clip.batch)
     for (expert, steps), (next_expert, _) in zip(shares, [*shares[1:], shares[0]], strict=True):
         if names[expert]:
             sigmas = ", ".join(f"{schedule.sigmas[index]:.4g}" for index in steps)
@@ -500,7 +541,7 @@ def _denoise_batch(
         for index in range(clip.batch):
             if index not in states:
                 states[index] = start(clip.latent_shape, settings.seed + index, transformer.device)
-            timed, step_seconds = step_timer(on_step)
+            on_step, step_seconds = step_timer(counted.on_step)
             state = states[index]
             state.latents = state.latents.to(transformer.device)
             then = next_expert if index == clip.batch - 1 else expert
@@ -511,7 +552,7 @@ def _denoise_batch(
                 schedule,
                 steps,
                 method=settings.method,
-                hooks=replace(hooks, on_step=timed),
+                hooks=replace(counted, on_step=on_step),
             )
             seconds[index] += step_seconds
             if steps[-1] + 1 == schedule.steps:
@@ -519,6 +560,21 @@ def _denoise_batch(
             else:
                 state.latents = state.latents.cpu()
     return latents, seconds
+
+
+def _count_steps(hooks: Hooks, batch: int) -> Hooks:
+    """Return hooks that count the steps of all clips of a batch, in the order in which they are done."""
+    done = 0
+
+    def on_step_start(step: int, steps: int) -> None:
+        hooks.on_step_start(done + 1, batch * steps)
+
+    def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
+        nonlocal done
+        done += 1
+        hooks.on_step(done, batch * steps, clean)
+
+    return replace(hooks, on_step_start=on_step_start, on_step=on_step)
 
 
 def _shares(names: Sequence[str], schedule: Schedule, settings: SamplingSettings) -> list[tuple[int, range]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from .backends.table import milliseconds
 from .constants import GIB
+from .durations import format_seconds
 
 STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
 
@@ -70,16 +71,6 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [STAGE_COLUMNS, ("---", "---:", "---:", "---:"), *stage_rows(report)]
     facts = [f"- {name}: {value}" for name, value in fact_rows(report)]
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as one reads it: 4.2 s, 42 s, 3 min 5 s."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
 
 
 def _applied(lora: dict[str, Any]) -> str:

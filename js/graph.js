@@ -11,9 +11,10 @@ export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTrans
 // Widgets of a loader that say which the two experts of Wan2.2 are.
 const PAIR = ["second_expert", "expert"];
 export const OFFLOAD = "LightX2VOffload";
+const OWN_SAMPLER = "LightX2VSampler";
 // Sampler -> its input for the latent.
 const SAMPLERS = {
-    LightX2VSampler: "latent",
+    [OWN_SAMPLER]: "latent",
     KSampler: "latent_image",
     KSamplerAdvanced: "latent_image",
     SamplerCustom: "latent_image",
@@ -143,7 +144,9 @@ function describeClip(sampler) {
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
     const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
-    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), ...choice };
+    // A sampler of ComfyUI has steps and cfg of the user's own choice.
+    const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
+    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), has_own_sampler, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(

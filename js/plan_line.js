@@ -41,9 +41,9 @@ function describePlan(plan, { parameters, hasSize }) {
         const help = plan.is_absent || plan.missing.length ? [button("Get the weights", "Open the LightX2V doctor", openDoctor)] : [];
         return [headline(COLORS.missing, plan.sentence), ...help, ...facts];
     }
-    const said = [...plan.missing, ...plan.notes];
-    const color = said.length ? COLORS.warn : COLORS.ok;
-    const sentences = said.map((sentence) => muted(sentence));
+    const sayings = [...plan.warnings, ...plan.missing];
+    const color = sayings.length ? COLORS.warn : COLORS.ok;
+    const sentences = sayings.map((sentence) => muted(sentence));
     return [headline(color, `${plan.sentence} ${duration(plan)}`), ...facts, ...sentences];
 }
 

@@ -51,7 +51,7 @@ class LightX2VDecode(io.ComfyNode):
         samples, handle = formats.latent_samples(latent, decoding_problem), handle_of(vae)
         if handle is None:
             return io.NodeOutput(native_vae.decode(vae, samples, tiling=tiling))
-        hooks = progress.build_hooks(node_id_of(cls))
-        frames = pipeline.decode(handle, samples, tiling=tiling, hooks=hooks, host=find_host())
+        with progress.reporting(node_id_of(cls)) as hooks:
+            frames = pipeline.decode(handle, samples, tiling=tiling, hooks=hooks, host=find_host())
         forecast.remember_decoding(frames)
         return io.NodeOutput(frames)

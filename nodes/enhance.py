@@ -132,7 +132,8 @@ class LightX2VEnhancePrompt(io.ComfyNode):
             text=text, task=task, language=language, instructions=instructions, picture=picture
         )
         server = prompting.Server(url=url, model=model, seed=seed, seconds=timeout)
-        found = prompting.enhance(question, server, hooks=progress.build_hooks(node_id_of(cls)))
+        with progress.reporting(node_id_of(cls)) as hooks:
+            found = prompting.enhance(question, server, hooks=hooks)
         if found.warning:
             _failures[_key(graph_inputs_of(cls))] += 1
         return output_shown(found.text, text=found.text, warning=found.warning)

@@ -117,7 +117,8 @@ class LightX2VSampler(io.ComfyNode):
         high_steps: int = DISTILL_HIGH_STEPS,
     ) -> io.NodeOutput:
         settings = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift, high_steps=high_steps)
-        sampled = sampling.sample(transformer, conditioning, latent, settings, progress.build_hooks(node_id_of(cls)))
+        with progress.reporting(node_id_of(cls)) as hooks:
+            sampled = sampling.sample(transformer, conditioning, latent, settings, hooks)
         handle = handle_of(transformer)
         if handle is not None:
             forecast.remember_sampling(handle, sampled["samples"])

@@ -59,6 +59,6 @@ class LightX2VTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder: Any, text: str, device: str) -> io.NodeOutput:
-        hooks = progress.build_hooks(node_id_of(cls))
-        rows = pipeline.encode_text(text_encoder, text, device=device, hooks=hooks, host=find_host())
+        with progress.reporting(node_id_of(cls)) as hooks:
+            rows = pipeline.encode_text(text_encoder, text, device=device, hooks=hooks, host=find_host())
         return io.NodeOutput(formats.make_conditioning(rows))

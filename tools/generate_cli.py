@@ -23,8 +23,8 @@ from ..engine.constants import (
     PRECISIONS,
 )
 from ..engine.errors import CheckpointError, LightX2VError
-from ..engine.interfaces import Hooks
 from ..engine.panel.doctor import rank_files_here
+from ..engine.progress import ProgressLine
 from ..engine.report import records_of
 from ..engine.settings import (
     COMPILE_MODES,
@@ -171,11 +171,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
         if interrupted:
             raise Cancelled("Cancelled.")
 
-    hooks = Hooks(
-        check_interrupt=check_interrupt,
-        on_progress=lambda done, total, what: _show(progress, done, total, what),
-        on_step=lambda step, steps, _: _show(progress, step, steps, "step"),
-    )
+    line = ProgressLine(lambda done, total, text: _show(progress, done, total, text))
+    hooks = line.hooks(check_interrupt=check_interrupt)
 
     def make() -> torch.Tensor:
         progress.start_run(3)

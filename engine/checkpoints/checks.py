@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import CheckpointError
 from .header import Header
@@ -17,6 +17,9 @@ FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
 _SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8": "int8"}
 # LightX2V's and ComfyUI's names for the scale of X.weight.
 _SCALE_SUFFIXES = ("weight_scale", "scale_weight")
+# What stands beside a weight and changes nothing of it.
+_BESIDE = re.compile(r"\.(comfy_quant|input_scale|scale_input)$|(^|\.)(scaled_fp8|spiece_model)$")
+_LORA_PART = re.compile(r"\.lora_|\.lora\.")
 # The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
 _BLOCK_LINEAR = re.compile(
     r"block(s)?\.\d+\.((self_|cross_)?attn\.([qkvo]|[kv]_img)|ffn\.(0|2|gate\.0|fc1|fc2)"
@@ -24,13 +27,31 @@ _BLOCK_LINEAR = re.compile(
 )
 
 
-def find_prefix(header: Header, prefixes: Iterable[str], pattern: str) -> str | None:
-    """Return the first prefix under which a name matches the whole regular expression."""
+def find_prefix(
+    header: Header, prefixes: Iterable[str], pattern: str, source: str, anywhere: str | None = None
+) -> str | None:
+    """Return what stands before the names that match a whole regular expression: one of `prefixes`, the first that is
+    there, or else whatever stands before all of them.
+
+    Args:
+        source: subject of the sentence.
+        anywhere: what to look for behind prefixes that are not known; None is `pattern`.
+
+    Raises:
+        CheckpointError: they stand behind several prefixes, none of which is known.
+    """
     whole = re.compile(pattern)
     for prefix in prefixes:
         if any(name.startswith(prefix) and whole.fullmatch(name, len(prefix)) for name in header):
             return prefix
-    return None
+    whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
+    found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source} holds {len(found)} models, under {', '.join(found[:3])}{', ...' if found[3:] else ''}; expected "
+            "one. Use a file with one of them."
+        )
+    return found[0] if found else None
 
 
 def strip_prefix(header: Header, prefix: str) -> Header:
@@ -40,7 +61,8 @@ def strip_prefix(header: Header, prefix: str) -> Header:
 
 def block_indices(header: Header, blocks: str) -> set[int]:
     """Return the numbers that follow `blocks` in tensor names, whatever the prefix."""
-    found = (re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d+)\.", name) for name in header)
+    # No model has 10,000 blocks; a number in a name is not to decide how much memory a message takes.
+    found = (re.search(rf"(?:^|\.){re.escape(blocks)}\.(\d{{1,4}})\.", name) for name in header)
     return {int(match[1]) for match in found if match}
 
 
@@ -102,11 +124,6 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
             f"{source} stores its linear weights as {' and '.join(dtypes)}; expected BF16, F16 or F32, or FP8 E4M3, or "
             f"INT8 for all of them, e.g. {USABLE_FILES[wanted]}."
         )
-    if scheme == "int8" and any(name.endswith(".comfy_quant") for name in header):
-        raise CheckpointError(
-            f"{source} is an INT8 file for ComfyUI's own quantized layers (comfy_quant), whose weights may be rotated; "
-            f"expected plain INT8 with .weight_scale. Load it with ComfyUI's nodes, or use {USABLE_FILES[wanted]}."
-        )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
     if (wanted, scheme, suffix) != ("text encoder", "fp8", None):
         _check_others(header, expected.keys() - {*linears}, source, wanted)
@@ -131,8 +148,9 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
         name = scale_name(linear, suffix)
         if name not in header:
             raise CheckpointError(f"{source} is incomplete: the scale {name} is missing. Download it again.")
-        scale, rows = header[name], header[linear].shape[0]
-        if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape != (rows, 1)):
+        scale, rows = header[name], next(iter(header[linear].shape), 1)
+        shapes = ((rows, 1), (rows,))
+        if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape not in shapes):
             raise CheckpointError(
                 f"{source} has a scale {name} of {scale.dtype} {list(scale.shape)}; expected one number or [{rows}, 1] "
                 f"in F32. Block-scaled files (MXFP8) are not supported: use {USABLE_FILES[wanted]}."
@@ -147,6 +165,22 @@ def _check_others(header: Header, names: Iterable[str], source: str, wanted: str
             f"{source} stores {found[0]} as {header[found[0]].dtype}; expected 8-bit weights in the blocks' linear "
             f"layers only, as in {USABLE_FILES[wanted]}."
         )
+
+
+def find_others(header: Header, expected: Iterable[str], scale_suffix: str | None) -> list[str]:
+    """Return the names of tensors that are neither expected nor beside what is."""
+    scales = {name.removesuffix("weight") + scale_suffix for name in expected} if scale_suffix else set()
+    return sorted(name for name in header.keys() - set(expected) - scales if not _BESIDE.search(name))
+
+
+def describe_others(others: Sequence[str], source: str) -> str:
+    """Return a sentence about tensors that nothing here reads."""
+    is_lora = any(_LORA_PART.search(name) for name in others)
+    what = "tensors of a LoRA that was not merged" if is_lora else "tensors that belong to no such model"
+    return (
+        f"{source} holds {len(others)} {what}, e.g. {others[0]}: they are not used, and what they do is missing in the "
+        "picture."
+    )
 
 
 def _agrees(part: int | str, found: int, sizes: dict[str, int]) -> bool:

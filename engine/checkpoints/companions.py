@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .files import TOKENIZER_FILES
+from .declared import check_declared
+from .disk import Stamp, check_unchanged, stamp
+from .files import check_whole
 from .formats import TextEncoderFormat, VaeFormat, detect_text_encoder, detect_vae
 from .tae import TaeFormat, detect_tae
+from .vocabulary import TOKENIZER_FILES, belongs_to, count_pieces
 from .weights import open_weights
 
 
@@ -18,6 +22,12 @@ class VaeFiles:
 
     path: Path
     format: VaeFormat | TaeFormat
+    stamp: Stamp
+    """Of the file, when it was looked at."""
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where the file is not as it was."""
+        check_unchanged(self.path, self.stamp)
 
     @property
     def base_dim(self) -> int:
@@ -40,6 +50,12 @@ class TextEncoderFiles:
     """Folder or file; None is the one inside the encoder's file."""
     num_bytes: int
     """Of the encoder's file."""
+    stamp: Stamp
+    """Of the encoder's file, when it was looked at."""
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where the encoder's file is not as it was."""
+        check_unchanged(self.path, self.stamp)
 
 
 def resolve_vae(path: Path) -> VaeFiles:
@@ -48,10 +64,12 @@ def resolve_vae(path: Path) -> VaeFiles:
     Raises:
         CheckpointError: the file is damaged or none of these.
     """
+    check_whole(path)
+    before = stamp(path)
     weights = open_weights([path])
     found = detect_tae(weights.header) or detect_vae(weights.header, str(path))
     weights.close()
-    return VaeFiles(path=path, format=found)
+    return VaeFiles(path=path, format=found, stamp=before)
 
 
 def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles:
@@ -64,14 +82,46 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     Raises:
         CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
     """
+    check_whole(path)
+    before = stamp(path)
     weights = open_weights([path])
     found = detect_text_encoder(weights.header, str(path))
-    has_tokenizer = tokenizer is not None or "spiece_model" in weights
     weights.close()
-    if not has_tokenizer:
+    check_declared([path], found.precision, str(path), wanted="text encoder")
+    if tokenizer is None and found.spiece is None:
         raise CheckpointError(
             f"There is no tokenizer for {path}: it holds no spiece_model, and no google/umt5-xxl folder with "
             f"{' or '.join(TOKENIZER_FILES)} was found near it. Download that folder from the model page and put it "
             "beside the file, or choose a tokenizer in the loader."
         )
-    return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, num_bytes=path.stat().st_size)
+    return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, num_bytes=before[0], stamp=before)
+
+
+def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | None:
+    """Return the first tokenizer that has as many pieces as the text encoder has rows; None where there are none.
+
+    Raises:
+        CheckpointError: each belongs to another model, or cannot be read.
+    """
+    if not candidates:
+        return None
+    weights = open_weights([text_encoder])
+    num_rows = detect_text_encoder(weights.header, str(text_encoder)).vocab_size
+    weights.close()
+    problems = []
+    for candidate in candidates:
+        try:
+            num_pieces = count_pieces(candidate)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if belongs_to(num_pieces, num_rows):
+            return candidate
+        problems.append(f"{candidate} has {num_pieces} pieces")
+    if len(candidates) == 1 and "pieces" not in problems[0]:
+        raise CheckpointError(problems[0])
+    raise CheckpointError(
+        f"Choose the google/umt5-xxl tokenizer for {text_encoder}, or put that folder beside it: the embedding has "
+        f"{num_rows} rows, and {'; '.join(problems[:3])}. It belongs to another model, and the video would not be of "
+        "the prompt."
+    )

@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
-from ..errors import CheckpointError, check_choice
+from ..errors import MALFORMED, CheckpointError, check_choice
 from .checks import describe_blocks, strip_prefix
+from .declared import check_declared
+from .disk import find_size, list_folder, read_small, stamp
 from .folders import walk
-from .formats import detect_transformer, find_missing_blocks
+from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
 from .header import TensorInfo, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
 from .transformers import EXPERTS, TransformerFiles, find_counterpart, join, noise_of, word_of
+from .vocabulary import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,12 @@ PRECISION_FOLDERS = {"fp8": "distill_fp8", "int8": "distill_int8", "bf16": "dist
 # Sub-folders of a repository that may hold text encoder, VAE and tokenizer.
 _COMPANION_FOLDERS = (*PRECISION_FOLDERS.values(), "original")
 _TOKENIZER_FOLDERS = (Path("google", "umt5-xxl"), Path("umt5-xxl"))
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
-_BLOCK_FILE = re.compile(r"block_(\d+)\.safetensors")
+_BLOCK_FILE = re.compile(r"block_(\d{1,4})\.safetensors", re.IGNORECASE)
 _NON_BLOCK_FILE = "non_block.safetensors"
-_SHARD_FILE = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_SHARD_FILE = re.compile(r"(.+)-(\d{1,5})-of-(\d{1,5})\.safetensors", re.IGNORECASE)
+_INDEX_ENDING = ".safetensors.index.json"
+_MAX_INDEX_BYTES = 32 * 2**20
 _TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
 _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
 # Safetensors files that sit beside transformers and are none.
@@ -87,7 +91,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         CheckpointError: the path is missing, holds no transformer, or not one of that precision.
     """
     check_choice("precision", precision, PRECISIONS)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
     transformer, notes = _choose_transformer(path, precision)
     home = transformer.folder if transformer else path
@@ -95,12 +99,18 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     folders = _companion_folders(path, home)
     text_encoder = _choose_text_encoder(folders, scheme)
     vae = next(iter(_find_files(folders, _VAE_FILE)), None)
+    if transformer is not None and transformer.layout == "single":
+        # ComfyUI's files of a whole model hold the others too.
+        whole = read_header(transformer.files[0])
+        text_encoder = transformer.files[0] if text_encoder is None and holds_text_encoder(whole) else text_encoder
+        vae = transformer.files[0] if vae is None and holds_vae(whole) else vae
     tokenizer = next((found for folder in folders if (found := _tokenizer_in(folder))), None)
     tokenizer_source = tokenizer
     if tokenizer is None and text_encoder is not None and _has_spiece(text_encoder):
         tokenizer_source = text_encoder
     parts = {"text encoder": text_encoder, "VAE": vae, "tokenizer": tokenizer_source}
-    if text_encoder is not None and _precision_in_name(text_encoder) != scheme:
+    is_whole = transformer is not None and text_encoder in transformer.files
+    if text_encoder is not None and not is_whole and _precision_in_name(text_encoder) != scheme:
         notes.append(f"No {scheme} text encoder is there; {text_encoder.name} is used.")
     notes += [f"The {part} is {found}." for part, found in parts.items() if found is not None]
     return Checkpoint(
@@ -159,9 +169,16 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
 
 
 def _resolve_one(path: Path) -> TransformerFiles:
-    if path.is_file() and path.suffix != ".safetensors":
-        raise _refuse(path, [path])
-    layout, files = _list_transformer_files(path) if path.is_dir() else ("single", (path,))
+    notes: list[str] = []
+    if os.path.isdir(path):
+        layout, files = _list_transformer_files(path, notes)
+    else:
+        find_size(path, "a safetensors file or a folder of them")
+        if not _is_safetensors(path.name):
+            raise _refuse(path, [path.name])
+        check_whole(path)
+        layout, files = "single", (path,)
+    stamps = tuple(map(stamp, files))
     header: dict[str, TensorInfo] = {}
     for file in files:
         tensors = read_header(file)
@@ -175,43 +192,60 @@ def _resolve_one(path: Path) -> TransformerFiles:
     if layout == "blocks":
         _check_block_files(path, files, find_missing_blocks(header))
     found = detect_transformer(header, str(path))
+    check_declared(files, found.precision, str(path), wanted="transformer")
+    named = strip_prefix(header, found.prefix)
     return TransformerFiles(
         files=files,
         layout=layout,
         format=found,
-        num_bytes=sum(info.num_bytes for info in header.values()),
-        header=strip_prefix(header, found.prefix),
+        num_bytes=sum(info.num_bytes for info in named.values()),
+        header=keep_known(named, found),
+        notes=(*found.notes, *notes),
+        stamps=stamps,
         noise=noise_of(files[0] if layout == "single" else files[0].parent),
     )
 
 
 def _experts_in(folder: Path) -> tuple[Path, Path] | None:
     """Return the high-noise and the low-noise expert in a folder: two sub-folders, or the only two transformers."""
-    if not folder.is_dir():
-        return None
-    entries = sorted(folder.iterdir())
+    names = sorted(_names_in(folder))
     for found in (
-        [entry for entry in entries if entry.is_dir() and noise_of(entry) and _holds_files(entry)],
-        [entry for entry in entries if _is_transformer_name(entry.name) and entry.is_file()],
+        [folder / name for name in names if noise_of(Path(name)) and _holds_files(folder / name)],
+        [folder / name for name in names if _is_transformer_name(name)],
     ):
-        by_noise = {word_of(entry): entry for entry in found}
+        by_noise = {word_of(path): path for path in found}
         if len(found) == 2 and by_noise.keys() == set(EXPERTS):
             return by_noise["high"], by_noise["low"]
     return None
 
 
-def find_tokenizer(near: Path) -> Path | None:
-    """Return the tokenizer folder nearest to a file or folder.
+def check_whole(path: Path) -> None:
+    """Raise where a file, by its name, is one of several that make a model.
 
-    Looks at the folder itself, then for google/umt5-xxl in it, in up to two folders above, and in the
-    repository sub-folders of these.
+    Raises:
+        CheckpointError: it is a shard, or a file of blocks.
     """
-    start = near if near.is_dir() else near.parent
-    if _is_tokenizer(start):
-        return start
+    shard, block = _SHARD_FILE.fullmatch(path.name), _BLOCK_FILE.fullmatch(path.name)
+    if shard and int(shard[3]) > 1:
+        part = f"part {int(shard[2])} of {int(shard[3])} of a model"
+    elif block or path.name.lower() == _NON_BLOCK_FILE:
+        part = "one of the files that a model in blocks consists of"
+    else:
+        return
+    raise CheckpointError(f"{path} is {part}. Choose its folder, {path.parent.name}, instead: all parts lie there.")
+
+
+def find_tokenizers(near: Path) -> list[Path]:
+    """Return the tokenizer folders near a file or folder, nearest first; another model's may be among them.
+
+    Looks for google/umt5-xxl in the folder itself, in up to two folders above, and in the repository sub-folders of
+    these; then at what lies in the folder itself.
+    """
+    start = near if os.path.isdir(near) else near.parent
     above = (start, *start.parents[:2])
     places = [place for folder in above for place in (folder, *(folder / name for name in _COMPANION_FOLDERS))]
-    return next((found for place in places if (found := _tokenizer_in(place))), None)
+    found = [found for place in places if (found := _tokenizer_in(place))]
+    return list(dict.fromkeys([*found, *([start] if _is_tokenizer(start) else [])]))
 
 
 def list_checkpoint_folders(root: Path) -> list[str]:
@@ -221,7 +255,7 @@ def list_checkpoint_folders(root: Path) -> list[str]:
     decide; no file is opened. Links are followed, and every folder is listed once, by its own name before a link's;
     what may not be looked at is left out with a warning.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return []
     found: set[str] = set()
     for folder, entries in walk(root, _leave_out, skip=("loras",), links_last=True):
@@ -238,7 +272,11 @@ def _leave_out(path: str, error: OSError) -> None:
 
 
 def _is_transformer_name(name: str) -> bool:
-    return name.endswith(".safetensors") and not _NOT_TRANSFORMER.search(name)
+    return _is_safetensors(name) and not _NOT_TRANSFORMER.search(name)
+
+
+def _is_safetensors(name: str) -> bool:
+    return name.lower().endswith(".safetensors")
 
 
 def is_a_version(folder: Path) -> bool:
@@ -251,7 +289,18 @@ def _holds_transformer(folder: Path) -> bool:
 
 
 def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(_is_transformer_name(file.name) for file in folder.iterdir())
+    return any(_is_transformer_name(name) for name in _names_in(folder))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names in a folder that nobody asked for by name: none where it may not be looked at."""
+    if not os.path.isdir(folder):
+        return []
+    try:
+        return list_folder(folder)
+    except CheckpointError as error:
+        logger.warning("LightX2V: not looked at: %s", error)
+        return []
 
 
 def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str]]:
@@ -276,7 +325,6 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         if found.second is not None:
             size = f"two experts, {size}: {found.title}"
         notes = [f"Not used: {failure}" for failure in failures]
-        notes += [found.note] if found.note else []
         return found, [f"The transformer is {candidate} ({scheme}, {size}): {why}.", *notes]
     if failures:
         raise failures[0]
@@ -285,8 +333,12 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
 
 def _list_candidates(path: Path, precision: str) -> list[Path]:
     """Return files or folders to take the transformer from, best first."""
-    if path.is_file():
+    if not os.path.isdir(path):
         return [path]
+    names = list_folder(path)
+    if precision != "auto" and os.path.isdir(path / PRECISION_FOLDERS[precision]):
+        # What is asked for by name has to be one that can be looked at.
+        list_folder(path / PRECISION_FOLDERS[precision])
     folders = {name: path / folder for name, folder in PRECISION_FOLDERS.items() if _holds_transformer(path / folder)}
     if precision in folders:
         return [folders[precision]]
@@ -302,23 +354,33 @@ def _list_candidates(path: Path, precision: str) -> list[Path]:
         return [path]
     if any(_find_files(_companion_folders(path, path), pattern) for pattern in (_TEXT_ENCODER_FILE, _VAE_FILE)):
         return []
-    raise _refuse(path, sorted(path.iterdir()))
+    raise _refuse(path, names)
 
 
-def _list_transformer_files(folder: Path) -> tuple[str, tuple[Path, ...]]:
-    """Return the layout of a folder and its transformer's files."""
-    names = sorted(file.name for file in folder.iterdir() if _is_transformer_name(file.name))
-    blocks = {int(match[1]): match[0] for name in names if (match := _BLOCK_FILE.fullmatch(name))}
-    if blocks or _NON_BLOCK_FILE in names:
-        first = [_NON_BLOCK_FILE] if _NON_BLOCK_FILE in names else []
-        return "blocks", tuple(folder / name for name in (*first, *(blocks[index] for index in sorted(blocks))))
+def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[Path, ...]]:
+    """Return the layout of a folder and its transformer's files; add to `notes` what is not taken of it."""
+    everything = list_folder(folder)
+    names = [name for name in everything if _is_transformer_name(name)]
+    numbered = [(int(match[1]), name) for name in names if (match := _BLOCK_FILE.fullmatch(name))]
+    non_block = [name for name in names if name.lower() == _NON_BLOCK_FILE]
+    if numbered or non_block:
+        blocks = dict(numbered)
+        if len(blocks) < len(numbered):
+            twice = next(name for index, name in numbered if blocks[index] != name)
+            raise CheckpointError(
+                f"{folder} has two files for one block: {twice} and {blocks[_number_of(twice)]}. Remove the one that "
+                "does not belong to it."
+            )
+        taken = [*non_block[:1], *(blocks[index] for index in sorted(blocks))]
+        _note_leftovers(folder, names, taken, notes)
+        return "blocks", tuple(folder / name for name in taken)
     if not names:
-        raise _refuse(folder, sorted(folder.iterdir()))
-    index_files = sorted(folder.glob("*.safetensors.index.json"))
+        raise _refuse(folder, everything)
+    index_files = [name for name in everything if name.lower().endswith(_INDEX_ENDING)]
     shards = [match for name in names if (match := _SHARD_FILE.fullmatch(name))]
     expected = set(names)
     if index_files:
-        expected = _read_shard_index(index_files[0])
+        expected = _read_shard_index(folder / index_files[0])
     elif shards:
         stem, number, total = shards[0].groups()
         expected = {f"{stem}-{i:0{len(number)}}-of-{total}.safetensors" for i in range(1, int(total) + 1)}
@@ -328,15 +390,36 @@ def _list_transformer_files(folder: Path) -> tuple[str, tuple[Path, ...]]:
             f"{folder} is incomplete: {len(absent)} of {len(expected)} files are missing ({', '.join(absent[:6])}). "
             "Download them again."
         )
+    _note_leftovers(folder, names, expected, notes)
     return ("single" if len(expected) == 1 else "sharded"), tuple(folder / name for name in sorted(expected))
+
+
+def _number_of(name: str) -> int:
+    match = _BLOCK_FILE.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], notes: list[str]) -> None:
+    leftovers = sorted(set(names) - set(taken))
+    if leftovers:
+        more = f" and {len(leftovers) - 3} more" if leftovers[3:] else ""
+        notes.append(
+            f"Of {folder} {', '.join(leftovers[:3])}{more} are not used: they are not part of the model that its other "
+            "files make. Choose one of them by its own name to use it."
+        )
 
 
 def _read_shard_index(path: Path) -> set[str]:
     try:
-        return set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = set(
+            json.loads(read_small(path, _MAX_INDEX_BYTES, "an index of safetensors shards"))["weight_map"].values()
+        )
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("it names files that are no files of its folder")
+        return names
+    except MALFORMED as error:
         raise CheckpointError(
-            f"{path} is not an index of safetensors shards ({error!r}). Download it again."
+            f"{path} is not an index of safetensors shards ({str(repr(error))[:200]}). Download it again."
         ) from error
 
 
@@ -354,31 +437,31 @@ def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]
         )
 
 
-def _refuse(path: Path, files: list[Path]) -> CheckpointError:
+def _refuse(path: Path, files: list[str]) -> CheckpointError:
     """Return the error for a path without a safetensors transformer, by the names of the files there."""
     expected = f"expected {_PARTS['transformer']}, as in {TRANSFORMER_FILES}."
     for pattern, kind, advice in _FOREIGN_FILES:
-        found = next((file.name for file in files if file.match(pattern)), None)
+        found = next((name for name in files if Path(name.lower()).match(pattern)), None)
         if found is not None:
             return CheckpointError(f"{path} holds no transformer to load: {found} is {kind}; {expected} {advice}")
-    there = f"found {', '.join(file.name for file in files[:4])}" if files else "it is empty"
+    there = f"found {', '.join(files[:4])}" if files else "it is empty"
     return CheckpointError(f"{path} holds no transformer to load: {there}; {expected}")
 
 
 def _companion_folders(path: Path, home: Path) -> list[Path]:
     """Return where text encoder, VAE and tokenizer may lie: beside the transformer, then in the same repository."""
     folders = [home]
-    repositories = [path] if path.is_dir() else []
-    if home.name in _COMPANION_FOLDERS and not path.is_file():
+    repositories = [path] if os.path.isdir(path) else []
+    if home.name in _COMPANION_FOLDERS and not os.path.isfile(path):
         repositories.append(home.parent)
     for repository in repositories:
         folders += [repository, *(repository / name for name in _COMPANION_FOLDERS)]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
 
 def _find_files(folders: Iterable[Path], pattern: re.Pattern[str]) -> list[Path]:
-    found = (sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name)) for folder in folders)
-    return [file for files in found for file in files if file.is_file()]
+    found = (folder / name for folder in folders for name in _names_in(folder) if pattern.fullmatch(name))
+    return [file for file in found if os.path.isfile(file)]
 
 
 def _choose_text_encoder(folders: Iterable[Path], precision: str) -> Path | None:
@@ -392,11 +475,11 @@ def _precision_in_name(file: Path) -> str:
 
 
 def _has_spiece(text_encoder: Path) -> bool:
-    return text_encoder.suffix == ".safetensors" and "spiece_model" in read_header(text_encoder)
+    return _is_safetensors(text_encoder.name) and find_spiece(read_header(text_encoder)) is not None
 
 
 def _is_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any(os.path.isfile(folder / name) for name in TOKENIZER_FILES)
 
 
 def _tokenizer_in(folder: Path) -> Path | None:

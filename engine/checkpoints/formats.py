@@ -18,7 +18,9 @@ from .checks import (
     Shape,
     block_indices,
     describe_blocks,
+    describe_others,
     detect_scheme,
+    find_others,
     find_prefix,
     missing_indices,
     read_sizes,
@@ -70,6 +72,7 @@ class TransformerFormat:
     prefix: str
     """Stripped from every tensor name, e.g. `model.diffusion_model.`."""
     architecture: WanArchitecture
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +94,8 @@ class TextEncoderFormat:
     num_buckets: int
     vocab_size: int
     """Rows of the embedding; the tokenizer may have fewer pieces."""
-    has_spiece: bool
-    """The file holds its SentencePiece tokenizer as the uint8 tensor `spiece_model`."""
+    spiece: str | None
+    """Whole name of the uint8 tensor in which the file holds its SentencePiece tokenizer."""
     notes: tuple[str, ...]
 
 
@@ -113,7 +116,9 @@ class VaeFormat:
 
 
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
-_TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.")
+_TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.", "text_encoders.umt5xxl.transformer.")
+# Of a text encoder's file that holds the whole T5.
+_OF_WHOLE_T5 = re.compile(r"decoder\.|lm_head\.|encoder\.embed_tokens\.")
 _VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 
 # Blocks of the published models by width: missing last blocks do not show in names or shapes.
@@ -215,7 +220,8 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
     Raises:
         CheckpointError: another kind of model, an incomplete one, or weights without their scales.
     """
-    prefix = find_prefix(header, _TRANSFORMER_PREFIXES, r"patch_embedding\.weight|blocks\.\d+\.modulation")
+    block = r"blocks\.\d+\.modulation"
+    prefix = find_prefix(header, _TRANSFORMER_PREFIXES, rf"patch_embedding\.weight|{block}", source, block)
     if prefix is None:
         refuse_kind(header, source, wanted="transformer")
     named = strip_prefix(header, prefix)
@@ -226,13 +232,8 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
         )
     num_layers = len(block_indices(named, "blocks"))
-    has_image_branch = any(map(_IMAGE_BRANCH.match, named))
-    shapes = {
-        **_TRANSFORMER_SHAPES,
-        **(_IMAGE_SHAPES if has_image_branch else {}),
-        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
-    }
-    expected = _expand_blocks(shapes, num_layers)
+    has_image_branch = _has_image_branch(named)
+    expected = _transformer_tensors(named, num_layers)
     scheme, scale_suffix = detect_scheme(named, expected, source, wanted="transformer")
     sizes = read_sizes(named, expected, source)
     in_dim, out_dim = sizes["in_dim"], sizes["out_dim"]
@@ -242,12 +243,35 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
             f"{source} takes {in_dim} and returns {out_dim} latent channels{branch}; expected {_IN_DIMS[0]} "
             f"(text-to-video) or {_IN_DIMS[1]} (image-to-video) and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
         )
+    others = find_others(named, expected, scale_suffix)
     return TransformerFormat(
+        notes=(describe_others(others, source),) if others else (),
         precision=scheme,
         scale_suffix=scale_suffix,
         prefix=prefix,
         architecture=WanArchitecture(num_layers=num_layers, num_heads=max(1, sizes["dim"] // 128), **sizes),
     )
+
+
+def keep_known(header: Header, layout: TransformerFormat) -> Header:
+    """Return a transformer's tensors (names without prefix) without those that nothing reads."""
+    expected = _transformer_tensors(header, layout.architecture.num_layers)
+    others = set(find_others(header, expected, layout.scale_suffix))
+    return {name: info for name, info in header.items() if name not in others}
+
+
+def _has_image_branch(named: Header) -> bool:
+    return any(map(_IMAGE_BRANCH.match, named))
+
+
+def _transformer_tensors(named: Header, num_layers: int) -> dict[str, Shape]:
+    """Return every tensor that the transformer has whose names these are, and its shape."""
+    shapes = {
+        **_TRANSFORMER_SHAPES,
+        **(_IMAGE_SHAPES if _has_image_branch(named) else {}),
+        **(_POSITION_SHAPES if _POSITION_SHAPES.keys() & named.keys() else {}),
+    }
+    return _expand_blocks(shapes, num_layers)
 
 
 def find_missing_blocks(header: Header) -> list[int]:
@@ -267,7 +291,7 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
         CheckpointError: another kind of model, an incomplete one, or INT8 weights without scales.
     """
     query = r"blocks\.\d+\.attn\.q\.weight|encoder\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight"
-    prefix = find_prefix(header, _TEXT_ENCODER_PREFIXES, query)
+    prefix = find_prefix(header, _TEXT_ENCODER_PREFIXES, query, source)
     if prefix is None:
         refuse_kind(header, source, wanted="text encoder")
     named = strip_prefix(header, prefix)
@@ -278,7 +302,8 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
             f"{source} is a T5 v1.1 encoder, as Flux and SD3 use (only its first block has a relative_attention_bias); "
             f"expected {WANTED['text encoder']}. Use {USABLE_FILES['text encoder']}."
         )
-    width = next((named[name].shape[-1] for name in ("shared.weight", "token_embedding.weight") if name in named), 0)
+    embeddings = [named[name] for name in ("shared.weight", "token_embedding.weight") if name in named]
+    width = next((info.shape[-1] for info in embeddings if info.shape), 0)
     missing = missing_indices(present, _NUM_TEXT_BLOCKS.get(width, 0))
     if missing:
         raise CheckpointError(f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again.")
@@ -291,9 +316,12 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
             f"{source} has attention of {d_kv * sizes['num_heads'] + rest} columns for {sizes['num_heads']} heads; "
             f"expected a multiple. Use {USABLE_FILES['text encoder']}."
         )
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if scheme == "fp8" and scale_suffix is None:
-        notes = (f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.",)
+        notes.append(f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+    others = [name for name in find_others(named, expected, scale_suffix) if not _OF_WHOLE_T5.match(name)]
+    if others:
+        notes.append(describe_others(others, source))
     return TextEncoderFormat(
         naming=naming,
         precision=scheme,
@@ -301,10 +329,25 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
         prefix=prefix,
         num_layers=len(present),
         d_kv=d_kv,
-        has_spiece="spiece_model" in header,
-        notes=notes,
+        spiece=find_spiece(header),
+        notes=tuple(notes),
         **sizes,
     )
+
+
+def find_spiece(header: Header) -> str | None:
+    """Return the name under which a text encoder's file, or one of a whole model, holds a SentencePiece model."""
+    return next((name for name in header if re.fullmatch(r"(.*\.)?spiece_model", name)), None)
+
+
+def holds_text_encoder(header: Header) -> bool:
+    """Say whether a file of several models holds ComfyUI's UMT5 encoder."""
+    return any(name.startswith(_TEXT_ENCODER_PREFIXES[-1]) for name in header)
+
+
+def holds_vae(header: Header) -> bool:
+    """Say whether a file of several models holds a Wan VAE under a name of its own."""
+    return any(f"{prefix}decoder.middle.0.residual.0.gamma" in header for prefix in _VAE_PREFIXES if prefix)
 
 
 def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
@@ -313,7 +356,7 @@ def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
     Raises:
         CheckpointError: another kind of model, or a VAE whose latents are not Wan2.1's.
     """
-    prefix = find_prefix(header, _VAE_PREFIXES, r"decoder\.middle\.0\.residual\.0\.gamma")
+    prefix = find_prefix(header, _VAE_PREFIXES, r"decoder\.middle\.0\.residual\.0\.gamma", source)
     if prefix is None:
         refuse_kind(header, source, wanted="VAE")
     named = strip_prefix(header, prefix)
@@ -333,7 +376,8 @@ def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
         )
     stages, temporal = _read_decoder_stages(named, source)
     base_dim = sizes["base_dim"]
-    if len({len(stage) for stage in stages}) > 1 or any(len({*stage}) > 1 or stage[0] % base_dim for stage in stages):
+    is_even = len({len(stage) for stage in stages}) == 1 and all(len({*stage}) == 1 for stage in stages)
+    if not base_dim or not is_even or any(stage[0] % base_dim for stage in stages):
         raise CheckpointError(
             f"{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
             f"Use {USABLE_FILES['VAE']}."

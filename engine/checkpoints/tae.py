@@ -122,7 +122,7 @@ def detect_tae(header: Header) -> TaeFormat | None:
 def _find_encoder(header: Header) -> int:
     """Return the width of the encoder in a file; 0 where there is none, or not a whole one."""
     head = header.get(f"encoder.{ENCODER_INPUT_LAYER}.weight")
-    if head is None:
+    if head is None or not head.shape:
         return 0
     width = head.shape[0]
     expected = TaeFormat(widths=(0, 0, 0, 0), encoder_width=width).encoder_shapes()

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .disk import Stamp, check_unchanged
 from .formats import TransformerFormat
 from .header import Header
+from .names import path_promises_distilled
 
 # In the order in which they compute.
 EXPERTS = ("high", "low")
@@ -40,7 +42,11 @@ class TransformerFiles:
     num_bytes: int
     """Bytes of all tensors."""
     header: Header = field(repr=False, compare=False)
-    """Of all files together, without the prefix."""
+    """Of all files together, without the prefix and without tensors that nothing reads."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should know of the files, one sentence each."""
+    stamps: tuple[Stamp, ...] = ()
+    """Of the files, when they were looked at."""
     noise: str = ""
     """high | low: the expert of Wan2.2 that it is; "" where it is none, or its name does not say."""
     second: TransformerFiles | None = None
@@ -50,6 +56,17 @@ class TransformerFiles:
     def experts(self) -> tuple[TransformerFiles, ...]:
         """This one, and the other of a pair, in the order in which they compute."""
         return (self,) if self.second is None else (self, self.second)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file is not as it was."""
+        for each in self.experts:
+            for file, before in zip(each.files, each.stamps, strict=True):
+                check_unchanged(file, before)
+
+    @property
+    def promises_distilled(self) -> bool:
+        """Whether a name says that it works in four steps; nothing inside the files does."""
+        return path_promises_distilled(self.files[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,10 +99,12 @@ class TransformerFiles:
         return own if self.second is None else f"{own} and {self.second.title}"
 
     @property
-    def note(self) -> str:
-        """What is to be said of an expert that is used alone; "" of everything else."""
-        if self.second is not None or not self.noise:
-            return ""
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of them, one sentence each: notes of all, and that an expert is used alone."""
+        notes = tuple(dict.fromkeys(note for each in self.experts for note in each.notes))
+        return (*notes, self._alone()) if self.second is None and self.noise else notes
+
+    def _alone(self) -> str:
         other = EXPERTS[1 - EXPERTS.index(self.noise)]
         return (
             f"{self.title} is the {self.noise}-noise expert of Wan2.2 alone, which is for {_PART[self.noise]} of the "

@@ -5,9 +5,6 @@ What the names mean is checkpoints/formats.py; what is done with the tensors, th
 
 from __future__ import annotations
 
-import errno
-import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from .disk import first_line, is_short_of_memory, unreadable
 from .header import TensorInfo, read_header
+from .pth import is_pth, load_pth
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -33,13 +32,6 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-# How the system refuses memory: Linux, torch's allocator, and Windows, whose sentence is in the user's language.
-_MEMORY_WORDS = re.compile(
-    r"cannot allocate memory|can't allocate memory|not enough memory|paging file"
-    r"|(?:os error |error code: <|winerror )1455\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,7 @@ class PthWeights(Weights):
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path
         self._prefix = prefix
-        self._tensors: dict[str, torch.Tensor] | None = _load_pth(path)
+        self._tensors: dict[str, torch.Tensor] | None = load_pth(path)
         self.header = {
             name[len(prefix) :]: TensorInfo(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
@@ -139,7 +131,7 @@ class PthWeights(Weights):
         # By a name of its own, as another thread may close it.
         tensors = self._tensors
         if tensors is None:
-            tensors = self._tensors = _load_pth(self._path)
+            tensors = self._tensors = load_pth(self._path)
         return tensors[self._prefix + name]
 
     def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
@@ -155,7 +147,7 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
     Raises:
         CheckpointError: a file is missing, damaged, or not plain tensors, or there is no memory to map it.
     """
-    if len(files) == 1 and files[0].suffix in {".pth", ".pt"}:
+    if len(files) == 1 and is_pth(files[0]):
         return PthWeights(files[0], prefix)
     return SafetensorsWeights(files, prefix)
 
@@ -164,51 +156,8 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
-        if _is_short_of_memory(error):
-            raise _memory_refusal(path, error) from error
+        if isinstance(error, OSError) or is_short_of_memory(error):
+            raise unreadable(path, error) from error
         raise CheckpointError(
-            f"{path} cannot be read: {_first_line(error)}. It changed since it was opened; download it again."
+            f"{path} cannot be read: {first_line(error)}. It changed since it was opened; download it again."
         ) from error
-
-
-def _load_pth(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing or not a file. Check the name.")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
-            f"accepted). Use the original file or a .safetensors version of it. Detail: {_first_line(error)}"
-        ) from error
-    except (MemoryError, RuntimeError, EOFError, ValueError) as error:
-        if _is_short_of_memory(error):
-            raise _memory_refusal(path, error) from error
-        raise CheckpointError(
-            f"{path} cannot be read as a PyTorch file: {_first_line(error)} It is probably truncated or an old pickle; "
-            "download it again or use a .safetensors version of it."
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        kind = "nested data" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(
-            f"{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
-        )
-    return loaded
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    """Say whether the system refused RAM or room in its page file; the file is fine then."""
-    is_refused = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    return is_refused or _MEMORY_WORDS.search(str(error)) is not None
-
-
-def _memory_refusal(path: Path, error: Exception) -> CheckpointError:
-    said = _first_line(error) or type(error).__name__
-    return CheckpointError(
-        f"{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other programs; "
-        "on Windows, enlarge the page file."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

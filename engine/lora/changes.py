@@ -41,6 +41,8 @@ class Lora:
     changes: tuple[Change, ...]
     tensors: Mapping[str, torch.Tensor]
     report: LoraReport
+    may_distill: bool = True
+    """Whether it may make of a model one of a few steps: False where its name is known and does not say so."""
     _digests: dict[tuple[str, ...], bytes] = field(default_factory=dict)
 
     def read(self, name: str) -> torch.Tensor:

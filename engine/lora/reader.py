@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -13,15 +14,23 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.disk import read_small, stamp
 from ..checkpoints.header import Header, read_metadata
 from ..checkpoints.kinds import identify_kind
+from ..checkpoints.names import promises_distilled
+from ..checkpoints.pth import is_pth
 from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
-from ..errors import CheckpointError
+from ..errors import MALFORMED, CheckpointError
 from .changes import Change, Lora, fits
 from .keys import Foreign, Name, Spellings
 from .report import LoraReport
 
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# Of adapter_config.json, which names modules.
+_MAX_CONFIG_BYTES = 4 * 2**20
+_MAX_REPEATS = 3
+# Metadata in which training tools say what a file is.
+_TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name", "ss_base_model_version")
 _EXPECTED = (
     "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, diff_m) of a "
     "Wan2.1 transformer"
@@ -39,7 +48,6 @@ _IMAGE_INPUT = "an input of 36 channels (image to video)"
 _OTHER_SHAPE = "another shape"
 OTHER_EXPERT = "the {expert}-noise expert of Wan2.2"
 _NAMED_EXPERT = re.compile(r"(high|low)[ _-]?noise", re.IGNORECASE)
-_DISTILLED = re.compile(r"distill|lightx2v|lightning|\d[ _-]?steps?\b|causvid|accvid", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +76,26 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
         CheckpointError: the file is damaged or no LoRA, holds what cannot be applied exactly (LoHa, LoKr, DoRA ...), or
             is for another model, so that nothing applies.
     """
-    if path.suffix.lower() in (".pt", ".pth", ".bin"):
+    if is_pth(path):
         weights: Weights = PthWeights(path)
         metadata: dict[str, str] = {}
     else:
         weights, metadata = SafetensorsWeights([path]), read_metadata(path)
-    status = path.stat()
-    reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, is_expert=is_expert)
+    size, changed = stamp(path)
+    titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
+    reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
     changes = reading.changes(expert, _peft_scale(path, metadata, weights.header), lambda name: weights[name])
     report = reading.report(path.name, changes)
     weights.close()
-    identity = (str(path), status.st_size, status.st_mtime_ns, expert)
-    return Lora(identity=identity, title=path.name, changes=tuple(changes), tensors=weights, report=report)
+    identity = (str(path), size, changed, expert)
+    return Lora(
+        identity=identity,
+        title=path.name,
+        changes=tuple(changes),
+        tensors=weights,
+        report=report,
+        may_distill=promises_distilled(titles),
+    )
 
 
 def lora_of_patches(patches: Sequence[Patch], model: Header, *, title: str, identity: Hashable) -> Lora:
@@ -150,8 +166,16 @@ def _is_pair(down: Sequence[int], up: Sequence[int]) -> bool:
 class _Reading:
     """One file being read."""
 
-    def __init__(self, subject: str, header: Header, spellings: Spellings, model: Header, *, is_expert: bool) -> None:
+    def __init__(
+        self, subject: str, header: Header, spellings: Spellings, model: Header, titles: str, *, is_expert: bool
+    ) -> None:
+        """Args:
+        subject: of sentences.
+        titles: the file's name, and what it is called in itself.
+        is_expert: see read_lora.
+        """
         self.subject = subject
+        self._titles = titles
         self._is_expert = is_expert
         self._header = header
         self._model = model
@@ -304,13 +328,13 @@ class _Reading:
                 "It is a LoRA for image to video; this checkpoint is text to video and has no image branch. The rest "
                 "applies."
             )
-        expert = _NAMED_EXPERT.search(self.subject)
+        expert = _NAMED_EXPERT.search(self._titles)
         if expert and not self._is_expert:
             self._notes.append(
                 f"Its name says that it is for the {expert[1].lower()}-noise expert of Wan2.2; a Wan2.1 checkpoint has "
                 "the same layers, and other weights."
             )
-        if _DISTILLED.search(self.subject):
+        if promises_distilled(self._titles):
             self._notes.append(
                 "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
             )
@@ -367,17 +391,18 @@ def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Call
     ss_network_alpha, is in `.alpha` or folded into the weights.
     """
     config: Any = None
+    beside = path.parent / "adapter_config.json"
     try:
         if "lora_adapter_metadata" in metadata:
             flat = json.loads(metadata["lora_adapter_metadata"])
             config = {name.removeprefix("transformer."): value for name, value in flat.items()}
-        elif any(".lora_A" in name for name in header) and (path.parent / "adapter_config.json").is_file():
-            config = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
+        elif any(".lora_A" in name for name in header) and os.path.isfile(beside):
+            config = json.loads(read_small(beside, _MAX_CONFIG_BYTES, "the settings of PEFT"))
         if config is None or config.get("lora_alpha") is None:
             return None
         alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
-        alphas = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        alphas = {_pattern(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
+    except (*MALFORMED, re.error) as error:
         raise CheckpointError(
             f"The PEFT settings of LoRA {path.name} cannot be read ({error}): adapter_config.json beside it, or "
             "lora_adapter_metadata in it. Download it again."
@@ -385,10 +410,17 @@ def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Call
 
     def scale(name: str, rank: int) -> float:
         module = name.partition(".lora_")[0]
-        own = next((value for pattern, value in alphas.items() if re.fullmatch(rf"(.*\.)?{pattern}", module)), alpha)
+        own = next((value for pattern, value in alphas.items() if pattern.fullmatch(module)), alpha)
         return own / (math.sqrt(rank) if is_rs else rank)
 
     return scale
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Return PEFT's pattern of modules; without what could take for ever to be looked for."""
+    if re.search(r"\)[*+?{]", name) or len(re.findall(r"[*+{]", name)) > _MAX_REPEATS:
+        raise ValueError(f"a pattern {name[:80]!r}")
+    return re.compile(rf"(.*\.)?{name}")
 
 
 def _check_factor(factor: float, what: str) -> None:

@@ -21,8 +21,8 @@ from .units import Finish, Source, Unit
 class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
-    `check_interrupt` is asked before every unit and while one is waited for; set it before each pass, and `course.then`
-    too where there are several experts.
+    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it. `course.then` is to be
+    set before each pass where there are several experts.
     """
 
     def __init__(self, residence: Residence, device: torch.device, course: Course | None = None) -> None:
@@ -32,6 +32,19 @@ class WeightStreamer:
         self._device = device
         self._streams: Any = getattr(torch, device.type)
         self._launched: deque[Any] = deque()
+        self._on_unit: Callable[[int], None] = lambda index: None
+
+    def start_pass(self, hooks: Hooks, units: Sequence[Unit], first: int = 0) -> None:
+        """Report a pass over these units, of which the first has this number, to hooks."""
+        self.check_interrupt = hooks.check_interrupt
+        blocks = units[-1].block + 1
+
+        def on_unit(index: int) -> None:
+            index -= first
+            if index + 1 == len(units) or units[index + 1].block != units[index].block:
+                hooks.on_block(units[index].block + 1, blocks)
+
+        self._on_unit = on_unit
 
     @property
     def moved_bytes(self) -> int:
@@ -45,6 +58,7 @@ class WeightStreamer:
         yield self.residence.acquire(index, self.check_interrupt)
         self.residence.release(index, self.check_interrupt)
         self.keep_pace()
+        self._on_unit(index)
 
     def keep_pace(self) -> None:
         """Wait until at most one unit is waiting on the GPU, so that Cancel stops within a block."""
@@ -73,9 +87,9 @@ class ExpertUnits:
     def check_interrupt(self) -> Callable[[], None]:
         return self._streamer.check_interrupt
 
-    @check_interrupt.setter
-    def check_interrupt(self, check: Callable[[], None]) -> None:
-        self._streamer.check_interrupt = check
+    def start_pass(self, hooks: Hooks, units: Sequence[Unit]) -> None:
+        """Report a pass over these units to hooks."""
+        self._streamer.start_pass(hooks, units, self._first)
 
     @property
     def moved_bytes(self) -> int:

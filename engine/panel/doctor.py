@@ -34,6 +34,8 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
+from ..checkpoints.transformers import noise_of
+from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from .advice import Advice, rank_files
@@ -90,6 +92,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
+        _examine_loras(models_dir),
         *_examine_checkpoints(checkpoints, machine, files),
     ]
 
@@ -266,6 +269,19 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     return [Item(name="File for this card", state=OK, found=found)]
 
 
+def _examine_loras(models_dir: Path) -> Item:
+    """Name the published LoRAs that distill a model, and which are here."""
+
+    def describe(lora: Variant) -> str:
+        is_here = all((models_dir / part.folder / part.patterns[0]).is_file() for part in lora.parts)
+        return f"{lora.name} {'here' if is_here else f'{lora.num_bytes / 1e9:.2g} GB'}"
+
+    found = "for a Wan model that is not distilled, with LightX2V LoRA: " + ", ".join(
+        map(describe, PUBLISHED_LORAS.values())
+    )
+    return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
+
+
 def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:
     if not checkpoints:
         remedy = _DOWNLOAD.format(variant=files[0].variant.name)
@@ -273,13 +289,19 @@ def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, file
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
-        if not _has_parts(name, checkpoints)
+        if not _has_parts(name, checkpoints) and not _is_part(name, checkpoints)
     ]
 
 
 def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
     """Whether a name is a repository whose precision folders are in the list themselves."""
     return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
+
+
+def _is_part(name: str, checkpoints: Mapping[str, Path]) -> bool:
+    """Whether a name is an expert's folder in one that is in the list as both."""
+    folder, _, own = name.rpartition("/")
+    return folder in checkpoints and bool(noise_of(Path(own)))
 
 
 def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
@@ -293,8 +315,8 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
     if checkpoint.missing:
         return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
-    if checkpoint.transformer is not None and checkpoint.transformer.note:
-        return Item(name=name, state=WARN, found=found, remedy=checkpoint.transformer.note)
+    if checkpoint.transformer is not None and checkpoint.transformer.warnings:
+        return Item(name=name, state=WARN, found=found, remedy=" ".join(checkpoint.transformer.warnings))
     return Item(name=name, state=OK, found=found)
 
 

@@ -12,7 +12,7 @@ from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.files import AUTO_SECOND, NO_SECOND
-from ..checkpoints.published import PUBLISHED, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..lora.experts import EXPERT_CHOICES
@@ -80,6 +80,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             batch=given.get("batch", 1),
         ),
         steps=given.get("steps", DISTILL_STEPS),
+        has_own_sampler=given.get("has_own_sampler") == "1",
     )
     return asdict(forecast(question))
 
@@ -155,6 +156,9 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         }
         for advice in doctor.rank_files_here()
     ]
+    variants += [
+        {"name": lora.name, "summary": lora.summary, "num_bytes": lora.num_bytes} for lora in PUBLISHED_LORAS.values()
+    ]
     return {"variants": variants, "progress": asdict(_downloads.progress)}
 
 
@@ -196,6 +200,7 @@ PLAN = routes.Route(
         "frames": number(int, 1, 4097),
         "batch": number(int, 1, 4096),
         "steps": number(int, 1, 50),
+        "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
         **{f"{name}_expert": choice(*EXPERT_CHOICES) for name in _LORAS},
@@ -211,7 +216,7 @@ DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
 DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
 DOWNLOAD = routes.Route(
-    name="download", method="POST", fields={"variant": choice("", *PUBLISHED)}, answer=start_download
+    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )
 
 

@@ -49,6 +49,8 @@ class Question:
     """What is put on the transformer, at any strength but 0, and on which expert."""
     clip: Clip
     steps: int = 4
+    has_own_sampler: bool = False
+    """Whether a sampler of the host runs it, whose steps and cfg the user chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,8 @@ class Forecast:
     """No such model is there."""
     missing: tuple[str, ...] = ()
     """Parts that the checkpoint lacks, one sentence each."""
-    notes: tuple[str, ...] = ()
-    """What a user may have meant otherwise, one sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What may make the picture another one than is meant, one sentence each."""
 
 
 def forecast(question: Question) -> Forecast:
@@ -116,7 +118,7 @@ def forecast(question: Question) -> Forecast:
         return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
         answer = replace(answer, ok=False, sentence=" ".join(missing))
-    return replace(answer, missing=missing, notes=(files.note,) if files.note else ())
+    return replace(answer, missing=missing)
 
 
 def describe_lora(question: Question) -> tuple[bool, str]:
@@ -185,6 +187,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         loras=tuple(str(lora.report) for lora in loras),
         reasons=backends.reasons,
         tokens=question.clip.tokens,
+        warnings=(*files.warnings, *([handle.doubts] if handle.doubts and not question.has_own_sampler else [])),
     )
     try:
         plan = handle.room(host).plan_run(sizes)

@@ -40,9 +40,18 @@ def _ramp(length: int, share: float) -> torch.Tensor:
 
 
 def part_of(hooks: Hooks, index: int, count: int) -> Hooks:
-    """Return hooks whose progress is that of part `index` of `count` equal parts."""
+    """Return hooks whose progress is that of part `index` of `count` equal parts, one after the other."""
 
     def on_progress(done: int, total: int, what: str) -> None:
         hooks.on_progress(index * total + done, count * total, what)
+
+    return replace(hooks, on_progress=on_progress)
+
+
+def tile_of(hooks: Hooks, index: int, count: int) -> Hooks:
+    """Return hooks whose progress is that of tile `index` of `count`, in whole frames of the clip."""
+
+    def on_progress(done: int, total: int, what: str) -> None:
+        hooks.on_progress((index * total + done) // count, total, what)
 
     return replace(hooks, on_progress=on_progress)

@@ -15,7 +15,7 @@ from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoDecoder
 from ..memory.tiles import Tile, split_axis
 from ..shapes import video_shape
-from .blending import fade, part_of, pixels
+from .blending import fade, pixels, tile_of
 
 
 def decode_video(
@@ -33,7 +33,7 @@ def decode_video(
         decoder: loaded decoder of either engine.
         latents: [16, T, h, w] normalized, any device.
         tile: size and overlap of spatial tiles; None, or a tile no smaller than the clip, decodes whole.
-        hooks: progress counts the chunks of all tiles; the interrupt is checked before each.
+        hooks: progress counts frames; the interrupt is checked before each chunk.
         out: where the frames go, like what is returned.
         pins_frames: let frames come from a GPU through page-locked RAM.
 
@@ -55,7 +55,7 @@ def decode_video(
         rows, columns = fade(row, row_stride, share), fade(column, column_stride, share)
         weights = rows[:, None, None] * columns[:, None]
         part = features[..., row.start : row.stop, column.start : column.stop]
-        _fill(target, decoder, part, weights.to(decoder.device), part_of(hooks, index, len(tiles)), pins_frames)
+        _fill(target, decoder, part, weights.to(decoder.device), tile_of(hooks, index, len(tiles)), pins_frames)
     # Weights of neighbours add up to 1 only within float32 rounding.
     return video.clamp_(0, 1)
 
@@ -77,6 +77,7 @@ def _fill(
         else:
             place += frames
         done += len(frames)
+        hooks.on_progress(done, len(target), "decoding frames")
     assert done == len(target), f"decoder gave {done} frames of {len(target)}"
 
 

@@ -6,6 +6,7 @@ transformers. The schedule is stages/schedule.py; batches, latent normalization 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -94,7 +95,7 @@ def run_steps(
         schedule: sigmas and timesteps.
         steps: indices of the steps to do.
         method: "lcm" or "euler".
-        hooks: interrupt check before every step and block, `on_step` after every step.
+        hooks: interrupt check before every step and block, `on_step_start` before and `on_step` after every step.
 
     Raises:
         NonFiniteLatentsError: a step produced NaN or infinity.
@@ -103,6 +104,7 @@ def run_steps(
     latents = state.latents.to(between_steps).to(torch.float32)
     for index in steps:
         hooks.check_interrupt()
+        hooks.on_step_start(index + 1, schedule.steps)
         flow = transformer.predict_flow(latents, schedule.timesteps[index], conditioning, hooks).to(torch.float32)
         clean = latents - schedule.sigmas[index] * flow
         sigma_next = schedule.sigmas[index + 1]
@@ -130,7 +132,20 @@ def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Tra
     facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
     raise NonFiniteLatentsError(
         f"Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
-        f"would be black or noise. Running: {facts}. Set attention to 'sdpa', then compile to 'off', then offload to "
-        "'block' to rule out a kernel, then check that the checkpoint is complete (the loader's log line says what it "
-        "resolved)."
+        f"would be black or noise. Running: {facts}. {_advice(transformer.describe())}"
     )
+
+
+# What rules a kernel out: the report's name of it, what is plain already, what to set.
+_PLAINER = (
+    ("attention", ("sdpa",), "attention to 'sdpa'"),
+    ("ops", ("torch",), "compile to 'off'"),
+    ("offload", ("block", "none"), "offload to 'block'"),
+)
+
+
+def _advice(running: Mapping[str, Any]) -> str:
+    """Return what to try, without what is so already."""
+    settings = [advice for name, plain, advice in _PLAINER if running.get(name) not in plain]
+    check = "heck the checkpoint in the doctor: a damaged file does this, and `python tools/download.py get` mends it."
+    return f"Set {', then '.join(settings)} to rule out a kernel, then c{check}" if settings else f"C{check}"

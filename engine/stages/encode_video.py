@@ -16,7 +16,7 @@ from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoEncoder
 from ..memory.tiles import Tile, split_axis
 from ..shapes import cells
-from .blending import fade, part_of, pixels
+from .blending import fade, pixels, tile_of
 
 
 def encode_video(
@@ -33,13 +33,13 @@ def encode_video(
         encoder: loaded encoder.
         frames: [F, H, W, 3] in [0, 1], any device and float type, as crop_to_cells returns them.
         tile: size and overlap of spatial tiles; None, or a tile no smaller than the clip, encodes whole.
-        hooks: progress counts the latent frames of all tiles; the interrupt is checked before each frame.
+        hooks: progress counts frames; the interrupt is checked before each.
         pins_frames: let frames go to a GPU through page-locked RAM.
 
     Returns:
         [16, T, h, w] float32 CPU, the mean, un-normalized as in a LATENT.
     """
-    _, row_stride, column_stride = VAE_STRIDE
+    stride, row_stride, column_stride = VAE_STRIDE
     num_latents, height, width = cells(frames.shape[:3])
     tiles = list(product(split_axis(height, tile), split_axis(width, tile)))
     share = encoder.blend_share
@@ -48,7 +48,7 @@ def encode_video(
         part, tile_hooks = frames[:, pixels(row, row_stride), pixels(column, column_stride)], hooks
         weights: torch.Tensor | None = None
         if len(tiles) > 1:
-            tile_hooks = part_of(hooks, index, len(tiles))
+            tile_hooks = tile_of(hooks, index, len(tiles))
             weights = (fade(row, 1, share)[:, None, None] * fade(column, 1, share)[:, None]).to(encoder.device)
         for done, found in enumerate(encoder.encode_frames(_on_device(part, encoder.device, hooks, pins_frames))):
             if features is None:
@@ -58,7 +58,7 @@ def encode_video(
                 place.copy_(found)
             else:
                 place += found * weights
-            tile_hooks.on_progress(done + 1, num_latents, "encoding frames")
+            tile_hooks.on_progress(1 + stride * done, len(frames), "encoding frames")
     assert features is not None, "the encoder gave nothing"
     return encoder.finish(features, hooks).contiguous().cpu()
 

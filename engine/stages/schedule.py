@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from ..constants import DISTILL_STEP_LIST, DISTILL_STEPS, NUM_TRAIN_TIMESTEPS
 
-# Samplers hand noise levels on in fp32, and as timesteps.
-_TOLERANCE = 1e-5
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -73,12 +70,6 @@ def experts_of(sigmas: Sequence[float], shift: float, high_steps: int | None = N
         done = round(total * (1 - first))
     boundary = int(round(total) / 2 + 0.5) if high_steps is None else high_steps
     return [int(done + index >= boundary) for index in range(steps)]
-
-
-def step_of(sigma: float, sigmas: Sequence[float]) -> int:
-    """Return the step that a noise level is computed in: the last one that begins at it or above."""
-    begun = [index for index, each in enumerate(sigmas[:-1]) if each >= sigma - _TOLERANCE]
-    return begun[-1] if begun else 0
 
 
 def _float32(value: float) -> float:

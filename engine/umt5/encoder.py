@@ -6,7 +6,6 @@ length, padding and truncation are stages/encode.py.
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,8 +20,6 @@ from ..interfaces import Hooks
 from .linear import StoredLinear
 from .model import TextModel
 from .tokenizer import END_TOKEN, Tokenizer, clean_text, open_spiece, open_tokenizer
-
-logger = logging.getLogger(__name__)
 
 # Threads that read a file: a drive is faster with several.
 _NUM_READERS = 8
@@ -62,8 +59,6 @@ class Umt5Encoder:
         self._dtype = _compute_dtype(self._device)
         if self._model is None:
             hooks.check_interrupt()
-            for note in self._files.format.notes:
-                logger.info("LightX2V: %s", note)
             weights = open_weights([self._files.path], self._files.format.prefix)
             self._embedding = weights[_file_name("shared.weight", self._files.format.naming)]
             self._model = _build_model(self._files.format, weights)
@@ -120,7 +115,7 @@ def _open_tokenizer(files: TextEncoderFiles) -> Tokenizer:
     if files.tokenizer is not None:
         return open_tokenizer(files.tokenizer)
     weights = open_weights([files.path])
-    model = weights["spiece_model"].numpy().tobytes()
+    model = weights[files.format.spiece or "spiece_model"].numpy().tobytes()
     weights.close()
     return open_spiece(model, f"{files.path} (spiece_model)")
 

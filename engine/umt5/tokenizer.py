@@ -9,20 +9,32 @@ whether they become bytes, as with sentencepiece, or <unk>; Wan reads `tokenizer
 from __future__ import annotations
 
 import html
+import json
+import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ..checkpoints.files import TOKENIZER_FILES
-from ..errors import CheckpointError, MissingDependencyError
+from ..checkpoints.vocabulary import (
+    EXPECTED_TOKENIZER,
+    TOKENIZER_FILES,
+    damaged_tokenizer,
+    read_tokenizer,
+    tokenizer_file,
+)
+from ..errors import MALFORMED, CheckpointError, MissingDependencyError
 
 Tokenizer = Callable[[str], list[int]]
 """Cleaned text to piece ids, without the end token."""
 
+# How many times as long rules of a tokenizer.json may make a text; UMT5's make it no longer.
+_MAX_GROWTH = 64
 # Id of "</s>" in every T5 vocabulary.
 END_TOKEN = 1
 
-_EXPECTED = "expected the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)"
+_EXPECTED = f"expected {EXPECTED_TOKENIZER}"
 
 
 def clean_text(text: str) -> str:
@@ -50,17 +62,15 @@ def open_tokenizer(path: Path) -> Tokenizer:
     Raises:
         CheckpointError: neither file is there, or it is damaged, or it is not a T5 tokenizer.
     """
-    file = path
-    if path.is_dir():
-        file = next((path / name for name in TOKENIZER_FILES if (path / name).is_file()), path)
-    if not file.is_file():
+    file = tokenizer_file(path)
+    if not os.path.isfile(file):
         raise CheckpointError(
             f"No tokenizer in {path}: found neither {' nor '.join(TOKENIZER_FILES)}; {_EXPECTED}. Download that folder "
             "from the model page and put it beside the text encoder, or choose another tokenizer."
         )
-    if file.suffix == ".json":
+    if file.suffix.lower() == ".json":
         return _open_json(file)
-    return open_spiece(file.read_bytes(), str(file))
+    return open_spiece(read_tokenizer(file), str(file))
 
 
 def open_spiece(model: bytes, source: str) -> Tokenizer:
@@ -74,9 +84,10 @@ def open_spiece(model: bytes, source: str) -> Tokenizer:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except RuntimeError as error:
-        raise _damaged(source, error) from error
-    _check_end_token(source, processor.eos_id())
+        end_token = processor.eos_id()
+    except (RuntimeError, *MALFORMED) as error:
+        raise damaged_tokenizer(source, str(error)) from error
+    _check_end_token(source, end_token)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = processor.EncodeAsIds(text)
@@ -88,24 +99,52 @@ def open_spiece(model: bytes, source: str) -> Tokenizer:
 def _open_json(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer as JsonTokenizer
 
-    try:
-        tokenizer = JsonTokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise _damaged(str(file), error) from error
+    content = read_tokenizer(file)
+    _check_growth(file, content)
+    tokenizer = _in_rust(file, lambda: JsonTokenizer.from_buffer(content))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _check_end_token(str(file), tokenizer.token_to_id("</s>"))
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _in_rust(file, lambda: tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
 
     return encode
 
 
-def _damaged(source: str, error: Exception) -> CheckpointError:
-    detail = str(error).splitlines()[0]
-    return CheckpointError(f"The tokenizer {source} cannot be read ({detail}); {_EXPECTED}. Download the folder again.")
+def _in_rust(file: Path, call: Callable[[], Any]) -> Any:
+    """Return what a call of the tokenizers library does, which raises nothing more specific than Exception.
+
+    Where it panics it raises a BaseException, which would end the thread that ComfyUI runs prompts in.
+    """
+    try:
+        return call()
+    except Exception as error:
+        raise damaged_tokenizer(str(file), str(error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise damaged_tokenizer(str(file), str(error)) from error
+
+
+def _check_growth(file: Path, content: bytes) -> None:
+    """Raise where the rules of a tokenizer.json would make a text longer and longer."""
+    try:
+        table = json.loads(content)
+        rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(table.get(part))]
+        growth = math.prod(max(1, len(str(rule.get(key, "")))) for rule in rules for key in ("content", "prepend"))
+    except MALFORMED as error:
+        raise damaged_tokenizer(str(file), str(error)) from error
+    if growth > _MAX_GROWTH:
+        raise damaged_tokenizer(str(file), "its rules make a text many times as long")
+
+
+def _rules(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        yield part
+        for rule in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
+            yield from _rules(rule)
 
 
 def _check_end_token(source: str, found: int | None) -> None:

@@ -150,7 +150,7 @@ class WanTransformer:
         assert self._loaded is not None, "predict_flow before load"
         blocks = self._loaded.blocks
         weights = {**self._loaded.weights, **blocks.loras.others}
-        blocks.streamer.check_interrupt = hooks.check_interrupt
+        blocks.streamer.start_pass(hooks, blocks.units)
         grid = grid_of(latents)
         work = blocks.workspace(grid[0] * grid[1] * grid[2])
         patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])

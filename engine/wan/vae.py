@@ -122,11 +122,9 @@ class WanVideoDecoder(_Part):
         """
         assert self._network is not None, "decode_chunks before load"
         chunks = self._network.decode(features)
-        num_chunks = features.shape[1]
-        for index in range(num_chunks):
+        for _ in range(features.shape[1]):
             hooks.check_interrupt()
             yield next(chunks)
-            hooks.on_progress(index + 1, num_chunks, "decoding frames")
 
 
 class WanVideoEncoder(_Part):

@@ -193,11 +193,19 @@ async function watchRun() {
     });
 }
 
-const seen = () => page.evaluate(() => window.seen);
+/** What was noted, and the nodes that still show a text. */
+const seen = () =>
+    page.evaluate(() => {
+        const shows = (node) => node.widgets?.some((widget) => widget.name === "$$node-text-preview");
+        return {
+            ...window.seen,
+            left: window.app.graph.nodes.filter(shows).map((node) => node.type),
+        };
+    });
 const waitForEnd = () => page.waitForFunction(() => window.seen.ended, null, { timeout: 180_000 });
 const queue = () => page.evaluate(() => window.app.queuePrompt(0, 1));
 const waitForStep = (step) =>
-    page.waitForFunction((wanted) => window.seen.texts.includes(`step ${wanted}/4`), step, { timeout: 120_000 });
+    page.waitForFunction((wanted) => window.seen.texts.some((text) => text.startsWith(`step ${wanted}/4`)), step, { timeout: 120_000 });
 
 const steps = {
     async open() {

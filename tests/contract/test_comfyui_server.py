@@ -257,11 +257,36 @@ def test_every_step_sends_progress_text_and_a_preview(server):
             seen["previews"] += 1
 
     asyncio.run(follow(server, graph("progress", seed=9), react))
-    assert [(step, 4) for step in range(1, 5)] == [entry for entry in seen["progress"] if entry[1] == 4][-4:]
+    steps = dict.fromkeys(entry for entry in seen["progress"] if entry[1] == 4)
+    assert [(step, 4) for step in range(1, 5)] == list(steps)[-4:]
     assert [("sample", f"step {step}/4") for step in range(1, 5)] == [
-        each for each in seen["text"] if "step" in each[1]
+        each for each in seen["text"] if "step" in each[1] and "block" not in each[1]
     ]
+    assert ("sample", "step 1/4, block 2/2") in seen["text"]
+    # Each node's text vanishes when it is done.
+    last = dict(seen["text"])
+    assert "sample" in last and set(last.values()) == {""}
     assert seen["previews"] == 4
+
+
+def test_a_sampler_of_comfyui_tells_the_blocks_of_its_steps_too(server):
+    texts = []
+
+    async def react(session, kind, data):
+        if kind == TEXT_EVENT:
+            length = struct.unpack(">I", data[:4])[0]
+            texts.append((data[4 : 4 + length].decode(), data[4 + length :].decode()))
+
+    settings = {"seed": 3, "steps": 4, "cfg": 1, "sampler_name": "lcm", "scheduler": "simple", "denoise": 1}
+    prompt = graph("native", seed=3)
+    given = prompt["sample"]["inputs"]
+    links = {"model": given["transformer"], "latent_image": given["latent"]}
+    links |= dict.fromkeys(("positive", "negative"), given["conditioning"])
+    prompt["sample"] = {"class_type": "KSampler", "inputs": settings | links}
+    asyncio.run(follow(server, prompt, react))
+    steps = [text for node, text in texts if node == "sample" and "step" in text]
+    assert {"step 1/4", "step 1/4, block 2/2", "step 4/4, block 2/2"} <= set(steps)
+    assert dict(texts)["sample"] == ""
 
 
 def slow_graph(seed):
@@ -280,7 +305,7 @@ def test_cancel_stops_within_one_block_and_the_next_item_runs(server):
     async def react(session, kind, data):
         if kind == "progress" and data["node"] == "sample" and data["max"] == 4:
             times[data["value"]] = time.monotonic()
-            if data["value"] == 2:
+            if data["value"] == 2 and "cancelled" not in times:
                 step = times[2] - times[1]
                 await asyncio.sleep(step * 0.2)
                 times["cancelled"] = time.monotonic()

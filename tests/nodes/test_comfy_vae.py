@@ -126,14 +126,19 @@ def test_odd_cells_are_decoded_as_by_a_native_vae(run, vae):
     ids=str,
 )
 def test_tiles_are_what_a_node_asks_for(vae, shown, asked, pixels, tiles):
-    """In latent cells of a decode, in pixels of an encode."""
-    vae.decode_tiled(latents(1, 16, 1, 2, 19), **asked)
-    assert shown.progress[-1][:2] == (tiles, tiles)
+    """In latent cells of a decode, in pixels of an encode. Each tile reports its share of the one frame."""
+    from lightx2v_pack.engine.adapters.comfy import progress
+
+    with progress.reporting("7"):
+        vae.decode_tiled(latents(1, 16, 1, 2, 19), **asked)
+    assert [text for _, text in shown.texts] == ["decoding frames 0/1"] * (tiles - 1) + ["decoding frames 1/1", ""]
+    shown.texts.clear()
     in_pixels = {
         name: length * 8 if name in ("tile_x", "tile_y", "overlap") else length for name, length in asked.items()
     }
-    vae.encode_tiled(frames(1, 16, 19 * 8), **in_pixels)
-    assert shown.progress[-1][:2] == (tiles, tiles)
+    with progress.reporting("7"):
+        vae.encode_tiled(frames(1, 16, 19 * 8), **in_pixels)
+    assert [text for _, text in shown.texts] == ["encoding frames 0/1"] * (tiles - 1) + ["encoding frames 1/1", ""]
 
 
 def test_tiles_change_the_picture_little(vae):

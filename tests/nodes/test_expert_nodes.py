@@ -127,9 +127,9 @@ def test_the_plan_line_describes_a_pair_and_notes_an_expert_alone(host, models):
 
     size = {"width": 64, "height": 48, "frames": 5}
     pair = editor.answer_plan({"transformer": FILE.format("high"), **size})
-    assert pair["ok"] and "two experts of 2 blocks" in pair["detected"] and pair["notes"] == ()
+    assert pair["ok"] and "two experts of 2 blocks" in pair["detected"] and not pair["warnings"]
     alone = editor.answer_plan({"transformer": FILE.format("high"), "second_expert": "alone", **size})
-    assert alone["ok"] and "high-noise expert of Wan2.2 alone" in alone["notes"][0]
+    assert alone["ok"] and "high-noise expert of Wan2.2 alone" in alone["warnings"][0]
     assert pair["ram"]["needed"] > alone["ram"]["needed"] + 1_000_000
     named = {"transformer": "one.safetensors", "second_expert": "two.safetensors"}
     unsaid = editor.answer_plan({**named, **size})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightx2v_pack.engine.checkpoints.files import (
-    find_tokenizer,
+    find_tokenizers,
     list_checkpoint_folders,
     resolve_checkpoint,
     resolve_transformer,
@@ -16,6 +16,7 @@ from lightx2v_pack.engine.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 from support import checkpoints
 
+FOLDERS = ("distill_fp8", "distill_int8", "distill_models")
 MODEL_REPOSITORY = "lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
 
@@ -290,20 +291,24 @@ def test_files_that_are_not_safetensors(tmp_path: Path, suffix: str) -> None:
         resolve_transformer(file)
 
 
-def test_find_tokenizer(repository: Path, tmp_path: Path) -> None:
+def test_find_tokenizers(repository: Path, tmp_path: Path) -> None:
     fp8 = repository / "distill_fp8"
-    assert find_tokenizer(fp8 / "models_t5_umt5-xxl-enc-fp8.pth") == fp8 / "google" / "umt5-xxl"
-    assert find_tokenizer(fp8) == fp8 / "google" / "umt5-xxl"
-    assert find_tokenizer(fp8 / "google" / "umt5-xxl") == fp8 / "google" / "umt5-xxl"
+    all_of_them = [repository / folder / "google" / "umt5-xxl" for folder in FOLDERS]
+    for near in (fp8 / "models_t5_umt5-xxl-enc-fp8.pth", fp8):
+        assert find_tokenizers(near) == all_of_them
+    assert find_tokenizers(fp8 / "google" / "umt5-xxl")[0] == all_of_them[0]
     shutil.rmtree(fp8 / "google")
-    assert find_tokenizer(fp8 / "any.pth") == repository / "distill_int8" / "google" / "umt5-xxl"
-    for folder in ("distill_int8", "distill_models"):
+    assert find_tokenizers(fp8 / "any.pth") == all_of_them[1:]
+    for folder in FOLDERS[1:]:
         shutil.rmtree(repository / folder / "google")
-    assert find_tokenizer(fp8) is None
+    assert find_tokenizers(fp8) == []
     (tmp_path / "google" / "umt5-xxl").mkdir(parents=True)
-    assert find_tokenizer(fp8) is None
+    assert find_tokenizers(fp8) == []
     (tmp_path / "google" / "umt5-xxl" / "spiece.model").touch()
-    assert find_tokenizer(fp8) == tmp_path / "google" / "umt5-xxl"
+    assert find_tokenizers(fp8) == [tmp_path / "google" / "umt5-xxl"]
+    # The model's own folder goes before what lies beside the file, which may be another T5's.
+    (fp8 / "tokenizer.json").touch()
+    assert find_tokenizers(fp8) == [tmp_path / "google" / "umt5-xxl", fp8]
 
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")

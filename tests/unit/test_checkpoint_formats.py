@@ -147,7 +147,6 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         },
         "scale .*weight_scale of U8 .*MXFP8",
     ),
-    "INT8 for ComfyUI's layers": (lambda: as_new_comfy(transformer_header("int8")), "comfy_quant.*may be rotated"),
     "NVFP4": (nvfp4, "NVFP4.*use the FP8 or INT8 version"),
     "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "as F8_E5M2; expected BF16"),
     "mixed dtypes": (
@@ -286,7 +285,7 @@ def test_text_encoder_formats(case: str) -> None:
     assert (found.naming, found.precision, found.scale_suffix, found.prefix) == (naming, scheme, scale_suffix, "")
     assert (found.num_layers, found.d_model, found.d_ff, found.num_heads, found.d_kv) == (2, 64, 128, 4, 16)
     assert (found.vocab_size, found.num_buckets) == (400, 32)
-    assert found.has_spiece == (naming == "hf")
+    assert found.spiece == ("spiece_model" if naming == "hf" else None)
     assert bool(found.notes) == ("plain cast" in case)
 
 

@@ -118,6 +118,24 @@ def test_a_non_finite_step_is_named(step):
         run(transformer=AnalyticTransformer(broken_at=step))
 
 
+@pytest.mark.parametrize(
+    ("running", "advice"),
+    [
+        ({"attention": "sdpa", "ops": "torch", "offload": "none"}, r"\. Check the checkpoint in the doctor"),
+        ({"attention": "sdpa", "ops": "triton", "offload": "block"}, r"\. Set compile to 'off' to rule out"),
+        (
+            {"attention": "triton", "ops": "torch", "offload": "disk"},
+            r"\. Set attention to 'sdpa', then offload to 'block' to",
+        ),
+    ],
+)
+def test_the_advice_is_not_what_runs_already(monkeypatch, running, advice):
+    transformer = AnalyticTransformer(broken_at=1)
+    monkeypatch.setattr(transformer, "describe", lambda: running, raising=False)
+    with pytest.raises(NonFiniteLatentsError, match=advice):
+        run(transformer=transformer)
+
+
 @pytest.mark.parametrize("euler_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", ["lcm", "euler"])
 @pytest.mark.parametrize("cuts", [(2,), (1, 3), (1, 2, 3)])

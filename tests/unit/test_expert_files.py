@@ -75,7 +75,7 @@ def test_either_file_brings_the_other_one(tmp_path, high, low):
     for name in (high, low):
         files = resolve_experts(tmp_path / f"{name}.safetensors")
         assert [each.files for each in files.experts] == [(tmp_path / f"{each}.safetensors",) for each in (high, low)]
-        assert files.names == ("high", "low") and not files.note
+        assert files.names == ("high", "low") and not files.warnings
 
 
 def test_a_name_with_both_words_finds_the_file_that_is_there(tmp_path):
@@ -87,15 +87,15 @@ def test_a_name_with_both_words_finds_the_file_that_is_there(tmp_path):
 def test_what_is_no_expert_stays_alone(tmp_path):
     put(tmp_path, wan21_high_quality="high", wan21="low")
     files = resolve_experts(tmp_path / "wan21_high_quality.safetensors")
-    assert files.second is None and files.names == ("",) and not files.note
+    assert files.second is None and files.names == ("",) and not files.warnings
 
 
 def test_alone_is_as_it_says_and_says_so(tmp_path):
     put(tmp_path, x_high_noise="high", x_low_noise="low")
     files = resolve_experts(tmp_path / "x_low_noise.safetensors", "alone")
     assert files.second is None and files.names == ("low",)
-    assert files.note.startswith("x_low_noise.safetensors is the low-noise expert of Wan2.2 alone")
-    assert "high-noise expert" in files.note
+    assert files.warnings[0].startswith("x_low_noise.safetensors is the low-noise expert of Wan2.2 alone")
+    assert "high-noise expert" in files.warnings[0]
 
 
 def test_names_that_say_nothing_need_a_choice(tmp_path):

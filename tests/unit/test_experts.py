@@ -22,7 +22,7 @@ from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.plan import Wish, plan_run
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.denoise import run_steps, start
-from lightx2v_pack.engine.stages.schedule import build_schedule, experts_of, step_of
+from lightx2v_pack.engine.stages.schedule import build_schedule, experts_of
 from safetensors.torch import load_file, save_file
 from support import loras
 from support.alive import Snapshot, tensors
@@ -309,12 +309,6 @@ def test_a_part_of_a_schedule_has_the_experts_of_that_part(shift, steps):
 def test_schedules_that_are_not_evenly_spaced_are_split_by_number():
     assert experts_of([1.0, 0.99, 0.98, 0.97, 0.0], 5.0) == [0, 0, 1, 1]
     assert experts_of([1.0, 0.2, 0.1, 0.05, 0.0], 5.0) == [0, 0, 1, 1]
-
-
-def test_a_noise_level_belongs_to_the_step_that_begins_there_or_above():
-    sigmas = build_schedule(4, 5.0).sigmas
-    assert [step_of(sigma, sigmas) for sigma in sigmas[:4]] == [0, 1, 2, 3]
-    assert [step_of(sigma, sigmas) for sigma in (0.99, 0.9, 0.7, 0.1, 1.5)] == [0, 1, 2, 3, 0]
 
 
 # LoRAs

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lightx2v_pack.engine.panel import forecast as module
 from lightx2v_pack.engine.panel import speed
 from lightx2v_pack.engine.panel.forecast import Question, forecast
 from lightx2v_pack.engine.settings import EngineSettings, HostPolicy, OffloadSettings, SamplingSettings
-from support import checkpoints
+from support import checkpoints, loras
 from support.engine import conditioning_of
 from support.pretended_card import pretend_card
 from support.wan_14b import make_files
@@ -125,6 +126,47 @@ def test_files_are_read_once_until_they_change(checkpoint, monkeypatch):
     os.utime(checkpoint / "distill_fp8" / "non_block.safetensors", (1, 1))
     ask(checkpoint)
     assert len(calls) == 2
+
+
+DOUBT = "Check that {} is distilled"
+
+
+@pytest.mark.parametrize(
+    "name", ["wan2.1_t2v_14B_bf16.safetensors", "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", "x.safetensors"]
+)
+def test_a_name_that_promises_nothing_is_a_warning_until_something_does(tmp_path, name, caplog):
+    folder = tmp_path / "lightx2v"
+    folder.mkdir()
+    file = Path(shutil.copy(checkpoints.single_file("bf16"), folder / name))
+    answer = ask(file, is_checkpoint=False)
+    assert answer.ok and answer.sentence == "Fits."
+    (warning,) = answer.warnings
+    assert warning.startswith(DOUBT.format(name))
+    assert ask(file, is_checkpoint=False, has_own_sampler=True).warnings == ()
+    drawn = loras.draw(checkpoints.transformer_weights(), modules=["blocks.0.ffn.0"])
+    plain, distill = (
+        loras.write(tmp_path / each, drawn) for each in ("style.safetensors", "wan_4step_rank64.safetensors")
+    )
+    assert len(ask(file, is_checkpoint=False, loras=(plain,)).warnings) == 1
+    assert ask(file, is_checkpoint=False, loras=(plain, distill)).warnings == ()
+
+    handle = pipeline.load_transformer(file, settings=EngineSettings(), offload=OffloadSettings())
+    caplog.clear()
+    pipeline.warn_of_doubts(handle)
+    assert DOUBT.format(name) in caplog.text
+    caplog.clear()
+    for strength in (1.0, 0.5):
+        pipeline.warn_of_doubts(handle.with_lora(handle.read_lora(distill), strength))
+    assert not caplog.text
+    pipeline.warn_of_doubts(handle.with_lora(handle.read_lora(distill), -1.0))
+    assert DOUBT.format(name) in caplog.text
+
+
+def test_what_a_folder_holds_beside_its_model_is_a_warning(checkpoint):
+    assert ask(checkpoint).warnings == ()
+    shutil.copy(checkpoints.single_file("bf16"), checkpoint / "distill_fp8" / "mine.safetensors")
+    (warning,) = ask(checkpoint).warnings
+    assert "mine.safetensors are not used" in warning
 
 
 def test_a_single_transformer_file_is_described():

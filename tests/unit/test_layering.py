@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the ground up: a part may import itself and what stands above it in this list.
 FLOORS = (
-    "engine/constants.py", "engine/errors.py", "engine/system.py", "engine/shapes.py", "engine/latent_space.py",
+    "engine/constants.py", "engine/durations.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
+    "engine/latent_space.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
-    "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/kernels", "engine/backends",
+    "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/progress.py", "engine/kernels",
+    "engine/backends",
     "engine/memory", "engine/offload", "engine/lora", "engine/wan",
     "engine/umt5", "engine/stages", "engine/prompting", "engine/report.py", "engine/report_table.py",
     "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/handles.py",
@@ -61,6 +63,7 @@ STDLIB_ONLY = (
     "engine/backends/table.py",
     "engine/backends/versions.py",
     "engine/constants.py",
+    "engine/durations.py",
     "engine/errors.py",
     "engine/lora/keys.py",
     "engine/lora/report.py",

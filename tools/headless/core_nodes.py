@@ -96,7 +96,8 @@ class CLIPTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str, clip: Any) -> io.NodeOutput:
-        rows = pipeline.encode_text(clip, text, hooks=progress.build_hooks(cls.hidden.unique_id))
+        with progress.reporting(cls.hidden.unique_id) as hooks:
+            rows = pipeline.encode_text(clip, text, hooks=hooks)
         return io.NodeOutput(formats.make_conditioning(rows))
 
 
@@ -133,8 +134,9 @@ class VAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
-        hooks = progress.build_hooks(cls.hidden.unique_id)
-        return io.NodeOutput(pipeline.decode(vae.lightx2v_handle, formats.latent_samples(samples), hooks=hooks))
+        with progress.reporting(cls.hidden.unique_id) as hooks:
+            frames = pipeline.decode(vae.lightx2v_handle, formats.latent_samples(samples), hooks=hooks)
+        return io.NodeOutput(frames)
 
 
 class CreateVideo(io.ComfyNode):

@@ -13,7 +13,7 @@ from .. import console
 
 _BAR_CELLS = 24
 _TITLE_WIDTH = 30
-_NOTE_WIDTH = 40
+_NOTE_WIDTH = 60
 
 
 class Progress:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
 import comfy.latent_formats
 import comfy.model_management as mm
 import comfy.utils
@@ -11,20 +16,33 @@ import server
 import torch
 
 from ...interfaces import Hooks
+from ...progress import ProgressLine
+
+_running: ContextVar[Hooks | None] = ContextVar("lightx2v_hooks", default=None)
 
 
-def build_hooks(node_id: str | None) -> Hooks:
-    """Return hooks that report to the node `node_id` of the running graph.
+@contextmanager
+def reporting(node_id: str | None) -> Iterator[Hooks]:
+    """Give hooks that report to the node `node_id` of the running graph, whose text vanishes with the context.
 
     `check_interrupt` raises ComfyUI's InterruptProcessingException when the user pressed Cancel; the
     progress bar of newer versions is throttled and does not check often enough.
+
+    Within another such context, as where our sampler goes through ComfyUI's, all reports go there; the steps are
+    counted outside.
     """
-    reporter = _Reporter(node_id)
-    return Hooks(
-        check_interrupt=mm.throw_exception_if_processing_interrupted,
-        on_progress=reporter.show_progress,
-        on_step=reporter.show_step,
-    )
+    outer = _running.get()
+    if outer is not None:
+        inner = Hooks()
+        yield replace(outer, on_step_start=inner.on_step_start, on_step=inner.on_step)
+        return
+    hooks = _Reporter(node_id).hooks()
+    token = _running.set(hooks)
+    try:
+        yield hooks
+    finally:
+        _running.reset(token)
+        show_text(node_id, "")
 
 
 def executing_node() -> str | None:
@@ -42,29 +60,25 @@ def show_text(node_id: str | None, text: str) -> None:
 
 
 class _Reporter:
-    """Feeds the one progress bar of a node; each phase (loading, sampling ...) fills it anew."""
+    """Feeds the one progress bar of a node; each stage (loading, sampling ...) fills it anew."""
 
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
-        self._what = ""
+        self._line = ProgressLine(self._show)
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
         self._previewer = latent_preview.get_previewer(mm.get_torch_device(), comfy.latent_formats.Wan21())
 
-    def show_progress(self, done: int, total: int, what: str) -> None:
-        self._enter(what, total)
-        self._bar.update_absolute(done, total)
-        show_text(self._node_id, f"{what} {done}/{total}")
+    def hooks(self) -> Hooks:
+        check = mm.throw_exception_if_processing_interrupted
+        return self._line.hooks(check_interrupt=check, on_step=self._show_step)
 
-    def show_step(self, step: int, steps: int, clean: torch.Tensor) -> None:
-        """Report a sampling step; `clean` is the normalized x0 estimate [16, T, h, w]."""
-        self._enter("step", steps)
-        show_text(self._node_id, f"step {step}/{steps}")
+    def _show(self, done: int, total: int, text: str) -> None:
+        self._bar.update_absolute(done, total)
+        show_text(self._node_id, text)
+
+    def _show_step(self, step: int, steps: int, clean: torch.Tensor) -> None:
+        """Show what a sampling step has made; `clean` is the normalized x0 estimate [16, T, h, w]."""
         preview = None
         if self._previewer is not None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", clean.unsqueeze(0))
         self._bar.update_absolute(step, steps, preview)
-
-    def _enter(self, what: str, total: int) -> None:
-        if what != self._what:
-            self._what = what
-            self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)

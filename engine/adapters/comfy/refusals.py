@@ -13,6 +13,7 @@ from typing import Any
 import comfy.hooks
 import comfy.model_sampling
 
+from ...checkpoints.formats import WanArchitecture
 from ...constants import NUM_TRAIN_TIMESTEPS
 from .carried import HIGH_STEPS
 
@@ -64,6 +65,10 @@ _IMAGE_KEYS = {
     "noise_concat": "latents beside the noise",
 }
 
+# What an image-to-video model takes; the mask goes first there, and at another place in models of control videos.
+_GIVEN_KEYS = {"concat_latent_image", "concat_mask", "concat_mask_index", "clip_vision_output"}
+_CONTROL_KEY = "control_video"
+
 
 def check_model(model: Any) -> None:
     """Raise where a MODEL of this pack carries what its transformer cannot honour.
@@ -99,8 +104,9 @@ def check_call(arguments: Mapping[str, Any], transformer_options: Mapping[str, A
         raise _cannot(found)
 
 
-def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
-    """Raise where a condition brings a picture or a control; name in the log what nobody here knows.
+def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None], architecture: WanArchitecture) -> None:
+    """Raise where a condition brings a picture or a control for which the model has no input; name in the log what
+    nobody here knows.
 
     Args:
         conds: of a guider, by name: positive, negative ...; each entry with ComfyUI's keys.
@@ -108,14 +114,23 @@ def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None
     Raises:
         ValueError: names each.
     """
-    keys = {key for each in conds.values() for cond in each or () for key, value in cond.items() if value is not None}
-    pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS))]
+    every = [cond for each in conds.values() for cond in each or ()]
+    keys = {key for cond in every for key, value in cond.items() if value is not None}
+    if any(cond.get("concat_mask_index") for cond in every):
+        keys.add(_CONTROL_KEY)
+    known = _GIVEN_KEYS if architecture.takes_image else set()
+    pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS) - known)]
+    if pictures and architecture.takes_image:
+        raise ValueError(
+            f"Remove {_joined(pictures)} from the conditioning: this checkpoint is image-to-video, and takes a first "
+            "frame, a last one, and what CLIP Vision makes of them."
+        )
     if pictures:
         raise ValueError(
             f"Remove {_joined(pictures)} from the conditioning, or load an image-to-video model: this checkpoint is "
             "text-to-video and has no input for it."
         )
-    unknown = sorted(keys - _CONDITION_KEYS)
+    unknown = sorted(keys - _CONDITION_KEYS - known)
     if unknown:
         logger.warning(
             "LightX2V: the conditioning's %s is not known to this model and has no effect.", _joined(unknown)

@@ -149,15 +149,16 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         problem = decoding_problem(samples.shape)
         if problem:
             raise ValueError(problem)
-        hooks, host = progress.build_hooks(progress.executing_node()), find_host()
-        frames = pipeline.decode(self.lightx2v_handle, samples, tile=tile, hooks=hooks, host=host)
+        with progress.reporting(progress.executing_node()) as hooks:
+            frames = pipeline.decode(self.lightx2v_handle, samples, tile=tile, hooks=hooks, host=find_host())
         return self._hand_over(frames.view(len(samples), -1, *frames.shape[1:]))
 
     def _encode(self, frames: torch.Tensor, tile: Tile | None, not_video: bool | None) -> torch.Tensor:
         if frames.dim() == 4 and (self.not_video if not_video is None else not_video):
             frames = frames[:, None]
-        hooks, host = progress.build_hooks(progress.executing_node()), find_host()
-        return self._hand_over(pipeline.encode_video(self.lightx2v_handle, frames, tile=tile, hooks=hooks, host=host))
+        with progress.reporting(progress.executing_node()) as hooks:
+            latents = pipeline.encode_video(self.lightx2v_handle, frames, tile=tile, hooks=hooks, host=find_host())
+        return self._hand_over(latents)
 
     def _hand_over(self, found: torch.Tensor) -> torch.Tensor:
         """Put a result where ComfyUI wants it, in the float type that newer versions ask for."""

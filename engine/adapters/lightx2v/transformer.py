@@ -115,7 +115,7 @@ class LightX2VTransformer:
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
         loaded = self._loaded
-        loaded.streamer.check_interrupt = hooks.check_interrupt
+        loaded.streamer.start_pass(hooks, loaded.model.transformer_infer.units)
         if loaded.context is None or loaded.context[0] is not conditioning:
             loaded.context = (conditioning, conditioning.text.to(self._device, torch.bfloat16))
         flow = loaded.model.predict(latents.to(self._device), timestep, loaded.context[1])

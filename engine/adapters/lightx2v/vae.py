@@ -90,14 +90,12 @@ class LightX2VVideoDecoder:
         # Un-normalized in fp32 and only then rounded; upstream computes this in bfloat16.
         scaled = latents.to(self._device, self._dtype)
         stream = self._vae.decode_stream(scaled[None], (0.0, 1.0))
-        num_chunks = latents.shape[1]
         try:
-            for index in range(num_chunks):
+            for _ in range(latents.shape[1]):
                 hooks.check_interrupt()
                 with torch.no_grad():
                     decoded = next(stream)
                 yield ((decoded[0].permute(1, 2, 3, 0).float() + 1) / 2).clamp_(0, 1)
-                hooks.on_progress(index + 1, num_chunks, "decoding frames")
         finally:
             self._vae.clear_decode_cache()
 
@@ -111,7 +109,6 @@ class LightX2VVideoDecoder:
         with torch.no_grad():
             decoded = self._vae.decode_video(frames_first[None], parallel=False, show_progress_bar=False)
         yield decoded[0].permute(0, 2, 3, 1).float()
-        hooks.on_progress(1, 1, "decoding frames")
 
     def _fill(self, vae: Any) -> None:
         prefix = "" if self._format is None else self._format.prefix

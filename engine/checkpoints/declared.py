@@ -1,0 +1,109 @@
+"""What a file says itself about how its weights are quantized; names, dtypes and shapes do not tell everything.
+
+Two places, of which newer files of ComfyUI have either: `_quantization_metadata` in the metadata of a safetensors
+header ({"layers": {"blocks.0.self_attn.q": {"format": ...}}}), and a small JSON tensor `<layer>.comfy_quant` beside
+each weight. Source: ComfyUI comfy/utils.py convert_old_quants and comfy/ops.py MixedPrecisionOps, comfy-kitchen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MALFORMED, CheckpointError
+from .disk import DOWNLOAD_AGAIN, reading
+from .header import Header, read_header, read_metadata
+from .kinds import USABLE_FILES
+
+_METADATA = "_quantization_metadata"
+_TENSOR = ".comfy_quant"
+_MAX_BYTES = 4096
+# Formats that are what dtype and scales say -> precision.
+_PLAIN = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
+# What may stand beside `format` without changing what a weight is.
+_HARMLESS = frozenset({
+    "format", "full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_channel", "per_row", "axis",
+    "convrot_groupsize", "group_size",
+})  # fmt: skip
+_REMEDY = "Load it with ComfyUI's own nodes, or use {usable}."
+
+
+def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted: str) -> None:
+    """Read what safetensors files declare, and raise where it is not what their dtypes and scales say.
+
+    Args:
+        precision: bf16 | fp8 | int8, by dtypes and scales.
+        source: subject of the sentences.
+        wanted: key of kinds.USABLE_FILES.
+
+    Raises:
+        CheckpointError: a layer is declared in a format that is not computed here, is rotated, or is declared otherwise
+            than it is stored; or a declaration cannot be read.
+    """
+    declared: dict[str, Mapping[str, Any]] = {}
+    for file in files:
+        if file.suffix.lower() == ".safetensors":
+            declared |= _read(file)
+    problems: dict[str, list[str]] = defaultdict(list)
+    for layer, said in declared.items():
+        problem = _problem(said, precision)
+        if problem:
+            problems[problem].append(layer)
+    if problems:
+        problem, layers = max(problems.items(), key=lambda item: len(item[1]))
+        raise CheckpointError(
+            f"{source} declares {len(layers)} of its layers, e.g. {layers[0]}, as {problem}. It would give noise. "
+            + _REMEDY.format(usable=USABLE_FILES[wanted])
+        )
+
+
+def _problem(said: Mapping[str, Any], precision: str) -> str:
+    """Return why a declared layer is not what it seems, or ""."""
+    name = str(said.get("format"))[:60]
+    further = [f"{key} {value}"[:60] for key, value in said.items() if value and key not in _HARMLESS]
+    if further:
+        return f"{name} with {', '.join(sorted(further))}, which this pack does not compute (rotated weights: ConvRot)"
+    if name not in _PLAIN:
+        return f"{name}; expected {' or '.join(_PLAIN)}"
+    if _PLAIN[name] != precision:
+        return f"{name}, and stores them as {precision}"
+    return ""
+
+
+def _read(file: Path) -> dict[str, Mapping[str, Any]]:
+    """Return what a file declares, by layer."""
+    try:
+        told = json.loads(read_metadata(file).get(_METADATA, '{"layers": {}}'))["layers"]
+        found = {str(layer): _mapping(said) for layer, said in told.items()}
+        header = read_header(file)
+        small = [name for name in header if name.endswith(_TENSOR)]
+        for name, raw in zip(small, _read_bytes(file, header, small), strict=True):
+            found[name.removesuffix(_TENSOR)] = _mapping(json.loads(raw))
+    except MALFORMED as error:
+        raise CheckpointError(
+            f"{file} declares its quantization in a form that cannot be read ({str(error)[:120]}). {DOWNLOAD_AGAIN}"
+        ) from error
+    return found
+
+
+def _mapping(said: Any) -> Mapping[str, Any]:
+    if not isinstance(said, dict):
+        raise TypeError(f"{str(said)[:60]!r} in place of a table")
+    return said
+
+
+def _read_bytes(file: Path, header: Header, names: Iterable[str]) -> list[bytes]:
+    """Return the bytes of small tensors."""
+    found = []
+    with reading(file), file.open("rb") as opened:
+        for name in names:
+            info = header[name]
+            if info.num_bytes > _MAX_BYTES:
+                raise ValueError(f"{name} of {info.num_bytes} bytes")
+            opened.seek(info.offset or 0)
+            found.append(re.sub(rb"\0+$", b"", opened.read(info.num_bytes)))
+    return found
