@@ -34,8 +34,8 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
-from ..checkpoints.transformers import noise_of
 from ..checkpoints.published import PUBLISHED_LORAS, Variant
+from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from .advice import Advice, rank_files

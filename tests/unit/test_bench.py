@@ -78,6 +78,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         ("loading", "--threads 2 1", 3),
         ("lora", f"{CLIP} --cases 4+4 8 --streamed 4 --rounds 1", 8),
         ("image_to_video", f"{CLIP} --rounds 2", 6),
+        ("experts", f"{CLIP} --rounds 1 --caps 8 12", 5),
         ("vae", "--sizes 64x64 --frames 5 --tiles 32", 8),
         ("text", "", 1),
         ("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui pack-lightx2v", 4),
