@@ -110,10 +110,9 @@ def build_transformer(
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
         return LightX2VTransformer(files, backends, placement, device)
-    from .wan.experts import WanExperts
-    from .wan.transformer import WanTransformer
+    from .wan.experts import build_denoiser
 
-    return (WanTransformer if files.second is None else WanExperts)(files, backends, placement, device)
+    return build_denoiser(files, backends, placement, device)
 
 
 def build_decoder(files: VaeFiles, engine: str, device: torch.device) -> VideoDecoder:

@@ -22,7 +22,7 @@ from .checkpoints.header import read_header
 from .checkpoints.transformers import TransformerFiles
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NonFiniteLatentsError, check_choice
-from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
+from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
 from .latent_space import denormalize
@@ -33,7 +33,7 @@ from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
-from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import ClipState, run_steps, start, turn_of
@@ -66,7 +66,12 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: Path, *, precision: str = "auto", settings: EngineSettings, offload: OffloadSettings
+    path: Path,
+    *,
+    precision: str = "auto",
+    settings: EngineSettings,
+    offload: OffloadSettings,
+    gpus: GpuSettings = ONE_GPU,
 ) -> LoadedCheckpoint:
     """Resolve a whole checkpoint: transformer, text encoder, tokenizer and VAE.
 
@@ -75,6 +80,7 @@ def load_checkpoint(
         precision: auto | fp8 | int8 | bf16.
         settings: engine, attention, compile.
         offload: where weights rest.
+        gpus: which GPUs compute a clip together.
 
     A missing text encoder or VAE is logged, and an error only when it is used: another loader may bring it.
 
@@ -94,11 +100,11 @@ def load_checkpoint(
     encoder, tokenizer = found.text_encoder, found.tokenizer
     has_text = encoder is not None and not any("The tokenizer" in sentence for sentence in found.missing)
     return LoadedCheckpoint(
-        transformer=TransformerHandle(found.transformer, settings, offload),
+        transformer=TransformerHandle(found.transformer, settings, offload, gpus),
         text_encoder=TextEncoderHandle(
             _resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
         ),
-        vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem),
+        vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem, gpus),
     )
 
 
@@ -109,6 +115,7 @@ def load_transformer(
     first_is: str = "auto",
     settings: EngineSettings,
     offload: OffloadSettings,
+    gpus: GpuSettings = ONE_GPU,
 ) -> TransformerHandle:
     """Resolve a transformer alone, a single file or a folder of blocks, with the other expert where it is one.
 
@@ -118,6 +125,7 @@ def load_transformer(
         first_is: high | low: which expert `path` is; auto goes by names.
         settings: engine, attention, compile.
         offload: where weights rest.
+        gpus: which of them compute together.
 
     Raises:
         CheckpointError: see checkpoints/files.py resolve_experts.
@@ -127,7 +135,7 @@ def load_transformer(
         high, low = (replace(each, second=None).title for each in files.experts)
         logger.info("LightX2V: two experts: %s (high noise) and %s (low noise).", high, low)
     _warn_of_notes(files)
-    return TransformerHandle(files, settings, offload)
+    return TransformerHandle(files, settings, offload, gpus)
 
 
 def _warn_of_notes(files: TransformerFiles) -> None:
@@ -162,13 +170,13 @@ def _with_log(files: TextEncoderFiles) -> TextEncoderFiles:
     return files
 
 
-def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
+def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings, gpus: GpuSettings = ONE_GPU) -> VaeHandle:
     """Resolve a VAE file.
 
     Raises:
         CheckpointError: the file is damaged or is not a VAE of Wan2.1's latents.
     """
-    return VaeHandle(_resolve_vae(file), engine, offload)
+    return VaeHandle(_resolve_vae(file), engine, offload, gpus=gpus)
 
 
 def _resolve_vae(file: Path) -> VaeFiles:
@@ -293,6 +301,8 @@ def run_planned(
     """
     host = host or Host()
     room = handle.room(host)
+    room.start(hooks)
+    is_alone = handle.members(host.device) is None
     first = room.claim_run(handle.sizes_now(clip, host.device))
     logger.info("LightX2V: %s.", first)
 
@@ -304,7 +314,8 @@ def run_planned(
             moved_before = handle.moved_bytes
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
-                sampling.expect(plan.needs["sample"], held())
+                if is_alone:
+                    sampling.expect(plan.needs["sample"], held())
                 watch = StepWatch(plan, clip.tokens, host.device)
                 result, facts = work(watch.watched(transformer))
                 sampling.details = {
@@ -360,7 +371,10 @@ def decode(
             decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
-    video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
+    def load(plan: VaePlan, device: torch.device, hooks: Hooks) -> VideoDecoder:
+        return handle.load_decoder(device, hooks, is_whole=plan.tile is None)
+
+    video, records = _run_vae(handle, "decode", clip, tiling, tile, load, work, hooks, host)
     return attach(video, records_of(samples), records)
 
 
@@ -409,7 +423,10 @@ def encode_video(
         ]
         return torch.stack(latents)
 
-    latents, records = _run_vae(handle, "encode", clip, tiling, tile, handle.load_encoder, work, hooks, host)
+    def load(plan: VaePlan, device: torch.device, hooks: Hooks) -> VideoEncoder:
+        return handle.load_encoder(device, hooks)
+
+    latents, records = _run_vae(handle, "encode", clip, tiling, tile, load, work, hooks, host)
     return attach(latents, records_of(frames), records)
 
 
@@ -419,7 +436,7 @@ def _run_vae(
     clip: Clip,
     tiling: str,
     tile: Tile | None,
-    load: Callable[[torch.device, Hooks], Coder],
+    load: Callable[[VaePlan, torch.device, Hooks], Coder],
     work: Callable[[Coder, VaePlan], torch.Tensor],
     hooks: Hooks,
     host: Host | None,
@@ -444,9 +461,10 @@ def _run_vae(
             if not plan.weights_stay:
                 unload_others(handle.owner)
             with measure(load_name, host.device) as loading:
-                coder = load(host.device, hooks)
+                coder = load(plan, host.device, hooks)
             with measure(name, host.device) as running:
-                running.expect(plan.need, held())
+                if not handle.owner.is_elsewhere:
+                    running.expect(plan.need, held())
                 result = work(coder, plan)
                 running.details = {"tiled": plan.tile is not None, **coder.describe()}
             return result, [loading, running]
@@ -505,7 +523,8 @@ def _load_transformer(
     held_before = held()
     with measure("load_transformer", device) as loading:
         plan = settle(handle, plan, clip, room, device, hooks)
-        loading.expect(plan.needs["load_transformer"], held_before)
+        if handle.members(device) is None:
+            loading.expect(plan.needs["load_transformer"], held_before)
         transformer = handle.load(plan, device, hooks)
     return transformer, plan, loading
 

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads } from "./downloads.js";
+import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
 const STATES = { ok: "ok", warn: "could be better", missing: "missing" };
@@ -22,6 +23,9 @@ function describeItem(item) {
         const remedy = element("div", { style: { flex: "1" } }, item.remedy);
         const style = { display: "flex", gap: "6px", alignItems: "start", marginTop: "3px" };
         text.append(element("div", { style }, remedy, copyButton("Copy", () => item.remedy)));
+    }
+    if (item.is_checkpoint) {
+        text.append(describeCheck(item.name, describeItem));
     }
     return element("div", { style: { display: "flex", gap: "8px", padding: "7px 0" } }, dot, text);
 }

@@ -11,6 +11,7 @@ import torch
 
 from . import captions, distill, evaluate, flow, image, lora, runs, scores, text
 from . import vae as autoencoder
+from .evaluate_lora import WAYS, evaluate_lora
 from .export import EXPERTS, export_checkpoint, export_experts
 from .models import Generator, build_generator, load_modules, save_modules
 from .sheet import draw_sheet
@@ -244,6 +245,29 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
 
 
+def _evaluate_image(options: argparse.Namespace) -> None:
+    evaluate.evaluate_images(
+        options.folder,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        count=options.count,
+        settings={name: evaluate.SETTINGS[name] for name in options.settings},
+        tell=lambda line: print(line, flush=True),
+    )
+
+
+def _evaluate_lora(options: argparse.Namespace) -> None:
+    evaluate_lora(
+        options.folder,
+        options.lora,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        count=options.count,
+        ways=options.ways,
+        tell=lambda line: print(line, flush=True),
+    )
+
+
 def _keep(options: argparse.Namespace, log: Log, generator: Generator, stage: str, setting: scores.Setting) -> None:
     """Write the weights of a stage under way, and score a few held-out prompts."""
     runs.save_generator(options.run / f"{stage}.safetensors", generator)
@@ -334,4 +358,17 @@ def _parser() -> argparse.ArgumentParser:
         "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=tuple(evaluate.SETTINGS), help="default: all"
     )
     evaluation.add_argument("--count", type=int, default=200, help="held-out prompts (default 200)")
+    of_image = commands.add_parser("evaluate-image", help="score image-to-video experts, through the engine")
+    of_image.set_defaults(run_command=_evaluate_image)
+    of_image.add_argument("folder", type=Path, help="folder of the experts, with VAE and text encoder")
+    of_image.add_argument(
+        "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=("lcm, 4 steps", "euler, 4 steps")
+    )
+    of_image.add_argument("--count", type=int, default=200, help="held-out images (default 200)")
+    of_lora = commands.add_parser("evaluate-lora", help="score a LoRA on a written checkpoint, through the engine")
+    of_lora.set_defaults(run_command=_evaluate_lora)
+    of_lora.add_argument("folder", type=Path, help="folder of the checkpoint")
+    of_lora.add_argument("lora", type=Path, help="file of the LoRA")
+    of_lora.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="default: all")
+    of_lora.add_argument("--count", type=int, default=200, help="held-out prompts of each kind (default 200)")
     return parser

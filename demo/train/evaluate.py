@@ -20,8 +20,11 @@ import torch
 from ...engine import pipeline
 from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ...engine.interfaces import Hooks
+from ...engine.memory.clip import Clip
 from ...engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from ...engine.stages.conditioning import of_rows
+from ...engine.stages.given import Given, with_given
+from ...engine.stages.given_frames import lay_out
 from ...engine.stages.schedule import build_schedule
 from ...tools.clip_content import (
     ATTRIBUTES,
@@ -127,8 +130,9 @@ def generate(
     steps: int,
     shift: float,
     given: torch.Tensor | None = None,
+    first_seed: int = 0,
 ) -> list[torch.Tensor]:
-    """Sample and decode a clip [F, H, W, 3] in [0, 1] for every prompt; prompt i has seed i.
+    """Sample and decode a clip [F, H, W, 3] in [0, 1] for every prompt; prompt i has seed `first_seed` + i.
 
     `generators` are experts, high noise first, or only one; `given` is that of image.py, for every prompt.
     """
@@ -136,7 +140,7 @@ def generate(
     rows = generators[0].encode_text(captions.tokenize(list(prompts), spiece_model).to(device))
     sampled = sample(
         [partial(generator.predict_flow, rows=rows, given=given) for generator in generators],
-        SeededNoise(list(range(len(prompts))), latent_shape, device),
+        SeededNoise(list(range(first_seed, first_seed + len(prompts))), latent_shape, device),
         build_schedule(steps, shift),
         method,
     )
@@ -230,6 +234,49 @@ def encode_and_decode(vae: Any, video: torch.Tensor) -> list[torch.Tensor]:
     return frames
 
 
+class Engine:
+    """A written checkpoint through engine/pipeline.py, clip by clip, as a user's graph runs it."""
+
+    def __init__(self, path: Path, *, precision: str, size: int, num_frames: int) -> None:
+        logging.getLogger(pipeline.__name__).setLevel(logging.ERROR)  # it warns of every wrong setting, as it should
+        self._loaded = pipeline.load_checkpoint(
+            path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
+        )
+        self._latent = pipeline.empty_latent(size, size, num_frames)
+        self._clip = Clip(width=size, height=size, num_frames=num_frames)
+        self._hooks = Hooks()
+        self._transformer = self._loaded.transformer
+        self._texts: dict[str, Any] = {}
+
+    def put_on(self, lora: Path, strength: float = 1.0) -> None:
+        """Put a LoRA on the transformer."""
+        self._transformer = self._transformer.with_lora(self._transformer.read_lora(lora), strength)
+
+    def draw(
+        self,
+        text: str,
+        seed: int,
+        setting: tuple[str, int, float],
+        *,
+        start: torch.Tensor | None = None,
+        end: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the clip [F, H, W, 3] in [0, 1] of a prompt; image to video with pictures [1, H, W, 3]."""
+        method, steps, shift = setting
+        if text not in self._texts:
+            rows = pipeline.encode_text(self._loaded.text_encoder, text, hooks=self._hooks)
+            self._texts[text] = of_rows(rows, self._loaded.transformer.text_dim)
+        conditioning = self._texts[text]
+        if start is not None:
+            frames, mask = lay_out(start, start[:0] if end is None else end, self._clip.num_frames)
+            latents = pipeline.encode_video(self._loaded.vae, frames, hooks=self._hooks)
+            given = Given(latents=latents, mask=mask)
+            conditioning = with_given(conditioning, given, self._transformer.architecture, self._clip)
+        sampling = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
+        samples = pipeline.sample(self._transformer, conditioning, self._latent, sampling, hooks=self._hooks)
+        return pipeline.decode(self._loaded.vae, samples, hooks=self._hooks)
+
+
 def evaluate_checkpoint(
     path: Path,
     *,
@@ -241,23 +288,33 @@ def evaluate_checkpoint(
     settings: Mapping[str, tuple[str, int, float]] = SETTINGS,
 ) -> dict[str, Score]:
     """Run held-out prompts through the engine with each of `settings`; prompt i has seed i."""
-    logging.getLogger(pipeline.__name__).setLevel(logging.ERROR)  # it warns of every wrong setting, as it should
-    loaded = pipeline.load_checkpoint(
-        path, precision=precision, settings=EngineSettings(), offload=OffloadSettings(mode="none")
-    )
+    engine = Engine(path, precision=precision, size=size, num_frames=num_frames)
     prompts = captions.list_prompts(count)
-    latent = pipeline.empty_latent(size, size, num_frames)
-    hooks = Hooks()
-    encoded = [pipeline.encode_text(loaded.text_encoder, text, hooks=hooks) for _, text in prompts]
-    conditioning = [of_rows(rows, loaded.transformer.text_dim) for rows in encoded]
     scores = {}
-    for name, (method, steps, shift) in settings.items():
-
-        def run(index: int) -> torch.Tensor:
-            sampling = SamplingSettings(seed=index, method=method, steps=steps, shift=shift)  # noqa: B023
-            samples = pipeline.sample(loaded.transformer, conditioning[index], latent, sampling, hooks=hooks)
-            return pipeline.decode(loaded.vae, samples, hooks=hooks)
-
-        scores[name] = score_clips(map(run, range(count)), [content for content, _ in prompts])
+    for name, setting in settings.items():
+        clips = (engine.draw(text, seed, setting) for seed, (_, text) in enumerate(prompts))
+        scores[name] = score_clips(clips, [content for content, _ in prompts])
         tell(f"{name:16s}{scores[name]}")
     return scores
+
+
+def evaluate_images(
+    path: Path,
+    *,
+    size: int,
+    num_frames: int,
+    count: int,
+    tell: Callable[[str], None],
+    settings: Mapping[str, tuple[str, int, float]] = SETTINGS,
+) -> None:
+    """Make films of held-out images through the engine with each of `settings`; film i has seed i."""
+    engine = Engine(path, precision="auto", size=size, num_frames=num_frames)
+    cases = list_image_cases(count, torch.device("cpu"), size=size, num_frames=num_frames)
+    for name, setting in settings.items():
+        films = [
+            engine.draw(text, seed, setting, start=clip[:1], end=clip[-1:] if has_last else None)
+            for seed, (text, clip, has_last) in enumerate(
+                zip(cases.prompts, cases.drawn, cases.has_last.tolist(), strict=True)
+            )
+        ]
+        tell(f"{name:16s}{cases.score(films)}")

@@ -98,6 +98,13 @@ def export_experts(folder: Path, experts: Sequence[Generator]) -> Path:
     return folder
 
 
+def write_precision(folder: Path, precision: str) -> None:
+    """Add the transformer in another precision to a checkpoint, from its BF16 file."""
+    tensors = load_file(folder / files.PRECISION_FOLDERS["bf16"] / "distill_model.safetensors")
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    files.write_transformer_folder(folder / files.PRECISION_FOLDERS[precision], floats, precision)
+
+
 def load_checkpoint(folder: Path, generator: Generator, vae: Any) -> bytes:
     """Load what `export_checkpoint` wrote, of its BF16 part, into networks; returns the tokenizer's file."""
     home = folder / files.PRECISION_FOLDERS["bf16"]

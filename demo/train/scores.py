@@ -58,14 +58,13 @@ def score(
     return list(prompts), clips
 
 
-def _image_cases(batch: int) -> evaluate.ImageCases:
-    """As many as a batch of the training: compiled blocks are compiled for that."""
-    return evaluate.list_image_cases(batch, runs.device(), size=runs.SIZE, num_frames=runs.NUM_FRAMES)
+def _image_cases(count: int) -> evaluate.ImageCases:
+    return evaluate.list_image_cases(count, runs.device(), size=runs.SIZE, num_frames=runs.NUM_FRAMES)
 
 
-def log_ceiling(batch: int, log: Log, vae: Any) -> None:
-    """Score the drawn clips, and the same encoded and decoded: no model can score more."""
-    cases = _image_cases(batch)
+def log_ceiling(count: int, log: Log, vae: Any) -> None:
+    """Score drawn clips, and the same encoded and decoded: no model can score more."""
+    cases = _image_cases(count)
     for name, films in {
         "drawn": cases.drawn,
         "encoded and decoded": evaluate.encode_and_decode(vae, cases.video),
@@ -83,7 +82,7 @@ def look_at_image(
 ) -> None:
     """Score films of held-out images with each setting, and draw a sheet of the first, each below what was drawn."""
     for index, (name, setting) in enumerate(settings.items()):
-        cases, films = score_image(run, batch, log, experts, name, setting)
+        cases, films = score_image(run, batch, log, experts, name, setting, num_batches=2)
         if index == 0:
             pairs = [film for pair in zip(cases.drawn[:8], films[:8], strict=True) for film in pair]
             texts = [text for prompt in cases.prompts[:8] for text in ("drawn", prompt)]
@@ -99,24 +98,32 @@ def score_image(
     setting: Setting,
     *,
     wrong: evaluate.WrongImage | None = None,
+    num_batches: int = 1,
 ) -> tuple[evaluate.ImageCases, list[torch.Tensor]]:
-    """Make films of held-out images, maybe with a mistake, log their score, and return cases and films."""
+    """Make films of held-out images, maybe with a mistake, log their score, and return cases and films.
+
+    Batches are as large as those of the training: compiled blocks are compiled for that.
+    """
     method, steps, shift = setting
-    cases, vae = _image_cases(batch), runs.read_vae(run)
-    given = image.encode_given(vae, cases.video, cases.has_last)
-    if wrong:
-        experts, given = wrong(experts, given)
-    films = evaluate.generate(
-        experts,
-        vae,
-        runs.read_tokenizer(run),
-        cases.prompts,
-        latent_shape=runs.LATENT_SHAPE,
-        method=method,
-        steps=steps,
-        shift=shift,
-        given=given,
-    )
+    cases, vae = _image_cases(num_batches * batch), runs.read_vae(run)
+    films: list[torch.Tensor] = []
+    for start in range(0, num_batches * batch, batch):
+        part = slice(start, start + batch)
+        used, given = experts, image.encode_given(vae, cases.video[part], cases.has_last[part])
+        if wrong:
+            used, given = wrong(used, given)
+        films += evaluate.generate(
+            used,
+            vae,
+            runs.read_tokenizer(run),
+            cases.prompts[part],
+            latent_shape=runs.LATENT_SHAPE,
+            method=method,
+            steps=steps,
+            shift=shift,
+            given=given,
+            first_seed=start,
+        )
     log.write(setting=name, clips=len(films), **cases.score(films).facts())
     return cases, films
 

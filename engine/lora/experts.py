@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints.header import Header
 from ..checkpoints.transformers import EXPERTS, word_of
@@ -60,6 +61,13 @@ def read_for_experts(path: Path, model: Header, names: Sequence[str], expert: st
     notes = (*first.report.notes, *_notes(path, names, expert))
     report = replace(first.report, left_out=left_out, notes=notes)
     return ExpertLoras(each=tuple(lora and replace(lora, report=report) for lora in each), report=report)
+
+
+def loras_of_experts(names: Sequence[str], facts: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return what the report says of the LoRAs of all experts; of a single transformer its own, as they are."""
+    if len(names) == 1:
+        return [dict(lora) for lora in facts[0]]
+    return [{**lora, "expert": name} for name, own in zip(names, facts, strict=True) for lora in own]
 
 
 def _notes(path: Path, names: Sequence[str], expert: str) -> list[str]:

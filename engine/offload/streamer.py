@@ -15,20 +15,22 @@ from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
 from .residence import Course, FileHome, Home, Mapped, Placed, RamHome, Residence, SplitHome, Streamed, map_unit
+from .shared import SharedHome
 from .units import Finish, Source, Unit
 
 
 class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
-    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it. `course.then` is to be
-    set before each pass where there are several experts.
+    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it. `check_unit` is asked
+    before every unit alone. `course.then` is to be set before each pass where there are several experts.
     """
 
     def __init__(self, residence: Residence, device: torch.device, course: Course | None = None) -> None:
         self.residence = residence
         self.course = course or Course()
         self.check_interrupt: Callable[[], None] = Hooks().check_interrupt
+        self.check_unit: Callable[[], None] = Hooks().check_interrupt
         self._device = device
         self._streams: Any = getattr(torch, device.type)
         self._launched: deque[Any] = deque()
@@ -55,6 +57,7 @@ class WeightStreamer:
     def unit(self, index: int) -> Iterator[dict[str, torch.Tensor]]:
         """Give a unit's tensors, by name within the block, to the compute that the `with` launches."""
         self.check_interrupt()
+        self.check_unit()
         yield self.residence.acquire(index, self.check_interrupt)
         self.residence.release(index, self.check_interrupt)
         self.keep_pace()
@@ -87,6 +90,14 @@ class ExpertUnits:
     def check_interrupt(self) -> Callable[[], None]:
         return self._streamer.check_interrupt
 
+    @property
+    def check_unit(self) -> Callable[[], None]:
+        return self._streamer.check_unit
+
+    @check_unit.setter
+    def check_unit(self, check: Callable[[], None]) -> None:
+        self._streamer.check_unit = check
+
     def start_pass(self, hooks: Hooks, units: Sequence[Unit]) -> None:
         """Report a pass over these units to hooks."""
         self._streamer.start_pass(hooks, units, self._first)
@@ -111,6 +122,7 @@ def place_weights(
     device: torch.device,
     hooks: Hooks,
     finish: Finish | None = None,
+    shared: SharedHome | None = None,
     num_experts: int = 1,
 ) -> WeightStreamer:
     """Bring a model's units to where they are to rest.
@@ -124,7 +136,9 @@ def place_weights(
         device: the compute device.
         hooks: told of the progress, and asked whether to stop.
         finish: what is done to units that have arrived on the device. What rests there or in RAM is finished once, with
-            no second copy of it; what comes from files, each time; on a CPU that needs copies of what is mapped.
+            no second copy of it; what comes from files or from memory of several processes, each time; on a CPU that
+            needs copies of what is mapped.
+        shared: memory of several processes for what rests in RAM; None is memory of its own.
         num_experts: whose units these are, of each the same number.
 
     Returns:
@@ -133,8 +147,11 @@ def place_weights(
     Raises:
         CheckpointError: a file could not be read.
     """
-    bring, course = map_units if device.type == "cpu" else load_units, Course(num_experts)
-    return WeightStreamer(bring(units, source, placement, device, hooks, finish, course), device, course)
+    course = Course(num_experts)
+    if device.type == "cpu":
+        return WeightStreamer(map_units(units, source, placement, device, hooks, finish), device, course)
+    residence = load_units(units, source, placement, device, hooks, finish, shared, course)
+    return WeightStreamer(residence, device, course)
 
 
 def load_units(
@@ -144,9 +161,10 @@ def load_units(
     device: torch.device,
     hooks: Hooks,
     finish: Finish | None = None,
+    shared: SharedHome | None = None,
     course: Course | None = None,
 ) -> Residence:
-    """Load units to the device and to RAM."""
+    """Load units to the device and to RAM; see `place_weights`."""
     course, stays = course or Course(), _stays(units, placement)
     held_units, streamed = _split(units, stays)
     in_ram, in_files = _split(streamed, _rests_in_ram(streamed, placement, course))
@@ -155,7 +173,8 @@ def load_units(
     held = load_to_device(held_units, source, device, limit, progress, finish)
     homes: list[Home] = []
     if in_ram:
-        homes.append(RamHome(load_to_ram(in_ram, source, device, limit, replace(progress, done=len(held)))))
+        buffers = load_to_ram(in_ram, source, device, limit, replace(progress, done=len(held)), shared)
+        homes.append(RamHome(buffers, keeps=shared is None))
     if in_files:
         homes.append(FileHome(in_files, source, device, limit))
     progress.report(progress.total)
@@ -173,7 +192,6 @@ def map_units(
     device: torch.device,
     hooks: Hooks,
     finish: Finish | None = None,
-    course: Course | None = None,
 ) -> Residence:
     """Map units from their files; in mode disk those that are not resident are mapped anew for each use."""
     stays = _stays(units, placement) if placement.mode == "disk" else [True] * len(units)

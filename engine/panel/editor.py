@@ -21,8 +21,10 @@ from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, Engi
 from . import doctor
 from .downloads import Downloads
 from .forecast import Forecast, Question, describe_lora, forecast
+from .verify import Verifications
 
 _downloads = Downloads()
+_verifications = Verifications()
 _PARTS = ("text_encoder", "vae")
 # Names of LoRAs, one each.
 _LORAS = tuple(f"lora_{number}" for number in range(1, 11))
@@ -178,6 +180,25 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
     return asdict(_downloads.progress)
 
 
+def answer_verification(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Say how far the check of a checkpoint is, and what it has found."""
+    return asdict(_verifications.state)
+
+
+def start_verification(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Start looking at every byte of a checkpoint, or stop that where none is given.
+
+    Raises:
+        ValueError: there is no such checkpoint, or another one is being looked at.
+    """
+    if "checkpoint" in values:
+        name = str(values["checkpoint"])
+        _verifications.start(name, paths.CHECKPOINTS.resolve(name))
+    else:
+        _verifications.stop()
+    return asdict(_verifications.state)
+
+
 _MODEL_FIELDS = {
     "checkpoint": plain_name,
     "transformer": plain_name,
@@ -218,8 +239,10 @@ DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
 DOWNLOAD = routes.Route(
     name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )
+VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
+VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD)
+    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY)

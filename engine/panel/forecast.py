@@ -90,7 +90,7 @@ class Forecast:
     """Sampling and decoding; None when nothing is known about this card."""
     step_seconds: float | None = None
     basis: str = "unknown"
-    """measured | scaled | kernels | estimate | unknown, see panel/speed.py."""
+    """measured | scaled | kernels | estimate | rough | unknown, see panel/speed.py."""
     tokens: int = 0
     is_absent: bool = False
     """No such model is there."""
@@ -138,6 +138,13 @@ def describe_lora(question: Question) -> tuple[bool, str]:
 def cannot_be_used(path: Path, error: BaseException) -> str:
     """Return the sentence about files that nobody can make sense of."""
     return f"Choose another, or fetch {path.name} again: it cannot be used ({type(error).__name__}: {error})."
+
+
+def keep_speeds_in(path: Path | None) -> None:
+    """Keep the speeds of runs in this file from now on; None keeps none."""
+    global _history
+    if path != _history.path:
+        _history = speed.History(path)
 
 
 def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:

@@ -16,22 +16,47 @@ from ..backends.choose import Backends
 from ..checkpoints.transformers import TransformerFiles
 from ..interfaces import Conditioning, Hooks
 from ..lora.changes import Stack
+from ..lora.experts import loras_of_experts
 from ..memory.placement import Placement
 from ..offload import ExpertUnits, Joined, WeightStreamer, place_weights
+from ..offload.shared import SharedHome
 from ..system import release_memory
+from .parallel import Exchange
 from .transformer import WanTransformer
 from .workspace import ClipMemory
+
+
+def build_denoiser(
+    files: TransformerFiles,
+    backends: Backends,
+    placement: Placement,
+    device: torch.device,
+    exchange: Exchange | None = None,
+    memory: SharedHome | None = None,
+) -> WanTransformer | WanExperts:
+    """Return the unloaded denoiser of a checkpoint; see WanTransformer."""
+    kind = WanTransformer if files.second is None else WanExperts
+    return kind(files, backends, placement, device, exchange, memory)
 
 
 class WanExperts:
     """Several denoisers as one; see interfaces.Transformer."""
 
-    def __init__(self, files: TransformerFiles, backends: Backends, placement: Placement, device: torch.device) -> None:
-        """Args: files: of a pair; backends: confirmed by backends/trials.py."""
+    def __init__(
+        self,
+        files: TransformerFiles,
+        backends: Backends,
+        placement: Placement,
+        device: torch.device,
+        exchange: Exchange | None = None,
+        memory: SharedHome | None = None,
+    ) -> None:
+        """Args: files: of a pair; the others as in WanTransformer."""
         self._files = files
         self._placement = placement
         self._device = device
-        self._experts = [WanTransformer(each, backends, placement, device) for each in files.experts]
+        self._memory = memory
+        self._experts = [WanTransformer(each, backends, placement, device, exchange) for each in files.experts]
         self._streamer: WeightStreamer | None = None
 
     @property
@@ -91,11 +116,7 @@ class WanExperts:
             **each[0],
             "weight_bytes": sum(facts["weight_bytes"] for facts in each),
             "moved_bytes": self.moved_bytes,
-            "loras": [
-                {**lora, "expert": name}
-                for name, facts in zip(self._files.names, each, strict=True)
-                for lora in facts["loras"]
-            ],
+            "loras": loras_of_experts(self._files.names, [facts["loras"] for facts in each]),
         }
 
     def _load(self, hooks: Hooks) -> None:
@@ -104,7 +125,7 @@ class WanExperts:
         source = Joined({name: each.checkpoint for name, each in zip(names, opened, strict=True)})
         units = [unit for each in opened for unit in each.units]
         streamer = place_weights(
-            units, source, self._placement, self._device, hooks, opened[0].finish, num_experts=num_experts
+            units, source, self._placement, self._device, hooks, opened[0].finish, self._memory, num_experts
         )
         memory, length = ClipMemory(), len(units) // num_experts
         for index, (each, part) in enumerate(zip(self._experts, opened, strict=True)):

@@ -27,8 +27,9 @@ const context = await browser.newContext({ viewport: { width: 1600, height: 1000
 await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: config.url });
 const page = await context.newPage();
 await page.addInitScript(() => {
+    const allNodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
     window.findPanel = (type, name) =>
-        window.app.graph.nodes.find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
+        allNodes(window.app.graph).find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
 });
 const problems = [];
 let shots = config.shots;
@@ -315,7 +316,7 @@ const steps = {
             engine: await timePlan(SET, { type, name: "engine", to: "lightx2v" }, "engine is 'lightx2v', but"),
         };
         await shot("plan_refused");
-        delays.engineBack = await timePlan(SET, { type, name: "engine", to: "portable" }, "portable engine");
+        delays.engineBack = await timePlan(SET, { type, name: "engine", to: "portable" }, "Fits");
         const unlink = "const node = app.graph.nodes.find((each) => each.type === 'LightX2VSampler');" +
             "node.disconnectInput(node.inputs.findIndex((input) => input.name === 'latent'));";
         delays.unlinked = await timePlan(unlink, null, "no size connected");
@@ -328,6 +329,30 @@ const steps = {
         const refused = await panelText(type, "lightx2v_plan");
         await shot("plan_does_not_fit");
         return { before, offload, refused, delays };
+    },
+
+    /** Put the loader and its offload node into a subgraph; size and sampler stay outside. */
+    async subgraph() {
+        await load(config.graph);
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "Fits");
+        await page.evaluate(() => {
+            const { graph } = window.app;
+            const wanted = ["LightX2VLoadTransformer", "LightX2VOffload"];
+            graph.convertToSubgraph(new Set(graph.nodes.filter((node) => wanted.includes(node.type))));
+        });
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "192x192, 9 frames");
+        const loader = await panelText("LightX2VLoadTransformer", "lightx2v_plan");
+        // The same the other way round: the size in a subgraph, everything else outside.
+        await load(config.graph);
+        await page.evaluate(() => {
+            const { graph } = window.app;
+            const wanted = ["LightX2VEmptyLatent", "LightX2VSampler"];
+            graph.convertToSubgraph(new Set(graph.nodes.filter((node) => wanted.includes(node.type))));
+        });
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "192x192, 9 frames");
+        await fit();
+        await shot("subgraph");
+        return { loader, sampler: await panelText("LightX2VLoadTransformer", "lightx2v_plan") };
     },
 
     async sizes() {

@@ -110,7 +110,7 @@ PLAIN = {
     "experts": (
         "Two experts",
         "Wan2.2 A14B, both as one model beside each alone, in turns; mode none is resident, block is streamed from "
-        "RAM; under a cap `auto` decides. Change: what the first step of the second expert takes more than its next one.",
+        "RAM; under a cap `auto` decides. Change: what the first step of the second expert takes more than its next.",
         " | precision | plan | high alone, s/step | high | low alone | low | change s | GiB planned / reserved | "
         "GiB RAM | same latents",
         "{what} | {precision} | {plan_line} | {high_alone:.3f} | {high:.3f} | {low_alone:.3f} | {low:.3f} | "

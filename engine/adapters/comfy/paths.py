@@ -54,6 +54,11 @@ def notes_file() -> Path:
     return Path(folder_paths.get_user_directory(), remembered.FILE)
 
 
+def user_file(name: str) -> Path:
+    """Return a file in ComfyUI's folder for what is this user's."""
+    return Path(folder_paths.get_user_directory(), name)
+
+
 def fingerprint(*paths: Path | None) -> str:
     """Return a short text that changes when a file, or a file directly in a folder, changes in size or time.
 
