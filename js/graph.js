@@ -16,6 +16,7 @@ const SIZES = {
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
 // Widgets of a loader that say which the two experts of Wan2.2 are.
 const PAIR = ["second_expert", "expert"];
+const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
 // Sampler -> its input for the latent.
@@ -192,6 +193,7 @@ export function describeRun(loader) {
     const parameters = {
         ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile", ...PAIR]),
         ...describeOffload(inputNode(loader, "offload")),
+        ...describeGpus(inputNode(loader, "gpus")),
         ...clip,
     };
     if (loader.type === "LightX2VLoadCheckpoint") {
@@ -206,6 +208,10 @@ function describeOffload(node) {
         return {};
     }
     return { offload: widgetValue(node, "mode"), ...widgetValues(node, ["vram_budget_gib", "vae_tiling"]) };
+}
+
+function describeGpus(node) {
+    return node?.type === GPUS ? widgetValues(node, ["gpus"]) : {};
 }
 
 function describeClip(sampler) {

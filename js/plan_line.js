@@ -40,7 +40,7 @@ function headline(color, text, title = "") {
 /** A sentence of the server in short: what to do, and the rest, which may have lines of its own. */
 function splitSentence(sentence) {
     // A file's name says enough; where it lies is in the title.
-    const short = sentence.replace(/(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
+    const short = sentence.replace(/(?<=^|[\s'"(])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
     const cut = short.includes("\n") ? short.indexOf("\n") : short.length > SHORT_SENTENCE ? short.search(/[.:] /) + 1 : 0;
     return cut > 0 ? [short.slice(0, cut).replace(/:$/, "."), short.slice(cut).trim()] : [short, ""];
 }

@@ -274,14 +274,22 @@ const steps = {
         await zoomTo(type);
         await shot("weights_missing");
         await press(type, "lightx2v_plan", "Get the weights");
-        const row = page.locator("div", { hasText: /^fp8, \d/ }).last().locator("xpath=../..");
-        await row.getByRole("button", { name: "Download" }).waitFor({ timeout: 30_000 });
+        // One button for this machine, which says what it costs and asks.
+        const first = page.getByRole("button", { name: /^Download FP8 for / });
+        await first.waitFor({ timeout: 30_000 });
+        const offer = await first.locator("xpath=..").innerText();
+        const others = await page.getByText(/^Other versions/).innerText();
         await shot("weights_offered");
-        await row.getByRole("button", { name: "Download" }).click();
+        await first.click();
+        const start = page.getByRole("button", { name: /^Start: / });
+        await start.waitFor();
+        await shot("weights_asked");
+        const asked = (await context.request.get(`${config.url}/lightx2v/downloads`).then((answer) => answer.json())).progress.name;
+        await start.click();
         await waitForPanel(type, "lightx2v_plan", "Fits");
         await shot("weights_arrived");
         await openTab(null);
-        return { before, after: await panelText(type, "lightx2v_plan") };
+        return { before, offer, others, asked, after: await panelText(type, "lightx2v_plan") };
     },
 
     async templates() {
@@ -374,12 +382,13 @@ const steps = {
     async doctor() {
         await openTab("lightx2v-doctor");
         await page.getByText("Copy as Markdown").first().waitFor({ timeout: 30_000 });
+        const shown = await page.locator(".side-bar-panel, .sidebar-content-container").first().innerText();
         await shot("doctor");
         await page.getByText("Copy as Markdown").first().click();
         await page.waitForTimeout(200);
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
-        return { markdown };
+        return { markdown, shown };
     },
 
     /** Enhance a prompt with a server that answers, then with one that is not there. */

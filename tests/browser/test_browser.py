@@ -1,6 +1,7 @@
 """The pack as a user meets it, in a real browser on a real ComfyUI; session.mjs does it, this says what must come."""
 
 import json
+import re
 
 import pytest
 from support import examples
@@ -58,6 +59,10 @@ def test_a_node_can_be_dragged_out_of_the_library(step):
 def test_a_first_visit_ends_with_the_weights_in_place(step):
     arrival = step("arrive")
     assert "was not found in the model folders" in arrival["before"] or "No checkpoint was found" in arrival["before"]
+    assert re.search(r"Download FP8 for .+\n\d+\.\d GB to models/lightx2v; .*\d GB free", arrival["offer"])
+    assert re.fullmatch(r"Other versions \(\d+\)", arrival["others"])
+    # Nothing starts before it was asked.
+    assert arrival["asked"] == ""
     assert arrival["after"].startswith("Fits.") and "fp8 file, bf16 compute, 2 blocks" in arrival["after"]
 
 
@@ -99,10 +104,13 @@ def test_presets_and_typed_values_give_sizes_the_model_takes(step):
 
 
 def test_the_doctor_lists_findings_to_copy(step):
+    shown = step("doctor")["shown"]
+    # The verdict, what there is to do, and the rest folded.
+    assert re.search(r"Ready|thing", shown) and "All right (" in shown and "safetensors" not in shown
     lines = step("doctor")["markdown"].splitlines()
     assert lines[1] == "|---|---|---|---|"
     names = {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]}
-    assert {"Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
+    assert {"Card", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
 
 
 def test_an_enhanced_prompt_is_shown_and_a_failure_is_said(step):
