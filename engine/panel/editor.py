@@ -12,7 +12,7 @@ from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.files import AUTO_SECOND, NO_SECOND
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, find_variant
 from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..lora.experts import EXPERT_CHOICES
@@ -155,7 +155,7 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     offers = [
         (advice.variant, "" if advice.step_seconds is None else f"; {advice}") for advice in doctor.rank_files_here()
     ]
-    offers += [(lora, "") for lora in PUBLISHED_LORAS.values()]
+    offers += [(other, "") for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
     variants = [
         {
             "name": variant.name,

@@ -31,7 +31,7 @@ from support.checkpoints import expert_files, expert_weights, experts
 from support.contract_of_a_transformer import travel_as_on_a_gpu
 from support.engine import CPU, conditioning_of, open_transformer
 from support.tensors import normal
-from support.wan_14b import choose_kernels, make_experts, make_sizes
+from support.wan_14b import choose_kernels, make_expert_sizes, make_sizes
 
 SHAPE = (16, 2, 6, 8)
 CONDITIONING = (conditioning_of(normal(9, 64, seed=1)), conditioning_of(normal(5, 64, seed=2)))
@@ -158,7 +158,7 @@ def test_every_placement_gives_each_experts_flow_in_any_order(monkeypatch, flows
 
 
 def sizes_14b(precision="fp8", clip=CLIP_480P):
-    return make_sizes(clip, choose_kernels(precision), make_experts)
+    return make_expert_sizes(clip, choose_kernels(precision))
 
 
 def planned(vram, ram, precision="fp8", **wish):
