@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.adapters.comfy import paths
 from ..engine.backends import remembered
-from ..engine.panel import editor
+from ..engine.panel import editor, forecast, speed
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
@@ -45,5 +45,6 @@ async def comfy_entrypoint() -> LightX2VExtension:
     """Called by ComfyUI when it loads the pack."""
     paths.register_folder()
     remembered.keep_in(paths.notes_file())
+    forecast.keep_speeds_in(paths.user_file(speed.FILE))
     editor.register_routes()
     return LightX2VExtension()

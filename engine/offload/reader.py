@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.disk import unreadable
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
@@ -48,6 +49,8 @@ class Piece:
         """Write the piece to its CPU memory uint8 [num_bytes]."""
         if isinstance(self.place, FileRange):
             _read_file(self.place, memory)
+            if self.place.look is not None:
+                self.place.look(0, memory)
         else:
             memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
 
@@ -264,7 +267,7 @@ def _cut(unit: Unit, source: Source) -> list[Piece]:
             size = min(_PIECE_BYTES, spec.num_bytes - offset)
             part: FileRange | slice = slice(offset // width, (offset + size) // width)
             if place is not None:
-                part = FileRange(place.path, place.offset + offset, size)
+                part = place.part(offset, size)
             pieces.append(Piece(spec, unit.offsets[name] + offset, size, part))
     return pieces
 
@@ -284,4 +287,4 @@ def _read_file(place: FileRange, memory: torch.Tensor) -> None:
                     )
                 rest = rest[count:]
     except OSError as error:
-        raise CheckpointError(f"{place.path} could not be read: {error}. Check the drive and the file.") from error
+        raise unreadable(place.path, error) from error

@@ -38,6 +38,7 @@ from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
+from ..quantities import format_bytes
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used
 
@@ -74,6 +75,8 @@ class Item:
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
+    is_checkpoint: bool = False
+    """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
 
 
 def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links: bool = False) -> list[Item]:
@@ -98,14 +101,19 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
         _examine_loras(models_dir),
-        *_examine_checkpoints(checkpoints, machine, files),
+        *_examine_checkpoints(checkpoints, models_dir, machine, files),
     ]
+
+
+def card_name() -> str:
+    """Return the card's name as torch reports it, or "CPU"."""
+    device = system.compute_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def rank_files_here() -> list[Advice]:
     """Return the published variants, the best for this machine first."""
-    device = system.compute_device()
-    return rank_files(find_machine(device), torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
+    return rank_files(find_machine(system.compute_device()), card_name())
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
@@ -113,11 +121,17 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
     return [asdict(item) for item in items]
 
 
+def summarize(items: list[Item]) -> str:
+    """Return the verdict in a few words: Ready., or how many things there are to do."""
+    to_do = sum(1 for item in items if item.state != OK and item.remedy)
+    return "Ready." if not to_do else f"{to_do} thing{'s' if to_do > 1 else ''} to do."
+
+
 def as_text(items: list[Item]) -> str:
-    """Return items as a table for a terminal, remedies on lines of their own."""
+    """Return the verdict and items as a table for a terminal, problems first, remedies on lines of their own."""
     width = max(len(item.name) for item in items)
-    lines = []
-    for item in items:
+    lines = [summarize(items), ""]
+    for item in sorted(items, key=lambda item: (MISSING, WARN, OK).index(item.state)):
         lines.append(f"{item.state:7}  {item.name:{width}}  {item.found}")
         if item.remedy:
             lines.append(f"{'':{width + 11}}-> {item.remedy}")
@@ -131,7 +145,7 @@ def _examine_card(machine: Machine) -> list[Item]:
         if driver:
             remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
         card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
-        return [card, Item(name="Driver", state=OK, found=driver or "no NVIDIA driver")]
+        return [card, *([Item(name="Driver", state=OK, found=driver)] if driver else [])]
     if system.compute_device().type != "cuda":
         found, remedy = "not used: everything runs on the CPU (--cpu)", "Start ComfyUI without --cpu to use the card."
         card = Item(name="Card", state=WARN, found=found, remedy=remedy)
@@ -292,10 +306,19 @@ def _examine_ram() -> Item:
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
-def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
+def free_disk_bytes(models_dir: Path) -> int:
+    """Return what is free where models lie, or will once the folder is there.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     place = next((folder for folder in (models_dir, *models_dir.parents) if os.path.isdir(folder)), models_dir)
+    return shutil.disk_usage(place).free
+
+
+def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     try:
-        free = shutil.disk_usage(place).free
+        free = free_disk_bytes(models_dir)
     except OSError as error:
         remedy = f"Check the models folder, {models_dir}."
         return Item(name="Disk", state=WARN, found=f"cannot be looked at ({error})", remedy=remedy)
@@ -329,10 +352,12 @@ def _examine_loras(models_dir: Path) -> Item:
     return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
 
 
-def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:
+def _examine_checkpoints(
+    checkpoints: Mapping[str, Path], models_dir: Path, machine: Machine, files: list[Advice]
+) -> list[Item]:
     if not checkpoints:
         remedy = _DOWNLOAD.format(variant=files[0].variant.name)
-        return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=remedy)]
+        return [Item(name="Checkpoints", state=MISSING, found=f"none in {models_dir / 'lightx2v'}", remedy=remedy)]
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
@@ -350,22 +375,24 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
-        return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
+        return Item(
+            is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error)
+        )
     if checkpoint.missing:
-        return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
-    return Item(name=name, state=OK, found=found)
+        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
-        size = checkpoint.transformer.num_bytes / GIB
+        size = format_bytes(checkpoint.transformer.num_bytes)
         numbers = _numbers(layout, machine)
-        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size}")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

@@ -16,13 +16,13 @@ import torch
 
 from .. import report, shapes, system
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
-from ..constants import GIB
 from ..errors import MALFORMED, LightX2VError, NothingFitsError
 from ..handles import ONE_GPU, TransformerHandle
 from ..interfaces import Host
 from ..lora.changes import Lora
 from ..lora.reader import read_lora
 from ..memory.clip import Clip
+from ..quantities import format_bytes
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
 from . import speed
 
@@ -88,7 +88,7 @@ class Forecast:
     """Sampling and decoding; None when nothing is known about this card."""
     step_seconds: float | None = None
     basis: str = "unknown"
-    """measured | scaled | kernels | estimate | unknown, see panel/speed.py."""
+    """measured | scaled | kernels | estimate | rough | unknown, see panel/speed.py."""
     tokens: int = 0
     is_absent: bool = False
     """No such model is there."""
@@ -137,6 +137,13 @@ def cannot_be_used(path: Path, error: BaseException) -> str:
     return f"Choose another, or fetch {path.name} again: it cannot be used ({type(error).__name__}: {error})."
 
 
+def keep_speeds_in(path: Path | None) -> None:
+    """Keep the speeds of runs in this file from now on; None keeps none."""
+    global _history
+    if path != _history.path:
+        _history = speed.History(path)
+
+
 def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
     """Note how fast the sampling was that made `samples` [B, 16, T, h, w]."""
     details = {record.stage: record.details for record in report.records_of(samples)}.get("sample")
@@ -178,7 +185,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {files.num_bytes / GIB:.3g} GiB",
+        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {format_bytes(files.num_bytes)}",
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,

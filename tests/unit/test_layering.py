@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the ground up: a part may import itself and what stands above it in this list.
 FLOORS = (
-    "engine/constants.py", "engine/durations.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
+    "engine/constants.py", "engine/quantities.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
     "engine/latent_space.py",
     "engine/parallel/split.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
@@ -64,7 +64,7 @@ STDLIB_ONLY = (
     "engine/backends/table.py",
     "engine/backends/versions.py",
     "engine/constants.py",
-    "engine/durations.py",
+    "engine/quantities.py",
     "engine/errors.py",
     "engine/lora/keys.py",
     "engine/lora/report.py",
