@@ -106,15 +106,16 @@ def test_euler_does_too(graph, cases):
     assert score.complete == 1 and score.image["first_good"] == 1 and score.image["smooth"] == 1
 
 
+@pytest.fixture(scope="module")
+def loss(graph, cases, films):
+    """loss(**settings) -> dB that the first frame loses by a mistake."""
+    clip, film = cases.drawn[LAST_TOO], films[LAST_TOO]
+    right = measure_psnr(film[0], clip[0])
+    return lambda **settings: right - measure_psnr(graph.draw(cases, LAST_TOO, **settings)[0], clip[0])
+
+
 class TestMistakesShow:
     """Each of these was right above; one mistake, and the film is less like its picture, or not at all."""
-
-    @pytest.fixture(scope="class")
-    def loss(self, graph, cases, films):
-        """loss(**settings) -> dB that the first frame loses by a mistake."""
-        clip, film = cases.drawn[LAST_TOO], films[LAST_TOO]
-        right = measure_psnr(film[0], clip[0])
-        return lambda **settings: right - measure_psnr(graph.draw(cases, LAST_TOO, **settings)[0], clip[0])
 
     def test_mask_inverted(self, loss):
         assert loss(change=lambda latents, mask: (latents, 1 - mask)) > 10
