@@ -31,13 +31,28 @@ _OPTION_NAMES = {
     "has them)",
     "attn_mask": "an attention mask",
 }
-# Of a CONDITIONING entry: what ComfyUI's samplers themselves heed, and what says nothing about the picture.
-_CONDITION_KEYS = frozenset({
-    "cross_attn", "pooled_output", "model_conds", "uuid", "area", "mask", "mask_strength", "set_area_to_bounds",
-    "strength", "prompt_type", "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks",
-    "clip_start_percent", "clip_end_percent", "attention_mask", "frame_rate", "guidance", "width", "height", "crop_w",
-    "crop_h", "target_width", "target_height", "aesthetic_score",
+# Of a CONDITIONING entry: what ComfyUI's samplers themselves heed.
+_HEEDED_KEYS = frozenset({
+    "cross_attn", "model_conds", "uuid", "area", "mask", "mask_strength", "set_area_to_bounds", "strength",
+    "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks", "clip_start_percent",
+    "clip_end_percent",
 })  # fmt: skip
+_SIZES_OF_SDXL = "is for SDXL; the latent gives the size"
+_OF_VIDEO = "is for other video models; Wan's frame rate is fixed"
+# What says nothing to a Wan model, and why.
+_IDLE_KEYS = {
+    "pooled_output": "is for models that take one vector of a text; Wan takes its rows",
+    "attention_mask": "repeats what the rows tell: those after the text are zero",
+    "prompt_type": "is for models with prompts of several kinds",
+    "guidance": "is for Flux and HunyuanVideo, and is distilled into this model",
+    "aesthetic_score": "is for SDXL's refiner",
+    **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _SIZES_OF_SDXL),
+    **dict.fromkeys(("frame_rate", "fps", "motion_bucket_id"), _OF_VIDEO),
+    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), "is for models of sound"),
+    **dict.fromkeys(("noise_augmentation", "augmentation_level"), "is for models that get a noisy picture"),
+    **dict.fromkeys(("elevation", "azimuth"), "is for models of views of an object"),
+    "reference_latents_method": "says how to use reference pictures, of which there are none",
+}
 _IMAGE_KEYS = {
     "concat_latent_image": "a picture (Wan Image To Video)",
     "concat_mask": "the mask of a picture (Wan Image To Video)",
@@ -62,6 +77,12 @@ _IMAGE_KEYS = {
     "gligen": "GLIGEN boxes",
     "unclip_conditioning": "an unCLIP picture",
     "noise_concat": "latents beside the noise",
+    "ref_latent": "a reference picture",
+    "concat_image": "a picture beside the noise",
+    "keyframe_idxs": "key frames",
+    "guiding_frame_index": "a guiding frame",
+    "time_dim_replace": "a first frame (HunyuanVideo)",
+    "cross_attn_controlnet": "a text for a ControlNet",
 }
 
 # What an image-to-video model takes; the mask goes first there, and at another place in models of control videos.
@@ -129,7 +150,9 @@ def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None], archite
             f"Remove {_joined(pictures)} from the conditioning, or load an image-to-video model: this checkpoint is "
             "text-to-video and has no input for it."
         )
-    unknown = sorted(keys - _CONDITION_KEYS - known)
+    for key in sorted(keys & set(_IDLE_KEYS)):
+        logger.info("LightX2V: the conditioning's %s has no effect: it %s.", key, _IDLE_KEYS[key])
+    unknown = sorted(keys - _HEEDED_KEYS - set(_IDLE_KEYS) - known)
     if unknown:
         logger.warning(
             "LightX2V: the conditioning's %s is not known to this model and has no effect.", _joined(unknown)
