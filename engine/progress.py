@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .durations import format_seconds
 from .interfaces import Hooks
+from .quantities import format_seconds
 
 # (done, of so many, in words).
 Show = Callable[[int, int, str], None]

@@ -6,7 +6,7 @@ from typing import Any
 
 from .backends.table import milliseconds
 from .constants import GIB
-from .durations import format_seconds
+from .quantities import format_seconds
 
 STAGE_COLUMNS = ("stage", "time", "peak RAM", "peak VRAM")
 

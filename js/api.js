@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { say } from "./texts.js";
 
 const MARGIN = 6;
 const MUTED = "var(--descrip-text, #999)";
@@ -49,8 +50,8 @@ export function button(label, title, onclick) {
 
 /** A button that copies what `makeText` returns, and says so for a moment. */
 export function copyButton(label, makeText) {
-    const built = button(label, "Copy to the clipboard", async () => {
-        built.textContent = (await copyText(makeText())) ? "Copied" : "Not copied";
+    const built = button(label, say("copy_title"), async () => {
+        built.textContent = say((await copyText(makeText())) ? "copied" : "not_copied");
         setTimeout(() => (built.textContent = label), 1200);
     });
     return built;
@@ -153,11 +154,16 @@ export function findWidget(node, name) {
 
 export const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
 
+/** A duration as one reads it, in the editor's language. */
 export function formatSeconds(seconds) {
-    if (seconds < 10) {
-        return `${seconds.toFixed(1)} s`;
+    if (seconds < 100) {
+        return say("seconds", { seconds: seconds < 10 ? seconds.toFixed(1) : Math.round(seconds) });
     }
-    return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+    const minutes = Math.floor(Math.round(seconds) / 60);
+    if (minutes < 60) {
+        return say("minutes", { minutes, seconds: Math.round(seconds) % 60 });
+    }
+    return say("hours", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
 const ASK_DELAY_MS = 80;

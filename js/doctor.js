@@ -1,18 +1,24 @@
-// The doctor: a sidebar tab with what this machine has and lacks, each with a remedy to copy.
+// The doctor: a sidebar tab with a verdict, what there is to do, and everything else that was looked at, folded.
 
 import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads } from "./downloads.js";
 import { describeCheck } from "./verify.js";
+import { say } from "./texts.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
-const STATES = { ok: "ok", warn: "could be better", missing: "missing" };
+const STATES = ["missing", "warn", "ok"];
+// The part of a remedy that is typed into a terminal, or opened.
+const COMMAND = /(?:^|[:;] )((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
+
+const isProblem = (item) => item.state !== "ok";
+
+function dot(state) {
+    const style = { flex: "none", width: "9px", height: "9px", marginTop: "4px", borderRadius: "50%", background: COLORS[state] };
+    return element("span", { title: say(`state_${state}`), style });
+}
 
 function describeItem(item) {
-    const dot = element("span", {
-        title: STATES[item.state],
-        style: { flex: "none", width: "9px", height: "9px", marginTop: "4px", borderRadius: "50%", background: COLORS[item.state] },
-    });
     const text = element(
         "div",
         { style: { flex: "1", overflowWrap: "anywhere" } },
@@ -21,13 +27,28 @@ function describeItem(item) {
     );
     if (item.remedy) {
         const remedy = element("div", { style: { flex: "1" } }, item.remedy);
+        const command = item.remedy.match(COMMAND)?.[1];
         const style = { display: "flex", gap: "6px", alignItems: "start", marginTop: "3px" };
-        text.append(element("div", { style }, remedy, copyButton("Copy", () => item.remedy)));
+        text.append(element("div", { style }, remedy, ...(command ? [copyButton(say("copy"), () => command)] : [])));
     }
     if (item.is_checkpoint) {
         text.append(describeCheck(item.name, describeItem));
     }
-    return element("div", { style: { display: "flex", gap: "8px", padding: "7px 0" } }, dot, text);
+    return element("div", { style: { display: "flex", gap: "8px", padding: "7px 0" } }, dot(item.state), text);
+}
+
+/** The verdict: ready, or how much there is to do. */
+function describeVerdict(items) {
+    const toDo = items.filter((item) => isProblem(item) && item.remedy).length;
+    const worst = STATES.find((state) => items.some((item) => item.state === state && (state === "ok" || item.remedy))) ?? "ok";
+    const text = toDo === 0 ? say("ready") : say(toDo === 1 ? "one_to_do" : "to_do", { count: toDo });
+    const shown = element("div", { style: { fontSize: "15px", fontWeight: "600" } }, text);
+    return element("div", { style: { display: "flex", gap: "8px", padding: "4px 0 8px" } }, dot(worst), shown);
+}
+
+function describeRest(items) {
+    const title = element("summary", { style: { cursor: "pointer", padding: "7px 0" } }, say("all_right", { count: items.length }));
+    return element("details", {}, title, ...items.map(describeItem));
 }
 
 function asMarkdown(items) {
@@ -36,7 +57,7 @@ function asMarkdown(items) {
 }
 
 function measureButton(list, bar) {
-    return button("Measure again", "Forget what was found out about kernels: the next run tries and times them", async () => {
+    return button(say("measure_again"), say("measure_again_title"), async () => {
         try {
             await postJson("measure_again", {});
             await fill(list, bar);
@@ -47,23 +68,29 @@ function measureButton(list, bar) {
 }
 
 async function fill(list, bar) {
-    list.replaceChildren(muted("Looking ..."));
+    list.replaceChildren(muted(say("looking")));
     bar.replaceChildren();
+    const again = button(say("look_again"), say("look_again_title"), () => fill(list, bar));
     try {
-        const items = await fetchJson("doctor");
+        const items = (await fetchJson("doctor")).sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state));
         const hasNone = items.some((item) => item.name === "Checkpoints");
         const downloads = describeDownloads(hasNone, () => fill(list, bar));
-        const rows = items.map(describeItem);
-        list.replaceChildren(...(hasNone ? [downloads, ...rows] : [...rows, downloads]));
+        const problems = items.filter((item) => isProblem(item) && !(hasNone && item.name === "Checkpoints"));
+        list.replaceChildren(
+            describeVerdict(items),
+            downloads,
+            ...problems.map(describeItem),
+            describeRest(items.filter((item) => !isProblem(item))),
+        );
         bar.replaceChildren(
-            button("Look again", "Read everything anew", () => fill(list, bar)),
+            again,
             ...(items.some((item) => item.name === "Measured") ? [measureButton(list, bar)] : []),
-            copyButton("Copy as Markdown", () => asMarkdown(items)),
-            copyButton("Copy as JSON", () => JSON.stringify(items, null, 2)),
+            copyButton(say("copy_markdown"), () => asMarkdown(items)),
+            copyButton(say("copy_json"), () => JSON.stringify(items, null, 2)),
         );
     } catch (error) {
-        list.replaceChildren(`No answer: ${error.message}`);
-        bar.replaceChildren(button("Look again", "Ask again", () => fill(list, bar)));
+        list.replaceChildren(say("no_answer", { problem: error.message }));
+        bar.replaceChildren(again);
     }
 }
 
@@ -72,7 +99,7 @@ function render(container) {
     const list = element("div");
     const style = { height: "100%", overflow: "auto", padding: "12px", boxSizing: "border-box", font: "13px/1.4 var(--font-inter, sans-serif)" };
     container.replaceChildren(
-        element("div", { style }, element("div", { style: { fontSize: "16px", fontWeight: "600" } }, "LightX2V doctor"), bar, list),
+        element("div", { style }, element("div", { style: { fontSize: "16px", fontWeight: "600", paddingBottom: "8px" } }, "LightX2V"), list, bar),
     );
     fill(list, bar);
 }
@@ -91,7 +118,7 @@ app.registerExtension({
             id: DOCTOR_TAB,
             icon: "mdi mdi-stethoscope",
             title: "LightX2V",
-            tooltip: "LightX2V doctor: what this machine has and lacks",
+            tooltip: say("doctor_tooltip"),
             type: "custom",
             render,
         });

@@ -1,19 +1,21 @@
-// Getting the weights: the published variants with their sizes, one button each, and the progress of the download.
+// Getting the weights: one button for this card, the other published variants folded, and the progress of the download.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, element, fetchJson, muted, postJson } from "./api.js";
+import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson } from "./api.js";
+import { say } from "./texts.js";
 
 const POLL_MS = 1000;
 const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 // The section on the page, and the timer of the one loop that follows a download, on the page or not.
 let section;
 let timer;
 
-/** A section that lists what can be downloaded; `onArrival` is called when a download has succeeded. */
+/** A section with what can be downloaded; `onArrival` is called when a download has succeeded. */
 export function describeDownloads(isOpen, onArrival) {
-    const content = element("div", {}, muted("Looking ..."));
-    const title = element("summary", { style: { cursor: "pointer", fontWeight: "600", padding: "7px 0" } }, "Get the weights");
+    const content = element("div", {}, muted(say("looking")));
+    const title = element("summary", { style: { cursor: "pointer", fontWeight: "600", padding: "7px 0" } }, say("get_weights"));
     section = { content, onArrival };
     refresh();
     return element("details", { open: isOpen }, title, content);
@@ -22,8 +24,9 @@ export function describeDownloads(isOpen, onArrival) {
 async function refresh(wasRunning = false) {
     const { content, onArrival } = section;
     try {
-        const { variants, progress } = await fetchJson("downloads");
-        content.replaceChildren(...(progress.is_running ? [describeProgress(progress)] : [...describeEnd(progress), ...variants.map(describeVariant)]));
+        const found = await fetchJson("downloads");
+        const { progress } = found;
+        content.replaceChildren(...(progress.is_running ? [describeProgress(progress)] : [...describeEnd(progress), ...describeOffer(found)]));
         clearTimeout(timer);
         if (progress.is_running) {
             timer = setTimeout(() => refresh(true), POLL_MS);
@@ -33,7 +36,7 @@ async function refresh(wasRunning = false) {
             onArrival();
         }
     } catch (error) {
-        content.replaceChildren(muted(`No answer: ${error.message}`));
+        content.replaceChildren(muted(say("no_answer", { problem: error.message })));
     }
 }
 
@@ -42,31 +45,62 @@ async function send(name) {
         await postJson("download", { variant: name });
         await refresh(true);
     } catch (error) {
-        section.content.prepend(muted(error.message));
+        section.content.prepend(problem(error.message));
     }
 }
 
-function describeVariant(variant) {
-    const text = element(
-        "div",
-        { style: { flex: "1" } },
-        element("div", {}, `${variant.name}, ${gigabytes(variant.num_bytes)}`),
-        muted(variant.summary),
+/** What the button for this machine says; a card without its maker's name. */
+function labelFor(variant, card) {
+    const name = variant.name.toUpperCase();
+    return card === "CPU" ? say("download_here", { name }) : say("download_for", { name, card: card.replace(/^NVIDIA (GeForce )?/, "") });
+}
+
+/** One button for the file that is fastest here, and the other ones folded. */
+function describeOffer(found) {
+    const [best, ...others] = found.variants;
+    const main = variantButton(best, labelFor(best, found.card), found);
+    Object.assign(main.firstChild.style, { padding: "6px 12px", fontWeight: "600", width: "100%" });
+    const rows = others.map((variant) =>
+        element("div", { style: { padding: "6px 0" } }, variantButton(variant, say("download", { name: variant.name }), found), muted(variant.summary)),
     );
-    const start = button("Download", `Fetch ${variant.name} into the models folder`, () => send(variant.name));
-    return element("div", { style: { display: "flex", gap: "8px", alignItems: "start", padding: "5px 0" } }, text, start);
+    const folded = element("summary", { style: { cursor: "pointer", padding: "6px 0" } }, say("other_versions", { count: others.length }));
+    return [main, muted(best.summary), element("details", {}, folded, ...rows)];
+}
+
+/** A button with size and place beside it, which asks before it starts. */
+function variantButton(variant, label, { free_bytes: free, models_folder: folder }) {
+    const isTight = free !== null && free < variant.num_bytes;
+    const size = { size: gigabytes(variant.num_bytes), folder: variant.folder, free: free === null ? "?" : gigabytes(free) };
+    const facts = element("div", { title: folder, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : "download_size", size));
+    const built = element("div", {});
+    const ask = () => {
+        const start = button(say("download_start", size), "", () => send(variant.name));
+        const stop = button(say("not_now"), "", () => built.replaceChildren(offer, facts));
+        const style = { display: "flex", flexWrap: "wrap", gap: "6px" };
+        built.replaceChildren(element("div", { style }, start, stop), element("div", { style: { margin: "3px 0" } }, say("download_ask", size)));
+    };
+    const offer = button(label, folder, ask);
+    built.append(offer, facts);
+    return built;
 }
 
 function describeProgress(progress) {
     const bar = element("progress", { max: progress.num_bytes || 1, value: progress.done_bytes, style: { width: "100%" } });
-    const amount = `${progress.name}: ${gigabytes(progress.done_bytes)} of ${gigabytes(progress.num_bytes)}`;
-    const stop = button("Stop", "Stop; what has arrived is kept", () => send(""));
-    return element("div", {}, element("div", {}, amount), bar, muted(progress.what), stop);
+    const amount = say("download_amount", { name: progress.name, done: gigabytes(progress.done_bytes), size: gigabytes(progress.num_bytes) });
+    const pace = progress.bytes_per_second
+        ? [say("download_pace", { rate: megabytes(progress.bytes_per_second), time: formatSeconds(progress.seconds_left) })]
+        : [];
+    const stop = button(say("stop"), say("stop_title"), () => send(""));
+    return element("div", {}, element("div", {}, amount), bar, ...pace.map((text) => element("div", {}, text)), muted(progress.what), stop);
+}
+
+function problem(text) {
+    return element("div", { style: { color: COLORS.warn, overflowWrap: "anywhere", whiteSpace: "pre-line", padding: "4px 0" } }, text);
 }
 
 function describeEnd(progress) {
     if (progress.is_complete) {
-        return [element("div", { style: { color: COLORS.ok } }, `The download of ${progress.name} is complete.`)];
+        return [element("div", { style: { color: COLORS.ok } }, say("download_complete", { name: progress.name }))];
     }
-    return progress.problem ? [element("div", { style: { color: COLORS.warn, overflowWrap: "anywhere" } }, progress.problem)] : [];
+    return progress.problem ? [problem(progress.problem)] : [];
 }

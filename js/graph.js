@@ -1,5 +1,7 @@
 // Follow links in the graph: what a loader is connected to, and the size its sampler will make.
 
+import { app } from "../../scripts/app.js";
+
 const REROUTE = "Reroute";
 const BYPASSED = [2, 4];
 // Latent node -> its widgets for width, height, frames, batch.
@@ -12,6 +14,7 @@ const SIZES = {
     WanFirstLastFrameToVideo: ["width", "height", "length", "batch_size"],
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
+const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
 // Sampler -> its input for the latent.
@@ -37,19 +40,85 @@ export const WATCHED = [
     ...Object.keys(LOADERS), OFFLOAD, ...Object.keys(LORAS), ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES),
 ];
 
-/** The node behind an input, by the input's name; undefined where nothing usable is linked. */
-function inputNode(node, name) {
-    const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-    const origin = slot < 0 ? undefined : node.getInputNode(slot);
+// Links from and to the edge of a subgraph have these instead of a node's id.
+const SUBGRAPH_INPUT = -10;
+const SUBGRAPH_OUTPUT = -20;
+
+const linkOf = (graph, id) => (id == null ? undefined : graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id]);
+
+/** The node that stands for a subgraph in the graph around it. */
+function nodeAround(subgraph) {
+    const find = (graph) => {
+        for (const node of graph?.nodes ?? []) {
+            const found = node.subgraph && (node.subgraph === subgraph ? node : find(node.subgraph));
+            if (found) {
+                return found;
+            }
+        }
+        return undefined;
+    };
+    return find(subgraph.rootGraph ?? app.rootGraph ?? app.graph);
+}
+
+/**
+ * What an input gets its value from, through reroutes and edges of subgraphs: {node, slot} of an output, {node, widget}
+ * where a subgraph's own widget gives it, or undefined.
+ */
+function originOf(node, slot) {
+    const link = linkOf(node.graph, node.inputs?.[slot]?.link);
+    if (!link) {
+        return undefined;
+    }
+    if (link.origin_id === SUBGRAPH_INPUT) {
+        const around = nodeAround(node.graph);
+        const name = node.graph.inputs?.[link.origin_slot]?.name;
+        const outside = around && originOf(around, link.origin_slot);
+        const widget = around?.widgets?.find((each) => each.name === name);
+        return outside ?? (widget && { node: around, widget });
+    }
+    return resolved(node.graph.getNodeById(link.origin_id), link.origin_slot);
+}
+
+function resolved(origin, slot) {
     if (!origin || BYPASSED.includes(origin.mode)) {
         return undefined;
     }
-    return origin.type === REROUTE ? inputNode(origin, origin.inputs[0].name) : origin;
+    if (origin.type === REROUTE) {
+        return originOf(origin, 0);
+    }
+    const inside = origin.subgraph && linkOf(origin.subgraph, origin.subgraph.outputs?.[slot]?.linkIds?.[0]);
+    return inside ? resolved(origin.subgraph.getNodeById(inside.origin_id), inside.origin_slot) : { node: origin, slot };
 }
 
+/** The node behind an input, by the input's name; undefined where nothing usable is linked. */
+function inputNode(node, name) {
+    const origin = originOf(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
+    return origin?.widget ? undefined : origin?.node;
+}
+
+/** The nodes that an output leads to, into subgraphs and out of them. */
 function outputNodes(node, slot) {
-    const targets = node.getOutputNodes(slot) ?? [];
-    return targets.flatMap((target) => (target.type === REROUTE ? outputNodes(target, 0) : [target]));
+    const links = node.outputs?.[slot]?.links ?? [];
+    return links.flatMap((id) => targetsOf(node.graph, linkOf(node.graph, id)));
+}
+
+function targetsOf(graph, link) {
+    if (!link) {
+        return [];
+    }
+    if (link.target_id === SUBGRAPH_OUTPUT) {
+        const around = nodeAround(graph);
+        return around ? outputNodes(around, link.target_slot) : [];
+    }
+    const target = graph.getNodeById(link.target_id);
+    if (target?.type === REROUTE) {
+        return outputNodes(target, 0);
+    }
+    const inner = target?.subgraph;
+    if (inner && !BYPASSED.includes(target.mode)) {
+        return (inner.inputs?.[link.target_slot]?.linkIds ?? []).flatMap((id) => targetsOf(inner, linkOf(inner, id)));
+    }
+    return target ? [target] : [];
 }
 
 /** The samplers behind an output, also behind nodes that pass the model on, and the LoRAs that these put on it. */
@@ -100,8 +169,8 @@ function widgetValue(node, name) {
     if (input?.link == null) {
         return node.widgets?.find((widget) => widget.name === name)?.value;
     }
-    const origin = inputNode(node, name);
-    return origin?.type.startsWith("Primitive") ? origin.widgets?.[0]?.value : undefined;
+    const origin = originOf(node, node.inputs.indexOf(input));
+    return origin?.widget ? origin.widget.value : origin?.node.type.startsWith("Primitive") ? origin.node.widgets?.[0]?.value : undefined;
 }
 
 function widgetValues(node, names) {
@@ -121,6 +190,7 @@ export function describeRun(loader) {
     const parameters = {
         ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile"]),
         ...describeOffload(inputNode(loader, "offload")),
+        ...describeGpus(inputNode(loader, "gpus")),
         ...clip,
     };
     if (loader.type === "LightX2VLoadCheckpoint") {
@@ -135,6 +205,10 @@ function describeOffload(node) {
         return {};
     }
     return { offload: widgetValue(node, "mode"), ...widgetValues(node, ["vram_budget_gib", "vae_tiling"]) };
+}
+
+function describeGpus(node) {
+    return node?.type === GPUS ? widgetValues(node, ["gpus"]) : {};
 }
 
 function describeClip(sampler) {

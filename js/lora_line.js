@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { COLORS, answeredPanels, element, fetchJson, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { say } from "./texts.js";
 import { LOADERS, describeLora } from "./graph.js";
 
 const NODE = "LightX2VLora";
@@ -10,7 +11,7 @@ const NODE = "LightX2VLora";
 const { add, refreshSoon } = answeredPanels((node) => {
     const question = node.graph && describeLora(node);
     if (!question) {
-        return { text: "Connect a LightX2V loader to see how much of the LoRA applies." };
+        return { text: say("lora_connect") };
     }
     return { question, answer: () => answer(question) };
 });

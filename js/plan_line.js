@@ -4,47 +4,81 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { COLORS, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
 import { openDoctor } from "./doctor.js";
+import { say } from "./texts.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
-const ENGINE_NAMES = { lightx2v: "LightX2V", portable: "portable engine" };
-const BASES = { measured: "measured", scaled: "scaled from your last run", estimate: "estimate", kernels: "from kernels measured here" };
+const LONG_SECONDS = 3600;
+// A sentence that fits into two lines of the panel.
+const SHORT_SENTENCE = 90;
 
 const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const loader = node.graph && findLoader(node);
     if (!loader) {
-        return { text: node.type === OFFLOAD ? "Connect this to a loader to see its plan." : "" };
+        return { text: node.type === OFFLOAD ? say("connect_loader") : "" };
     }
     const run = describeRun(loader);
-    return { question: run, answer: () => answer(run) };
+    const describe = node.type === OFFLOAD ? describeOffload : describePlan;
+    return { question: [node.type, run], answer: () => answer(run, describe) };
 });
 
-async function answer(run) {
+async function answer(run, describe) {
     try {
-        return describePlan(await fetchJson("plan", run.parameters), run);
+        return describe(await fetchJson("plan", run.parameters), run);
     } catch (error) {
-        return [headline(COLORS.warn, `No plan: ${error.message}`)];
+        return [headline(COLORS.warn, say("no_plan", { problem: error.message }))];
     }
 }
 
-function headline(color, text) {
+function headline(color, text, title = "") {
     const dot = element("span", {
         style: { flex: "none", width: "8px", height: "8px", marginTop: "3px", borderRadius: "50%", background: color },
     });
-    const sentence = element("span", { style: { flex: "1", overflowWrap: "anywhere" } }, text);
-    return element("div", { style: { display: "flex", gap: "6px" } }, dot, sentence);
+    const sentence = element("span", { style: { flex: "1", overflowWrap: "anywhere", whiteSpace: "pre-line" } }, text);
+    return element("div", { title, style: { display: "flex", gap: "6px" } }, dot, sentence);
 }
 
-/** Return the rows of a panel for an answer of /lightx2v/plan. */
+/** A sentence of the server in short: what to do, and the rest, which may have lines of its own. */
+function splitSentence(sentence) {
+    // A file's name says enough; where it lies is in the title.
+    const short = sentence.replace(/(?<=^|[\s'"(])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
+    const cut = short.includes("\n") ? short.indexOf("\n") : short.length > SHORT_SENTENCE ? short.search(/[.:] /) + 1 : 0;
+    return cut > 0 ? [short.slice(0, cut).replace(/:$/, "."), short.slice(cut).trim()] : [short, ""];
+}
+
+/** Return the rows of a loader's panel for an answer of /lightx2v/plan: one verdict, then what it rests on. */
 function describePlan(plan, { parameters, hasSize }) {
     const facts = describeFacts(plan, parameters, hasSize);
     if (!plan.ok) {
-        const help = plan.is_absent || plan.missing.length ? [button("Get the weights", "Open the LightX2V doctor", openDoctor)] : [];
-        return [headline(COLORS.missing, plan.sentence), ...help, ...facts];
+        const [advice, rest] = splitSentence(plan.sentence);
+        const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), openDoctor)] : [];
+        return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(rest), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];
-    const color = sayings.length ? COLORS.warn : COLORS.ok;
-    const sentences = sayings.map((sentence) => muted(sentence));
-    return [headline(color, `${plan.sentence} ${duration(plan)}`), ...facts, ...sentences];
+    const isSlow = plan.seconds !== null && plan.seconds > LONG_SECONDS;
+    const color = sayings.length || isSlow ? COLORS.warn : COLORS.ok;
+    return [headline(color, `${say("fits")} ${duration(plan)}`), ...sayings.flatMap(inShort), ...facts];
+}
+
+/** Return the rows of an offload node's panel: what it decides, and no more. */
+function describeOffload(plan, { parameters }) {
+    if (!plan.ok) {
+        return [muted(say("see_loader"))];
+    }
+    const isDefault = parameters.offload === "auto" && !parameters.vram_budget_gib && parameters.vae_tiling === "auto";
+    return [muted(whereWeightsRest(plan)), ...(isDefault ? [muted(say("offload_default"))] : [])];
+}
+
+/** What a sentence says first; the whole of it is its title. */
+function inShort(sentence) {
+    return lines(splitSentence(sentence)[0]).map((shown) => Object.assign(shown, { title: sentence }));
+}
+
+function lines(text) {
+    const shown = text && muted(text);
+    if (shown) {
+        Object.assign(shown.style, { whiteSpace: "pre-line", overflowWrap: "anywhere" });
+    }
+    return shown ? [shown] : [];
 }
 
 /** Return what was found out; nothing where the checkpoint could not be read. */
@@ -52,28 +86,38 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
     if (!plan.engine) {
         return [];
     }
-    const size = `${width}x${height}, ${frames} frames${batch > 1 ? `, ${batch} videos` : ""}${hasSize ? "" : " (no size connected)"}`;
-    const kept = plan.resident_blocks ? `, ${plan.resident_blocks} blocks resident` : "";
-    const offload = plan.offload === "none" ? "no offload" : `${plan.offload} offload${kept}`;
-    const backends = [...new Set([plan.attention, plan.matmul])].join(", ");
-    const loras = plan.loras.length ? `, ${plan.loras.length} LoRA${plan.loras.length > 1 ? "s" : ""}` : "";
-    const facts = [
-        `${plan.detected}${loras}`,
-        !plan.offload ? "" : `${ENGINE_NAMES[plan.engine]}: ${backends}; ${offload}${plan.is_tiled ? "; tiled decode" : ""}`,
-        [need("VRAM", plan.vram), need("RAM", plan.ram), size].filter(Boolean).join(" \u00b7 "),
+    const size = [
+        say("size", { width, height, frames }),
+        batch > 1 ? say("videos", { count: batch }) : "",
+        hasSize ? "" : `(${say("no_size")})`,
     ];
-    return [element("div", { title: [...plan.reasons, ...plan.loras].join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
+    const facts = [
+        [...size, plan.is_tiled ? say("tiled") : ""].filter(Boolean).join(" "),
+        plan.offload ? whereWeightsRest(plan) : "",
+        [memory("VRAM", plan.vram), memory("RAM", plan.ram)].filter(Boolean).join(" \u00b7 "),
+        [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""].filter(Boolean).join(", "),
+    ];
+    const title = [`${plan.engine}: ${[...new Set([plan.attention, plan.matmul])].join(", ")}`, ...plan.reasons, ...plan.loras];
+    return [element("div", { title: title.join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
 }
 
-function need(name, bytes) {
-    return bytes ? `${name} ${gib(bytes.needed)} of ${gib(bytes.available)} GiB` : "";
+function whereWeightsRest(plan) {
+    const blocks = Number(plan.detected.match(/(\d+) blocks/)?.[1] ?? 0);
+    const kept = plan.resident_blocks;
+    const name = plan.offload === "none" && !plan.vram ? "rests_none_cpu" : `rests_${plan.offload}${kept && plan.offload !== "phase" ? "_kept" : ""}`;
+    return say(name, { kept, blocks });
+}
+
+function memory(name, bytes) {
+    return bytes ? say("memory", { name, needed: gib(bytes.needed), available: gib(bytes.available) }) : "";
 }
 
 function duration(plan) {
     if (plan.seconds === null) {
-        return "How long it takes is known after the first run.";
+        return say("takes_unknown");
     }
-    return `Takes ${plan.basis === "measured" ? "" : "about "}${formatSeconds(plan.seconds)} (${BASES[plan.basis]}).`;
+    const values = { time: formatSeconds(plan.seconds), basis: say(`basis_${plan.basis}`) };
+    return say(plan.basis === "measured" ? "takes" : "takes_about", values);
 }
 
 app.registerExtension({
@@ -92,7 +136,7 @@ app.registerExtension({
         onWidgetChange(node, refreshSoon);
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         if (type in LOADERS || type === OFFLOAD) {
-            add(node, "lightx2v_plan", { height: 96, width: 340 });
+            add(node, "lightx2v_plan", { height: type === OFFLOAD ? 48 : 96, width: 340 });
             refreshSoon();
         }
     },

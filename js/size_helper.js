@@ -1,6 +1,7 @@
 // Size helpers on the nodes that make a latent: presets, whole multiples while typing, and the length in seconds.
 
 import { app } from "../../scripts/app.js";
+import { say } from "./texts.js";
 import { addPanel, button, element, findWidget, muted, onNodeEvent, onWidgetChange } from "./api.js";
 
 const NODES = ["LightX2VEmptyLatent", "LightX2VImageToVideo"];
@@ -38,8 +39,8 @@ function setSize(node, size) {
 }
 
 function addHelper(node) {
-    const content = addPanel(node, "lightx2v_size", { height: 76, width: 300 });
-    const buttons = PRESETS.map((size) => button(size.join("x"), "Set width and height", () => setSize(node, size)));
+    const content = addPanel(node, "lightx2v_size", { height: 80, width: 300 });
+    const buttons = PRESETS.map((size) => button(size.join("x"), say("set_size"), () => setSize(node, size)));
     const length = muted();
     content.append(element("div", { style: { display: "grid", gridTemplateColumns: "repeat(3, 1fr)", gap: "4px" } }, ...buttons), length);
 
@@ -49,7 +50,7 @@ function addHelper(node) {
             const isCurrent = size[0] === width && size[1] === height;
             buttons[index].style.borderColor = isCurrent ? "var(--input-text, #ddd)" : "var(--border-color, #4e4e4e)";
         });
-        length.textContent = `${frames} frames = ${(frames / FRAME_RATE).toFixed(1)} s of video at ${FRAME_RATE} fps`;
+        length.textContent = say("video_length", { frames, seconds: (frames / FRAME_RATE).toFixed(1), rate: FRAME_RATE });
     }
 
     onWidgetChange(node, (widget) => {

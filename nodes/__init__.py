@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ..engine.adapters.comfy import paths
 from ..engine.backends import remembered
-from ..engine.panel import editor
+from ..engine.panel import editor, forecast, speed
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
+from .gpus import LightX2VGPUs
 from .image_to_video import LightX2VImageToVideo
 from .latent import LightX2VEmptyLatent
 from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     LightX2VSampler,
     LightX2VDecode,
     LightX2VReport,
+    LightX2VGPUs,
 ]
 
 
@@ -43,5 +45,6 @@ async def comfy_entrypoint() -> LightX2VExtension:
     """Called by ComfyUI when it loads the pack."""
     paths.register_folder()
     remembered.keep_in(paths.notes_file())
+    forecast.keep_speeds_in(paths.user_file(speed.FILE))
     editor.register_routes()
     return LightX2VExtension()

@@ -35,6 +35,9 @@ def forget_the_host():
     remembered = sys.modules.get("lightx2v_pack.engine.backends.remembered")
     if remembered is not None:
         remembered.keep_in(None)
+    forecast = sys.modules.get("lightx2v_pack.engine.panel.forecast")
+    if forecast is not None:
+        forecast.keep_speeds_in(None)
 
 
 @pytest.hookimpl(tryfirst=True)

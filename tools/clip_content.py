@@ -97,8 +97,8 @@ def measure_clarity(frames: torch.Tensor) -> float:
 
 
 def measure_psnr(frames: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB of frames beside those that are wanted; both are in [0, 1]."""
-    return float(-10 * (frames.float() - wanted.float()).square().mean().log10())
+    """Return the peak signal-to-noise ratio of frames beside those that are wanted, both in [0, 1]: dB, at most 100."""
+    return float(-10 * (frames.float() - wanted.float()).square().mean().clamp(min=1e-10).log10())
 
 
 def measure_jump(frames: torch.Tensor, count: int = 4) -> float:

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     root = options.models_dir / "lightx2v"
     if options.check:
         return _check(root / options.check, options.endpoint, as_json=options.json)
-    items = doctor.examine({name: root / name for name in list_checkpoint_folders(root)}, options.models_dir)
+    found = {name: root / name for name in list_checkpoint_folders(root)}
+    items = doctor.examine(found, options.models_dir, measures_links=True)
     console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
     return int(any(item.state == doctor.MISSING for item in items))
 

@@ -13,7 +13,7 @@ from .placement import Placement
 
 
 def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Clip], Placement | None]) -> str:
-    """Return what each mode would need, what is there, and what to do.
+    """Return what to do, what each mode would need, and what is there, a line each.
 
     Args:
         mode: the offload mode that was chosen.
@@ -26,16 +26,16 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
     there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
     bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
     lines = [
+        _advise(sizes, best_for),
         f"{cause} for {sizes.clip} in {sizes.backends.precision.upper()}. Needed, beside a margin:",
         *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
         f"There are {there}.{bound}",
-        _advise(sizes, best_for),
     ]
     return "\n".join(lines)
 
 
 def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], budget: Budget) -> str:
-    """Return what the frames need, what is there, and the largest clips that would fit.
+    """Return the largest clips that would fit, what the frames need, and what is there.
 
     Args:
         stage: decode | encode.
@@ -44,8 +44,8 @@ def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], bu
     found = _first_fitting((_fewer(clip), _shorter(clip), _smaller(clip)), lambda each: needed_for(each) <= budget.ram)
     advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
     return (
-        f"The frames of {clip} do not fit in RAM: {stage[:-1]}ing them takes {needed_for(clip) / GIB:.1f} GiB, "
-        f"{budget.ram / GIB:.1f} GiB are free. {advice}"
+        f"{advice}\nThe frames of {clip} do not fit in RAM: {stage[:-1]}ing them takes "
+        f"{needed_for(clip) / GIB:.1f} GiB, {budget.ram / GIB:.1f} GiB are free."
     )
 
 

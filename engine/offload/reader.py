@@ -23,6 +23,7 @@ from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
 from .pinned import HostBuffer, locked_bytes, staging_buffer
+from .shared import SharedHome
 from .units import Finish, Source, Unit
 
 logger = logging.getLogger(__name__)
@@ -193,17 +194,37 @@ def load_to_device(
 
 
 def load_to_ram(
-    units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int, progress: Progress
+    units: Sequence[Unit],
+    source: Source,
+    device: torch.device,
+    pinned_limit_bytes: int,
+    progress: Progress,
+    shared: SharedHome | None = None,
 ) -> list[HostBuffer]:
-    """Return units in RAM, one buffer each, the first ones page-locked up to the limit."""
-    buffers = [HostBuffer(unit.num_bytes) for unit in units]
+    """Return units in RAM, one buffer each, the first ones page-locked up to the limit.
+
+    Args: shared: memory of several processes, each of which reads some of the units; None is memory of its own.
+    """
+    sizes = [unit.num_bytes for unit in units]
+    buffers = shared.buffers(sizes) if shared else [HostBuffer(size) for size in sizes]
     room = pinned_limit_bytes - locked_bytes()
-    fills = []
+    fills, to_lock = [], []
     with closing(Reader(source, device)) as reader:
-        for unit, buffer in zip(units, buffers, strict=True):
+        for index, (unit, buffer) in enumerate(zip(units, buffers, strict=True)):
             room -= buffer.num_bytes
-            fills.append(reader.start([partial(_read_and_lock, reader, unit, buffer, room >= 0)]))
-        progress.wait(fills)
+            to_lock += [buffer] if room >= 0 else []
+            if shared is None or shared.is_mine(index):
+                fills.append(
+                    reader.start([partial(_read_and_lock, reader, unit, buffer, shared is None and room >= 0)])
+                )
+        if shared is None:
+            progress.wait(fills)
+        else:
+            # Nothing is locked before all of it is written, by whomever: see HostBuffer.lock.
+            with shared.meeting():
+                progress.wait(fills)
+            for buffer in to_lock:
+                buffer.lock()
     num_locked = sum(buffer.is_locked for buffer in buffers)
     if num_locked < len(buffers):
         logger.info("LightX2V: %d of %d parts of the streamed weights are page-locked.", num_locked, len(buffers))

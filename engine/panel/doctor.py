@@ -37,6 +37,8 @@ from ..checkpoints.formats import TransformerFormat
 from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
+from ..parallel.links import Links, find_links
+from ..quantities import format_bytes
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used
 
@@ -57,6 +59,9 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
 _OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
+# NCCL takes some tens of MiB of /dev/shm for each pair of GPUs that go through it.
+_SHARED_BYTES = 256 * 2**20
+_MANY_CLIPS = "Or let each GPU make its own clips: docs/several-gpus.md."
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -74,12 +79,13 @@ class Item:
     """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
 
 
-def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
+def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links: bool = False) -> list[Item]:
     """Look at the machine, the packages and the checkpoints.
 
     Args:
         checkpoints: name shown -> path, of every checkpoint that the loaders offer.
         models_dir: where models lie; its disk is looked at.
+        measures_links: time copies between GPUs too; see parallel/links.py.
     """
     device = system.compute_device()
     machine, files = find_machine(device), rank_files_here()
@@ -90,18 +96,24 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         _examine_lightx2v(machine),
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
         *_examine_kernels(find_findings(device)),
+        *_examine_gpus(find_links(measures=measures_links)),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
         _examine_loras(models_dir),
-        *_examine_checkpoints(checkpoints, machine, files),
+        *_examine_checkpoints(checkpoints, models_dir, machine, files),
     ]
+
+
+def card_name() -> str:
+    """Return the card's name as torch reports it, or "CPU"."""
+    device = system.compute_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def rank_files_here() -> list[Advice]:
     """Return the published variants, the best for this machine first."""
-    device = system.compute_device()
-    return rank_files(find_machine(device), torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
+    return rank_files(find_machine(system.compute_device()), card_name())
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
@@ -109,11 +121,17 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
     return [asdict(item) for item in items]
 
 
+def summarize(items: list[Item]) -> str:
+    """Return the verdict in a few words: Ready., or how many things there are to do."""
+    to_do = sum(1 for item in items if item.state != OK and item.remedy)
+    return "Ready." if not to_do else f"{to_do} thing{'s' if to_do > 1 else ''} to do."
+
+
 def as_text(items: list[Item]) -> str:
-    """Return items as a table for a terminal, remedies on lines of their own."""
+    """Return the verdict and items as a table for a terminal, problems first, remedies on lines of their own."""
     width = max(len(item.name) for item in items)
-    lines = []
-    for item in items:
+    lines = [summarize(items), ""]
+    for item in sorted(items, key=lambda item: (MISSING, WARN, OK).index(item.state)):
         lines.append(f"{item.state:7}  {item.name:{width}}  {item.found}")
         if item.remedy:
             lines.append(f"{'':{width + 11}}-> {item.remedy}")
@@ -127,7 +145,7 @@ def _examine_card(machine: Machine) -> list[Item]:
         if driver:
             remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
         card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
-        return [card, Item(name="Driver", state=OK, found=driver or "no NVIDIA driver")]
+        return [card, *([Item(name="Driver", state=OK, found=driver)] if driver else [])]
     if system.compute_device().type != "cuda":
         found, remedy = "not used: everything runs on the CPU (--cpu)", "Start ComfyUI without --cpu to use the card."
         card = Item(name="Card", state=WARN, found=found, remedy=remedy)
@@ -236,6 +254,48 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     return items
 
 
+def _examine_gpus(links: Links | None) -> list[Item]:
+    """Look at what several GPUs need to compute one clip together; nothing where there is one."""
+    if links is None:
+        return []
+    kinds = dict.fromkeys(links.names)
+    gpus = Item(name="GPUs", state=OK, found=", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds))
+    if links.system != "linux":
+        found, remedy = "cannot be connected: PyTorch has NCCL for Linux alone", f"Use WSL2. {_MANY_CLIPS}"
+        return [gpus, Item(name="NCCL", state=WARN, found=found, remedy=remedy)]
+    if not links.nccl:
+        remedy = f"Install the CUDA build of torch: https://pytorch.org/get-started/locally. {_MANY_CLIPS}"
+        return [gpus, Item(name="NCCL", state=WARN, found="this torch was built without it", remedy=remedy)]
+    if len(kinds) > 1:
+        gpus = replace(gpus, state=WARN, remedy=f"Name those of one kind in LightX2V GPUs. {_MANY_CLIPS}")
+    is_slow = not links.peers
+    reach = "through the RAM; they cannot reach each other's memory" if is_slow else "directly (P2P)"
+    remedy = "Two cards of the RTX 30 series or newer gain less this way; docs/several-gpus.md has figures."
+    items = [
+        gpus,
+        Item(name="Between GPUs", state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
+        Item(name="NCCL", state=OK, found=links.nccl),
+    ]
+    if links.speeds:
+        least, most = min(links.speeds) / 1e9, max(links.speeds) / 1e9
+        range_of = f"{least:.0f}" if most < 1.1 * least else f"{least:.0f} to {most:.0f}"
+        items.append(Item(name="Link speed", state=OK, found=f"{range_of} GB/s, copies from each GPU to each other"))
+    return [*items, _examine_shared_memory(links)]
+
+
+def _examine_shared_memory(links: Links) -> Item:
+    name = "Shared memory"
+    if not links.has_memory:
+        remedy = "Use a Python for glibc 2.27 or newer."
+        return Item(name=name, state=MISSING, found="processes cannot share memory here (memfd_create)", remedy=remedy)
+    free = links.shared_bytes
+    if not links.peers and (free is None or free < _SHARED_BYTES):
+        found = f"{(free or 0) / 2**20:.0f} MiB free in /dev/shm, through which these GPUs are connected"
+        return Item(name=name, state=WARN, found=found, remedy="In Docker: docker run --shm-size 1g")
+    room = "" if free is None else f", {free / 2**20:.0f} MiB free in /dev/shm"
+    return Item(name=name, state=OK, found=f"weights that are streamed are in RAM once{room}")
+
+
 def _examine_ram() -> Item:
     total, free = system.total_ram_bytes(), system.free_ram_bytes()
     limited = "" if total >= psutil.virtual_memory().total else " (the limit of this process's control group)"
@@ -246,10 +306,19 @@ def _examine_ram() -> Item:
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
-def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
+def free_disk_bytes(models_dir: Path) -> int:
+    """Return what is free where models lie, or will once the folder is there.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     place = next((folder for folder in (models_dir, *models_dir.parents) if os.path.isdir(folder)), models_dir)
+    return shutil.disk_usage(place).free
+
+
+def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     try:
-        free = shutil.disk_usage(place).free
+        free = free_disk_bytes(models_dir)
     except OSError as error:
         remedy = f"Check the models folder, {models_dir}."
         return Item(name="Disk", state=WARN, found=f"cannot be looked at ({error})", remedy=remedy)
@@ -283,10 +352,12 @@ def _examine_loras(models_dir: Path) -> Item:
     return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
 
 
-def _examine_checkpoints(checkpoints: Mapping[str, Path], machine: Machine, files: list[Advice]) -> list[Item]:
+def _examine_checkpoints(
+    checkpoints: Mapping[str, Path], models_dir: Path, machine: Machine, files: list[Advice]
+) -> list[Item]:
     if not checkpoints:
         remedy = _DOWNLOAD.format(variant=files[0].variant.name)
-        return [Item(name="Checkpoints", state=MISSING, found="none in models/lightx2v", remedy=remedy)]
+        return [Item(name="Checkpoints", state=MISSING, found=f"none in {models_dir / 'lightx2v'}", remedy=remedy)]
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
@@ -319,9 +390,9 @@ def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
         layout = checkpoint.transformer.format
-        size = checkpoint.transformer.num_bytes / GIB
+        size = format_bytes(checkpoint.transformer.num_bytes)
         numbers = _numbers(layout, machine)
-        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size:.3g} GiB")
+        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size}")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

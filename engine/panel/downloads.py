@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from ..checkpoints.published import Variant
 from ..errors import LightX2VError, without_passwords
 
 logger = logging.getLogger(__name__)
+
+_PACE_SECONDS, _LEAST_SECONDS = 30.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,9 @@ class Progress:
     num_bytes: int = 0
     what: str = ""
     """The file that is fetched or checked."""
+    bytes_per_second: float | None = None
+    """Pace of the last half minute; None before it is known."""
+    seconds_left: float | None = None
     problem: str = ""
     """Why it ended otherwise; empty while it runs and after it succeeded."""
 
@@ -37,10 +45,12 @@ class _StoppedError(Exception):
 class Downloads:
     """Runs one download at a time; a new one, or the same again, goes on where the last one stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._pace: deque[tuple[float, int]] = deque()
         self.progress = Progress()
 
     def start(self, variant: Variant, models_dir: Path, *, endpoint: str | None = None) -> None:
@@ -53,6 +63,7 @@ class Downloads:
             if self.progress.is_running:
                 raise ValueError(f"{self.progress.name} is being downloaded; wait until it is done, or stop it.")
             self._stop.clear()
+            self._pace.clear()
             self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
             self._thread = threading.Thread(
                 target=self._run, args=(variant, models_dir, endpoint), name="lightx2v-download", daemon=True
@@ -98,7 +109,21 @@ class Downloads:
             )
 
     def _note(self, done: int, total: int, what: str) -> None:
-        self.progress = Progress(name=self.progress.name, is_running=True, done_bytes=done, num_bytes=total, what=what)
+        now, pace = self._clock(), self._pace
+        pace.append((now, done))
+        while len(pace) > 2 and pace[1][0] <= now - _PACE_SECONDS:
+            pace.popleft()
+        begun, before = pace[0]
+        rate = (done - before) / (now - begun) if done > before and now - begun >= _LEAST_SECONDS else None
+        self.progress = Progress(
+            name=self.progress.name,
+            is_running=True,
+            done_bytes=done,
+            num_bytes=total,
+            what=what,
+            bytes_per_second=rate,
+            seconds_left=(total - done) / rate if rate else None,
+        )
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

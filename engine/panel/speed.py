@@ -1,19 +1,29 @@
 """How long a run will take: arithmetic on sizes, measured figures and published rates.
 
 Seconds are those of sampling and decoding; loading depends on the disk and is left out. A speed that was
-seen in this process goes before every estimate, and a card without published rates gets no number.
+seen on this machine goes before every estimate, and a card without published rates gets no number.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from ..backends.choose import Backends
 from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
 from ..memory.clip import Clip
+
+logger = logging.getLogger(__name__)
+
+# Of the file with the speeds that were seen, in the folder that the host gives.
+FILE = "lightx2v_speeds.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +184,10 @@ def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
     )
 
 
+# A size of less than so many times the work, more or less, tells about another; beyond it a guess is called one.
+_NEAR = 8.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Duration:
     """Predicted seconds of sampling and decoding."""
@@ -182,34 +196,42 @@ class Duration:
     """None: nothing is known about this card."""
     step_seconds: float | None
     basis: str
-    """measured (this card, these settings, this size) | scaled (from another size) | kernels (measured here) | estimate
-    (published rates) | unknown."""
+    """measured (this card, these settings, this size) | scaled (from other sizes, near in work) | kernels (measured
+    here) | estimate (published rates) | rough (from much smaller or larger clips) | unknown."""
 
 
 class History:
-    """Speeds seen in this process: seconds of a step and of a decoded pixel."""
+    """Speeds seen on this machine: seconds of a step and of a decoded pixel.
 
-    def __init__(self) -> None:
-        self._steps: dict[Setup, dict[int, float]] = {}
-        self._decodes: dict[tuple[str, bool], float] = {}
+    Kept in a file where one is given, so that a restart forgets nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._steps: dict[str, dict[int, float]] = {}
+        self._decodes: dict[str, float] = {}
+        if path is not None:
+            self._read(path)
 
     def add_steps(self, setup: Setup, tokens: int, clips: Iterable[Iterable[float]]) -> None:
         """Note the seconds of every step of every clip; the first step of all also warms up and is left out."""
         seconds = [step for clip in clips for step in clip]
         seconds = sorted(seconds[1:] or seconds)
         if seconds:
-            self._steps.setdefault(setup, {})[tokens] = seconds[len(seconds) // 2]
+            self._steps.setdefault(_key(setup), {})[tokens] = seconds[len(seconds) // 2]
+            self._write()
 
     def add_decode(self, card: str, clip: Clip, seconds: float, *, is_tiled: bool) -> None:
         """Note the seconds of decoding a whole batch."""
-        self._decodes[card, is_tiled] = seconds / (clip.pixels * clip.batch)
+        self._decodes[_decode_key(card, is_tiled)] = seconds / (clip.pixels * clip.batch)
+        self._write()
 
     def predict(self, setup: Setup, clip: Clip, steps: int, *, is_tiled: bool) -> Duration:
         """Predict sampling in so many steps and decoding, from what was seen if anything fits, else from the tables."""
         step, basis = self._predict_step(setup, clip.tokens)
         if step is None:
             return Duration(seconds=None, step_seconds=None, basis=basis)
-        per_pixel = self._decodes.get((setup.card, is_tiled))
+        per_pixel = self._decodes.get(_decode_key(setup.card, is_tiled))
         if per_pixel is not None:
             decode: float | None = per_pixel * clip.pixels
         else:
@@ -217,15 +239,87 @@ class History:
         return Duration(seconds=clip.batch * (steps * step + (decode or 0)), step_seconds=step, basis=basis)
 
     def _predict_step(self, setup: Setup, tokens: int) -> tuple[float | None, str]:
-        seen = self._steps.get(setup)
-        if not seen:
-            estimate = step_seconds(setup, tokens)
-            basis = "kernels" if setup.parts is not None else "estimate"
-            return estimate, "unknown" if estimate is None else basis
+        seen = self._steps.get(_key(setup), {})
         if tokens in seen:
             return seen[tokens], "measured"
-        nearest = min(seen, key=lambda other: abs(other - tokens))
-        return seen[nearest] * _relative_work(setup, tokens) / _relative_work(setup, nearest), "scaled"
+        work = {each: _relative_work(setup, each) for each in (*seen, tokens)}
+        target = work[tokens]
+        if any(1 / _NEAR <= target / work[each] <= _NEAR for each in seen):
+            return _fitted([(work[each], seconds) for each, seconds in seen.items()], target), "scaled"
+        estimate = step_seconds(setup, tokens)
+        if estimate is not None:
+            return estimate, "estimate" if setup.parts is None else "kernels"
+        if seen:
+            return _fitted([(work[each], seconds) for each, seconds in seen.items()], target), "rough"
+        return None, "unknown"
+
+    def _read(self, path: Path) -> None:
+        """Take what the file has; one that is damaged is as good as none."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            steps = {
+                str(key): {int(tokens): _positive(seconds) for tokens, seconds in sizes.items()}
+                for key, sizes in data["steps"].items()
+            }
+            decodes = {str(key): _positive(seconds) for key, seconds in data["decodes"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            logger.warning("LightX2V: speeds of earlier runs are not known: %s cannot be read (%s).", path, error)
+            return
+        self._steps, self._decodes = steps, decodes
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        part = self.path.with_name(f"{self.path.name}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({"steps": self._steps, "decodes": self._decodes}), encoding="utf-8")
+            part.replace(self.path)
+        except OSError as error:
+            logger.warning("LightX2V: speeds are forgotten with this process: %s cannot be written (%s).", part, error)
+            self.path = None
+
+
+def _positive(number: Any) -> float:
+    if not isinstance(number, float | int) or not 0 < number < math.inf:
+        raise ValueError(f"{number!r} is no duration")
+    return float(number)
+
+
+def _key(setup: Setup) -> str:
+    """Return what decides the speed of a step, as text."""
+    facts = {name: value for name, value in asdict(setup).items() if name != "parts"}
+    return json.dumps(facts, sort_keys=True)
+
+
+def _decode_key(card: str, is_tiled: bool) -> str:
+    return f"{card}, {'tiled' if is_tiled else 'whole'}"
+
+
+def _fitted(points: list[tuple[float, float]], target: float) -> float:
+    """Return the seconds at `target` of (work, seconds): a constant part, as copies of weights are, and one that grows.
+
+    By least squares of the relative errors, neither part below 0; one point alone is taken for growth only.
+    """
+    points = sorted(points)
+    if len(points) == 1:
+        ((work, seconds),) = points
+        return seconds * target / work
+    # Weighted least squares of (constant + slope * work) / seconds = 1.
+    scaled = [(1 / seconds, work / seconds) for work, seconds in points]
+    aa, ab, bb = (sum(x * y for x, y in pairs) for pairs in (
+        [(a, a) for a, _ in scaled], scaled, [(b, b) for _, b in scaled],
+    ))  # fmt: skip
+    a, b = sum(a for a, _ in scaled), sum(b for _, b in scaled)
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-12 * aa * bb:
+        return b / bb * target
+    constant, slope = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+    if slope < 0:
+        return a / aa
+    return b / bb * target if constant < 0 else constant + slope * target
 
 
 def _relative_work(setup: Setup, tokens: int) -> float:

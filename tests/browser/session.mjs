@@ -27,8 +27,9 @@ const context = await browser.newContext({ viewport: { width: 1600, height: 1000
 await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: config.url });
 const page = await context.newPage();
 await page.addInitScript(() => {
+    const allNodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
     window.findPanel = (type, name) =>
-        window.app.graph.nodes.find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
+        allNodes(window.app.graph).find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
 });
 const problems = [];
 let shots = config.shots;
@@ -273,14 +274,22 @@ const steps = {
         await zoomTo(type);
         await shot("weights_missing");
         await press(type, "lightx2v_plan", "Get the weights");
-        const row = page.locator("div", { hasText: /^fp8, \d/ }).last().locator("xpath=../..");
-        await row.getByRole("button", { name: "Download" }).waitFor({ timeout: 30_000 });
+        // One button for this machine, which says what it costs and asks.
+        const first = page.getByRole("button", { name: /^Download FP8 for / });
+        await first.waitFor({ timeout: 30_000 });
+        const offer = await first.locator("xpath=..").innerText();
+        const others = await page.getByText(/^Other versions/).innerText();
         await shot("weights_offered");
-        await row.getByRole("button", { name: "Download" }).click();
+        await first.click();
+        const start = page.getByRole("button", { name: /^Start: / });
+        await start.waitFor();
+        await shot("weights_asked");
+        const asked = (await context.request.get(`${config.url}/lightx2v/downloads`).then((answer) => answer.json())).progress.name;
+        await start.click();
         await waitForPanel(type, "lightx2v_plan", "Fits");
         await shot("weights_arrived");
         await openTab(null);
-        return { before, after: await panelText(type, "lightx2v_plan") };
+        return { before, offer, others, asked, after: await panelText(type, "lightx2v_plan") };
     },
 
     async templates() {
@@ -315,7 +324,7 @@ const steps = {
             engine: await timePlan(SET, { type, name: "engine", to: "lightx2v" }, "engine is 'lightx2v', but"),
         };
         await shot("plan_refused");
-        delays.engineBack = await timePlan(SET, { type, name: "engine", to: "portable" }, "portable engine");
+        delays.engineBack = await timePlan(SET, { type, name: "engine", to: "portable" }, "Fits");
         const unlink = "const node = app.graph.nodes.find((each) => each.type === 'LightX2VSampler');" +
             "node.disconnectInput(node.inputs.findIndex((input) => input.name === 'latent'));";
         delays.unlinked = await timePlan(unlink, null, "no size connected");
@@ -328,6 +337,30 @@ const steps = {
         const refused = await panelText(type, "lightx2v_plan");
         await shot("plan_does_not_fit");
         return { before, offload, refused, delays };
+    },
+
+    /** Put the loader and its offload node into a subgraph; size and sampler stay outside. */
+    async subgraph() {
+        await load(config.graph);
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "Fits");
+        await page.evaluate(() => {
+            const { graph } = window.app;
+            const wanted = ["LightX2VLoadTransformer", "LightX2VOffload"];
+            graph.convertToSubgraph(new Set(graph.nodes.filter((node) => wanted.includes(node.type))));
+        });
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "192x192, 9 frames");
+        const loader = await panelText("LightX2VLoadTransformer", "lightx2v_plan");
+        // The same the other way round: the size in a subgraph, everything else outside.
+        await load(config.graph);
+        await page.evaluate(() => {
+            const { graph } = window.app;
+            const wanted = ["LightX2VEmptyLatent", "LightX2VSampler"];
+            graph.convertToSubgraph(new Set(graph.nodes.filter((node) => wanted.includes(node.type))));
+        });
+        await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "192x192, 9 frames");
+        await fit();
+        await shot("subgraph");
+        return { loader, sampler: await panelText("LightX2VLoadTransformer", "lightx2v_plan") };
     },
 
     async sizes() {
@@ -349,12 +382,13 @@ const steps = {
     async doctor() {
         await openTab("lightx2v-doctor");
         await page.getByText("Copy as Markdown").first().waitFor({ timeout: 30_000 });
+        const shown = await page.locator(".side-bar-panel, .sidebar-content-container").first().innerText();
         await shot("doctor");
         await page.getByText("Copy as Markdown").first().click();
         await page.waitForTimeout(200);
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
-        return { markdown };
+        return { markdown, shown };
     },
 
     /** Enhance a prompt with a server that answers, then with one that is not there. */

@@ -1,6 +1,7 @@
 """The pack as a user meets it, in a real browser on a real ComfyUI; session.mjs does it, this says what must come."""
 
 import json
+import re
 
 import pytest
 from support import examples
@@ -58,6 +59,10 @@ def test_a_node_can_be_dragged_out_of_the_library(step):
 def test_a_first_visit_ends_with_the_weights_in_place(step):
     arrival = step("arrive")
     assert "was not found in the model folders" in arrival["before"] or "No checkpoint was found" in arrival["before"]
+    assert re.search(r"Download FP8 for .+\n\d+\.\d GB to models/lightx2v; .*\d GB free", arrival["offer"])
+    assert re.fullmatch(r"Other versions \(\d+\)", arrival["others"])
+    # Nothing starts before it was asked.
+    assert arrival["asked"] == ""
     assert arrival["after"].startswith("Fits.") and "fp8 file, bf16 compute, 2 blocks" in arrival["after"]
 
 
@@ -76,8 +81,19 @@ def test_the_plan_line_follows_a_change_within_300_ms(step):
     print({name: round(delay) for name, delay in plan["delays"].items()})
     assert max(plan["delays"].values()) < 300
     assert "bf16, 40 blocks" in plan["before"] and "192x192, 9 frames" in plan["before"]
-    assert plan["offload"].startswith("Fits.") and "bf16, 40 blocks" in plan["offload"]
-    assert "No offload mode has room" in plan["refused"] and "the largest that fit" in plan["refused"]
+    # The plan is shown once; the offload node says what it decides.
+    assert plan["offload"].startswith("All weights stay in RAM") and "Fits" not in plan["offload"]
+    # What to do comes first, and each mode has a line.
+    advice, *others = plan["refused"].splitlines()
+    assert "the largest that fit" in advice and others[0].startswith("No offload mode has room")
+    assert sum(line.strip().startswith(("none:", "block:", "phase:", "disk:")) for line in others) == 4
+
+
+def test_a_plan_sees_through_subgraphs(step):
+    for text in step("subgraph").values():
+        if isinstance(text, str) and "frames" in text:
+            assert "192x192, 9 frames" in text and "no size connected" not in text
+    assert {"loader", "sampler"} <= step("subgraph").keys()
 
 
 def test_presets_and_typed_values_give_sizes_the_model_takes(step):
@@ -88,10 +104,13 @@ def test_presets_and_typed_values_give_sizes_the_model_takes(step):
 
 
 def test_the_doctor_lists_findings_to_copy(step):
+    shown = step("doctor")["shown"]
+    # The verdict, what there is to do, and the rest folded.
+    assert re.search(r"Ready|thing", shown) and "All right (" in shown and "safetensors" not in shown
     lines = step("doctor")["markdown"].splitlines()
     assert lines[1] == "|---|---|---|---|"
     names = {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]}
-    assert {"Card", "Driver", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
+    assert {"Card", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
 
 
 def test_an_enhanced_prompt_is_shown_and_a_failure_is_said(step):

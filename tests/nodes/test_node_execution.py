@@ -198,7 +198,8 @@ def test_empty_model_folders_say_what_to_do(host, models_dir):
     (only,) = host.classes["LightX2VLoadCheckpoint"].GET_SCHEMA().inputs[0].options
     assert only == "none found: put the checkpoint folder in models/lightx2v"
     verdict = host.classes["LightX2VLoadCheckpoint"].validate_inputs(checkpoint=only)
-    assert verdict.startswith("No checkpoint was found. To have one, put the checkpoint folder in models/lightx2v")
+    assert verdict.startswith("No checkpoint was found. To have one, download it in the side bar's LightX2V tab")
+    assert "or put the checkpoint folder in models/lightx2v; then press R" in verdict
 
 
 @pytest.mark.parametrize(

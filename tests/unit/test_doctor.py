@@ -56,7 +56,6 @@ def test_the_command_prints_a_table_with_remedies(tmp_path):
     assert "-> Run in the pack's folder: python tools/download.py get fp8" in done.stdout
     for name in (
         "Card",
-        "Driver",
         "torch",
         "LightX2V",
         "Triton",

@@ -34,6 +34,25 @@ def test_a_variant_arrives_whole(hub, tmp_path):
     assert (tmp_path / "models" / FP8.entry / "distill_fp8" / "block_1.safetensors").is_file()
 
 
+def test_the_pace_and_the_time_left_follow_the_last_half_minute(hub, tmp_path, monkeypatch):
+    """A download that reports each second on a clock of its own: slow first, then 10 MB a second."""
+    clock = iter(range(10_000))
+    seen = []
+
+    def slow_then_fast(variant, models_dir, *, on_progress, **_):
+        for step in range(100):
+            on_progress(step * 1_000 if step < 50 else (step - 49) * 10_000_000, 1_000_000_000, "a file")
+            seen.append(downloads.progress)
+
+    monkeypatch.setattr(panel_downloads, "download", slow_then_fast)
+    downloads = Downloads(lambda: float(next(clock)))
+    fetch(downloads, tmp_path, hub)
+    assert seen[1].bytes_per_second is None and seen[2].bytes_per_second == 1_000
+    assert seen[-1].bytes_per_second == pytest.approx(10_000_000)
+    assert seen[-1].seconds_left == pytest.approx((1_000 - 500) / 10)
+    assert downloads.progress.bytes_per_second is None
+
+
 def test_one_download_runs_at_a_time_and_can_be_stopped(hub, tmp_path):
     downloads = Downloads()
     downloads.start(FP8, tmp_path, endpoint=hub.url)

@@ -134,10 +134,66 @@ def test_a_run_of_the_same_kind_goes_before_the_estimate():
 def test_a_first_run_makes_an_unlisted_card_known():
     history = History()
     history.add_steps(setup(card="CPU"), 1000, [[2.0]])
-    assert history.predict(setup(card="CPU"), CLIP_480P, 4, is_tiled=False).basis == "scaled"
+    # Of far more work: a guess, and it says so.
+    assert history.predict(setup(card="CPU"), CLIP_480P, 4, is_tiled=False).basis == "rough"
     twice = history.predict(setup(card="CPU"), Clip(width=800, height=640, num_frames=1), 4, is_tiled=False)
     # Attention grows with the square, the rest in proportion.
     assert 2 * 2.0 < twice.step_seconds < 4 * 2.0
+
+
+def test_a_short_clip_does_not_tell_how_long_a_large_one_takes_where_rates_are_known():
+    """Weights that stream take as long for five frames as for eighty-one."""
+    history = History()
+    history.add_steps(setup(), Clip(width=64, height=64, num_frames=5).tokens, [[3.0]])
+    found = history.predict(setup(), CLIP_480P, 4, is_tiled=False)
+    assert found == History().predict(setup(), CLIP_480P, 4, is_tiled=False) and found.basis == "estimate"
+
+
+def test_two_sizes_tell_what_is_constant_and_what_grows():
+    history, card = History(), setup(card="CPU")
+    clips = [Clip(width=512, height=512, num_frames=count) for count in (1, 5, 9, 13)]
+    work = [speed._relative_work(card, clip.tokens) for clip in clips]
+    for clip, amount in list(zip(clips, work, strict=True))[:3]:
+        history.add_steps(card, clip.tokens, [[10 + 1e-6 * amount]])
+    found = history.predict(card, clips[3], 4, is_tiled=False)
+    assert found.basis == "scaled" and found.step_seconds == pytest.approx(10 + 1e-6 * work[3])
+
+
+def test_runs_that_disagree_give_no_number_below_zero():
+    history, card = History(), setup(card="CPU")
+    for tokens, seconds in ((1000, 5.0), (1500, 1.0), (2000, 0.2)):
+        history.add_steps(card, tokens, [[seconds]])
+    assert history.predict(card, Clip(width=512, height=512, num_frames=9), 4, is_tiled=False).step_seconds > 0
+
+
+def test_speeds_are_known_after_a_restart(tmp_path):
+    file = tmp_path / "user" / "speeds.json"
+    first = History(file)
+    first.add_steps(setup(), TOKENS_480P, [[9.0, 5.0]])
+    first.add_decode(H200, CLIP_480P, 2.5, is_tiled=False)
+    again = History(file).predict(setup(), CLIP_480P, 4, is_tiled=False)
+    assert (again.basis, again.seconds) == ("measured", pytest.approx(4 * 5.0 + 2.5))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"steps": {"a": {"5": -1}}, "decodes": {}}', '{"steps": {"a": 5}}', "[" * 9999]
+)
+def test_a_damaged_file_of_speeds_is_said_and_written_anew(tmp_path, caplog, text):
+    file = tmp_path / "speeds.json"
+    file.write_text(text)
+    history = History(file)
+    assert "speeds.json cannot be read" in caplog.text
+    history.add_steps(setup(), TOKENS_480P, [[5.0]])
+    assert History(file).predict(setup(), CLIP_480P, 4, is_tiled=False).basis == "measured"
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, caplog):
+    (tmp_path / "user").write_text("a file")
+    history = History(tmp_path / "user" / "speeds.json")
+    for _ in range(2):
+        history.add_steps(setup(), TOKENS_480P, [[5.0]])
+    assert caplog.text.count("cannot be written") == 1
+    assert history.predict(setup(), CLIP_480P, 4, is_tiled=False).basis == "measured"
 
 
 def test_a_batch_takes_as_often_as_long():

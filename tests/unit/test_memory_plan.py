@@ -257,7 +257,9 @@ def test_the_error_lists_every_mode_and_the_largest_sizes_that_fit():
     with pytest.raises(NothingFitsError) as error:
         plan(5.2, size=P720)
     text = str(error.value)
-    assert text.startswith("No offload mode has room for 1280x720 with 81 frames in FP8.")
+    assert text.startswith("Use ") and text.splitlines()[1].startswith(
+        "No offload mode has room for 1280x720 with 81 frames in FP8."
+    )
     for mode in NAMED:
         assert f"\n  {mode}: " in text
     (first, second) = re.findall(r"(\d+)x(\d+) with (\d+) frames(?! in)", text)
@@ -454,9 +456,10 @@ def test_a_batch_whose_frames_do_not_fit_in_ram_is_refused_before_sampling():
     with pytest.raises(NothingFitsError) as caught:
         plan(23.0, 5.0, size=P720, batch=8)
     assert str(caught.value) == (
+        "Use 5 clips of 1280x720 with 81 frames or 8 clips of 1280x720 with 57 frames or 8 clips of 1088x608 "
+        "with 81 frames, or close other programs.\n"
         "The frames of 8 clips of 1280x720 with 81 frames do not fit in RAM: decoding them takes 6.8 GiB, 5.0 GiB are "
-        "free. Use 5 clips of 1280x720 with 81 frames or 8 clips of 1280x720 with 57 frames or 8 clips of 1088x608 "
-        "with 81 frames, or close other programs."
+        "free."
     )
     assert plan(23.0, 5.0, size=P720, batch=5).needs["decode"].ram < 5.0 * GIB
     with pytest.raises(NothingFitsError, match="do not fit in RAM"):

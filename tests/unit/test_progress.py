@@ -3,8 +3,8 @@
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.durations import format_seconds
 from lightx2v_pack.engine.progress import ProgressLine
+from lightx2v_pack.engine.quantities import format_bytes, format_seconds
 from support import checkpoints
 
 
@@ -95,6 +95,14 @@ def test_a_run_that_starts_again_has_another_pace(line, shown, clock):
 )  # fmt: skip
 def test_durations_are_read_as_people_say_them(seconds, words):
     assert format_seconds(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"),
+    [(13.4 * 2**30, "13.4 GiB"), (0.2 * 2**30, "0.2 GiB"), (80 * 2**20, "80 MiB"), (4.11 * 2**20, "4.1 MiB")],
+)
+def test_sizes_are_read_as_people_say_them(num_bytes, words):
+    assert format_bytes(int(num_bytes)) == words
 
 
 def test_a_run_reports_steps_blocks_and_real_frames(line, shown):

@@ -54,6 +54,11 @@ def notes_file() -> Path:
     return Path(folder_paths.get_user_directory(), remembered.FILE)
 
 
+def user_file(name: str) -> Path:
+    """Return a file in ComfyUI's folder for what is this user's."""
+    return Path(folder_paths.get_user_directory(), name)
+
+
 def fingerprint(*paths: Path | None) -> str:
     """Return a short text that changes when a file, or a file directly in a folder, changes in size or time.
 
@@ -132,6 +137,9 @@ def _tokenizer_folders(folder: str) -> list[str]:
     )
 
 
+_DOWNLOAD = "download it in the side bar's LightX2V tab (or with tools/download.py)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
     """A combo of files and folders."""
@@ -142,6 +150,8 @@ class ModelChoice:
     """(key of folder_paths, function that lists names below its folders); an earlier source wins."""
     put: str
     """What to put where when nothing is found."""
+    is_published: bool = False
+    """Whether the editor's tab downloads it."""
 
     @property
     def none_found(self) -> str:
@@ -186,7 +196,10 @@ class ModelChoice:
     def _describe_unknown(self, name: str) -> str:
         names = self.names()
         if not names:
-            return f"No {self.what} was found. To have one, {self.put}; then press R in the editor and choose it."
+            fetch = f"{_DOWNLOAD}, or " if self.is_published else ""
+            return (
+                f"No {self.what} was found. To have one, {fetch}{self.put}; then press R in the editor and choose it."
+            )
         listed = ", ".join(nearest(name, names)) + (f" ({len(names)} in all)" if len(names) > 3 else "")
         if _leads_outside(name):
             found = "is a path outside the model folders"
@@ -195,18 +208,21 @@ class ModelChoice:
             if broken:
                 return f"Make {broken.name} lead to a file again, or choose one of: {listed}. {_target_of(broken)}"
             found = "was not found in the model folders"
-        return f"Choose one of: {listed}. {self.what} {name!r} {found}."
+        fetch = f" To have another, {_DOWNLOAD}." if self.is_published else ""
+        return f"Choose one of: {listed}.{fetch} {self.what} {name!r} {found}."
 
 
 CHECKPOINTS = ModelChoice(
     what="checkpoint",
     sources=((FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
     put="put the checkpoint folder in models/lightx2v",
+    is_published=True,
 )
 TRANSFORMERS = ModelChoice(
     what="transformer",
     sources=(("diffusion_models", _all_files), (FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
     put="put a Wan2.1 4-step safetensors file in models/diffusion_models",
+    is_published=True,
 )
 TEXT_ENCODERS = ModelChoice(
     what="text encoder",
