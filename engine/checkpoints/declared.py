@@ -29,7 +29,6 @@ _HARMLESS = frozenset({
     "format", "full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_channel", "per_row", "axis",
     "convrot_groupsize", "group_size",
 })  # fmt: skip
-_REMEDY = "Load it with ComfyUI's own nodes, or use {usable}."
 
 
 def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted: str) -> None:
@@ -57,7 +56,7 @@ def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted
         problem, layers = max(problems.items(), key=lambda item: len(item[1]))
         raise CheckpointError(
             f"{source} declares {len(layers)} of its layers, e.g. {layers[0]}, as {problem}. It would give noise. "
-            + _REMEDY.format(usable=USABLE_FILES[wanted])
+            f"Load it with ComfyUI's own nodes, or use {USABLE_FILES[wanted]}."
         )
 
 

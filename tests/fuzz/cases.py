@@ -148,7 +148,7 @@ def write_safetensors(draw: random.Random, source: Path, target: Path) -> Path:
             )
         elif kind == 1:
             header[name] = change_json(draw, header[name], 1)
-        elif kind == 2:
+        elif kind == 2 and isinstance(header[name], dict):
             header[name]["dtype"] = draw.choice(
                 ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8", "I64", "F4", "BOOL")
             )

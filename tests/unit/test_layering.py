@@ -74,6 +74,7 @@ STDLIB_ONLY = (
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",
+    "engine/sentences",
     "engine/settings.py",
     "engine/shapes.py",
     "engine/stages/schedule.py",
