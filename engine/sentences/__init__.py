@@ -1,9 +1,9 @@
 """Every sentence that a user can meet: an id, parameters and the English text, in one place by subject.
 
 A sentence says what failed (the file's name first), what was found, and what to do. Its fields are its parameters:
-one with a format (`{size:d}`, `{share:.1f}`) takes a number, any other a text, a path or another sentence. What is said is a
-`str`, so that errors, the log, the plan line, the doctor and JSON take it as it is; it still knows its sentence and
-values, by which a language or a test can follow.
+one with a format (`{size:d}`, `{share:.1f}`) takes a number, any other a text, a path or another sentence. What is said
+is a `str`, so that errors, the log, the plan line, the doctor and JSON take it as it is; it still knows its sentence
+and values, by which a language or a test can follow.
 """
 
 from __future__ import annotations
