@@ -86,7 +86,7 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
         if largest == mask and dtype in _EXPONENTS:
             return _NO_NUMBERS
         return _ALL_ZEROS if not largest and len(flat) and not may_be_zero and not flat.any() else ""
-    words = flat[: len(flat) // _EVERY * _EVERY].view(np.uint64)[:: _EVERY // 8]
+    words = flat[: len(flat) // 8 * 8].view(np.uint64)[:: _EVERY // 8]
     if dtype in _EXPONENTS and (words.copy().view(bits) & mask).max() == mask:
         return _NO_NUMBERS
     if may_be_zero or words.all():
