@@ -8,6 +8,7 @@ from .backends import trials
 from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
@@ -46,6 +47,19 @@ def check_loras(wanted: str) -> None:
         from .adapters.lightx2v.transformer import NO_LORAS
 
         raise LightX2VError(NO_LORAS)
+
+
+def check_architecture(wanted: str, architecture: WanArchitecture) -> None:
+    """Refuse a model for an engine, of the user's choice, that cannot compute it.
+
+    Raises:
+        LightX2VError: it is image-to-video, and the engine is LightX2V's.
+    """
+    if wanted == "lightx2v" and architecture.takes_image:
+        raise LightX2VError(
+            "engine is 'lightx2v', which this pack runs for text-to-video models only, and the checkpoint is "
+            "image-to-video. Set engine to 'auto'."
+        )
 
 
 def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) -> Backends:

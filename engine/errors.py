@@ -52,6 +52,10 @@ class UnsupportedHardwareError(LightX2VError):
     """The chosen setting needs a device that is not here."""
 
 
+class RankError(LightX2VError):
+    """One of several GPUs that compute a clip has failed; all of them were stopped."""
+
+
 class MissingDependencyError(LightX2VError):
     """The chosen setting needs a package that is not installed."""
 

@@ -21,10 +21,11 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.files import TransformerFiles
+from .checkpoints.formats import WanArchitecture
 from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.weights import TensorSpec
-from .errors import CheckpointError
+from .errors import CheckpointError, LightX2VError
 from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .lora.changes import Lora, Stack
 from .lora.compose import Composition
@@ -36,9 +37,16 @@ from .memory.plan import MemoryPlan
 from .memory.room import Room
 from .memory.weights import WeightSizes
 from .offload import weigh
-from .settings import EngineSettings, OffloadSettings
+from .parallel.decoder import GroupDecoder, can_be_shared
+from .parallel.group import Members, running_group
+from .parallel.members import choose_members
+from .parallel.room import GroupRoom
+from .parallel.transformer import GroupTransformer
+from .settings import EngineSettings, GpuSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
 from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
+
+ONE_GPU = GpuSettings()
 
 _Coder = TypeVar("_Coder", VideoDecoder, VideoEncoder)
 
@@ -61,10 +69,19 @@ class _Handle:
 class TransformerHandle(_Handle):
     """A transformer checkpoint and how to run it."""
 
-    def __init__(self, files: TransformerFiles, settings: EngineSettings, offload: OffloadSettings) -> None:
+    def __init__(
+        self,
+        files: TransformerFiles,
+        settings: EngineSettings,
+        offload: OffloadSettings,
+        gpus: GpuSettings = ONE_GPU,
+    ) -> None:
+        """Raises LightX2VError where the engine of the settings cannot compute this model."""
+        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
+        self.gpus = gpus
         self.owner: WeightOwner[Transformer] = WeightOwner("transformer")
         self.loras = Stack()
 
@@ -102,8 +119,12 @@ class TransformerHandle(_Handle):
         return view
 
     @property
+    def architecture(self) -> WanArchitecture:
+        return self.files.format.architecture
+
+    @property
     def text_dim(self) -> int:
-        return self.files.format.architecture.text_dim
+        return self.architecture.text_dim
 
     @property
     def doubts(self) -> str:
@@ -120,7 +141,23 @@ class TransformerHandle(_Handle):
 
     def room(self, host: Host) -> Room:
         """Return the memory that a run on the host can have."""
-        return Room(host, self.offload, self.owner)
+        members = self.members(host.device)
+        if members is None:
+            return Room(host, self.offload, self.owner)
+        return GroupRoom(host, self.offload, self.owner, members)
+
+    def members(self, device: torch.device) -> Members | None:
+        """Return the devices that compute together with the host's, or None where it computes alone.
+
+        Raises:
+            UnsupportedHardwareError, MissingDependencyError: those that were named cannot.
+        """
+        members = choose_members(self.gpus, device)
+        if members is not None and self.settings.engine == "lightx2v":
+            raise LightX2VError(
+                "Set engine to 'auto', or gpus of LightX2V GPUs to 1: LightX2V's own compute runs on one GPU here."
+            )
+        return members
 
     def wanted(self, device: torch.device, clip: Clip | None = None) -> Wanted:
         """Return what decides the kernels, of a clip where it is known.
@@ -141,7 +178,7 @@ class TransformerHandle(_Handle):
         )
 
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
-        """Return what a plan is made of."""
+        """Return what a plan is made of, where one device computes."""
         composition = self._composition(backends)
         return Sizes(
             clip=clip,
@@ -156,7 +193,9 @@ class TransformerHandle(_Handle):
         machine, wanted = find_machine(device), self.wanted(device, clip)
         backends, unmeasured = choose(machine, wanted), choose(replace(machine, measured={}), wanted)
         is_leaner = unmeasured.attention_bytes < backends.attention_bytes
-        return replace(self.sizes(clip, backends), leaner=unmeasured if is_leaner else None)
+        members = self.members(device)
+        ranks = members.size if members is not None else 1
+        return replace(self.sizes(clip, backends), leaner=unmeasured if is_leaner else None, ranks=ranks)
 
     def is_loaded_as(self, plan: MemoryPlan) -> bool:
         """Say whether the weights are where the plan wants them, for its kernels."""
@@ -172,13 +211,22 @@ class TransformerHandle(_Handle):
         """
         self.files.check_unchanged()
         sizes = self._weight_sizes(self._composition(plan.backends))
-        need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda")
+        members = self.members(device)
+        ranks = members.size if members else 1
+        need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda", ranks=ranks)
         if device.type != "cuda":
             # On a CPU its weights are mapped from their files, which the system can take back.
             need = Need(vram=0, ram=sizes.num_blocks * sizes.lora_block)
+
+        def build() -> Transformer:
+            if members is not None:
+                return GroupTransformer(self.files, plan.backends, plan.placement, members)
+            return engines.build_transformer(self.files, plan.backends, plan.placement, device)
+
+        self.owner.is_elsewhere = members is not None
         transformer = self.owner.load(
             self._key(plan),
-            lambda: engines.build_transformer(self.files, plan.backends, plan.placement, device),
+            build,
             lambda transformer: transformer.load(hooks),
             need,
             plan.placement,
@@ -227,11 +275,19 @@ class VaeHandle(_Handle):
     Its encoder and its decoder are loaded in turn, never both.
     """
 
-    def __init__(self, files: VaeFiles | None, engine: str, offload: OffloadSettings, problem: str = "") -> None:
+    def __init__(
+        self,
+        files: VaeFiles | None,
+        engine: str,
+        offload: OffloadSettings,
+        problem: str = "",
+        gpus: GpuSettings = ONE_GPU,
+    ) -> None:
         self._files = files
         self._problem = problem
         self.engine = engine
         self.offload = offload
+        self.gpus = gpus
         self.owner: WeightOwner[VideoDecoder | VideoEncoder] = WeightOwner("VAE")
 
     @property
@@ -242,11 +298,32 @@ class VaeHandle(_Handle):
 
     def room(self, host: Host) -> Room:
         """Return the memory that a decode or an encode on the host can have."""
-        return Room(host, self.offload, self.owner)
+        room, members = Room(host, self.offload, self.owner), self.members(host.device)
+        # Ranks that a transformer has started do not end where it leaves to make room.
+        room.companion = running_group(members) if members is not None else None
+        return room
 
-    def load_decoder(self, device: torch.device, hooks: Hooks) -> VideoDecoder:
-        """Return the decoder, loaded."""
-        return self._load("decode", lambda: engines.build_decoder(self.files, self.engine, device), device, hooks)
+    def load_decoder(self, device: torch.device, hooks: Hooks, *, is_whole: bool = False) -> VideoDecoder:
+        """Return the decoder, loaded.
+
+        Args: is_whole: whether it decodes whole pictures alone, which several GPUs can do together.
+        """
+        members = self.members(device) if is_whole else None
+
+        def build() -> VideoDecoder:
+            if members is not None:
+                return GroupDecoder(self.files, members)
+            return engines.build_decoder(self.files, self.engine, device)
+
+        return self._load("decode", build, device, hooks, members)
+
+    def members(self, device: torch.device) -> Members | None:
+        """Return the devices that decode whole pictures together with the host's, or None where it does so alone.
+
+        Raises:
+            UnsupportedHardwareError, MissingDependencyError: those that were named cannot.
+        """
+        return choose_members(self.gpus, device) if can_be_shared(self.files, self.engine) else None
 
     def load_encoder(self, device: torch.device, hooks: Hooks) -> VideoEncoder:
         """Return the encoder, loaded.
@@ -256,13 +333,21 @@ class VaeHandle(_Handle):
         """
         return self._load("encode", lambda: engines.build_encoder(self.files, device), device, hooks)
 
-    def _load(self, stage: str, build: Callable[[], _Coder], device: torch.device, hooks: Hooks) -> _Coder:
+    def _load(
+        self,
+        stage: str,
+        build: Callable[[], _Coder],
+        device: torch.device,
+        hooks: Hooks,
+        members: Members | None = None,
+    ) -> _Coder:
         self.files.check_unchanged()
         # What is loaded under this key is what `build` makes.
         owner: WeightOwner[Any] = self.owner
         vram = vae_weight_bytes(stage, self.files.base_dim) if device.type == "cuda" else 0
         need = Need(vram=vram, ram=0)
-        loaded: _Coder = owner.load((stage, self.engine), build, lambda coder: coder.load(hooks), need)
+        owner.is_elsewhere = members is not None
+        loaded: _Coder = owner.load((stage, self.engine, members), build, lambda coder: coder.load(hooks), need)
         return loaded
 
 

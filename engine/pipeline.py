@@ -21,7 +21,7 @@ from .checkpoints.formats import find_spiece
 from .checkpoints.header import read_header
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NonFiniteLatentsError, check_choice
-from .handles import TextEncoderHandle, TransformerHandle, VaeHandle
+from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
 from .latent_space import denormalize
@@ -32,13 +32,14 @@ from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
-from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
 from .stages.denoise import run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
+from .stages.given import NO_IMAGE
 from .stages.schedule import Schedule, build_schedule
 from .wan.vae import check_decoder, check_encoder
 
@@ -64,7 +65,12 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: Path, *, precision: str = "auto", settings: EngineSettings, offload: OffloadSettings
+    path: Path,
+    *,
+    precision: str = "auto",
+    settings: EngineSettings,
+    offload: OffloadSettings,
+    gpus: GpuSettings = ONE_GPU,
 ) -> LoadedCheckpoint:
     """Resolve a whole checkpoint: transformer, text encoder, tokenizer and VAE.
 
@@ -73,6 +79,7 @@ def load_checkpoint(
         precision: auto | fp8 | int8 | bf16.
         settings: engine, attention, compile.
         offload: where weights rest.
+        gpus: which GPUs compute a clip together.
 
     A missing text encoder or VAE is logged, and an error only when it is used: another loader may bring it.
 
@@ -92,19 +99,21 @@ def load_checkpoint(
     encoder, tokenizer = found.text_encoder, found.tokenizer
     has_text = encoder is not None and not any("The tokenizer" in sentence for sentence in found.missing)
     return LoadedCheckpoint(
-        transformer=TransformerHandle(found.transformer, settings, offload),
+        transformer=TransformerHandle(found.transformer, settings, offload, gpus),
         text_encoder=TextEncoderHandle(
             _resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
         ),
-        vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem),
+        vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem, gpus),
     )
 
 
-def load_transformer(path: Path, *, settings: EngineSettings, offload: OffloadSettings) -> TransformerHandle:
+def load_transformer(
+    path: Path, *, settings: EngineSettings, offload: OffloadSettings, gpus: GpuSettings = ONE_GPU
+) -> TransformerHandle:
     """Resolve a transformer alone: a single file or a folder of blocks."""
     files = resolve_transformer(path)
     _warn_of_notes(files)
-    return TransformerHandle(files, settings, offload)
+    return TransformerHandle(files, settings, offload, gpus)
 
 
 def _warn_of_notes(files: TransformerFiles) -> None:
@@ -139,13 +148,13 @@ def _with_log(files: TextEncoderFiles) -> TextEncoderFiles:
     return files
 
 
-def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings) -> VaeHandle:
+def load_vae(file: Path, *, engine: str = "auto", offload: OffloadSettings, gpus: GpuSettings = ONE_GPU) -> VaeHandle:
     """Resolve a VAE file.
 
     Raises:
         CheckpointError: the file is damaged or is not a VAE of Wan2.1's latents.
     """
-    return VaeHandle(_resolve_vae(file), engine, offload)
+    return VaeHandle(_resolve_vae(file), engine, offload, gpus=gpus)
 
 
 def _resolve_vae(file: Path) -> VaeFiles:
@@ -220,16 +229,19 @@ def sample(
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
-        ValueError: wrong shape of `samples`.
+        ValueError: wrong shape of `samples`, or an image-to-video model and no image.
         NonFiniteLatentsError: a step produced NaN or infinity.
     """
     problem = shapes.latent_problem(samples.shape)
     if problem:
         raise ValueError(problem)
     warn_of_doubts(handle)
+    if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
+        raise ValueError(NO_IMAGE)
     _warn_unusual(settings, samples)
     schedule = build_schedule(settings.steps, settings.shift)
-    clip = Clip.of_latents(samples.shape)
+    image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
+    clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
@@ -264,6 +276,8 @@ def run_planned(
     """
     host = host or Host()
     room = handle.room(host)
+    room.start(hooks)
+    is_alone = handle.members(host.device) is None
     first = room.claim_run(handle.sizes_now(clip, host.device))
     logger.info("LightX2V: %s.", first)
 
@@ -275,7 +289,8 @@ def run_planned(
             moved_before = handle.moved_bytes
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
             with handle.sampling(), measure("sample", host.device) as sampling:
-                sampling.expect(plan.needs["sample"], held())
+                if is_alone:
+                    sampling.expect(plan.needs["sample"], held())
                 watch = StepWatch(plan, clip.tokens, host.device)
                 result, facts = work(watch.watched(transformer))
                 sampling.details = {
@@ -331,7 +346,10 @@ def decode(
             decode_video(decoder, latents, tile=plan.tile, hooks=own, out=frames, pins_frames=plan.pins_frames)
         return video.flatten(0, 1)
 
-    video, records = _run_vae(handle, "decode", clip, tiling, tile, handle.load_decoder, work, hooks, host)
+    def load(plan: VaePlan, device: torch.device, hooks: Hooks) -> VideoDecoder:
+        return handle.load_decoder(device, hooks, is_whole=plan.tile is None)
+
+    video, records = _run_vae(handle, "decode", clip, tiling, tile, load, work, hooks, host)
     return attach(video, records_of(samples), records)
 
 
@@ -380,7 +398,10 @@ def encode_video(
         ]
         return torch.stack(latents)
 
-    latents, records = _run_vae(handle, "encode", clip, tiling, tile, handle.load_encoder, work, hooks, host)
+    def load(plan: VaePlan, device: torch.device, hooks: Hooks) -> VideoEncoder:
+        return handle.load_encoder(device, hooks)
+
+    latents, records = _run_vae(handle, "encode", clip, tiling, tile, load, work, hooks, host)
     return attach(latents, records_of(frames), records)
 
 
@@ -390,7 +411,7 @@ def _run_vae(
     clip: Clip,
     tiling: str,
     tile: Tile | None,
-    load: Callable[[torch.device, Hooks], Coder],
+    load: Callable[[VaePlan, torch.device, Hooks], Coder],
     work: Callable[[Coder, VaePlan], torch.Tensor],
     hooks: Hooks,
     host: Host | None,
@@ -415,9 +436,10 @@ def _run_vae(
             if not plan.weights_stay:
                 unload_others(handle.owner)
             with measure(load_name, host.device) as loading:
-                coder = load(host.device, hooks)
+                coder = load(plan, host.device, hooks)
             with measure(name, host.device) as running:
-                running.expect(plan.need, held())
+                if not handle.owner.is_elsewhere:
+                    running.expect(plan.need, held())
                 result = work(coder, plan)
                 running.details = {"tiled": plan.tile is not None, **coder.describe()}
             return result, [loading, running]
@@ -471,7 +493,8 @@ def _load_transformer(
     held_before = held()
     with measure("load_transformer", device) as loading:
         plan = settle(handle, plan, clip, room, device, hooks)
-        loading.expect(plan.needs["load_transformer"], held_before)
+        if handle.members(device) is None:
+            loading.expect(plan.needs["load_transformer"], held_before)
         transformer = handle.load(plan, device, hooks)
     return transformer, plan, loading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .backends.table import ATTENTION_CHOICES
@@ -14,6 +15,10 @@ TILING_MODES = ("auto", "on", "off")
 SAMPLING_METHODS = ("lcm", "euler")
 TEXT_DEVICES = ("cpu", "gpu")
 COMPILE_MODES = ("auto", "on", "off")
+
+
+# "2", or "0,2".
+_GPUS = re.compile(r"[1-9]\d*|\d+(,\d+)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,32 @@ class OffloadSettings:
                 f"vram_budget_gib is {self.vram_budget_gib} and pinned_ram_limit_gib is "
                 f"{self.pinned_ram_limit_gib}; expected 0 (measure) or more."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSettings:
+    """Which GPUs compute one clip together."""
+
+    gpus: str = "1"
+    """A number of GPUs, or auto (all there are, where they can), or the numbers of some, such as "0,2"."""
+
+    def __post_init__(self) -> None:
+        if self.gpus != "auto" and not _GPUS.fullmatch(self.gpus):
+            raise ValueError(
+                f"gpus is {self.gpus!r}; expected auto, how many GPUs, such as 2, or the numbers of some, such as 0,2."
+            )
+
+    @property
+    def count(self) -> int | None:
+        """How many there are to be; None is as many as there are."""
+        if self.gpus == "auto":
+            return None
+        return len(self.named) or int(self.gpus)
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        """The numbers of those that are named."""
+        return tuple(int(number) for number in self.gpus.split(",")) if "," in self.gpus else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads } from "./downloads.js";
 import { say } from "./texts.js";
+import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
 const STATES = ["missing", "warn", "ok"];
@@ -29,6 +30,9 @@ function describeItem(item) {
         const command = item.remedy.match(COMMAND)?.[1];
         const style = { display: "flex", gap: "6px", alignItems: "start", marginTop: "3px" };
         text.append(element("div", { style }, remedy, ...(command ? [copyButton(say("copy"), () => command)] : [])));
+    }
+    if (item.is_checkpoint) {
+        text.append(describeCheck(item.name, describeItem));
     }
     return element("div", { style: { display: "flex", gap: "8px", padding: "7px 0" } }, dot(item.state), text);
 }

@@ -8,6 +8,10 @@ const BYPASSED = [2, 4];
 const SIZES = {
     LightX2VEmptyLatent: ["width", "height", "num_frames", "batch_size"],
     EmptyHunyuanLatentVideo: ["width", "height", "length", "batch_size"],
+    // With the aspect of a picture the pixels are about as many.
+    LightX2VImageToVideo: ["width", "height", "num_frames", "batch_size"],
+    WanImageToVideo: ["width", "height", "length", "batch_size"],
+    WanFirstLastFrameToVideo: ["width", "height", "length", "batch_size"],
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
 export const OFFLOAD = "LightX2VOffload";

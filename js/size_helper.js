@@ -1,10 +1,10 @@
-// Size helpers on the latent node: presets, whole multiples while typing, and the length in seconds.
+// Size helpers on the nodes that make a latent: presets, whole multiples while typing, and the length in seconds.
 
 import { app } from "../../scripts/app.js";
 import { say } from "./texts.js";
 import { addPanel, button, element, findWidget, muted, onNodeEvent, onWidgetChange } from "./api.js";
 
-const NODE = "LightX2VEmptyLatent";
+const NODES = ["LightX2VEmptyLatent", "LightX2VImageToVideo"];
 const PRESETS = [
     [832, 480],
     [480, 832],
@@ -64,7 +64,7 @@ function addHelper(node) {
 app.registerExtension({
     name: "lightx2v.sizeHelper",
     nodeCreated(node) {
-        if (node.comfyClass === NODE) {
+        if (NODES.includes(node.comfyClass)) {
             addHelper(node);
         }
     },

@@ -74,6 +74,9 @@ const TEXTS = {
         doctor_tooltip: "LightX2V: weights to download, and what this machine has and lacks",
         report_empty: "The report of the run appears here.",
         report_details: "Details",
+        check_in_full: "Check in full",
+        check_in_full_title: "Read every byte and compare it with what is published",
+        stop_check_title: "Stop the check",
     },
     zh: {
         fits: "放得下。",
@@ -146,6 +149,9 @@ const TEXTS = {
         doctor_tooltip: "LightX2V：下载权重，查看本机具备和缺少什么",
         report_empty: "运行报告会显示在这里。",
         report_details: "详情",
+        check_in_full: "完整校验",
+        check_in_full_title: "读取每个字节并与发布的文件比较",
+        stop_check_title: "停止校验",
     },
 };
 

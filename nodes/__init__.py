@@ -8,6 +8,8 @@ from ..engine.panel import editor, forecast, speed
 from ._api import ComfyExtension, io
 from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
+from .gpus import LightX2VGPUs
+from .image_to_video import LightX2VImageToVideo
 from .latent import LightX2VEmptyLatent
 from .load import LightX2VLoadCheckpoint, LightX2VLoadTextEncoder, LightX2VLoadTransformer, LightX2VLoadVAE
 from .lora import LightX2VLora
@@ -26,9 +28,11 @@ NODES: list[type[io.ComfyNode]] = [
     LightX2VEnhancePrompt,
     LightX2VTextEncode,
     LightX2VEmptyLatent,
+    LightX2VImageToVideo,
     LightX2VSampler,
     LightX2VDecode,
     LightX2VReport,
+    LightX2VGPUs,
 ]
 
 

@@ -7,15 +7,17 @@ from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH
 from ..engine.shapes import latent_shape
 from ._api import io, schema, verdict
 
-_MAX_SIZE = 8192
-_MAX_FRAMES = 4097
+MAX_SIZE = 8192
+MAX_FRAMES = 4097
+MAX_BATCH = 64
 
 
-def _check_size(width: int, height: int, num_frames: int) -> None:
+def check_size(width: int, height: int, num_frames: int) -> None:
+    """Raise ValueError where there is no video of this size."""
     for name, value, limit in (
-        ("width", width, _MAX_SIZE),
-        ("height", height, _MAX_SIZE),
-        ("num_frames", num_frames, _MAX_FRAMES),
+        ("width", width, MAX_SIZE),
+        ("height", height, MAX_SIZE),
+        ("num_frames", num_frames, MAX_FRAMES),
     ):
         if value > limit:
             raise ValueError(f"{name} is {value}; expected at most {limit}.")
@@ -35,7 +37,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
                     "width",
                     default=DEFAULT_WIDTH,
                     min=SIZE_MULTIPLE,
-                    max=_MAX_SIZE,
+                    max=MAX_SIZE,
                     step=SIZE_MULTIPLE,
                     tooltip="Pixels, a multiple of 16. The model is made for 832x480 and 1280x720, either way round.",
                 ),
@@ -43,7 +45,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
                     "height",
                     default=DEFAULT_HEIGHT,
                     min=SIZE_MULTIPLE,
-                    max=_MAX_SIZE,
+                    max=MAX_SIZE,
                     step=SIZE_MULTIPLE,
                     tooltip="Pixels, a multiple of 16.",
                 ),
@@ -51,7 +53,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
                     "num_frames",
                     default=DEFAULT_NUM_FRAMES,
                     min=1,
-                    max=_MAX_FRAMES,
+                    max=MAX_FRAMES,
                     step=VAE_STRIDE[0],
                     tooltip=f"1, 5, 9, ... 81: four times n, plus one. 81 frames at {FRAME_RATE} fps are 5 seconds.",
                 ),
@@ -59,7 +61,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
                     "batch_size",
                     default=1,
                     min=1,
-                    max=64,
+                    max=MAX_BATCH,
                     tooltip="Number of videos, made one after the other with seeds seed, seed + 1, ...",
                 ),
             ],
@@ -70,7 +72,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
     def validate_inputs(
         cls, width: int | None = None, height: int | None = None, num_frames: int | None = None
     ) -> bool | str:
-        return verdict(_check_size, width, height, num_frames)
+        return verdict(check_size, width, height, num_frames)
 
     @classmethod
     def execute(cls, width: int, height: int, num_frames: int, batch_size: int) -> io.NodeOutput:

@@ -11,7 +11,7 @@ from ..engine.adapters.comfy.vae import LightX2VVAE
 from ..engine.backends.table import ATTENTION_CHOICES
 from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from ..engine.constants import PRECISIONS
-from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, OffloadSettings
+from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, GpuSettings, OffloadSettings
 from . import sockets
 from ._api import io, schema, verdict
 
@@ -52,7 +52,16 @@ def _engine_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Where weights rest, from LightX2V Offload. Not connected: the fastest way that fits is planned.",
         ),
+        _gpus_input("compute one clip together"),
     ]
+
+
+def _gpus_input(what: str) -> io.Input:
+    return sockets.Gpus.Input(
+        "gpus",
+        optional=True,
+        tooltip=f"GPUs that {what}, from LightX2V GPUs. Not connected: one.",
+    )
 
 
 class LightX2VLoadCheckpoint(io.ComfyNode):
@@ -109,12 +118,14 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
         attention: str,
         compile: str,
         offload: OffloadSettings | None = None,
+        gpus: GpuSettings | None = None,
     ) -> io.NodeOutput:
         loaded = pipeline.load_checkpoint(
             paths.CHECKPOINTS.resolve(checkpoint),
             precision=precision,
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
+            gpus=gpus or GpuSettings(),
         )
         return io.NodeOutput(make_model(loaded.transformer), loaded.text_encoder, LightX2VVAE(loaded.vae))
 
@@ -135,8 +146,8 @@ class LightX2VLoadTransformer(io.ComfyNode):
                     "transformer",
                     options=paths.TRANSFORMERS.options(),
                     tooltip=(
-                        "A 4-step distilled Wan2.1 text-to-video transformer (BF16, FP8 or INT8): a file in "
-                        "models/diffusion_models, or a file or folder in models/lightx2v."
+                        "A 4-step distilled Wan2.1 or Wan2.2 14B transformer, text or image to video (BF16, FP8 or "
+                        "INT8): a file in models/diffusion_models, or a file or folder in models/lightx2v."
                     ),
                 ),
                 *_engine_inputs(),
@@ -154,12 +165,19 @@ class LightX2VLoadTransformer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, transformer: str, engine: str, attention: str, compile: str, offload: OffloadSettings | None = None
+        cls,
+        transformer: str,
+        engine: str,
+        attention: str,
+        compile: str,
+        offload: OffloadSettings | None = None,
+        gpus: GpuSettings | None = None,
     ) -> io.NodeOutput:
         handle = pipeline.load_transformer(
             paths.TRANSFORMERS.resolve(transformer),
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
+            gpus=gpus or GpuSettings(),
         )
         return io.NodeOutput(make_model(handle))
 
@@ -231,6 +249,7 @@ class LightX2VLoadVAE(io.ComfyNode):
                     optional=True,
                     tooltip="From LightX2V Offload; only its vram_budget_gib and vae_tiling matter here.",
                 ),
+                _gpus_input("decode together"),
             ],
             outputs=[io.Vae.Output(display_name="vae", tooltip=_VAE_USE)],
         )
@@ -244,6 +263,10 @@ class LightX2VLoadVAE(io.ComfyNode):
         return paths.fingerprint(paths.VAES.resolve(vae))
 
     @classmethod
-    def execute(cls, vae: str, offload: OffloadSettings | None = None) -> io.NodeOutput:
-        handle = pipeline.load_vae(paths.VAES.resolve(vae), offload=offload or OffloadSettings())
+    def execute(
+        cls, vae: str, offload: OffloadSettings | None = None, gpus: GpuSettings | None = None
+    ) -> io.NodeOutput:
+        handle = pipeline.load_vae(
+            paths.VAES.resolve(vae), offload=offload or OffloadSettings(), gpus=gpus or GpuSettings()
+        )
         return io.NodeOutput(LightX2VVAE(handle))

@@ -6,3 +6,5 @@ from ._api import io
 TextEncoder = io.Custom("LIGHTX2V_TEXT_ENCODER")
 # OffloadSettings: where weights rest while they are not needed.
 Offload = io.Custom("LIGHTX2V_OFFLOAD")
+# GpuSettings: which GPUs compute one clip together.
+Gpus = io.Custom("LIGHTX2V_GPUS")

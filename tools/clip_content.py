@@ -7,6 +7,7 @@ generated clip shows what its caption says. How well it measures is tests/unit/t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ _SMALLEST_THING = 0.006
 _FILL_LIMITS = {"triangle": 0.66, "circle": 0.89, "square": 2.0}
 # Area at the end over area at the start from which a thing grows, or the inverse shrinks.
 _GROWTH = 1.6
+# Mean change of a pixel, of 1, that nobody sees: where nothing moves, no change is a jump.
+_UNSEEN_CHANGE = 0.003
 # Distance from start to end, in widths of the frame, from which a thing moves.
 _MOVE = 0.12
 
@@ -58,18 +61,19 @@ class Content:
     """Measured: largest first."""
 
 
-def measure_content(frames: torch.Tensor) -> Content:
+def measure_content(frames: torch.Tensor, thing_colours: Sequence[str] = THING_COLOURS) -> Content:
     """Measure what a clip shows.
 
     Args:
         frames: [F, H, W, 3] in [0, 1], at least 2 frames.
+        thing_colours: names of the colours that things may have.
     """
     names = list(COLOURS)
     distances = _colour_distances(frames)
     distance, nearest = distances.min(dim=-1)
     background = int(_border(nearest).mode().values)
     colours = []
-    for index in range(len(THING_COLOURS)):
+    for index in map(names.index, thing_colours):
         masks = _without_specks((nearest == index) & (distance < _SAME_COLOUR))
         if index != background and masks.float().mean(dim=(1, 2)).median() >= _SMALLEST_THING:
             colours.append(index)
@@ -90,6 +94,24 @@ def measure_clarity(frames: torch.Tensor) -> float:
     A drawn clip has about 0.98: the edges of its things are mixed colours.
     """
     return float((_colour_distances(frames).amin(dim=-1) < _SAME_COLOUR / 2).float().mean())
+
+
+def measure_psnr(frames: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the peak signal-to-noise ratio of frames beside those that are wanted, both in [0, 1]: dB, at most 100."""
+    return float(-10 * (frames.float() - wanted.float()).square().mean().clamp(min=1e-10).log10())
+
+
+def measure_jump(frames: torch.Tensor, count: int = 4) -> float:
+    """Return how much more frames change at the start of a clip than later on.
+
+    A drawn clip has about 1, with a thing that shrinks up to 1.5; one that leaves its first frame has more than 2.
+
+    Args:
+        frames: [F, H, W, 3] in [0, 1].
+        count: changes from one frame to the next that are the start.
+    """
+    changes = frames.float().diff(dim=0).abs().mean(dim=(1, 2, 3)) + _UNSEEN_CHANGE
+    return float(changes[:count].max() / changes[count:].max())
 
 
 def compare(measured: Content, wanted: Content) -> dict[str, bool]:

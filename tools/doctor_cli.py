@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..engine.backends import remembered
 from ..engine.checkpoints.files import list_checkpoint_folders
+from ..engine.errors import LightX2VError
 from ..engine.panel import doctor
+from ..engine.panel.verify import verify
 from . import console
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +29,41 @@ def main(arguments: list[str] | None = None) -> int:
         help="ComfyUI's models folder (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check",
+        metavar="NAME",
+        help="read every byte of a checkpoint (its name in models/lightx2v, or a path) and compare it with what is "
+        "published; takes as long as reading the files",
+    )
+    parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub for --check (default: HF_ENDPOINT)")
     options = parser.parse_args(arguments)
     if not options.models_dir.is_dir():
         console.complain(f"doctor: Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
-    items = doctor.examine({name: root / name for name in list_checkpoint_folders(root)}, options.models_dir)
+    if options.check:
+        return _check(root / options.check, options.endpoint, as_json=options.json)
+    found = {name: root / name for name in list_checkpoint_folders(root)}
+    items = doctor.examine(found, options.models_dir, measures_links=True)
     console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
+    return int(any(item.state == doctor.MISSING for item in items))
+
+
+def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:
+    """Look at a checkpoint in full; returns 1 where something is wrong with it, 2 where it is none."""
+    shown = -1
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal shown
+        tenth = 10 * done // max(total, 1)
+        if tenth > shown:
+            shown = tenth
+            console.complain(f"{10 * tenth:3} % of {total / 1e9:.1f} GB, {what}")
+
+    try:
+        items = verify(path, on_progress=show, endpoint=endpoint)
+    except LightX2VError as error:
+        console.complain(f"doctor: {error}")
+        return 2
+    console.say(json.dumps(doctor.as_json(items), indent=2) if as_json else doctor.as_text(items))
     return int(any(item.state == doctor.MISSING for item in items))

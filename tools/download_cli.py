@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ..engine.adapters.hub.download import Plan, download, plan_download
-from ..engine.checkpoints.published import PUBLISHED, DownloadError, find_variant
+from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, DownloadError, Variant, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
 from . import console
@@ -64,18 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="download.py",
         description="List and fetch the published variants of the 4-step Wan2.1-T2V-14B: transformer, text encoder, "
-        "tokenizer, VAE and config, verified, where the loaders look for them.",
+        "tokenizer, VAE and config, and the LoRAs that distill others; verified, where the loaders look for them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="list | get")
     listing = commands.add_parser(
-        "list", help="show the variants and their sizes, the best for this card first; asks nobody"
+        "list", help="show the variants, the best for this card first, and the LoRAs, with their sizes; asks nobody"
     )
     listing.set_defaults(run=_list)
     get = commands.add_parser("get", help="fetch a variant, or what is missing of it")
     get.set_defaults(run=_get)
-    get.add_argument("variant", choices=PUBLISHED, metavar="NAME", help="a name of 'list'")
+    get.add_argument("variant", choices=ALL_PUBLISHED, metavar="NAME", help="a name of 'list'")
     get.add_argument(
         "--models-dir", type=Path, default=_default_models_dir(), metavar="DIR", help="default: %(default)s"
     )
@@ -93,15 +93,23 @@ def _default_models_dir() -> Path:
 
 
 def _list(_: argparse.Namespace) -> None:
-    width = max(map(len, PUBLISHED))
     for advice in rank_files_here():
-        variant = advice.variant
-        console.say(f"{variant.name:{width}}  {_size(variant.num_bytes):>8}  {variant.summary}")
-        parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
-        console.say(f"{'':{width}}            {parts}")
-        console.say(f"{'':{width}}            {' and '.join(variant.repositories)}")
+        _describe(advice.variant)
         if advice.step_seconds is not None:
-            console.say(f"{'':{width}}            on this card {advice}")
+            console.say(f"{_INDENT}on this card {advice}")
+    for lora in PUBLISHED_LORAS.values():
+        _describe(lora)
+
+
+_WIDTH = max(map(len, ALL_PUBLISHED))
+_INDENT = " " * (_WIDTH + 12)
+
+
+def _describe(variant: Variant) -> None:
+    console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {variant.summary}")
+    parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
+    console.say(f"{_INDENT}{parts}")
+    console.say(f"{_INDENT}{' and '.join(variant.repositories)}")
 
 
 def _get(options: argparse.Namespace) -> None:
@@ -121,7 +129,8 @@ def _get(options: argparse.Namespace) -> None:
         )
     finally:
         display.close()
-    console.say(plan.entry.relative_to(models_dir).as_posix())
+    for path in [file.target for file in plan.files] if variant.is_lora else [plan.entry]:
+        console.say(path.relative_to(models_dir).as_posix())
 
 
 def _show_plan(plan: Plan) -> None:

@@ -40,8 +40,9 @@ from ..engine.settings import (
 from ..engine.stages.conditioning import of_rows
 from ..engine.system import is_out_of_memory
 from . import console
-from .headless.cli import comfy_folder, interruptible
+from .headless.cli import comfy_folder
 from .headless.errors import Cancelled, CommandError, RunError
+from .headless.places import interruptible
 from .headless.progress import Progress, logging_to
 from .mp4 import write_mp4
 

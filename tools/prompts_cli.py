@@ -1,73 +1,134 @@
-"""The command line of tools/run_prompts.py: tools/run_workflow.py once for every prompt of a list."""
+"""The command line of tools/run_prompts.py: a clip for every prompt of a list, by one worker or several."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from . import console
-from .headless import cli
-from .text_files import read_text
+from .clips.jobs import Job, make_jobs, read_prompts
+from .clips.queue import ClipQueue, Fixed, Made, Worker, Workers
+from .clips.results import Results
+from .clips.show import Desk
+from .clips.workers import PlaceWorker
+from .headless.cli import comfy_folder
+from .headless.errors import CommandError
+from .headless.places import Here, Place, Server
+from .headless.progress import Progress, logging_to
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
-_FAILED = 3
-# Exit codes of run_workflow.py after which the next prompt cannot do better.
-_HOPELESS = (2, 4, 130)
+_FAILED, _CANCELLED = 3, 130
 
 _EPILOG = """\
 PROMPTS.txt (UTF-8) has one prompt a line; empty lines and lines that start with # are skipped.
-One line of JSON a prompt goes to PROMPTS.results.jsonl: prompt, seed, status, seconds, outputs, error. Prompts that
-have a line with status ok there, for the same seed, are not made again.
+One line of JSON a prompt goes to PROMPTS.results.jsonl: prompt, seed, status, seconds, outputs, error, worker, tries.
+What is there with status ok, for the same workflow, values, prompt and seed, is not made again. A file comes to its
+place whole: --output-dir, in the folder that the workflow names, as 00017_s42_1a2b3c4d.mp4 (place in the list, seed,
+and a part of the key that the results file has).
+
+Several --server share the list: each takes the next prompt when it is free. What a server was making when it went away
+goes to another one; it is asked again later. A prompt that fails is tried once on each of the others.
 
 exit codes:
   0    every prompt has its video
   2    wrong command line, or the workflow or a value in it is wrong
   3    some prompts failed, and the others were made; or PROMPTS.results.jsonl cannot be written
-  4    the server cannot be reached, wants a login, or is not ComfyUI
+  4    no server can be reached; they want a login, or are not ComfyUI
   130  cancelled with Ctrl-C; started again, it goes on with the prompts that are not done
 
 examples:
   python tools/run_prompts.py prompts.txt --server http://127.0.0.1:8188
   python tools/run_prompts.py prompts.txt --server 127.0.0.1:8188 --seed 7 --set LightX2VEmptyLatent.num_frames=49
+  python tools/run_prompts.py prompts.txt --server http://10.0.0.7:8188 --server http://10.0.0.8:8188
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    results = options.results or options.prompts.with_suffix(".results.jsonl")
+    results_file = options.results or options.prompts.with_suffix(".results.jsonl")
     try:
-        prompts = _read_prompts(options.prompts)
+        prompts = read_prompts(options.prompts)
     except (OSError, ValueError) as error:
         return _complain(str(error), 2)
+    jobs = make_jobs(
+        prompts,
+        workflow=options.workflow,
+        values=options.set,
+        seed=options.seed,
+        prompt_input=options.prompt_input,
+        seed_input=options.seed_input,
+    )
     try:
-        done = _read_done(results)
-        # Before anything is made: whether it can be noted.
-        _append(results, "")
+        results = Results(results_file, options.output_dir)
+        results.adopt(jobs)
     except OSError as error:
-        return _complain(f"Choose another file with --results, or make room: {results}: {error.strerror}.", _FAILED)
-    numbered = [(options.seed + index, prompt) for index, prompt in enumerate(prompts)]
-    waiting = [(seed, prompt) for seed, prompt in numbered if (seed, prompt) not in done]
+        return _complain(
+            f"Choose another file with --results, or make room: {results_file}: {error.strerror}.", _FAILED
+        )
+    waiting = [job for job in jobs if not results.is_done(job)]
     if not options.quiet:
-        console.complain(f"{len(prompts)} prompts, {len(prompts) - len(waiting)} of them done")
-    num_failed = 0
-    for number, (seed, prompt) in enumerate(waiting, start=1):
-        if not options.quiet:
-            console.complain(f"--- {number} of {len(waiting)}, seed {seed}: {prompt}")
-        code, result = _make(options, seed, prompt)
-        try:
-            _append(results, json.dumps(result, ensure_ascii=False) + "\n")
-        except OSError as error:
-            made = f" {result['outputs'][0]} is made, and would be made again." if result["outputs"] else ""
-            return _complain(f"Make room and start again: {results}: {error.strerror}.{made}", _FAILED)
-        if code in _HOPELESS:
-            return code
-        num_failed += code != 0
-    if num_failed:
-        return _complain(f"{num_failed} of {len(waiting)} prompts failed; {results} says why.", _FAILED)
+        console.complain(f"{len(jobs)} prompts, {len(jobs) - len(waiting)} of them done")
+    desk = Desk(results=results, num_jobs=len(waiting), quiet=options.quiet, names_workers=len(options.server) > 1)
+    code = _run(options, waiting, desk) if waiting else 0
+    if options.report:
+        options.report.write_text(json.dumps(desk.summary(), indent=2) + "\n", encoding="utf-8")
+    if code:
+        return code
+    if desk.num_failed:
+        return _complain(f"{desk.num_failed} of {len(waiting)} prompts failed; {results.path} says why.", _FAILED)
     return 0
+
+
+def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:
+    """Make the clips; returns the exit code of what has ended the list early, or 0."""
+    made_last: list[Path] = []
+
+    def make(worker: Worker, job: Job) -> Made:
+        with desk.results.parts(job) as folder:
+            made = worker.make(job, folder)
+            files = desk.results.publish(job, folder, made.files)
+        made_last[:] = files[:1]
+        return Made(files=files, seconds=made.seconds, facts=made.facts)
+
+    progress = Progress(sys.stderr, quiet=options.quiet or len(options.server) > 1)
+    try:
+        workers = _find_workers(options, progress)
+    except CommandError as error:
+        return _complain(str(error), error.exit_code)
+    try:
+        with logging_to(progress):
+            ClipQueue(jobs, workers, desk, make, retries=options.retries).run()
+    except KeyboardInterrupt:
+        return _complain("Cancelled; started again, it goes on with the prompts that are not done.", _CANCELLED)
+    except CommandError as error:
+        return error.exit_code
+    except OSError as error:
+        made = f" {made_last[0]} is made." if made_last else ""
+        where = error.filename2 or error.filename or options.output_dir
+        return _complain(
+            "Make room and start again, or choose another folder or file (--output-dir, --results): "
+            f"{where}: {error.strerror}.{made}",
+            _FAILED,
+        )
+    return 0
+
+
+def _find_workers(options: argparse.Namespace, progress: Progress) -> Workers:
+    """Return the servers, or this process where none is named.
+
+    Raises:
+        WorkflowError: an address or a header is none.
+    """
+    servers = [Server(url, options.header, options.token) for url in options.server]
+    places: dict[str, Place] = {server.base: server for server in servers}
+    places = places or {"": Here(options.models_dir, options.output_dir, keeps_models=True)}
+    return Fixed(
+        [PlaceWorker(name, place, options.workflow, options.timeout, progress) for name, place in places.items()]
+    )
 
 
 def _complain(message: str, code: int) -> int:
@@ -78,8 +139,8 @@ def _complain(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_prompts.py",
-        description="Make a video for every line of a text file with a workflow file, in a running ComfyUI (--server, "
-        "where the model stays loaded) or here, one after the other.",
+        description="Make a video for every line of a text file with a workflow file: here, in a running ComfyUI "
+        "(--server), or in several. The model stays loaded from one to the next.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -91,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="default: example_workflows/lightx2v_prompt_list.json of the pack",
     )
-    parser.add_argument("--server", metavar="URL", help="the ComfyUI to queue on")
+    parser.add_argument(
+        "--server", action="append", default=[], metavar="URL", help="a ComfyUI to queue on; may be repeated"
+    )
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="as for run_workflow.py")
     parser.add_argument("--token", metavar="TOKEN", help="as for run_workflow.py")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first prompt; the next ones count up")
@@ -103,63 +166,16 @@ def _parser() -> argparse.ArgumentParser:
         "--seed-input", default="LightX2VSampler.seed", metavar="NODE.INPUT", help="default: %(default)s"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="for every prompt")
-    parser.add_argument("--models-dir", metavar="DIR", help="as for run_workflow.py")
-    parser.add_argument("--output-dir", metavar="DIR", help="as for run_workflow.py")
-    parser.add_argument("--timeout", metavar="SECONDS", help="of one prompt; it then counts as failed")
+    parser.add_argument(
+        "--models-dir", type=Path, default=comfy_folder("models"), metavar="DIR", help="as for run_workflow.py"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="as for run_workflow.py"
+    )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of one prompt; it then counts as failed")
+    parser.add_argument(
+        "--retries", type=int, default=2, metavar="N", help="how often a prompt is tried again (default: %(default)s)"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what the whole list took, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress; errors are still printed")
     return parser
-
-
-def _read_prompts(path: Path) -> list[str]:
-    # A line ends at LF or CRLF: str.splitlines would end it at characters that people paste without seeing them.
-    lines = [line.strip() for line in read_text(path).split("\n")]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise ValueError(f"{path} has no prompt: expected one a line.")
-    return prompts
-
-
-def _read_done(path: Path) -> set[tuple[int, str]]:
-    """Return (seed, prompt) of the results that are there; lines that are none are named and passed over."""
-    done = set()
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            result = json.loads(line)
-            if result["status"] == "ok":
-                done.add((int(result["seed"]), str(result["prompt"])))
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            console.complain(
-                f"run_prompts: {path.name}, line {number}, is passed over, as it is no result ({type(error).__name__}: "
-                f"{error}); its prompt is made again. It is in {path}."
-            )
-    return done
-
-
-def _append(path: Path, text: str) -> None:
-    """Add a line; one that was cut in the middle ends where it is."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                text = f"\n{text}"
-        # A path that is not UTF-8 comes as half a surrogate pair, which JSON has an escape for.
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-
-def _make(options: argparse.Namespace, seed: int, prompt: str) -> tuple[int, dict[str, Any]]:
-    """Run the workflow for one prompt; returns the exit code and the line for the results file."""
-    arguments = [str(options.workflow)]
-    # JSON, so that a prompt that looks like a number or has quotes stays as it is.
-    values = [*options.set, f"{options.prompt_input}={json.dumps(prompt)}", f"{options.seed_input}={seed}"]
-    arguments += [word for value in values for word in ("--set", value)]
-    for name in ("server", "token", "models_dir", "output_dir", "timeout"):
-        given = getattr(options, name)
-        arguments += [f"--{name.replace('_', '-')}", given] if given else []
-    arguments += [word for header in options.header for word in ("--header", header)]
-    arguments += ["--quiet"] if options.quiet else []
-    code, report = cli.run(arguments)
-    kept = {key: report[key] for key in ("status", "seconds", "outputs", "error")}
-    return code, {"prompt": prompt, "seed": seed, **kept}

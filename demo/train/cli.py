@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...engine.shapes import latent_shape
-from . import captions, distill, evaluate, flow, text
+from . import captions, distill, evaluate, flow, image, lora, runs, scores, text
 from . import vae as autoencoder
-from .export import export_checkpoint
-from .models import Generator, Sizes, build_generator, load_modules, save_modules
+from .evaluate_lora import WAYS, evaluate_lora
+from .export import EXPERTS, export_checkpoint, export_experts
+from .models import Generator, build_generator, load_modules, save_modules
 from .sheet import draw_sheet
 from .training import Budget, Log
-
-VAE_DIM = 24
-SIZE, NUM_FRAMES = autoencoder.CLIP
-LATENT_SHAPE = latent_shape(SIZE, SIZE, NUM_FRAMES)
 
 _EPILOG = """\
   python demo/train train RUN --compile       all stages, on a GPU: about half an hour
   python demo/train export RUN demo/checkpoint
   python demo/train evaluate demo/checkpoint  on any machine
-RUN gets the weights of each stage (text, vae, flow, distill; bfloat16) every minute and at its end, spiece.model,
-log.jsonl and a contact sheet of most stages. A stage reads what the ones before it wrote, so each can be run alone.
+RUN gets the weights of each stage (bfloat16) every minute and at its end, spiece.model, log.jsonl and a contact sheet
+of most stages. A stage reads what the ones before it wrote, so each can be run alone. Two more start from the finished
+checkpoint:
+  python demo/train unpack demo/checkpoint RUN
+  python demo/train train RUN --stages lora
+  python demo/train train RUN --stages image image_distill --compile
+  python demo/train export-image RUN demo/image_to_video
 """
 
 
@@ -38,16 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    if options.graphs and _device().type != "cuda":
+    if options.graphs and runs.device().type != "cuda":
         raise SystemExit("train: --graphs needs a CUDA device; none was found. Leave it away.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    options.run.mkdir(parents=True, exist_ok=True)
-    tokenizer = options.run / "spiece.model"
-    if not tokenizer.exists():
-        # Whole or not at all: stages may run side by side.
-        unfinished = tokenizer.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(captions.train_tokenizer())
-        unfinished.replace(tokenizer)
+    runs.make_tokenizer(options.run)
     for name in options.stages:
         torch.manual_seed(options.seed)
         budget = Budget(seconds=getattr(options, f"{name}_seconds"), steps=getattr(options, f"{name}_steps"))
@@ -55,13 +50,13 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _train_text(options: argparse.Namespace, budget: Budget, log: Log) -> None:
-    generator = build_generator(Sizes(), _device())
-    text.train_text(generator, _read_tokenizer(options.run), budget, log, seed=options.seed)
+    generator = build_generator(runs.SIZES, runs.device())
+    text.train_text(generator, runs.read_tokenizer(options.run), budget, log, seed=options.seed)
     save_modules(options.run / "text.safetensors", text_encoder=generator.text_encoder)
 
 
 def _train_vae(options: argparse.Namespace, budget: Budget, log: Log) -> None:
-    vae = autoencoder.build_vae(VAE_DIM).to(_device())
+    vae = autoencoder.build_vae(runs.VAE_DIM).to(runs.device())
     if options.resume_vae:
         load_modules(options.resume_vae, vae=vae)
         autoencoder.unset_wan_statistics(vae)
@@ -75,7 +70,7 @@ def _train_vae(options: argparse.Namespace, budget: Budget, log: Log) -> None:
     )
     # How well clips are measured that are as they should be: no model can score more.
     contents = [content for content, _ in captions.list_prompts(64)]
-    drawn, decoded = evaluate.reconstruct(vae, contents, size=SIZE, num_frames=NUM_FRAMES, seed=options.seed)
+    drawn, decoded = evaluate.reconstruct(vae, contents, size=runs.SIZE, num_frames=runs.NUM_FRAMES, seed=options.seed)
     for name, clips in {"drawn": drawn, "encoded and decoded": decoded}.items():
         log.write(setting=name, clips=len(clips), **evaluate.score_clips(clips, contents).facts())
     pairs = [clip for pair in zip(drawn[:4], decoded[:4], strict=True) for clip in pair]
@@ -83,11 +78,11 @@ def _train_vae(options: argparse.Namespace, budget: Budget, log: Log) -> None:
 
 
 def _train_flow(options: argparse.Namespace, budget: Budget, log: Log) -> None:
-    generator = build_generator(Sizes(), _device())
+    generator = build_generator(runs.SIZES, runs.device())
     load_modules(options.run / "text.safetensors", text_encoder=generator.text_encoder)
     if options.resume_flow:
         load_modules(options.resume_flow, transformer=generator.transformer)
-    vae, spiece_model = _read_vae(options.run), _read_tokenizer(options.run)
+    vae, spiece_model = runs.read_vae(options.run), runs.read_tokenizer(options.run)
     pool = flow.fill_pool(
         generator,
         vae,
@@ -95,52 +90,145 @@ def _train_flow(options: argparse.Namespace, budget: Budget, log: Log) -> None:
         Budget(seconds=options.pool_seconds, steps=options.pool_steps),
         log,
         seed=options.seed,
-        size=SIZE,
-        num_frames=NUM_FRAMES,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
     )
     _compile(generator, options)
-    path = options.run / "flow.safetensors"
     flow.train_flow(
-        generator,
+        [generator],
         pool,
         budget,
         log,
         batch=options.batch,
         graphs=options.graphs,
-        keep=lambda: _keep(options, log, generator, path, evaluate.TEACHER_SETTINGS),
+        keep=lambda: _keep(options, log, generator, "flow", evaluate.TEACHER_SETTINGS),
     )
     settings = {"20 steps": evaluate.TEACHER_SETTINGS, "lcm, 4 steps": evaluate.SETTINGS["lcm, 4 steps"]}
-    _look(options, log, generator, settings)
+    scores.look(options.run, options.batch, log, generator, "flow", settings)
 
 
 def _distill(options: argparse.Namespace, budget: Budget, log: Log) -> None:
-    teacher, generator = (_read_generator(options.run / "flow.safetensors") for _ in range(2))
+    teacher, generator = (runs.read_generator(options.run / "flow.safetensors") for _ in range(2))
     if options.resume_distill:
         load_modules(options.resume_distill, transformer=generator.transformer)
     for each in (teacher, generator):
         _compile(each, options)
-    spiece_model, path = _read_tokenizer(options.run), options.run / "distill.safetensors"
+    rows = distill.encode_captions(generator, runs.read_tokenizer(options.run), 64 * options.batch, options.seed)
+    nothing = torch.empty(options.batch, 0, *runs.LATENT_SHAPE[1:], device=rows.device)
     distill.distill(
-        generator,
-        teacher,
-        spiece_model,
+        [generator],
+        [teacher],
+        lambda count: (rows[torch.randint(len(rows), (count,), device=rows.device)], nothing),
         budget,
         log,
-        latent_shape=LATENT_SHAPE,
-        seed=options.seed,
+        latent_shape=runs.LATENT_SHAPE,
         batch=options.batch,
         graphs=options.graphs,
-        keep=lambda: _keep(options, log, generator, path, evaluate.SETTINGS["lcm, 4 steps"]),
+        keep=lambda: _keep(options, log, generator, "distill", evaluate.SETTINGS["lcm, 4 steps"]),
     )
-    _look(options, log, generator, evaluate.SETTINGS)
+    scores.look(options.run, options.batch, log, generator, "distill", evaluate.SETTINGS)
 
 
-_STAGES = {"text": _train_text, "vae": _train_vae, "flow": _train_flow, "distill": _distill}
+def _train_image(options: argparse.Namespace, budget: Budget, log: Log) -> None:
+    batch = options.batch // len(EXPERTS)
+    generator = runs.read_generator(options.run / "distill.safetensors")
+    experts = [image.build_expert(runs.SIZES, runs.device()) for _ in EXPERTS]
+    for expert in experts:
+        image.start_from_text(expert, generator)
+    if options.resume_image:
+        runs.resume_experts(options.resume_image, "image", experts)
+    vae = runs.read_vae(options.run)
+    scores.log_ceiling(batch, log, vae)
+    pool = _fill_image_pool(options, log, generator, vae)
+    for expert in experts:
+        _compile(expert, options)
+    flow.train_flow(
+        experts,
+        pool,
+        budget,
+        log,
+        batch=batch,
+        graphs=options.graphs,
+        keep=lambda: _keep_experts(options, log, experts, "image", evaluate.TEACHER_SETTINGS),
+    )
+    settings = {"20 steps": evaluate.TEACHER_SETTINGS}
+    scores.look_at_image(options.run, batch, log, experts, "image", settings)
+
+
+def _distill_image(options: argparse.Namespace, budget: Budget, log: Log) -> None:
+    batch = options.batch // len(EXPERTS)
+    teachers, students = (runs.read_experts(options.run, "image") for _ in range(2))
+    if options.resume_image_distill:
+        runs.resume_experts(options.resume_image_distill, "image_distill", students)
+    pool = _fill_image_pool(options, log, students[0], runs.read_vae(options.run))
+    for each in (*teachers, *students):
+        _compile(each, options)
+    setting = evaluate.SETTINGS["lcm, 4 steps"]
+    distill.distill(
+        students,
+        teachers,
+        lambda count: pool.draw(count)[1:],
+        budget,
+        log,
+        latent_shape=runs.LATENT_SHAPE,
+        batch=batch,
+        graphs=options.graphs,
+        keep=lambda: _keep_experts(options, log, students, "image_distill", setting),
+    )
+    settings = {name: evaluate.SETTINGS[name] for name in ("lcm, 4 steps", "euler, 4 steps")}
+    scores.look_at_image(options.run, batch, log, students, "image_distill", settings)
+    for name, wrong in evaluate.WRONG_IMAGES.items():
+        scores.score_image(options.run, batch, log, students, name, setting, wrong=wrong)
+
+
+def _train_lora(options: argparse.Namespace, budget: Budget, log: Log) -> None:
+    generator, vae = runs.read_generator(options.run / "distill.safetensors"), runs.read_vae(options.run)
+    spiece_model = runs.read_tokenizer(options.run)
+    examples = lora.make_examples(
+        generator,
+        vae,
+        spiece_model,
+        Budget(seconds=options.examples_seconds, steps=options.examples_steps),
+        log,
+        seed=options.seed,
+        latent_shape=runs.LATENT_SHAPE,
+        batch=options.batch // 4,
+    )
+    added = lora.Lora(generator.transformer)
+    path = options.run / "lora.safetensors"
+
+    def keep() -> None:
+        added.save(path)
+        scores.score_lora(options.run, log, generator, vae, added, count=min(64, options.batch))
+
+    lora.train_lora(generator, added, examples, budget, log, batch=options.batch, graphs=options.graphs, keep=keep)
+    scores.score_lora(options.run, log, generator, vae, added, count=options.batch)
+
+
+_STAGES = {
+    "text": _train_text,
+    "vae": _train_vae,
+    "flow": _train_flow,
+    "distill": _distill,
+    "lora": _train_lora,
+    "image": _train_image,
+    "image_distill": _distill_image,
+}
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    runs.unpack(options.folder, options.run)
+
+
+def _export_image(options: argparse.Namespace) -> None:
+    folder = export_experts(options.folder, runs.read_experts(options.run, "image_distill"))
+    num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Wrote {folder}: {num_bytes / 1e6:.1f} MB")
 
 
 def _export(options: argparse.Namespace) -> None:
-    generator = _read_generator(options.run / "distill.safetensors")
-    folder = export_checkpoint(options.folder, generator, _read_vae(options.run), _read_tokenizer(options.run))
+    generator = runs.read_generator(options.run / "distill.safetensors")
+    folder = export_checkpoint(options.folder, generator, runs.read_vae(options.run), runs.read_tokenizer(options.run))
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"Wrote {folder}: {num_bytes / 1e6:.1f} MB")
 
@@ -149,65 +237,63 @@ def _evaluate(options: argparse.Namespace) -> None:
     evaluate.evaluate_checkpoint(
         options.folder,
         precision=options.precision,
-        size=SIZE,
-        num_frames=NUM_FRAMES,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
         count=options.count,
         settings={name: evaluate.SETTINGS[name] for name in options.settings},
         tell=lambda line: print(line, flush=True),
     )
 
 
-def _keep(
-    options: argparse.Namespace, log: Log, generator: Generator, path: Path, setting: tuple[str, int, float]
-) -> None:
-    """Write the weights of a stage under way, and score a few held-out prompts."""
-    _save_generator(path, generator)
-    _score(options, log, generator, "so far", setting, count=64)
-
-
-def _look(
-    options: argparse.Namespace, log: Log, generator: Generator, settings: dict[str, tuple[str, int, float]]
-) -> None:
-    """Score a batch of held-out prompts with each setting, and draw a sheet of the first."""
-    for index, (name, setting) in enumerate(settings.items()):
-        prompts, clips = _score(options, log, generator, name, setting, count=options.batch)
-        if index == 0:
-            stage = "flow" if name == "20 steps" else "distill"
-            draw_sheet(clips[:16], prompts[:16]).save(options.run / f"{stage}.png")
-
-
-def _score(
-    options: argparse.Namespace,
-    log: Log,
-    generator: Generator,
-    name: str,
-    setting: tuple[str, int, float],
-    *,
-    count: int,
-) -> tuple[list[str], list[torch.Tensor]]:
-    """Sample held-out prompts, log the score of the first `count`, and return prompts and clips."""
-    method, steps, shift = setting
-    # As many as a batch of the training: compiled blocks are compiled for that.
-    contents, prompts = zip(*captions.list_prompts(options.batch), strict=True)
-    clips = evaluate.generate(
-        generator,
-        _read_vae(options.run),
-        _read_tokenizer(options.run),
-        prompts,
-        latent_shape=LATENT_SHAPE,
-        method=method,
-        steps=steps,
-        shift=shift,
+def _evaluate_image(options: argparse.Namespace) -> None:
+    evaluate.evaluate_images(
+        options.folder,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        count=options.count,
+        settings={name: evaluate.SETTINGS[name] for name in options.settings},
+        tell=lambda line: print(line, flush=True),
     )
-    score = evaluate.score_clips(clips[:count], contents[:count])
-    pairs = {index for index, content in enumerate(contents[:count]) if len(content.things) == 2}
-    pairs_right = 1 - len(pairs.intersection(score.wrong)) / max(1, len(pairs))
-    log.write(setting=name, clips=min(count, len(clips)), **score.facts(), all_of_pairs=pairs_right)
-    return list(prompts), clips
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _evaluate_lora(options: argparse.Namespace) -> None:
+    evaluate_lora(
+        options.folder,
+        options.lora,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        count=options.count,
+        ways=options.ways,
+        tell=lambda line: print(line, flush=True),
+    )
+
+
+def _keep(options: argparse.Namespace, log: Log, generator: Generator, stage: str, setting: scores.Setting) -> None:
+    """Write the weights of a stage under way, and score a few held-out prompts."""
+    runs.save_generator(options.run / f"{stage}.safetensors", generator)
+    scores.score(options.run, options.batch, log, generator, "so far", setting, count=64)
+
+
+def _keep_experts(
+    options: argparse.Namespace, log: Log, experts: Sequence[Generator], stage: str, setting: scores.Setting
+) -> None:
+    runs.save_experts(options.run, stage, experts)
+    scores.score_image(options.run, options.batch // len(EXPERTS), log, experts, "so far", setting)
+
+
+def _fill_image_pool(options: argparse.Namespace, log: Log, generator: Generator, vae: Any) -> flow.Pool:
+    return flow.fill_pool(
+        generator,
+        vae,
+        runs.read_tokenizer(options.run),
+        Budget(seconds=options.pool_seconds, steps=options.pool_steps),
+        log,
+        seed=options.seed,
+        size=runs.SIZE,
+        num_frames=runs.NUM_FRAMES,
+        batch=min(64, options.batch),
+        has_images=True,
+    )
 
 
 def _compile(generator: Generator, options: argparse.Namespace) -> None:
@@ -215,24 +301,18 @@ def _compile(generator: Generator, options: argparse.Namespace) -> None:
         generator.transformer.compile_repeated_blocks(dynamic=False)
 
 
-def _read_vae(run: Path) -> Any:
-    vae = autoencoder.build_vae(VAE_DIM).to(_device()).requires_grad_(False)
-    load_modules(run / "vae.safetensors", vae=vae)
-    return vae
-
-
-def _read_tokenizer(run: Path) -> bytes:
-    return (run / "spiece.model").read_bytes()
-
-
-def _read_generator(path: Path) -> Generator:
-    generator = build_generator(Sizes(), _device())
-    load_modules(path, transformer=generator.transformer, text_encoder=generator.text_encoder)
-    return generator
-
-
-def _save_generator(path: Path, generator: Generator) -> None:
-    save_modules(path, transformer=generator.transformer, text_encoder=generator.text_encoder)
+# What is limited -> seconds, unless an option says otherwise.
+_SECONDS = {
+    "text": 30.0,
+    "vae": 600.0,
+    "pool": 60.0,
+    "flow": 600.0,
+    "distill": 600.0,
+    "examples": 60.0,
+    "lora": 120.0,
+    "image": 240.0,
+    "image_distill": 180.0,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -243,20 +323,33 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train one stage or all")
     train.set_defaults(run_command=_train)
     train.add_argument("run", type=Path, help="folder of the run")
-    train.add_argument("--stages", nargs="+", choices=tuple(_STAGES), default=tuple(_STAGES), help="default: all")
-    for name, seconds in {"text": 30.0, "vae": 600.0, "pool": 60.0, "flow": 600.0, "distill": 600.0}.items():
-        train.add_argument(f"--{name}-seconds", type=float, default=seconds, help=f"at most (default {seconds:g})")
-        train.add_argument(f"--{name}-steps", type=int, help="at most; repeats a run on a machine of other speed")
+    train.add_argument(
+        "--stages", nargs="+", choices=tuple(_STAGES), default=tuple(_STAGES)[:4], help="default: the first four"
+    )
+    for name, seconds in _SECONDS.items():
+        option = name.replace("_", "-")
+        train.add_argument(f"--{option}-seconds", type=float, default=seconds, help=f"at most (default {seconds:g})")
+        train.add_argument(f"--{option}-steps", type=int, help="at most; repeats a run on a machine of other speed")
     train.add_argument("--batch", type=int, default=256, help="clips in a batch of flow and distill (default 256)")
     train.add_argument("--compile", action="store_true", help="torch.compile the blocks: twice as fast on a GPU")
     train.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs: faster yet, on a GPU only")
     train.add_argument("--seed", type=int, default=0)
+    for name in ("image", "image-distill"):
+        train.add_argument(f"--resume-{name}", type=Path, metavar="RUN", help="start the stage from this run's experts")
     for name in ("vae", "flow", "distill"):
         train.add_argument(f"--resume-{name}", type=Path, metavar="FILE", help="start the stage from these weights")
     export = commands.add_parser("export", help="write the checkpoint")
     export.set_defaults(run_command=_export)
     export.add_argument("run", type=Path, help="folder of the run")
     export.add_argument("folder", type=Path, help="folder of the checkpoint")
+    unpack = commands.add_parser("unpack", help="make a run of a finished checkpoint, to go on from")
+    unpack.set_defaults(run_command=_unpack)
+    unpack.add_argument("folder", type=Path, help="folder of the checkpoint")
+    unpack.add_argument("run", type=Path, help="folder of the run")
+    export_image = commands.add_parser("export-image", help="write the image-to-video experts")
+    export_image.set_defaults(run_command=_export_image)
+    export_image.add_argument("run", type=Path, help="folder of the run")
+    export_image.add_argument("folder", type=Path, help="folder of the checkpoint")
     evaluation = commands.add_parser("evaluate", help="score a written checkpoint through the engine")
     evaluation.set_defaults(run_command=_evaluate)
     evaluation.add_argument("folder", type=Path, help="folder of the checkpoint")
@@ -265,4 +358,17 @@ def _parser() -> argparse.ArgumentParser:
         "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=tuple(evaluate.SETTINGS), help="default: all"
     )
     evaluation.add_argument("--count", type=int, default=200, help="held-out prompts (default 200)")
+    of_image = commands.add_parser("evaluate-image", help="score image-to-video experts, through the engine")
+    of_image.set_defaults(run_command=_evaluate_image)
+    of_image.add_argument("folder", type=Path, help="folder of the experts, with VAE and text encoder")
+    of_image.add_argument(
+        "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=("lcm, 4 steps", "euler, 4 steps")
+    )
+    of_image.add_argument("--count", type=int, default=200, help="held-out images (default 200)")
+    of_lora = commands.add_parser("evaluate-lora", help="score a LoRA on a written checkpoint, through the engine")
+    of_lora.set_defaults(run_command=_evaluate_lora)
+    of_lora.add_argument("folder", type=Path, help="folder of the checkpoint")
+    of_lora.add_argument("lora", type=Path, help="file of the LoRA")
+    of_lora.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="default: all")
+    of_lora.add_argument("--count", type=int, default=200, help="held-out prompts of each kind (default 200)")
     return parser

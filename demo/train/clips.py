@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...tools.clip_content import COLOURS, SHAPES, THING_COLOURS, Content
+from ...tools.clip_content import COLOURS, SHAPES, Content
 
 # Motion -> direction (x to the right, y down) and radius at the start and at the end.
 _PATHS = {
@@ -100,7 +100,8 @@ def _place(
     # Halves [B, 2 things, 2 axes], across the motion.
     axis = torch.stack([direction[:, 0, 0] == 0, direction[:, 0, 0] != 0], dim=1)
     is_split = axis[:, None] & is_pair[:, None, None]
-    order = [[THING_COLOURS.index(thing.colour) for thing in content.things] for content in contents]
+    names = list(COLOURS)
+    order = [[names.index(thing.colour) for thing in content.things] for content in contents]
     is_swapped = torch.tensor([indices != sorted(indices) for indices in order])
     is_second = is_swapped[:, None, None] ^ torch.tensor([False, True])[None, :, None]
     start = torch.where(is_split & is_second, 0.5, 0.0)

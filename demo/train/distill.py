@@ -7,12 +7,15 @@ learns what the teacher would make of it: no data are needed, only captions and 
 
 What the teacher makes of a state stays true, however the student changes. So states and their ends are kept in a
 buffer and used several times, which is what makes this affordable.
+
+Two experts pass the states on: the one of high noise makes the first half of the steps and learns from its states,
+and what it leaves is where the other begins.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +25,7 @@ from ...engine.constants import DISTILL_SHIFT, DISTILL_STEPS
 from ...engine.settings import SAMPLING_METHODS
 from ...engine.stages.schedule import build_schedule
 from . import captions, sampling
+from .flow import share_times
 from .models import Generator
 from .training import Alarm, Average, Budget, Log, Recorded, Trainer
 
@@ -39,7 +43,7 @@ _SOFT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """States and where the teacher takes them."""
+    """States of one student, and where the teachers take them."""
 
     states: torch.Tensor
     """[N, 16, T, h, w]."""
@@ -47,6 +51,8 @@ class Pairs:
     """[N]."""
     rows: torch.Tensor
     """[N, MAX_TOKENS, text_dim]."""
+    given: torch.Tensor
+    """[N, 20, T, h, w], or without channels."""
     ends: torch.Tensor
     """[N, 16, T, h, w], clean."""
 
@@ -62,46 +68,53 @@ class Pairs:
             getattr(self, name)[start : start + len(values)] = values
 
 
+Conditions = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+"""number -> text rows [number, MAX_TOKENS, text_dim] and what is given [number, 20 or 0, T, h, w], drawn anew."""
+
+
 def distill(
-    student: Generator,
-    teacher: Generator,
-    spiece_model: bytes,
+    students: Sequence[Generator],
+    teachers: Sequence[Generator],
+    draw_conditions: Conditions,
     budget: Budget,
     log: Log,
     *,
     latent_shape: tuple[int, ...],
-    seed: int,
     batch: int = 256,
     learning_rate: float = 5e-4,
     graphs: bool = False,
     keep: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the student's transformer in place to do in four steps what the teacher does in many.
+    """Train the students' transformers in place to do together in four steps what the teachers do in many.
 
-    The student should start with the teacher's weights. For `graphs` and `keep` see `train_flow`.
+    Each student should start with its teacher's weights. There is one of both, or two experts, high noise first.
+    `batch` is of a step and expert. For `graphs` and `keep` see `train_flow`.
     """
-    trainer, average = Trainer([student.transformer], learning_rate), Average([student.transformer])
-    rows = encode_captions(student, spiece_model, 64 * batch, seed)
+    transformers = [student.transformer for student in students]
+    trainer, average = Trainer(transformers, learning_rate), Average(transformers)
+    device = students[0].device
 
-    def draw_pairs(method: str) -> Pairs:
-        chosen = torch.randint(len(rows), (batch,), device=student.device)
-        return make_pairs(student, teacher, rows[chosen], latent_shape, method)
+    def draw_pairs(method: str) -> tuple[Pairs, ...]:
+        return make_pairs(students, teachers, *draw_conditions(batch), latent_shape, method)
 
     def do_step() -> torch.Tensor:
-        pairs = buffer[torch.randint(len(buffer.sigmas), (batch,), device=student.device)]
-        errors = measure_errors(student, pairs)
-        trainer.descend(((errors + _SOFT**2).sqrt() - _SOFT).mean())
-        return torch.stack([errors.detach(), pairs.sigmas])
+        errors, sigmas = [], []
+        for student, buffer in zip(students, buffers, strict=True):
+            pairs = buffer[torch.randint(len(buffer.sigmas), (batch,), device=device)]
+            errors.append(measure_errors(student, pairs))
+            sigmas.append(pairs.sigmas)
+        trainer.descend(torch.stack([((each + _SOFT**2).sqrt() - _SOFT).mean() for each in errors]).sum())
+        return torch.stack([torch.cat(errors).detach(), torch.cat(sigmas)])
 
-    buffer = draw_pairs("euler").repeat(_BUFFER_BATCHES // DISTILL_STEPS)
+    buffers = [pairs.repeat(_BUFFER_BATCHES // DISTILL_STEPS) for pairs in draw_pairs("euler")]
     do_step()  # where blocks are compiled, before the clock starts
     record = Recorded if graphs else lambda step: step
     next_step = record(do_step)
     next_pairs = [record(partial(draw_pairs, method)) for method in SAMPLING_METHODS]
 
     def renew_buffer(round_index: int) -> None:
-        pairs = next_pairs[round_index % len(next_pairs)]()
-        buffer.overwrite(len(pairs.sigmas) * round_index % len(buffer.sigmas), pairs)
+        for buffer, pairs in zip(buffers, next_pairs[round_index % len(next_pairs)](), strict=True):
+            buffer.overwrite(len(pairs.sigmas) * round_index % len(buffer.sigmas), pairs)
 
     for round_index in range(_BUFFER_BATCHES // DISTILL_STEPS):
         renew_buffer(round_index)
@@ -134,38 +147,59 @@ def encode_captions(generator: Generator, spiece_model: bytes, count: int, seed:
 
 @torch.no_grad()
 def make_pairs(
-    student: Generator, teacher: Generator, rows: torch.Tensor, latent_shape: tuple[int, ...], method: str
-) -> Pairs:
-    """Let the student sample for text rows [B, MAX_TOKENS, text_dim], and the teacher finish from every state."""
-    batch, device = len(rows), student.device
+    students: Sequence[Generator],
+    teachers: Sequence[Generator],
+    rows: torch.Tensor,
+    given: torch.Tensor,
+    latent_shape: tuple[int, ...],
+    method: str,
+) -> tuple[Pairs, ...]:
+    """Let the students sample, and the teachers finish from every state; returns the pairs of each student.
+
+    Args:
+        students: experts, high noise first, or only one; teachers too.
+        teachers: as many.
+        rows: text, [B, MAX_TOKENS, text_dim].
+        given: [B, 20, T, h, w], or without channels.
+        latent_shape: of a clip, [16, T, h, w].
+        method: lcm or euler.
+    """
+    batch, device = len(rows), students[0].device
 
     def draw_noise() -> torch.Tensor:
         return torch.randn(batch, *latent_shape, device=device)
 
-    sampled = sampling.sample(
-        lambda latents, sigmas: student.predict_flow(latents, sigmas, rows), draw_noise, SCHEDULE, method
-    )
-    ends = [
-        sampling.solve(
-            lambda latents, sigmas: teacher.predict_flow(latents, sigmas, rows),
-            states,
-            torch.full((batch,), 1 - index / DISTILL_STEPS, device=device),
-            DISTILL_SHIFT,
-            _TEACHER_STEPS * (DISTILL_STEPS - index) // DISTILL_STEPS,
-        )
-        for index, states in enumerate(sampled.states)
-    ]
+    def predict(generator: Generator, latents: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        return generator.predict_flow(latents, sigmas, rows, given)
+
+    def finish(states: torch.Tensor, time: float) -> torch.Tensor:
+        for teacher, (end, _) in zip(teachers, share_times(len(teachers)), strict=True):
+            if time > end:
+                times, steps = torch.full((batch,), time, device=device), round(_TEACHER_STEPS * (time - end))
+                states = sampling.solve(partial(predict, teacher), states, times, DISTILL_SHIFT, steps, end)
+                time = end
+        return states
+
+    predicts = [partial(predict, student) for student in students]
+    states = sampling.sample(predicts, draw_noise, SCHEDULE, method).states
+    ends = [finish(each, 1 - index / DISTILL_STEPS) for index, each in enumerate(states)]
     sigmas = [torch.full((batch,), sigma, device=device) for sigma in SCHEDULE.sigmas[:-1]]
-    return Pairs(
-        states=torch.cat(sampled.states),
-        sigmas=torch.cat(sigmas),
-        rows=rows.repeat(DISTILL_STEPS, 1, 1),
-        ends=torch.cat(ends),
+    count = DISTILL_STEPS // len(students)
+    parts = [slice(first, first + count) for first in range(0, DISTILL_STEPS, count)]
+    return tuple(
+        Pairs(
+            states=torch.cat(states[part]),
+            sigmas=torch.cat(sigmas[part]),
+            rows=rows.repeat(count, 1, 1),
+            given=given.repeat(count, 1, 1, 1, 1),
+            ends=torch.cat(ends[part]),
+        )
+        for part in parts
     )
 
 
 def measure_errors(student: Generator, pairs: Pairs) -> torch.Tensor:
     """Return the mean square distance [N] of what the student makes of states in one step from where they end."""
-    flow = student.predict_flow(pairs.states, pairs.sigmas, pairs.rows)
+    flow = student.predict_flow(pairs.states, pairs.sigmas, pairs.rows, pairs.given)
     clean = pairs.states - pairs.sigmas[:, None, None, None, None] * flow
     return (clean - pairs.ends).square().mean(dim=(1, 2, 3, 4))

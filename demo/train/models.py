@@ -51,17 +51,22 @@ class Generator:
             rows = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         return rows * mask[..., None]
 
-    def predict_flow(self, latents: torch.Tensor, sigmas: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def predict_flow(
+        self, latents: torch.Tensor, sigmas: torch.Tensor, rows: torch.Tensor, given: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Predict noise minus data.
 
         Args:
             latents: [B, 16, T, h, w] normalized, a share `sigmas` [B] of it noise.
             sigmas: in [0, 1].
             rows: [B, MAX_TOKENS, text_dim].
+            given: [B, 20, T, h, w] of image.py, of which a transformer from text alone has no channels.
 
         Returns:
             [B, 16, T, h, w] float32.
         """
+        if given is not None:
+            latents = torch.cat([latents, given], dim=1)
         with autocast(self.device):
             return self.transformer(latents, sigmas * NUM_TRAIN_TIMESTEPS, rows, return_dict=False)[0].float()
 
@@ -91,7 +96,7 @@ class FoldedPadding:
         return attn.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
-def build_generator(sizes: Sizes, device: torch.device) -> Generator:
+def build_generator(sizes: Sizes, device: torch.device, in_channels: int = LATENT_CHANNELS) -> Generator:
     """Return both networks, untrained; the text encoder has room for the vocabulary of captions.py."""
     from diffusers import WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
@@ -99,7 +104,7 @@ def build_generator(sizes: Sizes, device: torch.device) -> Generator:
     transformer = WanTransformer3DModel(
         num_attention_heads=max(1, sizes.dim // 128),
         attention_head_dim=min(sizes.dim, 128),
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         text_dim=sizes.text_dim,
         freq_dim=256,

@@ -6,7 +6,7 @@ passes on the way: the states that distillation trains on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,10 +38,13 @@ class SeededNoise:
 
 
 @torch.no_grad()
-def sample(predict: Predict, draw_noise: Callable[[], torch.Tensor], schedule: Schedule, method: str) -> Sampled:
-    """Denoise a batch of clips in the steps of a schedule; `method` is lcm or euler."""
+def sample(
+    predicts: Sequence[Predict], draw_noise: Callable[[], torch.Tensor], schedule: Schedule, method: str
+) -> Sampled:
+    """Denoise a batch of clips in the steps of a schedule, which the experts share; `method` is lcm or euler."""
     latents, states = draw_noise(), []
-    for sigma, sigma_next in pairwise(schedule.sigmas):
+    for index, (sigma, sigma_next) in enumerate(pairwise(schedule.sigmas)):
+        predict = predicts[index * len(predicts) // schedule.steps]
         states.append(latents)
         flow = predict(latents, torch.full((len(latents),), sigma, device=latents.device))
         clean = latents - sigma * flow
@@ -55,8 +58,10 @@ def sample(predict: Predict, draw_noise: Callable[[], torch.Tensor], schedule: S
 
 
 @torch.no_grad()
-def solve(predict: Predict, latents: torch.Tensor, times: torch.Tensor, shift: float, steps: int) -> torch.Tensor:
-    """Follow the flow from noisy latents to clean ones, in many small steps.
+def solve(
+    predict: Predict, latents: torch.Tensor, times: torch.Tensor, shift: float, steps: int, end: float = 0.0
+) -> torch.Tensor:
+    """Follow the flow from noisy latents to clean ones, or to less noisy ones, in many small steps.
 
     Args:
         predict: the teacher.
@@ -64,9 +69,12 @@ def solve(predict: Predict, latents: torch.Tensor, times: torch.Tensor, shift: f
         times: [B] noise levels of the latents before the shift, in [0, 1].
         shift: as in engine/stages/schedule.py.
         steps: how many, evenly spaced in unshifted time.
+        end: noise level before the shift at which to stop.
     """
     for index in range(steps):
-        sigmas, sigmas_next = (shift_sigmas(times * (1 - done / steps), shift) for done in (index, index + 1))
+        sigmas, sigmas_next = (
+            shift_sigmas(times + (end - times) * (done / steps), shift) for done in (index, index + 1)
+        )
         flow = predict(latents, sigmas)
         latents = latents + _like(sigmas_next - sigmas, latents) * flow
     return latents

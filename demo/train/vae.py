@@ -114,6 +114,18 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(vae.post_quant_conv(latents))
 
 
+def normalize(latents: torch.Tensor) -> torch.Tensor:
+    """Bring latents [B, 16, T, h, w] of the VAE to Wan's mean and standard deviation of every channel."""
+    mean, std = _wan_statistics(latents.device)
+    return (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+
+
+def denormalize(latents: torch.Tensor) -> torch.Tensor:
+    """Undo `normalize`."""
+    mean, std = _wan_statistics(latents.device)
+    return latents * std.view(-1, 1, 1, 1) + mean.view(-1, 1, 1, 1)
+
+
 class Statistics:
     """Running mean and standard deviation of every latent channel."""
 

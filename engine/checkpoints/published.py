@@ -1,4 +1,5 @@
-"""The published variants of the 4-step Wan2.1-T2V-14B: which files of which repositories each needs. Names only.
+"""The published variants of the 4-step Wan2.1-T2V-14B, and the LoRAs that distill others: which files of which
+repositories each needs. Names only.
 
 The hub's own listing decides what is fetched, how big it is and what its hash is (adapters/hub); this table says
 where to look in it. Sizes here are for showing before the hub is asked.
@@ -18,6 +19,9 @@ from .kinds import MODEL_REPOSITORY
 
 SINGLE_FILE_REPOSITORY = "lightx2v/Wan2.1-Distill-Models"
 COMFY_REPOSITORY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+WAN21_LORA_REPOSITORY = "lightx2v/Wan2.1-Distill-Loras"
+WAN22_LORA_REPOSITORY = "lightx2v/Wan2.2-Distill-Loras"
+LORA_FOLDER = "loras"
 
 # Source: config.json of the model's repository.
 ARCHITECTURE = WanArchitecture(
@@ -54,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to have the whole model: transformer, text encoder, tokenizer and VAE."""
+    """One way to have the whole model: transformer, text encoder, tokenizer and VAE; or a LoRA."""
 
     name: str
     summary: str
@@ -78,8 +82,13 @@ class Variant:
         return self.parts[0].keeps_path
 
     @property
+    def is_lora(self) -> bool:
+        """Whether it is a LoRA, or one for each of two experts, and no model."""
+        return self.parts[0].folder == LORA_FOLDER
+
+    @property
     def entry(self) -> str:
-        """What to choose in the loader, below models/: the checkpoint folder, or the transformer's file."""
+        """What to choose in the loader, below models/: the checkpoint folder, or the transformer's or LoRA's file."""
         transformer = self.parts[0]
         return (
             transformer.folder
@@ -109,6 +118,10 @@ _COMFY_T5_FP8_BYTES = 6_735_906_897
 _COMFY_T5_FP16_BYTES = 11_366_399_385
 _VAE_BYTES = 507_609_880
 _COMFY_VAE_BYTES = 254_000_000
+_LORA_BYTES = 631_000_000
+_LORA_OF_IMAGE_MODEL_BYTES = 739_000_000
+_LORA_OF_EXPERT_BYTES = 614_000_000
+_LORA_OF_IMAGE_EXPERT_BYTES = 635_000_000
 _TOKENIZER_BYTES = 21_000_000
 _CONFIG_BYTES = 250
 
@@ -219,15 +232,67 @@ _VARIANTS = (
 PUBLISHED = {variant.name: variant for variant in _VARIANTS}
 
 
+def _lora(model: str, name: str, repository: str, **files: int) -> Variant:
+    """Return a LoRA that distills a model; files are names and bytes, one of each expert where there are two."""
+    several = "two files, one for each expert; " if len(files) > 1 else ""
+    return Variant(
+        name=name,
+        summary=f"LoRA: an ordinary {model}, one that is not distilled, draws in 4 steps without CFG; {several}"
+        "with LightX2V LoRA at strength 1",
+        precision="bf16",
+        parts=tuple(
+            _single_part("LoRA", num_bytes, repository, f"{file}.safetensors", LORA_FOLDER)
+            for file, num_bytes in files.items()
+        ),
+    )
+
+
+# Names: LightX2V configs/distill/wan21/wan_*_distill_lora_4step_cfg.json and wan22/wan_moe_*_distill_*lora*.json.
+_LORAS = (
+    _lora(
+        "Wan2.1 T2V 14B",
+        "wan2.1-t2v-lora",
+        WAN21_LORA_REPOSITORY,
+        **{"wan2.1_t2v_14b_lora_rank64_lightx2v_4step": _LORA_BYTES},
+    ),
+    _lora(
+        "Wan2.1 I2V 14B",
+        "wan2.1-i2v-lora",
+        WAN21_LORA_REPOSITORY,
+        **{"wan2.1_i2v_lora_rank64_lightx2v_4step": _LORA_OF_IMAGE_MODEL_BYTES},
+    ),
+    _lora(
+        "Wan2.2 T2V A14B",
+        "wan2.2-t2v-loras",
+        WAN22_LORA_REPOSITORY,
+        **{
+            "wan2.2_t2v_A14b_high_noise_lora_rank64_lightx2v_4step_1217": _LORA_OF_EXPERT_BYTES,
+            "wan2.2_t2v_A14b_low_noise_lora_rank64_lightx2v_4step_1217": _LORA_OF_EXPERT_BYTES,
+        },
+    ),
+    _lora(
+        "Wan2.2 I2V A14B",
+        "wan2.2-i2v-loras",
+        WAN22_LORA_REPOSITORY,
+        **{
+            "wan2.2_i2v_A14b_high_noise_lora_rank64_lightx2v_4step_1022": _LORA_OF_IMAGE_EXPERT_BYTES,
+            "wan2.2_i2v_A14b_low_noise_lora_rank64_lightx2v_4step_1022": _LORA_OF_IMAGE_MODEL_BYTES,
+        },
+    ),
+)
+PUBLISHED_LORAS = {lora.name: lora for lora in _LORAS}
+ALL_PUBLISHED = PUBLISHED | PUBLISHED_LORAS
+
+
 def find_variant(name: str) -> Variant:
-    """Return a published variant.
+    """Return a published variant or LoRA.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in PUBLISHED:
-        raise ValueError(f"variant is {name!r}; expected one of: {', '.join(PUBLISHED)}.")
-    return PUBLISHED[name]
+    if name not in ALL_PUBLISHED:
+        raise ValueError(f"variant is {name!r}; expected one of: {', '.join(ALL_PUBLISHED)}.")
+    return ALL_PUBLISHED[name]
 
 
 def choose_files(variant: Variant, listings: Mapping[str, Collection[str]]) -> list[WantedFile]:

@@ -8,9 +8,11 @@ here they stay fp32 in every mode.)
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
+from .content import ContentCheck
 from .files import TransformerFiles
 from .weights import FileRange, TensorSpec, open_weights
 
@@ -51,6 +53,7 @@ class TransformerCheckpoint:
         """Args: float32, eight_bit: see list_specs; what is stored in other 8 bits comes with its bytes as they are."""
         self._weights = open_weights(files.files, files.format.prefix)
         specs = list_specs(files, float32, eight_bit)
+        self._content = ContentCheck()
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 
@@ -69,8 +72,14 @@ class TransformerCheckpoint:
 
         Args:
             elements: those to return instead, flat, in the dtype of the file.
+
+        Raises:
+            CheckpointError: what is read is damaged, see content.py.
         """
-        stored = self._weights[self._stored_names[spec.name]]
+        name = self._stored_names[spec.name]
+        stored = self._weights[name]
+        part = stored if elements is None else stored.flatten()[elements]
+        self._content.look(name, self._weights.path_of(name), part, stored.dtype, elements.start if elements else 0)
         if stored.dtype in _EIGHT_BIT.values():
             stored = stored.view(spec.dtype)
         if spec.name.endswith(_SCALE):
@@ -82,7 +91,12 @@ class TransformerCheckpoint:
         stored = self._stored_names[spec.name]
         if self._weights.header[stored].shape != tuple(spec.shape):
             return None
-        return self._weights.location(stored, _EIGHT_BIT.get(self._weights.header[stored].dtype, spec.dtype))
+        dtype = _EIGHT_BIT.get(self._weights.header[stored].dtype, spec.dtype)
+        place = self._weights.location(stored, dtype)
+        if place is None:
+            return None
+        path = place.path
+        return replace(place, look=lambda start, values: self._content.look(stored, path, values, dtype, start))
 
     def close(self) -> None:
         """Drop the mappings; `read` opens them again."""

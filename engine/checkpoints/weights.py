@@ -5,8 +5,8 @@ What the names mean is checkpoints/formats.py; what is done with the tensors, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ class FileRange:
     path: Path
     offset: int
     num_bytes: int
+    look: Callable[[int, torch.Tensor], None] | None = field(default=None, compare=False, repr=False)
+    """Called with where a part of it begins and the bytes uint8 of that part, when they have been read; may raise."""
+
+    def part(self, start: int, num_bytes: int) -> FileRange:
+        """Return a part of it."""
+        look = self.look
+        return FileRange(
+            self.path,
+            self.offset + start,
+            num_bytes,
+            None if look is None else lambda begin, values: look(start + begin, values),
+        )
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -77,6 +89,10 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
         """Return where in a file a tensor's values lie as `dtype`; None where they must be read and converted."""
+        raise NotImplementedError
+
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -110,6 +126,9 @@ class SafetensorsWeights(Weights):
             return None
         return FileRange(self._file_of[name], info.offset, info.num_bytes)
 
+    def path_of(self, name: str) -> Path:
+        return self._file_of[name]
+
     def close(self) -> None:
         self._open.clear()
 
@@ -136,6 +155,9 @@ class PthWeights(Weights):
 
     def location(self, name: str, dtype: torch.dtype) -> FileRange | None:
         return None
+
+    def path_of(self, name: str) -> Path:
+        return self._path
 
     def close(self) -> None:
         self._tensors = None

@@ -26,7 +26,11 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class SelfAttention:
-    """Normalizes and rotates q and k, then attends: in two halves, between which rows can be exchanged for heads."""
+    """Normalizes and rotates q and k, then attends, in two halves.
+
+    Where rows and heads are on several GPUs, the first half is done in two parts, `measure_rows` and `prepare_heads`,
+    between which rows are exchanged for heads; see wan/parallel.py.
+    """
 
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
@@ -38,6 +42,34 @@ class SelfAttention:
             norms: weights [H * D] of q's and of k's RMS norm over the row.
             eps: of the norms.
             rotary: the angles by which pairs (2i, 2i + 1) turn.
+        """
+        raise NotImplementedError
+
+    def measure_rows(
+        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor | None:
+        """Do with some rows of q and k what needs all of their heads.
+
+        Returns:
+            fp32 [rows, 2], what the norms multiply the rows of q and k with; None where that is done, and the rotation.
+        """
+        raise NotImplementedError
+
+    def prepare_heads(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: Pair,
+        factors: torch.Tensor | None,
+        eps: float,
+        rotary: Rotary,
+    ) -> Any:
+        """Return what `attend` takes, of some heads of all rows.
+
+        Args:
+            norms: of those heads.
+            factors: of all rows, from `measure_rows`.
         """
         raise NotImplementedError
 
@@ -127,8 +159,25 @@ class Normed(SelfAttention):
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> Any:
+        return self.prepare_heads(q, k, v, norms, self.measure_rows(q, k, norms, eps, rotary), eps, rotary)
+
+    def measure_rows(
+        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor | None:
         for part, weight in zip((q, k), norms, strict=True):
             self.ops.rms_rotary(part.view(len(part), -1), weight, eps, part.shape[1], rotary)
+        return None
+
+    def prepare_heads(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: Pair,
+        factors: torch.Tensor | None,
+        eps: float,
+        rotary: Rotary,
+    ) -> Any:
         return q, k, v
 
     def attend(self, prepared: Any) -> torch.Tensor:
@@ -151,6 +200,23 @@ class InParts(SelfAttention):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> Any:
         return v, self.inner.prepare(q, k, v, norms, eps, rotary)
+
+    def measure_rows(
+        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor | None:
+        return self.inner.measure_rows(q, k, norms, eps, rotary)
+
+    def prepare_heads(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: Pair,
+        factors: torch.Tensor | None,
+        eps: float,
+        rotary: Rotary,
+    ) -> Any:
+        return v, self.inner.prepare_heads(q, k, v, norms, factors, eps, rotary)
 
     def attend(self, prepared: Any) -> torch.Tensor:
         v: torch.Tensor
@@ -180,9 +246,28 @@ class _InPlace(SelfAttention):
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> Any:
+        return self.prepare_heads(q, k, v, norms, None, eps, rotary)
+
+    def measure_rows(
+        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor | None:
+        from .attention_inputs import factors_of, find_query_factors
+
+        return torch.stack([find_query_factors(q, eps), factors_of(k, eps)], dim=1)
+
+    def prepare_heads(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: Pair,
+        factors: torch.Tensor | None,
+        eps: float,
+        rotary: Rotary,
+    ) -> Any:
         from .attention_inputs import prepare
 
-        return prepare(q, k, v, norms, eps, rotary, key_groups=self._kernel.KEY_GROUPS), v
+        return prepare(q, k, v, norms, eps, rotary, key_groups=self._kernel.KEY_GROUPS, factors=factors), v
 
     def attend(self, prepared: Any) -> torch.Tensor:
         inputs, v = prepared
@@ -216,12 +301,26 @@ class _Int8InPlace(_InPlace):
 
         return attention_int8_triton
 
-    def prepare(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    def measure_rows(
+        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> torch.Tensor | None:
+        from .attention_inputs import factors_of
+
+        return torch.stack([factors_of(part, eps) for part in (q, k)], dim=1)
+
+    def prepare_heads(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        norms: Pair,
+        factors: torch.Tensor | None,
+        eps: float,
+        rotary: Rotary,
     ) -> Any:
         from .attention_int8_inputs import prepare
 
-        return prepare(q, k, v, norms, eps, rotary), v
+        return prepare(q, k, v, norms, eps, rotary, factors=factors), v
 
 
 KERNELS: dict[str, Attention] = {

@@ -84,15 +84,42 @@ def _load_angles(table, rows, is_row, columns, HALF: tl.constexpr):
     return tl.load(table + rows * HALF + columns, mask=is_row, other=0.0)
 
 
+@triton.jit
+def _pair_factors(q, rows, is_row, eps, row_words, HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr):
+    """Return the RMS factors of two rows, [2]; EACH heads are taken at a time."""
+    heads = tl.arange(0, EACH)
+    columns = heads[None, :, None] * HALF + tl.arange(0, HALF)[None, None, :]
+    squares = tl.zeros((2, EACH, HALF), dtype=tl.float32)
+    for start in tl.static_range(0, HEADS, EACH):
+        is_head = (start + heads < HEADS)[None, :, None]
+        words = tl.load(q + rows * row_words + start * HALF + columns, mask=is_row & is_head, other=0)
+        squares += _squares(words)
+    mean = tl.sum(tl.sum(squares, axis=2), axis=1) / (2 * HEADS * HALF)
+    return tl.rsqrt(mean + eps)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _query_factors_kernel(
+    q, factors, eps, row_words, num_rows,
+    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Find the RMS factors of the two rows that share scales, by the same sums as _queries_kernel."""
+    group = tl.program_id(0)
+    own = (group // 8 * 16 + group % 8 + 8 * tl.arange(0, 2)).to(tl.int64)
+    rows = own[:, None, None]
+    found = _pair_factors(q, rows, rows < num_rows, eps, row_words, HEADS, EACH, HALF)
+    tl.store(factors + own, found, mask=own < num_rows)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _queries_kernel(
-    q, codes, weight, cos, sin, scales, eps, row_words, num_rows,
-    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr,
+    q, codes, weight, cos, sin, scales, factors, eps, row_words, num_rows,
+    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr, HAS_FACTORS: tl.constexpr,
 ):  # fmt: skip
     """Normalize, rotate and quantize two rows that share scales, EACH heads one after the other.
 
-    The rows are read twice, the second time from the cache. codes is the same memory as q: a head's part of both rows
-    is read before its scale is known, and written after.
+    The rows are read twice, the second time from the cache; once where their factors are given. codes is the same
+    memory as q: a head's part of both rows is read before its scale is known, and written after.
     """
     group = tl.program_id(0)
     rows = (group // 8 * 16 + group % 8 + 8 * tl.arange(0, 2)).to(tl.int64)[:, None, None]
@@ -100,13 +127,10 @@ def _queries_kernel(
     heads = tl.arange(0, EACH)
     pairs = tl.arange(0, HALF)[None, None, :]
     columns = heads[None, :, None] * HALF + pairs
-    squares = tl.zeros((2, EACH, HALF), dtype=tl.float32)
-    for start in tl.static_range(0, HEADS, EACH):
-        is_head = (start + heads < HEADS)[None, :, None]
-        words = tl.load(q + rows * row_words + start * HALF + columns, mask=is_row & is_head, other=0)
-        squares += _squares(words)
-    mean = tl.sum(tl.sum(squares, axis=2), axis=1) / (2 * HEADS * HALF)
-    factor = tl.rsqrt(mean + eps)[:, None, None]
+    if HAS_FACTORS:
+        factor = tl.load(factors + rows, mask=is_row, other=0.0)
+    else:
+        factor = _pair_factors(q, rows, is_row, eps, row_words, HEADS, EACH, HALF)[:, None, None]
     cosines = _load_angles(cos, rows, is_row, pairs, HALF)
     sines = _load_angles(sin, rows, is_row, pairs, HALF)
     for start in range(0, HEADS, EACH):
@@ -298,6 +322,7 @@ def prepare(
     rotary: tuple[torch.Tensor, torch.Tensor],
     *,
     key_groups: int,
+    factors: torch.Tensor | None = None,
 ) -> Prepared:
     """Prepare attention from q to k and v, [N, H, 128] BF16 as the linears left them; overwrites q and k.
 
@@ -306,13 +331,14 @@ def prepare(
         eps: of the norms.
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
         key_groups: scales of a block of keys, 4 or 1.
+        factors: fp32 [N, 2], what the norms multiply the rows of q and k with, where these are some heads of longer
+            rows; see find_query_factors and find_factors.
     """
-    query_scales = quantize_queries(q, norms[0], eps, rotary)
-    factors = k.new_empty(len(k), dtype=torch.float32)
-    find_factors(k.flatten(1), eps, factors)
-    sums, num_summed = sum_sample(k, norms[1], factors, rotary)
+    of_queries, of_keys = (None, factors_of(k, eps)) if factors is None else factors.t().contiguous()
+    query_scales = quantize_queries(q, norms[0], eps, rotary, of_queries)
+    sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)
     mean, peaks = column_statistics(sums, num_summed, find_peaks(v))
-    key_scales = quantize_keys(k, norms[1], factors, mean, rotary, groups=key_groups)
+    key_scales = quantize_keys(k, norms[1], of_keys, mean, rotary, groups=key_groups)
     values = transpose_values(v, peaks, torch.float8_e4m3fn)
     return Prepared(
         q=codes_of(q),
@@ -324,17 +350,37 @@ def prepare(
     )
 
 
+def find_query_factors(q: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what quantize_queries finds the norm of each row of q [N, H, 128] to multiply it with, fp32 [N]."""
+    rows, heads, head_dim = q.shape
+    factors = q.new_empty(rows, dtype=torch.float32)
+    words = _words(q)
+    _query_factors_kernel[triton.cdiv(rows, QUERY_BLOCK) * QUERY_SCALES,](
+        words, factors, eps, words.stride(0), rows,
+        HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, num_warps=_NUM_WARPS["queries"],
+    )  # fmt: skip
+    return factors
+
+
 def quantize_queries(
-    q: torch.Tensor, weight: torch.Tensor, eps: float, rotary: tuple[torch.Tensor, torch.Tensor]
+    q: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    factors: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Normalize and rotate q [N, H, 128] and put it in 8 bits in place; returns the scales fp32 [H, 32 a block]."""
+    """Normalize and rotate q [N, H, 128] and put it in 8 bits in place; returns the scales fp32 [H, 32 a block].
+
+    Args: factors: fp32 [N] of longer rows, of which these are some heads; else of these.
+    """
     rows, heads, head_dim = q.shape
     groups = triton.cdiv(rows, QUERY_BLOCK) * QUERY_SCALES
     scales = q.new_empty(heads, groups, dtype=torch.float32)
     words, codes = _words(q), q.view(torch.int16)
     _queries_kernel[groups,](
-        words, codes, _words(weight), *rotary, scales, eps, words.stride(0), rows,
-        HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, num_warps=_NUM_WARPS["queries"],
+        words, codes, _words(weight), *rotary, scales, scales if factors is None else factors, eps, words.stride(0),
+        rows, HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, HAS_FACTORS=factors is not None,
+        num_warps=_NUM_WARPS["queries"],
     )  # fmt: skip
     return scales
 
@@ -347,6 +393,13 @@ def find_factors(x: torch.Tensor, eps: float, out: torch.Tensor) -> None:
         words, out, eps, words.stride(0), rows,
         WORDS=width, EACH=_FACTOR_WORDS, ROWS=_FACTOR_ROWS, num_warps=_NUM_WARPS["factors"],
     )  # fmt: skip
+
+
+def factors_of(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what find_factors writes, of x [N, H, 128]."""
+    factors = x.new_empty(len(x), dtype=torch.float32)
+    find_factors(x.flatten(1), eps, factors)
+    return factors
 
 
 def sum_sample(

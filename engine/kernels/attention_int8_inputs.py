@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_inputs import KEY_BLOCK, codes_of, find_factors, sum_sample
+from .attention_inputs import KEY_BLOCK, codes_of, factors_of, sum_sample
 
 # Rows and columns of a program that finds the spread of v, and rows of a step.
 _SPREAD_ROWS, _SPREAD_COLUMNS, _SPREAD_STEP = 256, 512, 8
@@ -214,6 +214,8 @@ def prepare(
     norms: tuple[torch.Tensor, torch.Tensor],
     eps: float,
     rotary: tuple[torch.Tensor, torch.Tensor],
+    *,
+    factors: torch.Tensor | None = None,
 ) -> Int8Prepared:
     """Prepare attention from q to k and v, [N, H, 128] BF16 as the linears left them; overwrites q and k.
 
@@ -224,16 +226,19 @@ def prepare(
         norms: weights [H * 128] of q's and k's RMS norm over the row, BF16.
         eps: of the norms.
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
+        factors: fp32 [N, 2], what the norms multiply the rows of q and k with, where these are some heads of longer
+            rows; see factors_of.
     """
     rows, heads, _ = k.shape
-    factors = k.new_empty(rows, dtype=torch.float32)
-    find_factors(q.flatten(1), eps, factors)
+    if factors is None:
+        of_queries, of_keys = (factors_of(part, eps) for part in (q, k))
+    else:
+        of_queries, of_keys = factors.t().contiguous()
     query_scales = q.new_empty(heads, rows, dtype=torch.float32)
-    _quantize(q, norms[0], factors, None, rotary, query_scales)
-    find_factors(k.flatten(1), eps, factors)
-    sums, num_summed = sum_sample(k, norms[1], factors, rotary)
+    _quantize(q, norms[0], of_queries, None, rotary, query_scales)
+    sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)
     key_scales = k.new_empty(heads, triton.cdiv(rows, KEY_BLOCK) * 2, dtype=torch.float32)
-    _quantize(k, norms[1], factors, sums.sum(0) / num_summed, rotary, key_scales)
+    _quantize(k, norms[1], of_keys, sums.sum(0) / num_summed, rotary, key_scales)
     means, steps = find_spread(v)
     return Int8Prepared(
         q=codes_of(q),

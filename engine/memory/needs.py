@@ -13,7 +13,8 @@ from .. import shapes
 from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
 from ..constants import GIB, LATENT_CHANNELS
-from .activations import activation_bytes
+from ..parallel.split import most_rows
+from .activations import ROTARY_BYTES, activation_bytes
 from .clip import Clip
 from .decoder import decode_bytes, tae_decode_bytes
 from .encoder import encode_bytes, tae_encode_bytes
@@ -37,6 +38,10 @@ LATER_MARGIN = 0.2
 # is 0.46 (BF16) to 0.54 (8 bits, whose trial run has loaded cuBLAS by then).
 RAM_FIXED_BYTES = int(0.62 * GIB)
 _LOADING_FIXED_BYTES = int(0.48 * GIB)
+# A rank's process: Python, torch and its libraries. Of gloo ranks 0.3 GiB; CUDA's own comes with RAM_FIXED_BYTES.
+RANK_BYTES = int(0.4 * GIB)
+# Parts [rows, D] BF16 of the exchange that are there at once at most: q and k packed, q, k and v as they arrive.
+EXCHANGE_PARTS = 5
 # What resident blocks pass through on their way to the device: the ring of offload/reader.py.
 RING_BYTES = 2**28
 # T5: share of its file that is in RAM while it encodes on the CPU (of the embedding only a prompt's rows are read), and
@@ -66,6 +71,8 @@ class Sizes:
     """Base width of the VAE: 96 Wan2.1, 24 LightVAE; 0 is the tiny autoencoder."""
     text_encoder_bytes: int = 0
     """Of its file; 0 where it is not known."""
+    ranks: int = 1
+    """GPUs that compute the clip together. What is VRAM is of each, what is RAM of all of them."""
 
     @property
     def image_rows(self) -> int:
@@ -121,53 +128,67 @@ def weights_vram(weights: WeightSizes, placement: Placement) -> int:
     return others + placement.resident_blocks * block + 2 * unit
 
 
-def weights_ram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of RAM that stay taken: streamed blocks, or what comes from the drive passes through."""
-    once = 2 * weights.image_block
+def weights_ram(weights: WeightSizes, placement: Placement, ranks: int = 1) -> int:
+    """Return the bytes of RAM that stay taken: streamed blocks, or what comes from the drive passes through.
+
+    Ranks share the streamed blocks, but not what LoRAs add to them.
+    """
+    once = ranks * 2 * weights.image_block
     if placement.mode == "none":
         return once
     streamed = weights.num_blocks - placement.resident_blocks
+    loras = streamed * weights.lora_block
     if placement.mode == "disk":
-        return once + 2 * (weights.block - weights.lora_block) + streamed * weights.lora_block
-    return once + streamed * weights.block
+        return once + ranks * (2 * (weights.block - weights.lora_block) + loras)
+    return once + streamed * (weights.block - weights.lora_block) + ranks * loras
 
 
 def activations(sizes: Sizes) -> int:
-    """Return the bytes that a forward pass takes beside the weights."""
-    loras = sizes.clip.tokens * sizes.lora_columns * _BF16_BYTES
-    return loras + activation_bytes(
-        tokens=sizes.clip.tokens,
-        dim=sizes.architecture.dim,
-        ffn_dim=sizes.architecture.ffn_dim,
-        num_blocks=sizes.architecture.num_layers,
-        backends=sizes.backends,
-        image_rows=sizes.image_rows,
+    """Return the bytes that a forward pass takes beside the weights, on each GPU."""
+    tokens, dim = sizes.clip.tokens, sizes.architecture.dim
+    rows = most_rows(tokens, sizes.ranks) if sizes.ranks > 1 else tokens
+    loras = rows * sizes.lora_columns * _BF16_BYTES
+    # Rows on their way to other GPUs and heads from there; the angles of all rows.
+    exchanged = EXCHANGE_PARTS * rows * dim * _BF16_BYTES + (tokens - rows) * ROTARY_BYTES if sizes.ranks > 1 else 0
+    return (
+        loras
+        + exchanged
+        + activation_bytes(
+            tokens=rows,
+            dim=dim,
+            ffn_dim=sizes.architecture.ffn_dim,
+            num_blocks=sizes.architecture.num_layers,
+            backends=sizes.backends,
+            image_rows=sizes.image_rows,
+        )
     )
 
 
 def loading_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what loading the transformer takes: resident blocks come first, through a ring that is gone after them."""
-    loaded = resting_need(sizes.weights, placement, on_gpu=on_gpu)
+    loaded = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks)
     if not on_gpu:
         return loaded
     ring = RING_BYTES if placement.mode == "none" or placement.resident_blocks else 0
-    return Need(vram=loaded.vram, ram=max(loaded.ram, ring + _LOADING_FIXED_BYTES))
+    return Need(vram=loaded.vram, ram=max(loaded.ram, sizes.ranks * (ring + _LOADING_FIXED_BYTES)))
 
 
-def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool) -> Need:
+def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool, ranks: int = 1) -> Need:
     """Return what the loaded transformer takes; on a CPU its weights are mapped from their files."""
+    processes = ranks * RANK_BYTES if ranks > 1 else 0
     if not on_gpu:
         if placement.mode != "disk":
-            return Need(vram=0, ram=weights.total)
+            return Need(vram=0, ram=weights.total + processes)
         blocks = weights.block + (weights.num_blocks - 1) * weights.lora_block
-        return Need(vram=0, ram=weights.others + blocks + weights.image_block)
-    return Need(vram=weights_vram(weights, placement), ram=weights_ram(weights, placement) + RAM_FIXED_BYTES)
+        return Need(vram=0, ram=weights.others + blocks + weights.image_block + processes)
+    ram = weights_ram(weights, placement, ranks) + ranks * RAM_FIXED_BYTES + processes
+    return Need(vram=weights_vram(weights, placement), ram=ram)
 
 
 def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what denoising takes, weights included."""
-    weights, work = resting_need(sizes.weights, placement, on_gpu=on_gpu), activations(sizes)
-    return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=work))
+    weights, work = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks), activations(sizes)
+    return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=sizes.ranks * work))
 
 
 def decoding_need(clip: Clip, vae_dim: int, tile: Tile | None, *, on_gpu: bool, beside: Need | None = None) -> Need:

@@ -40,6 +40,8 @@ class WeightOwner(Generic[EngineObject]):
         """Where the loaded weights rest, of a transformer's."""
         self.patcher: Any = None
         """The entry of ComfyUI's memory manager, see adapters/comfy/memory.py."""
+        self.is_elsewhere = False
+        """Whether other processes have it: then this one's torch holds nothing of it."""
         self._need = _NOTHING
         self._release: weakref.finalize[[], WeightOwner[Any]] | None = None
 
@@ -49,13 +51,17 @@ class WeightOwner(Generic[EngineObject]):
 
     @property
     def held(self) -> Need:
-        """Bytes of the weights while loaded: on the compute device, and of RAM that the system cannot take back."""
-        return self._need if self.is_loaded else _NOTHING
+        """Bytes of the weights while loaded: of this process on the compute device, and of RAM that the system cannot
+        take back.
+        """
+        if not self.is_loaded:
+            return _NOTHING
+        return Need(vram=0, ram=self._need.ram) if self.is_elsewhere else self._need
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights on the compute device."""
-        return self.held.vram
+        """Bytes of the weights on the compute device, whichever process has them."""
+        return self._need.vram if self.is_loaded else 0
 
     def load(
         self,

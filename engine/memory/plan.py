@@ -157,7 +157,7 @@ def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
     if placement is None:
         raise NothingFitsError(explain_run(sizes, budget, wish.mode, best_for))
     on_gpu = budget.vram is not None
-    held = resting_need(sizes.weights, placement, on_gpu=on_gpu)
+    held = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks)
     decode = plan_vae("decode", sizes.clip, sizes.vae_dim, budget, wish, held)
     needs = {
         "encode": encoding_need(sizes.text_encoder_bytes, "cpu"),
@@ -297,7 +297,7 @@ def _choose(
         if group[0].mode in ("block", "phase") and sizes.clip.tokens >= _STREAMING_IS_FREE_TOKENS:
             pairs.sort(key=lambda pair: tiles.index(pair[1]))
         for placement, tile in pairs:
-            held = resting_need(sizes.weights, placement, on_gpu=on_gpu)
+            held = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks)
             if decoding_need(sizes.clip, sizes.vae_dim, tile, on_gpu=on_gpu, beside=held).fits(budget):
                 return placement
     return groups[0][0]

@@ -18,7 +18,7 @@ import torch
 
 from ..constants import GIB
 from ..errors import NothingFitsError
-from ..interfaces import Host
+from ..interfaces import Hooks, Host
 from ..settings import OffloadSettings
 from ..system import is_out_of_memory, is_surely_out_of_memory, release_memory
 from .budget import find_budget
@@ -49,6 +49,11 @@ class Room:
         self._host = host
         self._offload = offload
         self._owner = owner
+        self.companion: Any = None
+        """What is not to end before the stage does."""
+
+    def start(self, hooks: Hooks) -> None:
+        """Start what has to run before it is known what is free; nothing on one GPU."""
 
     def plan_run(self, sizes: Sizes, *, assume_evicted: bool = True, failed: MemoryPlan | None = None) -> MemoryPlan:
         """Plan the sampling of a clip; what is loaded stays if it fits and is not clearly worse.

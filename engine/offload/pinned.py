@@ -24,15 +24,9 @@ class HostBuffer:
     torch's own pinned memory is rounded up to a power of two.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        size = round_up(num_bytes, mmap.PAGESIZE)
-        # numpy asks Linux for huge pages, which halves the time to fill and lock the memory. Its pages are taken
-        # when they are first written.
-        memory = np.empty(size + mmap.PAGESIZE, np.uint8)
-        start = -memory.ctypes.data % mmap.PAGESIZE
-        # Whole pages of its own: a page cannot be locked twice. The tensor's storage begins there too, which is
-        # where torch looks to tell pinned memory.
-        self.tensor = torch.from_numpy(memory[start : start + size])
+    def __init__(self, num_bytes: int, memory: torch.Tensor | None = None) -> None:
+        """Args: memory: whole pages, uint8, that are to be used; None takes new ones."""
+        self.tensor = _take_pages(round_up(num_bytes, mmap.PAGESIZE)) if memory is None else memory
         self.is_locked = False
         _buffers.add(self)
 
@@ -49,6 +43,17 @@ class HostBuffer:
         if self.is_locked:
             weakref.finalize(self, _unlock_pages, self.tensor).atexit = False
         return self.is_locked
+
+
+def _take_pages(size: int) -> torch.Tensor:
+    """Return new memory uint8 [size], which is a number of pages."""
+    # numpy asks Linux for huge pages, which halves the time to fill and lock the memory. Its pages are taken when they
+    # are first written.
+    memory = np.empty(size + mmap.PAGESIZE, np.uint8)
+    start = -memory.ctypes.data % mmap.PAGESIZE
+    # Whole pages of its own: a page cannot be locked twice. The tensor's storage begins there too, which is where torch
+    # looks to tell pinned memory.
+    return torch.from_numpy(memory[start : start + size])
 
 
 def staging_buffer(num_bytes: int, pinned_limit_bytes: int) -> HostBuffer:

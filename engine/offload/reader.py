@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.disk import unreadable
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
 from .pinned import HostBuffer, locked_bytes, staging_buffer
+from .shared import SharedHome
 from .units import Finish, Source, Unit
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Piece:
         """Write the piece to its CPU memory uint8 [num_bytes]."""
         if isinstance(self.place, FileRange):
             _read_file(self.place, memory)
+            if self.place.look is not None:
+                self.place.look(0, memory)
         else:
             memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
 
@@ -190,17 +194,37 @@ def load_to_device(
 
 
 def load_to_ram(
-    units: Sequence[Unit], source: Source, device: torch.device, pinned_limit_bytes: int, progress: Progress
+    units: Sequence[Unit],
+    source: Source,
+    device: torch.device,
+    pinned_limit_bytes: int,
+    progress: Progress,
+    shared: SharedHome | None = None,
 ) -> list[HostBuffer]:
-    """Return units in RAM, one buffer each, the first ones page-locked up to the limit."""
-    buffers = [HostBuffer(unit.num_bytes) for unit in units]
+    """Return units in RAM, one buffer each, the first ones page-locked up to the limit.
+
+    Args: shared: memory of several processes, each of which reads some of the units; None is memory of its own.
+    """
+    sizes = [unit.num_bytes for unit in units]
+    buffers = shared.buffers(sizes) if shared else [HostBuffer(size) for size in sizes]
     room = pinned_limit_bytes - locked_bytes()
-    fills = []
+    fills, to_lock = [], []
     with closing(Reader(source, device)) as reader:
-        for unit, buffer in zip(units, buffers, strict=True):
+        for index, (unit, buffer) in enumerate(zip(units, buffers, strict=True)):
             room -= buffer.num_bytes
-            fills.append(reader.start([partial(_read_and_lock, reader, unit, buffer, room >= 0)]))
-        progress.wait(fills)
+            to_lock += [buffer] if room >= 0 else []
+            if shared is None or shared.is_mine(index):
+                fills.append(
+                    reader.start([partial(_read_and_lock, reader, unit, buffer, shared is None and room >= 0)])
+                )
+        if shared is None:
+            progress.wait(fills)
+        else:
+            # Nothing is locked before all of it is written, by whomever: see HostBuffer.lock.
+            with shared.meeting():
+                progress.wait(fills)
+            for buffer in to_lock:
+                buffer.lock()
     num_locked = sum(buffer.is_locked for buffer in buffers)
     if num_locked < len(buffers):
         logger.info("LightX2V: %d of %d parts of the streamed weights are page-locked.", num_locked, len(buffers))
@@ -243,7 +267,7 @@ def _cut(unit: Unit, source: Source) -> list[Piece]:
             size = min(_PIECE_BYTES, spec.num_bytes - offset)
             part: FileRange | slice = slice(offset // width, (offset + size) // width)
             if place is not None:
-                part = FileRange(place.path, place.offset + offset, size)
+                part = place.part(offset, size)
             pieces.append(Piece(spec, unit.offsets[name] + offset, size, part))
     return pieces
 
@@ -263,4 +287,4 @@ def _read_file(place: FileRange, memory: torch.Tensor) -> None:
                     )
                 rest = rest[count:]
     except OSError as error:
-        raise CheckpointError(f"{place.path} could not be read: {error}. Check the drive and the file.") from error
+        raise unreadable(place.path, error) from error

@@ -128,8 +128,10 @@ class Home(Protocol):
 class RamHome:
     """Units rest in RAM."""
 
-    def __init__(self, buffers: Sequence[HostBuffer]) -> None:
+    def __init__(self, buffers: Sequence[HostBuffer], *, keeps: bool = True) -> None:
+        """Args: keeps: whether units may be replaced by what they have become: not where others read them too."""
         self._buffers = list(buffers)
+        self._keeps = keeps
 
     def expect(self, index: int) -> None:
         pass
@@ -138,8 +140,9 @@ class RamHome:
         return self._buffers[index].tensor
 
     def keep(self, index: int, finished: torch.Tensor) -> bool:
-        self._buffers[index].tensor[: finished.numel()].copy_(finished, non_blocking=True)
-        return True
+        if self._keeps:
+            self._buffers[index].tensor[: finished.numel()].copy_(finished, non_blocking=True)
+        return self._keeps
 
     def copied(self) -> None:
         pass

@@ -15,18 +15,21 @@ from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
 from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed, map_unit
+from .shared import SharedHome
 from .units import Finish, Source, Unit
 
 
 class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
-    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it.
+    `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it. `check_unit` is asked
+    before every unit alone.
     """
 
     def __init__(self, residence: Residence, device: torch.device) -> None:
         self.residence = residence
         self.check_interrupt: Callable[[], None] = Hooks().check_interrupt
+        self.check_unit: Callable[[], None] = Hooks().check_interrupt
         self._device = device
         self._streams: Any = getattr(torch, device.type)
         self._launched: deque[Any] = deque()
@@ -52,6 +55,7 @@ class WeightStreamer:
     def unit(self, index: int) -> Iterator[dict[str, torch.Tensor]]:
         """Give a unit's tensors, by name within the block, to the compute that the `with` launches."""
         self.check_interrupt()
+        self.check_unit()
         yield self.residence.acquire(index, self.check_interrupt)
         self.residence.release(index, self.check_interrupt)
         self.keep_pace()
@@ -79,6 +83,7 @@ def place_weights(
     device: torch.device,
     hooks: Hooks,
     finish: Finish | None = None,
+    shared: SharedHome | None = None,
 ) -> WeightStreamer:
     """Bring a model's units to where they are to rest.
 
@@ -91,7 +96,9 @@ def place_weights(
         device: the compute device.
         hooks: told of the progress, and asked whether to stop.
         finish: what is done to units that have arrived on the device. What rests there or in RAM is finished once, with
-            no second copy of it; what comes from files, each time; on a CPU that needs copies of what is mapped.
+            no second copy of it; what comes from files or from memory of several processes, each time; on a CPU that
+            needs copies of what is mapped.
+        shared: memory of several processes for what rests in RAM; None is memory of its own.
 
     Returns:
         The streamer, to be closed in the end.
@@ -99,8 +106,9 @@ def place_weights(
     Raises:
         CheckpointError: a file could not be read.
     """
-    bring = map_units if device.type == "cpu" else load_units
-    return WeightStreamer(bring(units, source, placement, device, hooks, finish), device)
+    if device.type == "cpu":
+        return WeightStreamer(map_units(units, source, placement, device, hooks, finish), device)
+    return WeightStreamer(load_units(units, source, placement, device, hooks, finish, shared), device)
 
 
 def load_units(
@@ -110,8 +118,9 @@ def load_units(
     device: torch.device,
     hooks: Hooks,
     finish: Finish | None = None,
+    shared: SharedHome | None = None,
 ) -> Residence:
-    """Load units to the device and to RAM."""
+    """Load units to the device and to RAM; see `place_weights`."""
     held_units, streamed = _split(units, placement)
     limit = page_lock_limit(placement.pinned_limit_bytes)
     progress = Progress(hooks, len(held_units) if placement.mode == "disk" else len(units))
@@ -120,8 +129,8 @@ def load_units(
     if streamed and placement.mode == "disk":
         rest = Streamed(streamed, FileHome(streamed, source, device, limit), device, finish)
     elif streamed:
-        buffers = load_to_ram(streamed, source, device, limit, replace(progress, done=len(held)))
-        rest = Streamed(streamed, RamHome(buffers), device, finish)
+        buffers = load_to_ram(streamed, source, device, limit, replace(progress, done=len(held)), shared)
+        rest = Streamed(streamed, RamHome(buffers, keeps=shared is None), device, finish)
     progress.report(progress.total)
     return Placed(held, rest, sum(unit.num_bytes for unit in held_units))
 

@@ -34,8 +34,10 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
+from ..checkpoints.published import PUBLISHED_LORAS, Variant
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
+from ..parallel.links import Links, find_links
 from ..quantities import format_bytes
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used
@@ -57,6 +59,9 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("sgl-kernel", "sgl-kernel", next(row for row in LIGHTX2V_MATMUL_BACKENDS if row.package == "sgl_kernel")),
 )
 _OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
+# NCCL takes some tens of MiB of /dev/shm for each pair of GPUs that go through it.
+_SHARED_BYTES = 256 * 2**20
+_MANY_CLIPS = "Or let each GPU make its own clips: docs/several-gpus.md."
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -70,14 +75,17 @@ class Item:
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
+    is_checkpoint: bool = False
+    """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
 
 
-def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
+def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links: bool = False) -> list[Item]:
     """Look at the machine, the packages and the checkpoints.
 
     Args:
         checkpoints: name shown -> path, of every checkpoint that the loaders offer.
         models_dir: where models lie; its disk is looked at.
+        measures_links: time copies between GPUs too; see parallel/links.py.
     """
     device = system.compute_device()
     machine, files = find_machine(device), rank_files_here()
@@ -88,9 +96,11 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path) -> list[Item]:
         _examine_lightx2v(machine),
         *(_examine_speed(label, row, machine, _find_package(package, row)) for label, package, row in _SPEED_PACKAGES),
         *_examine_kernels(find_findings(device)),
+        *_examine_gpus(find_links(measures=measures_links)),
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
+        _examine_loras(models_dir),
         *_examine_checkpoints(checkpoints, models_dir, machine, files),
     ]
 
@@ -244,6 +254,48 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     return items
 
 
+def _examine_gpus(links: Links | None) -> list[Item]:
+    """Look at what several GPUs need to compute one clip together; nothing where there is one."""
+    if links is None:
+        return []
+    kinds = dict.fromkeys(links.names)
+    gpus = Item(name="GPUs", state=OK, found=", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds))
+    if links.system != "linux":
+        found, remedy = "cannot be connected: PyTorch has NCCL for Linux alone", f"Use WSL2. {_MANY_CLIPS}"
+        return [gpus, Item(name="NCCL", state=WARN, found=found, remedy=remedy)]
+    if not links.nccl:
+        remedy = f"Install the CUDA build of torch: https://pytorch.org/get-started/locally. {_MANY_CLIPS}"
+        return [gpus, Item(name="NCCL", state=WARN, found="this torch was built without it", remedy=remedy)]
+    if len(kinds) > 1:
+        gpus = replace(gpus, state=WARN, remedy=f"Name those of one kind in LightX2V GPUs. {_MANY_CLIPS}")
+    is_slow = not links.peers
+    reach = "through the RAM; they cannot reach each other's memory" if is_slow else "directly (P2P)"
+    remedy = "Two cards of the RTX 30 series or newer gain less this way; docs/several-gpus.md has figures."
+    items = [
+        gpus,
+        Item(name="Between GPUs", state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
+        Item(name="NCCL", state=OK, found=links.nccl),
+    ]
+    if links.speeds:
+        least, most = min(links.speeds) / 1e9, max(links.speeds) / 1e9
+        range_of = f"{least:.0f}" if most < 1.1 * least else f"{least:.0f} to {most:.0f}"
+        items.append(Item(name="Link speed", state=OK, found=f"{range_of} GB/s, copies from each GPU to each other"))
+    return [*items, _examine_shared_memory(links)]
+
+
+def _examine_shared_memory(links: Links) -> Item:
+    name = "Shared memory"
+    if not links.has_memory:
+        remedy = "Use a Python for glibc 2.27 or newer."
+        return Item(name=name, state=MISSING, found="processes cannot share memory here (memfd_create)", remedy=remedy)
+    free = links.shared_bytes
+    if not links.peers and (free is None or free < _SHARED_BYTES):
+        found = f"{(free or 0) / 2**20:.0f} MiB free in /dev/shm, through which these GPUs are connected"
+        return Item(name=name, state=WARN, found=found, remedy="In Docker: docker run --shm-size 1g")
+    room = "" if free is None else f", {free / 2**20:.0f} MiB free in /dev/shm"
+    return Item(name=name, state=OK, found=f"weights that are streamed are in RAM once{room}")
+
+
 def _examine_ram() -> Item:
     total, free = system.total_ram_bytes(), system.free_ram_bytes()
     limited = "" if total >= psutil.virtual_memory().total else " (the limit of this process's control group)"
@@ -287,6 +339,19 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     return [Item(name="File for this card", state=OK, found=found)]
 
 
+def _examine_loras(models_dir: Path) -> Item:
+    """Name the published LoRAs that distill a model, and which are here."""
+
+    def describe(lora: Variant) -> str:
+        is_here = all((models_dir / part.folder / part.patterns[0]).is_file() for part in lora.parts)
+        return f"{lora.name} {'here' if is_here else f'{lora.num_bytes / 1e9:.2g} GB'}"
+
+    found = "for a Wan model that is not distilled, with LightX2V LoRA: " + ", ".join(
+        map(describe, PUBLISHED_LORAS.values())
+    )
+    return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
+
+
 def _examine_checkpoints(
     checkpoints: Mapping[str, Path], models_dir: Path, machine: Machine, files: list[Advice]
 ) -> list[Item]:
@@ -310,13 +375,15 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(name=name, state=WARN, found="cannot be used", remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
-        return Item(name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error))
+        return Item(
+            is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error)
+        )
     if checkpoint.missing:
-        return Item(name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
-    return Item(name=name, state=OK, found=found)
+        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:

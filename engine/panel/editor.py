@@ -10,15 +10,17 @@ from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import PUBLISHED, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..memory.clip import Clip
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
 from .forecast import Forecast, Question, describe_lora, forecast
+from .verify import Verifications
 
 _downloads = Downloads()
+_verifications = Verifications()
 _PARTS = ("text_encoder", "vae")
 # Names of LoRAs, one each.
 _LORAS = tuple(f"lora_{number}" for number in range(1, 11))
@@ -133,6 +135,15 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         }
         for advice in doctor.rank_files_here()
     ]
+    variants += [
+        {
+            "name": lora.name,
+            "summary": lora.summary,
+            "num_bytes": lora.num_bytes,
+            "folder": f"models/{lora.entry.partition('/')[0]}",
+        }
+        for lora in PUBLISHED_LORAS.values()
+    ]
     folder = paths.models_folder()
     try:
         free_bytes: int | None = doctor.free_disk_bytes(folder)
@@ -162,6 +173,25 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
     else:
         _downloads.stop()
     return asdict(_downloads.progress)
+
+
+def answer_verification(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Say how far the check of a checkpoint is, and what it has found."""
+    return asdict(_verifications.state)
+
+
+def start_verification(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Start looking at every byte of a checkpoint, or stop that where none is given.
+
+    Raises:
+        ValueError: there is no such checkpoint, or another one is being looked at.
+    """
+    if "checkpoint" in values:
+        name = str(values["checkpoint"])
+        _verifications.start(name, paths.CHECKPOINTS.resolve(name))
+    else:
+        _verifications.stop()
+    return asdict(_verifications.state)
 
 
 _MODEL_FIELDS = {"checkpoint": plain_name, "transformer": plain_name, "precision": choice(*PRECISIONS)}
@@ -195,10 +225,12 @@ DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
 DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
 DOWNLOAD = routes.Route(
-    name="download", method="POST", fields={"variant": choice("", *PUBLISHED)}, answer=start_download
+    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )
+VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
+VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD)
+    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY)

@@ -7,12 +7,14 @@ length, padding and truncation are stages/encode.py.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import system
 from ..checkpoints.companions import TextEncoderFiles
+from ..checkpoints.content import ContentCheck, damaged
 from ..checkpoints.formats import TextEncoderFormat
 from ..checkpoints.weights import Weights, open_weights
 from ..errors import CheckpointError, UnsupportedHardwareError
@@ -62,7 +64,7 @@ class Umt5Encoder:
             weights = open_weights([self._files.path], self._files.format.prefix)
             self._embedding = weights[_file_name("shared.weight", self._files.format.naming)]
             self._model = _build_model(self._files.format, weights)
-            _read_ahead([module.stored for module in self._model.modules() if isinstance(module, StoredLinear)], hooks)
+            _read_ahead(self._files.path, self._model, hooks)
         self._model.to(self._device, self._dtype)
 
     def unload(self) -> None:
@@ -96,7 +98,9 @@ class Umt5Encoder:
             hooks.on_progress(index, num_blocks, "encoding text")
 
         with torch.no_grad():
-            rows = self._embedding[torch.tensor([*token_ids, *[0] * num_padding])].to(self._device, self._dtype)
+            rows = self._embedding[torch.tensor([*token_ids, *[0] * num_padding])]
+            _check_rows(self._files.path, token_ids, rows)
+            rows = rows.to(self._device, self._dtype)
             hidden: torch.Tensor = self._model(rows, len(token_ids), report)
         hooks.on_progress(num_blocks, num_blocks, "encoding text")
         return hidden[: len(token_ids)].float().cpu()
@@ -147,37 +151,64 @@ def _build_model(text_format: TextEncoderFormat, weights: Weights) -> TextModel:
     the CPU and given to the model.
     """
 
+    content = ContentCheck()
+
+    def read(stored: str) -> torch.Tensor:
+        tensor = weights[stored]
+        content.look(stored, weights.path_of(stored), tensor, tensor.dtype)
+        return tensor
+
     def get(name: str) -> torch.Tensor:
-        return weights[_file_name(name, text_format.naming)]
+        return read(_file_name(name, text_format.naming))
 
     def get_linear(name: str) -> StoredLinear:
-        scale = None
+        stored, scale = _file_name(name, text_format.naming), None
         if text_format.scale_suffix:
-            scale = weights[_file_name(name, text_format.naming).removesuffix("weight") + text_format.scale_suffix]
-        return StoredLinear(get(name), scale)
+            scale = read(stored.removesuffix("weight") + text_format.scale_suffix)
+        # Looked at where it is read: a page here and there of a drive would take longer than all of it.
+        return StoredLinear(weights[stored], scale)
 
     return TextModel(text_format, get, get_linear)
 
 
-def _read_ahead(tensors: list[torch.Tensor], hooks: Hooks) -> None:
+def _read_ahead(path: Path, model: TextModel, hooks: Hooks) -> None:
     """Touch the pages of mapped tensors, if there is RAM for all: reading is loading, and faster on several threads.
 
     Takes a few hundredths of a second where the system still has the file in memory.
+
+    Raises:
+        CheckpointError: what was read is damaged.
     """
-    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in tensors):
+    tensors = {name: module.stored for name, module in model.named_modules() if isinstance(module, StoredLinear)}
+    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in tensors.values()):
         return
     readers = ThreadPoolExecutor(_NUM_READERS, "lightx2v-text-reader")
+    content = ContentCheck()
+
+    def read(name: str, stored: torch.Tensor) -> None:
+        _touch(stored)
+        content.look(f"{name}.weight", path, stored, stored.dtype)
+
     try:
-        for index, read in enumerate([readers.submit(_touch, tensor) for tensor in tensors]):
+        for index, done in enumerate([readers.submit(read, *item) for item in tensors.items()]):
             hooks.check_interrupt()
             hooks.on_progress(index, len(tensors), "loading the text encoder")
-            read.result()
+            done.result()
     finally:
         readers.shutdown(cancel_futures=True)
 
 
 def _touch(tensor: torch.Tensor) -> None:
     tensor.view(torch.uint8).flatten()[::_PAGE_BYTES].amax()
+
+
+def _check_rows(path: Path, token_ids: list[int], rows: torch.Tensor) -> None:
+    """Raise where the embedding has no numbers for a prompt's tokens; only their rows of it are ever read."""
+    used = rows[: len(token_ids)].float()
+    if not bool(used.isfinite().all()):
+        raise damaged(path, "the embedding", "holds values that are NaN or infinite")
+    if not bool(used.any(dim=1).all()):
+        raise damaged(path, "the embedding", "is zero for tokens of the prompt")
 
 
 def _file_name(name: str, naming: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
-from ..constants import PATCH_SIZE
 from ..kernels.ops import Ops, Rotary
 from ..lora.branch import linear
 from .kernels import EPS
@@ -78,9 +77,9 @@ def rotary_of(grid: Grid, head_dim: int, device: torch.device) -> Rotary:
 
 
 def project_head(
-    hidden: torch.Tensor, embedding: torch.Tensor, w: Weights, grid: Grid, ops: Ops, out: torch.Tensor
+    hidden: torch.Tensor, embedding: torch.Tensor, w: Weights, ops: Ops, out: torch.Tensor
 ) -> torch.Tensor:
-    """Return the flow [16, T, h, w] fp32 of tokens [N, D].
+    """Return the flow of tokens [N, D] as patches [N, 64] fp32; see patches.join_patches.
 
     Args:
         embedding: [D], of the time.
@@ -88,8 +87,4 @@ def project_head(
     """
     shift, scale = (w["head.modulation"][0] + embedding).unbind()
     ops.norm(hidden, 1 + scale, shift, EPS, out, None)
-    patches = linear(out, w, "head.head").float()
-    frames, height, width = grid
-    _, patch_height, patch_width = PATCH_SIZE
-    cells = patches.view(frames, height, width, patch_height, patch_width, -1).permute(5, 0, 1, 3, 2, 4)
-    return cells.reshape(-1, frames, height * patch_height, width * patch_width)
+    return linear(out, w, "head.head").float()

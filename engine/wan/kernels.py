@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,7 @@ from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
 from ..kernels.widen import widen
 from ..lora.branch import add_branch_of_heads, add_branches
+from .parallel import Exchange, Ulysses
 
 # Of every norm of the model but the image embedding's.
 EPS = 1e-6
@@ -44,6 +45,15 @@ class Kernels:
         if self.attention_in_place is not None and fits_in_place(q):
             return self.attention_in_place
         return self.attention
+
+    def shared_by(self, exchange: Exchange) -> Kernels:
+        """Return the functions for one of the ranks that share a clip."""
+        in_place = self.attention_in_place
+        return replace(
+            self,
+            attention=Ulysses(self.attention, exchange),
+            attention_in_place=None if in_place is None else Ulysses(in_place, exchange),
+        )
 
     def quantize(self, x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None) -> Inputs:
         """Return x [M, K] BF16 as the linears take it: written to `out` and `scales`, or itself where that is BF16."""

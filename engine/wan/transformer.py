@@ -23,12 +23,14 @@ from ..lora.changes import Stack
 from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
 from ..offload import Finish, OnceUnits, load_tensors, make_units, place_weights
+from ..offload.shared import SharedHome
 from ..system import release_memory
 from . import embeddings
 from .block import Blocks
 from .kernels import build_kernels
 from .layout import FLOAT32, IMAGE_KEYS, PHASES
-from .patches import Grid, embed_patches, grid_of
+from .parallel import Exchange
+from .patches import Grid, embed_patches, grid_of, join_patches
 
 
 @dataclass
@@ -61,12 +63,26 @@ class WanTransformer:
     Computes on the current CUDA stream, which must be the default one where SageAttention is used.
     """
 
-    def __init__(self, files: TransformerFiles, backends: Backends, placement: Placement, device: torch.device) -> None:
-        """Args: backends: confirmed by backends/trials.py."""
+    def __init__(
+        self,
+        files: TransformerFiles,
+        backends: Backends,
+        placement: Placement,
+        device: torch.device,
+        exchange: Exchange | None = None,
+        memory: SharedHome | None = None,
+    ) -> None:
+        """Args:
+        backends: confirmed by backends/trials.py.
+        exchange: with the ranks that compute a part of each clip; None where this object computes all of it.
+        memory: of several processes, for weights that are streamed from RAM; None is memory of its own.
+        """
         self._files = files
         self._backends = backends
         self._placement = placement
         self._device = device
+        self._exchange = exchange
+        self._memory = memory
         self._loaded: _Loaded | None = None
 
     @property
@@ -128,20 +144,24 @@ class WanTransformer:
         blocks = self._loaded.blocks
         weights = {**self._loaded.weights, **blocks.loras.others}
         blocks.streamer.start_pass(hooks, blocks.units)
-        grid = grid_of(latents)
-        work = blocks.workspace(grid[0] * grid[1] * grid[2])
+        grid, exchange = grid_of(latents), self._exchange
+        tokens = grid[0] * grid[1] * grid[2]
+        rows = exchange.rows(tokens) if exchange else slice(0, tokens)
+        work = blocks.workspace(rows.stop - rows.start)
         patch = (weights["patch_embedding.weight"], weights["patch_embedding.bias"])
         given = conditioning.image_latents
         parts = [latents] if given is None else [latents, given]
-        embed_patches(torch.cat([part.to(self._device) for part in parts]), *patch, work.hidden)
+        embed_patches(torch.cat([part.to(self._device) for part in parts]), *patch, work.hidden, rows)
         embedding, time = embeddings.embed_time(timestep, weights)
         sizes = self._files.format.architecture
         rotary = self._loaded.rotary_of(grid, sizes.dim // sizes.num_heads, self._device)
         text = blocks.text(conditioning, lambda rows: embeddings.embed_text(rows, weights))
         image = blocks.image(conditioning.image_tokens, lambda tokens: embeddings.embed_image(tokens, weights))
         blocks.run(work, rotary, time, text, image)
-        flow = embeddings.project_head(work.hidden, embedding, weights, grid, blocks.kernels.ops, work.parts[0])
-        return flow.to(latents.device)
+        patches = embeddings.project_head(work.hidden, embedding, weights, blocks.kernels.ops, work.parts[0])
+        if exchange:
+            patches = exchange.gather(patches, tokens)
+        return join_patches(patches, grid).to(latents.device)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -160,8 +180,11 @@ class WanTransformer:
         checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32, eight_bit=eight_bit)
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
-        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish)
+        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish, self._memory)
         kernels, image = build_kernels(self._backends), None
+        if self._exchange:
+            kernels = kernels.shared_by(self._exchange)
+            streamer.check_unit = self._exchange.check_block
         if architecture.image_dim:
             image_units = make_units(checkpoint.specs, architecture.num_layers, (IMAGE_KEYS,), by_phase=False)
             image = OnceUnits(image_units, checkpoint, self._placement, self._device, finish)

@@ -16,6 +16,7 @@ import torch
 from .. import system
 from ..backends.trials import confirm_vae_ops
 from ..checkpoints.companions import VaeFiles
+from ..checkpoints.content import ContentCheck
 from ..checkpoints.formats import VaeFormat
 from ..checkpoints.header import Header
 from ..checkpoints.tae import FRAMES_PER_LATENT
@@ -73,10 +74,12 @@ class _Part:
     def _read(self, beginnings: tuple[str, ...], hooks: Hooks) -> dict[str, torch.Tensor]:
         """Return the tensors whose names begin so, on the device."""
         weights = open_weights([self._files.path], _prefix_of(self._files))
-        tensors = {}
+        tensors, content = {}, ContentCheck()
         for name in _shapes_in(weights.header, beginnings):
             hooks.check_interrupt()
-            tensors[name] = weights[name].to(self._device, self._dtype)
+            stored = weights[name]
+            content.look(name, self._files.path, stored, stored.dtype)
+            tensors[name] = stored.to(self._device, self._dtype)
         weights.close()
         return tensors
 

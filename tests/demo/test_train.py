@@ -240,7 +240,7 @@ class TestSampling:
         def predict(latents, sigmas):
             return torch.tanh(latents) + sigmas[:, None, None, None, None]
 
-        sampled = sampling.sample(predict, sampling.SeededNoise([3, 8], SHAPE, CPU), schedule, method)
+        sampled = sampling.sample([predict], sampling.SeededNoise([3, 8], SHAPE, CPU), schedule, method)
         for latents, seed in zip(sampled.latents, (3, 8), strict=True):
             state = start(SHAPE, seed, CPU)
             text = conditioning_of(torch.zeros(512, 8))
@@ -334,11 +334,13 @@ class TestTraining:
         pool = flow.fill_pool(generator, make_vae(), spiece_model, Budget(steps=1), log, **pool_sizes)
         assert pool.latents.shape == (4, *SHAPE) and pool.rows.shape[::2] == (4, captions.MAX_TOKENS)
         two_steps = Budget(steps=2)
-        assert changed(lambda: flow.train_flow(generator, pool, two_steps, log, batch=4)) == ["transformer"]
-        sizes = {"latent_shape": SHAPE, "seed": 0, "batch": 4}
-        assert changed(lambda: distill.distill(generator, make_generator(), spiece_model, two_steps, log, **sizes)) == [
-            "transformer"
-        ]
+        assert changed(lambda: flow.train_flow([generator], pool, two_steps, log, batch=4)) == ["transformer"]
+        rows = distill.encode_captions(generator, spiece_model, 4, seed=0)
+        given = pool.given[:4].float()
+        teachers, sizes = [make_generator()], {"latent_shape": SHAPE, "batch": 4}
+        assert changed(
+            lambda: distill.distill([generator], teachers, lambda count: (rows, given), two_steps, log, **sizes)
+        ) == ["transformer"]
         lines = read_log(tmp_path / "log.jsonl")
         assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
 
@@ -346,12 +348,12 @@ class TestTraining:
         class Straight(models.Generator):
             device = CPU
 
-            def predict_flow(self, latents, sigmas, rows):  # everything ends at 1
+            def predict_flow(self, latents, sigmas, rows, given):  # everything ends at 1
                 return (latents - 1) / sigmas[:, None, None, None, None]
 
         model = Straight(transformer=None, text_encoder=None)
-        rows = torch.zeros(3, captions.MAX_TOKENS, 1)
-        pairs = distill.make_pairs(model, model, rows, SHAPE, "lcm")
+        rows, given = torch.zeros(3, captions.MAX_TOKENS, 1), torch.zeros(3, 0, *SHAPE[1:])
+        (pairs,) = distill.make_pairs([model], [model], rows, given, SHAPE, "lcm")
         assert pairs.sigmas.tolist() == [
             sigma for sigma in torch.tensor(build_schedule(4, 5.0).sigmas[:-1]).tolist() for _ in range(3)
         ]
@@ -366,7 +368,7 @@ class TestExport:
         folder = export.export_checkpoint(tmp_path, generator, vae, spiece_model)
         prompt = "A red circle and a white square rising on a black background."
         shape = {"latent_shape": SHAPE, "method": "lcm", "steps": 4, "shift": 5.0}
-        expected = evaluate.generate(generator, vae, spiece_model, [prompt], **shape)[0]
+        expected = evaluate.generate([generator], vae, spiece_model, [prompt], **shape)[0]
         loaded = pipeline.load_checkpoint(
             folder, precision="bf16", settings=EngineSettings(engine="portable"), offload=OffloadSettings(mode="none")
         )
@@ -386,7 +388,7 @@ class TestExport:
         frames = pipeline.decode(loaded.vae, samples, hooks=hooks)
         assert frames.shape == expected.shape
         assert (frames - expected).abs().mean() < 0.02
-        other = evaluate.generate(generator, vae, spiece_model, [prompt], **{**shape, "method": "euler"})[0]
+        other = evaluate.generate([generator], vae, spiece_model, [prompt], **{**shape, "method": "euler"})[0]
         assert (other - expected).abs().mean() > 0.05
 
     def test_both_precisions_are_there_and_share_the_rest(self, tmp_path, spiece_model):

@@ -10,6 +10,7 @@ INFO = {
     "Make": {"input": {"required": {"seed": ["INT", {"default": 0}]}}, "output": ["IMAGE"]},
     "SaveImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {"default": "a"}]}},
                   "output": [], "output_node": True},
+    "Say": {"input": {"required": {"text": ["STRING", {}]}}, "output": []},
 }  # fmt: skip
 PROMPT = {
     "1": {"class_type": "Make", "inputs": {"seed": 1}},
@@ -28,11 +29,17 @@ class FakeComfy:
         """Sent before the job's end: texts, bytes, or functions of the prompt's id that return JSON data."""
         self.outputs = {"2": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
         self.url = ""
+        self.texts = []
+        """Of the Say nodes of the jobs that came."""
+        self.dies_at = 0
+        """The job, from 1, at which it closes its socket without a word, and refuses all others."""
         self._queued = asyncio.Event()
         self._id = ""
 
     async def handle(self, request):
         self.requests.append((request.path, dict(request.headers)))
+        if self.dies_at and len(self.texts) >= self.dies_at:
+            return web.Response(status=503, text="gone")
         if request.path in self.statuses:
             status, body, kind = self.statuses[request.path]
             # Nobody waits for a job that is refused.
@@ -41,7 +48,10 @@ class FakeComfy:
         if request.path == "/ws":
             return await self._socket(request)
         if request.path == "/prompt":
-            self._id = (await request.json())["prompt_id"]
+            body = await request.json()
+            self._id = body["prompt_id"]
+            nodes = body["prompt"].values()
+            self.texts += [node["inputs"]["text"] for node in nodes if node["class_type"] == "Say"]
             self._queued.set()
             return web.json_response({"prompt_id": self._id, "number": 1, "node_errors": {}})
         if request.path.startswith("/history/"):
@@ -54,6 +64,10 @@ class FakeComfy:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await self._queued.wait()
+        self._queued.clear()
+        if self.dies_at and len(self.texts) >= self.dies_at:
+            await socket.close()
+            return socket
         for event in self.events:
             if isinstance(event, bytes):
                 await socket.send_bytes(event)

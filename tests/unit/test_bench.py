@@ -77,6 +77,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         ("caps", "--sizes 64x64 --frames 5 --caps 8 --alternatives block", 3),
         ("loading", "--threads 2 1", 3),
         ("lora", f"{CLIP} --cases 4+4 8 --streamed 4 --rounds 1", 8),
+        ("image_to_video", f"{CLIP} --rounds 2", 6),
         ("vae", "--sizes 64x64 --frames 5 --tiles 32", 8),
         ("text", "", 1),
         ("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui pack-lightx2v", 4),

@@ -9,6 +9,7 @@ import torch
 from lightx2v_pack.engine import system
 from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED_LORAS
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
 from support.pretended_card import pretend_card
@@ -187,3 +188,16 @@ def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
     item = examine()["Kernels"]
     assert item.state == "warn" and "attention: triton (SIGABRT: LLVM ERROR: Cannot select)" in item.found
     assert item.remedy.startswith("Update the driver")
+
+
+def test_loras_that_distill_are_named_and_those_that_are_here(tmp_path):
+    def found():
+        return {item.name: item for item in doctor.examine({}, tmp_path)}["LoRAs for 4 steps"].found
+
+    assert "not distilled" in found() and "wan2.1-t2v-lora 0.63 GB" in found() and "wan2.2-t2v-loras 1.2 GB" in found()
+    for lora in ("wan2.1-t2v-lora", "wan2.2-t2v-loras"):
+        file = tmp_path / "loras" / PUBLISHED_LORAS[lora].parts[0].patterns[0]
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    # Of two files one is not all.
+    assert "wan2.1-t2v-lora here" in found() and "wan2.2-t2v-loras 1.2 GB" in found()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from lightx2v_pack.engine.adapters.hub import download as hub_download
 from lightx2v_pack.engine.adapters.hub.download import download, plan_download
 from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint, resolve_transformer
@@ -13,11 +14,14 @@ from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import (
     COMFY_REPOSITORY,
     PUBLISHED,
+    PUBLISHED_LORAS,
     SINGLE_FILE_REPOSITORY,
+    WAN22_LORA_REPOSITORY,
     DownloadError,
 )
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.tools import download_cli
+from safetensors.torch import save_file
 from support import checkpoints
 from support.cancel import Cancelled
 from support.hub_server import HubServer
@@ -30,7 +34,7 @@ BLOCK = "block_1.safetensors"
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """The three repositories at tiny size, laid out as published: tokenizer and config at the root."""
+    """Four repositories at tiny size, laid out as published: tokenizer and config at the root."""
     root = tmp_path_factory.mktemp("hub")
     model = shutil.copytree(checkpoints.repository(), root / "model")
     for index, folder in enumerate(("distill_fp8", "distill_int8", "distill_models")):
@@ -50,7 +54,21 @@ def repositories(tmp_path_factory):
     for scaled_fp8 in (True, False):
         shutil.copy(checkpoints.comfy_text_encoder(scaled_fp8), comfy / "text_encoders")
     shutil.copy(checkpoints.vae(), comfy / "vae")
-    return {MODEL_REPOSITORY: model, SINGLE_FILE_REPOSITORY: single, COMFY_REPOSITORY: root / "comfy"}
+    loras = root / "loras"
+    loras.mkdir()
+    high, low = (part.patterns[0] for part in PUBLISHED_LORAS["wan2.2-t2v-loras"].parts)
+    pair = {"blocks.0.ffn.0.lora_down.weight": torch.zeros(2, 8), "blocks.0.ffn.0.lora_up.weight": torch.zeros(8, 2)}
+    for name in (high, low):
+        save_file(pair, loras / name)
+    i2v_high, i2v_low = (part.patterns[0] for part in PUBLISHED_LORAS["wan2.2-i2v-loras"].parts)
+    save_file(pair, loras / i2v_high)
+    shutil.copy(checkpoints.single_file("bf16"), loras / i2v_low)
+    return {
+        MODEL_REPOSITORY: model,
+        SINGLE_FILE_REPOSITORY: single,
+        COMFY_REPOSITORY: root / "comfy",
+        WAN22_LORA_REPOSITORY: loras,
+    }
 
 
 @pytest.fixture
@@ -123,6 +141,19 @@ def test_single_files_arrive_where_the_loaders_look(fetch, models_dir, name):
         "text_encoders",
         "vae",
     }
+
+
+def test_loras_of_both_experts_arrive_where_the_lora_node_looks(hub, models_dir, capsys):
+    options = ("--models-dir", models_dir, "--endpoint", hub.url, "--quiet")
+    code, out, _ = call(capsys, "get", "wan2.2-t2v-loras", *options)
+    names = [part.patterns[0] for part in PUBLISHED_LORAS["wan2.2-t2v-loras"].parts]
+    assert code == 0 and out.splitlines() == [f"loras/{name}" for name in names]
+    assert sorted(content_of(models_dir / "loras")) == sorted(names)
+
+
+def test_a_published_lora_that_is_none_is_reported(fetch):
+    with pytest.raises(CheckpointError, match="is a Wan transformer; expected a LoRA"):
+        fetch(PUBLISHED_LORAS["wan2.2-i2v-loras"])
 
 
 def test_two_precisions_share_a_folder_and_their_common_files(fetch, hub):
@@ -445,7 +476,7 @@ def call(capsys, *arguments):
 def test_the_list_names_every_variant_with_its_size(capsys):
     code, out, _ = call(capsys, "list")
     assert code == 0
-    for variant in PUBLISHED.values():
+    for variant in (*PUBLISHED.values(), *PUBLISHED_LORAS.values()):
         assert f"{variant.name} " in out
     assert "22.3 GB" in out and "40.5 GB" in out
 

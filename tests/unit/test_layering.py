@@ -11,12 +11,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     "engine/constants.py", "engine/quantities.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
     "engine/latent_space.py",
+    "engine/parallel/split.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
     "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/progress.py", "engine/kernels",
     "engine/backends",
     "engine/memory", "engine/offload", "engine/lora", "engine/wan",
     "engine/umt5", "engine/stages", "engine/prompting", "engine/report.py", "engine/report_table.py",
-    "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/handles.py",
+    "engine/adapters/lightx2v", "engine/engines.py", "engine/trial_child.py", "engine/parallel", "engine/handles.py",
     "engine/kernel_choice.py", "engine/pipeline.py", "engine/adapters/hub", "engine/adapters/comfy", "engine/panel",
     "nodes",
 )  # fmt: skip
@@ -68,6 +69,8 @@ STDLIB_ONLY = (
     "engine/lora/keys.py",
     "engine/lora/report.py",
     "engine/panel/advice.py",
+    "engine/parallel/split.py",
+    "engine/parallel/start_rank.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",

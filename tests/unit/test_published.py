@@ -3,9 +3,11 @@
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import (
+    ALL_PUBLISHED,
     COMFY_REPOSITORY,
     DOWNLOAD_PROBLEMS,
     PUBLISHED,
+    PUBLISHED_LORAS,
     SINGLE_FILE_REPOSITORY,
     DownloadError,
     choose_files,
@@ -103,3 +105,20 @@ def test_table_is_consistent():
 def test_unknown_variant_lists_the_known_ones():
     with pytest.raises(ValueError, match="'fp4'; expected one of: fp8, int8, bf16, "):
         find_variant("fp4")
+
+
+@pytest.mark.parametrize("name", PUBLISHED_LORAS)
+def test_a_lora_goes_where_the_lora_node_looks_and_says_what_it_is_for(name):
+    lora = find_variant(name)
+    listing = {lora.parts[0].repository: {"README.md", *(part.patterns[0] for part in lora.parts)}}
+    chosen = choose_files(lora, listing)
+    assert lora.is_lora and not lora.is_folder
+    assert [file.target.partition("/")[0] for file in chosen] == ["loras"] * len(lora.parts)
+    assert len(chosen) == (2 if name.endswith("loras") else 1)
+    model = " ".join(name.split("-")[:2]).replace("wan", "Wan").replace("t2v", "T2V").replace("i2v", "I2V")
+    assert f"an ordinary {model} " in lora.summary and "4 steps" in lora.summary
+
+
+def test_names_of_models_and_loras_are_different():
+    assert len(ALL_PUBLISHED) == len(PUBLISHED) + len(PUBLISHED_LORAS)
+    assert not any(variant.is_lora for variant in PUBLISHED.values())

@@ -5,6 +5,9 @@ import os
 
 import pytest
 from lightx2v_pack.tools import prompts_cli
+from lightx2v_pack.tools.clips.jobs import make_jobs
+from lightx2v_pack.tools.clips.results import Results
+from support import examples
 
 
 @pytest.fixture
@@ -92,25 +95,69 @@ def test_results_that_cannot_be_noted_are_said_before_anything_is_made(prompts, 
     assert "Traceback" not in error and str(place) in error
 
 
-def test_a_path_that_is_no_text_is_noted(prompts, tmp_path, monkeypatch):
-    report = {"status": "ok", "seconds": 1.0, "outputs": ["a\udc80.mp4"], "error": None}
-    monkeypatch.setattr(prompts_cli.cli, "run", lambda _: (0, report))
-    assert prompts("a fox\n") == (0, [(0, "a fox")], "1 prompts, 0 of them done\n--- 1 of 1, seed 0: a fox\n")
-    assert json.loads((tmp_path / "prompts.results.jsonl").read_bytes())["outputs"] == ["a\udc80.mp4"]
+@pytest.fixture
+def made(monkeypatch):
+    """Let every clip be made at once, as a file whose name may be given: made(name)."""
+
+    def call(name="fox.mp4"):
+        def run(place, task, progress, log):
+            task.output_dir.mkdir(parents=True)
+            (task.output_dir / name).write_bytes(b"a clip")
+            log.outputs.append(task.output_dir / name)
+
+        monkeypatch.setattr(prompts_cli.Here, "run", run)
+
+    return call
+
+
+def test_a_path_that_is_no_text_is_noted(prompts, tmp_path, made):
+    made("a.m\udc80")
+    assert prompts("a fox\n", b"", "--output-dir", str(tmp_path / "out"))[0] == 0
+    noted = json.loads((tmp_path / "prompts.results.jsonl").read_bytes())["outputs"][0]
+    assert noted.endswith(".m\udc80") and os.path.exists(noted)
 
 
 @pytest.mark.parametrize("errno", [28, 30, 5])
-def test_a_disk_that_fills_up_names_what_is_made(prompts, monkeypatch, errno):
-    report = {"status": "ok", "seconds": 1.0, "outputs": ["fox.mp4"], "error": None}
-    monkeypatch.setattr(prompts_cli.cli, "run", lambda _: (0, report))
-    append = prompts_cli._append
+def test_a_disk_that_fills_up_names_what_is_made_and_it_is_not_made_again(prompts, monkeypatch, errno, made, tmp_path):
+    made()
+    append = Results._append
 
-    def fill(path, text):
+    def fill(results, text):
         if text:
             raise OSError(errno, os.strerror(errno))
-        append(path, text)
+        append(results, text)
 
-    monkeypatch.setattr(prompts_cli, "_append", fill)
-    code, _, error = prompts("a fox\na boat\n")
-    assert code == 3 and "Make room and start again: " in error and "fox.mp4 is made" in error
-    assert os.strerror(errno) in error
+    where = ("--output-dir", str(tmp_path / "out"))
+    with monkeypatch.context() as full:
+        full.setattr(Results, "_append", fill)
+        code, tried, error = prompts("a fox\na boat\n", b"", *where)
+    assert (code, tried) == (3, [])
+    assert "Make room and start again" in error and os.strerror(errno) in error
+    (file,) = (tmp_path / "out").glob("00001_s0_*.mp4")
+    assert f"{file} is made" in error
+    file.write_bytes(b"the first one")
+    assert prompts("a fox\na boat\n", b"", *where)[:2] == (0, [(0, "a fox"), (1, "a boat")])
+    assert file.read_bytes() == b"the first one"
+
+
+def test_another_value_is_another_clip_and_overwrites_none(prompts, made, tmp_path):
+    made()
+    where = ("--output-dir", str(tmp_path / "out"))
+    assert prompts("a fox\n", b"", *where)[0] == 0
+    noted = (tmp_path / "prompts.results.jsonl").read_bytes()
+    assert prompts("a fox\n", noted, *where)[1] == []
+    assert prompts("a fox\n", noted, *where, "--set", "LightX2VEmptyLatent.num_frames=49")[1] == [(0, "a fox")]
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_graph_that_was_only_moved_makes_the_same_clips(tmp_path):
+    graph = json.loads(examples.TEXT_TO_VIDEO.read_text(encoding="utf-8"))
+    keys = []
+    for change in (None, ("pos", [7, 8]), ("mode", 2)):
+        if change:
+            graph["nodes"][0][change[0]] = change[1]
+        file = tmp_path / "graph.json"
+        file.write_text(json.dumps(graph), encoding="utf-8")
+        wish = {"values": (), "seed": 0, "prompt_input": "A.text", "seed_input": "A.seed"}
+        keys.append(make_jobs(["a fox"], workflow=file, **wish)[0].key)
+    assert keys[0] == keys[1] != keys[2]

@@ -1,11 +1,15 @@
 """The template browser's files: each is complete, converts as the editor does, fits the card it names, and runs."""
 
+import functools
 import json
+import os
 import shutil
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from lightx2v_pack.engine import engines
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
 from lightx2v_pack.engine.constants import GIB
@@ -13,6 +17,10 @@ from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
 from lightx2v_pack.engine.panel.advice import rank_files
 from lightx2v_pack.tools import prompts_cli
+from lightx2v_pack.tools.headless.errors import Cancelled
+from lightx2v_pack.tools.headless.places import Here, Task
+from lightx2v_pack.tools.headless.progress import Progress
+from lightx2v_pack.tools.headless.report import RunLog
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from lightx2v_pack.tools.pictures import take
 from support import checkpoints, examples
@@ -214,6 +222,44 @@ def test_every_prompt_of_a_list_gets_its_video_once(prompts):
     with av.open(str(files[1])) as video:
         saved = json.loads(video.metadata["prompt"])
     assert [node["inputs"]["text"] for node in saved.values() if "text" in node["inputs"]] == ['"3.0"']
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Names of what was built of models."""
+    names = []
+
+    def build(name, original, *arguments):
+        names.append(name)
+        return original(*arguments)
+
+    for name in ("build_transformer", "build_decoder"):
+        monkeypatch.setattr(engines, name, functools.partial(build, name, getattr(engines, name)))
+    return names
+
+
+def test_models_stay_loaded_from_prompt_to_prompt(prompts, built, tmp_path):
+    code, together, _ = prompts("a red fox\na blue boat\na kite\n", "--seed", "7")
+    assert code == 0 and built == ["build_transformer", "build_decoder"]
+    (tmp_path / "prompts.results.jsonl").unlink()
+    code, alone, _ = prompts("a blue boat\n", "--seed", "8", "--output-dir", str(tmp_path / "alone"))
+    assert built == 2 * ["build_transformer", "build_decoder"]
+    frames = [examples.frames_of(Path(line["outputs"][0])) for line in (together[1], *alone)]
+    assert code == 0 and np.array_equal(*frames)
+
+
+def test_a_file_that_has_changed_is_loaded_anew(models_dir, tmp_path, built):
+    place = Here(models_dir, tmp_path, keeps_models=True)
+    task = Task(workflow=template("text_to_video_480p"), assignments=TINY[1::2], output_dir=tmp_path / "out")
+    for number, expected in ((1, 1), (2, 1), (3, 2)):
+        if number == 3:
+            for file in (models_dir / "lightx2v").rglob("*.pth"):
+                os.utime(file, (1, file.stat().st_mtime + 5))
+        place.run(task, Progress(None, quiet=True), RunLog())
+        assert built.count("build_decoder") == expected
+    place.stop()
+    with pytest.raises(Cancelled):
+        place.run(task, Progress(None, quiet=True), RunLog())
 
 
 def test_a_wrong_value_stops_the_list_at_once(prompts):

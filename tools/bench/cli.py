@@ -14,6 +14,7 @@ MODULES = {
     "memory.grid": "does the plan predict what is taken? how does cost grow?",
     "memory.caps": "does `auto` fit small cards and little RAM?",
     "lora": "what LoRAs cost, and what of them survives",
+    "image_to_video": "a step of image to video beside one of text to video",
     "loading": "how fast do weights load and stream?",
     "vae": "decoders and encoders whole and in tiles",
     "text": "the text encoder",

@@ -74,16 +74,19 @@ class Bench:
     def seconds_left(self) -> float:
         return self._end - time.perf_counter()
 
-    def weights(self, precision: str) -> Path:
-        """Return the folder of the transformer's weights, which are written where they are not there."""
-        found = weights.ensure_transformer(self.folder, self.options, precision)
+    def weights(self, precision: str, kind: str = "t2v") -> Path:
+        """Return the folder of a transformer's weights, which are written where they are not there.
+
+        Args: kind: a key of weights.KINDS.
+        """
+        found = weights.ensure_transformer(self.folder, self.options, precision, kind)
         clean_up(self.device)
         return found
 
-    def load_transformer(self, precision: str, **offload: Any) -> pack.TransformerHandle:
+    def load_transformer(self, precision: str, kind: str = "t2v", **offload: Any) -> pack.TransformerHandle:
         """Return the handle that the nodes would make, with these of the OffloadSettings."""
         settings = {"settings": pack.EngineSettings(), "offload": pack.OffloadSettings(**offload)}
-        return pack.pipeline.load_transformer(self.weights(precision), **settings)
+        return pack.pipeline.load_transformer(self.weights(precision, kind), **settings)
 
     def drop_weights(self, precision: str, later: Iterable[str]) -> None:
         """Delete a precision's weights where nothing needs them later: a disk may not hold all three."""

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import pack
 from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, timed
 from .weights import PRECISIONS, load_template
 
 NONE = "none"
+# Where peers are asked what of a LoRA is there.
+LAYER = "blocks.0.ffn.0"
 # Of the weights, by their norms: a style at a strength that is used.
 _SHARE = 0.01
 # The branch may take this share more of a step of FP8 at 832x480x81, by rank.
@@ -46,7 +48,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     """Yield a row for the survival, then for every case in every mode."""
     options = bench.options
     files = LoraFiles(bench)
-    yield survival(bench, files)
+    yield survival(bench, files, bench.options.precision)
     for mode, cases in (("none", options.cases), ("block", options.streamed)):
         if bench.seconds_left <= 0:
             return
@@ -93,6 +95,15 @@ class LoraFiles:
         up = torch.randn(rows, rank, generator=generator)
         product = ((down @ down.t()) * (up.t() @ up)).sum().sqrt()
         return down, up * (_SHARE * weight.float().norm() / product)
+
+    def survives(self, change: torch.Tensor, rank: int) -> Row:
+        """Return the part of a LoRA's exact change that is in one of LAYER's weight [N, K], and how far off it is."""
+        tensors = load_file(self.path(rank, 0))
+        prefix = f"diffusion_model.{LAYER}"
+        exact = tensors[f"{prefix}.lora_up.weight"].float() @ tensors[f"{prefix}.lora_down.weight"].float()
+        norm = exact.square().sum()
+        error = float((change - exact).norm() / norm.sqrt())
+        return {"lora_survives": float((change * exact).sum() / norm), "lora_error": error}
 
     def view(self, handle: pack.TransformerHandle, case: str) -> pack.TransformerHandle:
         """Return the handle with a case's LoRAs."""
@@ -157,15 +168,15 @@ def readiness(bench: Bench, handle: pack.TransformerHandle, files: LoraFiles, mo
     return {"ready_seconds": ready, "again_seconds": again, "gb": path.stat().st_size / 1e9}
 
 
-def survival(bench: Bench, files: LoraFiles) -> Row:
+def survival(bench: Bench, files: LoraFiles, precision: str, rank: int = 64) -> Row:
     """Return how much of a LoRA is in a layer's output, and how much rounding its sum with the weight would leave."""
-    device, precision = bench.device, bench.options.precision
+    device = bench.device
     dtype = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(precision)
     row: Row = {"what": "ffn.0, 1 % of the weights", "mode": "one layer", "precision": precision}
     if dtype is None:
         return row | {"problem": "weights that are not in 8 bits round little"}
     weight = files.weights["ffn.0"].to(device).float()
-    down, up = (part.to(device) for part in files.pair(weight.cpu(), 64, 3))
+    down, up = (part.to(device) for part in files.pair(weight.cpu(), rank, 3))
     codes, scale = torch.empty_like(weight, dtype=dtype), weight.new_empty(len(weight), 1)
     pack.quantize(weight, codes, scale)
     plain = codes.float() * scale

@@ -21,7 +21,7 @@ from ...engine.constants import (
 )
 from ...engine.errors import LightX2VError
 from ...engine.handles import TransformerHandle
-from ...engine.interfaces import Hooks, Host
+from ...engine.interfaces import Conditioning, Hooks, Host
 from ...engine.kernels import attention, matmul, ops_torch
 from ...engine.kernels.implementations import load_ops
 from ...engine.kernels.ops import Ops, Rotary
@@ -40,6 +40,7 @@ from ...engine.shapes import latent_shape, num_tokens
 from ...engine.stages.conditioning import of_rows
 from ...engine.stages.decode import decode_video
 from ...engine.stages.encode_video import encode_video
+from ...engine.stages.given import Given, with_given
 from ...engine.stages.schedule import Schedule, build_schedule
 from ...engine.system import compute_device, free_ram_bytes, page_lock_limit, release_memory
 from ...engine.umt5.encoder import Umt5Encoder

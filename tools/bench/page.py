@@ -38,6 +38,10 @@ PEERS = (
     "{title} | {precision} | {attention} | {compute} | {load_seconds:.1f} | {first_step:.2f} | {step:.3f} | "
     "{ratio:.2f} | {allocated_gib:.1f} / {reserved_gib:.1f} | {error:.4f} | {cosine:.5f}",
 )
+PEERS_LORA = (
+    "with a LoRA | s/step | more than without | of the LoRA in the weights | beside it, off by",
+    "{title} | {step:.3f} | {more:.1%} | {lora_survives:.1%} | {lora_error:.1%}",
+)
 PREDICTION = (
     " | of | runs | least | most | mean error",
     "{precision} | {what} | {runs} | {least:.3f} | {most:.3f} | {mean:.1%}",
@@ -93,6 +97,15 @@ PLAIN = {
         "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {swap_seconds:.2f} | {ready_seconds:.2f} | "
         "{again_seconds:.2f} | {sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {branch_survives:.3f} | "
         "{rounded_survives:.3f}",
+    ),
+    "image_to_video": (
+        "Image to video",
+        "A step beside one of text to video; models take turns; mode none is resident, block is streamed from RAM. i2v "
+        "is Wan2.1's model, i2v-a14b one expert of Wan2.2's. New image: seconds of a first step that reads the weights "
+        "of its keys and values, from files in the page cache.",
+        "model | precision | mode | s/step | more | first step | first step, new image | GiB planned / reserved",
+        "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
+        "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f}",
     ),
     "vae": (
         "VAE",
@@ -159,13 +172,26 @@ def peers(rows: Sequence[Row]) -> str:
         "and weights. s/step is the median without the first step; error and cosine compare the final latents with the "
         f"first row's, a BF16 run in plain torch (relative L2 norm of the difference). {', '.join(versions)}"
     )
+    steps = {row["peer"]: row["step"] for row in done}
+    plain = [row for row in compared if "lora_survives" not in row]
+    loras = [
+        row
+        | {
+            "more": row["step"] / steps[without] - 1
+            if (without := row["peer"].removesuffix("-lora")) in steps
+            else None
+        }
+        for row in compared
+        if "lora_survives" in row
+    ]
+    tables = [table(plain, PEERS), *([table(loras, PEERS_LORA)] if loras else [])]
     chart = "![Seconds a step](peers.svg)"
-    return section("Seconds a step", text.strip(), rows, table(compared, PEERS), chart)
+    return section("Seconds a step", text.strip(), rows, *tables, chart)
 
 
 def draw_peers(rows: Sequence[Row]) -> str:
     """Return the chart of the seconds a step, fewest first."""
-    done = sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+    done = sorted((row for row in rows if "step" in row and "lora_survives" not in row), key=lambda row: row["step"])
     title = f"{rows[0]['date']}, {rows[0]['size']}, {rows[0]['frames']} frames; {rows[0]['machine']}"
     return plots.bars(title, [(row["title"], row["step"], row["peer"].startswith(OURS)) for row in done], "s/step")
 
@@ -232,6 +258,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "growth": ("grid", growth),
     "kernels": ("kernels", kernels),
     "loras": plain("lora"),
+    "image-to-video": plain("image_to_video"),
     "loading": plain("loading"),
     "vae": plain("vae"),
     "text-encoder": plain("text"),

@@ -2,7 +2,7 @@
 
 FP8 is the scaled checkpoint that its users load (`scale_weight` per tensor), plain or with the loader's
 `fp8_e4m3fn_fast`. Options: flags (of ComfyUI's command line), fast_weights, compile, compute (what
-its ModelComputeDtype node sets; its own choice is float16).
+its ModelComputeDtype node sets; its own choice is float16), lora (a rank: by ComfyUI's own loader).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import types
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from .. import make_tiny_checkpoint as checkpoints
 from .harness import Bench
+from .lora import LAYER, LoraFiles
 from .peer import SEED, Clock, Peer, make_noise, make_schedule, make_text
 from .weights import full_model, load_template
 
@@ -45,10 +47,17 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
+    import comfy.sd
 
     patcher = load(peer, bench)
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     model = patcher.model
+    rank = peer.options.get("lora")
+    if rank:
+        files, plain = LoraFiles(bench), _weight(model)
+        patcher, _ = comfy.sd.load_lora_for_models(patcher, None, load_file(files.path(rank, 0)), 1.0, 0.0)
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    if rank:
+        clock.write(**files.survives(_weight(model) - plain, rank))
     clock.loaded()
     text = [[make_text()[None], {"pooled_output": None}]]
     latents = comfy.sample.sample_custom(
@@ -71,6 +80,13 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     )
     latents = model.latent_format.process_in(latents.float())
     return latents[0].cpu()
+
+
+def _weight(model: Any) -> torch.Tensor:
+    """Return what LAYER multiplies with, on the CPU."""
+    layer = model.diffusion_model.get_submodule(LAYER)
+    scale = getattr(layer, "scale_weight", None)
+    return (layer.weight.float() * (1.0 if scale is None else scale.float())).cpu()
 
 
 def load(peer: Peer, bench: Bench) -> Any:

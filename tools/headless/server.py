@@ -10,9 +10,10 @@ import asyncio
 import base64
 import json
 import struct
+import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     import aiohttp
 
 _ANSWER_SECONDS = 30
+# How long another thread's wish to stop may go unseen.
+_STOP_SECONDS = 0.2
+# A server that answers no ping for half as long is lost: its machine may be off, of which no message comes.
+_HEARTBEAT_SECONDS = 120.0
 _BINARY_TEXT = 3
 
 
@@ -40,6 +45,7 @@ def run_on_server(
     timeout: float | None,
     progress: Progress,
     log: RunLog,
+    stopped: threading.Event,
 ) -> None:
     """Run a prompt on a ComfyUI server and download its output files.
 
@@ -52,9 +58,10 @@ def run_on_server(
         timeout: seconds after which the job is cancelled; None waits for ever.
         progress: shows the run.
         log: filled as nodes finish.
+        stopped: cancels the job once it is set, by another thread.
 
     Raises:
-        ServerError: the server cannot be reached or gives no proper answer.
+        ServerError: the server cannot be reached or gives no proper answer; log.is_queued says whether it had the job.
         WorkflowError: the server refuses the prompt.
         RunError: a node failed, or `timeout` passed.
         Cancelled: Ctrl-C, or someone pressed Cancel.
@@ -65,8 +72,8 @@ def run_on_server(
         raise RunError(f"--server needs aiohttp ({error}). Install it with 'pip install aiohttp'.") from error
     job = _Job(base, headers, output_dir, progress, log)
     try:
-        asyncio.run(asyncio.wait_for(job.run(build_prompt, workflow), timeout))
-    except KeyboardInterrupt:
+        asyncio.run(asyncio.wait_for(_until(stopped, job.run(build_prompt, workflow)), timeout))
+    except (KeyboardInterrupt, _Stopped):
         job.cancel()
         raise Cancelled("Cancelled; ComfyUI was told to stop this job.") from None
     except aiohttp.ClientResponseError as error:
@@ -79,6 +86,22 @@ def run_on_server(
     except asyncio.TimeoutError:
         job.cancel()
         raise RunError(f"The run took longer than --timeout {timeout:g} s and was cancelled.") from None
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error, the user's wish
+    """Another thread wants the job to end."""
+
+
+async def _until(stopped: threading.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do some work, and give it up soon after `stopped` is set."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=_STOP_SECONDS))[0]:
+            if stopped.is_set():
+                raise _Stopped
+        await task
+    finally:
+        task.cancel()
 
 
 def read_address(url: str) -> tuple[str, dict[str, str]]:
@@ -170,7 +193,7 @@ class _Job:
             self._prompt = build_prompt(await self._get_json(session, "/object_info"))
             socket_url = f"ws{self._base[4:]}/ws?clientId={client_id}"
             # No limit on message size: previews and node texts may be large.
-            async with session.ws_connect(socket_url, max_msg_size=0) as socket:
+            async with session.ws_connect(socket_url, max_msg_size=0, heartbeat=_HEARTBEAT_SECONDS) as socket:
                 await self._queue(session, client_id, {"workflow": workflow} if workflow else {})
                 await self._follow(socket)
             await self._fetch_results(session)
@@ -214,6 +237,7 @@ class _Job:
                 raise WorkflowError(self._explain_refusal(json.loads(text)))
             data = self._parse("/prompt", answer.status, text)
         self._prompt_id = str(data.get("prompt_id", self._prompt_id))
+        self._log.is_queued = True
         for line in self._node_errors(data):
             self._progress.log(f"The server leaves out a part of the workflow: {line}")
         self._progress.log(f"Queued on {self._base} as {self._prompt_id}.")

@@ -24,7 +24,10 @@ const NODES = {
         "LightX2VLoadCheckpoint", "LightX2VOffload", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler",
         "LightX2VLora", "LightX2VDecode", "LightX2VReport",
     ],
-    [NATIVE]: ["LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt"],
+    [NATIVE]: [
+        "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VEnhancePrompt",
+        "LightX2VImageToVideo", "LightX2VGPUs",
+    ],
 };
 const SETTINGS = {
     "Comfy.TutorialCompleted": true,
@@ -175,7 +178,7 @@ async function takeNode(type, locale) {
                 text: "a red fox in the snow",
             };
             node.widgets.forEach((widget) => (widget.value = values[widget.name] ?? widget.value));
-            if (node.inputs.some((input) => input.type === "MODEL")) {
+            if ((node.inputs ?? []).some((input) => input.type === "MODEL")) {
                 app.graph._nodes.find((other) => other.type === "LightX2VLoadCheckpoint").connect(0, node, "transformer");
             }
         }

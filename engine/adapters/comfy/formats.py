@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ...interfaces import Conditioning
 from ...report import records_of
 from ...shapes import latent_problem
 from ...stages.conditioning import of_rows
+from ...stages.given import Given
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def make_conditioning(rows: torch.Tensor) -> list[list[Any]]:
 
 
 def read_conditioning(conditioning: Any, text_dim: int) -> list[Conditioning]:
-    """Return what a transformer takes of a plain CONDITIONING.
+    """Return what a transformer takes of the text of a plain CONDITIONING.
 
     Args:
         text_dim: width of the text rows that it expects.
@@ -35,6 +36,18 @@ def read_conditioning(conditioning: Any, text_dim: int) -> list[Conditioning]:
     """
     rows = conditioning[0][0]
     return of_rows(rows.to("cpu", torch.float32), text_dim, records_of(rows))
+
+
+def read_given(extras: Mapping[str, Any]) -> Given:
+    """Return the image of a CONDITIONING's entry: what WanImageToVideo, WanFirstLastFrameToVideo and ours put there."""
+    vision = extras.get("clip_vision_output")
+    rows = getattr(vision, "penultimate_hidden_states", None)
+    if vision is not None and not isinstance(rows, torch.Tensor):
+        raise ValueError(
+            "Connect the output of CLIPVisionEncode: the conditioning's clip_vision_output is "
+            f"{type(vision).__name__}, without penultimate_hidden_states."
+        )
+    return Given(latents=extras.get("concat_latent_image"), mask=extras.get("concat_mask"), rows=rows)
 
 
 def check_text(conditioning: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import comfy.hooks
 import comfy.model_sampling
 
+from ...checkpoints.formats import WanArchitecture
 from ...constants import NUM_TRAIN_TIMESTEPS
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,28 @@ _OPTION_NAMES = {
     "has them)",
     "attn_mask": "an attention mask",
 }
-# Of a CONDITIONING entry: what ComfyUI's samplers themselves heed, and what says nothing about the picture.
-_CONDITION_KEYS = frozenset({
-    "cross_attn", "pooled_output", "model_conds", "uuid", "area", "mask", "mask_strength", "set_area_to_bounds",
-    "strength", "prompt_type", "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks",
-    "clip_start_percent", "clip_end_percent", "attention_mask", "frame_rate", "guidance", "width", "height", "crop_w",
-    "crop_h", "target_width", "target_height", "aesthetic_score",
+# Of a CONDITIONING entry: what ComfyUI's samplers themselves heed.
+_HEEDED_KEYS = frozenset({
+    "cross_attn", "model_conds", "uuid", "area", "mask", "mask_strength", "set_area_to_bounds", "strength",
+    "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks", "clip_start_percent",
+    "clip_end_percent",
 })  # fmt: skip
+_SIZES_OF_SDXL = "is for SDXL; the latent gives the size"
+_OF_VIDEO = "is for other video models; Wan's frame rate is fixed"
+# What says nothing to a Wan model, and why.
+_IDLE_KEYS = {
+    "pooled_output": "is for models that take one vector of a text; Wan takes its rows",
+    "attention_mask": "repeats what the rows tell: those after the text are zero",
+    "prompt_type": "is for models with prompts of several kinds",
+    "guidance": "is for Flux and HunyuanVideo, and is distilled into this model",
+    "aesthetic_score": "is for SDXL's refiner",
+    **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _SIZES_OF_SDXL),
+    **dict.fromkeys(("frame_rate", "fps", "motion_bucket_id"), _OF_VIDEO),
+    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), "is for models of sound"),
+    **dict.fromkeys(("noise_augmentation", "augmentation_level"), "is for models that get a noisy picture"),
+    **dict.fromkeys(("elevation", "azimuth"), "is for models of views of an object"),
+    "reference_latents_method": "says how to use reference pictures, of which there are none",
+}
 _IMAGE_KEYS = {
     "concat_latent_image": "a picture (Wan Image To Video)",
     "concat_mask": "the mask of a picture (Wan Image To Video)",
@@ -61,7 +77,17 @@ _IMAGE_KEYS = {
     "gligen": "GLIGEN boxes",
     "unclip_conditioning": "an unCLIP picture",
     "noise_concat": "latents beside the noise",
+    "ref_latent": "a reference picture",
+    "concat_image": "a picture beside the noise",
+    "keyframe_idxs": "key frames",
+    "guiding_frame_index": "a guiding frame",
+    "time_dim_replace": "a first frame (HunyuanVideo)",
+    "cross_attn_controlnet": "a text for a ControlNet",
 }
+
+# What an image-to-video model takes; the mask goes first there, and at another place in models of control videos.
+_GIVEN_KEYS = {"concat_latent_image", "concat_mask", "concat_mask_index", "clip_vision_output"}
+_CONTROL_KEY = "control_video"
 
 
 def check_model(model: Any) -> None:
@@ -98,8 +124,9 @@ def check_call(arguments: Mapping[str, Any], transformer_options: Mapping[str, A
         raise _cannot(found)
 
 
-def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None:
-    """Raise where a condition brings a picture or a control; name in the log what nobody here knows.
+def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None], architecture: WanArchitecture) -> None:
+    """Raise where a condition brings a picture or a control for which the model has no input; name in the log what
+    nobody here knows.
 
     Args:
         conds: of a guider, by name: positive, negative ...; each entry with ComfyUI's keys.
@@ -107,14 +134,25 @@ def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> None
     Raises:
         ValueError: names each.
     """
-    keys = {key for each in conds.values() for cond in each or () for key, value in cond.items() if value is not None}
-    pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS))]
+    every = [cond for each in conds.values() for cond in each or ()]
+    keys = {key for cond in every for key, value in cond.items() if value is not None}
+    if any(cond.get("concat_mask_index") for cond in every):
+        keys.add(_CONTROL_KEY)
+    known = _GIVEN_KEYS if architecture.takes_image else set()
+    pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS) - known)]
+    if pictures and architecture.takes_image:
+        raise ValueError(
+            f"Remove {_joined(pictures)} from the conditioning: this checkpoint is image-to-video, and takes a first "
+            "frame, a last one, and what CLIP Vision makes of them."
+        )
     if pictures:
         raise ValueError(
             f"Remove {_joined(pictures)} from the conditioning, or load an image-to-video model: this checkpoint is "
             "text-to-video and has no input for it."
         )
-    unknown = sorted(keys - _CONDITION_KEYS)
+    for key in sorted(keys & set(_IDLE_KEYS)):
+        logger.info("LightX2V: the conditioning's %s has no effect: it %s.", key, _IDLE_KEYS[key])
+    unknown = sorted(keys - _HEEDED_KEYS - set(_IDLE_KEYS) - known)
     if unknown:
         logger.warning(
             "LightX2V: the conditioning's %s is not known to this model and has no effect.", _joined(unknown)

@@ -24,6 +24,7 @@ from ...memory.clip import Clip
 from ...report import attach, measure, records_of
 from ...settings import SamplingSettings
 from ...stages.denoise import NUM_SEEDS, ClipState, start
+from ...stages.given import with_given
 from ...stages.schedule import build_schedule
 from ...system import compute_device
 from . import formats, refusals
@@ -31,6 +32,9 @@ from .carried import handle_of, is_plain, view_of
 from .model import HandleOnly, host_of
 
 logger = logging.getLogger(__name__)
+
+# Keys of a conditioning whose tensors may have an entry a clip.
+_OF_CLIPS = {"concat_latent_image", "concat_mask"}
 
 
 class _FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):  # type: ignore[misc]
@@ -86,9 +90,11 @@ def sample(
     if is_ours and (is_alone or is_plain(model)) and formats.is_plain(conditioning):
         if not is_alone:
             refusals.check_model(model)
-        refusals.check_conds({"positive": [conditioning[0][1]]})
-        handle = view_of(model)
+        handle, clip = view_of(model), Clip.of_latents(empty.shape)
+        refusals.check_conds({"positive": [conditioning[0][1]]}, handle.architecture)
         entries = formats.read_conditioning(conditioning, handle.text_dim)
+        if handle.architecture.takes_image:
+            entries = with_given(entries, formats.read_given(conditioning[0][1]), handle.architecture, clip)
         samples = pipeline.sample(handle, entries, empty, settings, hooks=hooks, host=host_of(model))
     else:
         if is_ours:
@@ -148,8 +154,14 @@ def _sample_natively(
 
 
 def _of_clip(conditioning: list[Any], index: int) -> list[Any]:
-    """Return a CONDITIONING for one clip of a batch: of several prompts, its own, as ComfyUI deals them out."""
-    return [[rows[index % len(rows)][None] if rows.dim() == 3 else rows, extras] for rows, extras in conditioning]
+    """Return a CONDITIONING for one clip of a batch: of several prompts and images its own, as ComfyUI deals them."""
+    return [
+        [
+            rows[index % len(rows)][None] if rows.dim() == 3 else rows,
+            extras | {key: extras[key][index % len(extras[key])][None] for key in _OF_CLIPS & extras.keys()},
+        ]
+        for rows, extras in conditioning
+    ]
 
 
 def _warn_of_shift(model: Any, shift: float) -> None:

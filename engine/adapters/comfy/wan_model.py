@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.conds
@@ -22,6 +22,7 @@ import comfy.supported_models
 import torch
 
 from ... import pipeline, shapes
+from ...checkpoints.formats import WanArchitecture
 from ...checkpoints.source import list_specs
 from ...constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_CHANNELS, PATCH_SIZE
 from ...handles import TransformerHandle
@@ -29,8 +30,9 @@ from ...interfaces import Conditioning, Hooks, Transformer
 from ...memory.clip import Clip
 from ...report import attach, records_of
 from ...stages.conditioning import of_rows
+from ...stages.given import NO_IMAGE, check_given
 from ...stages.schedule import build_schedule
-from . import memory, progress, refusals
+from . import formats, memory, progress, refusals
 from .carried import view_of
 from .host import find_host
 
@@ -46,10 +48,14 @@ class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
 
     def __init__(self, handle: TransformerHandle) -> None:
         architecture = handle.files.format.architecture
-        config = comfy.supported_models.WAN21_T2V(
+        # Wan2.2's image to video is a t2v of 36 channels there.
+        has_branch = bool(architecture.image_dim)
+        kind = comfy.supported_models.WAN21_I2V if has_branch else comfy.supported_models.WAN21_T2V
+        config = kind(
             {
                 "image_model": "wan2.1",
-                "model_type": "t2v",
+                "model_type": "i2v" if has_branch else "t2v",
+                "in_dim": architecture.in_dim,
                 "dim": architecture.dim,
                 "disable_unet_model_creation": True,
             }
@@ -59,7 +65,7 @@ class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
         config.sampling_settings = {**config.sampling_settings, "shift": DISTILL_SHIFT}
         # What latents and text arrive as; the engine rounds them itself.
         config.set_inference_dtype(torch.float32, None)
-        super().__init__(config, device=torch.device("cpu"))
+        super().__init__(config, image_to_video=has_branch, device=torch.device("cpu"))
         self.lightx2v_handle = handle
         self.diffusion_model = Diffusion(handle)
         self.planned_bytes = 0
@@ -97,30 +103,34 @@ class _Alone(comfy.conds.CONDRegular):  # type: ignore[misc]
         return False
 
 
+_Parts = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Of one clip's condition: text rows [n, text_dim]; mask and image [20, T, h, w]; rows of CLIP Vision."""
+
+
 @dataclass(eq=False)
 class _Run:
     """A loaded transformer in the hands of a sampler."""
 
     transformer: Transformer
     hooks: Hooks
-    text_dim: int
+    architecture: WanArchitecture
     times: Sequence[float] = ()
     """Model time of each noise level of the sampler, the last one, which no step starts from, included."""
     cfg: float | None = None
     """What the sampler's cfg is, where it has one."""
     is_guided: bool = False
     """It computes conditions beside the positive one."""
-    prompts: list[tuple[torch.Tensor, Conditioning]] = field(default_factory=list)
+    prompts: list[tuple[_Parts, Conditioning]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """Of each pass."""
     step: int = 0
     """The last that was begun, counted from 1."""
 
-    def predict_flow(self, latents: torch.Tensor, timestep: float, rows: torch.Tensor) -> torch.Tensor:
-        """Return the flow [16, T, h, w]; see interfaces.Transformer. Args: rows: [n, text_dim]."""
+    def predict_flow(self, latents: torch.Tensor, timestep: float, parts: _Parts) -> torch.Tensor:
+        """Return the flow [16, T, h, w]; see interfaces.Transformer."""
         self._note_step(timestep)
         start = time.perf_counter()
-        flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(rows), self.hooks)
+        flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(parts), self.hooks)
         self.seconds.append(round(time.perf_counter() - start, 4))
         return flow
 
@@ -143,14 +153,17 @@ class _Run:
             self.step = step
             self.hooks.on_step_start(step, steps)
 
-    def _conditioning(self, rows: torch.Tensor) -> Conditioning:
-        """Return the same object for the same rows, which samplers copy for each step."""
+    def _conditioning(self, parts: _Parts) -> Conditioning:
+        """Return the same object for the same parts, which samplers copy for each step."""
         for index, (known, conditioning) in enumerate(self.prompts):
-            if known.shape == rows.shape and torch.equal(known, rows):
+            if all(map(_same, known, parts)):
                 self.prompts.insert(0, self.prompts.pop(index))
                 return conditioning
-        conditioning = of_rows(rows.to("cpu", torch.float32), self.text_dim)[0]
-        self.prompts = [(rows, conditioning), *self.prompts[: _PROMPTS_KEPT - 1]]
+        rows, image_latents, image_tokens = (None if part is None else part.to("cpu", torch.float32) for part in parts)
+        assert rows is not None, "a condition without text"
+        (conditioning,) = of_rows(rows, self.architecture.text_dim)
+        conditioning = replace(conditioning, image_latents=image_latents, image_tokens=image_tokens)
+        self.prompts = [(parts, conditioning), *self.prompts[: _PROMPTS_KEPT - 1]]
         return conditioning
 
 
@@ -196,13 +209,17 @@ class Diffusion(torch.nn.Module):
         transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature; read only
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Return the flow of latents [B, 16, T, h, w] like `x`, clip after clip; text rows are [B, n, text_dim].
+        """Return the flow of the latents in `x` [B, 16 or 36, T, h, w], clip after clip.
 
-        Odd heights and widths, as areas of a condition have them, are filled up as ComfyUI's Wan does.
+        Text rows are [B, n, text_dim], those of CLIP Vision [B, n, image_dim]. Odd heights and widths, as areas of a
+        condition have them, are filled up as ComfyUI's Wan does.
         """
-        extra = x if x.shape[1] != LATENT_CHANNELS else None
+        architecture = self._handle.architecture
+        extra = x if x.shape[1] != architecture.in_dim else None
+        # What a model without an image branch gets of CLIP Vision was named when sampling began.
+        unknown = None if architecture.takes_image else clip_fea
         refusals.check_call(
-            {"clip_fea": clip_fea, "time_dim_concat": time_dim_concat, "noise_concat": extra, **kwargs},
+            {"clip_fea": unknown, "time_dim_concat": time_dim_concat, "noise_concat": extra, **kwargs},
             transformer_options,
         )
         padded = comfy.ldm.common_dit.pad_to_patch_size(x, PATCH_SIZE)
@@ -218,8 +235,17 @@ class Diffusion(torch.nn.Module):
                 "for instance): LightX2V's transformer was unloaded between two steps."
             )
         self.run.warn_of_guidance(transformer_options.get("cond_or_uncond", ()))
+        clip_fea = clip_fea if architecture.image_dim else None
         flows = [
-            self.run.predict_flow(latents, times[index % len(times)], context[index % len(context)])
+            self.run.predict_flow(
+                latents[:LATENT_CHANNELS],
+                times[index % len(times)],
+                (
+                    context[index % len(context)],
+                    latents[LATENT_CHANNELS:] if architecture.takes_image else None,
+                    None if clip_fea is None else clip_fea[index % len(clip_fea)],
+                ),
+            )
             for index, latents in enumerate(padded)
         ]
         _, _, frames, height, width = x.shape
@@ -234,7 +260,7 @@ class Diffusion(torch.nn.Module):
     @contextmanager
     def lend(self, transformer: Transformer, hooks: Hooks, times: Sequence[float], cfg: float | None) -> Iterator[_Run]:
         """Let calls within the context use a loaded transformer; see _Run."""
-        before, self.run = self.run, _Run(transformer, hooks, self._handle.text_dim, times, cfg)
+        before, self.run = self.run, _Run(transformer, hooks, self._handle.architecture, times, cfg)
         try:
             yield self.run
         finally:
@@ -253,9 +279,11 @@ def sample_with(
     guider = executor.class_obj
     model = guider.model_patcher
     refusals.check_model(model)
-    refusals.check_conds(guider.conds)
+    architecture = model.model.lightx2v_handle.architecture
+    refusals.check_conds(guider.conds, architecture)
     clip = _clip_of(noise.shape)
-    largest = _clip_of(_shape_of_window(noise.shape, guider.model_options))
+    rows = _check_given(guider.conds, architecture, clip) if architecture.takes_image else 0
+    largest = replace(_clip_of(_shape_of_window(noise.shape, guider.model_options)), image_rows=rows)
     _warn_unusual(sigmas)
     conds, cfg = guider.conds, getattr(guider, "cfg", None)
     times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
@@ -279,6 +307,26 @@ def sample_with(
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
+
+
+def _check_given(conds: dict[str, list[dict[str, Any]]], architecture: WanArchitecture, clip: Clip) -> int:
+    """Raise where the positive conditions have no image, or an image does not fit; return the most rows of CLIP Vision.
+
+    A negative one without an image is computed with none, as ComfyUI does.
+    """
+    given = {name: [formats.read_given(cond) for cond in each or ()] for name, each in conds.items()}
+    if any(each.latents is None for each in given.get("positive", ())):
+        raise ValueError(NO_IMAGE)
+    every = [each for entries in given.values() for each in entries]
+    for one in {id(each.latents): each for each in every}.values():
+        check_given(one, architecture, clip)
+    return max((each.rows.shape[-2] for each in every if each.rows is not None), default=0)
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _shape_of_window(shape: Sequence[int], options: dict[str, Any]) -> list[int]:

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.files import resolve_checkpoint, resolve_transformer
+from ...checkpoints.header import read_header
+from ...checkpoints.kinds import identify_kind
 from ...checkpoints.published import DownloadError, Variant, choose_files
 from ...constants import GIB
+from ...errors import CheckpointError
 from . import client
 
 logger = logging.getLogger(__name__)
@@ -274,9 +277,22 @@ def _exclusive(models_dir: Path) -> Iterator[None]:
 
 def _check_loadable(plan: Plan) -> None:
     """Raise when the loader would not take what was fetched."""
+    if plan.variant.is_lora:
+        for file in plan.files:
+            _check_lora(file.target)
+        return
     if not plan.variant.is_folder:
         resolve_transformer(plan.entry)
         return
     checkpoint = resolve_checkpoint(plan.entry, plan.variant.precision)
     if checkpoint.missing:
         raise DownloadError("missing", " ".join(checkpoint.missing))
+
+
+def _check_lora(path: Path) -> None:
+    kind = identify_kind(read_header(path))
+    if kind is None or kind[0] != "a LoRA":
+        raise CheckpointError(
+            f"{path} arrived as published and is {kind[0] if kind else 'nothing known'}; expected a LoRA. The "
+            "repository has changed; look at its page."
+        )

@@ -1,0 +1,226 @@
+"""A checkpoint looked at in full, on request: every byte, by its hash and by what it holds.
+
+The published hashes are the hub's; where it cannot be asked, the content alone is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..adapters.hub import client
+from ..checkpoints.content import find_fault_in_full, may_be_zero
+from ..checkpoints.disk import reading
+from ..checkpoints.files import Checkpoint, resolve_checkpoint
+from ..checkpoints.pth import is_pth
+from ..checkpoints.published import PUBLISHED, DownloadError
+from ..checkpoints.vocabulary import TOKENIZER_FILES
+from ..checkpoints.weights import open_weights
+from ..errors import LightX2VError
+from .doctor import MISSING, OK, WARN, Item
+
+logger = logging.getLogger(__name__)
+
+_HASH_BYTES = 8 * 2**20
+_WEIGHTS = (".safetensors", ".pth")
+
+OnProgress = Callable[[int, int, str], None]
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing: the default of the callables."""
+
+
+def verify(path: Path, *, on_progress: OnProgress = _nothing, endpoint: str | None = None) -> list[Item]:
+    """Look at every byte of a checkpoint.
+
+    Args:
+        path: what resolve_checkpoint takes.
+        on_progress: gets (bytes done, bytes of all files, the file); may raise to stop.
+        endpoint: base URL of the hub; None takes HF_ENDPOINT, else huggingface.co.
+
+    Returns:
+        An item a file: ok (as published, or nothing wrong with its content), or what is wrong and what to do.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or its headers are damaged already.
+    """
+    files = files_of(resolve_checkpoint(path))
+    published, unasked = _published_hashes(files, endpoint)
+    total, done = sum(file.stat().st_size for file in files), 0
+    items = []
+    for file in files:
+        digests = _Digests(file.stat().st_size)
+        for chunk in _chunks(file):
+            digests.update(chunk)
+            done += len(chunk)
+            on_progress(done, total, file.name)
+        items.append(_item(file, digests, published.get(file.name, ()), unasked))
+    return items
+
+
+def files_of(checkpoint: Checkpoint) -> list[Path]:
+    """Return every file of a checkpoint, each once."""
+    tokenizer = checkpoint.tokenizer
+    found = [
+        *(checkpoint.transformer.files if checkpoint.transformer else ()),
+        *(file for file in (checkpoint.text_encoder, checkpoint.vae) if file is not None),
+        *(tokenizer / name for name in TOKENIZER_FILES if tokenizer and os.path.isfile(tokenizer / name)),
+    ]
+    return list(dict.fromkeys(found))
+
+
+class _Digests:
+    """The hashes that the hub knows files by."""
+
+    def __init__(self, size: int) -> None:
+        self._sha256, self._git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+
+    def update(self, chunk: bytes) -> None:
+        self._sha256.update(chunk)
+        self._git.update(chunk)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def match(self, remote: client.RemoteFile) -> bool:
+        return remote.sha256 == self.sha256 or remote.git_sha1 == self._git.hexdigest()
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with reading(file), file.open("rb") as content:
+        while chunk := content.read(_HASH_BYTES):
+            yield chunk
+
+
+def _published_hashes(files: Iterable[Path], endpoint: str | None) -> tuple[dict[str, list[client.RemoteFile]], str]:
+    """Return what the hub lists under the names of the files, and why it could not be asked, or ""."""
+    names = {file.name for file in files}
+    found: dict[str, list[client.RemoteFile]] = {}
+    for repository in dict.fromkeys(name for variant in PUBLISHED.values() for name in variant.repositories):
+        try:
+            listing = client.list_repository(repository, endpoint)
+        except DownloadError as error:
+            return {}, str(error)
+        for remote in listing.files.values():
+            name = remote.path.rpartition("/")[2]
+            if name in names:
+                found.setdefault(name, []).append(remote)
+    return found, ""
+
+
+def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile], unasked: str) -> Item:
+    found = f"sha256 {digests.sha256}"
+    if any(map(digests.match, published)):
+        return Item(name=file.name, state=OK, found=f"as published; {found}")
+    size = file.stat().st_size
+    same_size = [remote for remote in published if remote.num_bytes == size]
+    if same_size:
+        remedy = (
+            f"Fetch {file.name} anew: it has the size of the published file and another content. Run: python "
+            "tools/download.py get NAME --replace"
+        )
+        return Item(name=file.name, state=MISSING, found=f"not as published; {found}", remedy=remedy)
+    fault = _fault_in(file)
+    if fault:
+        return Item(name=file.name, state=MISSING, found=f"damaged: {fault}; {found}", remedy=_REMEDY)
+    whose = f"the hub was not asked ({unasked})" if unasked else "no published file of this name has its size"
+    return Item(name=file.name, state=WARN if unasked else OK, found=f"nothing wrong inside; {whose}; {found}")
+
+
+_REMEDY = "Download the file again, or run: python tools/download.py get NAME --replace"
+
+
+def _fault_in(file: Path) -> str:
+    """Return what is wrong with the first damaged tensor of a file, or ""."""
+    if not (is_pth(file) or file.name.lower().endswith(_WEIGHTS)):
+        return ""
+    weights = open_weights([file])
+    try:
+        for name in weights:
+            tensor = weights[name]
+            fault = find_fault_in_full(tensor, tensor.dtype, may_be_zero=may_be_zero(name))
+            if fault:
+                return f"{name} {fault}"
+    finally:
+        weights.close()
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Where the check of a checkpoint is; `name` is empty before the first one."""
+
+    name: str = ""
+    is_running: bool = False
+    done_bytes: int = 0
+    num_bytes: int = 0
+    what: str = ""
+    """The file that is read."""
+    items: tuple[Item, ...] = ()
+    """The findings, when it is complete."""
+    problem: str = ""
+    """Why it ended otherwise."""
+
+
+class _StoppedError(Exception):
+    """The user stopped the check."""
+
+
+class Verifications:
+    """Runs one check at a time, in a thread, with progress to ask for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.state = Verification()
+
+    def start(self, name: str, path: Path, *, endpoint: str | None = None) -> None:
+        """Start looking at a checkpoint.
+
+        Raises:
+            ValueError: another one is being looked at.
+        """
+        with self._lock:
+            if self.state.is_running:
+                raise ValueError(f"{self.state.name} is being checked; wait until it is done, or stop it.")
+            self._stop.clear()
+            self.state = Verification(name=name, is_running=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(name, path, endpoint), name="lightx2v-verify", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Wait until nothing is being looked at."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, name: str, path: Path, endpoint: str | None) -> None:
+        end = Verification(name=name, problem="The check ended before it was complete; ComfyUI's log says more.")
+        try:
+            items = verify(path, on_progress=self._note, endpoint=endpoint)
+            end = Verification(name=name, items=tuple(items))
+        except _StoppedError:
+            end = replace(end, problem="Stopped.")
+        except (LightX2VError, OSError) as error:
+            end = replace(end, problem=str(error))
+            logger.warning("LightX2V: the check of %s ended: %s", name, error)
+        finally:
+            self.state = end
+
+    def _note(self, done: int, total: int, what: str) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        self.state = replace(self.state, done_bytes=done, num_bytes=total, what=what)

@@ -1,0 +1,65 @@
+"""Which GPUs compute a clip together, by what the user chose and what is here."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from ..errors import MissingDependencyError, UnsupportedHardwareError
+from ..settings import GpuSettings
+from .group import MOST_RANKS, Members, find_problem
+
+logger = logging.getLogger(__name__)
+
+
+def choose_members(settings: GpuSettings, device: torch.device) -> Members | None:
+    """Return the devices that compute together, this process's own first; None where it is one.
+
+    Args:
+        settings: of the user.
+        device: that this process computes on.
+
+    Raises:
+        UnsupportedHardwareError, MissingDependencyError: what was named cannot be had here; says what can.
+    """
+    if settings.count == 1:
+        return None
+    here = devices_here(device)
+    if settings.count is None:
+        members = Members(device=device.type, indices=here[:MOST_RANKS])
+        problem = None if len(here) > 1 else "there is one"
+        problem = problem or find_problem(members)
+        if problem is None:
+            return members
+        logger.info("LightX2V: gpus is auto: one GPU computes (%s).", problem)
+        return None
+    wanted = settings.named or here[: settings.count]
+    if len(wanted) < settings.count or not set(wanted) <= set(here) or len(set(wanted)) < len(wanted):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = f" (CUDA_VISIBLE_DEVICES is {visible}, which ComfyUI's --cuda-device sets too)" if visible else ""
+        raise UnsupportedHardwareError(
+            f"Set gpus of LightX2V GPUs to what is here: it is {settings.gpus!r}, and this process sees "
+            f"{_count(len(here))}{hidden}."
+        )
+    if device.index is not None and device.index in wanted:
+        # The plan of this process's own card is that of the first one.
+        wanted = (device.index, *(index for index in wanted if index != device.index))
+    members = Members(device=device.type, indices=tuple(wanted))
+    problem = find_problem(members)
+    if problem is not None:
+        raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
+    return members
+
+
+def devices_here(device: torch.device) -> tuple[int, ...]:
+    """Return the numbers of the GPUs that this process sees, the one it computes on first; none on a CPU."""
+    if device.type != "cuda":
+        return ()
+    own = device.index or 0
+    return (own, *(index for index in range(torch.cuda.device_count()) if index != own))
+
+
+def _count(number: int) -> str:
+    return {0: "no GPU", 1: "one GPU"}.get(number, f"{number} GPUs")

@@ -1,0 +1,149 @@
+"""A group of GPUs as one Transformer; the sampler loop, noise, preview and report stay where they are."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+
+from ..backends.choose import Backends
+from ..checkpoints.files import TransformerFiles
+from ..interfaces import Conditioning, Hooks
+from ..lora.changes import Stack
+from ..memory.placement import Placement
+from .channel import Region
+from .group import Members, WorkerGroup, group_of
+
+_numbers = itertools.count()
+
+
+class GroupTransformer:
+    """The denoiser, whose blocks are computed by several processes; see interfaces.Transformer.
+
+    Latents are expected on the CPU, where the arithmetic between two passes gives the bits that a GPU's gives.
+    """
+
+    def __init__(self, files: TransformerFiles, backends: Backends, placement: Placement, members: Members) -> None:
+        """Args:
+        backends: confirmed on this process's device; every rank computes with them.
+        placement: of the weights, on every card.
+        members: which cards.
+        """
+        self._files, self._backends, self._placement = files, backends, placement
+        self._members = members
+        self._number = next(_numbers)
+        self._group: WorkerGroup | None = None
+        self._weight_bytes = files.num_bytes
+        self._loras = Stack()
+        self._answers: list[dict[str, Any]] = []
+        self._conditioning: tuple[weakref.ref[Conditioning], int] | None = None
+        self._regions: tuple[tuple[int, ...], list[Region], list[torch.Tensor]] | None = None
+
+    @property
+    def euler_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of the rank that was told to move most."""
+        return max((answer["moved_bytes"] for answer in self._answers), default=0)
+
+    def load(self, hooks: Hooks) -> None:
+        if self._is_loaded:
+            return
+        self._forget()
+        group = self._group = group_of(self._members, hooks)
+        # Weights that rest in RAM are there once for all ranks.
+        is_shared = self._placement.mode in ("block", "phase") and self._members.device == "cuda"
+        regions = [Region.new()] if is_shared else []
+        value = (self._number, self._files, self._backends, self._placement, is_shared)
+        try:
+            answers = group.ask("Loading the transformer", "load", value, regions, hooks=hooks)
+        except BaseException:
+            self._group = None
+            if group.is_alive():
+                group.tell("unload", self._number)
+            raise
+        self._weight_bytes = answers[0]
+
+    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+        group = self._running
+        if stack.key == self._loras.key:
+            return
+        self._loras = Stack()
+        group.ask("Loading the LoRAs", "loras", (self._number, stack), hooks=hooks)
+        self._loras = stack
+
+    def unload(self) -> None:
+        group = self._group
+        self._forget()
+        if group is not None and group.is_alive():
+            group.tell("unload", self._number)
+
+    def release_workspace(self) -> None:
+        self._conditioning = self._regions = None
+        if self._is_loaded:
+            self._running.tell("release", self._number)
+
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+    ) -> torch.Tensor:
+        group = self._running
+        if self._conditioning is None or self._conditioning[0]() is not conditioning:
+            number = next(_numbers)
+            group.ask("Sampling", "conditioning", (number, conditioning), hooks=hooks)
+            self._conditioning = weakref.ref(conditioning), number
+        shape = tuple(latents.shape)
+        regions, (mine, flow) = self._memory_of(shape)
+        mine.copy_(latents.view(-1))
+        value = (self._number, shape, timestep, self._conditioning[1])
+        self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
+        return flow.view(shape).to(latents.device, copy=True)
+
+    def describe(self) -> dict[str, Any]:
+        ranks = [
+            {
+                "device": self._members.name(rank),
+                **{key: value for key, value in answer.items() if key != "moved_bytes"},
+            }
+            for rank, answer in enumerate(self._answers)
+        ]
+        return {
+            **self._backends.as_facts(),
+            "offload": self._placement.mode,
+            "resident_blocks": self._placement.resident_blocks,
+            "weight_bytes": self._weight_bytes,
+            "moved_bytes": self.moved_bytes,
+            "device": ", ".join(self._members.name(rank) for rank in range(self._members.size)),
+            "loras": self._loras.as_facts(),
+            "gpus": self._members.size,
+            "ranks": ranks,
+        }
+
+    @property
+    def _is_loaded(self) -> bool:
+        return self._group is not None and self._group.is_alive()
+
+    @property
+    def _running(self) -> WorkerGroup:
+        assert self._group is not None, "predict_flow before load"
+        return self._group
+
+    def _forget(self) -> None:
+        self._group = self._conditioning = self._regions = None
+        self._loras, self._answers = Stack(), []
+
+    def _memory_of(self, shape: tuple[int, ...]) -> tuple[list[Region], list[torch.Tensor]]:
+        """Return memory for latents and flow that all ranks see."""
+        if self._regions is None or self._regions[0] != shape:
+            num_bytes = 4 * torch.Size(shape).numel()
+            regions = [Region.new(num_bytes) for _ in range(2)]
+            tensors = [region.tensor(num_bytes).view(torch.float32) for region in regions]
+            self._regions = shape, regions, tensors
+        return self._regions[1], self._regions[2]

@@ -1,0 +1,162 @@
+"""Frames that are given beside the text, as the transformer wants them: a mask before latents, and rows of CLIP Vision.
+
+Sources: Wan2.1 wan/image2video.py; ComfyUI comfy/model_base.py (WAN21), whose keys `Given` has.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..checkpoints.formats import WanArchitecture
+from ..constants import LATENT_CHANNELS, MASK_CHANNELS
+from ..interfaces import Conditioning
+from ..latent_space import normalize
+from ..memory.clip import Clip
+from ..shapes import video_shape
+
+logger = logging.getLogger(__name__)
+
+# Widths of other CLIP Vision models, to say where a wrong output comes from.
+_KNOWN_IMAGE_WIDTHS = {768: "ViT-B", 1024: "ViT-L", 1152: "SigLIP", 1664: "ViT-bigG"}
+_IMAGE_NODES = "'LightX2V Image To Video', or ComfyUI's WanImageToVideo or WanFirstLastFrameToVideo"
+NO_IMAGE = (
+    f"Connect the conditioning of {_IMAGE_NODES} with an image: this checkpoint is image-to-video, and the "
+    "conditioning has no image."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What of a clip is given beside its text, in the terms of ComfyUI's conditioning."""
+
+    latents: torch.Tensor | None = None
+    """[k, 16, T, h, w] un-normalized, of all frames; clip i has entry i modulo k."""
+    mask: torch.Tensor | None = None
+    """[k, 1 or 4, T or less, h, w]: 0 where a frame is given, 1 where it is to be made, as it is after the mask's end.
+    None: no frame is given."""
+    rows: torch.Tensor | None = None
+    """[k, n, image_dim] of CLIP Vision."""
+
+
+def check_given(given: Given, architecture: WanArchitecture, clip: Clip) -> None:
+    """Raise where what is given does not fit an image-to-video model or the clip; log what has no effect.
+
+    Raises:
+        ValueError: says what, and what to do.
+    """
+    if given.latents is not None:
+        _check_latents(given.latents, clip)
+    if given.mask is not None:
+        _check_mask(given.mask, clip)
+    if not architecture.image_dim:
+        if given.rows is not None:
+            logger.warning(
+                "LightX2V: the CLIP Vision output has no effect: this checkpoint (Wan2.2's kind) has no input for it."
+            )
+    elif given.rows is not None:
+        _check_rows(given.rows, architecture)
+    elif given.latents is not None:
+        logger.warning(
+            "LightX2V: the conditioning has an image and no clip_vision_output; the checkpoint was trained with it. "
+            "Connect CLIPVisionEncode (clip_vision_h.safetensors, crop 'none') for a video that keeps to the image."
+        )
+
+
+def with_given(
+    entries: Sequence[Conditioning], given: Given, architecture: WanArchitecture, clip: Clip
+) -> list[Conditioning]:
+    """Return the entries for an image-to-video model, with what is given.
+
+    Args:
+        entries: of the text.
+        given: clip i has entry i, modulo the number of entries, of each of its parts.
+        clip: the size of the clips.
+
+    Raises:
+        ValueError: there is no image, or it does not fit; see check_given.
+    """
+    if given.latents is None:
+        raise ValueError(NO_IMAGE)
+    check_given(given, architecture, clip)
+    images = _image_latents(given.latents, given.mask)
+    rows = () if given.rows is None or not architecture.image_dim else given.rows.to("cpu", torch.float32).unbind()
+    number = math.lcm(len(entries), len(images), len(rows) or 1)
+    return [
+        replace(
+            entries[index % len(entries)],
+            image_latents=images[index % len(images)],
+            image_tokens=rows[index % len(rows)] if rows else None,
+        )
+        for index in range(number)
+    ]
+
+
+def _image_latents(latents: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return [20, T, h, w] float32 CPU of each entry: a mask, 1 where a frame is given, and the normalized latents."""
+    count = max(len(latents), 0 if mask is None else len(mask))
+    latents = normalize(latents.to("cpu", torch.float32)).expand(count, -1, -1, -1, -1)
+    is_given = latents.new_zeros(count, MASK_CHANNELS, *latents.shape[2:])
+    if mask is not None:
+        is_given[:, :, : mask.shape[2]] = 1 - mask.to("cpu", torch.float32)
+    return list(torch.cat([is_given, latents], dim=1).unbind())
+
+
+def _check_latents(latents: torch.Tensor, clip: Clip) -> None:
+    shape = list(latents.shape)
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        channels = shape[1] if len(shape) > 1 else 0
+        kinds = {
+            48: " 48 channels are those of the VAE of Wan2.2 5B.",
+            32: " 32 channels are those of a control video.",
+        }
+        raise ValueError(
+            f"Encode the image with the Wan2.1 VAE, in {_IMAGE_NODES}: the conditioning's image has latents of shape "
+            f"{shape}; expected [1, {LATENT_CHANNELS}, frames, height/8, width/8].{kinds.get(channels, '')}"
+        )
+    if tuple(shape[1:]) != clip.latent_shape:
+        frames, height, width = video_shape(shape)
+        raise ValueError(
+            "Connect the latent of the node that encoded the image, or give both the same size: the image is for "
+            f"{width}x{height} with {frames} frames, the latent for {clip.width}x{clip.height} with {clip.num_frames}."
+        )
+    if shape[0] not in (1, clip.batch):
+        raise ValueError(
+            f"Give one image, or one for each clip: the conditioning has {shape[0]} images, the latent {clip.batch} "
+            f"{'clips' if clip.batch > 1 else 'clip'}."
+        )
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError(
+            "Encode the image again, with 'LightX2V Image To Video' or with another VAE file: the latents of the "
+            "conditioning's image hold NaN or infinity, which would make the video black."
+        )
+
+
+def _check_mask(mask: torch.Tensor, clip: Clip) -> None:
+    shape, (_, frames, height, width) = list(mask.shape), clip.latent_shape
+    fits = len(shape) == 5 and shape[0] in (1, clip.batch) and shape[1] in (1, MASK_CHANNELS)
+    if not fits or shape[2] > frames or shape[3:] != [height, width]:
+        raise ValueError(
+            f"Use {_IMAGE_NODES} with the size of the latent: the conditioning's concat_mask has shape {shape}; "
+            f"expected [1, 1 or {MASK_CHANNELS}, at most {frames}, {height}, {width}]."
+        )
+
+
+def _check_rows(rows: torch.Tensor, architecture: WanArchitecture) -> None:
+    width, most = architecture.image_dim, architecture.image_positions
+    if rows.dim() != 3 or rows.shape[2] != width:
+        source = _KNOWN_IMAGE_WIDTHS.get(rows.shape[-1])
+        guess = f" Width {rows.shape[-1]} is that of {source}." if source else ""
+        raise ValueError(
+            f"Load clip_vision_h.safetensors (ViT-H/14) with CLIPVisionLoader: the CLIP Vision output has shape "
+            f"{list(rows.shape)}; expected [1, rows, {width}].{guess}"
+        )
+    if most and rows.shape[1] > most:
+        raise ValueError(
+            f"Connect the first and the last frame only: the CLIP Vision output has {rows.shape[1]} rows, and this "
+            f"checkpoint knows the positions of {most}."
+        )

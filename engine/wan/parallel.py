@@ -1,0 +1,90 @@
+"""Self-attention where each of several GPUs has some rows of a clip: rows are exchanged for heads, and back (Ulysses).
+
+Everything else in a block goes by rows and knows nothing of the others.
+
+Source of the method: DeepSpeed-Ulysses (arXiv 2309.14509).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from ..kernels.attention import Pair, SelfAttention
+from ..kernels.ops import Rotary
+
+
+class Exchange(Protocol):
+    """One rank's view of the ranks that compute a clip together."""
+
+    rank: int
+    size: int
+
+    def rows(self, tokens: int) -> slice:
+        """Return this rank's tokens."""
+
+    def heads(self, count: int) -> slice:
+        """Return this rank's heads."""
+
+    def to_heads(self, part: torch.Tensor, tokens: int) -> Callable[[], torch.Tensor]:
+        """Start to exchange this rank's rows [rows, H, D] of all heads for all rows of its heads.
+
+        Returns:
+            what waits for [tokens, heads, D]; `part` may be overwritten from now on.
+        """
+
+    def to_rows(self, part: torch.Tensor, num_heads: int, out: torch.Tensor) -> Callable[[], None]:
+        """Start to exchange all rows [tokens, some of the heads, D] for this rank's rows of all ranks' such heads.
+
+        Args:
+            part: of this rank's heads, those that every rank calls at once; may not be overwritten before the wait.
+            num_heads: of all ranks, of which `part` has this rank's.
+            out: [rows, num_heads, D], takes them where what is returned is called.
+        """
+
+    def gather(self, part: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Return all ranks' rows [tokens, ...] of what this rank has its rows [rows, ...] of."""
+
+    def begin_pass(self) -> None:
+        """Say that a pass begins."""
+
+    def check_block(self) -> None:
+        """Called before every block: raises on every rank before the same one, where one rank is to stop."""
+
+    def end_pass(self) -> None:
+        """Say that a pass has ended."""
+
+
+class Ulysses(SelfAttention):
+    """Self-attention of a rank's rows to the rows of all."""
+
+    def __init__(self, inner: SelfAttention, exchange: Exchange) -> None:
+        self._inner = inner
+        self._exchange = exchange
+
+    def prepare(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
+    ) -> Any:
+        """See SelfAttention; q, k and v are the rank's rows, and `rotary` has the angles of all."""
+        exchange, tokens, count = self._exchange, len(rotary.cos), q.shape[1]
+        rows, heads = exchange.rows(tokens), exchange.heads(count)
+        values = exchange.to_heads(v, tokens)
+        own = Rotary(rotary.cos[rows], rotary.sin[rows])
+        factors = self._inner.measure_rows(q, k, norms, eps, own)
+        all_values = values()
+        keys, queries = exchange.to_heads(k, tokens), exchange.to_heads(q, tokens)
+        if factors is not None:
+            factors = exchange.gather(factors, tokens)
+        columns = slice(heads.start * q.shape[2], heads.stop * q.shape[2])
+        own_norms = (norms[0][columns], norms[1][columns])
+        inputs = self._inner.prepare_heads(queries(), keys(), all_values, own_norms, factors, eps, rotary)
+        return inputs, v
+
+    def attend(self, prepared: Any) -> torch.Tensor:
+        inputs, out = prepared
+        out = out.view(len(out), out.shape[1], -1)
+        self._exchange.to_rows(self._inner.attend(inputs), out.shape[1], out)()
+        result: torch.Tensor = out
+        return result

@@ -1,0 +1,43 @@
+// A checkpoint looked at in full: every byte, by hash and content, with progress.
+
+import { button, element, fetchJson, muted, postJson } from "./api.js";
+import { say } from "./texts.js";
+
+const POLL_MS = 1000;
+const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
+
+/** A button that checks a checkpoint in full; `describeItem` makes a row of each finding. */
+export function describeCheck(name, describeItem) {
+    const place = element("div", {});
+    const show = (...rows) => place.replaceChildren(...rows);
+    const start = button(say("check_in_full"), say("check_in_full_title"), async () => {
+        try {
+            await postJson("verify", { checkpoint: name });
+            follow();
+        } catch (error) {
+            show(start, muted(error.message));
+        }
+    });
+    const stop = button(say("stop"), say("stop_check_title"), () => postJson("verify", {}));
+
+    async function follow() {
+        try {
+            const state = await fetchJson("verification");
+            if (state.name !== name) {
+                show(start);
+            } else if (state.is_running) {
+                const bar = element("progress", { max: state.num_bytes || 1, value: state.done_bytes, style: { width: "100%" } });
+                show(muted(say("download_amount", { name: state.what, done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes) })), bar, stop);
+                setTimeout(() => place.isConnected && follow(), POLL_MS);
+            } else {
+                show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));
+            }
+        } catch (error) {
+            show(start, muted(say("no_answer", { problem: error.message })));
+        }
+    }
+
+    show(start);
+    follow();
+    return place;
+}

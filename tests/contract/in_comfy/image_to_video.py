@@ -1,0 +1,226 @@
+"""Run in a process with ComfyUI: images of its own nodes through our image-to-video MODELs, and through its own.
+
+usage: image_to_video.py PACK_ROOT VAE_FILE NAME=FP8_FILE,BF16_FILE ...; names are "Wan2.1", "FLF2V" and "Wan2.2".
+Prints one line of JSON: for each question its answer.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from start import start
+
+root, vae_file, *pairs = sys.argv[1:]
+start(root)
+
+import comfy.clip_vision  # noqa: E402
+import comfy.model_detection  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import torch  # noqa: E402
+from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
+from comfy_extras import nodes_wan  # noqa: E402
+from lightx2v_pack.engine import pipeline, report  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy.model import make_model  # noqa: E402
+from lightx2v_pack.engine.adapters.comfy.vae import LightX2VVAE  # noqa: E402
+from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.wan.transformer import WanTransformer  # noqa: E402
+
+import nodes  # noqa: E402
+
+comfy.utils.PROGRESS_BAR_ENABLED = False
+SEED = 7
+PIXELS = {"width": 64, "height": 48, "length": 5, "batch_size": 1}
+answers = {}
+warnings = []
+draw = torch.Generator().manual_seed(0)
+
+
+class Listen(logging.Handler):
+    def emit(self, record):
+        if record.levelno >= logging.WARNING:
+            warnings.append(record.getMessage())
+
+
+logging.getLogger().addHandler(Listen())
+
+
+def detect(state_dict, prefix, metadata=None, *, original=comfy.model_detection.detect_unet_config):
+    """ComfyUI takes every Wan for one of 4,096 text channels; a tiny one has fewer."""
+    config = original(state_dict, prefix, metadata)
+    key = f"{prefix}text_embedding.0.weight"
+    if config is not None and key in state_dict:
+        config["text_dim"] = state_dict[key].shape[1]
+    return config
+
+
+comfy.model_detection.detect_unet_config = detect
+
+
+def load(file):
+    settings = EngineSettings(compile="off", attention="sdpa")
+    return make_model(pipeline.load_transformer(Path(file), settings=settings, offload=OffloadSettings()))
+
+
+def load_native(file):
+    """Return ComfyUI's own, at the shift of the distilled model."""
+    return advanced.ModelSamplingSD3().patch(comfy.sd.load_diffusion_model(file), 5.0)[0]
+
+
+def far(one, other):
+    """Return the largest difference, as a share of the spread."""
+    return float((one - other).abs().max() / other.std())
+
+
+def refused(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def vision(rows=257, width=1280):
+    output = comfy.clip_vision.Output()
+    output.penultimate_hidden_states = torch.randn(1, rows, width, generator=draw)
+    return output
+
+
+vae = LightX2VVAE(pipeline.load_vae(Path(vae_file), offload=OffloadSettings()))
+picture, last_picture = (torch.rand(1, 90, 100, 3, generator=draw) for _ in range(2))
+first_vision, last_vision = vision(), vision()
+text = torch.nn.functional.pad(torch.randn(1, 20, 64, generator=draw), (0, 0, 0, 492))
+TEXT = [[text, {"pooled_output": None}]]
+
+
+def from_image(**other):
+    inputs = {"start_image": picture, "clip_vision_output": first_vision, **PIXELS, **other}
+    return nodes_wan.WanImageToVideo.execute(TEXT, TEXT, vae=vae, **inputs).args
+
+
+def from_two(**other):
+    inputs = {
+        "start_image": picture,
+        "end_image": last_picture,
+        "clip_vision_start_image": first_vision,
+        "clip_vision_end_image": last_vision,
+        **PIXELS,
+        **other,
+    }
+    return nodes_wan.WanFirstLastFrameToVideo.execute(TEXT, TEXT, vae=vae, **inputs).args
+
+
+def ours(model, made, method="euler", latent=None):
+    positive, _, empty = made
+    settings = SamplingSettings(seed=SEED, method=method)
+    return sampling.sample(model, positive, latent or empty, settings, Hooks())["samples"]
+
+
+def ksampler(model, made, cfg=1.0):
+    positive, negative, empty = made
+    return nodes.common_ksampler(model, SEED, 4, cfg, "euler", "simple", positive, negative, empty)[0]["samples"]
+
+
+moved = []
+_moved_bytes = WanTransformer.predict_flow
+
+
+def predict_flow(transformer, latents, timestep, conditioning, hooks):
+    moved.append(id(conditioning))
+    return _moved_bytes(transformer, latents, timestep, conditioning, hooks)
+
+
+WanTransformer.predict_flow = predict_flow
+
+with torch.inference_mode():
+    one, two = from_image(), from_two()
+    files = {name: file.split(",") for name, _, file in (pair.partition("=") for pair in pairs)}
+    for name, (fp8_file, bf16_file) in files.items():
+        found, model = {}, load(fp8_file)
+        exact, native = load(bf16_file), load_native(bf16_file)
+        for kind, made in (("one", one), ("two", two)):
+            reference = ours(model, made)
+            found[f"{kind}: KSampler"] = far(ksampler(model, made), reference)
+            found[f"{kind}: LightX2V Sampler on ComfyUI's model"] = far(ours(native, made), ours(exact, made))
+            found[f"{kind}: KSampler on ComfyUI's model"] = far(ksampler(native, made), ksampler(exact, made))
+        found["two are not one"] = far(ours(exact, two), ours(exact, one))
+        other = [[text, {**one[0][0][1], "clip_vision_output": last_vision}]]
+        found["CLIP Vision counts"] = far(ours(exact, (other, None, one[2])), ours(exact, one))
+        answers[name] = found
+    fp8_file, bf16_file = files["Wan2.1"]
+    model, native = load(bf16_file), load_native(bf16_file)
+    reference = ours(model, one)
+
+    # What ComfyUI itself makes of the conditions, and the engine of the same.
+    noise = torch.zeros_like(one[2]["samples"])
+    theirs = native.model.concat_cond(noise=noise, device="cpu", **two[0][0][1])
+    (entry,) = sampling.with_given(
+        sampling.formats.read_conditioning(two[0], 64), sampling.formats.read_given(two[0][0][1]),
+        model.model.lightx2v_handle.architecture, sampling.Clip.of_latents(noise.shape),
+    )  # fmt: skip
+    answers["conditioning"] = float((theirs[0] - entry.image_latents).abs().max())
+    answers["mask"] = entry.image_latents[:4, :, 0, 0].tolist()
+
+    # CFG and a negative prompt without an image, which ComfyUI fills with zeros.
+    del moved[:]
+    guided = ksampler(model, one, cfg=2.0)
+    answers["cfg"] = [len(moved), len(set(moved)), far(guided, ksampler(native, one, cfg=2.0))]
+    bare = (one[0], from_image(start_image=None)[1], one[2])
+    answers["negative without image"] = far(ksampler(model, bare, cfg=2.0), ksampler(native, bare, cfg=2.0))
+
+    # Batches: one image for all clips, and one for each.
+    pair = {"samples": one[2]["samples"].repeat(2, 1, 1, 1, 1)}
+    both = ours(model, one, latent=pair)
+    answers["batch"] = far(both[:1], reference)
+    other_image = from_image(start_image=last_picture)[0][0][1]["concat_latent_image"]
+    images = torch.cat([one[0][0][1]["concat_latent_image"], other_image])
+    each = [[text, {**one[0][0][1], "concat_latent_image": images}]]
+    answers["an image each"] = [
+        far(ours(model, (each, None, pair))[:1], reference),
+        far(ours(model, (each, None, pair))[1:], ours(native, (each, None, pair))[1:]),
+        far(ours(model, (each, None, pair))[1:], both[1:]),
+    ]
+    answers["report"] = [record.stage for record in report.records_of(reference)]
+
+    # What does not fit, by both samplers.
+    def with_extras(**changes):
+        extras = {**one[0][0][1], **changes}
+        return [[text, {key: value for key, value in extras.items() if value is not None}]]
+
+    latents, mask = (one[0][0][1][key] for key in ("concat_latent_image", "concat_mask"))
+    wrong = {
+        "no image": TEXT,
+        "no start image": from_image(start_image=None)[0],
+        "another size": from_image(width=96)[0],
+        "another length": from_image(length=9)[0],
+        "other channels": with_extras(concat_latent_image=latents.repeat(1, 3, 1, 1, 1)),
+        "control video": with_extras(concat_latent_image=latents.repeat(1, 2, 1, 1, 1)),
+        "mask's place": with_extras(concat_mask_index=16),
+        "mask's size": with_extras(concat_mask=mask[..., :-1]),
+        "three images": with_extras(concat_latent_image=latents.repeat(3, 1, 1, 1, 1)),
+        "NaN": with_extras(concat_latent_image=latents * torch.nan),
+        "other CLIP": with_extras(clip_vision_output=vision(width=1024)),
+        "no CLIP output": with_extras(clip_vision_output=object()),
+        "reference": with_extras(reference_latents=[latents]),
+    }
+    answers["refusals"] = {
+        name: [
+            refused(ours, model, (positive, None, one[2])),
+            refused(ksampler, model, (positive, positive, one[2])),
+        ]
+        for name, positive in wrong.items()
+    }
+    answers["three frames"] = refused(
+        ours, load(files["FLF2V"][0]), (with_extras(clip_vision_output=vision(771)), None, one[2])
+    )
+    del warnings[:]
+    no_vision = with_extras(clip_vision_output=None)
+    ours(model, (no_vision, None, one[2]))
+    answers["warned of no CLIP Vision"] = [line for line in warnings if "clip_vision_output" in line]
+    del warnings[:]
+    ours(load(files["Wan2.2"][0]), one)
+    answers["warned of CLIP Vision"] = [line for line in warnings if "CLIP Vision" in line]
+print(json.dumps(answers))

@@ -1,0 +1,87 @@
+"""A whole run with several ranks through the public functions: latents, frames, report, cancel, unload, LoRAs."""
+
+import psutil
+import pytest
+import torch
+from lightx2v_pack.engine import pipeline
+from lightx2v_pack.engine.errors import LightX2VError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.parallel import members as choosing
+from lightx2v_pack.engine.settings import EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
+from lightx2v_pack.engine.stages.conditioning import of_rows
+from support import checkpoints, loras
+from support.tensors import normal
+from test_ranks import SIZES
+
+SAMPLING = SamplingSettings(seed=3)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Let the CPU be two devices that can be chosen."""
+    monkeypatch.setattr(choosing, "devices_here", lambda device: (0, 1))
+
+
+def load(gpus, **settings):
+    return pipeline.load_checkpoint(
+        checkpoints.distilled("fp8", SIZES),
+        settings=EngineSettings(**settings),
+        offload=OffloadSettings(),
+        gpus=GpuSettings(gpus=gpus),
+    )
+
+
+def sample(transformer, hooks=None):
+    rows = torch.zeros(1, 512, SIZES.text_dim)
+    rows[:, :9] = normal(9, SIZES.text_dim, seed=2)
+    empty = pipeline.empty_latent(160, 128, 9)
+    conditioning = of_rows(rows, SIZES.text_dim, ())
+    return pipeline.sample(transformer, conditioning, empty, SAMPLING, hooks=hooks or Hooks())
+
+
+def test_a_run_gives_the_latents_and_frames_of_one_device_and_says_who_computed(two_devices):
+    previews = []
+    hooks = Hooks(on_step=lambda step, steps, clean: previews.append((step, steps, tuple(clean.shape))))
+    alone, together = load("1"), load("2")
+    expected = sample(alone.transformer)
+    latents = sample(together.transformer, hooks)
+    assert torch.equal(latents, expected)
+    assert previews == [(step, 4, (16, 3, 16, 20)) for step in (1, 2, 3, 4)]
+    frames = pipeline.decode(together.vae, latents, hooks=Hooks())
+    assert torch.equal(frames, pipeline.decode(alone.vae, expected, hooks=Hooks()))
+    stages = {stage["stage"]: stage["details"] for stage in pipeline.report_of(frames)["stages"]}
+    assert stages["sample"]["gpus"] == stages["decode"]["gpus"] == 2
+    assert [each["device"] for each in stages["sample"]["ranks"]] == ["rank 0", "rank 1"]
+    # Tiles are blended by one device, as ever.
+    tiled = pipeline.decode(together.vae, latents, tiling="on", hooks=Hooks())
+    assert torch.equal(tiled, pipeline.decode(alone.vae, latents, tiling="on", hooks=Hooks()))
+
+
+def test_ranks_end_with_what_they_hold(two_devices):
+    together = load("2").transformer
+    sample(together)
+    ids = together.owner.engine._group.process_ids
+    assert all(map(psutil.pid_exists, ids))
+    together.unload()
+    assert not any(map(psutil.pid_exists, ids))
+    assert torch.equal(sample(together), sample(load("1").transformer))
+
+
+def test_loras_apply_on_every_rank(two_devices, tmp_path):
+    file = loras.write(tmp_path / "lora.safetensors", loras.draw(checkpoints.transformer_weights(SIZES)))
+    results = []
+    for gpus in ("1", "2"):
+        loaded = load(gpus).transformer
+        view = loaded.with_lora(loaded.read_lora(file), 0.8)
+        results.append([sample(each) for each in (view, loaded)])
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], results[0][1])
+
+
+def test_lightx2v_and_a_cpu_are_refused_by_name(two_devices, monkeypatch):
+    with pytest.raises(LightX2VError, match="Set engine to 'auto', or gpus of LightX2V GPUs to 1"):
+        sample(load("2", engine="lightx2v").transformer)
+    monkeypatch.undo()
+    with pytest.raises(LightX2VError, match="it is '2', and this process sees no GPU"):
+        sample(load("2").transformer)
+    assert torch.equal(sample(load("auto").transformer), sample(load("1").transformer))

@@ -1,0 +1,211 @@
+"""What is in the files: holes of zeros and values that are no numbers are named with their file, on every way in."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightx2v_pack.engine import pipeline
+from lightx2v_pack.engine.checkpoints.content import ContentCheck, find_fault, find_fault_in_full
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.offload.reader import Progress, load_to_ram
+from lightx2v_pack.engine.offload.units import make_units
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
+from lightx2v_pack.engine.wan.layout import FLOAT32, PHASES
+from safetensors.torch import load_file, save_file
+from support import checkpoints
+from support.engine import conditioning_of
+
+CPU = torch.device("cpu")
+MIB = 2**20
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of the tiny model repository that a test may change."""
+    return shutil.copytree(checkpoints.repository(), tmp_path / "repository")
+
+
+def cut_off(file: Path, share: float) -> None:
+    """Make the end of a file zeros, as it is after an interrupted download that had reserved the place."""
+    content = file.read_bytes()
+    kept = int(len(content) * share)
+    file.write_bytes(content[:kept] + bytes(len(content) - kept))
+
+
+def change(file: Path, name: str, value: float) -> None:
+    """Set one number of a tensor, or all of it where the value is 0."""
+    tensors = load_file(file)
+    tensor = tensors[name].clone().float()
+    tensor.view(-1)[... if value == 0 else tensor.numel() // 2] = value
+    save_file(tensors | {name: tensor.to(tensors[name].dtype)}, file)
+
+
+def read_on_cpu(folder: Path) -> None:
+    handle = pipeline.load_transformer(
+        folder, settings=EngineSettings(compile="off"), offload=OffloadSettings(mode="none")
+    )
+    settings = SamplingSettings(seed=1, method="euler", steps=4, shift=5.0)
+    pipeline.sample(handle, [conditioning_of(torch.ones(4, 64))], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks())
+
+
+def read_to_ram(folder: Path) -> None:
+    checkpoint = TransformerCheckpoint(resolve_transformer(folder), float32=FLOAT32)
+    units = make_units(checkpoint.specs, 2, PHASES, by_phase=False)
+    load_to_ram(units, checkpoint, CPU, 0, Progress(Hooks(), len(units)))
+    for spec in checkpoint.others:
+        checkpoint.read(spec)
+
+
+WAYS = {"mapped": read_on_cpu, "read": read_to_ram}
+DAMAGE = {
+    "half a file": ("fp8", "block_1.safetensors", lambda file: cut_off(file, 0.5), "is all zeros"),
+    "the end of a file": ("int8", "block_0.safetensors", lambda file: cut_off(file, 0.8), "is all zeros"),
+    "no block at all": ("fp8", "non_block.safetensors", lambda file: cut_off(file, 0.3), "1572864 bytes of zeros"),
+    "a scale": (
+        "fp8",
+        "block_0.safetensors",
+        lambda file: change(file, "blocks.0.ffn.0.weight_scale", float("nan")),
+        "blocks.0.ffn.0.weight_scale holds values that are NaN or infinite",
+    ),
+    "a norm": (
+        "int8",
+        "block_1.safetensors",
+        lambda file: change(file, "blocks.1.self_attn.norm_q.weight", float("inf")),
+        "blocks.1.self_attn.norm_q.weight holds values that are NaN or infinite",
+    ),
+    "a bias": (
+        "int8",
+        "block_1.safetensors",
+        lambda file: change(file, "blocks.1.cross_attn.v.bias", float("nan")),
+        "blocks.1.cross_attn.v.bias holds",
+    ),
+    "a weight": (
+        "fp8",
+        "block_1.safetensors",
+        lambda file: change(file, "blocks.1.ffn.2.weight", float("nan")),
+        "blocks.1.ffn.2.weight holds values that are NaN",
+    ),
+    "an embedding": (
+        "fp8",
+        "non_block.safetensors",
+        lambda file: change(file, "time_embedding.0.weight", float("nan")),
+        "time_embedding.0.weight holds values that are NaN",
+    ),
+    "a layer": (
+        "int8",
+        "block_1.safetensors",
+        lambda file: change(file, "blocks.1.cross_attn.o.weight", 0),
+        "blocks.1.cross_attn.o.weight is all zeros",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_transformer_is_named_when_it_is_read(repository, case, way) -> None:
+    precision, name, damage, message = DAMAGE[case]
+    file = repository / f"distill_{precision}" / name
+    damage(file)
+    with pytest.raises(CheckpointError, match=message) as found:
+        WAYS[way](file.parent)
+    assert str(found.value).startswith(f"{file} is damaged: ")
+    assert "python tools/download.py get NAME --replace" in str(found.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
+def test_a_bias_may_be_zero_and_a_whole_model_passes(repository, precision, way) -> None:
+    path = repository / checkpoints.distilled(precision).relative_to(checkpoints.repository())
+    file = path if path.is_file() else path / "block_0.safetensors"
+    for name in ("blocks.0.ffn.0.bias", "blocks.0.norm3.bias", "blocks.0.modulation"):
+        change(file, name, 0)
+    WAYS[way](path)
+
+
+@pytest.mark.parametrize("name", ["blocks.1.attn.v.weight", "norm.weight", "blocks.0.pos_embedding.embedding.weight"])
+@pytest.mark.parametrize("value", [0, float("nan"), float("inf")])
+def test_a_damaged_text_encoder_is_named(tmp_path, name, value) -> None:
+    file = Path(shutil.copy(checkpoints.text_encoder("bf16"), tmp_path))
+    change(file, name, value)
+    handle = pipeline.load_text_encoder(file, tokenizer=checkpoints.repository() / "distill_fp8/google/umt5-xxl")
+    with pytest.raises(CheckpointError, match=f"{file} is damaged: .*(zeros|NaN)"):
+        pipeline.encode_text(handle, "a fox", hooks=Hooks())
+
+
+@pytest.mark.parametrize("value", [0, float("nan")])
+def test_the_embedding_is_looked_at_where_a_prompt_reads_it(tmp_path, value) -> None:
+    file = Path(shutil.copy(checkpoints.text_encoder("bf16"), tmp_path))
+    tensors = load_file(file)
+    tensors["token_embedding.weight"][3:] = value
+    save_file(tensors, file)
+    handle = pipeline.load_text_encoder(file, tokenizer=checkpoints.repository() / "distill_fp8/google/umt5-xxl")
+    with pytest.raises(CheckpointError, match="is damaged: the embedding"):
+        pipeline.encode_text(handle, "a fox", hooks=Hooks())
+
+
+@pytest.mark.parametrize("name", ["decoder.conv1.weight", "decoder.head.0.gamma", "conv2.weight"])
+@pytest.mark.parametrize("value", [0, float("nan"), -float("inf")])
+def test_a_damaged_vae_is_named(tmp_path, name, value) -> None:
+    file = Path(shutil.copy(checkpoints.vae(), tmp_path))
+    change(file, name, value)
+    handle = pipeline.load_vae(file, offload=OffloadSettings())
+    with pytest.raises(CheckpointError, match=f"{file} is damaged: {name} (is all zeros|holds values that are NaN)"):
+        pipeline.decode(handle, torch.zeros(1, 16, 1, 4, 4), hooks=Hooks())
+
+
+# Tensors of the real size, of which only a part is looked at
+
+
+def large(dtype: torch.dtype, num_bytes: int = 8 * MIB) -> torch.Tensor:
+    values = torch.randint(1, 100, (num_bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return values.view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int8], ids=str)
+@pytest.mark.parametrize("begin", [0, 100_000, 3 * MIB + 12_345, 8 * MIB - 786_432])
+def test_a_hole_in_a_large_tensor_is_seen(dtype, begin) -> None:
+    values = large(dtype)
+    assert find_fault(values, dtype) == find_fault_in_full(values, dtype) == ""
+    values.view(torch.uint8)[begin : begin + 786_432] = 0
+    for found in (find_fault(values, dtype), find_fault_in_full(values, dtype)):
+        assert 786_432 - 8192 <= int(re.fullmatch(r"has (\d+) bytes of zeros in a row", found)[1]) <= 786_432
+
+
+@pytest.mark.parametrize("num_rows", [1, 20, 80])
+def test_rows_that_are_zero_are_no_hole(num_rows) -> None:
+    values = large(torch.float8_e4m3fn, 5120 * 2000).view(2000, 5120)
+    values.view(torch.uint8)[500 : 500 + num_rows] = 0
+    assert find_fault(values, values.dtype) == find_fault_in_full(values, values.dtype) == ""
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("num_bytes", [4096, 2**18, 8 * MIB])
+def test_a_tensor_of_nan_is_seen_and_one_number_in_full(dtype, num_bytes) -> None:
+    values = large(dtype, num_bytes)
+    assert find_fault(torch.full_like(values, float("nan")), dtype).startswith("holds values that are NaN")
+    values[len(values) // 2 + 5000 if num_bytes > 4096 else 3] = float("nan")
+    assert find_fault_in_full(values, dtype).startswith("holds values that are NaN")
+    assert (find_fault(values, dtype) != "") == (num_bytes <= 2**18)
+
+
+def test_int8_has_no_values_that_are_no_numbers() -> None:
+    values = torch.full((MIB,), -1, dtype=torch.int8)
+    assert find_fault(values, torch.int8) == find_fault_in_full(values, torch.int8) == ""
+    assert find_fault(torch.empty(0), torch.float32) == find_fault_in_full(torch.empty(0), torch.float32) == ""
+
+
+def test_each_part_is_looked_at_once(tmp_path) -> None:
+    content, values = ContentCheck(), large(torch.int8)
+    content.look("a.weight", tmp_path, values, torch.int8)
+    values.zero_()
+    content.look("a.weight", tmp_path, values, torch.int8)
+    with pytest.raises(CheckpointError, match=r"a\.weight has 8388608 bytes of zeros"):
+        content.look("a.weight", tmp_path, values, torch.int8, start=8 * MIB)
+    # The short end of a large tensor may be rows that are zero.
+    content.look("a.weight", tmp_path, values[:1000], torch.int8, start=16 * MIB)
