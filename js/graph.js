@@ -14,6 +14,7 @@ const SIZES = {
     WanFirstLastFrameToVideo: ["width", "height", "length", "batch_size"],
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
+const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
 // Sampler -> its input for the latent.
@@ -189,6 +190,7 @@ export function describeRun(loader) {
     const parameters = {
         ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile"]),
         ...describeOffload(inputNode(loader, "offload")),
+        ...describeGpus(inputNode(loader, "gpus")),
         ...clip,
     };
     if (loader.type === "LightX2VLoadCheckpoint") {
@@ -203,6 +205,10 @@ function describeOffload(node) {
         return {};
     }
     return { offload: widgetValue(node, "mode"), ...widgetValues(node, ["vram_budget_gib", "vae_tiling"]) };
+}
+
+function describeGpus(node) {
+    return node?.type === GPUS ? widgetValues(node, ["gpus"]) : {};
 }
 
 function describeClip(sampler) {

@@ -13,7 +13,7 @@ from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..memory.clip import Clip
-from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, OffloadSettings
+from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
 from .forecast import Forecast, Question, describe_lora, forecast
@@ -44,6 +44,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     given: dict[str, Any] = dict(values)
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
+        gpus = GpuSettings(gpus=str(given.get("gpus", "1")).replace(" ", ""))
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
     try:
@@ -61,6 +62,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             vram_budget_gib=given.get("vram_budget_gib", 0.0),
             vae_tiling=given.get("vae_tiling", "auto"),
         ),
+        gpus=gpus,
         policy=memory.host_policy(),
         loras=loras,
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
@@ -126,23 +128,18 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
     host.follow_host_device()
+    offers = [
+        (advice.variant, "" if advice.step_seconds is None else f"; {advice}") for advice in doctor.rank_files_here()
+    ]
+    offers += [(lora, "") for lora in PUBLISHED_LORAS.values()]
     variants = [
         {
-            "name": advice.variant.name,
-            "summary": advice.variant.summary if advice.step_seconds is None else f"{advice.variant.summary}; {advice}",
-            "num_bytes": advice.variant.num_bytes,
-            "folder": f"models/{advice.variant.entry.partition('/')[0]}",
+            "name": variant.name,
+            "summary": f"{variant.summary}{note}",
+            "num_bytes": variant.num_bytes,
+            "folder": f"models/{variant.entry.partition('/')[0]}",
         }
-        for advice in doctor.rank_files_here()
-    ]
-    variants += [
-        {
-            "name": lora.name,
-            "summary": lora.summary,
-            "num_bytes": lora.num_bytes,
-            "folder": f"models/{lora.entry.partition('/')[0]}",
-        }
-        for lora in PUBLISHED_LORAS.values()
+        for variant, note in offers
     ]
     folder = paths.models_folder()
     try:
@@ -205,6 +202,7 @@ PLAN = routes.Route(
         "offload": choice(*OFFLOAD_MODES),
         "vram_budget_gib": number(float, 0, 1024),
         "vae_tiling": choice(*TILING_MODES),
+        "gpus": plain_name,
         "width": number(int, 1, 8192),
         "height": number(int, 1, 8192),
         "frames": number(int, 1, 4097),

@@ -17,13 +17,13 @@ import torch
 from .. import report, shapes, system
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
 from ..errors import MALFORMED, LightX2VError, NothingFitsError
-from ..handles import TransformerHandle
+from ..handles import ONE_GPU, TransformerHandle
 from ..interfaces import Host
 from ..lora.changes import Lora
 from ..lora.reader import read_lora
 from ..memory.clip import Clip
 from ..quantities import format_bytes
-from ..settings import EngineSettings, HostPolicy, OffloadSettings
+from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
 from . import speed
 
 _history = speed.History()
@@ -39,6 +39,7 @@ class Question:
     precision: str = "auto"
     settings: EngineSettings = field(default_factory=EngineSettings)
     offload: OffloadSettings = field(default_factory=OffloadSettings)
+    gpus: GpuSettings = ONE_GPU
     policy: HostPolicy = field(default_factory=HostPolicy)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
@@ -148,7 +149,7 @@ def remember_sampling(handle: TransformerHandle, samples: torch.Tensor) -> None:
     details = {record.stage: record.details for record in report.records_of(samples)}.get("sample")
     if details and "step_seconds" in details:
         setup = speed.Setup(
-            card=_card(system.compute_device()),
+            card=_card(system.compute_device(), details.get("gpus", 1)),
             architecture=handle.files.format.architecture,
             engine=details["engine"],
             compute=details["compute"],
@@ -166,13 +167,14 @@ def remember_decoding(frames: torch.Tensor) -> None:
     if record is not None:
         count, height, width, _ = frames.shape
         clip = Clip(width=width, height=height, num_frames=count)
-        _history.add_decode(_card(system.compute_device()), clip, record.seconds, is_tiled=record.details["tiled"])
+        card = _card(system.compute_device(), record.details.get("gpus", 1))
+        _history.add_decode(card, clip, record.seconds, is_tiled=record.details["tiled"])
 
 
 def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> Forecast:
     """Plan as a run would now, with a handle of its own."""
     host = Host(policy=question.policy)
-    handle = TransformerHandle(files, question.settings, question.offload)
+    handle = TransformerHandle(files, question.settings, question.offload, question.gpus)
     loras = [_read_lora(path, _signature(path), files) for path in question.loras]
     for lora in loras:
         handle = handle.with_lora(lora)
@@ -199,7 +201,10 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     # The plan's: they may be others where memory is short.
     backends, tokens = plan.backends, question.clip.tokens
     answer = replace(answer, attention=backends.attention.name, matmul=backends.matmul.name, reasons=backends.reasons)
-    setup = speed.setup_of(backends, _card(host.device), architecture, plan.placement.mode, tokens)
+    setup = speed.setup_of(backends, _card(host.device, sizes.ranks), architecture, plan.placement.mode, tokens)
+    if sizes.ranks > 1:
+        # What was measured of kernels is of one GPU; several are known once they have sampled.
+        setup = replace(setup, parts=None)
     is_tiled = plan.decode.tile is not None
     duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)
     return replace(
@@ -217,8 +222,10 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     )
 
 
-def _card(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+def _card(device: torch.device, count: int = 1) -> str:
+    """Return what computes; several GPUs have a history of their own."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return name if count == 1 else f"{count} x {name}"
 
 
 def _lacks(checkpoint: Checkpoint, uses: frozenset[str]) -> bool:

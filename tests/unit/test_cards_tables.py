@@ -1,4 +1,4 @@
-"""README.md and docs/cards.md: what they say of cards is what the pack's tables decide, and what was measured where."""
+"""What README.md and pages in docs/ say of cards is what the pack's tables decide, and what was measured where."""
 
 import json
 import re
@@ -17,7 +17,7 @@ CARDS = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
 def test_the_tables_are_what_the_pack_decides(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert tables.with_tables(text) == text, "run: python tools cards tables"
-    assert len(re.findall(r"<!-- (files|choices) -->\n\|", text)) == 1
+    assert len(re.findall(r"<!-- (files|choices|clips) -->\n\|", text)) == 1
 
 
 def test_every_family_of_cards_says_how_it_is_known():
@@ -40,15 +40,22 @@ def measured_cards():
 
 
 def test_the_table_of_files_is_the_answer_that_doctor_gives():
-    readme = {row[0]: row[1:] for row in rows_of((ROOT / "README.md").read_text(encoding="utf-8")) if len(row) == 5}
+    page = {
+        row[0]: row[1:] for row in rows_of((ROOT / "docs" / "models.md").read_text(encoding="utf-8")) if len(row) == 5
+    }
     machine = Machine(capability=(8, 9), system="win32", torch="2.13.0", packages={"triton": "3.7.0"})
     best = rank_files(machine, "NVIDIA GeForce RTX 4060")[0]
-    assert readme["RTX 4060"][0] == best.variant.name == "int8"
-    assert f"{best.step_seconds:.1f}" in readme["RTX 4060"]
+    assert page["RTX 4060"][0] == best.variant.name == "int8"
+    assert f"{best.step_seconds:.1f}" in page["RTX 4060"]
 
 
 def test_no_page_offers_a_card_that_is_refused():
-    for page in ("README.md", "docs/speed.md", *(f"example_workflows/{path.name}" for path in templates())):
+    for page in (
+        "README.md",
+        "docs/models.md",
+        "docs/speed.md",
+        *(f"example_workflows/{path.name}" for path in templates()),
+    ):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert "RTX 20" not in text, page
 

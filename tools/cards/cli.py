@@ -9,7 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": ("as_card", "run a program on this card as if it were another one"),
     "compile": ("compile", "compile every Triton kernel for every card, without a GPU"),
-    "tables": ("tables", "write the tables of README.md and docs/cards.md"),
+    "tables": ("tables", "write the tables of docs/models.md and docs/cards.md"),
 }
 
 

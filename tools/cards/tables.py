@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/cards.md that the pack's own tables of back ends decide.
+"""Write the tables of README.md, docs/models.md and docs/cards.md that the pack's own tables of back ends decide.
 
     python tools cards tables
 
@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from ...engine.backends.choose import Wanted, choose
 from ...engine.backends.table import Machine
-from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED
+from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
 from ...engine.panel.advice import rank_files
+from ...engine.quantities import format_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/cards.md")
+PAGES = ("README.md", "docs/models.md", "docs/cards.md")
 
 
 class Family(NamedTuple):
@@ -41,6 +42,7 @@ FAMILIES = (
     Family("H100, H200", (9, 0), ("NVIDIA H100 80GB HBM3", "NVIDIA H200")),
     Family("RTX 50", (12, 0), tuple(f"NVIDIA GeForce RTX {name}" for name in ("5060 Ti", "5070", "5090")), since="2.7"),
 )
+_SOME = ("RTX 3060", "RTX 4060", "RTX 4060 Ti", "RTX 4090", "RTX 5070", "RTX 5090", "H100 80GB HBM3")
 SYSTEMS = {"linux": "Linux", "win32": "Windows"}
 # PyTorch and the Triton that comes with it (on Windows: the triton-windows that fits it).
 VERSIONS = (
@@ -52,7 +54,7 @@ VERSIONS = (
 def main(arguments: Sequence[str]) -> int:
     """Write the tables into the pages."""
     argparse.ArgumentParser(
-        prog="cards tables", description="Write the tables of README.md and docs/cards.md."
+        prog="cards tables", description="Write the tables of README.md and of pages in docs/."
     ).parse_args(arguments)
     for page in PAGES:
         path = ROOT / page
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_tables(text: str) -> str:
     """Return a page with what its markers ask for."""
-    for name, lines in (("files", files_table()), ("choices", choices_table())):
+    for name, lines in (("files", files_table()), ("choices", choices_table()), ("clips", clips_table())):
         made = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
     return text
@@ -70,16 +72,33 @@ def with_tables(text: str) -> str:
 
 def files_table() -> Iterator[str]:
     """Yield a row a card: the published file for it, and seconds a step with each."""
-    folders = [variant for variant in PUBLISHED.values() if variant.is_folder]
-    yield "| Card | File | " + " | ".join(variant.name for variant in folders) + " |"
-    yield "|---|---" + "|---:" * len(folders) + "|"
+    names = [variant.name for variant in _folders()]
+    yield "| Card | File | " + " | ".join(names) + " |"
+    yield "|---|---" + "|---:" * len(names) + "|"
+    for card, best, seconds in _ranked():
+        yield f"| {card} | {best} | " + " | ".join(_short(seconds[name]) for name in names) + " |"
+
+
+def clips_table() -> Iterator[str]:
+    """Yield what the four steps of a clip take on some cards, with the file for each."""
+    found = {card: 4 * seconds[best] for card, best, seconds in _ranked() if card in _SOME}
+    yield f"| {' | '.join(found)} |"
+    yield "|---" * len(found) + "|"
+    yield f"| {' | '.join(format_seconds(seconds) for seconds in found.values())} |"
+
+
+def _folders() -> list[Variant]:
+    return [variant for variant in PUBLISHED.values() if variant.is_folder]
+
+
+def _ranked() -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield cards, the file for each, and seconds a step by file."""
     for family in FAMILIES:
         machine = _machine(family, "linux", ("2.11", "3.6"))
         for card in family.examples:
-            found = rank_files(machine, card, folders)
+            found = rank_files(machine, card, _folders())
             seconds = {advice.variant.name: advice.step_seconds or 0.0 for advice in found}
-            cells = " | ".join(_short(seconds[variant.name]) for variant in folders)
-            yield f"| {card.removeprefix('NVIDIA ').removeprefix('GeForce ')} | {found[0].variant.name} | {cells} |"
+            yield card.removeprefix("NVIDIA ").removeprefix("GeForce "), found[0].variant.name, seconds
 
 
 def _short(seconds: float) -> str:
