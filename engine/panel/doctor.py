@@ -35,12 +35,12 @@ from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
 from ..checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, Variant
+from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
-from ..quantities import format_bytes
 from .advice import Advice, rank_files
-from .forecast import cannot_be_used
+from .forecast import cannot_be_used, describe_transformer
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # The item that tells what was measured.
@@ -381,13 +381,19 @@ def _examine_checkpoints(
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
-        if not _has_parts(name, checkpoints)
+        if not _has_parts(name, checkpoints) and not _is_part(name, checkpoints)
     ]
 
 
 def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
     """Whether a name is a repository whose precision folders are in the list themselves."""
     return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
+
+
+def _is_part(name: str, checkpoints: Mapping[str, Path]) -> bool:
+    """Whether a name is an expert's folder in one that is in the list as both."""
+    folder, _, own = name.rpartition("/")
+    return folder in checkpoints and bool(noise_of(Path(own)))
 
 
 def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
@@ -403,16 +409,17 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         )
     if checkpoint.missing:
         return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    if checkpoint.transformer is not None and checkpoint.transformer.warnings:
+        remedy = " ".join(checkpoint.transformer.warnings)
+        return Item(is_checkpoint=True, name=name, state=WARN, found=found, remedy=remedy)
     return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
-        layout = checkpoint.transformer.format
-        size = format_bytes(checkpoint.transformer.num_bytes)
-        numbers = _numbers(layout, machine)
-        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size}")
+        numbers = _numbers(checkpoint.transformer.format, machine)
+        parts.append(f"transformer {describe_transformer(checkpoint.transformer, numbers)}")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

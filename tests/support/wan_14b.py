@@ -5,10 +5,10 @@ from pathlib import Path
 
 from lightx2v_pack.engine.backends.choose import Backends, Wanted, choose
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.files import TransformerFiles
 from lightx2v_pack.engine.checkpoints.formats import TransformerFormat, WanArchitecture
 from lightx2v_pack.engine.checkpoints.header import Header, TensorInfo
 from lightx2v_pack.engine.checkpoints.published import ARCHITECTURE
+from lightx2v_pack.engine.checkpoints.transformers import TransformerFiles
 from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import Sizes
@@ -31,6 +31,12 @@ def make_files(precision: str = "fp8", architecture: WanArchitecture = WAN_14B) 
     )
 
 
+def make_experts(precision: str = "fp8") -> TransformerFiles:
+    """Return the same of Wan2.2 A14B's two experts."""
+    high, low = (replace(make_files(precision), noise=noise) for noise in ("high", "low"))
+    return replace(high, second=low)
+
+
 def choose_kernels(
     precision: str = "fp8", attention: str = "sage_attn2", capability: tuple[int, int] = (8, 9), **wanted: str
 ) -> Backends:
@@ -45,6 +51,12 @@ def make_sizes(clip: Clip, backends: Backends | None = None, architecture: WanAr
     backends = backends or choose_kernels()
     weights = weight_sizes(make_files(backends.precision, architecture))
     return Sizes(clip=clip, architecture=architecture, weights=weights, backends=backends)
+
+
+def make_expert_sizes(clip: Clip, backends: Backends | None = None) -> Sizes:
+    """Return the same of both experts of Wan2.2 A14B."""
+    sizes = make_sizes(clip, backends)
+    return replace(sizes, weights=weight_sizes(make_experts(sizes.backends.precision)))
 
 
 def _make_header(precision: str, architecture: WanArchitecture) -> Header:
