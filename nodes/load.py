@@ -14,7 +14,7 @@ from ..engine.checkpoints.transformers import EXPERTS
 from ..engine.constants import PRECISIONS
 from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, GpuSettings, OffloadSettings
 from . import sockets
-from ._api import io, schema, verdict
+from ._api import advanced, io, schema, verdict
 
 _MODEL_TOOLTIP = "For LightX2V Sampler, or any sampler of ComfyUI with scheduler simple and cfg 1."
 _VAE_USE = "For LightX2V Decode, and for every node that decodes or encodes with a VAE."
@@ -23,30 +23,36 @@ _VAE_USE = "For LightX2V Decode, and for every node that decodes or encodes with
 def _engine_inputs() -> list[io.Input]:
     """Return the inputs of every node that loads a transformer, in their order."""
     return [
-        io.Combo.Input(
-            "engine",
-            options=list(ENGINES),
-            default="auto",
-            tooltip=(
-                "auto: the pack's own compute, the fastest (portable is another name for it). lightx2v: LightX2V's own "
-                "compute on a CUDA card, for its exact results; slower."
-            ),
+        advanced(
+            io.Combo.Input(
+                "engine",
+                options=list(ENGINES),
+                default="auto",
+                tooltip=(
+                    "auto: the pack's own compute, the fastest (portable is another name for it). lightx2v: "
+                    "LightX2V's own compute on a CUDA card, for its exact results; slower."
+                ),
+            )
         ),
-        io.Combo.Input(
-            "attention",
-            options=list(ATTENTION_CHOICES),
-            default="auto",
-            tooltip="Attention back end. auto takes the fastest that is installed and correct on this card.",
+        advanced(
+            io.Combo.Input(
+                "attention",
+                options=list(ATTENTION_CHOICES),
+                default="auto",
+                tooltip="Attention back end. auto takes the fastest that is installed and correct on this card.",
+            )
         ),
-        io.Combo.Input(
-            "compile",
-            options=list(COMPILE_MODES),
-            default="auto",
-            tooltip=(
-                "Fused Triton kernels in the transformer's blocks. auto: where they work, else plain torch. on: where "
-                "they do not work, an error that says what to install. off: plain torch, slower. Engine lightx2v has "
-                "none: on is an error there."
-            ),
+        advanced(
+            io.Combo.Input(
+                "compile",
+                options=list(COMPILE_MODES),
+                default="auto",
+                tooltip=(
+                    "Fused Triton kernels in the transformer's blocks. auto: where they work, else plain torch. on: "
+                    "where they do not work, an error that says what to install. off: plain torch, slower. Engine "
+                    "lightx2v has none: on is an error there."
+                ),
+            )
         ),
         sockets.Offload.Input(
             "offload",
