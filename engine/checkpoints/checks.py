@@ -50,7 +50,7 @@ def find_prefix(
     if len(found) > 1:
         raise CheckpointError(
             Models.SEVERAL_MODELS(
-                source=source, num_found=len(found), prefixes=", ".join(found[:3]), found_2=", ..." if found[3:] else ""
+                source=source, num_found=len(found), prefixes=", ".join(found[:3]), more=", ..." if found[3:] else ""
             )
         )
     return found[0] if found else None

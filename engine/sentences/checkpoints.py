@@ -122,7 +122,7 @@ class Models:
     UNMERGED_LORA = Sentence("tensors of a LoRA that was not merged")
     STRANGE_TENSORS = Sentence("tensors that belong to no such model")
     SEVERAL_MODELS = Sentence(
-        "{source} holds {num_found} models, under {prefixes}{found_2}; expected one. Use a file with one of them."
+        "{source} holds {num_found} models, under {prefixes}{more}; expected one. Use a file with one of them."
     )
     SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
     ONE_TENSOR = Sentence("a tensor is")
