@@ -15,6 +15,9 @@ import torch
 from ..kernels.attention import Pair, SelfAttention
 from ..kernels.ops import Rotary
 
+# Heads of a rank attend in so many parts.
+_PARTS = 2
+
 
 class Exchange(Protocol):
     """One rank's view of the ranks that compute a clip together."""
@@ -35,13 +38,19 @@ class Exchange(Protocol):
             what waits for [tokens, heads, D]; `part` may be overwritten from now on.
         """
 
-    def to_rows(self, part: torch.Tensor, num_heads: int, out: torch.Tensor) -> Callable[[], None]:
-        """Start to exchange all rows [tokens, some of the heads, D] for this rank's rows of all ranks' such heads.
+    def share(self, heads: slice, index: int, parts: int) -> slice:
+        """Return which of a rank's heads, counted from its first, are in one of so many parts."""
+
+    def to_rows(
+        self, part: torch.Tensor, num_heads: int, out: torch.Tensor, share: tuple[int, int]
+    ) -> Callable[[], None]:
+        """Start to exchange all rows of some of this rank's heads for this rank's rows of all ranks' such heads.
 
         Args:
-            part: of this rank's heads, those that every rank calls at once; may not be overwritten before the wait.
-            num_heads: of all ranks, of which `part` has this rank's.
+            part: [tokens, heads, D]; may not be overwritten before the wait.
+            num_heads: of all ranks.
             out: [rows, num_heads, D], takes them where what is returned is called.
+            share: which part of each rank's heads, and of how many; see `share`.
         """
 
     def gather(self, part: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -84,7 +93,16 @@ class Ulysses(SelfAttention):
 
     def attend(self, prepared: Any) -> torch.Tensor:
         inputs, out = prepared
-        out = out.view(len(out), out.shape[1], -1)
-        self._exchange.to_rows(self._inner.attend(inputs), out.shape[1], out)()
+        exchange, count = self._exchange, out.shape[1]
+        own = exchange.heads(count)
+        # The same on every rank, as each part is exchanged by all of them.
+        parts = max(1, min(_PARTS, count // exchange.size))
+        waits = []
+        for index in range(parts):
+            # While the first heads' rows travel, the others attend.
+            mine = inputs if parts == 1 else self._inner.of_heads(inputs, exchange.share(own, index, parts))
+            waits.append(exchange.to_rows(self._inner.attend(mine), count, out, (index, parts)))
+        for wait in waits:
+            wait()
         result: torch.Tensor = out
         return result
