@@ -3,8 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads } from "./downloads.js";
-import { describeCheck } from "./verify.js";
 import { say } from "./texts.js";
+import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
 const STATES = ["missing", "warn", "ok"];

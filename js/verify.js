@@ -1,6 +1,7 @@
 // A checkpoint looked at in full: every byte, by hash and content, with progress.
 
 import { button, element, fetchJson, muted, postJson } from "./api.js";
+import { say } from "./texts.js";
 
 const POLL_MS = 1000;
 const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
@@ -9,7 +10,7 @@ const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 export function describeCheck(name, describeItem) {
     const place = element("div", {});
     const show = (...rows) => place.replaceChildren(...rows);
-    const start = button("Check in full", "Read every byte and compare it with what is published", async () => {
+    const start = button(say("check"), say("check_title"), async () => {
         try {
             await postJson("verify", { checkpoint: name });
             follow();
@@ -17,7 +18,7 @@ export function describeCheck(name, describeItem) {
             show(start, muted(error.message));
         }
     });
-    const stop = button("Stop", "Stop the check", () => postJson("verify", {}));
+    const stop = button(say("stop"), say("check_stop_title"), () => postJson("verify", {}));
 
     async function follow() {
         try {
@@ -26,13 +27,13 @@ export function describeCheck(name, describeItem) {
                 show(start);
             } else if (state.is_running) {
                 const bar = element("progress", { max: state.num_bytes || 1, value: state.done_bytes, style: { width: "100%" } });
-                show(muted(`${gigabytes(state.done_bytes)} of ${gigabytes(state.num_bytes)}, ${state.what}`), bar, stop);
+                show(muted(say("check_amount", { done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes), file: state.what })), bar, stop);
                 setTimeout(() => place.isConnected && follow(), POLL_MS);
             } else {
                 show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));
             }
         } catch (error) {
-            show(start, muted(`No answer: ${error.message}`));
+            show(start, muted(say("no_answer", { problem: error.message })));
         }
     }
 

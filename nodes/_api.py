@@ -14,6 +14,7 @@ from comfy_api.latest import ComfyExtension, io
 __all__ = [
     "CATEGORY",
     "ComfyExtension",
+    "advanced",
     "graph_inputs_of",
     "io",
     "node_id_of",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 CATEGORY = "LightX2V"
+# People search for the model's name; ComfyUI 0.3.64 searches names only, search_aliases came later.
+_SUFFIX = " (Wan)"
 
 
 def supported(function: Callable[..., Any], **kwargs: Any) -> dict[str, Any]:
@@ -31,9 +34,15 @@ def supported(function: Callable[..., Any], **kwargs: Any) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name in known}
 
 
-def schema(**fields: Any) -> io.Schema:
+def schema(*, display_name: str, **fields: Any) -> io.Schema:
     """Build the schema of one of this pack's nodes; fields that this ComfyUI lacks are left out."""
-    return io.Schema(**supported(io.Schema, category=CATEGORY, **fields))
+    return io.Schema(**supported(io.Schema, category=CATEGORY, display_name=display_name + _SUFFIX, **fields))
+
+
+def advanced(field: Any) -> Any:
+    """Return an input that newer editors fold away until it is asked for; elsewhere it is one among the others."""
+    field.extra_dict = {**(field.extra_dict or {}), "advanced": True}
+    return field
 
 
 def node_id_of(node: type[io.ComfyNode]) -> str | None:

@@ -62,7 +62,10 @@ class LightX2VEmptyLatent(io.ComfyNode):
                     default=1,
                     min=1,
                     max=MAX_BATCH,
-                    tooltip="Number of videos, made one after the other with seeds seed, seed + 1, ...",
+                    tooltip=(
+                        "Number of videos, made one after the other with seeds seed, seed + 1, ... and saved as one "
+                        "file. For a file each leave it at 1 and set the number beside the Run button."
+                    ),
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="An empty Wan2.1 video latent.")],

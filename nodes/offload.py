@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..engine.settings import OFFLOAD_MODES, TILING_MODES, OffloadSettings
 from . import sockets
-from ._api import io, schema
+from ._api import advanced, io, schema
 
 
 class LightX2VOffload(io.ComfyNode):
@@ -41,16 +41,18 @@ class LightX2VOffload(io.ComfyNode):
                         "ComfyUI can free, when a stage starts."
                     ),
                 ),
-                io.Float.Input(
-                    "pinned_ram_limit_gib",
-                    default=0.0,
-                    min=0.0,
-                    max=1024.0,
-                    step=0.5,
-                    tooltip=(
-                        "GiB of page-locked RAM the pack may use for streaming; what is beyond it streams more slowly. "
-                        "0 = what the system and ComfyUI allow."
-                    ),
+                advanced(
+                    io.Float.Input(
+                        "pinned_ram_limit_gib",
+                        default=0.0,
+                        min=0.0,
+                        max=1024.0,
+                        step=0.5,
+                        tooltip=(
+                            "GiB of page-locked RAM the pack may use for streaming; what is beyond it streams more "
+                            "slowly. 0 = what the system and ComfyUI allow."
+                        ),
+                    )
                 ),
                 io.Combo.Input(
                     "vae_tiling",

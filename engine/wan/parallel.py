@@ -88,11 +88,14 @@ class Ulysses(SelfAttention):
             factors = exchange.gather(factors, tokens)
         columns = slice(heads.start * q.shape[2], heads.stop * q.shape[2])
         own_norms = (norms[0][columns], norms[1][columns])
-        inputs = self._inner.prepare_heads(queries(), keys(), all_values, own_norms, factors, eps, rotary)
-        return inputs, v
+        parts = queries(), keys(), all_values
+        # With fewer heads than ranks some have none.
+        has_heads = heads.stop > heads.start
+        inputs = self._inner.prepare_heads(*parts, own_norms, factors, eps, rotary) if has_heads else None
+        return inputs, parts[2], v
 
     def attend(self, prepared: Any) -> torch.Tensor:
-        inputs, out = prepared
+        inputs, values, out = prepared
         exchange, count = self._exchange, out.shape[1]
         own = exchange.heads(count)
         # The same on every rank, as each part is exchanged by all of them.
@@ -100,8 +103,11 @@ class Ulysses(SelfAttention):
         waits = []
         for index in range(parts):
             # While the first heads' rows travel, the others attend.
-            mine = inputs if parts == 1 else self._inner.of_heads(inputs, exchange.share(own, index, parts))
-            waits.append(exchange.to_rows(self._inner.attend(mine), count, out, (index, parts)))
+            found = values
+            if inputs is not None:
+                mine = inputs if parts == 1 else self._inner.of_heads(inputs, exchange.share(own, index, parts))
+                found = self._inner.attend(mine)
+            waits.append(exchange.to_rows(found, count, out, (index, parts)))
         for wait in waits:
             wait()
         result: torch.Tensor = out

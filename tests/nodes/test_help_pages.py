@@ -93,6 +93,6 @@ def test_one_choice_has_one_translation():
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_links_between_pages_use_titles_that_exist(node_id):
     """Bold node names in a Chinese page are display names of the Chinese editor."""
-    titles = {entry["display_name"] for entry in locale("zh").values()}
+    titles = {entry["display_name"].removesuffix("\uff08Wan\uff09") for entry in locale("zh").values()}
     named = re.findall(r"\*\*(LightX2V [^*]+)\*\*", page(node_id, "zh"))
     assert set(named) <= titles

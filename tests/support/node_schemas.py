@@ -12,7 +12,7 @@ FILE_COMBOS = {"checkpoint", "transformer", "text_encoder", "tokenizer", "vae"}
 # Socket types that took another's place: the editor takes a saved slot's type from the node, and links carry none that
 # anybody reads.
 SUCCESSORS = {"LIGHTX2V_TRANSFORMER": "MODEL", "LIGHTX2V_VAE": "VAE"}
-_KEPT_OPTIONS = ("default", "min", "max", "step", "control_after_generate", "multiline", "dynamicPrompts")
+_KEPT_OPTIONS = ("default", "min", "max", "step", "control_after_generate", "multiline", "dynamicPrompts", "advanced")
 
 
 def describe_node(info):

@@ -89,7 +89,7 @@ def test_rows_are_plain_data(built):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (119.6, "2 min 0 s"), (3725, "62 min 5 s")]
+    ("seconds", "text"), [(0, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (119.6, "2 min 0 s"), (3725, "1 h 2 min")]
 )
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text

@@ -16,6 +16,7 @@ MODULES = {
     "lora": "what LoRAs cost, and what of them survives",
     "image_to_video": "a step of image to video beside one of text to video",
     "gpus": "one clip on one GPU and on several",
+    "experts": "both experts of Wan2.2 as one model, beside each alone; on smaller cards",
     "loading": "how fast do weights load and stream?",
     "vae": "decoders and encoders whole and in tiles",
     "text": "the text encoder",
