@@ -12,7 +12,12 @@ import pytest
 import torch
 from lightx2v_pack.engine import engines
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, COMFY_REPOSITORY, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    ALL_PUBLISHED,
+    COMFY_REPOSITORY,
+    SINGLE_FILE_REPOSITORY,
+    WAN22_REPOSITORY,
+)
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
@@ -26,7 +31,7 @@ from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from lightx2v_pack.tools.pictures import take
 from PIL import Image
 from support import checkpoints, examples
-from support.examples import set_options
+from support.examples import frames_of, set_options
 from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -151,7 +156,7 @@ def test_files_that_can_be_offered_for_download_are_published_ones(path):
         part.patterns[0]: part
         for variant in ALL_PUBLISHED.values()
         for part in variant.parts
-        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY)
+        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN22_REPOSITORY)
     }
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         for model in node["properties"].get("models", ()):
@@ -217,8 +222,25 @@ def test_every_template_has_a_plan_for_its_picture():
         assert answer["offload"] == MADE_FOR[name][3]
 
 
+def test_first_and_last_frame_become_a_video_of_both_experts(models_dir, tmp_path, capsys):
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(models_dir.parent / "input" / "example.png")
+    report_file = tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
+    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
+    done = examples.run_command(capsys, examples.FIRST_LAST_FRAME, *folders, *tiny, "--report", report_file)
+    assert done.code == 0, done.stderr
+    assert frames_of(Path(done.results[0])).shape[0] == 5
+    stages = json.loads(report_file.read_text(encoding="utf-8"))["engine"]["stages"]
+    details = next(stage["details"] for stage in stages if stage["stage"] == "sample")
+    assert details["experts"] == ["high", "high", "low", "low"]
+
+
 def test_every_template_is_run():
-    covered = {template(name) for name in RUNS} | set(examples.TINY) | {examples.IMAGE_TO_VIDEO}
+    covered = (
+        {template(name) for name in RUNS} | set(examples.TINY) | {examples.IMAGE_TO_VIDEO, examples.FIRST_LAST_FRAME}
+    )
     assert covered == set(TEMPLATES)
 
 
