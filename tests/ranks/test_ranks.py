@@ -61,3 +61,16 @@ def test_ranks_give_the_flow_of_one_process(group, count, precision):
         for _ in range(2):
             assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
     together.unload()
+
+
+def test_ranks_give_the_flow_of_either_of_two_experts(group):
+    files = resolve_transformer(checkpoints.experts("fp8", SIZES))
+    alone = open_transformer(files)
+    alone.load(Hooks())
+    together = GroupTransformer(files, of_one("fp8", SHAPES[-1])[1], Placement(mode="none"), group(2).members)
+    together.load(Hooks())
+    latents, conditioning = inputs(SHAPES[0])
+    for expert, then in ((0, 1), (1, 0), (0, 0)):
+        turn = (latents, TIMESTEP, conditioning, Hooks(), expert, then)
+        assert torch.equal(together.predict_flow(*turn), alone.predict_flow(*turn))
+    together.unload()
