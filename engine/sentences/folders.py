@@ -80,8 +80,8 @@ class Folders:
         "Checkpoint'), or sample with one after the other."
     )
     SAME_NOISE = Sentence(
-        "Choose a {other_noise}-noise file beside {title}: {other} is the {noise}-noise expert by its name too. Where a "
-        "name is wrong, say with 'expert' of 'LightX2V Load Transformer' which the first one is."
+        "Choose a {other_noise}-noise file beside {title}: {other} is the {noise}-noise expert by its name too. Where "
+        "a name is wrong, say with 'expert' of 'LightX2V Load Transformer' which the first one is."
     )
     UNKNOWN_NOISE = Sentence(
         "Say with 'expert' of 'LightX2V Load Transformer' which of {title} and {other} is the high-noise expert, "
