@@ -1,5 +1,6 @@
 """The example workflows at tiny size: models they name, settings that shrink them, and a way to run them."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from support import checkpoints
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 TEXT_TO_VIDEO = FOLDER / "lightx2v_text_to_video_480p.json"
+IMAGE_TO_VIDEO = FOLDER / "lightx2v_image_to_video.json"
+FIRST_LAST_FRAME = FOLDER / "lightx2v_wan22_first_last_frame.json"
 WITH_NATIVE_NODES = FOLDER / "lightx2v_with_native_nodes.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
@@ -31,11 +34,50 @@ TINY = {
 }
 
 
+def image_to_video_file() -> Path:
+    """Return the transformer that the template of image to video names, alone in its folder."""
+    folder = checkpoints.scratch() / "image-to-video"
+    folder.mkdir(exist_ok=True)
+    path = folder / "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    if not path.exists():
+        shutil.copy(checkpoints.single_file("fp8", sizes=checkpoints.I2V_SIZES), path)
+    return path
+
+
+def without_clip_vision(folder: Path) -> Path:
+    """Return a copy of the template of image to video without CLIP Vision, whose network comes in one size only."""
+    graph = json.loads(IMAGE_TO_VIDEO.read_text(encoding="utf-8"))
+    (loader,) = [node["id"] for node in graph["nodes"] if node["type"] == "CLIPVisionLoader"]
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] != loader]
+    gone = {link[0] for link in graph["links"] if link[1] == loader}
+    graph["links"] = [link for link in graph["links"] if link[0] not in gone]
+    for entry in (entry for node in graph["nodes"] for entry in node["inputs"]):
+        entry["link"] = None if entry["link"] in gone else entry["link"]
+    path = folder / IMAGE_TO_VIDEO.name
+    path.write_text(json.dumps(graph), encoding="utf-8")
+    return path
+
+
+def image_experts() -> list[Path]:
+    """Return both experts that the template of first and last frame names."""
+    folder = checkpoints.scratch() / "image-experts"
+    name = "wan2.2_i2v_A14b_{}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    paths = {noise: folder / name.format(noise) for noise in ("high", "low")}
+    for noise, path in paths.items():
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            weights = checkpoints.expert_weights(noise, checkpoints.A14B_I2V_SIZES)
+            checkpoints.tiny.write_single_file(path, weights, "fp8")
+    return list(paths.values())
+
+
 def write_models(folder: Path) -> Path:
     """Write a models folder with every file that the example workflows name."""
     shutil.copytree(checkpoints.repository() / "distill_fp8", folder / "lightx2v" / CHECKPOINT_NAME / "distill_fp8")
     for kind, file in (
         ("diffusion_models", checkpoints.single_file("fp8")),
+        ("diffusion_models", image_to_video_file()),
+        *(("diffusion_models", file) for file in image_experts()),
         ("text_encoders", checkpoints.comfy_text_encoder(scaled_fp8=True)),
         ("vae", checkpoints.vae()),
     ):

@@ -9,9 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from lightx2v_pack.engine import engines
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, PUBLISHED, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    ALL_PUBLISHED,
+    COMFY_REPOSITORY,
+    SINGLE_FILE_REPOSITORY,
+    WAN22_REPOSITORY,
+)
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
@@ -23,14 +29,28 @@ from lightx2v_pack.tools.headless.progress import Progress
 from lightx2v_pack.tools.headless.report import RunLog
 from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from lightx2v_pack.tools.pictures import take
+from PIL import Image
 from support import checkpoints, examples
-from support.examples import set_options
+from support.examples import frames_of, set_options
 from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
 # What a template is about: the precision it loads, and how much of a card its desktop and driver leave free.
 TINY = set_options("LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
+
+
+# What ComfyUI says of a node that is not there without ComfyUI.
+CLIP_VISION = {
+    "CLIPVisionLoader": {
+        "input": {"required": {"clip_name": [["clip_vision_h.safetensors"]]}},
+        "input_order": {"required": ["clip_name"]},
+        "output": ["CLIP_VISION"],
+        "output_name": ["CLIP_VISION"],
+        "name": "CLIPVisionLoader",
+        "display_name": "Load CLIP Vision",
+    }
+}
 
 
 def template(name):
@@ -93,7 +113,7 @@ def test_a_template_names_the_file_that_is_for_its_card(name, card):
 def test_conversion_equals_the_editors(path, infos):
     """golden/*.api.json are what ComfyUI_frontend 1.27.10 sends for these graphs."""
     golden = json.loads((GOLDEN / f"{path.stem}.api.json").read_text(encoding="utf-8"))
-    assert to_prompt(read_workflow(path), infos) == golden
+    assert to_prompt(read_workflow(path), CLIP_VISION | infos) == golden
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -108,7 +128,7 @@ def test_template_is_complete(path):
     note = next(node for node in graph["nodes"] if node["type"] == "MarkdownNote")
     assert "python tools/download.py get " in note["widgets_values"][0]
     for word in note["widgets_values"][0].split("download.py get ")[1:]:
-        assert word.split()[0].strip("`.") in PUBLISHED
+        assert word.split()[0].strip("`.") in ALL_PUBLISHED
     for node in graph["nodes"]:
         if node["type"].startswith("LightX2V"):
             assert node["properties"]["cnr_id"] == "lightx2v-nodes"
@@ -134,9 +154,9 @@ def test_files_that_can_be_offered_for_download_are_published_ones(path):
     """The editor's missing-model dialog reads properties.models; only single files can be offered."""
     parts = {
         part.patterns[0]: part
-        for variant in PUBLISHED.values()
+        for variant in ALL_PUBLISHED.values()
         for part in variant.parts
-        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY)
+        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN22_REPOSITORY)
     }
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         for model in node["properties"].get("models", ()):
@@ -175,6 +195,24 @@ def test_template_makes_its_video(name, models_dir, tmp_path, capsys):
     assert details["decode"]["tiled"] == is_tiled
 
 
+def test_the_template_of_image_to_video_makes_its_video(models_dir, tmp_path, capsys):
+    """From the picture that every ComfyUI comes with, in the folder beside models."""
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(models_dir.parent / "input" / "example.png")
+    report_file = tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
+    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
+    workflow = examples.without_clip_vision(tmp_path)
+    done = examples.run_command(capsys, workflow, *folders, *tiny, "--report", report_file)
+    assert done.code == 0, done.stderr
+    with av.open(str(done.results[0])) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (48, 32, 5)
+    stages = [stage["stage"] for stage in json.loads(report_file.read_text(encoding="utf-8"))["engine"]["stages"]]
+    assert "encode" in stages and "encode_video" in stages and stages[-1] == "decode"
+
+
 def test_every_template_has_a_plan_for_its_picture():
     """For the file that the template loads, on a card that it fits."""
     assert set(take.PLANS) == {path.stem for path in TEMPLATES}
@@ -184,8 +222,25 @@ def test_every_template_has_a_plan_for_its_picture():
         assert answer["offload"] == MADE_FOR[name][3]
 
 
+def test_first_and_last_frame_become_a_video_of_both_experts(models_dir, tmp_path, capsys):
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(models_dir.parent / "input" / "example.png")
+    report_file = tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
+    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
+    done = examples.run_command(capsys, examples.FIRST_LAST_FRAME, *folders, *tiny, "--report", report_file)
+    assert done.code == 0, done.stderr
+    assert frames_of(Path(done.results[0])).shape[0] == 5
+    stages = json.loads(report_file.read_text(encoding="utf-8"))["engine"]["stages"]
+    details = next(stage["details"] for stage in stages if stage["stage"] == "sample")
+    assert details["experts"] == ["high", "high", "low", "low"]
+
+
 def test_every_template_is_run():
-    covered = {template(name) for name in RUNS} | set(examples.TINY)
+    covered = (
+        {template(name) for name in RUNS} | set(examples.TINY) | {examples.IMAGE_TO_VIDEO, examples.FIRST_LAST_FRAME}
+    )
     assert covered == set(TEMPLATES)
 
 

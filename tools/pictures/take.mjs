@@ -110,7 +110,7 @@ async function takeTemplate(name) {
     const [left, top, width, height] = await measure();
     const edge = await page.evaluate(() => {
         const note = window.app.graph._nodes.find((node) => node.type === "MarkdownNote");
-        const group = window.app.graph._groups[0];
+        const group = window.app.graph._groups[0] ?? note;
         return [group.pos[0] + group.size[0], note.pos[1] + note.size[1]];
     });
     const size = Math.max(edge[0] - left, edge[1] - top) + 2 * MARGIN;
