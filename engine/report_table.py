@@ -26,6 +26,30 @@ _SAMPLING_FACTS = (
 )  # fmt: skip
 
 
+def headline(report: dict[str, Any]) -> str:
+    """Return the run in one line: what was made, in how long, with how much memory, on what."""
+    stages = {stage["stage"]: stage for stage in report["stages"]}
+    details: dict[str, Any] = stages["sample"]["details"] if "sample" in stages else {}
+    made = f"{details['size']} in " if "size" in details else ""
+    parts = [
+        f"{name} {format_seconds(stages[stage]['seconds'])}"
+        for stage, name in (
+            ("encode", "encode"),
+            ("encode_video", "encode"),
+            ("sample", "sample"),
+            ("decode", "decode"),
+        )
+        if stage in stages
+    ]
+    peaks = [(report["peak_vram_reserved_bytes"], "VRAM"), (report["peak_ram_bytes"], "RAM")]
+    peak = ", ".join(f"{num_bytes / GIB:.1f} GiB of {kind}" for num_bytes, kind in peaks if num_bytes)
+    facts = [f"at most {peak}"] if peak else []
+    facts += [_value(details, "precision")] if "precision" in details else []
+    facts.append(report["device"].split(",")[0].removeprefix("NVIDIA ").removeprefix("GeForce "))
+    took = f"{made}{format_seconds(report['total_seconds'])}"
+    return f"{took}{': ' if parts else ''}{', '.join(parts)}; {', '.join(facts)}"
+
+
 def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return a row a stage and one of totals, of `build_report`'s data: what STAGE_COLUMNS says."""
     rows = [
@@ -63,14 +87,16 @@ def _value(details: dict[str, Any], name: str) -> str:
     """Return a fact of the sampling; of the precision also what was computed in, where that is another one."""
     if name == "precision" and details.get("compute", details[name]) != details[name]:
         return f"{details[name]} file, {details['compute']} compute"
-    return str(details[name])
+    return (
+        {True: "on", False: "off"}.get(details[name], str(details[name])) if name == "compile" else str(details[name])
+    )
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """Return the report as it is posted."""
+    """Return the report as it is posted: the headline, the stages, the facts."""
     lines = [STAGE_COLUMNS, ("---", "---:", "---:", "---:"), *stage_rows(report)]
     facts = [f"- {name}: {value}" for name, value in fact_rows(report)]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
+    return "\n".join([f"**{headline(report)}**", "", *(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
 
 
 def _applied(lora: dict[str, Any]) -> str:
