@@ -7,13 +7,17 @@ RUN := $(VENV)/bin/python
 TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready-$(shell cat requirements-dev.txt Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test fuzz lint format clean
 
 demo: $(READY)
 	$(RUN) demo/run.py
 
 test: lint
 	$(TESTS) tests
+
+# Of mutated files, 5,000; `make fuzz FILES=20000 SEED=7` for more and others.
+fuzz: $(READY)
+	$(RUN) tests/fuzz/run.py --files $(or $(FILES),5000) --seed $(or $(SEED),0)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -30,6 +30,9 @@ NUM_TRAIN_TIMESTEPS = 1000
 DISTILL_STEP_LIST = (1000, 750, 500, 250)
 DISTILL_STEPS = len(DISTILL_STEP_LIST)
 DISTILL_SHIFT = 5.0
+# Of Wan2.2 A14B, the steps of the high-noise expert; by index, not by noise level. Source: LightX2V
+# configs/distill/wan22, boundary_step_index.
+DISTILL_HIGH_STEPS = 2
 
 # Per-channel mean and standard deviation of Wan2.1 VAE latents: normalized = (latent - mean) / std.
 # Source: Wan2.1 wan/modules/vae.py (WanVAE.__init__).

@@ -7,8 +7,8 @@ import torch
 from .backends import trials
 from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
-from .checkpoints.files import TransformerFiles
 from .checkpoints.formats import WanArchitecture
+from .checkpoints.transformers import TransformerFiles
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
@@ -110,9 +110,9 @@ def build_transformer(
         from .adapters.lightx2v.transformer import LightX2VTransformer
 
         return LightX2VTransformer(files, backends, placement, device)
-    from .wan.transformer import WanTransformer
+    from .wan.experts import build_denoiser
 
-    return WanTransformer(files, backends, placement, device)
+    return build_denoiser(files, backends, placement, device)
 
 
 def build_decoder(files: VaeFiles, engine: str, device: torch.device) -> VideoDecoder:

@@ -20,22 +20,23 @@ from . import engines
 from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
-from .checkpoints.files import TransformerFiles
 from .checkpoints.formats import WanArchitecture
 from .checkpoints.names import undistilled
 from .checkpoints.source import list_specs
+from .checkpoints.transformers import TransformerFiles
 from .checkpoints.weights import TensorSpec
 from .errors import CheckpointError, LightX2VError
 from .interfaces import Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .lora.changes import Lora, Stack
 from .lora.compose import Composition
-from .lora.reader import Patch, lora_of_patches, read_lora
+from .lora.experts import ExpertLoras, read_for_experts
+from .lora.reader import Patch, lora_of_patches
 from .memory.clip import Clip
 from .memory.needs import Need, Sizes, encoding_need, resting_need, vae_weight_bytes
 from .memory.owner import WeightOwner
 from .memory.plan import MemoryPlan
 from .memory.room import Room
-from .memory.weights import WeightSizes
+from .memory.weights import WeightSizes, together
 from .offload import weigh
 from .parallel.decoder import GroupDecoder, can_be_shared
 from .parallel.group import Members, running_group
@@ -83,19 +84,20 @@ class TransformerHandle(_Handle):
         self.offload = offload
         self.gpus = gpus
         self.owner: WeightOwner[Transformer] = WeightOwner("transformer")
-        self.loras = Stack()
+        self.stacks = tuple(Stack() for _ in files.experts)
+        """LoRAs of each expert."""
 
     def view(self) -> TransformerHandle:
         """Return a handle of its own on the same weights, loaded or not."""
         return copy.copy(self)
 
-    def read_lora(self, path: Path) -> Lora:
-        """Read a LoRA file for this checkpoint; see lora/reader.py.
+    def read_lora(self, path: Path, expert: str = "both") -> ExpertLoras:
+        """Read a LoRA file for this checkpoint; see lora/experts.py.
 
         Raises:
-            CheckpointError: the file cannot be used, or is for another model.
+            CheckpointError: the file cannot be used, is for another model, or there is no such expert here.
         """
-        return read_lora(path, self.files.header)
+        return read_for_experts(path, self.files.header, self.files.names, expert)
 
     def read_patches(self, patches: Sequence[Patch], *, title: str, identity: Hashable) -> Lora:
         """Return what a host's own LoRA loader has read as a LoRA for this checkpoint; see lora/reader.py.
@@ -105,16 +107,18 @@ class TransformerHandle(_Handle):
         """
         return lora_of_patches(patches, self.files.header, title=title, identity=identity)
 
-    def with_lora(self, lora: Lora, strength: float = 1.0) -> TransformerHandle:
-        """Return a view of the same weights that computes with one LoRA more.
+    def with_lora(self, lora: Lora | ExpertLoras, strength: float = 1.0) -> TransformerHandle:
+        """Return a view of the same weights that computes with one LoRA more, on all experts or on those it is for.
 
         Raises:
             ValueError: the strength is no number.
             LightX2VError: the engine cannot compute with LoRAs.
         """
         view = self.view()
-        view.loras = self.loras.add(lora, strength)
-        if view.loras:
+        each = lora.each if isinstance(lora, ExpertLoras) else (lora,) * len(self.stacks)
+        pairs = zip(self.stacks, each, strict=True)
+        view.stacks = tuple(stack if one is None else stack.add(one, strength) for stack, one in pairs)
+        if any(view.stacks):
             engines.check_loras(self.settings.engine)
         return view
 
@@ -130,7 +134,7 @@ class TransformerHandle(_Handle):
     def doubts(self) -> str:
         """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
         may_be = self.files.promises_distilled or any(
-            lora.may_distill and strength > 0 for lora, strength in self.loras.entries
+            lora.may_distill and strength > 0 for stack in self.stacks for lora, strength in stack.entries
         )
         return "" if may_be else undistilled(self.files.title)
 
@@ -179,13 +183,13 @@ class TransformerHandle(_Handle):
 
     def sizes(self, clip: Clip, backends: Backends) -> Sizes:
         """Return what a plan is made of, where one device computes."""
-        composition = self._composition(backends)
+        compositions = self._compositions(backends)
         return Sizes(
             clip=clip,
             architecture=self.files.format.architecture,
-            weights=self._weight_sizes(composition),
+            weights=self._weight_sizes(compositions),
             backends=backends,
-            lora_columns=composition.num_columns,
+            lora_columns=max(each.num_columns for each in compositions),
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:
@@ -210,13 +214,13 @@ class TransformerHandle(_Handle):
             CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
         self.files.check_unchanged()
-        sizes = self._weight_sizes(self._composition(plan.backends))
+        sizes = self._weight_sizes(self._compositions(plan.backends))
         members = self.members(device)
         ranks = members.size if members else 1
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda", ranks=ranks)
         if device.type != "cuda":
             # On a CPU its weights are mapped from their files, which the system can take back.
-            need = Need(vram=0, ram=sizes.num_blocks * sizes.lora_block)
+            need = Need(vram=0, ram=sizes.num_experts * sizes.num_blocks * sizes.lora_block)
 
         def build() -> Transformer:
             if members is not None:
@@ -231,7 +235,8 @@ class TransformerHandle(_Handle):
             need,
             plan.placement,
         )
-        transformer.use_loras(self.loras, hooks)
+        for expert, stack in enumerate(self.stacks):
+            transformer.use_loras(stack, hooks, expert)
         return transformer
 
     @contextmanager
@@ -243,14 +248,17 @@ class TransformerHandle(_Handle):
             if self.owner.engine is not None:
                 self.owner.engine.release_workspace()
 
-    def _composition(self, backends: Backends) -> Composition:
-        return Composition(self.loras, _specs(self.files), backends.inputs)
+    def _compositions(self, backends: Backends) -> list[Composition]:
+        """Return each expert's LoRAs."""
+        pairs = zip(self.stacks, self.files.experts, strict=True)
+        return [Composition(stack, _specs(files), backends.inputs) for stack, files in pairs]
 
-    def _weight_sizes(self, composition: Composition) -> WeightSizes:
+    def _weight_sizes(self, compositions: Sequence[Composition]) -> WeightSizes:
         """Return the bytes of the weights in memory, LoRAs included."""
-        if not composition.specs:
+        if not any(each.specs for each in compositions):
             return weight_sizes(self.files)
-        return weigh(_specs(self.files), PHASES, IMAGE_KEYS, composition.specs)
+        pairs = zip(self.files.experts, compositions, strict=True)
+        return together([weigh(_specs(files), PHASES, IMAGE_KEYS, loras.specs) for files, loras in pairs])
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
         return self.files, plan.backends.names, plan.placement
@@ -258,8 +266,8 @@ class TransformerHandle(_Handle):
 
 @functools.lru_cache(maxsize=16)
 def weight_sizes(files: TransformerFiles) -> WeightSizes:
-    """Return the bytes of a transformer's weights in memory, from its headers."""
-    return weigh(_specs(files), PHASES, IMAGE_KEYS)
+    """Return the bytes of a transformer's weights in memory, of all experts, from the headers."""
+    return together([weigh(_specs(each), PHASES, IMAGE_KEYS) for each in files.experts])
 
 
 @functools.lru_cache(maxsize=16)

@@ -73,8 +73,11 @@ class Transformer(Protocol):
     def load(self, hooks: Hooks) -> None:
         """Make the weights ready; does nothing when they are already."""
 
-    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+    def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         """Compute with these LoRAs, and with no others, from now on. The loaded weights stay as they are.
+
+        Args:
+            expert: whose they are, of a model of several.
 
         Where it fails or is cancelled, no LoRA is in use.
 
@@ -90,7 +93,13 @@ class Transformer(Protocol):
         """Give back what only a pass needs: the workspace, what is kept of the text. The weights stay."""
 
     def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+        self,
+        latents: torch.Tensor,
+        timestep: float,
+        conditioning: Conditioning,
+        hooks: Hooks,
+        expert: int = 0,
+        then: int = 0,
     ) -> torch.Tensor:
         """Predict the flow (noise minus data).
 
@@ -99,6 +108,8 @@ class Transformer(Protocol):
             timestep: model time in [0, 1000].
             conditioning: of the clip.
             hooks: `check_interrupt` is called before every block, `on_block` after it.
+            expert: which one computes, of a model of several.
+            then: which one is expected to compute next; its first block is brought meanwhile.
 
         Returns:
             [16, T, h, w] float32 on the device of `latents`.

@@ -16,9 +16,10 @@ import torch
 
 from . import shapes
 from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
-from .checkpoints.files import TransformerFiles, find_tokenizers, resolve_checkpoint, resolve_transformer
+from .checkpoints.files import find_tokenizers, resolve_checkpoint, resolve_experts
 from .checkpoints.formats import find_spiece
 from .checkpoints.header import read_header
+from .checkpoints.transformers import TransformerFiles
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
@@ -35,7 +36,7 @@ from .report import StageRecord, attach, build_report, measure, records_of, step
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
-from .stages.denoise import run_steps, start
+from .stages.denoise import ClipState, run_steps, start, turn_of
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
@@ -108,16 +109,37 @@ def load_checkpoint(
 
 
 def load_transformer(
-    path: Path, *, settings: EngineSettings, offload: OffloadSettings, gpus: GpuSettings = ONE_GPU
+    path: Path,
+    *,
+    second: Path | str = "auto",
+    first_is: str = "auto",
+    settings: EngineSettings,
+    offload: OffloadSettings,
+    gpus: GpuSettings = ONE_GPU,
 ) -> TransformerHandle:
-    """Resolve a transformer alone: a single file or a folder of blocks."""
-    files = resolve_transformer(path)
+    """Resolve a transformer alone, a single file or a folder of blocks, with the other expert where it is one.
+
+    Args:
+        path: a file, or a folder of one transformer or of both experts of Wan2.2.
+        second: the other expert's file or folder; auto looks for it by name; alone leaves it out.
+        first_is: high | low: which expert `path` is; auto goes by names.
+        settings: engine, attention, compile.
+        offload: where weights rest.
+        gpus: which of them compute together.
+
+    Raises:
+        CheckpointError: see checkpoints/files.py resolve_experts.
+    """
+    files = resolve_experts(path, second, first_is)
+    if files.second is not None:
+        high, low = (replace(each, second=None).title for each in files.experts)
+        logger.info("LightX2V: two experts: %s (high noise) and %s (low noise).", high, low)
     _warn_of_notes(files)
     return TransformerHandle(files, settings, offload, gpus)
 
 
 def _warn_of_notes(files: TransformerFiles) -> None:
-    for note in files.notes:
+    for note in files.warnings:
         logger.warning("LightX2V: %s", note)
 
 
@@ -238,14 +260,17 @@ def sample(
     warn_of_doubts(handle)
     if handle.architecture.takes_image and any(entry.image_latents is None for entry in conditioning):
         raise ValueError(NO_IMAGE)
-    _warn_unusual(settings, samples)
+    _warn_unusual(settings, samples, handle.files.names)
     schedule = build_schedule(settings.steps, settings.shift)
     image_rows = max(0 if entry.image_tokens is None else len(entry.image_tokens) for entry in conditioning)
     clip = Clip.of_latents(samples.shape, image_rows)
 
     def denoise(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
-        latents, step_seconds = _denoise_batch(transformer, conditioning, clip, schedule, settings, hooks)
-        return latents, {"step_seconds": step_seconds, **sampling_facts(settings, schedule, clip)}
+        names = handle.files.names
+        latents, step_seconds = _denoise_batch(transformer, names, conditioning, clip, schedule, settings, hooks)
+        experts = [names[expert] for expert, steps in _shares(names, schedule, settings) for _ in steps]
+        facts = {"step_seconds": step_seconds, **sampling_facts(settings, schedule, clip)}
+        return latents, {**facts, **expert_facts(experts)}
 
     latents, records = run_planned(handle, clip, denoise, hooks=hooks, host=host)
     return attach(latents, conditioning[0].records, records)
@@ -466,11 +491,16 @@ def warn_of_doubts(handle: TransformerHandle) -> None:
         logger.warning("LightX2V: %s", handle.doubts)
 
 
-def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor) -> None:
+def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor, experts: Sequence[str]) -> None:
     if settings.steps != DISTILL_STEPS or settings.shift != DISTILL_SHIFT:
         logger.warning(
             "LightX2V: steps %d and shift %g; the checkpoint is distilled for %d steps and shift %g, other values "
             "usually look worse.", settings.steps, settings.shift, DISTILL_STEPS, DISTILL_SHIFT,
+        )  # fmt: skip
+    if len(experts) > 1 and 2 * settings.high_steps != settings.steps:
+        logger.warning(
+            "LightX2V: the high-noise expert has %d of %d steps; the experts are distilled for half of them each.",
+            min(settings.high_steps, settings.steps), settings.steps,
         )  # fmt: skip
     if bool(samples.any()):
         logger.warning("LightX2V: the input latent is not empty; the sampler starts from pure noise and ignores it.")
@@ -501,42 +531,78 @@ def _load_transformer(
 
 def _denoise_batch(
     transformer: Transformer,
+    names: Sequence[str],
     conditioning: Sequence[Conditioning],
     clip: Clip,
     schedule: Schedule,
     settings: SamplingSettings,
     hooks: Hooks,
 ) -> tuple[torch.Tensor, list[list[float]]]:
-    """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step."""
-    clips, seconds = [], []
-    for index in range(clip.batch):
-        numbered = _of_clip(hooks, index, clip.batch)
-        on_step, step_seconds = step_timer(numbered.on_step)
-        state = start(clip.latent_shape, settings.seed + index, transformer.device)
-        run_steps(
-            transformer,
-            conditioning[index % len(conditioning)],
-            state,
-            schedule,
-            range(schedule.steps),
-            method=settings.method,
-            hooks=replace(numbered, on_step=on_step),
-        )
-        clips.append(denormalize(state.latents).cpu())
-        seconds.append(step_seconds)
-    return torch.stack(clips), seconds
+    """Return latents [B, 16, T, h, w] float32 CPU, un-normalized, and each clip's seconds a step.
+
+    Each expert does its steps of all clips before the next one begins.
+
+    Args:
+        names: of the experts.
+    """
+    shares = _shares(names, schedule, settings)
+    seconds: list[list[float]] = [[] for _ in range(clip.batch)]
+    states: dict[int, ClipState] = {}
+    latents = torch.empty(clip.batch, *clip.latent_shape)
+    counted = _count_steps(hooks, clip.batch)
+    for (expert, steps), (next_expert, _) in zip(shares, [*shares[1:], shares[0]], strict=True):
+        if names[expert]:
+            sigmas = ", ".join(f"{schedule.sigmas[index]:.4g}" for index in steps)
+            logger.info(
+                "LightX2V: %s-noise expert: steps %d to %d of %d, sigma %s.",
+                names[expert], steps[0] + 1, steps[-1] + 1, schedule.steps, sigmas,
+            )  # fmt: skip
+        for index in range(clip.batch):
+            if index not in states:
+                states[index] = start(clip.latent_shape, settings.seed + index, transformer.device)
+            on_step, step_seconds = step_timer(counted.on_step)
+            state = states[index]
+            state.latents = state.latents.to(transformer.device)
+            then = next_expert if index == clip.batch - 1 else expert
+            run_steps(
+                turn_of(transformer, expert, then, len(steps)) if len(names) > 1 else transformer,
+                conditioning[index % len(conditioning)],
+                state,
+                schedule,
+                steps,
+                method=settings.method,
+                hooks=replace(counted, on_step=on_step),
+            )
+            seconds[index] += step_seconds
+            if steps[-1] + 1 == schedule.steps:
+                latents[index] = denormalize(states.pop(index).latents).cpu()
+            else:
+                state.latents = state.latents.cpu()
+    return latents, seconds
 
 
-def _of_clip(hooks: Hooks, clip: int, batch: int) -> Hooks:
-    """Return hooks that count the steps of one clip among those of all."""
+def _count_steps(hooks: Hooks, batch: int) -> Hooks:
+    """Return hooks that count the steps of all clips of a batch, in the order in which they are done."""
+    done = 0
 
     def on_step_start(step: int, steps: int) -> None:
-        hooks.on_step_start(clip * steps + step, batch * steps)
+        hooks.on_step_start(done + 1, batch * steps)
 
     def on_step(step: int, steps: int, clean: torch.Tensor) -> None:
-        hooks.on_step(clip * steps + step, batch * steps, clean)
+        nonlocal done
+        done += 1
+        hooks.on_step(done, batch * steps, clean)
 
     return replace(hooks, on_step_start=on_step_start, on_step=on_step)
+
+
+def _shares(names: Sequence[str], schedule: Schedule, settings: SamplingSettings) -> list[tuple[int, range]]:
+    """Return the experts that have steps to do, in turn, and which."""
+    if len(names) == 1:
+        return [(0, range(schedule.steps))]
+    boundary = min(settings.high_steps, schedule.steps)
+    shares = [(0, range(boundary)), (1, range(boundary, schedule.steps))]
+    return [(expert, steps) for expert, steps in shares if steps]
 
 
 def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -> dict[str, Any]:
@@ -549,3 +615,8 @@ def sampling_facts(settings: SamplingSettings, schedule: Schedule, clip: Clip) -
         "shift": settings.shift,
         "sigmas": [round(sigma, 6) for sigma in schedule.sigmas],
     }
+
+
+def expert_facts(experts: Sequence[str]) -> dict[str, Any]:
+    """Return what the report says of Wan2.2's experts: the one of each step; nothing of other models."""
+    return {"experts": list(experts)} if any(experts) else {}

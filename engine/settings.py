@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .backends.table import ATTENTION_CHOICES
-from .constants import DISTILL_SHIFT, DISTILL_STEPS
+from .constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
 from .errors import check_choice
 
 ENGINES = ("auto", "lightx2v", "portable")
@@ -103,6 +103,8 @@ class SamplingSettings:
     """lcm (fresh noise each step) | euler (deterministic, as current LightX2V)."""
     steps: int = DISTILL_STEPS
     shift: float = DISTILL_SHIFT
+    high_steps: int = DISTILL_HIGH_STEPS
+    """Of two experts of Wan2.2, the first so many steps are the high-noise expert's."""
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, SAMPLING_METHODS)
@@ -110,6 +112,8 @@ class SamplingSettings:
             raise ValueError(f"steps is {self.steps}; expected at least 1. The checkpoint is distilled for 4.")
         if not self.shift > 0:
             raise ValueError(f"shift is {self.shift}; expected more than 0. The checkpoint is distilled for 5.0.")
+        if self.high_steps < 0:
+            raise ValueError(f"high_steps is {self.high_steps}; expected 0 or more. The checkpoint is distilled for 2.")
 
 
 @dataclass(frozen=True, kw_only=True)

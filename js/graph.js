@@ -14,6 +14,8 @@ const SIZES = {
     WanFirstLastFrameToVideo: ["width", "height", "length", "batch_size"],
 };
 export const LOADERS = { LightX2VLoadCheckpoint: "checkpoint", LightX2VLoadTransformer: "transformer" };
+// Widgets of a loader that say which the two experts of Wan2.2 are.
+const PAIR = ["second_expert", "expert"];
 const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
@@ -25,9 +27,9 @@ const SAMPLERS = {
     SamplerCustom: "latent_image",
     SamplerCustomAdvanced: "latent_image",
 };
-// Node that puts a LoRA on a transformer -> its widgets for the file and the strength.
+// Node that puts a LoRA on a transformer -> its widgets for the file, the strength and the expert.
 const LORAS = {
-    LightX2VLora: ["lora", "strength"],
+    LightX2VLora: ["lora", "strength", "expert"],
     LoraLoaderModelOnly: ["lora_name", "strength_model"],
     LoraLoader: ["lora_name", "strength_model"],
 };
@@ -137,13 +139,13 @@ function samplersBehind(node, slot, loras = [], seen = new Set()) {
     });
 }
 
-/** The file of the LoRA that a node puts on a transformer, if it does. */
+/** The LoRA that a node puts on a transformer, if it does. */
 function lorasOf(node) {
     if (!(node.type in LORAS) || BYPASSED.includes(node.mode)) {
         return [];
     }
-    const [file, strength] = LORAS[node.type].map((name) => widgetValue(node, name));
-    return file && strength !== 0 ? [file] : [];
+    const [file, strength, expert] = LORAS[node.type].map((name) => widgetValue(node, name));
+    return file && strength !== 0 ? [{ file, expert }] : [];
 }
 
 /** The loader that a node's transformer comes from, through whatever passes it on. */
@@ -157,7 +159,8 @@ function loaderBehind(node, seen = new Set()) {
 export function describeLora(node) {
     const loader = loaderBehind(node);
     const lora = widgetValue(node, "lora");
-    const given = loader && { ...widgetValues(loader, [LOADERS[loader.type], "precision"]), lora };
+    const lora_expert = widgetValue(node, "expert");
+    const given = loader && { ...widgetValues(loader, [LOADERS[loader.type], "precision", ...PAIR]), lora, lora_expert };
     return given?.lora && given[LOADERS[loader.type]] ? dropMissing(given) : undefined;
 }
 
@@ -188,7 +191,7 @@ export function describeRun(loader) {
         .map(({ sampler, loras }) => ({ ...describeClip(sampler), ...numbered(loras) }))
         .reduce((largest, each) => (pixels(each) > pixels(largest) ? each : largest), {});
     const parameters = {
-        ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile"]),
+        ...widgetValues(loader, [LOADERS[loader.type], "precision", "engine", "attention", "compile", ...PAIR]),
         ...describeOffload(inputNode(loader, "offload")),
         ...describeGpus(inputNode(loader, "gpus")),
         ...clip,
@@ -224,7 +227,9 @@ function describeClip(sampler) {
     return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), has_own_sampler, ...choice };
 }
 
-const numbered = (loras) => Object.fromEntries(loras.map((file, index) => [`lora_${index + 1}`, file]));
+const numbered = (loras) => Object.fromEntries(
+    loras.flatMap(({ file, expert }, index) => [[`lora_${index + 1}`, file], [`lora_${index + 1}_expert`, expert]]),
+);
 
 function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0 }) {
     return width * height * frames * batch * steps || steps;

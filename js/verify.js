@@ -10,7 +10,7 @@ const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 export function describeCheck(name, describeItem) {
     const place = element("div", {});
     const show = (...rows) => place.replaceChildren(...rows);
-    const start = button(say("check_in_full"), say("check_in_full_title"), async () => {
+    const start = button(say("check"), say("check_title"), async () => {
         try {
             await postJson("verify", { checkpoint: name });
             follow();
@@ -18,7 +18,7 @@ export function describeCheck(name, describeItem) {
             show(start, muted(error.message));
         }
     });
-    const stop = button(say("stop"), say("stop_check_title"), () => postJson("verify", {}));
+    const stop = button(say("stop"), say("check_stop_title"), () => postJson("verify", {}));
 
     async function follow() {
         try {
@@ -27,7 +27,7 @@ export function describeCheck(name, describeItem) {
                 show(start);
             } else if (state.is_running) {
                 const bar = element("progress", { max: state.num_bytes || 1, value: state.done_bytes, style: { width: "100%" } });
-                show(muted(say("download_amount", { name: state.what, done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes) })), bar, stop);
+                show(muted(say("check_amount", { done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes), file: state.what })), bar, stop);
                 setTimeout(() => place.isConnected && follow(), POLL_MS);
             } else {
                 show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));

@@ -9,7 +9,8 @@ from ..engine.adapters.comfy import paths
 from ..engine.adapters.comfy.model import make_model
 from ..engine.adapters.comfy.vae import LightX2VVAE
 from ..engine.backends.table import ATTENTION_CHOICES
-from ..engine.checkpoints.files import resolve_checkpoint, resolve_transformer
+from ..engine.checkpoints.files import NO_SECOND, resolve_checkpoint, resolve_experts
+from ..engine.checkpoints.transformers import EXPERTS
 from ..engine.constants import PRECISIONS
 from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, GpuSettings, OffloadSettings
 from . import sockets
@@ -77,8 +78,9 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
             node_id="LightX2VLoadCheckpoint",
             display_name="LightX2V Load Checkpoint",
             description=(
-                "Loads the 4-step distilled Wan2.1-T2V-14B as a whole: transformer, UMT5 text encoder and VAE, from "
-                "the folder as it is downloaded. Weights are read when they are first needed."
+                "Loads the 4-step distilled Wan2.1-T2V-14B, or Wan2.2 A14B with both its experts, as a whole: "
+                "transformer, UMT5 text encoder and VAE, from the folder as it is downloaded. Weights are read when "
+                "they are first needed."
             ),
             search_aliases=["wan", "model loader", "t2v", "distill", "fp8", "int8"],
             inputs=[
@@ -87,7 +89,8 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
                     options=paths.CHECKPOINTS.options(),
                     tooltip=(
                         "A folder or file in models/lightx2v, or in a folder that extra_model_paths.yaml lists under "
-                        "lightx2v. The whole model repository, one of its precision folders, or a single file."
+                        "lightx2v. The whole model repository, one of its precision folders, a folder with both "
+                        "experts of Wan2.2, or a single file."
                     ),
                 ),
                 io.Combo.Input(
@@ -112,7 +115,7 @@ class LightX2VLoadCheckpoint(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, precision: str, **_: object) -> str:
         found = resolve_checkpoint(paths.CHECKPOINTS.resolve(checkpoint), precision)
-        files = found.transformer.files if found.transformer else ()
+        files = found.transformer.every_file if found.transformer else ()
         return paths.fingerprint(*files, found.text_encoder, found.tokenizer, found.vae)
 
     @classmethod
@@ -143,8 +146,8 @@ class LightX2VLoadTransformer(io.ComfyNode):
             node_id="LightX2VLoadTransformer",
             display_name="LightX2V Load Transformer",
             description=(
-                "Loads the transformer alone: a single file, or a folder of blocks. For text encoder and VAE use the "
-                "other LightX2V loaders or ComfyUI's own."
+                "Loads the transformer alone: a single file, or a folder of blocks; both experts of Wan2.2 as one "
+                "model. For text encoder and VAE use the other LightX2V loaders or ComfyUI's own."
             ),
             search_aliases=["unet loader", "diffusion model loader", "dit", "wan"],
             inputs=[
@@ -157,17 +160,41 @@ class LightX2VLoadTransformer(io.ComfyNode):
                     ),
                 ),
                 *_engine_inputs(),
+                io.Combo.Input(
+                    "second_expert",
+                    options=[paths.AUTO, NO_SECOND, *paths.TRANSFORMERS.names()],
+                    default=paths.AUTO,
+                    optional=True,
+                    tooltip=(
+                        "Wan2.2 A14B is two transformers, for high and for low noise. auto: where the name says that "
+                        "this is one of them (high_noise), the other one beside it is loaded with it as one model. "
+                        "alone: this one. Or the other one's file or folder."
+                    ),
+                ),
+                io.Combo.Input(
+                    "expert",
+                    options=[paths.AUTO, *EXPERTS],
+                    default=paths.AUTO,
+                    optional=True,
+                    tooltip=(
+                        "Which expert of Wan2.2 'transformer' is. auto goes by the names; choose where they are silent."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP)],
         )
 
     @classmethod
-    def validate_inputs(cls, transformer: str | None = None) -> bool | str:
-        return verdict(paths.TRANSFORMERS.resolve, transformer)
+    def validate_inputs(cls, transformer: str | None = None, second_expert: str | None = None) -> bool | str:
+        first = verdict(paths.TRANSFORMERS.resolve, transformer)
+        return verdict(_second_expert, second_expert) if first is True else first
 
     @classmethod
-    def fingerprint_inputs(cls, transformer: str, **_: object) -> str:
-        return paths.fingerprint(*resolve_transformer(paths.TRANSFORMERS.resolve(transformer)).files)
+    def fingerprint_inputs(
+        cls, transformer: str, second_expert: str = paths.AUTO, expert: str = paths.AUTO, **_: object
+    ) -> str:
+        path = paths.TRANSFORMERS.resolve(transformer)
+        return paths.fingerprint(*resolve_experts(path, _second_expert(second_expert), expert).every_file)
 
     @classmethod
     def execute(
@@ -178,14 +205,22 @@ class LightX2VLoadTransformer(io.ComfyNode):
         compile: str,
         offload: OffloadSettings | None = None,
         gpus: GpuSettings | None = None,
+        second_expert: str = paths.AUTO,
+        expert: str = paths.AUTO,
     ) -> io.NodeOutput:
         handle = pipeline.load_transformer(
             paths.TRANSFORMERS.resolve(transformer),
+            second=_second_expert(second_expert),
+            first_is=expert,
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
             gpus=gpus or GpuSettings(),
         )
         return io.NodeOutput(make_model(handle))
+
+
+def _second_expert(choice: str) -> Path | str:
+    return choice if choice in (paths.AUTO, NO_SECOND) else paths.TRANSFORMERS.resolve(choice)
 
 
 class LightX2VLoadTextEncoder(io.ComfyNode):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.adapters.comfy import paths
 from ..engine.adapters.comfy.carried import handle_of, with_lora
+from ..engine.lora.experts import EXPERT_CHOICES
 from ._api import io, schema, verdict
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class LightX2VLora(io.ComfyNode):
                     "lora",
                     options=paths.LORAS.options(),
                     tooltip=(
-                        "A LoRA for Wan2.1 14B in models/loras, as any tool writes it. The line below says how much of "
-                        "it applies. LoHa, LoKr and DoRA are refused."
+                        "A LoRA for Wan2.1 or Wan2.2 14B in models/loras, as any tool writes it. The line below says "
+                        "how much of it applies. LoHa, LoKr and DoRA are refused."
                     ),
                 ),
                 io.Float.Input(
@@ -42,6 +43,16 @@ class LightX2VLora(io.ComfyNode):
                     max=_MOST_STRENGTH,
                     step=0.01,
                     tooltip="1 is as it was trained, 0 is none, below 0 is the opposite. The file's alpha is honoured.",
+                ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(EXPERT_CHOICES),
+                    default=EXPERT_CHOICES[0],
+                    optional=True,
+                    tooltip=(
+                        "Of Wan2.2's two experts, the one it is put on: LoRAs for them come as two files, one each. "
+                        "Of other models leave it on both."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(display_name="transformer", tooltip="For LightX2V Sampler or KSampler.")],
@@ -56,13 +67,13 @@ class LightX2VLora(io.ComfyNode):
         return paths.fingerprint(paths.LORAS.resolve(lora))
 
     @classmethod
-    def execute(cls, transformer: Any, lora: str, strength: float) -> io.NodeOutput:
+    def execute(cls, transformer: Any, lora: str, strength: float, expert: str = EXPERT_CHOICES[0]) -> io.NodeOutput:
         handle = handle_of(transformer)
         if handle is None:
             raise ValueError(
                 f"Put {lora} on with LoraLoaderModelOnly: LightX2V LoRA is for transformers of LightX2V loaders, and "
                 f"this one is another loader's ({type(transformer.model).__name__})."
             )
-        read = handle.read_lora(paths.LORAS.resolve(lora))
+        read = handle.read_lora(paths.LORAS.resolve(lora), expert)
         logger.info("LightX2V: LoRA %s", read.report)
         return io.NodeOutput(with_lora(transformer, read, strength))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..engine.adapters.comfy import progress, sampling
 from ..engine.adapters.comfy.carried import handle_of
-from ..engine.constants import DISTILL_SHIFT, DISTILL_STEPS
+from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
@@ -79,6 +79,18 @@ class LightX2VSampler(io.ComfyNode):
                     step=0.1,
                     tooltip="Moves the steps towards high noise. The model is distilled for 5.0.",
                 ),
+                io.Int.Input(
+                    "high_steps",
+                    default=DISTILL_HIGH_STEPS,
+                    min=0,
+                    max=50,
+                    optional=True,
+                    tooltip=(
+                        "Of both experts of Wan2.2: the first so many steps are the high-noise expert's, the rest the "
+                        "low-noise one's, whatever the shift. They are distilled for half of the steps each. Without "
+                        "effect on other models."
+                    ),
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -102,8 +114,9 @@ class LightX2VSampler(io.ComfyNode):
         method: str,
         steps: int,
         shift: float,
+        high_steps: int = DISTILL_HIGH_STEPS,
     ) -> io.NodeOutput:
-        settings = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift)
+        settings = SamplingSettings(seed=seed, method=method, steps=steps, shift=shift, high_steps=high_steps)
         with progress.reporting(node_id_of(cls)) as hooks:
             sampled = sampling.sample(transformer, conditioning, latent, settings, hooks)
         handle = handle_of(transformer)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ..engine.adapters.hub.download import Plan, download, plan_download
-from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, DownloadError, Variant, find_variant
+from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, DownloadError, Variant, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
 from . import console
@@ -64,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="download.py",
         description="List and fetch the published variants of the 4-step Wan2.1-T2V-14B: transformer, text encoder, "
-        "tokenizer, VAE and config, and the LoRAs that distill others; verified, where the loaders look for them.",
+        "tokenizer, VAE and config; models for image to video, and the LoRAs that distill others; verified, where the "
+        "loaders look for them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="list | get")
     listing = commands.add_parser(
-        "list", help="show the variants, the best for this card first, and the LoRAs, with their sizes; asks nobody"
+        "list", help="show the variants, the best for this card first, and the others, with their sizes; asks nobody"
     )
     listing.set_defaults(run=_list)
     get = commands.add_parser("get", help="fetch a variant, or what is missing of it")
@@ -97,8 +98,9 @@ def _list(_: argparse.Namespace) -> None:
         _describe(advice.variant)
         if advice.step_seconds is not None:
             console.say(f"{_INDENT}on this card {advice}")
-    for lora in PUBLISHED_LORAS.values():
-        _describe(lora)
+    for other in ALL_PUBLISHED.values():
+        if other.name not in PUBLISHED:
+            _describe(other)
 
 
 _WIDTH = max(map(len, ALL_PUBLISHED))

@@ -194,7 +194,7 @@ def _train_lora(options: argparse.Namespace, budget: Budget, log: Log) -> None:
         latent_shape=runs.LATENT_SHAPE,
         batch=options.batch // 4,
     )
-    added = lora.Lora(generator.transformer)
+    added = lora.Lora(generator.transformer, options.lora_rank)
     path = options.run / "lora.safetensors"
 
     def keep() -> None:
@@ -331,6 +331,7 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(f"--{option}-seconds", type=float, default=seconds, help=f"at most (default {seconds:g})")
         train.add_argument(f"--{option}-steps", type=int, help="at most; repeats a run on a machine of other speed")
     train.add_argument("--batch", type=int, default=256, help="clips in a batch of flow and distill (default 256)")
+    train.add_argument("--lora-rank", type=int, default=lora.RANK, help="rank of the LoRA (default 32)")
     train.add_argument("--compile", action="store_true", help="torch.compile the blocks: twice as fast on a GPU")
     train.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs: faster yet, on a GPU only")
     train.add_argument("--seed", type=int, default=0)

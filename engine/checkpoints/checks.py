@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import CheckpointError
+from ..sentences.checkpoints import Models
 from .header import Header
 from .kinds import USABLE_FILES
 
@@ -48,8 +49,9 @@ def find_prefix(
     found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
     if len(found) > 1:
         raise CheckpointError(
-            f"{source} holds {len(found)} models, under {', '.join(found[:3])}{', ...' if found[3:] else ''}; expected "
-            "one. Use a file with one of them."
+            Models.SEVERAL_MODELS(
+                source=source, num_found=len(found), found=", ".join(found[:3]), found_2=", ..." if found[3:] else ""
+            )
         )
     return found[0] if found else None
 
@@ -91,10 +93,10 @@ def read_sizes(header: Header, expected: Mapping[str, Shape], source: str) -> di
     """
     missing = [name for name in expected if name not in header]
     if missing:
-        count = f"{len(missing)} tensors are" if len(missing) > 1 else "a tensor is"
+        count = Models.SEVERAL_TENSORS(num_missing=len(missing)) if len(missing) > 1 else Models.ONE_TENSOR()
         more = ", ..." if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{source} is incomplete: {count} missing ({', '.join(missing[:3])}{more}). Download it again."
+            Models.TENSORS_MISSING(source=source, count=count, missing=", ".join(missing[:3]), more=more)
         )
     sizes: dict[str, int] = {}
     for name, shape in expected.items():
@@ -102,8 +104,7 @@ def read_sizes(header: Header, expected: Mapping[str, Shape], source: str) -> di
         if len(found) != len(shape) or not all(_agrees(*pair, sizes) for pair in zip(shape, found, strict=True)):
             known = [str(part if isinstance(part, int) else _multiple(part, sizes) or part) for part in shape]
             raise CheckpointError(
-                f"{source} does not fit together: {name} has shape {list(found)}, expected [{', '.join(known)}] from "
-                "the other tensors. Files of two models may be mixed: download it again."
+                Models.DOES_NOT_FIT(source=source, name=name, found=list(found), known=", ".join(known))
             )
     return sizes
 
@@ -121,8 +122,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
     scheme = schemes.pop() if len(schemes) == 1 else None
     if scheme is None:
         raise CheckpointError(
-            f"{source} stores its linear weights as {' and '.join(dtypes)}; expected BF16, F16 or F32, or FP8 E4M3, or "
-            f"INT8 for all of them, e.g. {USABLE_FILES[wanted]}."
+            Models.MIXED_DTYPES(source=source, dtypes=" and ".join(dtypes), wanted=USABLE_FILES[wanted])
         )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
     if (wanted, scheme, suffix) != ("text encoder", "fp8", None):
@@ -141,19 +141,24 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
         if (wanted, scheme) == ("text encoder", "fp8"):
             return None
         raise CheckpointError(
-            f"{source} holds {scheme.upper()} weights without scales: beside {linears[0]} there is neither a "
-            f".weight_scale nor a .scale_weight, so it would give noise. Use a scaled file: {USABLE_FILES[wanted]}."
+            Models.NO_SCALES(source=source, upper=scheme.upper(), linears=linears[0], wanted=USABLE_FILES[wanted])
         )
     for linear in linears:
         name = scale_name(linear, suffix)
         if name not in header:
-            raise CheckpointError(f"{source} is incomplete: the scale {name} is missing. Download it again.")
+            raise CheckpointError(Models.SCALE_MISSING(source=source, name=name))
         scale, rows = header[name], next(iter(header[linear].shape), 1)
         shapes = ((rows, 1), (rows,))
         if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape not in shapes):
             raise CheckpointError(
-                f"{source} has a scale {name} of {scale.dtype} {list(scale.shape)}; expected one number or [{rows}, 1] "
-                f"in F32. Block-scaled files (MXFP8) are not supported: use {USABLE_FILES[wanted]}."
+                Models.ODD_SCALE(
+                    source=source,
+                    name=name,
+                    dtype=scale.dtype,
+                    shape=list(scale.shape),
+                    rows=rows,
+                    wanted=USABLE_FILES[wanted],
+                )
             )
     return suffix
 
@@ -162,8 +167,9 @@ def _check_others(header: Header, names: Iterable[str], source: str, wanted: str
     found = sorted(name for name in names if name in header and header[name].dtype not in FLOAT_DTYPES)
     if found:
         raise CheckpointError(
-            f"{source} stores {found[0]} as {header[found[0]].dtype}; expected 8-bit weights in the blocks' linear "
-            f"layers only, as in {USABLE_FILES[wanted]}."
+            Models.ODD_EIGHT_BIT(
+                source=source, found=found[0], dtype=header[found[0]].dtype, wanted=USABLE_FILES[wanted]
+            )
         )
 
 
@@ -176,11 +182,8 @@ def find_others(header: Header, expected: Iterable[str], scale_suffix: str | Non
 def describe_others(others: Sequence[str], source: str) -> str:
     """Return a sentence about tensors that nothing here reads."""
     is_lora = any(_LORA_PART.search(name) for name in others)
-    what = "tensors of a LoRA that was not merged" if is_lora else "tensors that belong to no such model"
-    return (
-        f"{source} holds {len(others)} {what}, e.g. {others[0]}: they are not used, and what they do is missing in the "
-        "picture."
-    )
+    what = Models.UNMERGED_LORA() if is_lora else Models.STRANGE_TENSORS()
+    return Models.LEFT_OVER(source=source, num_others=len(others), what=what, others=others[0])
 
 
 def _agrees(part: int | str, found: int, sizes: dict[str, int]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..sentences.checkpoints import Models
 from .declared import check_declared
 from .disk import Stamp, check_unchanged, stamp
 from .files import check_whole
@@ -89,11 +90,7 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     weights.close()
     check_declared([path], found.precision, str(path), wanted="text encoder")
     if tokenizer is None and found.spiece is None:
-        raise CheckpointError(
-            f"There is no tokenizer for {path}: it holds no spiece_model, and no google/umt5-xxl folder with "
-            f"{' or '.join(TOKENIZER_FILES)} was found near it. Download that folder from the model page and put it "
-            "beside the file, or choose a tokenizer in the loader."
-        )
+        raise CheckpointError(Models.NO_TOKENIZER(path=path, names=" or ".join(TOKENIZER_FILES)))
     return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, num_bytes=before[0], stamp=before)
 
 
@@ -121,7 +118,5 @@ def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | N
     if len(candidates) == 1 and "pieces" not in problems[0]:
         raise CheckpointError(problems[0])
     raise CheckpointError(
-        f"Choose the google/umt5-xxl tokenizer for {text_encoder}, or put that folder beside it: the embedding has "
-        f"{num_rows} rows, and {'; '.join(problems[:3])}. It belongs to another model, and the video would not be of "
-        "the prompt."
+        Models.OTHER_TOKENIZER(text_encoder=text_encoder, num_rows=num_rows, problems="; ".join(problems[:3]))
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
+from ..sentences.checkpoints import Reading
 
 # Up to here a tensor is looked at in full.
 _SMALL_BYTES = 2**18
@@ -21,7 +22,7 @@ _EVERY = 2**19
 # Zeros in a row that are no weights: a hundred rows of the 14B model's.
 _HOLE_BYTES = 2**19
 _PAGE, _PART_BYTES = 4096, 2**24
-_ALL_ZEROS, _NO_NUMBERS = "is all zeros", "holds values that are NaN or infinite"
+_ALL_ZEROS, _NO_NUMBERS = Reading.ALL_ZEROS(), Reading.NO_NUMBERS()
 # Bits of an exponent that are all set in infinity and NaN; e4m3fn has NaN alone.
 _EXPONENTS: dict[torch.dtype, tuple[Any, int]] = {
     torch.float32: (np.uint32, 0x7F800000),
@@ -67,11 +68,7 @@ def may_be_zero(name: str) -> bool:
 
 def damaged(path: Path, name: str, fault: str) -> CheckpointError:
     """Return the sentence about a tensor whose content is no weights."""
-    return CheckpointError(
-        f"{path} is damaged: {name} {fault}, as an interrupted download leaves it. Run `python tools/download.py get "
-        "NAME --replace` in the pack's folder, which checks every file and fetches what is damaged anew, or download "
-        "the file again."
-    )
+    return CheckpointError(Reading.DAMAGED(path=path, name=name, fault=fault))
 
 
 def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = False) -> str:
@@ -89,13 +86,13 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
         if largest == mask and dtype in _EXPONENTS:
             return _NO_NUMBERS
         return _ALL_ZEROS if not largest and len(flat) and not may_be_zero and not flat.any() else ""
-    words = flat[: len(flat) // _EVERY * _EVERY].view(np.uint64)[:: _EVERY // 8]
+    words = flat[: len(flat) // 8 * 8].view(np.uint64)[:: _EVERY // 8]
     if dtype in _EXPONENTS and (words.copy().view(bits) & mask).max() == mask:
         return _NO_NUMBERS
     if may_be_zero or words.all():
         return ""
     hole = _longest_hole(flat)
-    return f"has {hole} bytes of zeros in a row" if hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE) else ""
+    return Reading.HOLE(hole=hole) if hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE) else ""
 
 
 def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = False) -> str:
@@ -110,7 +107,7 @@ def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero:
     if not flat.any():
         return _ALL_ZEROS
     hole = _longest_hole(flat)
-    return f"has {hole} bytes of zeros in a row" if hole >= _HOLE_BYTES else ""
+    return Reading.HOLE(hole=hole) if hole >= _HOLE_BYTES else ""
 
 
 def _bytes_of(values: torch.Tensor) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
 from .header import Header, read_header, read_metadata
 from .kinds import USABLE_FILES
@@ -29,7 +30,6 @@ _HARMLESS = frozenset({
     "format", "full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_channel", "per_row", "axis",
     "convrot_groupsize", "group_size",
 })  # fmt: skip
-_REMEDY = "Load it with ComfyUI's own nodes, or use {usable}."
 
 
 def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted: str) -> None:
@@ -56,8 +56,9 @@ def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted
     if problems:
         problem, layers = max(problems.items(), key=lambda item: len(item[1]))
         raise CheckpointError(
-            f"{source} declares {len(layers)} of its layers, e.g. {layers[0]}, as {problem}. It would give noise. "
-            + _REMEDY.format(usable=USABLE_FILES[wanted])
+            Models.DECLARED(
+                source=source, num_layers=len(layers), layers=layers[0], problem=problem, wanted=USABLE_FILES[wanted]
+            )
         )
 
 
@@ -66,11 +67,11 @@ def _problem(said: Mapping[str, Any], precision: str) -> str:
     name = str(said.get("format"))[:60]
     further = [f"{key} {value}"[:60] for key, value in said.items() if value and key not in _HARMLESS]
     if further:
-        return f"{name} with {', '.join(sorted(further))}, which this pack does not compute (rotated weights: ConvRot)"
+        return Models.DECLARED_FURTHER(name=name, further=", ".join(sorted(further)))
     if name not in _PLAIN:
         return f"{name}; expected {' or '.join(_PLAIN)}"
     if _PLAIN[name] != precision:
-        return f"{name}, and stores them as {precision}"
+        return Models.DECLARED_OTHERWISE(name=name, precision=precision)
     return ""
 
 
@@ -85,14 +86,14 @@ def _read(file: Path) -> dict[str, Mapping[str, Any]]:
             found[name.removesuffix(_TENSOR)] = _mapping(json.loads(raw))
     except MALFORMED as error:
         raise CheckpointError(
-            f"{file} declares its quantization in a form that cannot be read ({str(error)[:120]}). {DOWNLOAD_AGAIN}"
+            Models.DECLARATION_UNREADABLE(file=file, error=str(error)[:120], download_again=DOWNLOAD_AGAIN)
         ) from error
     return found
 
 
 def _mapping(said: Any) -> Mapping[str, Any]:
     if not isinstance(said, dict):
-        raise TypeError(f"{str(said)[:60]!r} in place of a table")
+        raise TypeError(Models.NO_DECLARATION(said=str(said)[:60]))
     return said
 
 

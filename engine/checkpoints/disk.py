@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import CheckpointError
+from ..sentences.checkpoints import Reading
 
-DOWNLOAD_AGAIN = "Download the file again; its size should match the one on the model page."
+DOWNLOAD_AGAIN = Reading.DOWNLOAD_AGAIN()
 # First bytes of files that get taken for weights or tokenizers, what they are, and what to do.
 _FOREIGN_STARTS = (
-    (b"GGUF", "a GGUF file", "Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF."),
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself", "Run `git lfs pull`, or download the file."),
-    (b"<", "a web page", "Log in or accept the licence on the model page, then download the file again."),
+    (b"GGUF", Reading.GGUF(), Reading.USE_EIGHT_BIT()),
+    (b"version https://git-lfs", Reading.GIT_LFS(), Reading.GIT_LFS_PULL()),
+    (b"<", Reading.WEB_PAGE(), Reading.LOG_IN()),
 )
 # What begins with one of these may be a .pth, but nothing else.
-_ZIP_START = (b"PK\x03\x04", "a PyTorch .pth or .zip file", "Use the safetensors version.")
+_ZIP_START = (b"PK\x03\x04", Reading.PTH_OR_ZIP(), Reading.USE_SAFETENSORS())
 _LONGEST_START = 32
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -65,23 +66,15 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     """Return the sentence about a file or folder that the system does not let us read."""
     if is_short_of_memory(error):
         said = first_line(error) or type(error).__name__
-        return CheckpointError(
-            f"{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other "
-            "programs; on Windows, enlarge the page file."
-        )
+        return CheckpointError(Reading.NO_MEMORY(path=path, said=said))
     number = getattr(error, "errno", None)
     if number in _MISSING:
-        return CheckpointError(f"{path} is missing. It was moved, renamed or deleted: check the name.")
+        return CheckpointError(Reading.MISSING(path=path))
     if number in _FORBIDDEN:
-        return CheckpointError(
-            f"{path} cannot be read: permission denied. Give the user who runs this program the right to read it, or "
-            "close the program that holds it open."
-        )
+        return CheckpointError(Reading.FORBIDDEN(path=path))
     if number in _DRIVE:
-        return CheckpointError(
-            f"{path} cannot be read: {_reason(error)}. Check the drive, or the connection to the network share."
-        )
-    return CheckpointError(f"{path} cannot be read: {_reason(error)}. Check the drive and the file.")
+        return CheckpointError(Reading.DRIVE(path=path, reason=_reason(error)))
+    return CheckpointError(Reading.UNREADABLE(path=path, reason=_reason(error)))
 
 
 def is_short_of_memory(error: Exception) -> bool:
@@ -105,13 +98,13 @@ def find_size(path: Path, expected: str) -> int:
     try:
         found = os.stat(path)
     except ValueError as error:
-        raise CheckpointError(f"{path!r} is no name of a file ({error}); expected {expected}.") from error
+        raise CheckpointError(Reading.NO_NAME(path=path, error=error, expected=expected)) from error
     except OSError as error:
         if error.errno in _MISSING:
-            raise CheckpointError(f"{path} is missing or not a file; expected {expected}. Check the name.") from error
+            raise CheckpointError(Reading.NO_FILE(path=path, expected=expected)) from error
         raise unreadable(path, error) from error
     if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path} is missing or not a file; expected {expected}. Check the name.")
+        raise CheckpointError(Reading.NO_FILE(path=path, expected=expected))
     return found.st_size
 
 
@@ -136,10 +129,7 @@ def read_small(path: Path, limit: int, expected: str) -> bytes:
     """
     size = find_size(path, expected)
     if size > limit:
-        raise CheckpointError(
-            f"{path} is {size} bytes long; expected {expected}, of {limit} bytes at most. It is another file: download "
-            "it again."
-        )
+        raise CheckpointError(Reading.TOO_LONG(path=path, size=size, expected=expected, limit=limit))
     with reading(path):
         return path.read_bytes()
 
@@ -173,10 +163,7 @@ def check_unchanged(path: Path, before: Stamp) -> None:
     """
     now = stamp(path)
     if now != before:
-        raise CheckpointError(
-            f"{path} has changed since its loader looked at it (from {before[0]} to {now[0]} bytes). Run the loader "
-            "again; where the file is still being copied or downloaded, when that has ended."
-        )
+        raise CheckpointError(Reading.CHANGED(path=path, before=before[0], now=now[0]))
 
 
 def _reason(error: Exception) -> str:

@@ -10,66 +10,22 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
-from .disk import Stamp, check_unchanged, find_size, list_folder, read_small, stamp
+from .disk import find_size, list_folder, read_small, stamp
 from .folders import walk
-from .formats import (
-    TransformerFormat,
-    detect_transformer,
-    find_missing_blocks,
-    find_spiece,
-    holds_text_encoder,
-    holds_vae,
-    keep_known,
-)
-from .header import Header, TensorInfo, read_header
+from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
+from .header import TensorInfo, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
-from .names import path_promises_distilled
+from .transformers import EXPERTS, TransformerFiles, find_counterpart, join, noise_of, word_of
 from .vocabulary import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerFiles:
-    """The files of a transformer and how they store it."""
-
-    files: tuple[Path, ...]
-    """Layout blocks: non_block.safetensors, then block_<i>.safetensors by number."""
-    layout: str
-    """blocks | single | sharded."""
-    format: TransformerFormat
-    num_bytes: int
-    """Bytes of all tensors."""
-    header: Header = field(repr=False, compare=False)
-    """Of all files together, without the prefix and without tensors that nothing reads."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What a user should know of them, one sentence each."""
-    stamps: tuple[Stamp, ...] = ()
-    """Of the files, when they were looked at."""
-
-    def check_unchanged(self) -> None:
-        """Raise CheckpointError where a file is not as it was."""
-        for file, before in zip(self.files, self.stamps, strict=True):
-            check_unchanged(file, before)
-
-    @property
-    def promises_distilled(self) -> bool:
-        """Whether a name says that it works in four steps; nothing inside the files does."""
-        return path_promises_distilled(self.files[0])
-
-    @property
-    def title(self) -> str:
-        """The file's name, or the folder's with the one above it."""
-        if self.layout == "single":
-            return self.files[0].name
-        return "/".join(self.files[0].parent.parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +60,9 @@ _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNOREC
 # Safetensors files that sit beside transformers and are none.
 _NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
 
+# What may be said of the other expert instead of its path: look for it by name; leave it out.
+AUTO_SECOND, NO_SECOND = "auto", "alone"
+
 # Part of a checkpoint -> the file's name in the model repository.
 _PARTS = {
     "transformer": "block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors",
@@ -135,7 +94,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
     transformer, notes = _choose_transformer(path, precision)
-    home = transformer.files[0].parent if transformer else path
+    home = transformer.folder if transformer else path
     scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
     text_encoder = _choose_text_encoder(folders, scheme)
@@ -172,11 +131,44 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
 
 
 def resolve_transformer(path: Path) -> TransformerFiles:
-    """Read how the transformer in a file, or in a folder of blocks or shards, is stored.
+    """Read how the transformer in a file, or in a folder of blocks or shards, is stored; of a folder with both experts
+    of Wan2.2 (sub-folders such as high_noise_model and low_noise_model, or two files), both.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or not a Wan2.1 text-to-video transformer.
     """
+    pair = _experts_in(path)
+    if pair is not None:
+        high, low = map(_resolve_one, pair)
+        return join(high, low)
+    return _resolve_one(path)
+
+
+def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str = "auto") -> TransformerFiles:
+    """Read a transformer, and the other expert with it where it is one of Wan2.2's.
+
+    Args:
+        path: a file, or a folder of one transformer or of both experts.
+        second: the other expert's file or folder; auto looks for it beside `path`, by its name; alone leaves it out.
+        first_is: high | low: which expert `path` is; auto goes by names.
+
+    Raises:
+        CheckpointError: see resolve_transformer; or the two do not fit together.
+    """
+    first = resolve_transformer(path)
+    if isinstance(second, str):
+        other = find_counterpart(path) if second == AUTO_SECOND else None
+        if other is None or first.second is not None:
+            return replace(first, noise=first_is) if first_is in EXPERTS and first.second is None else first
+        return join(first, _resolve_one(other), first_is)
+    if first.second is not None:
+        raise CheckpointError(
+            f"Set second_expert to 'auto', or choose one expert instead of the folder: {path} has both experts already."
+        )
+    return join(first, _resolve_one(second), first_is)
+
+
+def _resolve_one(path: Path) -> TransformerFiles:
     notes: list[str] = []
     if os.path.isdir(path):
         layout, files = _list_transformer_files(path, notes)
@@ -210,7 +202,21 @@ def resolve_transformer(path: Path) -> TransformerFiles:
         header=keep_known(named, found),
         notes=(*found.notes, *notes),
         stamps=stamps,
+        noise=noise_of(files[0] if layout == "single" else files[0].parent),
     )
+
+
+def _experts_in(folder: Path) -> tuple[Path, Path] | None:
+    """Return the high-noise and the low-noise expert in a folder: two sub-folders, or the only two transformers."""
+    names = sorted(_names_in(folder))
+    for found in (
+        [folder / name for name in names if noise_of(Path(name)) and _holds_files(folder / name)],
+        [folder / name for name in names if _is_transformer_name(name)],
+    ):
+        by_noise = {word_of(path): path for path in found}
+        if len(found) == 2 and by_noise.keys() == set(EXPERTS):
+            return by_noise["high"], by_noise["low"]
+    return None
 
 
 def check_whole(path: Path) -> None:
@@ -245,9 +251,9 @@ def find_tokenizers(near: Path) -> list[Path]:
 def list_checkpoint_folders(root: Path) -> list[str]:
     """List the folders below `root` that hold a transformer, as sorted relative paths with forward slashes.
 
-    A model repository is listed, and each of its precision folders. File names decide; no file is
-    opened. Links are followed, and every folder is listed once, by its own name before a link's; what may not be looked
-    at is left out with a warning.
+    A model repository is listed, each of its precision folders, and what holds the folders of two experts. File names
+    decide; no file is opened. Links are followed, and every folder is listed once, by its own name before a link's;
+    what may not be looked at is left out with a warning.
     """
     if not os.path.isdir(root):
         return []
@@ -256,8 +262,8 @@ def list_checkpoint_folders(root: Path) -> list[str]:
         if any(_is_transformer_name(entry.name) for entry in entries):
             name = folder.replace(os.sep, "/")
             parts = name.split("/")
-            repositories = (depth for depth, part in enumerate(parts) if part in PRECISION_FOLDERS.values())
-            found.update((name, *("/".join(parts[:depth]) for depth in repositories)))
+            above = [depth for depth, part in enumerate(parts) if is_a_version(Path(part))]
+            found.update((name, *("/".join(parts[:depth]) for depth in above)))
     return sorted(found - {""})
 
 
@@ -273,7 +279,16 @@ def _is_safetensors(name: str) -> bool:
     return name.lower().endswith(".safetensors")
 
 
+def is_a_version(folder: Path) -> bool:
+    """Say by its name whether a folder is one of several of a model: of a precision, or of an expert."""
+    return folder.name in PRECISION_FOLDERS.values() or bool(noise_of(Path(folder.name)))
+
+
 def _holds_transformer(folder: Path) -> bool:
+    return _holds_files(folder) or _experts_in(folder) is not None
+
+
+def _holds_files(folder: Path) -> bool:
     return any(_is_transformer_name(name) for name in _names_in(folder))
 
 
@@ -293,7 +308,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
     failures: list[CheckpointError] = []
     for candidate in _list_candidates(path, precision):
         try:
-            found = resolve_transformer(candidate)
+            found = resolve_experts(candidate)
         except CheckpointError as error:
             failures.append(error)
             continue
@@ -306,7 +321,9 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = "it is the precision chosen"
         if precision == "auto":
             why = "precision auto takes what is there, in the order fp8, int8, bf16"
-        size = f"{found.format.architecture.num_layers} blocks, {found.num_bytes / GIB:.3g} GiB"
+        size = f"{found.format.architecture.num_layers} blocks, {found.total_bytes / GIB:.3g} GiB"
+        if found.second is not None:
+            size = f"two experts, {size}: {found.title}"
         notes = [f"Not used: {failure}" for failure in failures]
         return found, [f"The transformer is {candidate} ({scheme}, {size}): {why}.", *notes]
     if failures:

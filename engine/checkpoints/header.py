@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences.checkpoints import Reading
 from .disk import DOWNLOAD_AGAIN, check_start, find_size, read_start, reading
 
 # Bytes per element of the dtypes that occur in checkpoints of this field.
@@ -59,7 +60,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except MALFORMED as error:
         raise _corrupt(path, error) from error
     if size != expected:
-        state = "truncated" if size < expected else "longer than its header says"
+        state = "truncated" if size < expected else Reading.LONGER_THAN_HEADER()
         raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {DOWNLOAD_AGAIN}")
     return {name: info for name, (info, _) in header.items()}
 
@@ -76,20 +77,18 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read_table(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return the header as JSON data, where it ends, and the size of the file."""
-    size = find_size(path, "a safetensors file")
+    size = find_size(path, Reading.SAFETENSORS_FILE())
     with reading(path), path.open("rb") as file:
         start = read_start(file)
         check_start(path, start, "safetensors")
         length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
         if not 2 <= length <= size - 8:
-            raise CheckpointError(
-                f"{path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a header "
-                f"length that fits its {size} bytes. {DOWNLOAD_AGAIN}"
-            )
+            raise CheckpointError(Reading.NO_SAFETENSORS(path=path, size=size, download_again=DOWNLOAD_AGAIN))
         if length > _MAX_HEADER_BYTES:
             raise CheckpointError(
-                f"{path} is not read: its header is of {length} bytes, where the largest of a real model are below "
-                f"{_MAX_HEADER_BYTES}. {DOWNLOAD_AGAIN}"
+                Reading.HEADER_TOO_LONG(
+                    path=path, length=length, max_header_bytes=_MAX_HEADER_BYTES, download_again=DOWNLOAD_AGAIN
+                )
             )
         file.seek(8)
         raw = file.read(length)
@@ -98,14 +97,14 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int, int]:
     except MALFORMED as error:
         raise _corrupt(path, error) from error
     if not isinstance(table, dict):
-        raise _corrupt(path, "no table")
+        raise _corrupt(path, Reading.NO_TABLE())
     return table, 8 + length, size
 
 
 def _parse_entry(name: str, entry: dict[str, Any], start: int) -> tuple[TensorInfo, tuple[int, int]]:
     """Return one tensor of the header, and where its bytes begin and end in the file; weights begin at `start`."""
     if len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
-        raise ValueError(f"a name of {len(name)} characters, {name[:40]!r}")
+        raise ValueError(Reading.LONG_NAME(num_name=len(name), name=name[:40]))
     dtype, shape = entry["dtype"], entry["shape"]
     begin, end = entry["data_offsets"]
     if not isinstance(dtype, str) or not dtype.isidentifier() or len(dtype) > len("F8_E4M3FNUZ"):
@@ -116,7 +115,7 @@ def _parse_entry(name: str, entry: dict[str, Any], start: int) -> tuple[TensorIn
         or not all(_is_count(size) for size in (*shape, begin, end))
         or begin > end
     ):
-        raise ValueError(f"{name} of shape {str(shape)[:80]} at {str([begin, end])[:80]}")
+        raise ValueError(Reading.ODD_SHAPE(name=name, shape=str(shape)[:80], end=str([begin, end])[:80]))
     info = TensorInfo(dtype, tuple(shape), start + begin)
     if dtype in DTYPE_BYTES and end - begin != info.num_bytes:
         raise ValueError(f"{dtype} {list(shape)} takes {info.num_bytes} bytes, not {end - begin}")
@@ -132,10 +131,10 @@ def _end_of(header: Mapping[str, tuple[TensorInfo, tuple[int, int]]], start: int
     reached = start
     for name, (_, (begin, end)) in sorted(header.items(), key=lambda item: item[1][1]):
         if begin != reached:
-            raise ValueError(f"{name} begins at byte {begin}, expected {reached}")
+            raise ValueError(Reading.HOLE_IN_FILE(name=name, begin=begin, reached=reached))
         reached = end
     return reached
 
 
 def _corrupt(path: Path, problem: object) -> CheckpointError:
-    return CheckpointError(f"The header of {path} is corrupt ({str(problem)[:300]}). {DOWNLOAD_AGAIN}")
+    return CheckpointError(Reading.HEADER_CORRUPT(path=path, problem=str(problem)[:300], download_again=DOWNLOAD_AGAIN))

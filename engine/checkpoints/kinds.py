@@ -11,21 +11,22 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..errors import CheckpointError
+from ..sentences.kinds import Kinds
 from .header import Header
 
 MODEL_REPOSITORY = "lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
-TRANSFORMER_FILES = f"distill_fp8, distill_int8 or distill_models of {MODEL_REPOSITORY}"
+TRANSFORMER_FILES = Kinds.TRANSFORMER_FILES(model_repository=MODEL_REPOSITORY)
 
 # What each loader wants, and files that are it.
 WANTED = {
-    "transformer": "a Wan2.1 or Wan2.2 14B transformer under its native names",
-    "text encoder": "a UMT5-XXL encoder",
-    "VAE": "a Wan2.1 VAE under its native names",
+    "transformer": Kinds.WANTED_TRANSFORMER(),
+    "text encoder": Kinds.WANTED_TEXT_ENCODER(),
+    "VAE": Kinds.WANTED_VAE(),
 }
 USABLE_FILES = {
     "transformer": TRANSFORMER_FILES,
     "text encoder": "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors",
-    "VAE": "Wan2.1_VAE.pth or wan_2.1_vae.safetensors",
+    "VAE": Kinds.USABLE_VAES(),
 }
 
 
@@ -42,51 +43,51 @@ _KINDS = (
     _Kind(
         "a LoRA",
         r"\.lora_(down|up|A|B)\b|^lora_|\.diff(_b|_m)?$",
-        "Load the model itself, and put the LoRA on it with LightX2V LoRA.",
+        Kinds.USE_LORA_NODE(),
     ),
     _Kind(
-        "a transformer in diffusers' layout",
+        Kinds.DIFFUSERS_TRANSFORMER(),
         r"condition_embedder\.|transformer_blocks\.|\.attn1\.to_[qkv]\b",
-        "Use the same model with Wan's native names.",
+        Kinds.USE_NATIVE_MODEL(),
     ),
-    _Kind("a Wan transformer", r"(^|\.)blocks\.\d+\.(modulation$|self_attn\.)", "Load it as the transformer."),
-    _Kind("a T5 text encoder", r"^(encoder\.block|blocks)\.\d+\.(layer|attn)\.", "Load it as the text encoder."),
+    _Kind(Kinds.WAN_TRANSFORMER(), r"(^|\.)blocks\.\d+\.(modulation$|self_attn\.)", Kinds.LOAD_AS_TRANSFORMER()),
+    _Kind(Kinds.T5_TEXT_ENCODER(), r"^(encoder\.block|blocks)\.\d+\.(layer|attn)\.", Kinds.LOAD_AS_TEXT_ENCODER()),
     _Kind(
-        "a CLIP model",
+        Kinds.CLIP_MODEL(),
         r"text_model\.encoder\.|transformer\.resblocks\.|^(visual|textual|vision_model)\.",
-        "Wan text to video uses the UMT5-XXL text encoder and no CLIP.",
+        Kinds.NO_CLIP_NEEDED(),
     ),
-    _Kind("a Wan VAE", r"(^|\.)decoder\.middle\.\d", "Load it as the VAE."),
-    _Kind("a VAE in diffusers' layout", r"(^|\.)decoder\.mid_block\.", "Use the same VAE with Wan's native names."),
-    _Kind("an image model's VAE", r"(^|\.)decoder\.mid\.", "Wan latents need Wan's own VAE."),
+    _Kind("a Wan VAE", r"(^|\.)decoder\.middle\.\d", Kinds.LOAD_AS_VAE()),
+    _Kind(Kinds.DIFFUSERS_VAE(), r"(^|\.)decoder\.mid_block\.", Kinds.USE_NATIVE_VAE()),
+    _Kind(Kinds.IMAGE_VAE(), r"(^|\.)decoder\.mid\.", Kinds.NEEDS_WAN_VAE()),
     _Kind(
-        "a tiny auto-encoder (TAE)",
+        Kinds.TINY_VAE(),
         r"^(decoder|taesd_decoder)\.\d+\.",
-        "Of the tiny ones only taew2_1 and lighttaew2_1 fit: they have Wan2.1's 16 latent channels.",
+        Kinds.TINY_VAES_THAT_FIT(),
     ),
-    _Kind("a language model", r"(^|\.)layers\.\d+\.(self_attn|mlp)\.", "Choose another file."),
+    _Kind(Kinds.LANGUAGE_MODEL(), r"(^|\.)layers\.\d+\.(self_attn|mlp)\.", Kinds.CHOOSE_ANOTHER_FILE()),
     _Kind(
-        "a model of another family",
+        Kinds.OTHER_FAMILY(),
         r"(double|single|joint|input|output)_blocks\.|double_stream_modulation",
-        "Load it with ComfyUI's own nodes.",
+        Kinds.USE_OWN_NODES(),
     ),
 )
 
 
-_PLAIN = "Use the text-to-video or the image-to-video model."
+_PLAIN = Kinds.USE_PLAIN_MODEL()
 # Transformers of the Wan family, or forms of Wan2.1, that this pack does not run.
 _WAN_VARIANTS = (
     _Kind(
         "an NVFP4 checkpoint",
         r"\.weight_(scale_2|global_scale)$",
-        "4-bit weights are not supported: use the FP8 or INT8 version.",
+        Kinds.NO_FOUR_BIT(),
     ),
-    _Kind("a VACE model", r"^vace_", _PLAIN),
-    _Kind("a speech-to-video model (S2V)", r"^(casual_audio_encoder|audio_)", _PLAIN),
-    _Kind("an Animate model", r"^(face_adapter|motion_encoder)\.", _PLAIN),
-    _Kind("a camera control model", r"^control_adapter\.", _PLAIN),
+    _Kind(Kinds.VACE_MODEL(), r"^vace_", _PLAIN),
+    _Kind(Kinds.SPEECH_MODEL(), r"^(casual_audio_encoder|audio_)", _PLAIN),
+    _Kind(Kinds.ANIMATE_MODEL(), r"^(face_adapter|motion_encoder)\.", _PLAIN),
+    _Kind(Kinds.CAMERA_CONTROL_MODEL(), r"^control_adapter\.", _PLAIN),
 )
-_VARIANT_OF_IN_DIM = {48: "the Wan2.2 TI2V 5B model (48 input channels)"}
+_VARIANT_OF_IN_DIM = {48: Kinds.WAN22_5B()}
 
 
 def identify_kind(header: Header) -> tuple[str, str] | None:
@@ -98,11 +99,11 @@ def refuse_kind(header: Header, source: str, *, wanted: str) -> NoReturn:
     """Raise the CheckpointError for a file that is not a `wanted` (a key of WANTED), naming what it is."""
     expected = f"expected {WANTED[wanted]}, e.g. {USABLE_FILES[wanted]}."
     if not header:
-        raise CheckpointError(f"{source} holds no tensors; {expected}")
+        raise CheckpointError(Kinds.NO_TENSORS(source=source, expected=expected))
     kind = identify_kind(header)
     if kind is None:
         examples = ", ".join(sorted(header)[:3])
-        raise CheckpointError(f"{source} is not recognised: found tensors such as {examples}; {expected}")
+        raise CheckpointError(Kinds.NOT_RECOGNISED(source=source, examples=examples, expected=expected))
     raise CheckpointError(f"{source} is {kind[0]}; {expected} {kind[1]}")
 
 
@@ -112,7 +113,7 @@ def check_wan_variant(header: Header, source: str) -> None:
     patch = header.get("patch_embedding.weight")
     in_dim = patch.shape[1] if patch is not None and len(patch.shape) > 1 else None
     if variant is None and in_dim in _VARIANT_OF_IN_DIM:
-        variant = _VARIANT_OF_IN_DIM[in_dim], "Use a 14B model (16 input channels, or 36 for image-to-video)."
+        variant = _VARIANT_OF_IN_DIM[in_dim], Kinds.USE_14B()
     if variant is not None:
         raise CheckpointError(
             f"{source} is {variant[0]}; expected {WANTED['transformer']}, e.g. {TRANSFORMER_FILES}. {variant[1]}"

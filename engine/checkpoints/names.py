@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..sentences.checkpoints import Models
+
 # Names of the methods, models and tools by which few-step models are made.
 _DISTILLED = re.compile(
     r"distill|lightx2v|lightning|turbo|causvid|accvid|fastwan|self[ _-]?forcing|\bdmd|rcm\b|\d[ _-]?steps?(?![a-z])",
@@ -26,8 +28,4 @@ def path_promises_distilled(path: Path) -> bool:
 
 def undistilled(title: str) -> str:
     """Return the sentence about a model that is sampled in a few steps, without saying that it is for that."""
-    return (
-        f"Check that {title} is distilled: its name does not say so (4-step, lightx2v, lightning), and in four steps "
-        "without CFG another model gives mush. Put a distill LoRA on it, or sample it with KSampler, 20 steps or more "
-        "and its own cfg."
-    )
+    return Models.UNDISTILLED(title=title)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences.checkpoints import Reading
 from .disk import check_start, find_size, first_line, is_short_of_memory, read_start, reading, unreadable
 
-_EXPECTED = "a PyTorch file"
+_EXPECTED = Reading.PTH_FILE()
 _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
 # Of the pickle, which names the tensors; the text encoder's takes 0.04 MB.
 _MAX_PICKLE_BYTES = 2 * 2**20
@@ -53,21 +54,13 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
         if is_short_of_memory(error):
             raise unreadable(path, error) from error
         said = first_line(error) or type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a PyTorch file: {said} It is probably truncated or an old pickle; "
-            "download it again or use a .safetensors version of it."
-        ) from error
+        raise CheckpointError(Reading.NO_PTH(path=path, said=said)) from error
     if not isinstance(loaded, dict) or not all(_is_entry(*item) for item in loaded.items()):
-        kind = "nested data" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(
-            f"{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
-        )
+        kind = Reading.NESTED() if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(Reading.NO_STATE_DICT(path=path, kind=kind))
     for name, tensor in loaded.items():
         if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise CheckpointError(
-                f"{path} holds {name} of shape {list(tensor.shape)} in another form than numbers one after the other; "
-                "expected a flat dict of tensors (a state dict). Use the original file."
-            )
+            raise CheckpointError(Reading.NO_PLAIN_TENSOR(path=path, name=name, shape=list(tensor.shape)))
     return loaded
 
 
@@ -82,15 +75,12 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(
-                    f"{path} is a compressed archive ({entry.filename[:80]}), and no file that PyTorch wrote. Unpack "
-                    "it where it holds the model, or download the model again."
-                )
+                raise CheckpointError(Reading.COMPRESSED(path=path, filename=entry.filename[:80]))
             if entry.filename.endswith("/data.pkl"):
                 if entry.file_size > _MAX_PICKLE_BYTES:
-                    raise _refuse_objects(path, f"its table of tensors is of {entry.file_size} bytes")
+                    raise _refuse_objects(path, Reading.LONG_TABLE(file_size=entry.file_size))
                 if _depth(archive.read(entry)) > _MAX_DEPTH:
-                    raise _refuse_objects(path, f"values in values, more than {_MAX_DEPTH} deep")
+                    raise _refuse_objects(path, Reading.DEEP_TABLE(max_depth=_MAX_DEPTH))
 
 
 def _depth(pickled: bytes) -> int:
@@ -134,7 +124,4 @@ def _depth_of(operation: str, taken: list[int]) -> int:
 
 
 def _refuse_objects(path: Path, detail: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
-        f"accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
-    )
+    return CheckpointError(Reading.OBJECTS(path=path, detail=detail))

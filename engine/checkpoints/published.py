@@ -1,5 +1,5 @@
-"""The published variants of the 4-step Wan2.1-T2V-14B, and the LoRAs that distill others: which files of which
-repositories each needs. Names only.
+"""The published variants of the 4-step Wan2.1-T2V-14B, those of image to video, and the LoRAs that distill others:
+which files of which repositories each needs. Names only.
 
 The hub's own listing decides what is fetched, how big it is and what its hash is (adapters/hub); this table says
 where to look in it. Sizes here are for showing before the hub is asked.
@@ -18,6 +18,7 @@ from .formats import WanArchitecture
 from .kinds import MODEL_REPOSITORY
 
 SINGLE_FILE_REPOSITORY = "lightx2v/Wan2.1-Distill-Models"
+WAN22_REPOSITORY = "lightx2v/Wan2.2-Distill-Models"
 COMFY_REPOSITORY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 WAN21_LORA_REPOSITORY = "lightx2v/Wan2.1-Distill-Loras"
 WAN22_LORA_REPOSITORY = "lightx2v/Wan2.2-Distill-Loras"
@@ -118,6 +119,9 @@ _COMFY_T5_FP8_BYTES = 6_735_906_897
 _COMFY_T5_FP16_BYTES = 11_366_399_385
 _VAE_BYTES = 507_609_880
 _COMFY_VAE_BYTES = 254_000_000
+_CLIP_VISION_BYTES = 1_264_219_396
+_IMAGE_MODEL_8_BIT_BYTES = 17_000_000_000
+_IMAGE_EXPERT_8_BIT_BYTES = 15_007_794_120
 _LORA_BYTES = 631_000_000
 _LORA_OF_IMAGE_MODEL_BYTES = 739_000_000
 _LORA_OF_EXPERT_BYTES = 614_000_000
@@ -171,12 +175,18 @@ def _single_part(what: str, num_bytes: int, repository: str, path: str, folder: 
 
 
 def _single_parts(transformer: str, num_bytes: int, text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
-    text_encoder_path = f"split_files/text_encoders/{text_encoder}.safetensors"
-    vae_path = "split_files/vae/wan_2.1_vae.safetensors"
     return (
         _single_part(
             "transformer", num_bytes, SINGLE_FILE_REPOSITORY, f"{transformer}.safetensors", "diffusion_models"
         ),
+        *_companions(text_encoder, text_encoder_bytes),
+    )
+
+
+def _companions(text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
+    text_encoder_path = f"split_files/text_encoders/{text_encoder}.safetensors"
+    vae_path = "split_files/vae/wan_2.1_vae.safetensors"
+    return (
         _single_part("text encoder", text_encoder_bytes, COMFY_REPOSITORY, text_encoder_path, "text_encoders"),
         _single_part("VAE", _COMFY_VAE_BYTES, COMFY_REPOSITORY, vae_path, "vae"),
     )
@@ -232,6 +242,51 @@ _VARIANTS = (
 PUBLISHED = {variant.name: variant for variant in _VARIANTS}
 
 
+_PRECISIONS = {"fp8": "scaled_fp8_e4m3_", "int8": "int8_"}
+"""Of a single file, as its name has it."""
+
+
+def _image_model(size: str, precision: str) -> Variant:
+    """Return Wan2.1's image to video, trained at a size, with CLIP Vision as ComfyUI's CLIPVisionLoader takes it."""
+    transformer = f"wan2.1_i2v_{size}_{_PRECISIONS[precision]}lightx2v_4step"
+    vision = "split_files/clip_vision/clip_vision_h.safetensors"
+    return Variant(
+        name=f"wan2.1-i2v-{size}-{precision}",
+        summary=f"Wan2.1 image to video, made for {size}, with CLIP Vision",
+        precision=precision,
+        parts=(
+            *_single_parts(transformer, _IMAGE_MODEL_8_BIT_BYTES, *_FP8_T5),
+            _single_part("CLIP Vision", _CLIP_VISION_BYTES, COMFY_REPOSITORY, vision, "clip_vision"),
+        ),
+    )
+
+
+def _image_experts(precision: str) -> Variant:
+    """Return Wan2.2's image to video: two experts."""
+    rest = f"noise_{_PRECISIONS[precision]}lightx2v_4step.safetensors"
+    experts = {f"{noise}-noise transformer": f"wan2.2_i2v_A14b_{noise}_{rest}" for noise in ("high", "low")}
+    return Variant(
+        name=f"wan2.2-i2v-{precision}",
+        summary="Wan2.2 image to video, both experts, for a first and a last frame too",
+        precision=precision,
+        parts=(
+            *(
+                _single_part(what, _IMAGE_EXPERT_8_BIT_BYTES, WAN22_REPOSITORY, file, "diffusion_models")
+                for what, file in experts.items()
+            ),
+            *_companions(*_FP8_T5),
+        ),
+    )
+
+
+# Names: LightX2V's model cards of the two repositories.
+_IMAGE_MODELS = (
+    *(_image_model(size, precision) for size in ("480p", "720p") for precision in _PRECISIONS),
+    *map(_image_experts, _PRECISIONS),
+)
+PUBLISHED_IMAGE_MODELS = {variant.name: variant for variant in _IMAGE_MODELS}
+
+
 def _lora(model: str, name: str, repository: str, **files: int) -> Variant:
     """Return a LoRA that distills a model; files are names and bytes, one of each expert where there are two."""
     several = "two files, one for each expert; " if len(files) > 1 else ""
@@ -281,7 +336,7 @@ _LORAS = (
     ),
 )
 PUBLISHED_LORAS = {lora.name: lora for lora in _LORAS}
-ALL_PUBLISHED = PUBLISHED | PUBLISHED_LORAS
+ALL_PUBLISHED = PUBLISHED | PUBLISHED_IMAGE_MODELS | PUBLISHED_LORAS
 
 
 def find_variant(name: str) -> Variant:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from .content import ContentCheck
-from .files import TransformerFiles
+from .transformers import TransformerFiles
 from .weights import FileRange, TensorSpec, open_weights
 
 _EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences.checkpoints import Models
 from .disk import check_start, read_small
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-EXPECTED_TOKENIZER = "the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)"
+EXPECTED_TOKENIZER = Models.EXPECTED_TOKENIZER()
 # The largest of the field, Gemma's, takes 33 MB.
 _MAX_BYTES = 64 * 2**20
 # Rows of an embedding that no piece needs: UMT5's has 256,384 for 256,000 pieces and up to 300 extra ones.
@@ -63,7 +64,7 @@ def damaged_tokenizer(source: str, detail: str) -> CheckpointError:
     """Return the sentence about a tokenizer that cannot be read."""
     detail = next(iter(detail.splitlines()), "")[:200]
     return CheckpointError(
-        f"The tokenizer {source} cannot be read ({detail}); expected {EXPECTED_TOKENIZER}. Download the folder again."
+        Models.TOKENIZER_DAMAGED(source=source, detail=detail, expected_tokenizer=EXPECTED_TOKENIZER)
     )
 
 
@@ -84,7 +85,7 @@ def _count_spiece(content: bytes) -> int:
         place += size
         count += field == 1
     if place != len(content) or not count:
-        raise ValueError("no list of pieces")
+        raise ValueError(Models.NO_PIECES())
     return count
 
 
@@ -97,4 +98,4 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
         if byte < 128:
             return number, place
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError(Models.LONG_NUMBER())

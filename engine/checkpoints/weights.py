@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..sentences.checkpoints import Reading
 from .disk import first_line, is_short_of_memory, unreadable
 from .header import TensorInfo, read_header
 from .pth import is_pth, load_pth
@@ -180,6 +181,4 @@ def _open_safetensors(path: Path) -> Any:
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) or is_short_of_memory(error):
             raise unreadable(path, error) from error
-        raise CheckpointError(
-            f"{path} cannot be read: {first_line(error)}. It changed since it was opened; download it again."
-        ) from error
+        raise CheckpointError(Reading.CHANGED_WHILE_OPEN(path=path, first_line=first_line(error))) from error

@@ -92,6 +92,7 @@ def place_loras(
     if changed:
         # What is not on the device rests in RAM: the files hold nothing as it is needed.
         placement = replace(placement, mode="block") if placement.mode == "disk" else placement
+        placement = replace(placement, reads_second_expert=False)
         streamer = place_weights([own[index] for index in changed], composition, placement, device, hooks)
     numbers = {index: number for number, index in enumerate(changed)}
     of_image = make_units(specs[True], num_layers, (image_keys,), by_phase=False)

@@ -46,7 +46,7 @@ _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "a Wan model of 14B"}
 _IMAGE_BRANCH = "the image branch of an image-to-video model"
 _IMAGE_INPUT = "an input of 36 channels (image to video)"
 _OTHER_SHAPE = "another shape"
-_OTHER_EXPERT = "the {expert}-noise expert of Wan2.2"
+OTHER_EXPERT = "the {expert}-noise expert of Wan2.2"
 _NAMED_EXPERT = re.compile(r"(high|low)[ _-]?noise", re.IGNORECASE)
 
 
@@ -63,13 +63,14 @@ class Patch:
     strength: float = 1.0
 
 
-def read_lora(path: Path, model: Header, *, expert: str = "low") -> Lora:
+def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool = False) -> Lora:
     """Read a LoRA file for a checkpoint.
 
     Args:
         path: .safetensors, or .pt, .pth or .bin with nothing but tensors.
         model: names and shapes of the checkpoint, native, without prefix.
         expert: low | high: which half is taken of a file for both experts of Wan2.2.
+        is_expert: whether the checkpoint is known to be that expert.
 
     Raises:
         CheckpointError: the file is damaged or no LoRA, holds what cannot be applied exactly (LoHa, LoKr, DoRA ...), or
@@ -82,7 +83,7 @@ def read_lora(path: Path, model: Header, *, expert: str = "low") -> Lora:
         weights, metadata = SafetensorsWeights([path]), read_metadata(path)
     size, changed = stamp(path)
     titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
-    reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles)
+    reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
     changes = reading.changes(expert, _peft_scale(path, metadata, weights.header), lambda name: weights[name])
     report = reading.report(path.name, changes)
     weights.close()
@@ -165,10 +166,17 @@ def _is_pair(down: Sequence[int], up: Sequence[int]) -> bool:
 class _Reading:
     """One file being read."""
 
-    def __init__(self, subject: str, header: Header, spellings: Spellings, model: Header, titles: str) -> None:
-        """Args: subject: of sentences; titles: the file's name, and what it is called in itself."""
+    def __init__(
+        self, subject: str, header: Header, spellings: Spellings, model: Header, titles: str, *, is_expert: bool
+    ) -> None:
+        """Args:
+        subject: of sentences.
+        titles: the file's name, and what it is called in itself.
+        is_expert: see read_lora.
+        """
         self.subject = subject
         self._titles = titles
+        self._is_expert = is_expert
         self._header = header
         self._model = model
         self._left_out: dict[str, list[str]] = defaultdict(list)
@@ -238,9 +246,10 @@ class _Reading:
             whose = marked or ("high" if "low" in experts else "low")
             if whose != expert:
                 names = self._parts.pop((module, marked)).values()
-                self._left_out[_OTHER_EXPERT.format(expert=whose)] += names
+                self._left_out[OTHER_EXPERT.format(expert=whose)] += names
+        whose = f"this checkpoint is one transformer and gets the {expert}-noise half"
         self._notes.append(
-            f"It is for both experts of Wan2.2; this checkpoint is one transformer and gets the {expert}-noise half."
+            f"It is for both experts of Wan2.2; {'each gets its own half' if self._is_expert else whose}."
         )
 
     def _pair(
@@ -320,7 +329,7 @@ class _Reading:
                 "applies."
             )
         expert = _NAMED_EXPERT.search(self._titles)
-        if expert:
+        if expert and not self._is_expert:
             self._notes.append(
                 f"Its name says that it is for the {expert[1].lower()}-noise expert of Wan2.2; a Wan2.1 checkpoint has "
                 "the same layers, and other weights."

@@ -21,8 +21,15 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
     """
     cause = "No offload mode has room" if mode == "auto" else f"Offload mode {mode!r} has no room"
     modes = ("none", "block", "phase", "disk") if mode == "auto" else (mode,)
-    on_gpu = budget.vram is not None
-    needs = {mode: sampling_need(sizes, Placement(mode=mode), on_gpu=on_gpu) for mode in modes}
+    on_gpu, num_experts = budget.vram is not None, sizes.weights.num_experts
+    placements = {each: Placement(mode=each) for each in modes}
+    if num_experts > 1:
+        placements |= {
+            f"{each} with the low-noise expert from its files": Placement(mode=each, reads_second_expert=True)
+            for each in modes
+            if each in ("block", "phase")
+        }
+    needs = {name: sampling_need(sizes, each, on_gpu=on_gpu) for name, each in placements.items()}
     there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
     bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
     lines = [
@@ -52,7 +59,8 @@ def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], bu
 def _advise(sizes: Sizes, best_for: Callable[[Clip], Placement | None]) -> str:
     best = best_for(sizes.clip)
     if best is not None:
-        return f"Set the offload mode to 'auto': it fits then ({best.describe(sizes.weights.num_blocks)})."
+        described = best.describe(sizes.weights.num_blocks, sizes.weights.num_experts)
+        return f"Set the offload mode to 'auto': it fits then ({described})."
     series = (_smaller(sizes.clip), _shorter(sizes.clip))
     found = _first_fitting(series, lambda each: best_for(each) is not None)
     if not found:

@@ -117,15 +117,17 @@ class Need:
 
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:
-    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers.
+    """Return the bytes of weights on the device: what is not a block, resident blocks, and two streaming buffers, which
+    all experts share; but for those of LoRAs, of which each has its own.
 
     Two more are there in the first step, for what a clip needs once.
     """
     block, others = _segments(weights.block), weights.others + 2 * _segments(weights.image_block)
     if placement.mode == "none":
-        return others + weights.num_blocks * block
+        return others + weights.num_experts * weights.num_blocks * block
     unit = _segments(weights.phase) if placement.mode == "phase" else block
-    return others + placement.resident_blocks * block + 2 * unit
+    lora_units = 2 * (weights.num_experts - 1) * _segments(weights.lora_block)
+    return others + weights.num_experts * placement.resident_blocks * block + 2 * unit + lora_units
 
 
 def weights_ram(weights: WeightSizes, placement: Placement, ranks: int = 1) -> int:
@@ -137,10 +139,11 @@ def weights_ram(weights: WeightSizes, placement: Placement, ranks: int = 1) -> i
     if placement.mode == "none":
         return once
     streamed = weights.num_blocks - placement.resident_blocks
-    loras = streamed * weights.lora_block
-    if placement.mode == "disk":
-        return once + ranks * (2 * (weights.block - weights.lora_block) + loras)
-    return once + streamed * (weights.block - weights.lora_block) + ranks * loras
+    num_in_ram = placement.experts_in_ram(weights.num_experts)
+    in_ram = num_in_ram * streamed * (weights.block - weights.lora_block)
+    staging = 2 * (weights.block - weights.lora_block) if num_in_ram < weights.num_experts else 0
+    loras = weights.num_experts * streamed * weights.lora_block
+    return once + in_ram + ranks * (staging + loras)
 
 
 def activations(sizes: Sizes) -> int:
@@ -179,7 +182,8 @@ def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool, ra
     if not on_gpu:
         if placement.mode != "disk":
             return Need(vram=0, ram=weights.total + processes)
-        blocks = weights.block + (weights.num_blocks - 1) * weights.lora_block
+        other_blocks = weights.num_experts * weights.num_blocks - 1
+        blocks = weights.block + other_blocks * weights.lora_block
         return Need(vram=0, ram=weights.others + blocks + weights.image_block + processes)
     ram = weights_ram(weights, placement, ranks) + ranks * RAM_FIXED_BYTES + processes
     return Need(vram=weights_vram(weights, placement), ram=ram)

@@ -10,7 +10,7 @@ import torch
 
 from .. import system
 from ..constants import GIB
-from ..interfaces import Conditioning, Hooks, Transformer
+from ..interfaces import Transformer
 from .plan import MemoryPlan
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,8 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transformer, name)
 
-    def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
-    ) -> torch.Tensor:
+    def predict_flow(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         begun = time.perf_counter()
-        flow = self._transformer.predict_flow(latents, timestep, conditioning, hooks)
+        flow = self._transformer.predict_flow(*args, **kwargs)
         self._watch.look(begun)
         return flow

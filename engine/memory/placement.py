@@ -12,12 +12,23 @@ class Placement:
     mode: str
     """none (all on the device) | block | phase (third of a block) | disk (blocks read when needed)."""
     resident_blocks: int = 0
-    """In modes block, phase and disk: the first so many blocks stay on the device, the rest are streamed."""
+    """In modes block, phase and disk: the first so many blocks, of each expert, stay on the device, the rest are
+    streamed."""
     pinned_limit_bytes: int | None = None
     """RAM to page-lock at most; None is no limit of our own."""
+    reads_second_expert: bool = False
+    """In modes block and phase: what is streamed of the second of two experts rests in its files and not in RAM."""
 
-    def describe(self, num_blocks: int) -> str:
+    def experts_in_ram(self, num_experts: int) -> int:
+        """Return of how many experts the streamed blocks rest in RAM."""
+        if self.mode == "disk":
+            return 0
+        return num_experts - self.reads_second_expert
+
+    def describe(self, num_blocks: int, num_experts: int = 1) -> str:
         """Return e.g. "block, 12 of 40 blocks resident"."""
         if self.mode == "none":
             return "resident"
-        return f"{self.mode}, {self.resident_blocks} of {num_blocks} blocks resident"
+        of_each = " of each expert" if num_experts > 1 else ""
+        read = ", the low-noise expert from its files" if self.reads_second_expert else ""
+        return f"{self.mode}, {self.resident_blocks} of {num_blocks} blocks{of_each} resident{read}"

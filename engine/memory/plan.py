@@ -89,10 +89,12 @@ class MemoryPlan:
     placement: Placement
     backends: Backends
     num_blocks: int
+    """Of an expert."""
     decode: VaePlan
     needs: dict[str, Need]
     """By stage: encode, load_transformer, sample, decode."""
     budget: Budget
+    num_experts: int = 1
 
     @property
     def vram(self) -> int:
@@ -107,7 +109,7 @@ class MemoryPlan:
         memory = f"{self.ram / GIB:.1f} GiB RAM of {self.budget.ram / GIB:.1f} free"
         if self.budget.vram is not None:
             memory = f"{self.vram / GIB:.1f} GiB VRAM of {self.budget.vram / GIB:.1f} free, {memory}"
-        return f"plan: {self.placement.describe(self.num_blocks)}, {memory}; {self.decode}"
+        return f"plan: {self.placement.describe(self.num_blocks, self.num_experts)}, {memory}; {self.decode}"
 
     def as_data(self) -> dict[str, Any]:
         """Return the plan as JSON data for the run report."""
@@ -116,6 +118,7 @@ class MemoryPlan:
             "mode": self.placement.mode,
             "resident_blocks": self.num_blocks if self.placement.mode == "none" else self.placement.resident_blocks,
             "num_blocks": self.num_blocks,
+            "num_experts": self.num_experts,
             "tile": self.decode.tile.size if self.decode.tile else None,
             "free_vram_bytes": self.budget.vram,
             "free_ram_bytes": self.budget.ram,
@@ -172,6 +175,7 @@ def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
         decode=decode,
         needs=needs,
         budget=budget,
+        num_experts=sizes.weights.num_experts,
     )
 
 
@@ -253,6 +257,9 @@ def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
     14 GB of FP8, it reads while the card computes: 5 s from an NVMe drive (3 GB/s), 28 s from a SATA one (0.5 GB/s);
     estimate.py gives an RTX 4060, 8 GiB, 37 s a step at 832x480x81. Block would read all of it anew before every run,
     with nothing to compute meanwhile. RAM that is left over caches the files.
+
+    Of two experts the second may come from the drive with the first in RAM: what a clip reads is then the same as where
+    the RAM for one of them is filled twice, and the next clip begins at once.
     """
     limit = _pinned_limit(wish)
     fewest_first = range(sizes.weights.num_blocks)
@@ -265,9 +272,16 @@ def _allowed(sizes: Sizes, wish: Wish) -> list[list[Placement]]:
     modes = by_preference[wish.policy.prefer]
     if wish.mode != "auto":
         modes = {wish.mode: (0,) if wish.mode == "none" else fewest_first}
+    kinds = [(mode, False) for mode in modes if mode != "disk"]
+    if sizes.weights.num_experts > 1:
+        kinds += [(mode, True) for mode in modes if mode in ("block", "phase")]
+    kinds += [(mode, False) for mode in modes if mode == "disk"]
     return [
-        [Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=limit) for count in counts]
-        for mode, counts in modes.items()
+        [
+            Placement(mode=mode, resident_blocks=count, pinned_limit_bytes=limit, reads_second_expert=reads)
+            for count in modes[mode]
+        ]
+        for mode, reads in kinds
     ]
 
 
@@ -305,12 +319,18 @@ def _choose(
 
 def _is_worth_keeping(current: Placement, best: Placement | None, sizes: Sizes, budget: Budget, wish: Wish) -> bool:
     """Say whether what is loaded fits, and not so much worse than the best that it pays to load anew."""
-    allowed = {(each.mode, each.resident_blocks) for group in _allowed(sizes, wish) for each in group}
+    allowed = {_kind(each) for group in _allowed(sizes, wish) for each in group}
     need = sampling_need(sizes, current, on_gpu=budget.vram is not None)
-    if (current.mode, current.resident_blocks) not in allowed or not need.fits(budget, LATER_MARGIN):
+    if _kind(current) not in allowed or not need.fits(budget, LATER_MARGIN):
         return False
     if best is None:
         return True
     if current.mode == "disk":
         return best.mode == "disk"
+    if current.reads_second_expert:
+        return best.reads_second_expert or best.mode == "disk"
     return best.mode != "none" or current.mode == "none" or sizes.clip.tokens >= _STREAMING_IS_FREE_TOKENS
+
+
+def _kind(placement: Placement) -> tuple[str, int, bool]:
+    return placement.mode, placement.resident_blocks, placement.reads_second_expert

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,17 +15,33 @@ class WeightSizes:
     phase: int
     """The largest phase of a block: self-attention, cross-attention or feed-forward."""
     num_blocks: int
+    """Of an expert."""
     others: int
-    """Embeddings, time projection and head."""
+    """Embeddings, time projection and head, of all experts."""
     lora_block: int = 0
     """Of `block`: LoRAs, which rest in RAM where the other weights of a block rest on the drive."""
     image_block: int = 0
     """What a clip needs once of a block, beside `block`: the weights of an image's keys and values, LoRAs included."""
+    num_experts: int = 1
+    """Each of so many blocks."""
 
     @property
     def blocks(self) -> int:
-        return self.block * self.num_blocks
+        return self.block * self.num_blocks * self.num_experts
 
     @property
     def total(self) -> int:
-        return self.blocks + self.others + self.num_blocks * self.image_block
+        return self.blocks + self.others + self.num_experts * self.num_blocks * self.image_block
+
+
+def together(sizes: Sequence[WeightSizes]) -> WeightSizes:
+    """Return the sizes of the experts of one model, from each one's."""
+    return replace(
+        sizes[0],
+        block=max(each.block for each in sizes),
+        phase=max(each.phase for each in sizes),
+        others=sum(each.others for each in sizes),
+        lora_block=max(each.lora_block for each in sizes),
+        image_block=max(each.image_block for each in sizes),
+        num_experts=len(sizes),
+    )

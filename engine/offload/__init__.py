@@ -5,11 +5,13 @@ Generic: knows tensors, files and byte buffers, not what is computed with them.
 
 from .once import OnceUnits
 from .reader import load_tensors
-from .streamer import WeightStreamer, place_weights
-from .units import Finish, Source, Unit, make_units, weigh
+from .streamer import ExpertUnits, WeightStreamer, place_weights
+from .units import Finish, Joined, Source, Unit, make_units, weigh
 
 __all__ = [
+    "ExpertUnits",
     "Finish",
+    "Joined",
     "OnceUnits",
     "Source",
     "Unit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -18,15 +19,29 @@ _NUM_FILE_READERS = 4
 CheckInterrupt = Callable[[], None]
 
 
+@dataclass
+class Course:
+    """Which unit comes after another: units of one expert after the other, each pass over the units of one of them."""
+
+    num_experts: int = 1
+    then: int = 0
+    """Whose pass is expected to come after the current one. Where another one comes, its first unit is waited for."""
+
+    def after(self, index: int, num_units: int) -> int:
+        """Return the unit after one of so many of all experts, of each the same number."""
+        length = num_units // self.num_experts
+        return index + 1 if (index + 1) % length else self.then * length
+
+
 class Residence(Protocol):
-    """Gives a unit its weights, in the order of the units, again and again."""
+    """Gives a unit its weights, again and again, in the order of a Course."""
 
     @property
     def moved_bytes(self) -> int:
         """Copied to the device so far."""
 
-    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
-        """Start bringing the first unit, if it is not there; `acquire` would wait for all of it."""
+    def prefetch(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        """Start bringing a unit, if it is not there; `acquire` would wait for all of it."""
 
     def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
         """Return the weights for the next call of unit `index`."""
@@ -48,7 +63,7 @@ class Mapped:
         self._source = source
         self._finish = finish
 
-    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+    def prefetch(self, index: int, check_interrupt: CheckInterrupt) -> None:
         pass
 
     def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
@@ -71,11 +86,19 @@ def map_unit(unit: Unit, source: Source, finish: Finish | None) -> dict[str, tor
 
 
 class Placed:
-    """The first units stay on the device; the rest comes from another residence, again and again."""
+    """The first units of a pass stay on the device; the rest comes from another residence, again and again."""
 
-    def __init__(self, held: Sequence[dict[str, torch.Tensor]], rest: Residence | None, held_moved_bytes: int) -> None:
-        """Args: held: the tensors of the first units; held_moved_bytes: copied to the device for them."""
+    def __init__(
+        self, held: Sequence[dict[str, torch.Tensor] | None], rest: Residence | None, held_moved_bytes: int
+    ) -> None:
+        """Args:
+        held: the tensors of each unit that stays, None for each that does not.
+        rest: of the others, numbered among themselves.
+        held_moved_bytes: copied to the device for those that stay.
+        """
         self._held = list(held)
+        # Of a unit among the others; of one that stays, the next other's.
+        self._numbers = [sum(each is None for each in held[:index]) for index in range(len(held))]
         self._rest = rest
         self._held_moved_bytes = held_moved_bytes
 
@@ -83,21 +106,22 @@ class Placed:
     def moved_bytes(self) -> int:
         return self._held_moved_bytes + (self._rest.moved_bytes if self._rest else 0)
 
-    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
+    def prefetch(self, index: int, check_interrupt: CheckInterrupt) -> None:
         if self._rest:
-            self._rest.prefetch(check_interrupt)
+            self._rest.prefetch(self._numbers[index], check_interrupt)
 
     def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
-        if index < len(self._held):
-            return self._held[index]
+        held = self._held[index]
+        if held is not None:
+            return held
         assert self._rest is not None
-        return self._rest.acquire(index - len(self._held), check_interrupt)
+        return self._rest.acquire(self._numbers[index], check_interrupt)
 
     def release(self, index: int, check_interrupt: CheckInterrupt) -> None:
-        if index < len(self._held):
-            self.prefetch(check_interrupt)
+        if self._held[index] is not None:
+            self.prefetch(index, check_interrupt)
         elif self._rest:
-            self._rest.release(index - len(self._held), check_interrupt)
+            self._rest.release(self._numbers[index], check_interrupt)
 
     def close(self) -> None:
         self._held.clear()
@@ -214,6 +238,38 @@ class FileHome:
         self._reader.read(unit, staging.buffer.tensor, part, _NUM_FILE_READERS)
 
 
+class SplitHome:
+    """The first units rest in one home, the others, numbered among themselves, in another."""
+
+    def __init__(self, first: Home, num_first: int, second: Home) -> None:
+        self._homes = (first, second)
+        self._num_first = num_first
+        self._last = first
+
+    def expect(self, index: int) -> None:
+        home, number = self._find(index)
+        home.expect(number)
+
+    def packed(self, index: int, check_interrupt: CheckInterrupt) -> torch.Tensor:
+        self._last, number = self._find(index)
+        return self._last.packed(number, check_interrupt)
+
+    def keep(self, index: int, finished: torch.Tensor) -> bool:
+        home, number = self._find(index)
+        return home.keep(number, finished)
+
+    def copied(self) -> None:
+        self._last.copied()
+
+    def close(self) -> None:
+        for home in self._homes:
+            home.close()
+
+    def _find(self, index: int) -> tuple[Home, int]:
+        first, second = self._homes
+        return (first, index) if index < self._num_first else (second, index - self._num_first)
+
+
 class _Slot:
     """A buffer on the device that holds one unit at a time."""
 
@@ -229,13 +285,21 @@ class Streamed:
     """Two buffers on the device: while one unit computes, the next is copied on a stream of its own.
 
     Compute stays on the current stream (see kernels/attention.py); events order copies and compute. After the
-    last unit comes the first one again, for the next step.
+    last unit of a pass comes the first one of the next, as the course says.
 
     What has to be finished is so on the stream of copies when it arrives: once, where its home keeps the result.
     """
 
-    def __init__(self, units: Sequence[Unit], home: Home, device: torch.device, finish: Finish | None = None) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        home: Home,
+        device: torch.device,
+        finish: Finish | None = None,
+        course: Course | None = None,
+    ) -> None:
         self.moved_bytes = 0
+        self._course = course or Course()
         self._units = units
         self._home = home
         self._finish = finish
@@ -249,8 +313,8 @@ class Streamed:
             slot.used.record()
         self._current = self._slots[0]
 
-    def prefetch(self, check_interrupt: CheckInterrupt) -> None:
-        self._fetch(0, check_interrupt)
+    def prefetch(self, index: int, check_interrupt: CheckInterrupt) -> None:
+        self._fetch(index, check_interrupt)
 
     def acquire(self, index: int, check_interrupt: CheckInterrupt) -> dict[str, torch.Tensor]:
         self._current = self._fetch(index, check_interrupt)
@@ -266,7 +330,7 @@ class Streamed:
         self._streams.synchronize(self._device)
 
     def _after(self, index: int) -> int:
-        return (index + 1) % len(self._units)
+        return self._course.after(index, len(self._units))
 
     def _holder(self, index: int) -> _Slot | None:
         return next((slot for slot in self._slots if slot.index == index), None)

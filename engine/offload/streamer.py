@@ -14,7 +14,7 @@ from ..interfaces import Hooks
 from ..memory.placement import Placement
 from ..system import page_lock_limit
 from .reader import Progress, load_to_device, load_to_ram
-from .residence import FileHome, Mapped, Placed, RamHome, Residence, Streamed, map_unit
+from .residence import Course, FileHome, Home, Mapped, Placed, RamHome, Residence, SplitHome, Streamed, map_unit
 from .shared import SharedHome
 from .units import Finish, Source, Unit
 
@@ -23,11 +23,12 @@ class WeightStreamer:
     """What all units of a model share: the residence, the interrupt check, the pace of the host.
 
     `check_interrupt` is asked before every unit and while one is waited for; start_pass sets it. `check_unit` is asked
-    before every unit alone.
+    before every unit alone. `course.then` is to be set before each pass where there are several experts.
     """
 
-    def __init__(self, residence: Residence, device: torch.device) -> None:
+    def __init__(self, residence: Residence, device: torch.device, course: Course | None = None) -> None:
         self.residence = residence
+        self.course = course or Course()
         self.check_interrupt: Callable[[], None] = Hooks().check_interrupt
         self.check_unit: Callable[[], None] = Hooks().check_interrupt
         self._device = device
@@ -35,12 +36,13 @@ class WeightStreamer:
         self._launched: deque[Any] = deque()
         self._on_unit: Callable[[int], None] = lambda index: None
 
-    def start_pass(self, hooks: Hooks, units: Sequence[Unit]) -> None:
-        """Report a pass over these units to hooks."""
+    def start_pass(self, hooks: Hooks, units: Sequence[Unit], first: int = 0) -> None:
+        """Report a pass over these units, of which the first has this number, to hooks."""
         self.check_interrupt = hooks.check_interrupt
         blocks = units[-1].block + 1
 
         def on_unit(index: int) -> None:
+            index -= first
             if index + 1 == len(units) or units[index + 1].block != units[index].block:
                 hooks.on_block(units[index].block + 1, blocks)
 
@@ -76,6 +78,43 @@ class WeightStreamer:
         self.residence.close()
 
 
+class ExpertUnits:
+    """The units of one expert among those of several, as a streamer of its own."""
+
+    def __init__(self, streamer: WeightStreamer, first: int) -> None:
+        """Args: first: number of the expert's first unit."""
+        self._streamer = streamer
+        self._first = first
+
+    @property
+    def check_interrupt(self) -> Callable[[], None]:
+        return self._streamer.check_interrupt
+
+    @property
+    def check_unit(self) -> Callable[[], None]:
+        return self._streamer.check_unit
+
+    @check_unit.setter
+    def check_unit(self, check: Callable[[], None]) -> None:
+        self._streamer.check_unit = check
+
+    def start_pass(self, hooks: Hooks, units: Sequence[Unit]) -> None:
+        """Report a pass over these units to hooks."""
+        self._streamer.start_pass(hooks, units, self._first)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Copied to the device so far, of all experts; counted with the first."""
+        return 0 if self._first else self._streamer.moved_bytes
+
+    def unit(self, index: int) -> contextlib.AbstractContextManager[dict[str, torch.Tensor]]:
+        return self._streamer.unit(self._first + index)
+
+    def close(self) -> None:
+        """Give back all memory, of all experts."""
+        self._streamer.close()
+
+
 def place_weights(
     units: Sequence[Unit],
     source: Source,
@@ -84,21 +123,23 @@ def place_weights(
     hooks: Hooks,
     finish: Finish | None = None,
     shared: SharedHome | None = None,
+    num_experts: int = 1,
 ) -> WeightStreamer:
     """Bring a model's units to where they are to rest.
 
     Args:
-        units: in the order of compute.
+        units: in the order of compute; of several experts, those of one after those of another.
         source: where they come from; stays in use in mode disk and on a CPU.
-        placement: its first `resident_blocks` blocks (in mode none: all) stay on the device, the others are streamed
-            from RAM or, in mode disk, from their files. On a CPU everything is mapped from the files; in mode
-            disk what is not resident is unmapped again after each use.
+        placement: the first `resident_blocks` blocks of each expert (in mode none: all) stay on the device, the others
+            are streamed from RAM or, in mode disk, from their files. On a CPU everything is mapped from the files; in
+            mode disk what is not resident is unmapped again after each use.
         device: the compute device.
         hooks: told of the progress, and asked whether to stop.
         finish: what is done to units that have arrived on the device. What rests there or in RAM is finished once, with
             no second copy of it; what comes from files or from memory of several processes, each time; on a CPU that
             needs copies of what is mapped.
         shared: memory of several processes for what rests in RAM; None is memory of its own.
+        num_experts: whose units these are, of each the same number.
 
     Returns:
         The streamer, to be closed in the end.
@@ -106,9 +147,11 @@ def place_weights(
     Raises:
         CheckpointError: a file could not be read.
     """
+    course = Course(num_experts)
     if device.type == "cpu":
-        return WeightStreamer(map_units(units, source, placement, device, hooks, finish), device)
-    return WeightStreamer(load_units(units, source, placement, device, hooks, finish, shared), device)
+        return WeightStreamer(map_units(units, source, placement, device, hooks, finish), device, course)
+    residence = load_units(units, source, placement, device, hooks, finish, shared, course)
+    return WeightStreamer(residence, device, course)
 
 
 def load_units(
@@ -119,20 +162,27 @@ def load_units(
     hooks: Hooks,
     finish: Finish | None = None,
     shared: SharedHome | None = None,
+    course: Course | None = None,
 ) -> Residence:
     """Load units to the device and to RAM; see `place_weights`."""
-    held_units, streamed = _split(units, placement)
+    course, stays = course or Course(), _stays(units, placement)
+    held_units, streamed = _split(units, stays)
+    in_ram, in_files = _split(streamed, _rests_in_ram(streamed, placement, course))
     limit = page_lock_limit(placement.pinned_limit_bytes)
-    progress = Progress(hooks, len(held_units) if placement.mode == "disk" else len(units))
+    progress = Progress(hooks, len(held_units) + len(in_ram))
     held = load_to_device(held_units, source, device, limit, progress, finish)
-    rest: Residence | None = None
-    if streamed and placement.mode == "disk":
-        rest = Streamed(streamed, FileHome(streamed, source, device, limit), device, finish)
-    elif streamed:
-        buffers = load_to_ram(streamed, source, device, limit, replace(progress, done=len(held)), shared)
-        rest = Streamed(streamed, RamHome(buffers, keeps=shared is None), device, finish)
+    homes: list[Home] = []
+    if in_ram:
+        buffers = load_to_ram(in_ram, source, device, limit, replace(progress, done=len(held)), shared)
+        homes.append(RamHome(buffers, keeps=shared is None))
+    if in_files:
+        homes.append(FileHome(in_files, source, device, limit))
     progress.report(progress.total)
-    return Placed(held, rest, sum(unit.num_bytes for unit in held_units))
+    rest: Residence | None = None
+    if homes:
+        home = homes[0] if len(homes) == 1 else SplitHome(homes[0], len(in_ram), homes[1])
+        rest = Streamed(streamed, home, device, finish, course)
+    return Placed(_spread(held, stays), rest, sum(unit.num_bytes for unit in held_units))
 
 
 def map_units(
@@ -144,7 +194,8 @@ def map_units(
     finish: Finish | None = None,
 ) -> Residence:
     """Map units from their files; in mode disk those that are not resident are mapped anew for each use."""
-    held_units, streamed = _split(units, placement) if placement.mode == "disk" else (units, ())
+    stays = _stays(units, placement) if placement.mode == "disk" else [True] * len(units)
+    held_units, streamed = _split(units, stays)
     progress = Progress(hooks, len(held_units))
     held = []
     for number, unit in enumerate(held_units):
@@ -152,10 +203,27 @@ def map_units(
         held.append(map_unit(unit, source, finish))
     source.close()
     progress.report(progress.total)
-    return Placed(held, Mapped(streamed, source, finish) if streamed else None, 0)
+    return Placed(_spread(held, stays), Mapped(streamed, source, finish) if streamed else None, 0)
 
 
-def _split(units: Sequence[Unit], placement: Placement) -> tuple[Sequence[Unit], Sequence[Unit]]:
-    """Return the units that stay on the device and those that are streamed."""
-    num_held = sum(placement.mode == "none" or unit.block < placement.resident_blocks for unit in units)
-    return units[:num_held], units[num_held:]
+def _stays(units: Sequence[Unit], placement: Placement) -> list[bool]:
+    """Say of each unit whether it stays on the device."""
+    return [placement.mode == "none" or unit.block < placement.resident_blocks for unit in units]
+
+
+def _rests_in_ram(streamed: Sequence[Unit], placement: Placement, course: Course) -> list[bool]:
+    """Say of each streamed unit whether it rests in RAM, and not in its files; those that do come first."""
+    num_in_ram = len(streamed) * placement.experts_in_ram(course.num_experts) // course.num_experts
+    return [number < num_in_ram for number in range(len(streamed))]
+
+
+def _split(units: Sequence[Unit], is_first: Sequence[bool]) -> tuple[list[Unit], list[Unit]]:
+    """Return the units of which something is true, and the others."""
+    pairs = list(zip(units, is_first, strict=True))
+    return [unit for unit, true in pairs if true], [unit for unit, true in pairs if not true]
+
+
+def _spread(held: Sequence[dict[str, torch.Tensor]], stays: Sequence[bool]) -> list[dict[str, torch.Tensor] | None]:
+    """Return the tensors of units that stay at the places of these among all."""
+    tensors = iter(held)
+    return [next(tensors) if each else None for each in stays]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -32,6 +33,29 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Drop the mappings that no tensor uses any more; `read` maps again."""
+
+
+class Joined:
+    """Several sources as one: names of parameters begin with their source's, e.g. `low.blocks.0.ffn.0.weight`."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+
+    def read(self, spec: TensorSpec, elements: slice | None = None) -> torch.Tensor:
+        source, own = self._find(spec)
+        return source.read(own, elements)
+
+    def location(self, spec: TensorSpec) -> FileRange | None:
+        source, own = self._find(spec)
+        return source.location(own)
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            source.close()
+
+    def _find(self, spec: TensorSpec) -> tuple[Source, TensorSpec]:
+        name, _, own = spec.name.partition(".")
+        return self._sources[name], replace(spec, name=own)
 
 
 class Unit:
@@ -99,21 +123,28 @@ def weigh(
 
 
 def make_units(
-    specs: Sequence[TensorSpec], num_layers: int, phases: Sequence[tuple[str, ...]], by_phase: bool
+    specs: Sequence[TensorSpec],
+    num_layers: int,
+    phases: Sequence[tuple[str, ...]],
+    by_phase: bool,
+    source: str = "",
 ) -> list[Unit]:
     """Return the units of `blocks.<i>.` in the order of compute: one a block, or one a phase.
 
     Args:
         phases: of a block, in the order of compute, each by the starts of its tensors' names under `blocks.<i>.`. What
             is in none of them is in no unit.
+        source: of these parameters among several, see Joined; their names do not have it yet.
     """
+    root = f"{source}." if source else ""
+    named = [replace(spec, name=f"{root}{spec.name}") for spec in specs] if root else specs
     parts: list[tuple[tuple[str, ...], tuple[int, ...]]] = [(starts, (i,)) for i, starts in enumerate(phases)]
     if not by_phase:
         parts = [(tuple(start for starts in phases for start in starts), tuple(range(len(phases))))]
     units = []
     for index in range(num_layers):
-        path = f"blocks.{index}"
+        path = f"{root}blocks.{index}"
         for starts, numbers in parts:
             prefixes = tuple(f"{path}.{start}" for start in starts)
-            units.append(Unit(path, [spec for spec in specs if spec.name.startswith(prefixes)], index, numbers))
+            units.append(Unit(path, [spec for spec in named if spec.name.startswith(prefixes)], index, numbers))
     return units

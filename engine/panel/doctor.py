@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
@@ -34,13 +34,13 @@ from ..backends.table import (
 from ..backends.trials import find_findings, find_machine
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
-from ..checkpoints.published import PUBLISHED_LORAS, Variant
+from ..checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, Variant
+from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
-from ..quantities import format_bytes
 from .advice import Advice, rank_files
-from .forecast import cannot_be_used
+from .forecast import cannot_be_used, describe_transformer
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 # The item that tells what was measured.
@@ -100,6 +100,7 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         _examine_ram(),
         _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
         *_examine_files(files),
+        _examine_image_models(models_dir),
         _examine_loras(models_dir),
         *_examine_checkpoints(checkpoints, models_dir, machine, files),
     ]
@@ -339,17 +340,36 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     return [Item(name="File for this card", state=OK, found=found)]
 
 
+def _examine_image_models(models_dir: Path) -> Item:
+    """Name the published image-to-video models, and which are here."""
+    found = f"with LightX2V Image To Video: {_list_published(PUBLISHED_IMAGE_MODELS, models_dir)}"
+    return Item(name="Image to video", state=OK, found=found)
+
+
 def _examine_loras(models_dir: Path) -> Item:
     """Name the published LoRAs that distill a model, and which are here."""
+    listed = _list_published(PUBLISHED_LORAS, models_dir)
+    found = f"for a Wan model that is not distilled, with LightX2V LoRA: {listed}; distilled checkpoints need none"
+    return Item(name="LoRAs for 4 steps", state=OK, found=found)
 
-    def describe(lora: Variant) -> str:
-        is_here = all((models_dir / part.folder / part.patterns[0]).is_file() for part in lora.parts)
-        return f"{lora.name} {'here' if is_here else f'{lora.num_bytes / 1e9:.2g} GB'}"
 
-    found = "for a Wan model that is not distilled, with LightX2V LoRA: " + ", ".join(
-        map(describe, PUBLISHED_LORAS.values())
-    )
-    return Item(name="LoRAs for 4 steps", state=OK, found=f"{found}; distilled checkpoints need none")
+def _list_published(variants: Mapping[str, Variant], models_dir: Path) -> str:
+    """Return names of variants of single files, of each whether it is here, or how much of it is to be fetched."""
+
+    def describe(variant: Variant) -> str:
+        missing = [
+            part
+            for part in variant.parts
+            if not (models_dir / part.folder / PurePosixPath(part.patterns[0]).name).is_file()
+        ]
+        if not missing:
+            return f"{variant.name} here"
+        size = f"{sum(part.num_bytes for part in missing) / 1e9:.2g} GB"
+        # The others may be there from another model.
+        is_begun = variant.parts[0] not in missing
+        return f"{variant.name} {size}" + (f" ({', '.join(part.what for part in missing)} missing)" if is_begun else "")
+
+    return ", ".join(map(describe, variants.values()))
 
 
 def _examine_checkpoints(
@@ -361,13 +381,19 @@ def _examine_checkpoints(
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
-        if not _has_parts(name, checkpoints)
+        if not _has_parts(name, checkpoints) and not _is_part(name, checkpoints)
     ]
 
 
 def _has_parts(name: str, checkpoints: Mapping[str, Path]) -> bool:
     """Whether a name is a repository whose precision folders are in the list themselves."""
     return any(f"{name}/{folder}" in checkpoints for folder in PRECISION_FOLDERS.values())
+
+
+def _is_part(name: str, checkpoints: Mapping[str, Path]) -> bool:
+    """Whether a name is an expert's folder in one that is in the list as both."""
+    folder, _, own = name.rpartition("/")
+    return folder in checkpoints and bool(noise_of(Path(own)))
 
 
 def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
@@ -383,16 +409,17 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         )
     if checkpoint.missing:
         return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+    if checkpoint.transformer is not None and checkpoint.transformer.warnings:
+        remedy = " ".join(checkpoint.transformer.warnings)
+        return Item(is_checkpoint=True, name=name, state=WARN, found=found, remedy=remedy)
     return Item(is_checkpoint=True, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
     parts = []
     if checkpoint.transformer is not None:
-        layout = checkpoint.transformer.format
-        size = format_bytes(checkpoint.transformer.num_bytes)
-        numbers = _numbers(layout, machine)
-        parts.append(f"transformer {numbers}, {layout.architecture.num_layers} blocks, {size}")
+        numbers = _numbers(checkpoint.transformer.format, machine)
+        parts.append(f"transformer {describe_transformer(checkpoint.transformer, numbers)}")
     if checkpoint.text_encoder is not None:
         parts.append(f"text encoder {checkpoint.text_encoder.name}")
     if checkpoint.vae is not None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_LORAS, find_variant
+from ..checkpoints.files import AUTO_SECOND, NO_SECOND
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, find_variant
+from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
+from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
@@ -48,7 +52,12 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
     try:
-        loras = tuple(paths.LORAS.resolve(str(given[name])) for name in _LORAS if name in given)
+        loras = tuple(
+            (paths.LORAS.resolve(str(given[name])), str(given.get(f"{name}_expert", EXPERT_CHOICES[0])))
+            for name in _LORAS
+            if name in given
+        )
+        second = _second_expert(given)
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
     host.follow_host_device()
@@ -64,6 +73,8 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         ),
         gpus=gpus,
         policy=memory.host_policy(),
+        second=second,
+        first_is=str(given.get("expert", "auto")),
         loras=loras,
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
         clip=Clip(
@@ -89,12 +100,25 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
         raise ValueError("lora needs lora, a name that the node offers.")
     try:
         path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
+        second = _second_expert(values)
     except ValueError as error:
         return {"ok": False, "sentence": str(error)}
-    ok, sentence = describe_lora(
-        path, file, precision=str(values.get("precision", "auto")), is_checkpoint=kind == _WHOLE
+    question = Question(
+        path=path,
+        is_checkpoint=kind == _WHOLE,
+        precision=str(values.get("precision", "auto")),
+        second=second,
+        first_is=str(values.get("expert", "auto")),
+        loras=((file, str(values.get("lora_expert", EXPERT_CHOICES[0]))),),
+        clip=Clip(width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT, num_frames=DEFAULT_NUM_FRAMES),
     )
+    ok, sentence = describe_lora(question)
     return {"ok": ok, "sentence": sentence}
+
+
+def _second_expert(values: Mapping[str, Value]) -> Path | str:
+    choice = str(values.get("second_expert", AUTO_SECOND))
+    return choice if choice in (AUTO_SECOND, NO_SECOND) else paths.TRANSFORMERS.resolve(choice)
 
 
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
@@ -131,7 +155,7 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     offers = [
         (advice.variant, "" if advice.step_seconds is None else f"; {advice}") for advice in doctor.rank_files_here()
     ]
-    offers += [(lora, "") for lora in PUBLISHED_LORAS.values()]
+    offers += [(other, "") for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
     variants = [
         {
             "name": variant.name,
@@ -191,7 +215,13 @@ def start_verification(values: Mapping[str, Value]) -> dict[str, Any]:
     return asdict(_verifications.state)
 
 
-_MODEL_FIELDS = {"checkpoint": plain_name, "transformer": plain_name, "precision": choice(*PRECISIONS)}
+_MODEL_FIELDS = {
+    "checkpoint": plain_name,
+    "transformer": plain_name,
+    "precision": choice(*PRECISIONS),
+    "second_expert": plain_name,
+    "expert": choice("auto", *EXPERTS),
+}
 PLAN = routes.Route(
     name="plan",
     fields={
@@ -211,12 +241,13 @@ PLAN = routes.Route(
         "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
+        **{f"{name}_expert": choice(*EXPERT_CHOICES) for name in _LORAS},
     },
     answer=answer_plan,
 )
 LORA = routes.Route(
     name="lora",
-    fields={**_MODEL_FIELDS, "lora": plain_name},
+    fields={**_MODEL_FIELDS, "lora": plain_name, "lora_expert": choice(*EXPERT_CHOICES)},
     answer=answer_lora,
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from .. import report, shapes, system
-from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, TransformerFiles, resolve_checkpoint, resolve_transformer
+from ..checkpoints.files import AUTO_SECOND, Checkpoint, is_a_version, resolve_checkpoint, resolve_experts
+from ..checkpoints.transformers import TransformerFiles
 from ..errors import MALFORMED, LightX2VError, NothingFitsError
 from ..handles import ONE_GPU, TransformerHandle
 from ..interfaces import Host
-from ..lora.changes import Lora
-from ..lora.reader import read_lora
+from ..lora.experts import ExpertLoras, read_for_experts
 from ..memory.clip import Clip
 from ..quantities import format_bytes
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
@@ -43,8 +43,11 @@ class Question:
     policy: HostPolicy = field(default_factory=HostPolicy)
     uses: frozenset[str] = frozenset()
     """Further parts that the graph takes from the checkpoint: text_encoder, vae."""
-    loras: tuple[Path, ...] = ()
-    """What is put on the transformer, at any strength but 0."""
+    second: Path | str = AUTO_SECOND
+    first_is: str = "auto"
+    """The other expert of Wan2.2, and which one `path` is; see checkpoints/files.py resolve_experts."""
+    loras: tuple[tuple[Path, str], ...] = ()
+    """What is put on the transformer, at any strength but 0, and on which expert."""
     clip: Clip
     steps: int = 4
     has_own_sampler: bool = False
@@ -105,7 +108,7 @@ def forecast(question: Question) -> Forecast:
     if problem:
         return Forecast(ok=False, sentence=problem)
     try:
-        files, checkpoint = _find(question.path, question.precision, is_checkpoint=question.is_checkpoint)
+        files, checkpoint = _find(question)
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
             return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
@@ -119,13 +122,14 @@ def forecast(question: Question) -> Forecast:
     return replace(answer, missing=missing)
 
 
-def describe_lora(path: Path, lora: Path, *, precision: str, is_checkpoint: bool) -> tuple[bool, str]:
-    """Say whether a LoRA file can be put on the transformer at `path`, and how much of it applies or why not."""
+def describe_lora(question: Question) -> tuple[bool, str]:
+    """Say whether the first LoRA of a question can be put on its transformer, and how much of it applies or why not."""
+    lora, expert = question.loras[0]
     try:
-        files, _ = _find(path, precision, is_checkpoint=is_checkpoint)
+        files, _ = _find(question)
         if files is None:
             return False, "There is no transformer yet that it could be put on."
-        return True, str(_read_lora(lora, _signature(lora), files).report)
+        return True, str(_read_lora(lora, _signature(lora), files, expert).report)
     except LightX2VError as error:
         return False, str(error)
     except (OSError, *MALFORMED) as error:
@@ -175,7 +179,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     """Plan as a run would now, with a handle of its own."""
     host = Host(policy=question.policy)
     handle = TransformerHandle(files, question.settings, question.offload, question.gpus)
-    loras = [_read_lora(path, _signature(path), files) for path in question.loras]
+    loras = [_read_lora(path, _signature(path), files, expert) for path, expert in question.loras]
     for lora in loras:
         handle = handle.with_lora(lora)
     sizes = handle.sizes_now(question.clip, host.device)
@@ -185,14 +189,14 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.numbers}, {architecture.num_layers} blocks, {format_bytes(files.num_bytes)}",
+        detected=describe_transformer(files, backends.numbers),
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
         loras=tuple(str(lora.report) for lora in loras),
         reasons=backends.reasons,
         tokens=question.clip.tokens,
-        warnings=(*files.notes, *([handle.doubts] if handle.doubts and not question.has_own_sampler else [])),
+        warnings=(*files.warnings, *([handle.doubts] if handle.doubts and not question.has_own_sampler else [])),
     )
     try:
         plan = handle.room(host).plan_run(sizes)
@@ -222,6 +226,12 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     )
 
 
+def describe_transformer(files: TransformerFiles, numbers: str) -> str:
+    """Return e.g. "fp8, 40 blocks, 13.1 GiB". Args: numbers: what it has and what is computed in."""
+    size = f"{files.format.architecture.num_layers} blocks, {format_bytes(files.total_bytes)}"
+    return f"{numbers}, {size}" if files.second is None else f"{numbers}, two experts of {size} together"
+
+
 def _card(device: torch.device, count: int = 1) -> str:
     """Return what computes; several GPUs have a history of their own."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -233,12 +243,14 @@ def _lacks(checkpoint: Checkpoint, uses: frozenset[str]) -> bool:
     return ("text_encoder" in uses and lacks_text) or ("vae" in uses and checkpoint.vae is None)
 
 
-def _find(path: Path, precision: str, *, is_checkpoint: bool) -> tuple[TransformerFiles | None, Checkpoint | None]:
+def _find(question: Question) -> tuple[TransformerFiles | None, Checkpoint | None]:
     """Return the files of a transformer, if there are any, and the whole checkpoint, if it is one."""
-    if not is_checkpoint:
-        return _resolve_transformer(path, _signature(path)), None
-    checkpoint = _resolve_checkpoint(path, precision, _signature(path))
-    return checkpoint.transformer, checkpoint
+    path, second = question.path, question.second
+    if question.is_checkpoint:
+        checkpoint = _resolve_checkpoint(path, question.precision, _signature(path))
+        return checkpoint.transformer, checkpoint
+    signatures = (_signature(path), _signature(second) if isinstance(second, Path) else 0)
+    return _resolve_transformer(path, second, question.first_is, signatures), None
 
 
 @functools.lru_cache(maxsize=32)
@@ -247,19 +259,21 @@ def _resolve_checkpoint(path: Path, precision: str, signature: int) -> Checkpoin
 
 
 @functools.lru_cache(maxsize=32)
-def _resolve_transformer(path: Path, signature: int) -> TransformerFiles:
-    return resolve_transformer(path)
+def _resolve_transformer(
+    path: Path, second: Path | str, first_is: str, signatures: tuple[int, int]
+) -> TransformerFiles:
+    return resolve_experts(path, second, first_is)
 
 
 @functools.lru_cache(maxsize=32)
-def _read_lora(path: Path, signature: int, files: TransformerFiles) -> Lora:
-    return read_lora(path, files.header)
+def _read_lora(path: Path, signature: int, files: TransformerFiles, expert: str) -> ExpertLoras:
+    return read_for_experts(path, files.header, files.names, expert)
 
 
 def _signature(path: Path) -> int:
     """Return a number that changes when a file changes that resolving `path` may look at."""
     home = path if os.path.isdir(path) else path.parent
-    folders = [home, *([home.parent] if home.name in PRECISION_FOLDERS.values() else [])]
+    folders = [home, *([home.parent] if is_a_version(home) else [])]
     facts = [(str(path), path.stat().st_mtime_ns)] if os.path.exists(path) else []
     for folder in folders:
         facts += _facts_below(folder, depth=1)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..backends.choose import Backends
-from ..checkpoints.files import TransformerFiles
+from ..checkpoints.transformers import TransformerFiles
 from ..interfaces import Conditioning, Hooks
 from ..lora.changes import Stack
+from ..lora.experts import loras_of_experts
 from ..memory.placement import Placement
 from .channel import Region
 from .group import Members, WorkerGroup, group_of
@@ -35,8 +36,8 @@ class GroupTransformer:
         self._members = members
         self._number = next(_numbers)
         self._group: WorkerGroup | None = None
-        self._weight_bytes = files.num_bytes
-        self._loras = Stack()
+        self._weight_bytes = files.total_bytes
+        self._loras = [Stack() for _ in files.experts]
         self._answers: list[dict[str, Any]] = []
         self._conditioning: tuple[weakref.ref[Conditioning], int] | None = None
         self._regions: tuple[tuple[int, ...], list[Region], list[torch.Tensor]] | None = None
@@ -72,13 +73,13 @@ class GroupTransformer:
             raise
         self._weight_bytes = answers[0]
 
-    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+    def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         group = self._running
-        if stack.key == self._loras.key:
+        if stack.key == self._loras[expert].key:
             return
-        self._loras = Stack()
-        group.ask("Loading the LoRAs", "loras", (self._number, stack), hooks=hooks)
-        self._loras = stack
+        self._loras[expert] = Stack()
+        group.ask("Loading the LoRAs", "loras", (self._number, stack, expert), hooks=hooks)
+        self._loras[expert] = stack
 
     def unload(self) -> None:
         group = self._group
@@ -92,7 +93,13 @@ class GroupTransformer:
             self._running.tell("release", self._number)
 
     def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+        self,
+        latents: torch.Tensor,
+        timestep: float,
+        conditioning: Conditioning,
+        hooks: Hooks,
+        expert: int = 0,
+        then: int = 0,
     ) -> torch.Tensor:
         group = self._running
         if self._conditioning is None or self._conditioning[0]() is not conditioning:
@@ -102,7 +109,7 @@ class GroupTransformer:
         shape = tuple(latents.shape)
         regions, (mine, flow) = self._memory_of(shape)
         mine.copy_(latents.view(-1))
-        value = (self._number, shape, timestep, self._conditioning[1])
+        value = (self._number, shape, timestep, self._conditioning[1], expert, then)
         self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
         return flow.view(shape).to(latents.device, copy=True)
 
@@ -121,7 +128,7 @@ class GroupTransformer:
             "weight_bytes": self._weight_bytes,
             "moved_bytes": self.moved_bytes,
             "device": ", ".join(self._members.name(rank) for rank in range(self._members.size)),
-            "loras": self._loras.as_facts(),
+            "loras": loras_of_experts(self._files.names, [stack.as_facts() for stack in self._loras]),
             "gpus": self._members.size,
             "ranks": ranks,
         }
@@ -137,7 +144,7 @@ class GroupTransformer:
 
     def _forget(self) -> None:
         self._group = self._conditioning = self._regions = None
-        self._loras, self._answers = Stack(), []
+        self._loras, self._answers = [Stack() for _ in self._files.experts], []
 
     def _memory_of(self, shape: tuple[int, ...]) -> tuple[list[Region], list[torch.Tensor]]:
         """Return memory for latents and flow that all ranks see."""

@@ -19,6 +19,7 @@ from ..checkpoints.companions import VaeFiles
 from ..errors import LightX2VError
 from ..interfaces import Conditioning, Hooks, VideoDecoder
 from ..offload.shared import SharedHome
+from ..wan.experts import WanExperts, build_denoiser
 from ..wan.transformer import WanTransformer
 from .channel import Channel, ClosedError, Region
 from .exchange import Ranks, StoppedError, is_lost_neighbour
@@ -45,7 +46,7 @@ class _Rank:
         self._commands: queue.Queue[tuple[str, Any, list[Region]]] = queue.Queue()
         self._device = torch.device("cpu")
         self._ranks: Ranks | None = None
-        self._transformers: dict[int, WanTransformer] = {}
+        self._transformers: dict[int, WanTransformer | WanExperts] = {}
         self._decoder: tuple[VaeFiles, VideoDecoder] | None = None
         self._conditionings: dict[int, Conditioning] = {}
 
@@ -113,7 +114,7 @@ class _Rank:
         if number not in self._transformers:
             assert self._ranks is not None
             memory = SharedHome(regions[0], self._rank, self._size, self._ranks.meet) if shares_weights else None
-            self._transformers[number] = WanTransformer(
+            self._transformers[number] = build_denoiser(
                 files, backends, placement, self._device, exchange=self._ranks, memory=memory
             )
         transformer = self._transformers[number]
@@ -125,8 +126,8 @@ class _Rank:
         return int(transformer.describe()["weight_bytes"])
 
     def do_loras(self, value: Any, regions: list[Region]) -> None:
-        number, stack = value
-        self._transformers[number].use_loras(stack, self._hooks())
+        number, stack, expert = value
+        self._transformers[number].use_loras(stack, self._hooks(), expert)
 
     def do_unload(self, value: Any, regions: list[Region]) -> None:
         transformer = self._transformers.pop(value, None)
@@ -149,14 +150,14 @@ class _Rank:
 
     def do_predict(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Compute the flow of the latents in the first region; the first rank writes it to the second."""
-        number, shape, timestep, conditioning = value
+        number, shape, timestep, conditioning, *turn = value
         latents, flow = (_floats(region, shape) for region in regions)
         assert self._ranks is not None
         # Only between blocks, where all ranks are asked, may a pass end.
         self._ranks.begin_pass()
         hooks = Hooks(on_block=self._tell_block if self._rank == 0 else _tell_nobody)
         given = self._conditionings[conditioning]
-        found = self._transformers[number].predict_flow(latents, timestep, given, hooks)
+        found = self._transformers[number].predict_flow(latents, timestep, given, hooks, *turn)
         self._ranks.end_pass()
         if self._rank == 0:
             flow.copy_(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -32,6 +32,34 @@ class ClipState:
         """Return fresh noise like the latents."""
         noise = torch.randn(self.latents.shape, generator=self.generator, dtype=torch.float32)
         return noise.to(self.latents.device)
+
+
+def turn_of(transformer: Transformer, expert: int, then: int, num_passes: int) -> Transformer:
+    """Return one expert of a model of several as a transformer of its own.
+
+    Args:
+        expert: which one.
+        then: which one is expected to compute after so many passes.
+    """
+    return cast(Transformer, _Turn(transformer, expert, then, num_passes))
+
+
+class _Turn:
+    def __init__(self, transformer: Transformer, expert: int, then: int, num_passes: int) -> None:
+        self._transformer = transformer
+        self._expert = expert
+        self._then = then
+        self._left = num_passes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+    ) -> torch.Tensor:
+        self._left -= 1
+        then = self._expert if self._left else self._then
+        return self._transformer.predict_flow(latents, timestep, conditioning, hooks, self._expert, then)
 
 
 def start(latent_shape: tuple[int, int, int, int], seed: int, device: torch.device) -> ClipState:

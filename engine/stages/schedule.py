@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..constants import DISTILL_STEP_LIST, DISTILL_STEPS, NUM_TRAIN_TIMESTEPS
@@ -47,6 +48,28 @@ def build_schedule(steps: int, shift: float) -> Schedule:
         sigmas=(*sigmas, 0.0),
         timesteps=tuple(_float32(sigma * NUM_TRAIN_TIMESTEPS) for sigma in sigmas),
     )
+
+
+def experts_of(sigmas: Sequence[float], shift: float, high_steps: int | None = None) -> list[int]:
+    """Return the expert of each step of Wan2.2: 0 for high noise, then 1 for low noise.
+
+    The number of a step decides, not its noise level, so that another shift moves nothing. Where the noise levels are a
+    part of a schedule, as of a sampler that starts or ends early, they only say which part: evenly spaced times before
+    the shift are taken for steps.
+
+    Args:
+        sigmas: steps + 1 noise levels, descending.
+        shift: that they were made with.
+        high_steps: of the high-noise expert; None is half of the whole schedule.
+    """
+    steps = len(sigmas) - 1
+    first, last = (sigma / (shift - (shift - 1) * sigma) for sigma in (sigmas[0], sigmas[-1]))
+    total, done = float(steps), 0
+    if first > last:
+        total = steps / (first - last)
+        done = round(total * (1 - first))
+    boundary = int(round(total) / 2 + 0.5) if high_steps is None else high_steps
+    return [int(done + index >= boundary) for index in range(steps)]
 
 
 def _float32(value: float) -> float:

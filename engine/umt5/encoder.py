@@ -19,6 +19,7 @@ from ..checkpoints.formats import TextEncoderFormat
 from ..checkpoints.weights import Weights, open_weights
 from ..errors import CheckpointError, UnsupportedHardwareError
 from ..interfaces import Hooks
+from ..sentences.text import Text
 from .linear import StoredLinear
 from .model import TextModel
 from .tokenizer import END_TOKEN, Tokenizer, clean_text, open_spiece, open_tokenizer
@@ -88,21 +89,20 @@ class Umt5Encoder:
         assert self._model is not None, "encode_tokens before load"
         if max(token_ids) >= len(self._embedding):
             raise CheckpointError(
-                f"The tokenizer gives the token id {max(token_ids)}, but {self._files.path} has only "
-                f"{len(self._embedding)} tokens: they belong to different models. Choose the google/umt5-xxl tokenizer."
+                Text.UNKNOWN_TOKEN(token_id=max(token_ids), path=self._files.path, num_tokens=len(self._embedding))
             )
         num_blocks = len(self._model.blocks)
 
         def report(index: int) -> None:
             hooks.check_interrupt()
-            hooks.on_progress(index, num_blocks, "encoding text")
+            hooks.on_progress(index, num_blocks, Text.ENCODING())
 
         with torch.no_grad():
             rows = self._embedding[torch.tensor([*token_ids, *[0] * num_padding])]
             _check_rows(self._files.path, token_ids, rows)
             rows = rows.to(self._device, self._dtype)
             hidden: torch.Tensor = self._model(rows, len(token_ids), report)
-        hooks.on_progress(num_blocks, num_blocks, "encoding text")
+        hooks.on_progress(num_blocks, num_blocks, Text.ENCODING())
         return hidden[: len(token_ids)].float().cpu()
 
     def describe(self) -> dict[str, Any]:
@@ -129,9 +129,7 @@ def _torch_device(device: str) -> torch.device:
         return torch.device("cpu")
     found = system.compute_device()
     if found.type == "cpu":
-        raise UnsupportedHardwareError(
-            "The text encoder's device is 'gpu', but no CUDA device was found. Set device to 'cpu'."
-        )
+        raise UnsupportedHardwareError(Text.NO_GPU())
     return found
 
 
@@ -192,7 +190,7 @@ def _read_ahead(path: Path, model: TextModel, hooks: Hooks) -> None:
     try:
         for index, done in enumerate([readers.submit(read, *item) for item in tensors.items()]):
             hooks.check_interrupt()
-            hooks.on_progress(index, len(tensors), "loading the text encoder")
+            hooks.on_progress(index, len(tensors), Text.LOADING())
             done.result()
     finally:
         readers.shutdown(cancel_futures=True)
@@ -206,9 +204,9 @@ def _check_rows(path: Path, token_ids: list[int], rows: torch.Tensor) -> None:
     """Raise where the embedding has no numbers for a prompt's tokens; only their rows of it are ever read."""
     used = rows[: len(token_ids)].float()
     if not bool(used.isfinite().all()):
-        raise damaged(path, "the embedding", "holds values that are NaN or infinite")
+        raise damaged(path, Text.EMBEDDING(), Text.NO_NUMBERS())
     if not bool(used.any(dim=1).all()):
-        raise damaged(path, "the embedding", "is zero for tokens of the prompt")
+        raise damaged(path, Text.EMBEDDING(), Text.ZERO_ROWS())
 
 
 def _file_name(name: str, naming: str) -> str:

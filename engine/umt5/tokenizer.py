@@ -25,6 +25,7 @@ from ..checkpoints.vocabulary import (
     tokenizer_file,
 )
 from ..errors import MALFORMED, CheckpointError, MissingDependencyError
+from ..sentences.text import Text
 
 Tokenizer = Callable[[str], list[int]]
 """Cleaned text to piece ids, without the end token."""
@@ -48,10 +49,7 @@ def clean_text(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise MissingDependencyError(
-            "The text encoder needs the package ftfy, which is not installed. Install this pack's requirements.txt, "
-            "or run: pip install ftfy"
-        ) from error
+        raise MissingDependencyError(Text.NO_FTFY()) from error
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
@@ -64,10 +62,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """
     file = tokenizer_file(path)
     if not os.path.isfile(file):
-        raise CheckpointError(
-            f"No tokenizer in {path}: found neither {' nor '.join(TOKENIZER_FILES)}; {_EXPECTED}. Download that folder "
-            "from the model page and put it beside the text encoder, or choose another tokenizer."
-        )
+        raise CheckpointError(Text.NO_TOKENIZER(path=path, names=" nor ".join(TOKENIZER_FILES), expected=_EXPECTED))
     if file.suffix.lower() == ".json":
         return _open_json(file)
     return open_spiece(read_tokenizer(file), str(file))
@@ -137,7 +132,7 @@ def _check_growth(file: Path, content: bytes) -> None:
     except MALFORMED as error:
         raise damaged_tokenizer(str(file), str(error)) from error
     if growth > _MAX_GROWTH:
-        raise damaged_tokenizer(str(file), "its rules make a text many times as long")
+        raise damaged_tokenizer(str(file), Text.ENDLESS_RULES())
 
 
 def _rules(part: Any) -> Iterator[dict[str, Any]]:
@@ -149,7 +144,4 @@ def _rules(part: Any) -> Iterator[dict[str, Any]]:
 
 def _check_end_token(source: str, found: int | None) -> None:
     if found != END_TOKEN:
-        raise CheckpointError(
-            f"{source} is not the tokenizer of UMT5: its end token </s> has the id {found}, expected {END_TOKEN}; "
-            f"{_EXPECTED}."
-        )
+        raise CheckpointError(Text.OTHER_END_TOKEN(source=source, found=found, end_token=END_TOKEN, expected=_EXPECTED))

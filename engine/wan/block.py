@@ -23,11 +23,11 @@ from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
 from ..lora.placed import PlacedLoras
 from ..memory.activations import TEXT_ROWS_KEPT
-from ..offload import OnceUnits, Unit, WeightStreamer
+from ..offload import ExpertUnits, OnceUnits, Unit, WeightStreamer
 from ..system import release_memory
 from .image import Image
 from .kernels import EPS, Inputs, Kernels, Weights
-from .workspace import Workspace
+from .workspace import ClipMemory, Workspace
 
 # Keys are filled up to a multiple of this where their weights are an operand of a BF16 matmul.
 KEYS_MULTIPLE = 8
@@ -136,15 +136,17 @@ class Blocks:
     def __init__(
         self,
         units: Sequence[Unit],
-        streamer: WeightStreamer,
+        streamer: WeightStreamer | ExpertUnits,
         sizes: WanArchitecture,
         kernels: Kernels,
         device: torch.device,
         image_weights: OnceUnits | None = None,
+        memory: ClipMemory | None = None,
     ) -> None:
         """Args:
         units: in the order of compute, as `streamer` has them.
         image_weights: for models that attend to an image.
+        memory: that other experts use too.
         """
         self.streamer = streamer
         self.kernels = kernels
@@ -152,20 +154,20 @@ class Blocks:
         self._loras = PlacedLoras()
         self._sizes = sizes
         self.device = device
+        self.memory = memory or ClipMemory()
         self._image_weights = image_weights
-        self._workspace: Workspace | None = None
         self._text: Text | None = None
         self._image: Image | None = None
 
     def workspace(self, tokens: int) -> Workspace:
         """Return the memory for a clip of so many tokens; `hidden` is to be filled, then `run` called."""
-        if self._workspace is None or self._workspace.tokens != tokens:
+        if self.memory.workspace is None or self.memory.workspace.tokens != tokens:
             # Before the next one is made, and from torch's cache too, which would hold both.
-            self._workspace = None
+            self.memory.workspace = None
             release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self._workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
-        return self._workspace
+            self.memory.workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
+        return self.memory.workspace
 
     def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:
         """Return what is kept of a prompt's rows; what there was of another prompt is dropped. See Text."""
@@ -203,9 +205,14 @@ class Blocks:
 
     def release_workspace(self) -> None:
         """Drop the workspace and what is kept of the text; what is kept of an image goes to RAM."""
-        self._workspace = self._text = None
+        self.memory.release()
+        self.forget_text()
         if self._image is not None:
             self._image.rest()
+
+    def forget_text(self) -> None:
+        """Drop what is kept of the text."""
+        self._text = None
 
     def close(self) -> None:
         """Give back all memory and end all threads."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..backends.choose import Backends
-from ..checkpoints.files import TransformerFiles
 from ..checkpoints.source import TransformerCheckpoint, list_specs
+from ..checkpoints.transformers import TransformerFiles
 from ..interfaces import Conditioning, Hooks
 from ..kernels.implementations import load_requantize
 from ..kernels.ops import Rotary
@@ -22,7 +23,7 @@ from ..kernels.requantize import requantize_all
 from ..lora.changes import Stack
 from ..lora.placed import PlacedLoras, place_loras
 from ..memory.placement import Placement
-from ..offload import Finish, OnceUnits, load_tensors, make_units, place_weights
+from ..offload import ExpertUnits, Finish, OnceUnits, Unit, WeightStreamer, load_tensors, make_units, place_weights
 from ..offload.shared import SharedHome
 from ..system import release_memory
 from . import embeddings
@@ -31,6 +32,7 @@ from .kernels import build_kernels
 from .layout import FLOAT32, IMAGE_KEYS, PHASES
 from .parallel import Exchange
 from .patches import Grid, embed_patches, grid_of, join_patches
+from .workspace import ClipMemory
 
 
 @dataclass
@@ -41,8 +43,6 @@ class _Loaded:
     weights: dict[str, torch.Tensor]
     """What is not in a block."""
     blocks: Blocks
-    rotary: tuple[Grid, Rotary] | None = None
-    """Of the last clip's size."""
 
     @property
     def moved_bytes(self) -> int:
@@ -51,14 +51,27 @@ class _Loaded:
         return others + self.blocks.moved_bytes
 
     def rotary_of(self, grid: Grid, head_dim: int, device: torch.device) -> Rotary:
-        if self.rotary is None or self.rotary[0] != grid:
-            self.rotary = None
-            self.rotary = (grid, embeddings.rotary_of(grid, head_dim, device))
-        return self.rotary[1]
+        memory = self.blocks.memory
+        if memory.rotary is None or memory.rotary[0] != grid:
+            memory.rotary = None
+            memory.rotary = (grid, embeddings.rotary_of(grid, head_dim, device))
+        return memory.rotary[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedTransformer:
+    """A transformer whose blocks have no place yet."""
+
+    checkpoint: TransformerCheckpoint
+    weights: dict[str, torch.Tensor]
+    """What is not in a block."""
+    units: Sequence[Unit]
+    finish: Finish | None
+    """What is to be done to units on the device."""
 
 
 class WanTransformer:
-    """The denoiser; see interfaces.Transformer.
+    """The denoiser; see interfaces.Transformer. Two experts of it are wan/experts.py.
 
     Computes on the current CUDA stream, which must be the default one where SageAttention is used.
     """
@@ -101,9 +114,9 @@ class WanTransformer:
         if self._loaded is None:
             # Inside ComfyUI inference mode is on; weights made under it could not be used outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                self._loaded = self._load(hooks)
+                self._load(hooks)
 
-    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+    def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         assert self._loaded is not None, "use_loras before load"
         loaded, blocks = self._loaded, self._loaded.blocks
         if blocks.loras.stack.key == stack.key:
@@ -133,12 +146,22 @@ class WanTransformer:
     def release_workspace(self) -> None:
         if self._loaded is not None:
             self._loaded.blocks.release_workspace()
-            self._loaded.rotary = None
             release_memory(self._device)
+
+    def forget_text(self) -> None:
+        """Drop what is kept of the text."""
+        if self._loaded is not None:
+            self._loaded.blocks.forget_text()
 
     @torch.no_grad()
     def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+        self,
+        latents: torch.Tensor,
+        timestep: float,
+        conditioning: Conditioning,
+        hooks: Hooks,
+        expert: int = 0,
+        then: int = 0,
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
         blocks = self._loaded.blocks
@@ -174,22 +197,44 @@ class WanTransformer:
             "loras": self._loaded.blocks.loras.stack.as_facts() if self._loaded else [],
         }
 
-    def _load(self, hooks: Hooks) -> _Loaded:
-        architecture = self._files.format.architecture
+    def open(self, hooks: Hooks, name: str = "") -> OpenedTransformer:
+        """Load what is not in a block, and say what is to be placed.
+
+        Args:
+            name: of the checkpoint among several sources, see offload Joined.
+        """
         finish, eight_bit = self._requantize()
         checkpoint = TransformerCheckpoint(self._files, float32=FLOAT32, eight_bit=eight_bit)
         weights = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
-        units = make_units(checkpoint.specs, architecture.num_layers, PHASES, self._placement.mode == "phase")
-        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks, finish, self._memory)
-        kernels, image = build_kernels(self._backends), None
+        num_layers, by_phase = self._files.format.architecture.num_layers, self._placement.mode == "phase"
+        units = make_units(checkpoint.specs, num_layers, PHASES, by_phase, name)
+        return OpenedTransformer(checkpoint=checkpoint, weights=weights, units=units, finish=finish)
+
+    def start(
+        self, opened: OpenedTransformer, streamer: WeightStreamer | ExpertUnits, clip_memory: ClipMemory | None = None
+    ) -> None:
+        """Compute with what was opened, and was placed by then.
+
+        Args:
+            clip_memory: that other experts use too.
+        """
+        architecture, kernels, image = self._files.format.architecture, build_kernels(self._backends), None
         if self._exchange:
             kernels = kernels.shared_by(self._exchange)
             streamer.check_unit = self._exchange.check_block
         if architecture.image_dim:
-            image_units = make_units(checkpoint.specs, architecture.num_layers, (IMAGE_KEYS,), by_phase=False)
-            image = OnceUnits(image_units, checkpoint, self._placement, self._device, finish)
-        blocks = Blocks(units, streamer, architecture, kernels, self._device, image)
-        return _Loaded(checkpoint, weights, blocks)
+            specs = opened.checkpoint.specs
+            image_units = make_units(specs, architecture.num_layers, (IMAGE_KEYS,), by_phase=False)
+            image = OnceUnits(image_units, opened.checkpoint, self._placement, self._device, opened.finish)
+        blocks = Blocks(opened.units, streamer, architecture, kernels, self._device, image, clip_memory)
+        self._loaded = _Loaded(opened.checkpoint, opened.weights, blocks)
+
+    def _load(self, hooks: Hooks) -> None:
+        opened = self.open(hooks)
+        streamer = place_weights(
+            opened.units, opened.checkpoint, self._placement, self._device, hooks, opened.finish, self._memory
+        )
+        self.start(opened, streamer)
 
     def _requantize(self) -> tuple[Finish | None, torch.dtype | None]:
         """Return what is done to a unit's weights on the device, and what they are then."""

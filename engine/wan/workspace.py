@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from ..kernels.ops import Rotary
 from ..memory.activations import FFN_CHUNKS, workspace_sizes
 from ..memory.rounding import round_up
 
@@ -68,6 +70,19 @@ class Workspace:
                 taker.take((FFN_CHUNKS - 1) * step, dim, torch.bfloat16)  # what earlier chunks have written
             rows = slice(start, min(start + step, tokens))
             self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantized))
+
+
+@dataclass
+class ClipMemory:
+    """What passes of one size of clip take beside the weights; the experts of a model, which take turns, share it."""
+
+    workspace: Workspace | None = None
+    rotary: tuple[tuple[int, int, int], Rotary] | None = None
+    """Of the last clip's grid."""
+
+    def release(self) -> None:
+        """Give it back."""
+        self.workspace = self.rotary = None
 
 
 class _Taker:

@@ -73,6 +73,31 @@ def single_file(precision: str, prefix: str = "", sizes: tiny.TinySizes = tiny.D
 
 
 @cache
+def expert_weights(noise: str, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
+    """Return the float32 weights of one of the experts below: high | low."""
+    return tiny.make_transformer(sizes, {"high": 11, "low": 12}[noise])
+
+
+@cache
+def experts(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return a folder with the two experts of Wan2.2 in folders of blocks, high_noise_model/ and low_noise_model/."""
+    folder = _folder(f"experts-{precision}", sizes)
+    for noise in ("high", "low"):
+        tiny.write_transformer_folder(folder / f"{noise}_noise_model", expert_weights(noise, sizes), precision)
+    return folder
+
+
+@cache
+def expert_files(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
+    """Return a folder with the same as two files, wan2.2_t2v_A14b_{high,low}_noise_<precision>_4step.safetensors."""
+    folder = _folder(f"expert-files-{precision}", sizes)
+    for noise in ("high", "low"):
+        path = folder / f"wan2.2_t2v_A14b_{noise}_noise_{precision}_4step.safetensors"
+        tiny.write_single_file(path, expert_weights(noise, sizes), precision)
+    return folder
+
+
+@cache
 def comfy_transformer(prefix: str = "", has_marker: bool = True, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the transformer as ComfyUI's scaled FP8 file, alone in its folder."""
     path = _folder(f"comfy-{prefix}{has_marker}", sizes) / tiny.COMFY_SINGLE_FILE_NAME

@@ -185,7 +185,7 @@ def test_rows_that_are_zero_are_no_hole(num_rows) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("num_bytes", [4096, 2**18, 8 * MIB])
+@pytest.mark.parametrize("num_bytes", [4096, 2**18, 2**18 + 4, 2**19 - 8, 8 * MIB])
 def test_a_tensor_of_nan_is_seen_and_one_number_in_full(dtype, num_bytes) -> None:
     values = large(dtype, num_bytes)
     assert find_fault(torch.full_like(values, float("nan")), dtype).startswith("holds values that are NaN")

@@ -9,7 +9,7 @@ import torch
 from lightx2v_pack.engine import system
 from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.published import PUBLISHED_LORAS
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
 from support.pretended_card import pretend_card
@@ -190,6 +190,22 @@ def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
     assert item.remedy.startswith("Update the driver")
 
 
+def test_models_for_image_to_video_are_named_and_what_is_missing_of_them(tmp_path):
+    def found():
+        return {item.name: item for item in doctor.examine({}, tmp_path)}["Image to video"].found
+
+    assert "wan2.1-i2v-480p-fp8 25 GB," in found() and "wan2.2-i2v-int8 37 GB" in found()
+    *parts, vision = PUBLISHED_IMAGE_MODELS["wan2.1-i2v-480p-fp8"].parts
+    for part in parts:
+        file = tmp_path / part.folder / part.patterns[0].rpartition("/")[2]
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert "wan2.1-i2v-480p-fp8 1.3 GB (CLIP Vision missing)" in found()
+    (tmp_path / vision.folder).mkdir()
+    (tmp_path / vision.folder / "clip_vision_h.safetensors").touch()
+    assert "wan2.1-i2v-480p-fp8 here" in found()
+
+
 def test_loras_that_distill_are_named_and_those_that_are_here(tmp_path):
     def found():
         return {item.name: item for item in doctor.examine({}, tmp_path)}["LoRAs for 4 steps"].found
@@ -200,4 +216,4 @@ def test_loras_that_distill_are_named_and_those_that_are_here(tmp_path):
         file.parent.mkdir(exist_ok=True)
         file.touch()
     # Of two files one is not all.
-    assert "wan2.1-t2v-lora here" in found() and "wan2.2-t2v-loras 1.2 GB" in found()
+    assert "wan2.1-t2v-lora here" in found() and "wan2.2-t2v-loras 0.61 GB (LoRA missing)" in found()

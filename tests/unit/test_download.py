@@ -12,6 +12,7 @@ from lightx2v_pack.engine.adapters.hub.download import download, plan_download
 from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import (
+    ALL_PUBLISHED,
     COMFY_REPOSITORY,
     PUBLISHED,
     PUBLISHED_LORAS,
@@ -476,7 +477,7 @@ def call(capsys, *arguments):
 def test_the_list_names_every_variant_with_its_size(capsys):
     code, out, _ = call(capsys, "list")
     assert code == 0
-    for variant in (*PUBLISHED.values(), *PUBLISHED_LORAS.values()):
+    for variant in ALL_PUBLISHED.values():
         assert f"{variant.name} " in out
     assert "22.3 GB" in out and "40.5 GB" in out
 

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the ground up: a part may import itself and what stands above it in this list.
 FLOORS = (
+    "engine/sentences",
     "engine/constants.py", "engine/quantities.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
     "engine/latent_space.py",
     "engine/parallel/split.py",
@@ -40,7 +41,7 @@ TOUCHED_IN = {
 STDLIB_ONLY = (
     *(
         f"engine/checkpoints/{name}.py"
-        for name in ("checks", "files", "formats", "header", "kinds", "published", "tae")
+        for name in ("checks", "files", "formats", "header", "kinds", "published", "tae", "transformers")
     ),
     *(
         f"engine/memory/{name}.py"
@@ -74,6 +75,7 @@ STDLIB_ONLY = (
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),
     "engine/report_table.py",
+    "engine/sentences",
     "engine/settings.py",
     "engine/shapes.py",
     "engine/stages/schedule.py",

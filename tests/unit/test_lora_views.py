@@ -136,7 +136,7 @@ def test_views_with_other_stacks_share_the_base(handle, lora_of, caplog):
         if id(view) in wanted:
             assert torch.equal(samples, wanted[id(view)])
     assert len({float(each.sum()) for each in wanted.values()}) == 3
-    assert not handle.loras
+    assert not any(handle.stacks)
 
 
 def test_the_report_and_the_owner_count_the_loras(handle, lora_of):
@@ -183,7 +183,7 @@ def test_what_is_loaded_of_loras_is_told_as_such(handle, lora_of, monkeypatch):
 
 
 def test_a_strength_of_zero_is_a_view_without(handle, lora_of):
-    assert not handle.with_lora(lora_of(1), 0.0).loras
+    assert not any(handle.with_lora(lora_of(1), 0.0).stacks)
     assert torch.equal(sample(handle.with_lora(lora_of(1), 0.0)), sample(handle))
 
 

@@ -7,6 +7,7 @@ from lightx2v_pack.engine.checkpoints.published import (
     COMFY_REPOSITORY,
     DOWNLOAD_PROBLEMS,
     PUBLISHED,
+    PUBLISHED_IMAGE_MODELS,
     PUBLISHED_LORAS,
     SINGLE_FILE_REPOSITORY,
     DownloadError,
@@ -119,6 +120,20 @@ def test_a_lora_goes_where_the_lora_node_looks_and_says_what_it_is_for(name):
     assert f"an ordinary {model} " in lora.summary and "4 steps" in lora.summary
 
 
+@pytest.mark.parametrize("name", PUBLISHED_IMAGE_MODELS)
+def test_an_image_model_comes_with_all_that_its_nodes_load(name):
+    variant = find_variant(name)
+    listings = {repository: set() for repository in variant.repositories}
+    for part in variant.parts:
+        listings[part.repository].update((part.patterns[0], "README.md"))
+    folders = [file.target.partition("/")[0] for file in choose_files(variant, listings)]
+    transformers = ["diffusion_models"] * (2 if name.startswith("wan2.2") else 1)
+    vision = ["clip_vision"] if name.startswith("wan2.1") else []
+    assert folders == [*transformers, "text_encoders", "vae", *vision]
+    assert variant.precision in name and variant.entry.startswith("diffusion_models/wan2.")
+    assert ("high_noise" in variant.entry) == name.startswith("wan2.2")
+
+
 def test_names_of_models_and_loras_are_different():
-    assert len(ALL_PUBLISHED) == len(PUBLISHED) + len(PUBLISHED_LORAS)
+    assert len(ALL_PUBLISHED) == len(PUBLISHED) + len(PUBLISHED_IMAGE_MODELS) + len(PUBLISHED_LORAS)
     assert not any(variant.is_lora for variant in PUBLISHED.values())

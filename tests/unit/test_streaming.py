@@ -6,6 +6,7 @@ recording stand-in; races on a real GPU are tests/gpu/test_portable_gpu.py.
 
 import ctypes
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.rounding import ALIGNMENT
 from lightx2v_pack.engine.offload import (
+    Joined,
     Unit,
     WeightStreamer,
     load_tensors,
@@ -27,6 +29,7 @@ from lightx2v_pack.engine.offload import (
 )
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
+from lightx2v_pack.engine.offload.residence import Course
 from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
 from support.alive import Snapshot, alive, num_bytes, tensors
@@ -681,3 +684,65 @@ def test_closing_gives_all_memory_back(bring, files, host_buffers):
         conveyor.close()
         gc.collect()
         assert not tensors(made) and not host_buffers()
+
+
+# Two experts
+
+
+@pytest.fixture
+def pair(tmp_path, opened):
+    """pair(mode, ...) -> (a conveyor of two sources, their course, files, units), as on a GPU."""
+    both = []
+    for name, widths in (("high", (16, 40, 16, 24)), ("low", (8, 24, 32, 16))):
+        (tmp_path / name).mkdir()
+        both.append(Files(tmp_path / name, widths))
+
+    def bring_pair(mode, **placement):
+        units = [
+            unit
+            for name, files in zip(("high", "low"), both, strict=True)
+            for unit in make_units(files.specs, files.num_layers, PHASES, mode == "phase", name)
+        ]
+        source, course = Joined(dict(zip(("high", "low"), both, strict=True))), Course(2)
+        residence = conveyor.load_units(units, source, Placement(mode=mode, **placement), CPU, Hooks(), course=course)
+        opened.append(WeightStreamer(residence, CPU, course))
+        return opened[-1], course, both, units
+
+    return bring_pair
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize(("mode", "resident_blocks"), PLACES)
+def test_the_units_of_two_experts_share_the_buffers_and_none_is_waited_for(pair, mode, resident_blocks, reads):
+    """The first unit of the expert that is expected comes while the last one of the other computes."""
+    pair, course, both, units = pair(mode, resident_blocks=resident_blocks, reads_second_expert=reads)
+    length, held = len(units) // 2, pair.moved_bytes
+    for expert, then in itertools.pairwise([0, 0, 1, 1, 0, 1, 0]):
+        course.then = then
+        for number in range(length):
+            unit, before = units[expert * length + number], pair.moved_bytes
+            with pair.unit(expert * length + number) as tensors:
+                # Copied before it is asked for, but for the very first.
+                assert pair.moved_bytes == before or before == held
+                for name, tensor in tensors.items():
+                    expected = both[expert].expected[f"{unit.path}.{name}".partition(".")[2]]
+                    assert torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8)), (unit.path, name)
+
+
+@pytest.mark.parametrize("mode", ["block", "phase", "disk"])
+def test_an_expert_that_was_not_expected_comes_all_the_same(pair, mode):
+    pair, course, both, units = pair(mode)
+    length = len(units) // 2
+    for expert in (1, 0, 0, 1, 1, 0):
+        course.then = expert  # the wrong one where it changes
+        for number in range(length):
+            unit = units[expert * length + number]
+            with pair.unit(expert * length + number) as tensors:
+                for name, tensor in tensors.items():
+                    expected = both[expert].expected[f"{unit.path}.{name}".partition(".")[2]]
+                    assert torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8)), (unit.path, name)
+
+
+def test_of_the_second_expert_only_two_units_are_in_ram_where_it_rests_in_its_files(pair, host_buffers):
+    pair("block", reads_second_expert=True)
+    assert len(host_buffers()) == 4 + 2

@@ -1,5 +1,6 @@
 """The trained tiny checkpoint through the nodes: the clips show what their prompts say, and wrong settings show."""
 
+import copy
 import os
 import runpy
 import shutil
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightx2v_pack.demo.train import captions
+from lightx2v_pack.demo.train import captions, export, lora
 from lightx2v_pack.engine import engines, latent_space
 from lightx2v_pack.engine.adapters.comfy import formats
 from lightx2v_pack.engine.memory.tiles import Tile, split_axis
 from lightx2v_pack.engine.stages import conditioning, decode
-from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content
+from lightx2v_pack.tools.clip_content import THING_COLOURS, Content, Thing, compare, measure_content, measure_psnr
 from safetensors.torch import load_file, save_file
 from support import lightx2v_cpu
 from support.comfy_nodes import boot_host, runner
@@ -50,11 +51,28 @@ PROMPTS = [
 ]
 
 
+LORA = CHECKPOINT.parent / "lora" / "black_things.safetensors"
+WITH_BLACK = (*THING_COLOURS, lora.COLOUR)
+# The same of the LoRA: no clip of its training had these combinations with a black thing.
+BLACK = [
+    (10, "On a yellow background, a black triangle sinking downwards.", clip_of("yellow", "down", "black triangle")),
+    (13, "On a yellow background, a black circle floating upwards.", clip_of("yellow", "up", "black circle")),
+    (
+        15,
+        "a video of a black circle and a green square moving up on a yellow background.",
+        clip_of("yellow", "up", "black circle", "green square"),
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(node_id, **inputs) -> the node's outputs, executed as ComfyUI does; the checkpoint is "tiny"."""
     folder = tmp_path_factory.mktemp("comfy")
-    shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "tiny", copy_function=os.link)
+    tiny = shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "tiny", copy_function=os.link)
+    export.write_precision(tiny, "int8")
+    (folder / "models" / "loras").mkdir()
+    os.link(LORA, folder / "models" / "loras" / LORA.name)
     shutil.copytree(CHECKPOINT, folder / "models" / "lightx2v" / "unscaled")
     drop_scales(folder / "models" / "lightx2v" / "unscaled" / "distill_fp8")
     return runner(boot_host(folder))
@@ -94,11 +112,17 @@ class Graph:
             latent = {**latent, "samples": change_latent(latent["samples"])}
         return self._run("LightX2VDecode", vae=self._vae, latent=latent, tiling=tiling)[0]
 
-    def score(self, prompts=PROMPTS, **settings):
+    def with_lora(self, file):
+        """Return the same with a LoRA on its transformer."""
+        graph = copy.copy(self)
+        (graph._transformer,) = self._run("LightX2VLora", transformer=self._transformer, lora=file, strength=1.0)
+        return graph
+
+    def score(self, prompts=PROMPTS, colours=THING_COLOURS, **settings):
         """Return the share of attributes of all prompts' clips that are as asked for."""
         right = []
         for seed, text, wanted in prompts:
-            right += compare(measure_content(self.draw(text, seed, **settings)), wanted).values()
+            right += compare(measure_content(self.draw(text, seed, **settings), colours), wanted).values()
         return sum(right) / len(right)
 
 
@@ -156,6 +180,29 @@ class TestWrongSettingsShow:
 
         monkeypatch.setattr(formats, "of_rows", cut)
         assert Graph(run).score(PROMPTS[:2]) < ENOUGH
+
+
+class TestLora:
+    """The demo's LoRA makes things black where the prompt says so, in every precision, and leaves everything else."""
+
+    def test_prompts_are_held_out(self):
+        for _, _, wanted in BLACK:
+            (thing,) = (thing for thing in wanted.things if thing.colour == lora.COLOUR)
+            assert (thing.shape, wanted.background, thing.motion) in lora.HELD_OUT
+
+    @pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
+    def test_things_are_black_where_the_prompt_says_so_and_nothing_else_changes(self, run, precision):
+        plain = Graph(run, precision=precision)
+        graph = plain.with_lora(LORA.name)
+        assert graph.score(BLACK, WITH_BLACK) == 1
+        seed, text, wanted = PROMPTS[0]
+        before, after = plain.draw(text, seed), graph.draw(text, seed)
+        assert not torch.equal(before, after)
+        assert all(compare(measure_content(after, WITH_BLACK), wanted).values())
+        assert measure_psnr(after, before) > 25
+
+    def test_without_it_nothing_is_black(self, run):
+        assert Graph(run, precision="fp8").score(BLACK[:1], WITH_BLACK) < ENOUGH
 
 
 def test_lightx2v_reads_the_vae_as_a_lightvae():

@@ -83,6 +83,10 @@ class Bench:
         clean_up(self.device)
         return found
 
+    def experts(self, precision: str) -> Path:
+        """Return the folder of both experts of Wan2.2, whose weights are written where they are not there."""
+        return weights.ensure_experts(self.folder, self.options, precision)
+
     def load_transformer(self, precision: str, kind: str = "t2v", **offload: Any) -> pack.TransformerHandle:
         """Return the handle that the nodes would make, with these of the OffloadSettings."""
         settings = {"settings": pack.EngineSettings(), "offload": pack.OffloadSettings(**offload)}

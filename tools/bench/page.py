@@ -107,6 +107,15 @@ PLAIN = {
         "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
         "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f}",
     ),
+    "experts": (
+        "Two experts",
+        "Wan2.2 A14B, both as one model beside each alone, in turns; mode none is resident, block is streamed from "
+        "RAM; under a cap `auto` decides. Change: what the first step of the second expert takes more than its next.",
+        " | precision | plan | high alone, s/step | high | low alone | low | change s | GiB planned / reserved | "
+        "GiB RAM | same latents",
+        "{what} | {precision} | {plan_line} | {high_alone:.3f} | {high:.3f} | {low_alone:.3f} | {low:.3f} | "
+        "{change:.3f} | {sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {ram_gib:.1f} | {same_latents}",
+    ),
     "vae": (
         "VAE",
         "Copies to and from the CPU included; tiles in latent cells; differences from the whole, of pixels in [0, 1] "
@@ -259,6 +268,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "kernels": ("kernels", kernels),
     "loras": plain("lora"),
     "image-to-video": plain("image_to_video"),
+    "two-experts": plain("experts"),
     "loading": plain("loading"),
     "vae": plain("vae"),
     "text-encoder": plain("text"),

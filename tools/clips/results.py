@@ -90,7 +90,8 @@ class Results:
         placed = []
         for number, file in reversed(list(enumerate(files, start=1))):
             more = "" if number == 1 else f"_{number}"
-            target = self._output_dir / file.relative_to(folder).with_name(f"{job.name}{more}{file.suffix}")
+            place = file.resolve().relative_to(folder.resolve())
+            target = self._output_dir / place.with_name(f"{job.name}{more}{file.suffix}")
             target.parent.mkdir(parents=True, exist_ok=True)
             with file.open("rb+") as content:
                 os.fsync(content.fileno())

@@ -20,6 +20,7 @@ from typing import Any
 
 from ...engine.backends.choose import Wanted, choose
 from ...engine.backends.table import Machine
+from ...engine.checkpoints.formats import WanArchitecture
 from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED
 from ...engine.constants import DISTILL_STEPS, GIB
 from ...engine.memory.clip import Clip
@@ -33,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support import checkpoints, examples, loras  # noqa: E402
 from support.comfy_server import ComfyServer  # noqa: E402
-from support.wan_14b import make_files, make_sizes  # noqa: E402
+from support.wan_14b import WAN_I2V_14B, make_files, make_sizes  # noqa: E402
 
 LORA = "wan21_14b_watercolour_rank32.safetensors"
 # An RTX 40 with Triton.
@@ -47,6 +48,7 @@ def plan(
     size: tuple[int, int] = (832, 480),
     batch: int = 1,
     tiling: str = "auto",
+    architecture: WanArchitecture = ARCHITECTURE,
 ) -> dict[str, Any]:
     """Return the answer of /lightx2v/plan for 81 frames.
 
@@ -56,18 +58,19 @@ def plan(
         size: width and height.
         batch: number of videos.
         tiling: of the decode, as in the template.
+        architecture: of the model that it loads.
     """
     card, vram, ram = computer
     clip = Clip(width=size[0], height=size[1], num_frames=81, batch=batch)
     backends = choose(MACHINE, Wanted(precision=precision, dim=ARCHITECTURE.dim, ffn_dim=ARCHITECTURE.ffn_dim))
     text_encoder = next(part for part in PUBLISHED[precision].parts if part.what == "text encoder")
-    sizes = replace(make_sizes(clip, backends), text_encoder_bytes=text_encoder.num_bytes)
+    sizes = replace(make_sizes(clip, backends, architecture), text_encoder_bytes=text_encoder.num_bytes)
     budget = Budget(vram=int(vram * GIB), ram=int(ram * GIB))
     found = plan_run(sizes, budget, Wish(tiling=tiling))
     is_tiled = found.decode.tile is not None
     setup = setup_of(backends, card, ARCHITECTURE, found.placement.mode, clip.tokens)
     duration = History().predict(setup, clip, DISTILL_STEPS, is_tiled=is_tiled)
-    num_bytes = make_files(precision).num_bytes
+    num_bytes = make_files(precision, architecture).num_bytes
     answer = Forecast(
         ok=True,
         sentence="Fits.",
@@ -93,6 +96,7 @@ RTX_4060_TI = ("RTX 4060 Ti", 15.0, 26.0)
 RTX_4070 = ("RTX 4070", 11.0, 26.0)
 RTX_4090 = ("RTX 4090", 23.0, 26.0)
 PLANS = {
+    "lightx2v_image_to_video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
     "lightx2v_text_to_video_480p": plan(RTX_4070),
     "lightx2v_with_native_nodes": plan(RTX_4070, precision="fp8"),
     "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...handles import TransformerHandle
-from ...lora.changes import Lora
+from ...lora.experts import ExpertLoras
 from ...lora.reader import Patch
 
 # Of the wrapper around ComfyUI's sampling, see model.make_model.
 KEY = "lightx2v"
 _LORAS = "lightx2v_loras"
+HIGH_STEPS = "lightx2v_high_steps"
+"""Of transformer_options: the steps of the high-noise expert of two; without it half of a schedule."""
 
 
 def handle_of(model: Any) -> TransformerHandle | None:
@@ -19,7 +21,7 @@ def handle_of(model: Any) -> TransformerHandle | None:
     return handle
 
 
-def with_lora(model: Any, lora: Lora, strength: float) -> Any:
+def with_lora(model: Any, lora: ExpertLoras, strength: float) -> Any:
     """Return a clone of a MODEL of this pack that computes with one LoRA more; nothing is loaded.
 
     Args:

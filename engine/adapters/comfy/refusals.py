@@ -15,6 +15,7 @@ import comfy.model_sampling
 
 from ...checkpoints.formats import WanArchitecture
 from ...constants import NUM_TRAIN_TIMESTEPS
+from .carried import HIGH_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _NATIVE = "load the model with 'Load Diffusion Model' (UNETLoader) instead; Ligh
 # Of transformer_options: what describes the call, or runs around the transformer and not inside it.
 _OPTIONS = frozenset({
     "sample_sigmas", "sigmas", "cond_or_uncond", "uuids", "wrappers", "callbacks", "easycache", "context_window",
-    "prefetch_dynamic_vbars", "multigpu_thread_device",
+    "prefetch_dynamic_vbars", "multigpu_thread_device", HIGH_STEPS,
 })  # fmt: skip
 _OPTION_NAMES = {
     "patches": "patches of attention or blocks (HyperTile, ToMe, Deep Shrink)",

@@ -28,7 +28,7 @@ from ...stages.given import with_given
 from ...stages.schedule import build_schedule
 from ...system import compute_device
 from . import formats, refusals
-from .carried import handle_of, is_plain, view_of
+from .carried import HIGH_STEPS, handle_of, is_plain, view_of
 from .model import HandleOnly, host_of
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,9 @@ def _sample_natively(
     schedule = build_schedule(settings.steps, settings.shift)
     clip = Clip.of_latents(samples.shape)
     timed = _with_shift(model, settings.shift)
+    if handle_of(model) is not None:
+        options = timed.model_options.get("transformer_options", {})
+        timed.model_options["transformer_options"] = {**options, HIGH_STEPS: settings.high_steps}
     sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
     clips = []
     with measure("sample", compute_device()) as stage:

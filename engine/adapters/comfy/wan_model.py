@@ -31,9 +31,9 @@ from ...memory.clip import Clip
 from ...report import attach, records_of
 from ...stages.conditioning import of_rows
 from ...stages.given import NO_IMAGE, check_given
-from ...stages.schedule import build_schedule
+from ...stages.schedule import build_schedule, experts_of
 from . import formats, memory, progress, refusals
-from .carried import view_of
+from .carried import HIGH_STEPS, view_of
 from .host import find_host
 
 logger = logging.getLogger(__name__)
@@ -120,17 +120,28 @@ class _Run:
     """What the sampler's cfg is, where it has one."""
     is_guided: bool = False
     """It computes conditions beside the positive one."""
+    experts: Sequence[int] = (0,)
+    """The expert of each of its steps."""
     prompts: list[tuple[_Parts, Conditioning]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """Of each pass."""
     step: int = 0
     """The last that was begun, counted from 1."""
 
-    def predict_flow(self, latents: torch.Tensor, timestep: float, parts: _Parts) -> torch.Tensor:
-        """Return the flow [16, T, h, w]; see interfaces.Transformer."""
-        self._note_step(timestep)
+    def predict_flow(
+        self, latents: torch.Tensor, timestep: float, parts: _Parts, *, is_last: bool = True
+    ) -> torch.Tensor:
+        """Return the flow [16, T, h, w]; see interfaces.Transformer.
+
+        Args:
+            is_last: no other clip has this noise level to come.
+        """
+        index = max(self._note_step(timestep) - 1, 0)
+        expert, after = self.experts[index], self.experts[(index + 1) % len(self.experts)]
         start = time.perf_counter()
-        flow = self.transformer.predict_flow(latents.float(), timestep, self._conditioning(parts), self.hooks)
+        flow = self.transformer.predict_flow(
+            latents.float(), timestep, self._conditioning(parts), self.hooks, expert, after if is_last else expert
+        )
         self.seconds.append(round(time.perf_counter() - start, 4))
         return flow
 
@@ -145,13 +156,15 @@ class _Run:
             "negative prompt is needed.", found,
         )  # fmt: skip
 
-    def _note_step(self, timestep: float) -> None:
-        """Report a step when its first pass begins; samplers of higher order also call between two noise levels."""
+    def _note_step(self, timestep: float) -> int:
+        """Report a step when its first pass begins, and return its number from 1; samplers of higher order also call
+        between two noise levels."""
         steps = len(self.times) - 1
         step = sum(timestep <= time * (1 + _SIGMA_TOLERANCE) for time in self.times[:-1])
         if 0 < step != self.step:
             self.step = step
             self.hooks.on_step_start(step, steps)
+        return step
 
     def _conditioning(self, parts: _Parts) -> Conditioning:
         """Return the same object for the same parts, which samplers copy for each step."""
@@ -245,6 +258,7 @@ class Diffusion(torch.nn.Module):
                     latents[LATENT_CHANNELS:] if architecture.takes_image else None,
                     None if clip_fea is None else clip_fea[index % len(clip_fea)],
                 ),
+                is_last=index == len(padded) - 1,
             )
             for index, latents in enumerate(padded)
         ]
@@ -258,9 +272,17 @@ class Diffusion(torch.nn.Module):
             raise AttributeError(refusals.missing_in_model(name)) from None
 
     @contextmanager
-    def lend(self, transformer: Transformer, hooks: Hooks, times: Sequence[float], cfg: float | None) -> Iterator[_Run]:
+    def lend(
+        self,
+        transformer: Transformer,
+        hooks: Hooks,
+        times: Sequence[float],
+        cfg: float | None,
+        experts: Sequence[int] = (0,),
+    ) -> Iterator[_Run]:
         """Let calls within the context use a loaded transformer; see _Run."""
-        before, self.run = self.run, _Run(transformer, hooks, self._handle.architecture, times, cfg)
+        run = _Run(transformer, hooks, self._handle.architecture, times, cfg, experts=experts)
+        before, self.run = self.run, run
         try:
             yield self.run
         finally:
@@ -287,17 +309,23 @@ def sample_with(
     _warn_unusual(sigmas)
     conds, cfg = guider.conds, getattr(guider, "cfg", None)
     times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
+    levels, experts = [float(sigma) for sigma in sigmas], _experts_of(model, sigmas)
+    names = [model.model.lightx2v_handle.files.names[expert] for expert in experts]
+    if any(names):
+        steps = (f"{name}-noise expert at sigma {sigma:.4g}" for name, sigma in zip(names, levels, strict=False))
+        logger.info("LightX2V: %s.", ", ".join(steps))
 
     def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
         guider.conds = {name: [dict(cond) for cond in each] for name, each in conds.items()}
-        with model.model.diffusion_model.lend(transformer, hooks, times, cfg) as running:
+        with model.model.diffusion_model.lend(transformer, hooks, times, cfg, experts) as running:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         return samples, {
             **clip.facts,
             "method": f"{_name_of(sampler)} (ComfyUI)",
             "steps": len(sigmas) - 1,
             "cfg": cfg,
-            "sigmas": [round(float(sigma), 6) for sigma in sigmas],
+            "sigmas": [round(level, 6) for level in levels],
+            **pipeline.expert_facts(names),
             "pass_seconds": running.seconds,
         }
 
@@ -307,6 +335,15 @@ def sample_with(
     # Here already, so that what ComfyUI passes on is the tensor with the records.
     samples = samples.to(mm.intermediate_device())
     return attach(samples, _records_of(conds), records)
+
+
+def _experts_of(model: Any, sigmas: torch.Tensor) -> list[int]:
+    """Return the expert of each step."""
+    if model.model.lightx2v_handle.files.second is None or len(sigmas) < 2:
+        return [0] * max(len(sigmas) - 1, 1)
+    options = model.model_options.get("transformer_options", {})
+    shift = getattr(model.get_model_object("model_sampling"), "shift", DISTILL_SHIFT)
+    return experts_of([float(sigma) for sigma in sigmas], shift, options.get(HIGH_STEPS))
 
 
 def _check_given(conds: dict[str, list[dict[str, Any]]], architecture: WanArchitecture, clip: Clip) -> int:

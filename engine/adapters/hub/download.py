@@ -282,7 +282,9 @@ def _check_loadable(plan: Plan) -> None:
             _check_lora(file.target)
         return
     if not plan.variant.is_folder:
-        resolve_transformer(plan.entry)
+        for file in plan.files:
+            if file.target.parent == plan.entry.parent:
+                resolve_transformer(file.target)
         return
     checkpoint = resolve_checkpoint(plan.entry, plan.variant.precision)
     if checkpoint.missing:

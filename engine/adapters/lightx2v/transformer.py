@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...backends.choose import Backends
-from ...checkpoints.files import TransformerFiles
 from ...checkpoints.source import TransformerCheckpoint
+from ...checkpoints.transformers import TransformerFiles
 from ...errors import LightX2VError
 from ...interfaces import Conditioning, Hooks
 from ...lora.changes import Stack
@@ -83,7 +83,7 @@ class LightX2VTransformer:
             with torch.inference_mode(False), torch.no_grad():
                 self._loaded = self._load(hooks)
 
-    def use_loras(self, stack: Stack, hooks: Hooks) -> None:
+    def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         if stack:
             raise LightX2VError(NO_LORAS)
 
@@ -105,7 +105,13 @@ class LightX2VTransformer:
 
     @torch.no_grad()
     def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
+        self,
+        latents: torch.Tensor,
+        timestep: float,
+        conditioning: Conditioning,
+        hooks: Hooks,
+        expert: int = 0,
+        then: int = 0,
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
         loaded = self._loaded

@@ -118,10 +118,10 @@ class Calls:
         self.texts, self.original = [], WanTransformer.predict_flow
         calls = self
 
-        def predict_flow(transformer, latents, timestep, conditioning, hooks):
+        def predict_flow(transformer, latents, timestep, conditioning, *others):
             calls.texts.append(id(conditioning))
             assert latents.ndim == 4
-            return calls.original(transformer, latents, timestep, conditioning, hooks)
+            return calls.original(transformer, latents, timestep, conditioning, *others)
 
         WanTransformer.predict_flow = predict_flow
 

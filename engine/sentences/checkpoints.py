@@ -1,0 +1,166 @@
+"""Sentences about files: what the system and the formats refuse, and what a model's files are."""
+
+from __future__ import annotations
+
+from . import Sentence
+
+
+class Reading:
+    """Files as they turn up on a drive."""
+
+    # checkpoints/disk.py
+    DOWNLOAD_AGAIN = Sentence("Download the file again; its size should match the one on the model page.")
+    PTH_OR_ZIP = Sentence("a PyTorch .pth or .zip file")
+    USE_SAFETENSORS = Sentence("Use the safetensors version.")
+    GGUF = Sentence("a GGUF file")
+    USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF.")
+    GIT_LFS = Sentence("a git-lfs pointer, not the file itself")
+    GIT_LFS_PULL = Sentence("Run `git lfs pull`, or download the file.")
+    WEB_PAGE = Sentence("a web page")
+    LOG_IN = Sentence("Log in or accept the licence on the model page, then download the file again.")
+    UNREADABLE = Sentence("{path} cannot be read: {reason}. Check the drive and the file.")
+    NO_MEMORY = Sentence(
+        "{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other programs; "
+        "on Windows, enlarge the page file."
+    )
+    MISSING = Sentence("{path} is missing. It was moved, renamed or deleted: check the name.")
+    FORBIDDEN = Sentence(
+        "{path} cannot be read: permission denied. Give the user who runs this program the right to read it, or "
+        "close the program that holds it open."
+    )
+    DRIVE = Sentence("{path} cannot be read: {reason}. Check the drive, or the connection to the network share.")
+    NO_FILE = Sentence("{path} is missing or not a file; expected {expected}. Check the name.")
+    TOO_LONG = Sentence(
+        "{path} is {size} bytes long; expected {expected}, of {limit} bytes at most. It is another file: download it "
+        "again."
+    )
+    CHANGED = Sentence(
+        "{path} has changed since its loader looked at it (from {before} to {now} bytes). Run the loader again; "
+        "where the file is still being copied or downloaded, when that has ended."
+    )
+    NO_NAME = Sentence("{path!r} is no name of a file ({error}); expected {expected}.")
+    # checkpoints/header.py
+    SAFETENSORS_FILE = Sentence("a safetensors file")
+    HEADER_CORRUPT = Sentence("The header of {path} is corrupt ({problem}). {download_again}")
+    LONGER_THAN_HEADER = Sentence("longer than its header says")
+    NO_TABLE = Sentence("no table")
+    LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
+    ODD_SHAPE = Sentence("{name} of shape {shape} at {end}")
+    NO_SAFETENSORS = Sentence(
+        "{path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a header length "
+        "that fits its {size} bytes. {download_again}"
+    )
+    HEADER_TOO_LONG = Sentence(
+        "{path} is not read: its header is of {length} bytes, where the largest of a real model are below "
+        "{max_header_bytes}. {download_again}"
+    )
+    HOLE_IN_FILE = Sentence("{name} begins at byte {begin}, expected {reached}")
+    # checkpoints/pth.py
+    PTH_FILE = Sentence("a PyTorch file")
+    OBJECTS = Sentence(
+        "{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
+        "accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
+    )
+    NESTED = Sentence("nested data")
+    NO_STATE_DICT = Sentence(
+        "{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
+    )
+    NO_PTH = Sentence(
+        "{path} cannot be read as a PyTorch file: {said} It is probably truncated or an old pickle; download it "
+        "again or use a .safetensors version of it."
+    )
+    NO_PLAIN_TENSOR = Sentence(
+        "{path} holds {name} of shape {shape} in another form than numbers one after the other; expected a flat dict "
+        "of tensors (a state dict). Use the original file."
+    )
+    COMPRESSED = Sentence(
+        "{path} is a compressed archive ({filename}), and no file that PyTorch wrote. Unpack it where it holds the "
+        "model, or download the model again."
+    )
+    LONG_TABLE = Sentence("its table of tensors is of {file_size} bytes")
+    DEEP_TABLE = Sentence("values in values, more than {max_depth} deep")
+    # checkpoints/weights.py
+    CHANGED_WHILE_OPEN = Sentence(
+        "{path} cannot be read: {first_line}. It changed since it was opened; download it again."
+    )
+    # checkpoints/content.py
+    ALL_ZEROS = Sentence("is all zeros")
+    NO_NUMBERS = Sentence("holds values that are NaN or infinite")
+    DAMAGED = Sentence(
+        "{path} is damaged: {name} {fault}, as an interrupted download leaves it. Run `python tools/download.py get "
+        "NAME --replace` in the pack's folder, which checks every file and fetches what is damaged anew, or download "
+        "the file again."
+    )
+    HOLE = Sentence("has {hole} bytes of zeros in a row")
+
+
+class Models:
+    """What the files hold, and what was expected."""
+
+    # checkpoints/declared.py
+    DECLARED_FURTHER = Sentence("{name} with {further}, which this pack does not compute (rotated weights: ConvRot)")
+    DECLARED_OTHERWISE = Sentence("{name}, and stores them as {precision}")
+    DECLARED = Sentence(
+        "{source} declares {num_layers} of its layers, e.g. {layers}, as {problem}. It would give noise. Load it "
+        "with ComfyUI's own nodes, or use {wanted}."
+    )
+    NO_DECLARATION = Sentence("{said!r} in place of a table")
+    DECLARATION_UNREADABLE = Sentence(
+        "{file} declares its quantization in a form that cannot be read ({error}). {download_again}"
+    )
+    # checkpoints/names.py
+    UNDISTILLED = Sentence(
+        "Check that {title} is distilled: its name does not say so (4-step, lightx2v, lightning), and in four steps "
+        "without CFG another model gives mush. Put a distill LoRA on it, or sample it with KSampler, 20 steps or "
+        "more and its own cfg."
+    )
+    # checkpoints/checks.py
+    LEFT_OVER = Sentence(
+        "{source} holds {num_others} {what}, e.g. {others}: they are not used, and what they do is missing in the "
+        "picture."
+    )
+    UNMERGED_LORA = Sentence("tensors of a LoRA that was not merged")
+    STRANGE_TENSORS = Sentence("tensors that belong to no such model")
+    SEVERAL_MODELS = Sentence(
+        "{source} holds {num_found} models, under {found}{found_2}; expected one. Use a file with one of them."
+    )
+    SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
+    ONE_TENSOR = Sentence("a tensor is")
+    TENSORS_MISSING = Sentence("{source} is incomplete: {count} missing ({missing}{more}). Download it again.")
+    MIXED_DTYPES = Sentence(
+        "{source} stores its linear weights as {dtypes}; expected BF16, F16 or F32, or FP8 E4M3, or INT8 for all of "
+        "them, e.g. {wanted}."
+    )
+    NO_SCALES = Sentence(
+        "{source} holds {upper} weights without scales: beside {linears} there is neither a .weight_scale nor a "
+        ".scale_weight, so it would give noise. Use a scaled file: {wanted}."
+    )
+    ODD_EIGHT_BIT = Sentence(
+        "{source} stores {found} as {dtype}; expected 8-bit weights in the blocks' linear layers only, as in {wanted}."
+    )
+    DOES_NOT_FIT = Sentence(
+        "{source} does not fit together: {name} has shape {found}, expected [{known}] from the other tensors. Files "
+        "of two models may be mixed: download it again."
+    )
+    SCALE_MISSING = Sentence("{source} is incomplete: the scale {name} is missing. Download it again.")
+    ODD_SCALE = Sentence(
+        "{source} has a scale {name} of {dtype} {shape}; expected one number or [{rows}, 1] in F32. Block-scaled "
+        "files (MXFP8) are not supported: use {wanted}."
+    )
+    # checkpoints/vocabulary.py
+    EXPECTED_TOKENIZER = Sentence("the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)")
+    TOKENIZER_DAMAGED = Sentence(
+        "The tokenizer {source} cannot be read ({detail}); expected {expected_tokenizer}. Download the folder again."
+    )
+    NO_PIECES = Sentence("no list of pieces")
+    LONG_NUMBER = Sentence("a number of more than 64 bits")
+    # checkpoints/companions.py
+    OTHER_TOKENIZER = Sentence(
+        "Choose the google/umt5-xxl tokenizer for {text_encoder}, or put that folder beside it: the embedding has "
+        "{num_rows} rows, and {problems}. It belongs to another model, and the video would not be of the prompt."
+    )
+    NO_TOKENIZER = Sentence(
+        "There is no tokenizer for {path}: it holds no spiece_model, and no google/umt5-xxl folder with {names} was "
+        "found near it. Download that folder from the model page and put it beside the file, or choose a tokenizer "
+        "in the loader."
+    )

@@ -1,0 +1,145 @@
+"""Both experts of Wan2.2 as one model beside each of them alone: seconds a step and of the change, VRAM, smaller cards.
+
+In turns, in every mode: the high-noise and the low-noise transformer alone, and both as one. What the first step of the
+second expert takes more than its next one is the change. Then the pair in a fresh process under each cap, as a card of
+so many GiB would leave it, and with less RAM: the latents must be the same. Exit status 1 where a target is missed.
+
+    python tools bench experts --out experts.jsonl
+    python tools bench experts --dim 256 --ffn-dim 512 --layers 2 --width 64 --height 64 --frames 5 --caps   # any CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from . import pack
+from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, wait_for_turn
+from .memory import limits
+from .weights import PRECISIONS
+
+CAPS = (8.0, 12.0, 16.0, 24.0)
+# How much slower than alone an expert's step may be, the seconds of the change, and how far off the planned VRAM.
+_MOST_SLOWER, _MOST_CHANGE, _MOST_OFF = 0.01, 0.1, 0.1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_clip_options(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
+    parser.add_argument("--modes", nargs="*", default=["none", "block"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--caps", type=float, nargs="*", default=CAPS, help="GiB of VRAM, context included")
+    parser.add_argument("--ram-gib", type=float, nargs="*", default=[30.0], help="GiB of RAM, under the second cap")
+
+
+def list_cases(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Return the capped cases: GiB of VRAM and of RAM, 0 for all."""
+    cases = {f"cap-{cap:g}": (cap, 0.0) for cap in options.caps}
+    return cases | {f"cap-{cap:g}-ram-{ram:g}": (cap, ram) for cap in options.caps[1:2] for ram in options.ram_gib}
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield a row for every mode, then for every cap."""
+    options, latents = bench.options, ""
+    common = {"precision": options.precision, "size": f"{options.width}x{options.height}", "frames": options.frames}
+    bench.experts(options.precision)
+    for mode in options.modes:
+        if bench.seconds_left > 0:
+            row = measure_mode(bench, mode)
+            latents = latents or row["latents"]
+            yield common | row | {"what": mode, "same_latents": row["latents"] == latents}
+    for name, row in bench.run_children(list(list_cases(options))):
+        limits.remove_limits()
+        same = {"same_latents": row["latents"] == latents} if latents and "latents" in row else {}
+        yield {**common, "what": name, **row, **same}
+
+
+def measure_mode(bench: Bench, mode: str) -> Row:
+    """Run the three in turns, each loaded once."""
+    options = bench.options
+    folder = bench.experts(options.precision)
+    paths = {"high": folder / "high_noise_model", "low": folder / "low_noise_model", "both": folder}
+    handles = {
+        name: pack.pipeline.load_transformer(
+            path, second="alone", settings=pack.EngineSettings(), offload=pack.OffloadSettings(mode=mode)
+        )
+        for name, path in paths.items()
+    }
+    steps: dict[str, list[list[float]]] = {name: [] for name in handles}
+    row: Row = {}
+    try:
+        for number in range(1 + options.rounds):
+            for name, handle in handles.items():
+                clean_up(bench.device)
+                row = sample(bench, handle, pack.DISTILL_STEPS if name == "both" else pack.DISTILL_STEPS - 1)
+                if number:  # The first round warms up.
+                    steps[name].append(row["step_seconds"])
+    finally:
+        for handle in handles.values():
+            handle.unload()
+        clean_up(bench.device)
+    found = {
+        "high_alone": [step for run in steps["high"] for step in run[1:]],
+        "low_alone": [step for run in steps["low"] for step in run[1:]],
+        "high": [run[1] for run in steps["both"]],
+        "low": [run[3] for run in steps["both"]],
+        "change": [run[2] - run[3] for run in steps["both"]],
+    }
+    return {**row, **{name: statistics.median(each) for name, each in found.items()}, "steps": found}
+
+
+def sample(bench: Bench, handle: pack.TransformerHandle, steps: int) -> Row:
+    """Return what the report says of a clip, and its latents' hash."""
+    entries = pack.of_rows(text_rows(torch.Generator().manual_seed(1)), handle.text_dim)
+    settings = pack.SamplingSettings(seed=1, method="euler", steps=steps)
+    latents = pack.pipeline.sample(handle, entries, torch.zeros(1, *bench.shape), settings, hooks=pack.Hooks())
+    digest = hashlib.sha256(latents.numpy().tobytes()).hexdigest()[:16]
+    row = {**report_row(latents), "latents": digest, "is_finite": bool(torch.isfinite(latents).all())}
+    details = {stage["stage"]: stage["details"] for stage in pack.pipeline.report_of(latents)["stages"]}["sample"]
+    return row | {"plan_line": details["plan"]["line"], "moved_gib": details["moved_bytes"] / pack.GIB}
+
+
+def run_child(bench: Bench) -> None:
+    """Sample the pair under the cap; write the row."""
+    options = bench.options
+    vram, ram = list_cases(options)[options.child]
+    folder = bench.experts(options.precision)
+    wait_for_turn()
+    if ram:
+        limits.limit_ram(ram)
+    if bench.device.type == "cuda":
+        limits.limit_vram(vram, bench.device)
+    with limits.watch_ram() as watched:
+        handle = pack.pipeline.load_transformer(folder, settings=pack.EngineSettings(), offload=pack.OffloadSettings())
+        row = sample(bench, handle, pack.DISTILL_STEPS)
+    row |= {"ram_gib": watched.num_bytes / pack.GIB, "change": row["step_seconds"][2] - row["step_seconds"][3]}
+    row |= {"high": row["step_seconds"][1], "low": row["step_seconds"][3]}
+    options.row.write_text(json.dumps(row))
+
+
+def check(rows: Sequence[Row]) -> list[str]:
+    """Return what misses a target."""
+    problems = []
+    for row in rows:
+        name = f"both experts, {row['what']}"
+        if "problem" in row or "step_seconds" not in row:
+            problems.append(f"{name}: {row.get('problem', 'did not finish')}")
+            continue
+        if not row["is_finite"] or not row.get("same_latents", True):
+            problems.append(f"{name}: latents {'differ' if row['is_finite'] else 'are not finite'}")
+        is_timed = row["size"] == "832x480" and "high_alone" in row
+        for expert in ("high", "low") if is_timed else ():
+            alone = row[f"{expert}_alone"]
+            if row[expert] / alone - 1 > _MOST_SLOWER:
+                problems.append(f"{name}: a step of the {expert}-noise one takes {row[expert] / alone - 1:.1%} more")
+        if is_timed and row["change"] > _MOST_CHANGE:
+            problems.append(f"{name}: the change takes {row['change']:.2f} s, at most {_MOST_CHANGE} are wanted")
+        planned, taken = row["sample_planned_gib"], row["sample_reserved_gib"]
+        if taken > 1 and abs(planned / taken - 1) > _MOST_OFF:
+            problems.append(f"{name}: VRAM predicted {planned:.2f} GiB, measured {taken:.2f}")
+    return problems
