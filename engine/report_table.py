@@ -20,6 +20,8 @@ _STAGES = {
     "load_vae": "load VAE",
     "decode": "decode",
 }
+# The work itself, in its order; loading is in the total.
+_HEADLINE = ("encode", "sample", "decode")
 _SAMPLING_FACTS = (
     "file", "engine", "precision", "attention", "matmul", "compile", "offload", "size", "batch", "method", "steps",
     "seed", "shift",
@@ -31,16 +33,7 @@ def headline(report: dict[str, Any]) -> str:
     stages = {stage["stage"]: stage for stage in report["stages"]}
     details: dict[str, Any] = stages["sample"]["details"] if "sample" in stages else {}
     made = f"{details['size']} in " if "size" in details else ""
-    parts = [
-        f"{name} {format_seconds(stages[stage]['seconds'])}"
-        for stage, name in (
-            ("encode", "encode"),
-            ("encode_video", "encode"),
-            ("sample", "sample"),
-            ("decode", "decode"),
-        )
-        if stage in stages
-    ]
+    parts = [f"{stage} {format_seconds(stages[stage]['seconds'])}" for stage in _HEADLINE if stage in stages]
     peaks = [(report["peak_vram_reserved_bytes"], "VRAM"), (report["peak_ram_bytes"], "RAM")]
     peak = ", ".join(f"{num_bytes / GIB:.1f} GiB of {kind}" for num_bytes, kind in peaks if num_bytes)
     facts = [f"at most {peak}"] if peak else []
@@ -87,9 +80,9 @@ def _value(details: dict[str, Any], name: str) -> str:
     """Return a fact of the sampling; of the precision also what was computed in, where that is another one."""
     if name == "precision" and details.get("compute", details[name]) != details[name]:
         return f"{details[name]} file, {details['compute']} compute"
-    return (
-        {True: "on", False: "off"}.get(details[name], str(details[name])) if name == "compile" else str(details[name])
-    )
+    if isinstance(details[name], bool):
+        return "on" if details[name] else "off"
+    return str(details[name])
 
 
 def as_markdown(report: dict[str, Any]) -> str:

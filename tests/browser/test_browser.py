@@ -66,7 +66,7 @@ def test_a_first_visit_ends_with_the_weights_in_place(step):
     assert arrival["after"].startswith("Fits.") and "fp8 file, bf16 compute, 2 blocks" in arrival["after"]
 
 
-@pytest.mark.parametrize("workflow", sorted(examples.FOLDER.glob("lightx2v_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", sorted(examples.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_a_dropped_template_loads_unchanged(step, workflow):
     found = step("templates")["dropped"][workflow.stem]
     graph = json.loads(workflow.read_text(encoding="utf-8"))

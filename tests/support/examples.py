@@ -10,8 +10,8 @@ from lightx2v_pack.tools.headless import cli
 from support import checkpoints
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
-TEXT_TO_VIDEO = FOLDER / "lightx2v_text_to_video_480p.json"
-WITH_NATIVE_NODES = FOLDER / "lightx2v_with_native_nodes.json"
+TEXT_TO_VIDEO = FOLDER / "1 Wan text to video.json"
+WITH_NATIVE_NODES = FOLDER / "5 Wan with native nodes.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
 

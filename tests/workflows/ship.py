@@ -41,7 +41,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as empty:
         infos = boot(Path(empty), Path(empty), Progress(sys.stderr, quiet=True)).infos
-    for workflow in sorted((ROOT / "example_workflows").glob("lightx2v_*.json")):
+    for workflow in sorted((ROOT / "example_workflows").glob("*.json")):
         shutil.copy(workflow, folder)
         text = json.dumps(meaning(workflow, infos), indent=1, ensure_ascii=False)
         (folder / f"{workflow.stem}.api.json").write_text(text + "\n", encoding="utf-8")

@@ -19,8 +19,8 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize(
     ("graph", "expected"),
     [
-        (TEXT_TO_VIDEO, "lightx2v_text_to_video_480p.api.json"),
-        (WITH_NATIVE_NODES, "lightx2v_with_native_nodes.api.json"),
+        (TEXT_TO_VIDEO, "1 Wan text to video.api.json"),
+        (WITH_NATIVE_NODES, "5 Wan with native nodes.api.json"),
         (GOLDEN / "editor_features.json", "editor_features.api.json"),
         (GOLDEN / "editor_features.v1.json", "editor_features.api.json"),
     ],
