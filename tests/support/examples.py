@@ -1,17 +1,21 @@
 """The example workflows at tiny size: models they name, settings that shrink them, and a way to run them."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from lightx2v_pack.tools.headless import cli
 from support import checkpoints
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 TEXT_TO_VIDEO = FOLDER / "1 Wan text to video.json"
-WITH_NATIVE_NODES = FOLDER / "5 Wan with native nodes.json"
+IMAGE_TO_VIDEO = FOLDER / "2 Wan image to video.json"
+FIRST_LAST_FRAME = FOLDER / "3 Wan2.2 first and last frame.json"
+WITH_NATIVE_NODES = FOLDER / "4 Wan with native nodes.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
 
@@ -31,11 +35,50 @@ TINY = {
 }
 
 
+def image_to_video_file() -> Path:
+    """Return the transformer that the template of image to video names, alone in its folder."""
+    folder = checkpoints.scratch() / "image-to-video"
+    folder.mkdir(exist_ok=True)
+    path = folder / "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    if not path.exists():
+        shutil.copy(checkpoints.single_file("fp8", sizes=checkpoints.I2V_SIZES), path)
+    return path
+
+
+def first_last_frame_files() -> list[Path]:
+    """Return both experts that the template of a first and a last frame loads."""
+    folder = checkpoints.scratch() / "first-last-frame"
+    folder.mkdir(exist_ok=True)
+    sizes = checkpoints.A14B_I2V_SIZES
+    paths = []
+    for noise in ("high", "low"):
+        paths.append(folder / f"wan2.2_i2v_A14b_{noise}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors")
+        if not paths[-1].exists():
+            tiny.write_single_file(paths[-1], checkpoints.expert_weights(noise, sizes), "fp8")
+    return paths
+
+
+def without_clip_vision(folder: Path) -> Path:
+    """Return a copy of the template of image to video without CLIP Vision, whose network comes in one size only."""
+    graph = json.loads(IMAGE_TO_VIDEO.read_text(encoding="utf-8"))
+    (loader,) = [node["id"] for node in graph["nodes"] if node["type"] == "CLIPVisionLoader"]
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] != loader]
+    gone = {link[0] for link in graph["links"] if link[1] == loader}
+    graph["links"] = [link for link in graph["links"] if link[0] not in gone]
+    for entry in (entry for node in graph["nodes"] for entry in node["inputs"]):
+        entry["link"] = None if entry["link"] in gone else entry["link"]
+    path = folder / IMAGE_TO_VIDEO.name
+    path.write_text(json.dumps(graph), encoding="utf-8")
+    return path
+
+
 def write_models(folder: Path) -> Path:
     """Write a models folder with every file that the example workflows name."""
     shutil.copytree(checkpoints.repository() / "distill_fp8", folder / "lightx2v" / CHECKPOINT_NAME / "distill_fp8")
     for kind, file in (
         ("diffusion_models", checkpoints.single_file("fp8")),
+        ("diffusion_models", image_to_video_file()),
+        *(("diffusion_models", file) for file in first_last_frame_files()),
         ("text_encoders", checkpoints.comfy_text_encoder(scaled_fp8=True)),
         ("vae", checkpoints.vae()),
     ):

@@ -16,7 +16,7 @@ const MARGIN = 14;
 const TITLE = 30;
 const BADGE = 26;
 const BASE = "1 Wan text to video";
-const NATIVE = "5 Wan with native nodes";
+const NATIVE = "4 Wan with native nodes";
 // Template -> nodes whose pictures come from it, the report last, as it needs a run. Nodes that no template has are
 // added beside the graph.
 const NODES = {

@@ -93,9 +93,10 @@ def plan(
 # 32 GB of RAM, less what the system and ComfyUI take.
 RTX_4070 = ("RTX 4070", 11.0, 26.0)
 PLANS = {
-    "lightx2v_image_to_video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
     "1 Wan text to video": plan(RTX_4070),
-    "5 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
+    "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
+    "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
 }
 
 
