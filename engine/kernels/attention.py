@@ -231,6 +231,10 @@ class InParts(SelfAttention):
                 part.copy_(out)
         return v
 
+    def of_heads(self, prepared: Any, heads: slice) -> Any:
+        v, inputs = prepared
+        return v[:, heads], self.inner.of_heads(inputs, heads)
+
 
 class _InPlace(SelfAttention):
     """A back end whose inputs the pack's Triton kernels prepare in the memory of q, k and v."""

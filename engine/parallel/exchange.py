@@ -81,8 +81,11 @@ class Ranks:
 
         return wait
 
+    def share(self, heads: slice, index: int, parts: int) -> slice:
+        return split_evenly(length(heads), parts)[index]
+
     def to_rows(
-        self, part: torch.Tensor, num_heads: int, out: torch.Tensor, share: tuple[int, int] = (0, 1)
+        self, part: torch.Tensor, num_heads: int, out: torch.Tensor, share: tuple[int, int]
     ) -> Callable[[], None]:
         index, parts = share
         rows = [length(run) for run in split_rows(len(part), self.size)]

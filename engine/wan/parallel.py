@@ -15,6 +15,9 @@ import torch
 from ..kernels.attention import Pair, SelfAttention
 from ..kernels.ops import Rotary
 
+# Heads of a rank attend in so many parts.
+_PARTS = 2
+
 
 class Exchange(Protocol):
     """One rank's view of the ranks that compute a clip together."""
@@ -35,13 +38,19 @@ class Exchange(Protocol):
             what waits for [tokens, heads, D]; `part` may be overwritten from now on.
         """
 
-    def to_rows(self, part: torch.Tensor, num_heads: int, out: torch.Tensor) -> Callable[[], None]:
-        """Start to exchange all rows [tokens, some of the heads, D] for this rank's rows of all ranks' such heads.
+    def share(self, heads: slice, index: int, parts: int) -> slice:
+        """Return which of a rank's heads, counted from its first, are in one of so many parts."""
+
+    def to_rows(
+        self, part: torch.Tensor, num_heads: int, out: torch.Tensor, share: tuple[int, int]
+    ) -> Callable[[], None]:
+        """Start to exchange all rows of some of this rank's heads for this rank's rows of all ranks' such heads.
 
         Args:
-            part: of this rank's heads, those that every rank calls at once; may not be overwritten before the wait.
-            num_heads: of all ranks, of which `part` has this rank's.
+            part: [tokens, heads, D]; may not be overwritten before the wait.
+            num_heads: of all ranks.
             out: [rows, num_heads, D], takes them where what is returned is called.
+            share: which part of each rank's heads, and of how many; see `share`.
         """
 
     def gather(self, part: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -79,12 +88,27 @@ class Ulysses(SelfAttention):
             factors = exchange.gather(factors, tokens)
         columns = slice(heads.start * q.shape[2], heads.stop * q.shape[2])
         own_norms = (norms[0][columns], norms[1][columns])
-        inputs = self._inner.prepare_heads(queries(), keys(), all_values, own_norms, factors, eps, rotary)
-        return inputs, v
+        parts = queries(), keys(), all_values
+        # With fewer heads than ranks some have none.
+        has_heads = heads.stop > heads.start
+        inputs = self._inner.prepare_heads(*parts, own_norms, factors, eps, rotary) if has_heads else None
+        return inputs, parts[2], v
 
     def attend(self, prepared: Any) -> torch.Tensor:
-        inputs, out = prepared
-        out = out.view(len(out), out.shape[1], -1)
-        self._exchange.to_rows(self._inner.attend(inputs), out.shape[1], out)()
+        inputs, values, out = prepared
+        exchange, count = self._exchange, out.shape[1]
+        own = exchange.heads(count)
+        # The same on every rank, as each part is exchanged by all of them.
+        parts = max(1, min(_PARTS, count // exchange.size))
+        waits = []
+        for index in range(parts):
+            # While the first heads' rows travel, the others attend.
+            found = values
+            if inputs is not None:
+                mine = inputs if parts == 1 else self._inner.of_heads(inputs, exchange.share(own, index, parts))
+                found = self._inner.attend(mine)
+            waits.append(exchange.to_rows(found, count, out, (index, parts)))
+        for wait in waits:
+            wait()
         result: torch.Tensor = out
         return result

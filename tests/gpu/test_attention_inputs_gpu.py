@@ -143,12 +143,35 @@ def test_rows_may_lie_apart():
     assert (region[..., :256] == 3).all() and (region[..., 512:] == 3).all()
 
 
+@pytest.mark.parametrize("key_groups", KEY_GROUPS)
+def test_some_heads_with_the_factors_of_whole_rows_are_as_they_are_among_all(key_groups):
+    """As the GPUs have them that share a clip: rows are measured where they are, heads prepared elsewhere."""
+    q, k, v, norms, rotary, _ = problem(300, 3)
+    rows = [slice(0, 128), slice(128, 300)]
+    parts = [
+        (attention_inputs.find_query_factors(q[run], EPS), attention_inputs.factors_of(k[run], EPS)) for run in rows
+    ]
+    factors = torch.cat([torch.stack(part, dim=1) for part in parts])
+    whole = attention_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary, key_groups=key_groups)
+    for heads in (slice(0, 2), slice(2, 3)):
+        columns = slice(heads.start * 128, heads.stop * 128)
+        own = [part[:, heads].contiguous() for part in (q, k, v)]
+        own_norms = tuple(weight[columns] for weight in norms)
+        found = attention_inputs.prepare(*own, own_norms, EPS, rotary, key_groups=key_groups, factors=factors)
+        expected = whole.of_heads(heads)
+        for name in ("q", "k", "query_scales", "key_scales", "value_peaks"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(found.values.float(), expected.values.float())
+
+
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter does not compile")
 def test_a_new_number_of_rows_compiles_nothing():
     kernels = [kernel for name, kernel in vars(attention_inputs).items() if name.endswith("_kernel")]
 
     def run(tokens):
         q, k, v, norms, rotary, _ = problem(tokens, 2)
+        factors = torch.stack([attention_inputs.find_query_factors(q, EPS), attention_inputs.factors_of(k, EPS)], dim=1)
+        attention_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary, key_groups=1, factors=factors)
         attention_inputs.prepare(q, k, v, norms, EPS, rotary, key_groups=1)
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
 

@@ -94,6 +94,29 @@ def by_the_rules(prepared, tokens):
     return (result / total * steps + means).transpose(0, 1)
 
 
+def test_some_heads_with_the_factors_of_whole_rows_are_as_they_are_among_all():
+    """As the GPUs have them that share a clip: rows are measured where they are, heads prepared elsewhere."""
+    q, k, v, norms, rotary = problem(300, 3)
+    measured = [
+        IN_PLACE["triton_int8"].measure_rows(q[run], k[run], norms, EPS, None)
+        for run in (slice(0, 128), slice(128, 300))
+    ]
+    whole = attention_int8_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary)
+    for heads in (slice(0, 2), slice(2, 3)):
+        columns = slice(heads.start * 128, heads.stop * 128)
+        own = [part[:, heads].contiguous() for part in (q, k, v)]
+        own_norms = tuple(weight[columns] for weight in norms)
+        found = attention_int8_inputs.prepare(*own, own_norms, EPS, rotary, factors=torch.cat(measured))
+        expected = whole.of_heads(heads)
+        for name in ("q", "query_scales"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        # Sums over rows are torch's, whose order depends on the number of columns.
+        for name in ("key_scales", "value_steps", "value_means"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
+        assert (found.k.int() - expected.k.int()).abs().max() <= 1
+        assert (found.values.int() - expected.values.int()).abs().max() <= 1
+
+
 @SIZE
 def test_queries_and_keys_are_turned_and_quantized_in_their_own_memory(size):
     q, k, v, norms, rotary = problem(*size)

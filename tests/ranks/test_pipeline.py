@@ -85,3 +85,16 @@ def test_lightx2v_and_a_cpu_are_refused_by_name(two_devices, monkeypatch):
     with pytest.raises(LightX2VError, match="it is '2', and this process sees no GPU"):
         sample(load("2").transformer)
     assert torch.equal(sample(load("auto").transformer), sample(load("1").transformer))
+
+
+def test_both_experts_of_a_pair_compute_on_every_rank(two_devices):
+    results = []
+    for gpus in ("1", "2"):
+        settings = {"settings": EngineSettings(), "offload": OffloadSettings(), "gpus": GpuSettings(gpus=gpus)}
+        handle = pipeline.load_transformer(checkpoints.experts(), **settings)
+        rows = torch.zeros(1, 512, handle.text_dim)
+        rows[:, :9] = normal(9, handle.text_dim, seed=2)
+        empty = pipeline.empty_latent(96, 64, 9)
+        conditioning = of_rows(rows, handle.text_dim, ())
+        results.append(pipeline.sample(handle, conditioning, empty, SAMPLING, hooks=Hooks()))
+    assert torch.equal(*results)

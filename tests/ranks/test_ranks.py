@@ -61,3 +61,13 @@ def test_ranks_give_the_flow_of_one_process(group, count, precision):
         for _ in range(2):
             assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
     together.unload()
+
+
+def test_there_may_be_fewer_heads_than_ranks(group):
+    two_heads = tiny.TinySizes(dim=256, ffn_dim=512)
+    expected, _ = of_one("fp8", SHAPES[1], two_heads)
+    together = transformer_of("fp8", group(3).members, two_heads)
+    together.load(Hooks())
+    latents, conditioning = inputs(SHAPES[1])
+    assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
+    together.unload()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from lightx2v_pack.tools.headless import cli
 from support import checkpoints
 
@@ -45,19 +44,6 @@ def image_to_video_file() -> Path:
     return path
 
 
-def first_last_frame_files() -> list[Path]:
-    """Return both experts that the template of a first and a last frame loads."""
-    folder = checkpoints.scratch() / "first-last-frame"
-    folder.mkdir(exist_ok=True)
-    sizes = checkpoints.A14B_I2V_SIZES
-    paths = []
-    for noise in ("high", "low"):
-        paths.append(folder / f"wan2.2_i2v_A14b_{noise}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors")
-        if not paths[-1].exists():
-            tiny.write_single_file(paths[-1], checkpoints.expert_weights(noise, sizes), "fp8")
-    return paths
-
-
 def without_clip_vision(folder: Path) -> Path:
     """Return a copy of the template of image to video without CLIP Vision, whose network comes in one size only."""
     graph = json.loads(IMAGE_TO_VIDEO.read_text(encoding="utf-8"))
@@ -72,13 +58,26 @@ def without_clip_vision(folder: Path) -> Path:
     return path
 
 
+def image_experts() -> list[Path]:
+    """Return both experts that the template of first and last frame names."""
+    folder = checkpoints.scratch() / "image-experts"
+    name = "wan2.2_i2v_A14b_{}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    paths = {noise: folder / name.format(noise) for noise in ("high", "low")}
+    for noise, path in paths.items():
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            weights = checkpoints.expert_weights(noise, checkpoints.A14B_I2V_SIZES)
+            checkpoints.tiny.write_single_file(path, weights, "fp8")
+    return list(paths.values())
+
+
 def write_models(folder: Path) -> Path:
     """Write a models folder with every file that the example workflows name."""
     shutil.copytree(checkpoints.repository() / "distill_fp8", folder / "lightx2v" / CHECKPOINT_NAME / "distill_fp8")
     for kind, file in (
         ("diffusion_models", checkpoints.single_file("fp8")),
         ("diffusion_models", image_to_video_file()),
-        *(("diffusion_models", file) for file in first_last_frame_files()),
+        *(("diffusion_models", file) for file in image_experts()),
         ("text_encoders", checkpoints.comfy_text_encoder(scaled_fp8=True)),
         ("vae", checkpoints.vae()),
     ):

@@ -83,6 +83,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         pytest.param("loading", "--threads 2 1", 3, marks=SUITE),
         pytest.param("lora", f"{CLIP} --cases 4+4 8 --streamed 4 --rounds 1", 8, marks=SUITE),
         pytest.param("image_to_video", f"{CLIP} --rounds 2", 6, marks=SUITE),
+        pytest.param("gpus", "--gpus 1 --modes none --sizes 64x64 --frames 5", 1, marks=SUITE),
         pytest.param("experts", f"{CLIP} --rounds 1 --caps 8 12", 5, marks=SUITE),
         pytest.param("vae", "--sizes 64x64 --frames 5 --tiles 32", 8, marks=SUITE),
         ("text", "", 1),

@@ -13,7 +13,12 @@ import pytest
 import torch
 from lightx2v_pack.engine import engines
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, COMFY_REPOSITORY, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    ALL_PUBLISHED,
+    COMFY_REPOSITORY,
+    SINGLE_FILE_REPOSITORY,
+    WAN22_REPOSITORY,
+)
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.plan import Budget, Wish, plan_run
@@ -27,7 +32,7 @@ from lightx2v_pack.tools.headless.workflow import read_workflow, to_prompt
 from lightx2v_pack.tools.pictures import take
 from PIL import Image
 from support import checkpoints, examples
-from support.examples import set_options
+from support.examples import frames_of, set_options
 from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -95,7 +100,7 @@ def test_a_template_is_read_at_one_glance_and_a_preview_covers_nothing(path):
         if node["type"] == "LightX2VSampler":
             assert height >= 460
     assert max(right for *_, right, _ in boxes) - min(box[1] for box in boxes) <= 1640
-    assert max(box[4] for box in boxes) - min(box[2] for box in boxes) <= 940
+    assert max(box[4] for box in boxes) - min(box[2] for box in boxes) <= 960
     for index, (one, left, top, right, bottom) in enumerate(boxes):
         for other, left2, top2, right2, bottom2 in boxes[index + 1 :]:
             apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
@@ -152,7 +157,7 @@ def test_files_that_can_be_offered_for_download_are_published_ones(path):
         part.patterns[0]: part
         for variant in ALL_PUBLISHED.values()
         for part in variant.parts
-        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY)
+        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN22_REPOSITORY)
     }
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         for model in node["properties"].get("models", ()):
@@ -180,8 +185,7 @@ def test_the_starter_makes_its_video_and_as_many_takes_as_asked_for(num_takes, t
     assert details["decode"]["tiled"] == (tiling == "on")
 
 
-@pytest.mark.parametrize("workflow", [examples.IMAGE_TO_VIDEO, examples.FIRST_LAST_FRAME], ids=lambda path: path.stem)
-def test_a_template_of_pictures_makes_its_video(workflow, models_dir, tmp_path, capsys):
+def test_the_template_of_image_to_video_makes_its_video(models_dir, tmp_path, capsys):
     """From the picture that every ComfyUI comes with, in the folder beside models."""
     (models_dir.parent / "input").mkdir(exist_ok=True)
     pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -189,8 +193,7 @@ def test_a_template_of_pictures_makes_its_video(workflow, models_dir, tmp_path, 
     report_file = tmp_path / "report.json"
     folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
     tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
-    if workflow == examples.IMAGE_TO_VIDEO:
-        workflow = examples.without_clip_vision(tmp_path)
+    workflow = examples.without_clip_vision(tmp_path)
     done = examples.run_command(capsys, workflow, *folders, *tiny, "--report", report_file)
     assert done.code == 0, done.stderr
     with av.open(str(done.results[0])) as video:
@@ -204,7 +207,22 @@ def test_every_template_has_a_plan_for_its_picture():
     """For the file that the template loads, on a card that it fits."""
     assert set(take.PLANS) == {path.stem for path in TEMPLATES}
     for answer in take.PLANS.values():
-        assert answer["ok"] and ", 40 blocks, " in answer["detected"] and answer["seconds"]
+        assert answer["ok"] and "40 blocks, " in answer["detected"] and answer["seconds"]
+
+
+def test_first_and_last_frame_become_a_video_of_both_experts(models_dir, tmp_path, capsys):
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(models_dir.parent / "input" / "example.png")
+    report_file = tmp_path / "report.json"
+    folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
+    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
+    done = examples.run_command(capsys, examples.FIRST_LAST_FRAME, *folders, *tiny, "--report", report_file)
+    assert done.code == 0, done.stderr
+    assert frames_of(Path(done.results[0])).shape[0] == 5
+    stages = json.loads(report_file.read_text(encoding="utf-8"))["engine"]["stages"]
+    details = next(stage["details"] for stage in stages if stage["stage"] == "sample")
+    assert details["experts"] == ["high", "high", "low", "low"]
 
 
 def test_every_template_is_run():

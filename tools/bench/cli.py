@@ -15,6 +15,7 @@ MODULES = {
     "memory.caps": "does `auto` fit small cards and little RAM?",
     "lora": "what LoRAs cost, and what of them survives",
     "image_to_video": "a step of image to video beside one of text to video",
+    "gpus": "one clip on one GPU and on several",
     "experts": "both experts of Wan2.2 as one model, beside each alone; on smaller cards",
     "loading": "how fast do weights load and stream?",
     "vae": "decoders and encoders whole and in tiles",

@@ -35,7 +35,7 @@ from ...engine.offload import make_units, place_weights, reader
 from ...engine.offload.pinned import locked_bytes
 from ...engine.panel.speed import Setup, step_seconds
 from ...engine.report import records_of
-from ...engine.settings import OFFLOAD_MODES, EngineSettings, OffloadSettings, SamplingSettings
+from ...engine.settings import OFFLOAD_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from ...engine.shapes import latent_shape, num_tokens
 from ...engine.stages.conditioning import of_rows
 from ...engine.stages.decode import decode_video
