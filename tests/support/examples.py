@@ -11,10 +11,10 @@ from lightx2v_pack.tools.headless import cli
 from support import checkpoints
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
-TEXT_TO_VIDEO = FOLDER / "lightx2v_text_to_video_480p.json"
-IMAGE_TO_VIDEO = FOLDER / "lightx2v_image_to_video.json"
-FIRST_LAST_FRAME = FOLDER / "lightx2v_wan22_first_last_frame.json"
-WITH_NATIVE_NODES = FOLDER / "lightx2v_with_native_nodes.json"
+TEXT_TO_VIDEO = FOLDER / "1 Wan text to video.json"
+IMAGE_TO_VIDEO = FOLDER / "2 Wan image to video.json"
+FIRST_LAST_FRAME = FOLDER / "3 Wan2.2 first and last frame.json"
+WITH_NATIVE_NODES = FOLDER / "4 Wan with native nodes.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
 

@@ -15,8 +15,8 @@ const NODE_SCALE = 1.4;
 const MARGIN = 14;
 const TITLE = 30;
 const BADGE = 26;
-const BASE = "lightx2v_text_to_video_480p";
-const NATIVE = "lightx2v_with_native_nodes";
+const BASE = "1 Wan text to video";
+const NATIVE = "4 Wan with native nodes";
 // Template -> nodes whose pictures come from it, the report last, as it needs a run. Nodes that no template has are
 // added beside the graph.
 const NODES = {
@@ -104,17 +104,12 @@ async function save(file, clip, width) {
     console.log(`${path.relative(config.root, file)} ${Math.round((jpeg.length * 3) / 4 / 1024)} kB`);
 }
 
-/** Take the picture of a template: the corner with its note and its loader, as the template browser shows squares. */
+/** Take the picture of a template: the corner with its loader and its note, as the template browser shows squares. */
 async function takeTemplate(name) {
     await load(name);
     const [left, top, width, height] = await measure();
-    const edge = await page.evaluate(() => {
-        const note = window.app.graph._nodes.find((node) => node.type === "MarkdownNote");
-        const group = window.app.graph._groups[0] ?? note;
-        return [group.pos[0] + group.size[0], note.pos[1] + note.size[1]];
-    });
-    const size = Math.max(edge[0] - left, edge[1] - top) + 2 * MARGIN;
-    const clip = await show([left - MARGIN, top - MARGIN, Math.min(size, width + 2 * MARGIN), Math.min(size, height + 2 * MARGIN)], 1);
+    const side = Math.min(width, height) + 2 * MARGIN;
+    const clip = await show([left - MARGIN, top - MARGIN, side, side], 1);
     await save(path.join(config.root, "example_workflows", `${name}.jpg`), clip, THUMBNAIL_WIDTH);
     if (name === BASE) {
         const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
