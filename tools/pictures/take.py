@@ -1,4 +1,4 @@
-"""Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
+"""Take the pictures of the starter's graph and of the help pages again, in a real ComfyUI and a real browser.
 
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
@@ -122,7 +122,6 @@ def main(arguments: list[str] | None = None) -> int:
             "chromium": options.chromium,
             "url": server.url,
             "root": str(ROOT),
-            "templates": sorted(path.stem for path in examples.FOLDER.glob("*.json")),
             "plans": PLANS,
         }
         file = Path(folder, "config.json")
