@@ -102,6 +102,7 @@ PLANS = {
     "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
     "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
     "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "5 Wan with LoRAs": plan(RTX_4070, precision="fp8"),
 }
 
 
