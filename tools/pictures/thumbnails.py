@@ -26,7 +26,7 @@ THUMBNAILS = {
     "2 Wan image to video": ("Image to video", "the film begins with your picture", PICTURES, (1, 3, 5), START),
     "3 Wan2.2 first and last frame": ("First and last frame", "Wan2.2, two experts, 4 steps", PICTURES, (5, 1), ENDS),
     "4 Wan with native nodes": ("With native nodes", "KSampler and VAEDecode, our model", FILMS, (2, 4, 5), START),
-    "5 Wan with LoRAs": ("With LoRAs", "exact on FP8 and INT8 too", LORA, (0, 1, 3), START),
+    "5 Wan with LoRAs": ("With LoRAs", "exact on FP8 and INT8 too", LORA, (0, 3, 5), START),
 }
 
 
