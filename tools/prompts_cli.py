@@ -181,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workflow",
         type=Path,
-        default=_PACK_ROOT / "example_workflows" / "lightx2v_prompt_list.json",
+        default=_PACK_ROOT / "example_workflows" / "1 Wan text to video.json",
         metavar="FILE",
-        help="default: example_workflows/lightx2v_prompt_list.json of the pack",
+        help="default: example_workflows/1 Wan text to video.json of the pack",
     )
     parser.add_argument(
         "--server", action="append", default=[], metavar="URL", help="a ComfyUI to queue on; may be repeated"

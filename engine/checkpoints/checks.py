@@ -50,7 +50,7 @@ def find_prefix(
     if len(found) > 1:
         raise CheckpointError(
             Models.SEVERAL_MODELS(
-                source=source, num_found=len(found), found=", ".join(found[:3]), found_2=", ..." if found[3:] else ""
+                source=source, num_found=len(found), prefixes=", ".join(found[:3]), more=", ..." if found[3:] else ""
             )
         )
     return found[0] if found else None
@@ -122,7 +122,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
     scheme = schemes.pop() if len(schemes) == 1 else None
     if scheme is None:
         raise CheckpointError(
-            Models.MIXED_DTYPES(source=source, dtypes=" and ".join(dtypes), wanted=USABLE_FILES[wanted])
+            Models.MIXED_DTYPES(source=source, dtypes=" and ".join(dtypes), usable=USABLE_FILES[wanted])
         )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
     if (wanted, scheme, suffix) != ("text encoder", "fp8", None):
@@ -141,7 +141,7 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
         if (wanted, scheme) == ("text encoder", "fp8"):
             return None
         raise CheckpointError(
-            Models.NO_SCALES(source=source, upper=scheme.upper(), linears=linears[0], wanted=USABLE_FILES[wanted])
+            Models.NO_SCALES(source=source, precision=scheme.upper(), weight=linears[0], usable=USABLE_FILES[wanted])
         )
     for linear in linears:
         name = scale_name(linear, suffix)
@@ -157,7 +157,7 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
                     dtype=scale.dtype,
                     shape=list(scale.shape),
                     rows=rows,
-                    wanted=USABLE_FILES[wanted],
+                    usable=USABLE_FILES[wanted],
                 )
             )
     return suffix
@@ -168,7 +168,7 @@ def _check_others(header: Header, names: Iterable[str], source: str, wanted: str
     if found:
         raise CheckpointError(
             Models.ODD_EIGHT_BIT(
-                source=source, found=found[0], dtype=header[found[0]].dtype, wanted=USABLE_FILES[wanted]
+                source=source, name=found[0], dtype=header[found[0]].dtype, usable=USABLE_FILES[wanted]
             )
         )
 
@@ -183,7 +183,7 @@ def describe_others(others: Sequence[str], source: str) -> str:
     """Return a sentence about tensors that nothing here reads."""
     is_lora = any(_LORA_PART.search(name) for name in others)
     what = Models.UNMERGED_LORA() if is_lora else Models.STRANGE_TENSORS()
-    return Models.LEFT_OVER(source=source, num_others=len(others), what=what, others=others[0])
+    return Models.LEFT_OVER(source=source, num_others=len(others), what=what, example=others[0])
 
 
 def _agrees(part: int | str, found: int, sizes: dict[str, int]) -> bool:

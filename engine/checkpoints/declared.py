@@ -57,7 +57,7 @@ def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted
         problem, layers = max(problems.items(), key=lambda item: len(item[1]))
         raise CheckpointError(
             Models.DECLARED(
-                source=source, num_layers=len(layers), layers=layers[0], problem=problem, wanted=USABLE_FILES[wanted]
+                source=source, num_layers=len(layers), example=layers[0], problem=problem, usable=USABLE_FILES[wanted]
             )
         )
 

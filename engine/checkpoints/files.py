@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..sentences.folders import Folders
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import find_size, list_folder, read_small, stamp
@@ -65,17 +66,17 @@ AUTO_SECOND, NO_SECOND = "auto", "alone"
 
 # Part of a checkpoint -> the file's name in the model repository.
 _PARTS = {
-    "transformer": "block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors",
+    "transformer": Folders.EXPECTED_TRANSFORMER(),
     "text encoder": "models_t5_umt5-xxl-enc-{precision}.pth",
     "VAE": "Wan2.1_VAE.pth",
     "tokenizer": "google/umt5-xxl/",
 }
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
-    ("model_index.json", "a model in diffusers' layout", "Use the same model with Wan's native names."),
-    ("*.gguf", "a GGUF file", "Use the FP8 or INT8 version, or load GGUF with ComfyUI-GGUF."),
-    ("*.pt", "a PyTorch .pt file", "Transformers are read from safetensors only."),
-    ("*.pth", "a PyTorch .pth file", "Transformers are read from safetensors only."),
+    ("model_index.json", Folders.DIFFUSERS(), Folders.USE_NATIVE()),
+    ("*.gguf", Folders.GGUF(), Folders.USE_EIGHT_BIT()),
+    ("*.pt", Folders.PT(), Folders.SAFETENSORS_ONLY()),
+    ("*.pth", Folders.PTH(), Folders.SAFETENSORS_ONLY()),
 )
 
 
@@ -92,7 +93,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     """
     check_choice("precision", precision, PRECISIONS)
     if not os.path.lexists(path):
-        raise CheckpointError(f"{path} does not exist. Choose a checkpoint folder or file that is there.")
+        raise CheckpointError(Folders.DOES_NOT_EXIST(path=path))
     transformer, notes = _choose_transformer(path, precision)
     home = transformer.folder if transformer else path
     scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
@@ -111,7 +112,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     parts = {"text encoder": text_encoder, "VAE": vae, "tokenizer": tokenizer_source}
     is_whole = transformer is not None and text_encoder in transformer.files
     if text_encoder is not None and not is_whole and _precision_in_name(text_encoder) != scheme:
-        notes.append(f"No {scheme} text encoder is there; {text_encoder.name} is used.")
+        notes.append(Folders.OTHER_TEXT_ENCODER(scheme=scheme, name=text_encoder.name))
     notes += [f"The {part} is {found}." for part, found in parts.items() if found is not None]
     return Checkpoint(
         path=path,
@@ -121,9 +122,14 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         vae=vae,
         notes=tuple(notes),
         missing=tuple(
-            f"The {part} is missing: expected {_PARTS[part].format(precision=scheme)} in {home}; it is "
-            f"{'at the root or ' if part == 'tokenizer' else ''}in {PRECISION_FOLDERS[scheme]}/ of the model "
-            f"repository {MODEL_REPOSITORY}."
+            Folders.PART_MISSING(
+                part=part,
+                file=_PARTS[part].format(precision=scheme),
+                home=home,
+                at_root=Folders.AT_ROOT() if part == "tokenizer" else "",
+                folder=PRECISION_FOLDERS[scheme],
+                model_repository=MODEL_REPOSITORY,
+            )
             for part, found in {"transformer": transformer, **parts}.items()
             if found is None
         ),
@@ -162,9 +168,7 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
             return replace(first, noise=first_is) if first_is in EXPERTS and first.second is None else first
         return join(first, _resolve_one(other), first_is)
     if first.second is not None:
-        raise CheckpointError(
-            f"Set second_expert to 'auto', or choose one expert instead of the folder: {path} has both experts already."
-        )
+        raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
     return join(first, _resolve_one(second), first_is)
 
 
@@ -173,7 +177,7 @@ def _resolve_one(path: Path) -> TransformerFiles:
     if os.path.isdir(path):
         layout, files = _list_transformer_files(path, notes)
     else:
-        find_size(path, "a safetensors file or a folder of them")
+        find_size(path, Folders.FILE_OR_FOLDER())
         if not _is_safetensors(path.name):
             raise _refuse(path, [path.name])
         check_whole(path)
@@ -185,8 +189,7 @@ def _resolve_one(path: Path) -> TransformerFiles:
         twice = header.keys() & tensors.keys()
         if twice:
             raise CheckpointError(
-                f"{path} holds more than one transformer ({', '.join(f.name for f in files)}): several files have a "
-                f"tensor {min(twice)}. Choose one of the files instead of the folder."
+                Folders.SEVERAL_TRANSFORMERS(path=path, name=", ".join(f.name for f in files), twice=min(twice))
             )
         header.update(tensors)
     if layout == "blocks":
@@ -229,10 +232,10 @@ def check_whole(path: Path) -> None:
     if shard and int(shard[3]) > 1:
         part = f"part {int(shard[2])} of {int(shard[3])} of a model"
     elif block or path.name.lower() == _NON_BLOCK_FILE:
-        part = "one of the files that a model in blocks consists of"
+        part = Folders.ONE_OF_BLOCKS()
     else:
         return
-    raise CheckpointError(f"{path} is {part}. Choose its folder, {path.parent.name}, instead: all parts lie there.")
+    raise CheckpointError(Folders.PART_ALONE(path=path, part=part, name=path.parent.name))
 
 
 def find_tokenizers(near: Path) -> list[Path]:
@@ -268,7 +271,7 @@ def list_checkpoint_folders(root: Path) -> list[str]:
 
 
 def _leave_out(path: str, error: OSError) -> None:
-    logger.warning("%s is not searched for checkpoints: %s", path, error)
+    logger.warning("%s", Folders.NOT_SEARCHED(path=path, error=error))
 
 
 def _is_transformer_name(name: str) -> bool:
@@ -299,7 +302,7 @@ def _names_in(folder: Path) -> list[str]:
     try:
         return list_folder(folder)
     except CheckpointError as error:
-        logger.warning("LightX2V: not looked at: %s", error)
+        logger.warning("LightX2V: %s", Folders.NOT_LOOKED_AT(error=error))
         return []
 
 
@@ -314,18 +317,15 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
             continue
         scheme = found.format.precision
         if precision not in ("auto", scheme):
-            raise CheckpointError(
-                f"{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or "
-                f"{scheme}, or another checkpoint."
-            )
-        why = "it is the precision chosen"
+            raise CheckpointError(Folders.OTHER_PRECISION(candidate=candidate, scheme=scheme, precision=precision))
+        why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
-            why = "precision auto takes what is there, in the order fp8, int8, bf16"
+            why = Folders.AUTO_PRECISION()
         size = f"{found.format.architecture.num_layers} blocks, {found.total_bytes / GIB:.3g} GiB"
         if found.second is not None:
-            size = f"two experts, {size}: {found.title}"
-        notes = [f"Not used: {failure}" for failure in failures]
-        return found, [f"The transformer is {candidate} ({scheme}, {size}): {why}.", *notes]
+            size = Folders.TWO_EXPERTS(size=size, title=found.title)
+        notes = [Folders.NOT_USED(failure=failure) for failure in failures]
+        return found, [Folders.TRANSFORMER_IS(candidate=candidate, scheme=scheme, size=size, why=why), *notes]
     if failures:
         raise failures[0]
     return None, []
@@ -345,8 +345,13 @@ def _list_candidates(path: Path, precision: str) -> list[Path]:
     if folders and precision != "auto":
         there = ", ".join(f"{folder.name}/" for folder in folders.values())
         raise CheckpointError(
-            f"{path} has no {precision} transformer: found {there}; expected {PRECISION_FOLDERS[precision]}/. Choose a "
-            f"precision that is there, or download {PRECISION_FOLDERS[precision]}/ from {MODEL_REPOSITORY}."
+            Folders.NO_SUCH_PRECISION(
+                path=path,
+                precision=precision,
+                there=there,
+                folder=PRECISION_FOLDERS[precision],
+                model_repository=MODEL_REPOSITORY,
+            )
         )
     if folders:
         return list(folders.values())
@@ -367,10 +372,7 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
         blocks = dict(numbered)
         if len(blocks) < len(numbered):
             twice = next(name for index, name in numbered if blocks[index] != name)
-            raise CheckpointError(
-                f"{folder} has two files for one block: {twice} and {blocks[_number_of(twice)]}. Remove the one that "
-                "does not belong to it."
-            )
+            raise CheckpointError(Folders.BLOCK_TWICE(folder=folder, one=twice, other=blocks[_number_of(twice)]))
         taken = [*non_block[:1], *(blocks[index] for index in sorted(blocks))]
         _note_leftovers(folder, names, taken, notes)
         return "blocks", tuple(folder / name for name in taken)
@@ -387,8 +389,9 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
     absent = sorted(expected - set(names))
     if absent:
         raise CheckpointError(
-            f"{folder} is incomplete: {len(absent)} of {len(expected)} files are missing ({', '.join(absent[:6])}). "
-            "Download them again."
+            Folders.FILES_MISSING(
+                folder=folder, num_absent=len(absent), num_expected=len(expected), absent=", ".join(absent[:6])
+            )
         )
     _note_leftovers(folder, names, expected, notes)
     return ("single" if len(expected) == 1 else "sharded"), tuple(folder / name for name in sorted(expected))
@@ -403,24 +406,17 @@ def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], no
     leftovers = sorted(set(names) - set(taken))
     if leftovers:
         more = f" and {len(leftovers) - 3} more" if leftovers[3:] else ""
-        notes.append(
-            f"Of {folder} {', '.join(leftovers[:3])}{more} are not used: they are not part of the model that its other "
-            "files make. Choose one of them by its own name to use it."
-        )
+        notes.append(Folders.LEFT_OVER_FILES(folder=folder, leftovers=", ".join(leftovers[:3]), more=more))
 
 
 def _read_shard_index(path: Path) -> set[str]:
     try:
-        names = set(
-            json.loads(read_small(path, _MAX_INDEX_BYTES, "an index of safetensors shards"))["weight_map"].values()
-        )
+        names = set(json.loads(read_small(path, _MAX_INDEX_BYTES, Folders.EXPECTED_INDEX()))["weight_map"].values())
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("it names files that are no files of its folder")
+            raise ValueError(Folders.ODD_INDEX())
         return names
     except MALFORMED as error:
-        raise CheckpointError(
-            f"{path} is not an index of safetensors shards ({str(repr(error))[:200]}). Download it again."
-        ) from error
+        raise CheckpointError(Folders.NO_INDEX(path=path, error=str(repr(error))[:200])) from error
 
 
 def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:
@@ -428,24 +424,32 @@ def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]
     parts = [describe_blocks(missing) + " missing"] if missing else []
     if folder / _NON_BLOCK_FILE not in files:
         names.insert(0, _NON_BLOCK_FILE)
-        parts.insert(0, f"{_NON_BLOCK_FILE} is missing")
+        parts.insert(0, Folders.ONE_MISSING(non_block_file=_NON_BLOCK_FILE))
     if parts:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         raise CheckpointError(
-            f"{folder} is incomplete: {' and '.join(parts)} (expected {', '.join(names[:6])}{more}). Download the "
-            f"missing files from {folder.name}/ of {MODEL_REPOSITORY}."
+            Folders.BLOCKS_MISSING(
+                folder=folder,
+                parts=" and ".join(parts),
+                names=", ".join(names[:6]),
+                more=more,
+                name=folder.name,
+                model_repository=MODEL_REPOSITORY,
+            )
         )
 
 
 def _refuse(path: Path, files: list[str]) -> CheckpointError:
     """Return the error for a path without a safetensors transformer, by the names of the files there."""
-    expected = f"expected {_PARTS['transformer']}, as in {TRANSFORMER_FILES}."
+    expected = Folders.EXPECTED_AS_IN(transformer=_PARTS["transformer"], transformer_files=TRANSFORMER_FILES)
     for pattern, kind, advice in _FOREIGN_FILES:
         found = next((name for name in files if Path(name.lower()).match(pattern)), None)
         if found is not None:
-            return CheckpointError(f"{path} holds no transformer to load: {found} is {kind}; {expected} {advice}")
-    there = f"found {', '.join(files[:4])}" if files else "it is empty"
-    return CheckpointError(f"{path} holds no transformer to load: {there}; {expected}")
+            return CheckpointError(
+                Folders.FOREIGN_FILE(path=path, found=found, kind=kind, expected=expected, advice=advice)
+            )
+    there = f"found {', '.join(files[:4])}" if files else Folders.EMPTY()
+    return CheckpointError(Folders.NO_TRANSFORMER(path=path, there=there, expected=expected))
 
 
 def _companion_folders(path: Path, home: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..constants import CLIP_VISION_ROWS, IMAGE_CHANNELS, LATENT_CHANNELS
 from ..errors import CheckpointError
+from ..sentences.folders import Folders
 from .checks import (
     FLOAT_DTYPES,
     Shape,
@@ -210,7 +211,7 @@ _TEXT_SHAPES: dict[str, dict[str, Shape]] = {
 }
 
 
-def detect_transformer(header: Header, source: str = "The file") -> TransformerFormat:
+def detect_transformer(header: Header, source: str = Folders.THE_FILE()) -> TransformerFormat:
     """Say how a transformer of Wan2.1 or Wan2.2 14B, text-to-video or image-to-video, is stored.
 
     Args:
@@ -229,7 +230,9 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
     missing = find_missing_blocks(named)
     if missing:
         raise CheckpointError(
-            f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again from {TRANSFORMER_FILES}."
+            Folders.BLOCKS_MISSING_IN_FILE(
+                source=source, describe_blocks=describe_blocks(missing), transformer_files=TRANSFORMER_FILES
+            )
         )
     num_layers = len(block_indices(named, "blocks"))
     has_image_branch = _has_image_branch(named)
@@ -238,10 +241,18 @@ def detect_transformer(header: Header, source: str = "The file") -> TransformerF
     sizes = read_sizes(named, expected, source)
     in_dim, out_dim = sizes["in_dim"], sizes["out_dim"]
     if in_dim not in _IN_DIMS or out_dim != LATENT_CHANNELS or (has_image_branch and in_dim == LATENT_CHANNELS):
-        branch = " and has an image branch" if has_image_branch else ""
+        branch = Folders.AND_IMAGE_BRANCH() if has_image_branch else ""
         raise CheckpointError(
-            f"{source} takes {in_dim} and returns {out_dim} latent channels{branch}; expected {_IN_DIMS[0]} "
-            f"(text-to-video) or {_IN_DIMS[1]} (image-to-video) and {LATENT_CHANNELS}. Use {TRANSFORMER_FILES}."
+            Folders.OTHER_CHANNELS(
+                source=source,
+                in_dim=in_dim,
+                out_dim=out_dim,
+                branch=branch,
+                in_dims=_IN_DIMS[0],
+                image_in_dim=_IN_DIMS[1],
+                latent_channels=LATENT_CHANNELS,
+                transformer_files=TRANSFORMER_FILES,
+            )
         )
     others = find_others(named, expected, scale_suffix)
     return TransformerFormat(
@@ -284,7 +295,7 @@ def find_missing_blocks(header: Header) -> list[int]:
     return missing_indices(block_indices(header, "blocks"), published)
 
 
-def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoderFormat:
+def detect_text_encoder(header: Header, source: str = Folders.THE_FILE()) -> TextEncoderFormat:
     """Say how a UMT5 encoder is named and stored.
 
     Raises:
@@ -299,26 +310,29 @@ def detect_text_encoder(header: Header, source: str = "The file") -> TextEncoder
     present = block_indices(named, "encoder.block" if naming == "hf" else "blocks")
     if len(present) > 1 and sum(".relative_attention_bias." in name for name in named) == 1:
         raise CheckpointError(
-            f"{source} is a T5 v1.1 encoder, as Flux and SD3 use (only its first block has a relative_attention_bias); "
-            f"expected {WANTED['text encoder']}. Use {USABLE_FILES['text encoder']}."
+            Folders.T5_V11(source=source, wanted=WANTED["text encoder"], usable=USABLE_FILES["text encoder"])
         )
     embeddings = [named[name] for name in ("shared.weight", "token_embedding.weight") if name in named]
     width = next((info.shape[-1] for info in embeddings if info.shape), 0)
     missing = missing_indices(present, _NUM_TEXT_BLOCKS.get(width, 0))
     if missing:
-        raise CheckpointError(f"{source} is incomplete: {describe_blocks(missing)} missing. Download it again.")
+        raise CheckpointError(Folders.TEXT_BLOCKS_MISSING(source=source, describe_blocks=describe_blocks(missing)))
     expected = _expand_blocks(_TEXT_SHAPES[naming], len(present))
     scheme, scale_suffix = detect_scheme(named, expected, source, wanted="text encoder")
     sizes = read_sizes(named, expected, source)
     d_kv, rest = divmod(sizes.pop("inner"), sizes["num_heads"])
     if rest:
         raise CheckpointError(
-            f"{source} has attention of {d_kv * sizes['num_heads'] + rest} columns for {sizes['num_heads']} heads; "
-            f"expected a multiple. Use {USABLE_FILES['text encoder']}."
+            Folders.ODD_HEADS(
+                source=source,
+                d_kv=d_kv * sizes["num_heads"] + rest,
+                num_heads=sizes["num_heads"],
+                usable=USABLE_FILES["text encoder"],
+            )
         )
     notes: list[str] = []
     if scheme == "fp8" and scale_suffix is None:
-        notes.append(f"{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+        notes.append(Folders.PLAIN_CAST(source=source))
     others = [name for name in find_others(named, expected, scale_suffix) if not _OF_WHOLE_T5.match(name)]
     if others:
         notes.append(describe_others(others, source))
@@ -350,7 +364,7 @@ def holds_vae(header: Header) -> bool:
     return any(f"{prefix}decoder.middle.0.residual.0.gamma" in header for prefix in _VAE_PREFIXES if prefix)
 
 
-def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
+def detect_vae(header: Header, source: str = Folders.THE_FILE()) -> VaeFormat:
     """Read the sizes of a Wan2.1 VAE, pruned versions (LightVAE) included.
 
     Raises:
@@ -370,18 +384,20 @@ def detect_vae(header: Header, source: str = "The file") -> VaeFormat:
     dtypes = {info.dtype for info in named.values()}
     if (sizes["z_dim"], sizes["channels"]) != (LATENT_CHANNELS, 3) or not dtypes <= FLOAT_DTYPES:
         raise CheckpointError(
-            f"{source} is a VAE of {sizes['z_dim']} latent channels (48: Wan2.2 5B) and {sizes['channels']} image "
-            f"channels in {', '.join(sorted(dtypes))}; expected {LATENT_CHANNELS} and 3 in BF16, F16 or F32. Use "
-            f"{USABLE_FILES['VAE']}."
+            Folders.OTHER_VAE(
+                source=source,
+                z_dim=sizes["z_dim"],
+                channels=sizes["channels"],
+                dtypes=", ".join(sorted(dtypes)),
+                latent_channels=LATENT_CHANNELS,
+                vae=USABLE_FILES["VAE"],
+            )
         )
     stages, temporal = _read_decoder_stages(named, source)
     base_dim = sizes["base_dim"]
     is_even = len({len(stage) for stage in stages}) == 1 and all(len({*stage}) == 1 for stage in stages)
     if not base_dim or not is_even or any(stage[0] % base_dim for stage in stages):
-        raise CheckpointError(
-            f"{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
-            f"Use {USABLE_FILES['VAE']}."
-        )
+        raise CheckpointError(Folders.ODD_STAGES(source=source, stages=stages, usable=USABLE_FILES["VAE"]))
     return VaeFormat(
         prefix=prefix,
         base_dim=base_dim,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
 from ..errors import LightX2VError
+from ..sentences.published import Published
 from .files import PRECISION_FOLDERS
 from .formats import WanArchitecture
 from .kinds import MODEL_REPOSITORY
@@ -156,8 +157,8 @@ def _repository_parts(precision: str) -> tuple[Part, ...]:
     else:
         t5_bytes = _T5_8_BIT_BYTES
         transformer = [
-            _repository_part("transformer blocks", _BLOCKS_BYTES, f"{folder}/block_*.safetensors"),
-            _repository_part("rest of the transformer", _NON_BLOCK_BYTES, f"{folder}/non_block.safetensors"),
+            _repository_part(Published.BLOCKS(), _BLOCKS_BYTES, f"{folder}/block_*.safetensors"),
+            _repository_part(Published.REST(), _NON_BLOCK_BYTES, f"{folder}/non_block.safetensors"),
         ]
     return (
         *transformer,
@@ -198,43 +199,43 @@ _FP8_T5 = ("umt5_xxl_fp8_e4m3fn_scaled", _COMFY_T5_FP8_BYTES)
 _VARIANTS = (
     Variant(
         name="fp8",
-        summary="folder of blocks; RTX 40 and newer compute in FP8, RTX 30 in INT8",
+        summary=Published.FP8_FOLDER(),
         precision="fp8",
         parts=_repository_parts("fp8"),
     ),
     Variant(
         name="int8",
-        summary="folder of blocks; RTX 30 and newer compute in INT8",
+        summary=Published.INT8_FOLDER(),
         precision="int8",
         parts=_repository_parts("int8"),
     ),
     Variant(
         name="bf16",
-        summary="folder, unquantized; 32 GB of RAM, or a card with 40 GB and more",
+        summary=Published.BF16_FOLDER(),
         precision="bf16",
         parts=_repository_parts("bf16"),
     ),
     Variant(
         name="fp8-single",
-        summary="single files, for LightX2V Load Transformer with ComfyUI's own loaders",
+        summary=Published.SINGLE_FILES(),
         precision="fp8",
         parts=_single_parts(_FP8_SINGLE, _SINGLE_8_BIT_BYTES, *_FP8_T5),
     ),
     Variant(
         name="fp8-comfyui",
-        summary="as fp8-single, with one scale a layer: ComfyUI's Load Diffusion Model reads it too",
+        summary=Published.COMFYUI_FILES(),
         precision="fp8",
         parts=_single_parts(f"{_FP8_SINGLE}_comfyui", _SINGLE_8_BIT_BYTES, *_FP8_T5),
     ),
     Variant(
         name="int8-single",
-        summary="as fp8-single, in INT8",
+        summary=Published.INT8_FILES(),
         precision="int8",
         parts=_single_parts("wan2.1_t2v_14b_int8_lightx2v_4step", _SINGLE_8_BIT_BYTES, *_FP8_T5),
     ),
     Variant(
         name="bf16-single",
-        summary="as fp8-single, unquantized, with the FP16 text encoder",
+        summary=Published.BF16_FILES(),
         precision="bf16",
         parts=_single_parts("wan2.1_t2v_14b_lightx2v_4step", _BF16_BYTES, "umt5_xxl_fp16", _COMFY_T5_FP16_BYTES),
     ),
@@ -252,7 +253,7 @@ def _image_model(size: str, precision: str) -> Variant:
     vision = "split_files/clip_vision/clip_vision_h.safetensors"
     return Variant(
         name=f"wan2.1-i2v-{size}-{precision}",
-        summary=f"Wan2.1 image to video, made for {size}, with CLIP Vision",
+        summary=Published.WAN21_IMAGE(size=size),
         precision=precision,
         parts=(
             *_single_parts(transformer, _IMAGE_MODEL_8_BIT_BYTES, *_FP8_T5),
@@ -264,10 +265,10 @@ def _image_model(size: str, precision: str) -> Variant:
 def _image_experts(precision: str) -> Variant:
     """Return Wan2.2's image to video: two experts."""
     rest = f"noise_{_PRECISIONS[precision]}lightx2v_4step.safetensors"
-    experts = {f"{noise}-noise transformer": f"wan2.2_i2v_A14b_{noise}_{rest}" for noise in ("high", "low")}
+    experts = {Published.EXPERT(noise=noise): f"wan2.2_i2v_A14b_{noise}_{rest}" for noise in ("high", "low")}
     return Variant(
         name=f"wan2.2-i2v-{precision}",
-        summary="Wan2.2 image to video, both experts, for a first and a last frame too",
+        summary=Published.WAN22_IMAGE(),
         precision=precision,
         parts=(
             *(
@@ -289,11 +290,10 @@ PUBLISHED_IMAGE_MODELS = {variant.name: variant for variant in _IMAGE_MODELS}
 
 def _lora(model: str, name: str, repository: str, **files: int) -> Variant:
     """Return a LoRA that distills a model; files are names and bytes, one of each expert where there are two."""
-    several = "two files, one for each expert; " if len(files) > 1 else ""
+    several = Published.TWO_FILES() if len(files) > 1 else ""
     return Variant(
         name=name,
-        summary=f"LoRA: an ordinary {model}, one that is not distilled, draws in 4 steps without CFG; {several}"
-        "with LightX2V LoRA at strength 1",
+        summary=Published.LORA(model=model, several=several),
         precision="bf16",
         parts=tuple(
             _single_part("LoRA", num_bytes, repository, f"{file}.safetensors", LORA_FOLDER)
@@ -346,7 +346,7 @@ def find_variant(name: str) -> Variant:
         ValueError: there is none of that name.
     """
     if name not in ALL_PUBLISHED:
-        raise ValueError(f"variant is {name!r}; expected one of: {', '.join(ALL_PUBLISHED)}.")
+        raise ValueError(Published.UNKNOWN_VARIANT(name=name, names=", ".join(ALL_PUBLISHED)))
     return ALL_PUBLISHED[name]
 
 
@@ -370,8 +370,7 @@ def _choose(part: Part, paths: Collection[str]) -> list[WantedFile]:
     if not found:
         raise DownloadError(
             "missing",
-            f"The {part.what} is not in {part.repository} any more: expected {part.patterns[0]} there, or one of its "
-            "other places. The repository has changed; look at its page and put the file in place by hand.",
+            Published.GONE(what=part.what, repository=part.repository, patterns=part.patterns[0]),
         )
     return [
         WantedFile(
@@ -386,5 +385,5 @@ def _choose(part: Part, paths: Collection[str]) -> list[WantedFile]:
 def _checked(path: str, repository: str) -> str:
     windows_path = PureWindowsPath(path)
     if windows_path.drive or windows_path.root or ".." in windows_path.parts:
-        raise DownloadError("damaged", f"{repository} lists {path!r}, which leads outside the models folder. Refused.")
+        raise DownloadError("damaged", Published.LEADS_OUTSIDE(repository=repository, path=path))
     return path

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..sentences.folders import Folders
 from .disk import Stamp, check_unchanged
 from .formats import TransformerFormat
 from .header import Header
@@ -106,14 +107,10 @@ class TransformerFiles:
 
     def _alone(self) -> str:
         other = EXPERTS[1 - EXPERTS.index(self.noise)]
-        return (
-            f"{self.title} is the {self.noise}-noise expert of Wan2.2 alone, which is for {_PART[self.noise]} of the "
-            f"steps: add the {other}-noise expert (second_expert of 'LightX2V Load Transformer', or a folder with both "
-            "in 'LightX2V Load Checkpoint'), or sample with one after the other."
-        )
+        return Folders.ONE_EXPERT(title=self.title, noise=self.noise, noise_2=_PART[self.noise], other=other)
 
 
-_PART = {"high": "the first half", "low": "the second half"}
+_PART = {"high": Folders.FIRST_HALF(), "low": Folders.SECOND_HALF()}
 
 
 def noise_of(path: Path) -> str:
@@ -163,25 +160,21 @@ def _tell(first: TransformerFiles, second: TransformerFiles) -> str:
     names = [word_of(each.files[0] if each.layout == "single" else each.files[0].parent) for each in (first, second)]
     if names[0] and names[0] == names[1]:
         raise CheckpointError(
-            f"Choose a {'low' if names[0] == 'high' else 'high'}-noise file beside {first.title}: {second.title} is "
-            f"the {names[0]}-noise expert by its name too. Where a name is wrong, say with 'expert' of 'LightX2V Load "
-            "Transformer' which the first one is."
+            Folders.SAME_NOISE(
+                other_noise="low" if names[0] == "high" else "high",
+                title=first.title,
+                other=second.title,
+                noise=names[0],
+            )
         )
     if not any(names):
-        raise CheckpointError(
-            f"Say with 'expert' of 'LightX2V Load Transformer' which of {first.title} and {second.title} is the "
-            "high-noise expert, or rename them: expected 'high' and 'low' in their names, and nothing else in a file "
-            "tells them apart."
-        )
+        raise CheckpointError(Folders.UNKNOWN_NOISE(title=first.title, other=second.title))
     return names[0] or ("low" if names[1] == "high" else "high")
 
 
 def _check_apart(first: TransformerFiles, second: TransformerFiles) -> None:
     if _is_same(first.files, second.files):
-        raise CheckpointError(
-            f"Choose the other expert's file: {first.title} and {second.title} have the same content. Wan2.2 needs two "
-            "different transformers, one for high and one for low noise."
-        )
+        raise CheckpointError(Folders.SAME_EXPERT(title=first.title, other=second.title))
 
 
 def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
@@ -192,19 +185,17 @@ def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
             for name, value in vars(ours).items()
             if value != getattr(theirs, name)
         ]
-        raise CheckpointError(
-            f"Choose two experts of the same model: {first.title} and {second.title} differ in {', '.join(found)}. "
-            "Image to video (in_dim 36) does not go with text to video (in_dim 16)."
-        )
+        raise CheckpointError(Folders.OTHER_SIZES(title=first.title, other=second.title, found=", ".join(found)))
     if ours.image_dim:
-        raise CheckpointError(
-            f"Set second_expert to 'alone': {first.title} and {second.title} have an image branch, which the experts "
-            "of Wan2.2 have not; Wan2.1's image-to-video is one transformer."
-        )
+        raise CheckpointError(Folders.WITH_IMAGE_BRANCH(title=first.title, other=second.title))
     if first.format.precision != second.format.precision:
         raise CheckpointError(
-            f"Choose both experts in one precision: {first.title} is {first.format.precision}, {second.title} is "
-            f"{second.format.precision}; they share buffers and kernels."
+            Folders.TWO_PRECISIONS(
+                title=first.title,
+                precision=first.format.precision,
+                other=second.title,
+                other_precision=second.format.precision,
+            )
         )
 
 

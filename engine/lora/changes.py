@@ -12,6 +12,7 @@ import torch
 from ..checkpoints.header import Header
 from ..checkpoints.weights import Weights
 from ..errors import CheckpointError
+from ..sentences.loras import Loras
 from .report import LoraReport
 
 
@@ -54,10 +55,7 @@ class Lora:
         values = self.tensors[name].detach().to("cpu", torch.float32)
         # The sum says it at a fraction of the time; finite values may add up to infinity.
         if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
-            raise CheckpointError(
-                f"LoRA {self.title} cannot be used: {name} holds values that are NaN or infinite. The training or a "
-                "conversion went wrong; use another version of the file."
-            )
+            raise CheckpointError(Loras.NO_NUMBERS(title=self.title, name=name))
         return values
 
     def close(self) -> None:
@@ -89,7 +87,7 @@ class Stack:
             ValueError: the strength is no finite number.
         """
         if not math.isfinite(strength):
-            raise ValueError(f"The strength of LoRA {lora.title} is {strength}; expected a number such as 1.0.")
+            raise ValueError(Loras.ODD_STRENGTH(title=lora.title, strength=strength))
         strengths = {each.identity: (each, number) for each, number in self.entries}
         _, before = strengths.get(lora.identity, (lora, 0.0))
         strengths[lora.identity] = (lora, before + strength)

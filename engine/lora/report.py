@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..sentences.loras import Loras
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraReport:
@@ -33,11 +35,18 @@ class LoraReport:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{count} {group}" for group, count in self.matched.items())
-        line = f"{self.title}: {self.num_matched} of {self.num_matched + self.num_left_out} tensors apply ({parts})"
+        line: str = Loras.APPLIES(
+            title=self.title,
+            num_matched=self.num_matched,
+            num_tensors=self.num_matched + self.num_left_out,
+            parts=parts,
+        )
         if self.ranks:
             line += f", rank {_span(self.ranks)}, alpha/rank {_span(self.factors)}"
         for group, names in self.left_out.items():
-            line += f"; left out: {len(names)} of {group} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            line += Loras.LEFT_OUT(
+                num_names=len(names), group=group, names=", ".join(names[:3]), more=", ..." if len(names) > 3 else ""
+            )
         return " ".join([f"{line}.", *self.notes])
 
     def as_data(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..adapters.hub.download import download
 from ..checkpoints.published import Variant
 from ..errors import LightX2VError, without_passwords
+from ..sentences.hub import Hub
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Downloads:
         """
         with self._lock:
             if self.progress.is_running:
-                raise ValueError(f"{self.progress.name} is being downloaded; wait until it is done, or stop it.")
+                raise ValueError(Hub.IS_RUNNING(name=self.progress.name))
             self._stop.clear()
             self._pace.clear()
             self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
@@ -85,18 +86,19 @@ class Downloads:
 
     def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
         # Success is known by the last line of the work; whatever else ends this thread is a failure.
-        is_complete, problem = False, "The download ended before it was complete; ComfyUI's log says more."
+        problem: str = Hub.ENDED()
+        is_complete = False
         try:
             download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop, endpoint=endpoint)
             is_complete, problem = True, ""
         except _StoppedError:
-            problem = "Stopped. What has arrived is kept; the next time goes on from there."
+            problem = Hub.STOPPED()
         except (LightX2VError, OSError) as error:
             problem = str(error)
-            logger.warning("LightX2V: the download of %s failed: %s", variant.name, error)
+            logger.warning("LightX2V: %s", Hub.FAILED(name=variant.name, error=error))
         except Exception as error:
             kind = type(error).__name__
-            problem = f"Please report this with ComfyUI's log: the download ended with {kind}: {error}"
+            problem = Hub.REPORT(kind=kind, error=error)
             raise
         finally:
             last = self.progress

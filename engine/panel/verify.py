@@ -22,6 +22,7 @@ from ..checkpoints.published import PUBLISHED, DownloadError
 from ..checkpoints.vocabulary import TOKENIZER_FILES
 from ..checkpoints.weights import open_weights
 from ..errors import LightX2VError
+from ..sentences.verifying import Verifying
 from .doctor import MISSING, OK, WARN, Item
 
 logger = logging.getLogger(__name__)
@@ -118,23 +119,20 @@ def _published_hashes(files: Iterable[Path], endpoint: str | None) -> tuple[dict
 def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile], unasked: str) -> Item:
     found = f"sha256 {digests.sha256}"
     if any(map(digests.match, published)):
-        return Item(name=file.name, state=OK, found=f"as published; {found}")
+        return Item(name=file.name, state=OK, found=Verifying.AS_PUBLISHED(found=found))
     size = file.stat().st_size
     same_size = [remote for remote in published if remote.num_bytes == size]
     if same_size:
-        remedy = (
-            f"Fetch {file.name} anew: it has the size of the published file and another content. Run: python "
-            "tools/download.py get NAME --replace"
-        )
-        return Item(name=file.name, state=MISSING, found=f"not as published; {found}", remedy=remedy)
+        remedy = Verifying.FETCH_ANEW(name=file.name)
+        return Item(name=file.name, state=MISSING, found=Verifying.NOT_AS_PUBLISHED(found=found), remedy=remedy)
     fault = _fault_in(file)
     if fault:
         return Item(name=file.name, state=MISSING, found=f"damaged: {fault}; {found}", remedy=_REMEDY)
-    whose = f"the hub was not asked ({unasked})" if unasked else "no published file of this name has its size"
-    return Item(name=file.name, state=WARN if unasked else OK, found=f"nothing wrong inside; {whose}; {found}")
+    whose = Verifying.NOT_ASKED(unasked=unasked) if unasked else Verifying.NOT_PUBLISHED()
+    return Item(name=file.name, state=WARN if unasked else OK, found=Verifying.NOTHING_WRONG(whose=whose, found=found))
 
 
-_REMEDY = "Download the file again, or run: python tools/download.py get NAME --replace"
+_REMEDY = Verifying.DOWNLOAD_AGAIN()
 
 
 def _fault_in(file: Path) -> str:
@@ -190,7 +188,7 @@ class Verifications:
         """
         with self._lock:
             if self.state.is_running:
-                raise ValueError(f"{self.state.name} is being checked; wait until it is done, or stop it.")
+                raise ValueError(Verifying.IS_RUNNING(name=self.state.name))
             self._stop.clear()
             self.state = Verification(name=name, is_running=True)
             self._thread = threading.Thread(
@@ -208,7 +206,7 @@ class Verifications:
             self._thread.join()
 
     def _run(self, name: str, path: Path, endpoint: str | None) -> None:
-        end = Verification(name=name, problem="The check ended before it was complete; ComfyUI's log says more.")
+        end = Verification(name=name, problem=Verifying.ENDED())
         try:
             items = verify(path, on_progress=self._note, endpoint=endpoint)
             end = Verification(name=name, items=tuple(items))
@@ -216,7 +214,7 @@ class Verifications:
             end = replace(end, problem="Stopped.")
         except (LightX2VError, OSError) as error:
             end = replace(end, problem=str(error))
-            logger.warning("LightX2V: the check of %s ended: %s", name, error)
+            logger.warning("LightX2V: %s", Verifying.ENDED_BY(name=name, error=error))
         finally:
             self.state = end
 

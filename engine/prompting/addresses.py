@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ..sentences.prompting import Prompting
 from .answers import NoAnswerError
 
 HOSTS_VARIABLE = "LIGHTX2V_LLM_HOSTS"
@@ -27,7 +28,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?")
 _LISTENING = ("0.0.0.0", "::")
 _PORTS = {"http": 80, "https": 443}
-_EXAMPLE = "expected something like http://127.0.0.1:11434"
+_EXAMPLE = Prompting.EXAMPLE()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +58,21 @@ def read_url(url: str, environment: Mapping[str, str]) -> Endpoint:
     text = text if "://" in text else f"http://{text}"
     # urlsplit drops line breaks and tabs, others may not: nobody shall read another server here.
     if not (text.isascii() and text.isprintable()) or " " in text or "\\" in text:
-        raise NoAnswerError(f"the URL has characters that no address has; {_EXAMPLE}")
+        raise NoAnswerError(Prompting.ODD_CHARACTERS(example=_EXAMPLE))
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise NoAnswerError(f"the URL is not one ({error}); {_EXAMPLE}") from None
+        raise NoAnswerError(Prompting.NO_URL(error=error, example=_EXAMPLE)) from None
     host = (parts.hostname or "").lower()
     if "@" in parts.netloc:
-        raise NoAnswerError(
-            f"the URL holds a user name or a key, which every copy of the workflow would; put a key into the "
-            f"environment variable {KEY_VARIABLE}"
-        )
+        raise NoAnswerError(Prompting.HAS_KEY(key_variable=KEY_VARIABLE))
     if parts.scheme not in _PORTS:
-        raise NoAnswerError(f"the URL starts with {parts.scheme[:20]!r}; expected http or https")
+        raise NoAnswerError(Prompting.ODD_SCHEME(scheme=parts.scheme[:20]))
     if not _HOST.fullmatch(host) or not _PATH.fullmatch(parts.path) or parts.query or parts.fragment or port == 0:
-        raise NoAnswerError(f"the URL is not the plain address of a server; {_EXAMPLE}")
+        raise NoAnswerError(Prompting.NOT_PLAIN(example=_EXAMPLE))
     if host in _LISTENING:
-        raise NoAnswerError(f"{host} says that a server listens everywhere, not where it is; {_EXAMPLE}")
+        raise NoAnswerError(Prompting.LISTENS_EVERYWHERE(host=host, example=_EXAMPLE))
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return Endpoint(
         scheme=parts.scheme,
@@ -98,9 +96,9 @@ def check_addresses(endpoint: Endpoint, addresses: Collection[str]) -> list[str]
     allowed = [address for address in addresses if endpoint.is_named or is_local(address)]
     if not allowed:
         raise NoAnswerError(
-            f"{endpoint.host} has the address {', '.join(sorted(addresses)[:3]) or 'none'}, which is not of this "
-            f"computer or its local network; to allow it, name the host in the environment variable {HOSTS_VARIABLE} "
-            "and start ComfyUI again"
+            Prompting.NOT_LOCAL(
+                host=endpoint.host, addresses=", ".join(sorted(addresses)[:3]) or "none", hosts_variable=HOSTS_VARIABLE
+            )
         )
     return allowed
 
@@ -126,7 +124,7 @@ def read_key(environment: Mapping[str, str]) -> str:
     """
     key = environment.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise NoAnswerError(f"the environment variable {KEY_VARIABLE} has characters that no key has")
+        raise NoAnswerError(Prompting.ODD_KEY(key_variable=KEY_VARIABLE))
     return key
 
 

@@ -8,6 +8,7 @@ import unicodedata
 from typing import Any
 
 from ..errors import LightX2VError
+from ..sentences.prompting import Prompting
 
 # Wan asks for 60 to 200 words, and its text encoder reads 512 tokens.
 _MAX_LENGTH = 8000
@@ -42,21 +43,16 @@ def read_answer(status: int, body: bytes) -> str:
         choice = data["choices"][0]
         content = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        raise NoAnswerError(
-            "the server's answer is no chat completion (it has no choices[0].message.content)"
-        ) from None
+        raise NoAnswerError(Prompting.NO_COMPLETION()) from None
     if content is None:
         content = ""
     if not isinstance(content, str):
-        raise NoAnswerError(f"the server's answer is no text but a {type(content).__name__}")
+        raise NoAnswerError(Prompting.NO_TEXT(name=type(content).__name__))
     if choice.get("finish_reason") == "length":
-        raise NoAnswerError(
-            "the language model's answer was cut off at the server's limit of tokens; raise that limit or the context "
-            "length there"
-        )
+        raise NoAnswerError(Prompting.CUT_OFF())
     text = _clean(content)
     if len(text) > _MAX_LENGTH:
-        raise NoAnswerError(f"the answer has {len(text)} characters; expected a prompt of at most {_MAX_LENGTH}")
+        raise NoAnswerError(Prompting.TOO_LONG(num_text=len(text), max_length=_MAX_LENGTH))
     return text
 
 
@@ -71,13 +67,11 @@ def read_json(status: int, body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if status != 200:
-        raise NoAnswerError(f"the server answered with status {status}{_complaint_of(data)}")
+        raise NoAnswerError(Prompting.ODD_STATUS(status=status, complaint=_complaint_of(data)))
     if not isinstance(data, dict):
-        raise NoAnswerError(
-            "the server's answer is not a JSON object in UTF-8; is this the address of a language model?"
-        )
+        raise NoAnswerError(Prompting.NO_JSON())
     if data.get("error"):
-        raise NoAnswerError(f"the server answered with an error{_complaint_of(data)}")
+        raise NoAnswerError(Prompting.SERVER_ERROR(complaint=_complaint_of(data)))
     return data
 
 
@@ -92,7 +86,7 @@ def choose_model(listing: dict[str, Any]) -> str:
     for name in names:
         if isinstance(name, str) and name and "embed" not in name.lower():
             return name
-    raise NoAnswerError("the server lists no language model; load one there, or name it in 'model'")
+    raise NoAnswerError(Prompting.NO_MODEL())
 
 
 def _clean(content: str) -> str:
@@ -106,14 +100,14 @@ def _clean(content: str) -> str:
     if ends:
         text = text[ends[-1].end() :]
     if _THOUGHT_START.match(text):
-        raise NoAnswerError("the language model's answer ends in the middle of its thoughts")
+        raise NoAnswerError(Prompting.UNFINISHED_THOUGHTS())
     text = _plain(text)
     fenced = _FENCE.fullmatch(text)
     text = fenced[1].strip() if fenced else text
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]):
         text = text[1:-1].strip()
     if not text:
-        raise NoAnswerError("the language model answered with an empty text")
+        raise NoAnswerError(Prompting.EMPTY())
     return text
 
 

@@ -15,6 +15,7 @@ import time
 from contextlib import closing, suppress
 from typing import Any
 
+from ..sentences.prompting import Prompting
 from .addresses import Endpoint, check_addresses, is_loopback
 from .answers import NoAnswerError
 
@@ -93,10 +94,7 @@ class Client:
             # The response holds the connection open too.
             with closing(connection.getresponse()) as response:
                 if 300 <= response.status < 400:
-                    raise NoAnswerError(
-                        f"{self._endpoint} answered with a redirect (status {response.status}), which is not "
-                        "followed; give the URL of the server itself"
-                    )
+                    raise NoAnswerError(Prompting.REDIRECT(endpoint=self._endpoint, status=response.status))
                 return response.status, self._read(response, connected)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failure(error) from error
@@ -112,11 +110,11 @@ class Client:
             piece = response.read1(_PIECE)
             body += piece
             if len(body) > _MAX_BYTES:
-                raise NoAnswerError(f"the answer of {self._endpoint} is longer than {_MAX_BYTES // 2**20} MiB")
+                raise NoAnswerError(Prompting.LONG_ANSWER(endpoint=self._endpoint, max_bytes=_MAX_BYTES // 2**20))
             if not piece:
                 break
         if response.length:
-            raise NoAnswerError(f"the connection to {self._endpoint} broke off in the middle of its answer")
+            raise NoAnswerError(Prompting.BROKE_OFF_IN_ANSWER(endpoint=self._endpoint))
         return bytes(body)
 
     def _connect(self) -> socket.socket:
@@ -141,13 +139,13 @@ class Client:
             except NoAnswerError:
                 connecting.close()
                 raise
-        raise NoAnswerError(f"{self._endpoint} cannot be reached ({problem}); check that the server is running")
+        raise NoAnswerError(Prompting.UNREACHABLE(endpoint=self._endpoint, problem=problem))
 
     def _resolve(self) -> list[tuple[socket.AddressFamily, SocketAddress]]:
         try:
             found = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise NoAnswerError(f"the name {self._endpoint.host} is not known ({error})") from error
+            raise NoAnswerError(Prompting.UNKNOWN_NAME(host=self._endpoint.host, error=error)) from error
         by_address = {str(address[0]): (family, address) for family, _, _, _, address in found}
         return [by_address[address] for address in check_addresses(self._endpoint, by_address)]
 
@@ -156,7 +154,7 @@ class Client:
         with self._lock:
             if self._is_aborted:
                 is_late = time.monotonic() >= self._deadline
-                raise self._too_late() if is_late else NoAnswerError("the request was aborted")
+                raise self._too_late() if is_late else NoAnswerError(Prompting.ABORTED())
             self._socket = connecting
 
     def _rest(self) -> float:
@@ -170,8 +168,8 @@ class Client:
         if isinstance(error, TimeoutError) or time.monotonic() >= self._deadline:
             return self._too_late()
         if isinstance(error, ConnectionError | http.client.IncompleteRead):
-            return NoAnswerError(f"the connection to {self._endpoint} broke off ({error or type(error).__name__})")
-        return NoAnswerError(f"{self._endpoint} does not answer as a web server does ({type(error).__name__}: {error})")
+            return NoAnswerError(Prompting.BROKE_OFF(endpoint=self._endpoint, error=error or type(error).__name__))
+        return NoAnswerError(Prompting.NO_WEB_SERVER(endpoint=self._endpoint, name=type(error).__name__, error=error))
 
     def _too_late(self) -> NoAnswerError:
-        return NoAnswerError(f"{self._endpoint} had not answered after {self._seconds:g} s")
+        return NoAnswerError(Prompting.NO_ANSWER(endpoint=self._endpoint, seconds=self._seconds))

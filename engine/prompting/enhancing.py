@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..interfaces import Hooks
+from ..sentences.prompting import Prompting
 from .addresses import Endpoint, read_key, read_url
 from .answers import NoAnswerError, choose_model, read_answer, read_json
 from .client import Client
@@ -65,7 +66,7 @@ def enhance(
     try:
         return Enhanced(text=_ask(question, server, hooks, environment))
     except NoAnswerError as error:
-        warning = f"The prompt was not enhanced, your own text is used: {error}."
+        warning = Prompting.NOT_ENHANCED(error=error)
         logger.warning("LightX2V: %s", warning)
         return Enhanced(text=question.text, warning=warning)
 
@@ -89,13 +90,13 @@ def _ask(question: Question, server: Server, hooks: Hooks, environment: Mapping[
                 hooks.check_interrupt()
                 waited = int(server.seconds - rest)
                 if waited > shown:
-                    hooks.on_progress(waited, int(server.seconds), "waiting for the language model, second")
+                    hooks.on_progress(waited, int(server.seconds), Prompting.WAITING())
                     shown = waited
         finally:
             client.abort()
     if conversation.answer:
         return conversation.answer
-    raise conversation.problem or NoAnswerError(f"{endpoint} had not answered after {server.seconds:g} s")
+    raise conversation.problem or NoAnswerError(Prompting.NO_ANSWER(endpoint=endpoint, seconds=server.seconds))
 
 
 class _Conversation:
@@ -152,4 +153,4 @@ class _Conversation:
             try:
                 read_json(*client.post("/api/generate", {"model": model, "keep_alive": 0}))
             except NoAnswerError as error:
-                logger.warning("LightX2V: the language model may still be in memory: %s.", error)
+                logger.warning("LightX2V: %s", Prompting.STILL_LOADED(error=error))

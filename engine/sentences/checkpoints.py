@@ -101,8 +101,8 @@ class Models:
     DECLARED_FURTHER = Sentence("{name} with {further}, which this pack does not compute (rotated weights: ConvRot)")
     DECLARED_OTHERWISE = Sentence("{name}, and stores them as {precision}")
     DECLARED = Sentence(
-        "{source} declares {num_layers} of its layers, e.g. {layers}, as {problem}. It would give noise. Load it "
-        "with ComfyUI's own nodes, or use {wanted}."
+        "{source} declares {num_layers} of its layers, e.g. {example}, as {problem}. It would give noise. Load it "
+        "with ComfyUI's own nodes, or use {usable}."
     )
     NO_DECLARATION = Sentence("{said!r} in place of a table")
     DECLARATION_UNREADABLE = Sentence(
@@ -116,27 +116,27 @@ class Models:
     )
     # checkpoints/checks.py
     LEFT_OVER = Sentence(
-        "{source} holds {num_others} {what}, e.g. {others}: they are not used, and what they do is missing in the "
+        "{source} holds {num_others} {what}, e.g. {example}: they are not used, and what they do is missing in the "
         "picture."
     )
     UNMERGED_LORA = Sentence("tensors of a LoRA that was not merged")
     STRANGE_TENSORS = Sentence("tensors that belong to no such model")
     SEVERAL_MODELS = Sentence(
-        "{source} holds {num_found} models, under {found}{found_2}; expected one. Use a file with one of them."
+        "{source} holds {num_found} models, under {prefixes}{more}; expected one. Use a file with one of them."
     )
     SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
     ONE_TENSOR = Sentence("a tensor is")
     TENSORS_MISSING = Sentence("{source} is incomplete: {count} missing ({missing}{more}). Download it again.")
     MIXED_DTYPES = Sentence(
         "{source} stores its linear weights as {dtypes}; expected BF16, F16 or F32, or FP8 E4M3, or INT8 for all of "
-        "them, e.g. {wanted}."
+        "them, e.g. {usable}."
     )
     NO_SCALES = Sentence(
-        "{source} holds {upper} weights without scales: beside {linears} there is neither a .weight_scale nor a "
-        ".scale_weight, so it would give noise. Use a scaled file: {wanted}."
+        "{source} holds {precision} weights without scales: beside {weight} there is neither a .weight_scale nor a "
+        ".scale_weight, so it would give noise. Use a scaled file: {usable}."
     )
     ODD_EIGHT_BIT = Sentence(
-        "{source} stores {found} as {dtype}; expected 8-bit weights in the blocks' linear layers only, as in {wanted}."
+        "{source} stores {name} as {dtype}; expected 8-bit weights in the blocks' linear layers only, as in {usable}."
     )
     DOES_NOT_FIT = Sentence(
         "{source} does not fit together: {name} has shape {found}, expected [{known}] from the other tensors. Files "
@@ -145,7 +145,7 @@ class Models:
     SCALE_MISSING = Sentence("{source} is incomplete: the scale {name} is missing. Download it again.")
     ODD_SCALE = Sentence(
         "{source} has a scale {name} of {dtype} {shape}; expected one number or [{rows}, 1] in F32. Block-scaled "
-        "files (MXFP8) are not supported: use {wanted}."
+        "files (MXFP8) are not supported: use {usable}."
     )
     # checkpoints/vocabulary.py
     EXPECTED_TOKENIZER = Sentence("the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)")

@@ -9,6 +9,7 @@ import torch
 
 from ..constants import TEXT_ROWS
 from ..interfaces import Conditioning
+from ..sentences.stages import Stages
 
 # Widths other text encoders produce, to say where a wrong conditioning comes from.
 _KNOWN_WIDTHS = {768: "SD 1.5 (CLIP-L)", 1024: "SD 2 (CLIP-H)", 1280: "CLIP-G", 2048: "SDXL", 3584: "Qwen2.5-VL"}
@@ -27,14 +28,14 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
     Raises:
         ValueError: wrong rank or width.
     """
-    found = f"conditioning has shape {list(rows.shape)}"
+    found = Stages.CONDITIONING_SHAPE(shape=list(rows.shape))
     expected = f"expected [1, {TEXT_ROWS}, {text_dim}] from UMT5-XXL"
-    remedy = "Use 'LightX2V Text Encode', or CLIPLoader with type 'wan' and a umt5_xxl file."
+    remedy = Stages.USE_TEXT_ENCODE()
     if rows.ndim not in (2, 3) or not rows.numel():
         raise ValueError(f"{found}; {expected}. {remedy}")
     if rows.shape[-1] != text_dim:
         source = _KNOWN_WIDTHS.get(rows.shape[-1])
-        guess = f" Width {rows.shape[-1]} is that of {source}." if source else ""
+        guess = Stages.WIDTH_OF(width=rows.shape[-1], source=source) if source else ""
         raise ValueError(f"{found}; {expected}.{guess} {remedy}")
     missing = max(TEXT_ROWS - rows.shape[-2], 0)
     entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)

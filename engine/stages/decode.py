@@ -14,6 +14,7 @@ import torch
 from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoDecoder
 from ..memory.tiles import Tile, split_axis
+from ..sentences.stages import Stages
 from ..shapes import video_shape
 from .blending import fade, pixels, tile_of
 
@@ -77,7 +78,7 @@ def _fill(
         else:
             place += frames
         done += len(frames)
-        hooks.on_progress(done, len(target), "decoding frames")
+        hooks.on_progress(done, len(target), Stages.DECODING())
     assert done == len(target), f"decoder gave {done} frames of {len(target)}"
 
 

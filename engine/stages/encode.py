@@ -10,6 +10,7 @@ import torch
 
 from ..constants import TEXT_ROWS
 from ..interfaces import Hooks
+from ..sentences.stages import Stages
 from ..umt5.encoder import Umt5Encoder
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,8 @@ def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor
     token_ids = encoder.tokenize(text)
     if len(token_ids) > TEXT_ROWS:
         logger.warning(
-            "The prompt has %d tokens; the model reads %d. The last %d are ignored; shorten the prompt.",
-            len(token_ids),
-            TEXT_ROWS,
-            len(token_ids) - TEXT_ROWS,
+            "%s",
+            Stages.LONG_PROMPT(num_tokens=len(token_ids), num_rows=TEXT_ROWS, num_ignored=len(token_ids) - TEXT_ROWS),
         )
         token_ids = [*token_ids[: TEXT_ROWS - 1], token_ids[-1]]
     rows = encoder.encode_tokens(token_ids, hooks)
@@ -48,6 +47,4 @@ def encode_prompt(encoder: Umt5Encoder, text: str, hooks: Hooks) -> torch.Tensor
 @functools.cache
 def _explain_weights() -> None:
     """Say it once."""
-    logger.warning(
-        "Say in words what matters: weights such as (word:1.3) are read as plain text, as Wan's text encoder has none."
-    )
+    logger.warning("%s", Stages.WEIGHTS_ARE_TEXT())

@@ -15,6 +15,7 @@ import torch
 from ..constants import VAE_STRIDE
 from ..interfaces import Hooks, VideoEncoder
 from ..memory.tiles import Tile, split_axis
+from ..sentences.stages import Stages
 from ..shapes import cells
 from .blending import fade, pixels, tile_of
 
@@ -58,7 +59,7 @@ def encode_video(
                 place.copy_(found)
             else:
                 place += found * weights
-            tile_hooks.on_progress(1 + stride * done, len(frames), "encoding frames")
+            tile_hooks.on_progress(1 + stride * done, len(frames), Stages.ENCODING())
     assert features is not None, "the encoder gave nothing"
     return encoder.finish(features, hooks).contiguous().cpu()
 

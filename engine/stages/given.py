@@ -17,17 +17,15 @@ from ..constants import LATENT_CHANNELS, MASK_CHANNELS
 from ..interfaces import Conditioning
 from ..latent_space import normalize
 from ..memory.clip import Clip
+from ..sentences.stages import Stages
 from ..shapes import video_shape
 
 logger = logging.getLogger(__name__)
 
 # Widths of other CLIP Vision models, to say where a wrong output comes from.
 _KNOWN_IMAGE_WIDTHS = {768: "ViT-B", 1024: "ViT-L", 1152: "SigLIP", 1664: "ViT-bigG"}
-_IMAGE_NODES = "'LightX2V Image To Video', or ComfyUI's WanImageToVideo or WanFirstLastFrameToVideo"
-NO_IMAGE = (
-    f"Connect the conditioning of {_IMAGE_NODES} with an image: this checkpoint is image-to-video, and the "
-    "conditioning has no image."
-)
+_IMAGE_NODES = Stages.IMAGE_NODES()
+NO_IMAGE = Stages.NO_IMAGE(image_nodes=_IMAGE_NODES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +53,11 @@ def check_given(given: Given, architecture: WanArchitecture, clip: Clip) -> None
         _check_mask(given.mask, clip)
     if not architecture.image_dim:
         if given.rows is not None:
-            logger.warning(
-                "LightX2V: the CLIP Vision output has no effect: this checkpoint (Wan2.2's kind) has no input for it."
-            )
+            logger.warning("LightX2V: %s", Stages.IDLE_CLIP_VISION())
     elif given.rows is not None:
         _check_rows(given.rows, architecture)
     elif given.latents is not None:
-        logger.warning(
-            "LightX2V: the conditioning has an image and no clip_vision_output; the checkpoint was trained with it. "
-            "Connect CLIPVisionEncode (clip_vision_h.safetensors, crop 'none') for a video that keeps to the image."
-        )
+        logger.warning("LightX2V: %s", Stages.NO_CLIP_VISION())
 
 
 def with_given(
@@ -111,29 +104,34 @@ def _check_latents(latents: torch.Tensor, clip: Clip) -> None:
     if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
         channels = shape[1] if len(shape) > 1 else 0
         kinds = {
-            48: " 48 channels are those of the VAE of Wan2.2 5B.",
-            32: " 32 channels are those of a control video.",
+            48: Stages.CHANNELS_48(),
+            32: Stages.CHANNELS_32(),
         }
         raise ValueError(
-            f"Encode the image with the Wan2.1 VAE, in {_IMAGE_NODES}: the conditioning's image has latents of shape "
-            f"{shape}; expected [1, {LATENT_CHANNELS}, frames, height/8, width/8].{kinds.get(channels, '')}"
+            Stages.ODD_IMAGE_LATENTS(
+                image_nodes=_IMAGE_NODES, shape=shape, latent_channels=LATENT_CHANNELS, guess=kinds.get(channels, "")
+            )
         )
     if tuple(shape[1:]) != clip.latent_shape:
         frames, height, width = video_shape(shape)
         raise ValueError(
-            "Connect the latent of the node that encoded the image, or give both the same size: the image is for "
-            f"{width}x{height} with {frames} frames, the latent for {clip.width}x{clip.height} with {clip.num_frames}."
+            Stages.OTHER_SIZE(
+                width=width,
+                height=height,
+                frames=frames,
+                latent_width=clip.width,
+                latent_height=clip.height,
+                num_frames=clip.num_frames,
+            )
         )
     if shape[0] not in (1, clip.batch):
         raise ValueError(
-            f"Give one image, or one for each clip: the conditioning has {shape[0]} images, the latent {clip.batch} "
-            f"{'clips' if clip.batch > 1 else 'clip'}."
+            Stages.ODD_NUMBER_OF_IMAGES(
+                num_images=shape[0], batch=clip.batch, clips="clips" if clip.batch > 1 else "clip"
+            )
         )
     if not bool(torch.isfinite(latents).all()):
-        raise ValueError(
-            "Encode the image again, with 'LightX2V Image To Video' or with another VAE file: the latents of the "
-            "conditioning's image hold NaN or infinity, which would make the video black."
-        )
+        raise ValueError(Stages.NO_NUMBERS())
 
 
 def _check_mask(mask: torch.Tensor, clip: Clip) -> None:
@@ -141,8 +139,14 @@ def _check_mask(mask: torch.Tensor, clip: Clip) -> None:
     fits = len(shape) == 5 and shape[0] in (1, clip.batch) and shape[1] in (1, MASK_CHANNELS)
     if not fits or shape[2] > frames or shape[3:] != [height, width]:
         raise ValueError(
-            f"Use {_IMAGE_NODES} with the size of the latent: the conditioning's concat_mask has shape {shape}; "
-            f"expected [1, 1 or {MASK_CHANNELS}, at most {frames}, {height}, {width}]."
+            Stages.ODD_MASK(
+                image_nodes=_IMAGE_NODES,
+                shape=shape,
+                mask_channels=MASK_CHANNELS,
+                frames=frames,
+                height=height,
+                width=width,
+            )
         )
 
 
@@ -150,13 +154,7 @@ def _check_rows(rows: torch.Tensor, architecture: WanArchitecture) -> None:
     width, most = architecture.image_dim, architecture.image_positions
     if rows.dim() != 3 or rows.shape[2] != width:
         source = _KNOWN_IMAGE_WIDTHS.get(rows.shape[-1])
-        guess = f" Width {rows.shape[-1]} is that of {source}." if source else ""
-        raise ValueError(
-            f"Load clip_vision_h.safetensors (ViT-H/14) with CLIPVisionLoader: the CLIP Vision output has shape "
-            f"{list(rows.shape)}; expected [1, rows, {width}].{guess}"
-        )
+        guess = Stages.WIDTH_OF(width=rows.shape[-1], source=source) if source else ""
+        raise ValueError(Stages.ODD_CLIP_VISION(shape=list(rows.shape), width=width, guess=guess))
     if most and rows.shape[1] > most:
-        raise ValueError(
-            f"Connect the first and the last frame only: the CLIP Vision output has {rows.shape[1]} rows, and this "
-            f"checkpoint knows the positions of {most}."
-        )
+        raise ValueError(Stages.TOO_MANY_ROWS(num_rows=rows.shape[1], most=most))

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from ..constants import MASK_CHANNELS, PATCH_SIZE, VAE_STRIDE
+from ..sentences.stages import Stages
 from ..shapes import latent_shape
 
 # Of what is not given, in [0, 1]: 0 in the model's own range.
@@ -59,10 +60,7 @@ def lay_out(start: torch.Tensor, end: torch.Tensor, num_frames: int) -> tuple[to
     """
     given = len(start) + len(end)
     if not 0 < given <= num_frames:
-        raise ValueError(
-            f"Give fewer pictures, or make the video longer: {len(start)} first and {len(end)} last frames are given, "
-            f"and the video has {num_frames}."
-        )
+        raise ValueError(Stages.TOO_MANY_PICTURES(num_start=len(start), num_end=len(end), num_frames=num_frames))
     _, height, width, _ = (start if len(start) else end).shape
     frames = start.new_full((num_frames, height, width, 3), _GREY)
     frames[: len(start)] = start

@@ -15,6 +15,7 @@ from lightx2v_pack.engine.memory.needs import Sizes
 
 WAN_14B = ARCHITECTURE
 WAN_I2V_14B = replace(ARCHITECTURE, in_dim=36, image_dim=1280)
+WAN_I2V_A14B = replace(ARCHITECTURE, in_dim=36)
 _STORED = {"fp8": "F8_E4M3", "int8": "I8", "bf16": "BF16"}
 
 
@@ -31,9 +32,9 @@ def make_files(precision: str = "fp8", architecture: WanArchitecture = WAN_14B) 
     )
 
 
-def make_experts(precision: str = "fp8") -> TransformerFiles:
+def make_experts(precision: str = "fp8", architecture: WanArchitecture = WAN_14B) -> TransformerFiles:
     """Return the same of Wan2.2 A14B's two experts."""
-    high, low = (replace(make_files(precision), noise=noise) for noise in ("high", "low"))
+    high, low = (replace(make_files(precision, architecture), noise=noise) for noise in ("high", "low"))
     return replace(high, second=low)
 
 

@@ -21,9 +21,9 @@ MOVED = sorted(
     for file in (ROOT / "engine").rglob("*.py")
     if "sentences" not in file.parts and re.search(r"^from \.+sentences\.", file.read_text(encoding="utf-8"), re.M)
 )
-# Two words in a row: text, and no name or key. These two are what parts are called in tables.
+# Two words in a row: text, and no name or key. These are keys of tables, though they have a blank in them.
 _TEXT = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
-_NAMES = {"text encoder", "image encoder"}
+_NAMES = {"text encoder", "image encoder", "in the way"}
 
 
 def catalogue() -> dict[str, Sentence]:

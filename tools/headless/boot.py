@@ -86,6 +86,9 @@ def _set_folders(models_dir: Path, output_dir: Path) -> None:
     user = models_dir.parent / "user"
     folder_paths.set_user_directory(str(user if user.is_dir() else output_dir / "user"))
     folder_paths.filename_list_cache.clear()
+    pictures = models_dir.parent / "input"
+    if pictures.is_dir():
+        folder_paths.set_input_directory(str(pictures))
     folder_paths.set_output_directory(str(output_dir))
     folder_paths.set_temp_directory(str(output_dir / "temp"))
 

@@ -17,7 +17,7 @@ import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from ...engine import pipeline
@@ -27,6 +27,7 @@ from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
 
 _MAX_RESOLUTION = 16384
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,35 @@ class EmptyHunyuanLatentVideo(io.ComfyNode):
     @classmethod
     def execute(cls, width: int, height: int, length: int, batch_size: int = 1) -> io.NodeOutput:
         return io.NodeOutput({"samples": torch.zeros(batch_size, 16, (length - 1) // 4 + 1, height // 8, width // 8)})
+
+
+class LoadImage(io.ComfyNode):
+    """Load one picture: a file of the input folder, or any path."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folder = Path(folder_paths.get_input_directory())
+        names = sorted(file.name for file in folder.glob("*") if file.suffix.lower() in _PICTURES)
+        return io.Schema(
+            node_id="LoadImage",
+            display_name="Load Image",
+            inputs=[io.Combo.Input("image", options=names, upload=io.UploadType.image)],
+            outputs=[io.Image.Output(), io.Mask.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, image: str | None = None) -> bool | str:
+        is_there = image is None or Path(folder_paths.get_annotated_filepath(image)).is_file()
+        return is_there or f"there is no picture {image} in {folder_paths.get_input_directory()}."
+
+    @classmethod
+    def execute(cls, image: str) -> io.NodeOutput:
+        with Image.open(folder_paths.get_annotated_filepath(image)) as file:
+            picture = ImageOps.exif_transpose(file)
+            colours = picture.convert("RGB")
+            alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        mask = torch.zeros(1, 64, 64) if alpha is None else 1 - _values(alpha, 1)[..., 0]
+        return io.NodeOutput(_values(colours, 3), mask)
 
 
 class CLIPLoader(io.ComfyNode):
@@ -242,6 +272,7 @@ class PreviewImage(SaveImage):
 
 
 CORE_NODES = (
+    LoadImage,
     EmptyHunyuanLatentVideo,
     CLIPLoader,
     CLIPTextEncode,
@@ -252,6 +283,12 @@ CORE_NODES = (
     SaveImage,
     PreviewImage,
 )
+
+
+def _values(picture: Image.Image, channels: int) -> torch.Tensor:
+    """Return the bytes of a picture as [1, H, W, channels] in [0, 1]."""
+    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return data.view(1, picture.height, picture.width, channels).float() / 255
 
 
 def _metadata(hidden: Any) -> dict[str, Any]:

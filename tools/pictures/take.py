@@ -1,4 +1,4 @@
-"""Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
+"""Take the pictures of the starter's graph and of the help pages again, in a real ComfyUI and a real browser.
 
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
@@ -22,11 +22,13 @@ from ...engine.backends.choose import Wanted, choose
 from ...engine.backends.table import Machine
 from ...engine.checkpoints.formats import WanArchitecture
 from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED
+from ...engine.checkpoints.transformers import TransformerFiles
 from ...engine.constants import DISTILL_STEPS, GIB
+from ...engine.handles import weight_sizes
 from ...engine.memory.clip import Clip
 from ...engine.memory.needs import Budget
 from ...engine.memory.plan import Wish, plan_run
-from ...engine.panel.forecast import Forecast, Share
+from ...engine.panel.forecast import Forecast, Share, describe_transformer
 from ...engine.panel.speed import History, setup_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +36,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support import checkpoints, examples, loras  # noqa: E402
 from support.comfy_server import ComfyServer  # noqa: E402
-from support.wan_14b import WAN_I2V_14B, make_files, make_sizes  # noqa: E402
+from support.wan_14b import WAN_I2V_14B, WAN_I2V_A14B, make_experts, make_files, make_sizes  # noqa: E402
 
 LORA = "wan21_14b_watercolour_rank32.safetensors"
 # An RTX 40 with Triton.
@@ -49,6 +51,7 @@ def plan(
     batch: int = 1,
     tiling: str = "auto",
     architecture: WanArchitecture = ARCHITECTURE,
+    files: TransformerFiles | None = None,
 ) -> dict[str, Any]:
     """Return the answer of /lightx2v/plan for 81 frames.
 
@@ -59,22 +62,24 @@ def plan(
         batch: number of videos.
         tiling: of the decode, as in the template.
         architecture: of the model that it loads.
+        files: the model itself, where it is more than one transformer.
     """
     card, vram, ram = computer
     clip = Clip(width=size[0], height=size[1], num_frames=81, batch=batch)
     backends = choose(MACHINE, Wanted(precision=precision, dim=ARCHITECTURE.dim, ffn_dim=ARCHITECTURE.ffn_dim))
     text_encoder = next(part for part in PUBLISHED[precision].parts if part.what == "text encoder")
-    sizes = replace(make_sizes(clip, backends, architecture), text_encoder_bytes=text_encoder.num_bytes)
+    files = files or make_files(precision, architecture)
+    sizes = make_sizes(clip, backends, files.format.architecture)
+    sizes = replace(sizes, weights=weight_sizes(files), text_encoder_bytes=text_encoder.num_bytes)
     budget = Budget(vram=int(vram * GIB), ram=int(ram * GIB))
     found = plan_run(sizes, budget, Wish(tiling=tiling))
     is_tiled = found.decode.tile is not None
     setup = setup_of(backends, card, ARCHITECTURE, found.placement.mode, clip.tokens)
     duration = History().predict(setup, clip, DISTILL_STEPS, is_tiled=is_tiled)
-    num_bytes = make_files(precision, architecture).num_bytes
     answer = Forecast(
         ok=True,
         sentence="Fits.",
-        detected=f"{backends.numbers}, {ARCHITECTURE.num_layers} blocks, {num_bytes / GIB:.3g} GiB",
+        detected=describe_transformer(files, backends.numbers),
         engine=backends.engine,
         attention=backends.attention.name,
         matmul=backends.matmul.name,
@@ -90,21 +95,14 @@ def plan(
     return asdict(answer)
 
 
-# 32 or 64 GB of RAM, less what the system and ComfyUI take.
-RTX_4060 = ("RTX 4060", 7.3, 26.0)
-RTX_4060_TI = ("RTX 4060 Ti", 15.0, 26.0)
+# 32 GB of RAM, less what the system and ComfyUI take.
 RTX_4070 = ("RTX 4070", 11.0, 26.0)
-RTX_4090 = ("RTX 4090", 23.0, 26.0)
 PLANS = {
-    "lightx2v_image_to_video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
-    "lightx2v_text_to_video_480p": plan(RTX_4070),
-    "lightx2v_with_native_nodes": plan(RTX_4070, precision="fp8"),
-    "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),
-    "lightx2v_16gb_720p": plan(RTX_4060_TI, size=(1280, 720), tiling="on"),
-    "lightx2v_24gb_four_takes": plan(RTX_4090, batch=4),
-    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), precision="bf16"),
-    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0)),
-    "lightx2v_prompt_list": plan(RTX_4090),
+    "1 Wan text to video": plan(RTX_4070),
+    "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
+    "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
+    "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "5 Wan with LoRAs": plan(RTX_4070, precision="fp8"),
 }
 
 
@@ -125,7 +123,6 @@ def main(arguments: list[str] | None = None) -> int:
             "chromium": options.chromium,
             "url": server.url,
             "root": str(ROOT),
-            "templates": sorted(path.stem for path in examples.FOLDER.glob("*.json")),
             "plans": PLANS,
         }
         file = Path(folder, "config.json")

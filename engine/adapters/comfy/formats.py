@@ -10,6 +10,7 @@ import torch
 
 from ...interfaces import Conditioning
 from ...report import records_of
+from ...sentences.comfyui import Inputs
 from ...shapes import latent_problem
 from ...stages.conditioning import of_rows
 from ...stages.given import Given
@@ -43,10 +44,7 @@ def read_given(extras: Mapping[str, Any]) -> Given:
     vision = extras.get("clip_vision_output")
     rows = getattr(vision, "penultimate_hidden_states", None)
     if vision is not None and not isinstance(rows, torch.Tensor):
-        raise ValueError(
-            "Connect the output of CLIPVisionEncode: the conditioning's clip_vision_output is "
-            f"{type(vision).__name__}, without penultimate_hidden_states."
-        )
+        raise ValueError(Inputs.NO_PENULTIMATE(name=type(vision).__name__))
     return Given(latents=extras.get("concat_latent_image"), mask=extras.get("concat_mask"), rows=rows)
 
 
@@ -57,10 +55,7 @@ def check_text(conditioning: Any) -> None:
         ValueError: there is no entry, or it is not a tensor.
     """
     if not conditioning or not isinstance(conditioning[0][0], torch.Tensor):
-        raise ValueError(
-            "The conditioning is empty; expected the output of 'LightX2V Text Encode' or of CLIPTextEncode with a "
-            "CLIPLoader of type 'wan'."
-        )
+        raise ValueError(Inputs.EMPTY_CONDITIONING())
 
 
 def is_plain(conditioning: Any) -> bool:
@@ -81,10 +76,7 @@ def latent_samples(
     """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
-        raise ValueError(
-            "The latent holds several tensors (video with audio, of another model); expected one of shape "
-            "[batch, 16, frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
-        )
+        raise ValueError(Inputs.NESTED_LATENT())
     problem = problem_of(samples.shape)
     if problem:
         raise ValueError(problem)
@@ -96,12 +88,9 @@ def warn_unused(latent: dict[str, Any]) -> None:
     """Say what of a LATENT is not used: a noise mask, and other places in a batch than the clips have in this one."""
     places = latent.get("batch_index")
     if places is not None and list(places) != list(range(len(latent["samples"]))):
-        logger.warning(
-            "LightX2V: the latent's batch_index (Latent From Batch, Latent Batch Seed Behavior) has no effect; clip i "
-            "is made with seed + i."
-        )
+        logger.warning("LightX2V: %s", Inputs.IDLE_BATCH_INDEX())
     if latent.get("noise_mask") is not None:
-        logger.warning("LightX2V: the latent's noise mask has no effect; the sampler starts from noise everywhere.")
+        logger.warning("LightX2V: %s", Inputs.IDLE_NOISE_MASK())
 
 
 def replace_samples(latent: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:

@@ -11,30 +11,28 @@ from ...constants import LATENT_CHANNELS
 from ...errors import check_choice
 from ...memory.tiles import Tile
 from ...report import attach, measure, records_of
+from ...sentences.comfyui import Inputs
 from ...settings import TILING_MODES
 from ...shapes import decoding_problem, video_shape
 
 # ComfyUI's networks for Wan2.1's latents: Wan's own and, in newer versions, the tiny autoencoder. HunyuanVideo's and
 # Cosmos' latents have 16 channels too, and mean something else.
 _NETWORKS = ("WanVAE", "TAEHV")
-_USE = "Connect the vae of a LightX2V loader, or of VAELoader with wan_2.1_vae.safetensors."
+_USE = Inputs.USE_VAE()
 
 
 def vae_problem(vae: Any) -> str | None:
     """Return a sentence that says why a VAE does not decode Wan2.1's latents, or None."""
     network = getattr(vae, "first_stage_model", None)
     if network is None:
-        return f"The vae input holds no VAE (found {type(vae).__name__}). {_USE}"
+        return Inputs.NO_VAE(name=type(vae).__name__, use=_USE)
     channels, axes = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None)
     names = [each.__name__ for each in type(network).__mro__]
     if any(name in names for name in _NETWORKS) and (channels, axes) == (LATENT_CHANNELS, 3):
         return None
     kinds: dict[Any, str] = {1: "sound", 2: "image", 3: "video"}
     kind = kinds.get(axes, "unknown")
-    return (
-        f"The VAE is {names[0]}, of {channels} channels of {kind} latents; expected one of Wan2.1's "
-        f"{LATENT_CHANNELS}-channel video latents. {_USE}"
-    )
+    return Inputs.OTHER_VAE(names=names[0], channels=channels, kind=kind, latent_channels=LATENT_CHANNELS, use=_USE)
 
 
 def decode(vae: Any, samples: torch.Tensor, *, tiling: str) -> torch.Tensor:

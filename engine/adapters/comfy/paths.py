@@ -22,6 +22,7 @@ from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
 from ...checkpoints.folders import walk
 from ...errors import nearest
+from ...sentences.comfyui import Lists
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 @functools.cache
 def _warn_of(path: str, problem: str) -> None:
     """Say once what is left out."""
-    logger.warning("LightX2V: %s is left out of the lists of models: %s", path, problem)
+    logger.warning("LightX2V: %s", Lists.LEFT_OUT(path=path, problem=problem))
 
 
 def _existing_roots(folder: str) -> list[Path]:
@@ -137,7 +138,7 @@ def _tokenizer_folders(folder: str) -> list[str]:
     )
 
 
-_DOWNLOAD = "download it in the side bar's LightX2V tab (or with tools/download.py)"
+_DOWNLOAD = Lists.DOWNLOAD_IT()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class ModelChoice:
 
     @property
     def none_found(self) -> str:
-        return f"none found: {self.put}"
+        return Lists.NONE_FOUND(put=self.put)
 
     def names(self) -> list[str]:
         """Return what can be chosen now."""
@@ -197,52 +198,50 @@ class ModelChoice:
         names = self.names()
         if not names:
             fetch = f"{_DOWNLOAD}, or " if self.is_published else ""
-            return (
-                f"No {self.what} was found. To have one, {fetch}{self.put}; then press R in the editor and choose it."
-            )
-        listed = ", ".join(nearest(name, names)) + (f" ({len(names)} in all)" if len(names) > 3 else "")
+            return Lists.NOTHING_THERE(what=self.what, fetch=fetch, put=self.put)
+        listed = ", ".join(nearest(name, names)) + (Lists.IN_ALL(num_names=len(names)) if len(names) > 3 else "")
         if _leads_outside(name):
-            found = "is a path outside the model folders"
+            found = Lists.IS_OUTSIDE()
         else:
             broken = next(filter(None, (_broken_link(name, folder) for folder, _ in self.sources)), None)
             if broken:
-                return f"Make {broken.name} lead to a file again, or choose one of: {listed}. {_target_of(broken)}"
-            found = "was not found in the model folders"
-        fetch = f" To have another, {_DOWNLOAD}." if self.is_published else ""
-        return f"Choose one of: {listed}.{fetch} {self.what} {name!r} {found}."
+                return Lists.BROKEN_LINK(name=broken.name, listed=listed, where=_target_of(broken))
+            found = Lists.NOT_FOUND()
+        fetch = Lists.HAVE_ANOTHER(download=_DOWNLOAD) if self.is_published else ""
+        return Lists.CHOOSE_ONE(listed=listed, fetch=fetch, what=self.what, name=name, found=found)
 
 
 CHECKPOINTS = ModelChoice(
     what="checkpoint",
     sources=((FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
-    put="put the checkpoint folder in models/lightx2v",
+    put=Lists.PUT_CHECKPOINT(),
     is_published=True,
 )
 TRANSFORMERS = ModelChoice(
     what="transformer",
     sources=(("diffusion_models", _all_files), (FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
-    put="put a Wan2.1 4-step safetensors file in models/diffusion_models",
+    put=Lists.PUT_TRANSFORMER(),
     is_published=True,
 )
 TEXT_ENCODERS = ModelChoice(
     what="text encoder",
     sources=(("text_encoders", _all_files), (FOLDER, _text_encoder_files)),
-    put="put a umt5_xxl file in models/text_encoders",
+    put=Lists.PUT_TEXT_ENCODER(),
 )
 TOKENIZERS = ModelChoice(
     what="tokenizer",
     sources=((FOLDER, _tokenizer_folders), ("text_encoders", _tokenizer_folders)),
-    put="put the folder google/umt5-xxl beside the text encoder file",
+    put=Lists.PUT_TOKENIZER(),
 )
 LORAS = ModelChoice(
     what="LoRA",
     sources=(("loras", _all_files),),
-    put="put a LoRA for Wan2.1 14B in models/loras",
+    put=Lists.PUT_LORA(),
 )
 VAES = ModelChoice(
     what="VAE",
     sources=(("vae", _all_files), ("vae_approx", _tiny_vae_files), (FOLDER, _vae_files)),
-    put="put Wan2.1_VAE.pth or wan_2.1_vae.safetensors in models/vae",
+    put=Lists.PUT_VAE(),
 )
 
 
@@ -287,4 +286,4 @@ def _broken_link(name: str, folder: str) -> Path | None:
 
 
 def _target_of(link: Path) -> str:
-    return f"{link} is a link to {os.readlink(link)}, which cannot be reached."
+    return Lists.LINK_TO(link=link, target=os.readlink(link))

@@ -19,6 +19,8 @@ from typing import Any
 import server
 from aiohttp import web
 
+from ...sentences.comfyui import Routes
+
 PREFIX = "/lightx2v"
 _MAX_TEXT = 300
 _MAX_BODY = 4096
@@ -47,7 +49,7 @@ def choice(*options: str) -> Check:
 
     def check(text: str) -> str:
         if text not in options:
-            raise ValueError(f"{text!r}; expected one of: {', '.join(options)}")
+            raise ValueError(Routes.NO_CHOICE(text=text, options=", ".join(options)))
         return text
 
     return check
@@ -71,7 +73,7 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Check:
 def plain_name(text: str) -> str:
     """Accept a relative name that stays below its folder."""
     if not _PLAIN_NAME.fullmatch(text):
-        raise ValueError(f"{text!r}; expected a name that the node offers")
+        raise ValueError(Routes.NOT_OFFERED(text=text))
     return text
 
 
@@ -97,9 +99,9 @@ def read_parameters(route: Route, parameters: Mapping[str, Any]) -> dict[str, Va
     for name, text in parameters.items():
         if name not in route.fields:
             known = ", ".join(route.fields) or "none"
-            raise ValueError(f"{route.name} has no parameter {name[:40]!r}; expected any of: {known}.")
+            raise ValueError(Routes.NO_PARAMETER(name=route.name, parameter=name[:40], known=known))
         if not isinstance(text, str) or len(text) > _MAX_TEXT:
-            raise ValueError(f"{name} is not a text of at most {_MAX_TEXT} characters.")
+            raise ValueError(Routes.NO_TEXT(name=name, max_text=_MAX_TEXT))
         try:
             values[name] = route.fields[name](text)
         except ValueError as error:
@@ -118,21 +120,21 @@ async def _respond(route: Route, workers: ThreadPoolExecutor, request: web.Reque
 
 async def _read_json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
-        raise ValueError("The request has no JSON body (Content-Type: application/json).")
+        raise ValueError(Routes.NO_JSON())
     # JSON is UTF-8 whatever a header says; what is not loses nothing by being told so.
     charset = request.charset or "utf-8"
     if charset.lower() not in ("utf-8", "utf8"):
-        raise ValueError(f"Send the request as UTF-8; its charset is {charset[:40]!r}.")
+        raise ValueError(Routes.NOT_UTF8(charset=charset[:40]))
     body = bytearray()
     # A chunked body has no length before its end.
     while len(body) <= _MAX_BODY and (piece := await request.content.read(_MAX_BODY + 1 - len(body))):
         body += piece
     if len(body) > _MAX_BODY:
-        raise ValueError(f"The request is longer than {_MAX_BODY} bytes.")
+        raise ValueError(Routes.TOO_LONG(max_body=_MAX_BODY))
     try:
         data = json.loads(body)
     except RecursionError:
-        raise ValueError("The request's body is nested too deeply; expected a JSON object of texts.") from None
+        raise ValueError(Routes.TOO_DEEP()) from None
     if not isinstance(data, dict):
-        raise ValueError("The request's body is not a JSON object.")
+        raise ValueError(Routes.NO_OBJECT())
     return data

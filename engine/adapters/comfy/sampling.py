@@ -7,6 +7,7 @@ no CFG.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import comfy.k_diffusion.sampling
@@ -94,7 +95,10 @@ def sample(
         refusals.check_conds({"positive": [conditioning[0][1]]}, handle.architecture)
         entries = formats.read_conditioning(conditioning, handle.text_dim)
         if handle.architecture.takes_image:
-            entries = with_given(entries, formats.read_given(conditioning[0][1]), handle.architecture, clip)
+            given = formats.read_given(conditioning[0][1])
+            records = () if given.latents is None else records_of(given.latents)
+            entries = [replace(entry, records=(*entry.records, *records)) for entry in entries]
+            entries = with_given(entries, given, handle.architecture, clip)
         samples = pipeline.sample(handle, entries, empty, settings, hooks=hooks, host=host_of(model))
     else:
         if is_ours:

@@ -385,11 +385,10 @@ def _clip_of(latents: Sequence[int]) -> Clip:
 
 
 def _records_of(conds: dict[str, list[dict[str, Any]]]) -> tuple[Any, ...]:
-    """Return the report's records of the stages that made the prompt."""
+    """Return the report's records of the stages that made the prompt and the image."""
     for cond in conds.get("positive") or ():
-        rows = cond.get("cross_attn")
-        if isinstance(rows, torch.Tensor):
-            return records_of(rows)
+        parts = [cond.get(key) for key in ("cross_attn", "concat_latent_image")]
+        return tuple(record for part in parts if isinstance(part, torch.Tensor) for record in records_of(part))
     return ()
 
 

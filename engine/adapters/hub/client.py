@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from ...checkpoints.published import DownloadError
 from ...errors import MALFORMED, without_passwords
+from ...sentences.hub import Hub
 
 _LISTING_SECONDS = 30
 # More than a file system holds in one file.
@@ -70,9 +71,12 @@ def list_repository(repository: str, endpoint: str | None) -> Listing:
                 raise _bad_address(repository, api.endpoint, error) from error
             raise DownloadError(
                 "unreachable",
-                f"Open {without_passwords(api.endpoint)}/{repository} in a browser: if a login page of the network "
-                "comes, sign in there; if a mirror is set (HF_ENDPOINT), choose another. What answered there is no "
-                f"listing of {repository}: {type(error).__name__}: {_shortened(str(error))}.",
+                Hub.LOGIN_PAGE(
+                    endpoint=without_passwords(api.endpoint),
+                    repository=repository,
+                    kind=type(error).__name__,
+                    answer=_shortened(str(error)),
+                ),
             ) from error
     return Listing(repository=repository, commit=commit, files={file.path: file for file in files})
 
@@ -85,9 +89,9 @@ def _read_entry(entry: Any) -> RemoteFile:
     """
     path, size = _matching("path", entry.rfilename, _PATH), entry.size
     if type(size) is not int or not 0 <= size <= _MAX_BYTES:
-        raise ValueError(f"the size of {path} is {size!r}")
-    sha256 = _matching(f"hash of {path}", entry.lfs.sha256, _SHA256) if entry.lfs else None
-    git_sha1 = None if entry.lfs else _matching(f"hash of {path}", entry.blob_id, _SHA1)
+        raise ValueError(Hub.ODD_SIZE(path=path, size=size))
+    sha256 = _matching(Hub.HASH_OF(path=path), entry.lfs.sha256, _SHA256) if entry.lfs else None
+    git_sha1 = None if entry.lfs else _matching(Hub.HASH_OF(path=path), entry.blob_id, _SHA1)
     return RemoteFile(path=path, num_bytes=size, sha256=sha256, git_sha1=git_sha1)
 
 
@@ -149,14 +153,12 @@ def _open_session() -> None:
     except ImportError as error:
         raise DownloadError(
             "unreachable",
-            "Run 'python -m pip install socksio', which a SOCKS proxy needs, or set a proxy that is none (HTTPS_PROXY, "
-            f"ALL_PROXY). {error}",
+            Hub.NO_SOCKS(error=error),
         ) from error
     except ValueError as error:
         raise DownloadError(
             "unreachable",
-            "Check the proxy of the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY): it has to be an address such as "
-            f"http://127.0.0.1:7890. {without_passwords(str(error))}",
+            Hub.ODD_PROXY(error=without_passwords(str(error))),
         ) from error
 
 
@@ -175,26 +177,23 @@ def _explained(what: str, endpoint: str) -> Iterator[None]:
     except network_errors() as error:
         raise DownloadError(
             "unreachable",
-            f"The connection to {endpoint} failed while asking for {what}: "
-            f"{without_passwords(str(error)) or type(error).__name__}. Check the network, set HF_ENDPOINT to a mirror "
-            "if the hub is blocked where you are, and run it again: what is already here is kept.",
+            Hub.NO_CONNECTION(
+                endpoint=endpoint, what=what, error=without_passwords(str(error)) or type(error).__name__
+            ),
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DownloadError(
-                "disk", f"The disk is full while fetching {what}. Make room and run it again: it goes on where it was."
-            ) from error
+            raise DownloadError("disk", Hub.DISK_FULL(what=what)) from error
         if error.errno is not None:
             raise
         # http_get reports a wrong size as an OSError without a number.
-        raise DownloadError("damaged", f"{what} arrived with a wrong size: {error}. Run it again.") from error
+        raise DownloadError("damaged", Hub.WRONG_SIZE(what=what, error=error)) from error
 
 
 def _bad_address(what: str, endpoint: str, error: Exception) -> DownloadError:
     return DownloadError(
         "unreachable",
-        f"Set HF_ENDPOINT, or --endpoint, to the address of a hub, such as https://huggingface.co: "
-        f"{without_passwords(endpoint)!r}, which was asked for {what}, is none ({error}).",
+        Hub.NO_HUB_ADDRESS(endpoint=without_passwords(endpoint), what=what, error=error),
     )
 
 
@@ -202,11 +201,8 @@ def _refusal(what: str, endpoint: str, status: int) -> DownloadError:
     if status in (401, 403):
         return DownloadError(
             "denied",
-            f"{endpoint} does not give access to {what} (status {status}). If the name is right, set HF_TOKEN to a "
-            "token that may read it, or remove a token that has expired.",
+            Hub.NO_ACCESS(endpoint=endpoint, what=what, status=status),
         )
     if status == 404:
-        return DownloadError("missing", f"{endpoint} has no {what} (status 404). It was moved or removed.")
-    return DownloadError(
-        "unreachable", f"{endpoint} answered with status {status} when asked for {what}. Try again in a few minutes."
-    )
+        return DownloadError("missing", Hub.NOT_THERE(endpoint=endpoint, what=what))
+    return DownloadError("unreachable", Hub.ODD_STATUS(endpoint=endpoint, status=status, what=what))

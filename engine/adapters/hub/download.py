@@ -23,6 +23,7 @@ from ...checkpoints.kinds import identify_kind
 from ...checkpoints.published import DownloadError, Variant, choose_files
 from ...constants import GIB
 from ...errors import CheckpointError
+from ...sentences.hub import Hub
 from . import client
 
 logger = logging.getLogger(__name__)
@@ -163,9 +164,7 @@ class _Run:
             listed = "; ".join(_describe_difference(file) for file in different)
             raise DownloadError(
                 "in the way",
-                f"{len(different)} files have the place of published ones and other content: {listed}. Nothing was "
-                f"changed. If they are damaged or outdated, fetch them anew with 'python tools/download.py get "
-                f"{self._plan.variant.name} --replace'; else move them away.",
+                Hub.IN_THE_WAY(num_different=len(different), listed=listed, name=self._plan.variant.name),
             )
         return missing
 
@@ -191,8 +190,7 @@ class _Run:
             file.part.unlink()
             raise DownloadError(
                 "damaged",
-                f"{file.remote.path} arrived with a wrong hash and was dropped. Run it again; if it stays so, the "
-                "mirror or proxy between you and the hub changes files.",
+                Hub.WRONG_HASH(path=file.remote.path),
             )
         os.replace(file.part, file.target)
         self._report(start + file.remote.num_bytes, file.remote.path)
@@ -233,11 +231,11 @@ class _Part(io.BufferedWriter):
 
 def _describe_difference(file: PlannedFile) -> str:
     if file.target.is_symlink() and not file.target.exists():
-        return f"{file.target} (a link to {os.readlink(file.target)}, which is not there)"
+        return Hub.DANGLING(target=file.target, link_target=os.readlink(file.target))
     size = file.target.stat().st_size
     if size != file.remote.num_bytes:
         return f"{file.target} ({size} bytes, published {file.remote.num_bytes})"
-    return f"{file.target} (right size, wrong hash)"
+    return Hub.WRONG_CONTENT(target=file.target)
 
 
 def _check_disk(files: list[PlannedFile]) -> None:
@@ -255,8 +253,9 @@ def _check_disk(files: list[PlannedFile]) -> None:
         if free < needed[device]:
             raise DownloadError(
                 "disk",
-                f"{needed[device] / GIB:.1f} GiB are to be fetched to {place}, where {free / GIB:.1f} GiB are free. "
-                f"Make room for {(needed[device] - free) / GIB:.1f} GiB more, or choose another models folder.",
+                Hub.NO_ROOM(
+                    needed=needed[device] / GIB, place=place, free=free / GIB, missing=(needed[device] - free) / GIB
+                ),
             )
 
 
@@ -270,9 +269,7 @@ def _exclusive(models_dir: Path) -> Iterator[None]:
         with FileLock(models_dir / _LOCK_NAME, timeout=0):
             yield
     except Timeout as error:
-        raise DownloadError(
-            "busy", f"Another download to {models_dir} is running. Wait until it is done, or stop it."
-        ) from error
+        raise DownloadError("busy", Hub.BUSY(models_dir=models_dir)) from error
 
 
 def _check_loadable(plan: Plan) -> None:
@@ -294,7 +291,4 @@ def _check_loadable(plan: Plan) -> None:
 def _check_lora(path: Path) -> None:
     kind = identify_kind(read_header(path))
     if kind is None or kind[0] != "a LoRA":
-        raise CheckpointError(
-            f"{path} arrived as published and is {kind[0] if kind else 'nothing known'}; expected a LoRA. The "
-            "repository has changed; look at its page."
-        )
+        raise CheckpointError(Hub.NO_LORA(path=path, kind=kind[0] if kind else Hub.NOTHING_KNOWN()))

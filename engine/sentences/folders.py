@@ -1,0 +1,132 @@
+"""What files and folders make a model."""
+
+from __future__ import annotations
+
+from . import Sentence
+
+
+class Folders:
+    """A checkpoint's files, and the formats of what is in them."""
+
+    # checkpoints/files.py
+    NOT_SEARCHED = Sentence("{path} is not searched for checkpoints: {error}")
+    NOT_LOOKED_AT = Sentence("not looked at: {error}")
+    EXPECTED_TRANSFORMER = Sentence("block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors")
+    EXPECTED_AS_IN = Sentence("expected {transformer}, as in {transformer_files}.")
+    DIFFUSERS = Sentence("a model in diffusers' layout")
+    USE_NATIVE = Sentence("Use the same model with Wan's native names.")
+    GGUF = Sentence("a GGUF file")
+    USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version, or load GGUF with ComfyUI-GGUF.")
+    PT = Sentence("a PyTorch .pt file")
+    SAFETENSORS_ONLY = Sentence("Transformers are read from safetensors only.")
+    PTH = Sentence("a PyTorch .pth file")
+    PART_ALONE = Sentence("{path} is {part}. Choose its folder, {name}, instead: all parts lie there.")
+    CHOSEN_PRECISION = Sentence("it is the precision chosen")
+    EMPTY = Sentence("it is empty")
+    NO_TRANSFORMER = Sentence("{path} holds no transformer to load: {there}; {expected}")
+    DOES_NOT_EXIST = Sentence("{path} does not exist. Choose a checkpoint folder or file that is there.")
+    OTHER_TEXT_ENCODER = Sentence("No {scheme} text encoder is there; {name} is used.")
+    BOTH_EXPERTS = Sentence(
+        "Set second_expert to 'auto', or choose one expert instead of the folder: {path} has both experts already."
+    )
+    FILE_OR_FOLDER = Sentence("a safetensors file or a folder of them")
+    ONE_OF_BLOCKS = Sentence("one of the files that a model in blocks consists of")
+    AUTO_PRECISION = Sentence("precision auto takes what is there, in the order fp8, int8, bf16")
+    TWO_EXPERTS = Sentence("two experts, {size}: {title}")
+    NOT_USED = Sentence("Not used: {failure}")
+    NO_SUCH_PRECISION = Sentence(
+        "{path} has no {precision} transformer: found {there}; expected {folder}/. Choose a precision that is "
+        "there, or download {folder}/ from {model_repository}."
+    )
+    FILES_MISSING = Sentence(
+        "{folder} is incomplete: {num_absent} of {num_expected} files are missing ({absent}). Download them again."
+    )
+    LEFT_OVER_FILES = Sentence(
+        "Of {folder} {leftovers}{more} are not used: they are not part of the model that its other files make. "
+        "Choose one of them by its own name to use it."
+    )
+    ONE_MISSING = Sentence("{non_block_file} is missing")
+    BLOCKS_MISSING = Sentence(
+        "{folder} is incomplete: {parts} (expected {names}{more}). Download the missing files from {name}/ of "
+        "{model_repository}."
+    )
+    SEVERAL_TRANSFORMERS = Sentence(
+        "{path} holds more than one transformer ({name}): several files have a tensor {twice}. Choose one of the "
+        "files instead of the folder."
+    )
+    OTHER_PRECISION = Sentence(
+        "{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or {scheme}, or "
+        "another checkpoint."
+    )
+    TRANSFORMER_IS = Sentence("The transformer is {candidate} ({scheme}, {size}): {why}.")
+    BLOCK_TWICE = Sentence(
+        "{folder} has two files for one block: {one} and {other}. Remove the one that does not belong to it."
+    )
+    ODD_INDEX = Sentence("it names files that are no files of its folder")
+    NO_INDEX = Sentence("{path} is not an index of safetensors shards ({error}). Download it again.")
+    FOREIGN_FILE = Sentence("{path} holds no transformer to load: {found} is {kind}; {expected} {advice}")
+    AT_ROOT = Sentence("at the root or ")
+    PART_MISSING = Sentence(
+        "The {part} is missing: expected {file} in {home}; it is {at_root}in {folder}/ of the model repository "
+        "{model_repository}."
+    )
+    EXPECTED_INDEX = Sentence("an index of safetensors shards")
+    # checkpoints/transformers.py
+    FIRST_HALF = Sentence("the first half")
+    SECOND_HALF = Sentence("the second half")
+    ONE_EXPERT = Sentence(
+        "{title} is the {noise}-noise expert of Wan2.2 alone, which is for {noise_2} of the steps: add the "
+        "{other}-noise expert (second_expert of 'LightX2V Load Transformer', or a folder with both in 'LightX2V Load "
+        "Checkpoint'), or sample with one after the other."
+    )
+    SAME_NOISE = Sentence(
+        "Choose a {other_noise}-noise file beside {title}: {other} is the {noise}-noise expert by its name too. Where "
+        "a name is wrong, say with 'expert' of 'LightX2V Load Transformer' which the first one is."
+    )
+    UNKNOWN_NOISE = Sentence(
+        "Say with 'expert' of 'LightX2V Load Transformer' which of {title} and {other} is the high-noise expert, "
+        "or rename them: expected 'high' and 'low' in their names, and nothing else in a file tells them apart."
+    )
+    SAME_EXPERT = Sentence(
+        "Choose the other expert's file: {title} and {other} have the same content. Wan2.2 needs two different "
+        "transformers, one for high and one for low noise."
+    )
+    OTHER_SIZES = Sentence(
+        "Choose two experts of the same model: {title} and {other} differ in {found}. Image to video (in_dim 36) "
+        "does not go with text to video (in_dim 16)."
+    )
+    WITH_IMAGE_BRANCH = Sentence(
+        "Set second_expert to 'alone': {title} and {other} have an image branch, which the experts of Wan2.2 have "
+        "not; Wan2.1's image-to-video is one transformer."
+    )
+    TWO_PRECISIONS = Sentence(
+        "Choose both experts in one precision: {title} is {precision}, {other} is {other_precision}; they share "
+        "buffers and kernels."
+    )
+    # checkpoints/formats.py
+    THE_FILE = Sentence("The file")
+    BLOCKS_MISSING_IN_FILE = Sentence(
+        "{source} is incomplete: {describe_blocks} missing. Download it again from {transformer_files}."
+    )
+    AND_IMAGE_BRANCH = Sentence(" and has an image branch")
+    OTHER_CHANNELS = Sentence(
+        "{source} takes {in_dim} and returns {out_dim} latent channels{branch}; expected {in_dims} (text-to-video) "
+        "or {image_in_dim} (image-to-video) and {latent_channels}. Use {transformer_files}."
+    )
+    T5_V11 = Sentence(
+        "{source} is a T5 v1.1 encoder, as Flux and SD3 use (only its first block has a relative_attention_bias); "
+        "expected {wanted}. Use {usable}."
+    )
+    TEXT_BLOCKS_MISSING = Sentence("{source} is incomplete: {describe_blocks} missing. Download it again.")
+    ODD_HEADS = Sentence(
+        "{source} has attention of {d_kv} columns for {num_heads} heads; expected a multiple. Use {usable}."
+    )
+    PLAIN_CAST = Sentence("{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+    OTHER_VAE = Sentence(
+        "{source} is a VAE of {z_dim} latent channels (48: Wan2.2 5B) and {channels} image channels in {dtypes}; "
+        "expected {latent_channels} and 3 in BF16, F16 or F32. Use {vae}."
+    )
+    ODD_STAGES = Sentence(
+        "{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
+        "Use {usable}."
+    )
