@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.errors import nearest
+from ...engine.errors import MALFORMED, nearest
 from ..text_files import read_text
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
@@ -138,11 +138,17 @@ def to_prompt(data: Mapping[str, Any], infos: Mapping[str, NodeInfo], *, has_ser
         has_server: whether they are a server's, for messages.
 
     Raises:
-        WorkflowError: an unknown node, a subgraph, a group node, or a broken or circular link.
+        WorkflowError: an unknown node, a subgraph, a group node, a broken or circular link, or what no editor writes.
     """
     if not is_editor_format(data):
         return {str(node_id): dict(node) for node_id, node in data.items()}
-    return _Editor(data, infos, has_server=has_server).to_prompt()
+    try:
+        return _Editor(data, infos, has_server=has_server).to_prompt()
+    except MALFORMED as error:
+        raise WorkflowError(
+            "Save the workflow again in ComfyUI's editor: somewhere in it is something else than the editor writes "
+            f"({type(error).__name__}: {str(error)[:120]})."
+        ) from error
 
 
 def adopt_separators(prompt: Prompt, infos: Mapping[str, NodeInfo]) -> None:
@@ -166,7 +172,7 @@ def silenced_outputs(data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> 
     return [
         f"'{node.get('title') or infos[node['type']].get('display_name') or node['type']}' (node {node['id']})"
         for node in _objects(data["nodes"], "nodes")
-        if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(node["type"], {}).get("output_node")
+        if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(str(node.get("type")), {}).get("output_node")
     ]
 
 
