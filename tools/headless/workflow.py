@@ -107,7 +107,11 @@ def _api_nodes(data: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    return _short(json.dumps(value))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -261,12 +265,14 @@ class _Editor:
         if number is None:
             return None
         if number not in self._links:
-            raise WorkflowError(f"Input '{entry.get('name')}' uses link {number}, which the file does not contain.")
+            raise WorkflowError(
+                f"Input '{_short(entry.get('name'))}' uses link {_short(number)}, which the file does not contain."
+            )
         origin, slot = self._links[number]
         if origin not in self._nodes:
-            raise WorkflowError(f"Link {number} starts at node {origin}, which the file does not contain.")
+            raise WorkflowError(f"Link {number} starts at node {_short(origin)}, which the file does not contain.")
         if (origin, slot) in visited:
-            raise WorkflowError(f"The links around node {origin} form a loop; a workflow must not be circular.")
+            raise WorkflowError(f"The links around node {_short(origin)} form a loop; a workflow must not be circular.")
         visited.add((origin, slot))
         node = self._nodes[origin]
         wanted = str(entry.get("type", "*"))
