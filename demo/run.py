@@ -26,7 +26,7 @@ from lightx2v_pack.demo.train.sheet import draw_sheet  # noqa: E402
 from lightx2v_pack.tools.clip_content import Content, Thing, compare, measure_content  # noqa: E402
 
 CHECKPOINT = Path("demo/checkpoint")
-WORKFLOW = Path("example_workflows/lightx2v_prompt_list.json")
+WORKFLOW = Path("example_workflows/1 Wan text to video.json")
 OUT = Path("out/demo")
 MODELS = OUT / "models"
 # The size that the checkpoint was trained at; everything else is as the workflow says.

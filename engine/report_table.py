@@ -20,10 +20,27 @@ _STAGES = {
     "load_vae": "load VAE",
     "decode": "decode",
 }
+# The work itself, in its order; loading is in the total.
+_HEADLINE = ("encode", "sample", "decode")
 _SAMPLING_FACTS = (
     "file", "engine", "precision", "attention", "matmul", "compile", "offload", "size", "batch", "method", "steps",
     "seed", "shift",
 )  # fmt: skip
+
+
+def headline(report: dict[str, Any]) -> str:
+    """Return the run in one line: what was made, in how long, with how much memory, on what."""
+    stages = {stage["stage"]: stage for stage in report["stages"]}
+    details: dict[str, Any] = stages["sample"]["details"] if "sample" in stages else {}
+    made = f"{details['size']} in " if "size" in details else ""
+    parts = [f"{stage} {format_seconds(stages[stage]['seconds'])}" for stage in _HEADLINE if stage in stages]
+    peaks = [(report["peak_vram_reserved_bytes"], "VRAM"), (report["peak_ram_bytes"], "RAM")]
+    peak = ", ".join(f"{num_bytes / GIB:.1f} GiB of {kind}" for num_bytes, kind in peaks if num_bytes)
+    facts = [f"at most {peak}"] if peak else []
+    facts += [_value(details, "precision")] if "precision" in details else []
+    facts.append(report["device"].split(",")[0].removeprefix("NVIDIA ").removeprefix("GeForce "))
+    took = f"{made}{format_seconds(report['total_seconds'])}"
+    return f"{took}{': ' if parts else ''}{', '.join(parts)}; {', '.join(facts)}"
 
 
 def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -63,14 +80,16 @@ def _value(details: dict[str, Any], name: str) -> str:
     """Return a fact of the sampling; of the precision also what was computed in, where that is another one."""
     if name == "precision" and details.get("compute", details[name]) != details[name]:
         return f"{details[name]} file, {details['compute']} compute"
+    if isinstance(details[name], bool):
+        return "on" if details[name] else "off"
     return str(details[name])
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """Return the report as it is posted."""
+    """Return the report as it is posted: the headline, the stages, the facts."""
     lines = [STAGE_COLUMNS, ("---", "---:", "---:", "---:"), *stage_rows(report)]
     facts = [f"- {name}: {value}" for name, value in fact_rows(report)]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
+    return "\n".join([f"**{headline(report)}**", "", *(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
 
 
 def _applied(lora: dict[str, Any]) -> str:

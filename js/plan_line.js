@@ -49,7 +49,7 @@ function splitSentence(sentence) {
 function describePlan(plan, { parameters, hasSize }) {
     const facts = describeFacts(plan, parameters, hasSize);
     if (!plan.ok) {
-        const [advice, rest] = splitSentence(plan.sentence);
+        const [advice, rest] = plan.is_absent ? describeAbsence(plan.sentence, parameters) : splitSentence(plan.sentence);
         const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), openDoctor)] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(rest), ...facts];
     }
@@ -66,6 +66,13 @@ function describeOffload(plan, { parameters }) {
     }
     const isDefault = parameters.offload === "auto" && !parameters.vram_budget_gib && parameters.vae_tiling === "auto";
     return [muted(whereWeightsRest(plan)), ...(isDefault ? [muted(say("offload_default"))] : [])];
+}
+
+/** What is missing, and the server's sentence about it. */
+function describeAbsence(sentence, { checkpoint, transformer }) {
+    const name = checkpoint ?? transformer;
+    // The one entry of an empty list says what to do, and is no name.
+    return name.startsWith("none found") ? splitSentence(sentence) : [say("absent", { name }), sentence];
 }
 
 /** What a sentence says first; the whole of it is its title. */

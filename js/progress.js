@@ -5,8 +5,15 @@ import { api } from "../../scripts/api.js";
 
 // What frontends name the widget that shows such texts.
 const TEXT_WIDGET = "$$node-text-preview";
-// Node -> its size before it showed a text.
+// Node -> its size before the run.
 const sizes = new Map();
+
+function noteSizes(graph) {
+    for (const node of graph?.nodes ?? []) {
+        sizes.set(node, [...node.size]);
+        noteSizes(node.subgraph);
+    }
+}
 
 /** The node of an execution id: the ids of subgraph nodes around it, and its own, joined by colons. */
 function findNode(executionId) {
@@ -27,8 +34,7 @@ function removeText(node) {
     node.widgets[index].onRemove?.();
     node.widgets.splice(index, 1);
     const size = sizes.get(node);
-    sizes.delete(node);
-    // What was made larger by hand meanwhile, or shows a preview, stays so.
+    // A node that shows a preview keeps the room for it.
     if (size && !node.imgs?.length) {
         node.setSize([node.size[0], Math.min(node.size[1], Math.max(size[1], node.computeSize()[1]))]);
     }
@@ -38,16 +44,15 @@ function removeText(node) {
 app.registerExtension({
     name: "lightx2v.progress",
     setup() {
+        api.addEventListener("execution_start", () => {
+            sizes.clear();
+            noteSizes(app.graph);
+        });
         api.addEventListener("progress_text", ({ detail }) => {
-            const node = findNode(detail.nodeId);
-            if (!node) {
-                return;
-            }
-            if (detail.text === "") {
+            const node = detail.text === "" && findNode(detail.nodeId);
+            if (node) {
                 // After the frontend's own listener, which shows the text.
                 setTimeout(() => removeText(node));
-            } else if (!node.widgets?.some((widget) => widget.name === TEXT_WIDGET)) {
-                sizes.set(node, [...node.size]);
             }
         });
     },

@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addPanel, copyButton, element, muted, onNodeEvent } from "./api.js";
+import { say } from "./texts.js";
 
 const NODE = "LightX2VReport";
 
@@ -20,16 +21,21 @@ function table(rows, columns) {
 
 /** Show what the node sends: the report as JSON, its rows, and its Markdown. */
 function show(content, { text, table: rows, markdown }) {
-    const { stages, facts } = JSON.parse(rows.join(""));
+    const { stages, facts, headline } = JSON.parse(rows.join(""));
+    // A column in which nothing was measured says nothing.
+    const used = stages[0].map((_, index) => index < 2 || stages.slice(1).some((cells) => cells[index] !== "-"));
+    const shown = stages.map((cells) => cells.filter((_, index) => used[index]));
+    const title = element("summary", { style: { cursor: "pointer" } }, say("report_details"));
+    const details = element("details", {}, title, table(shown, [["left", "nowrap"], ["right", "nowrap"], ["right", "normal"], ["right", "normal"]]), table(facts, [["left", "nowrap"], ["left", "normal"]]));
     content.replaceChildren(
+        element("div", { style: { fontWeight: "600", overflowWrap: "anywhere" } }, headline),
         element(
             "div",
             { style: { display: "flex", gap: "6px" } },
-            copyButton("Copy as Markdown", () => markdown.join("")),
-            copyButton("Copy as JSON", () => text.join("")),
+            copyButton(say("copy_markdown"), () => markdown.join("")),
+            copyButton(say("copy_json"), () => text.join("")),
         ),
-        table(stages, [["left", "nowrap"], ["right", "nowrap"], ["right", "normal"], ["right", "normal"]]),
-        table(facts, [["left", "nowrap"], ["left", "normal"]]),
+        details,
     );
 }
 
@@ -39,8 +45,8 @@ app.registerExtension({
         if (node.comfyClass !== NODE) {
             return;
         }
-        const content = addPanel(node, "lightx2v_report", { height: 300, width: 380, stretch: true });
-        content.append(muted("The report of the run appears here."));
+        const content = addPanel(node, "lightx2v_report", { height: 150, width: 400, stretch: true });
+        content.append(muted(say("report_empty")));
         onNodeEvent(node, "onExecuted", (output) => {
             if (output?.table?.length) {
                 show(content, output);

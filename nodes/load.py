@@ -160,25 +160,30 @@ class LightX2VLoadTransformer(io.ComfyNode):
                     ),
                 ),
                 *_engine_inputs(),
-                io.Combo.Input(
-                    "second_expert",
-                    options=[paths.AUTO, NO_SECOND, *paths.TRANSFORMERS.names()],
-                    default=paths.AUTO,
-                    optional=True,
-                    tooltip=(
-                        "Wan2.2 A14B is two transformers, for high and for low noise. auto: where the name says that "
-                        "this is one of them (high_noise), the other one beside it is loaded with it as one model. "
-                        "alone: this one. Or the other one's file or folder."
-                    ),
+                advanced(
+                    io.Combo.Input(
+                        "second_expert",
+                        options=[paths.AUTO, NO_SECOND, *paths.TRANSFORMERS.names()],
+                        default=paths.AUTO,
+                        optional=True,
+                        tooltip=(
+                            "Wan2.2 A14B is two transformers, for high and for low noise. auto: where the name says "
+                            "that this is one of them (high_noise), the other one beside it is loaded with it as one "
+                            "model. alone: this one. Or the other one's file or folder."
+                        ),
+                    )
                 ),
-                io.Combo.Input(
-                    "expert",
-                    options=[paths.AUTO, *EXPERTS],
-                    default=paths.AUTO,
-                    optional=True,
-                    tooltip=(
-                        "Which expert of Wan2.2 'transformer' is. auto goes by the names; choose where they are silent."
-                    ),
+                advanced(
+                    io.Combo.Input(
+                        "expert",
+                        options=[paths.AUTO, *EXPERTS],
+                        default=paths.AUTO,
+                        optional=True,
+                        tooltip=(
+                            "Which expert of Wan2.2 'transformer' is. auto goes by the names; choose where they are "
+                            "silent."
+                        ),
+                    )
                 ),
             ],
             outputs=[io.Model.Output(display_name="transformer", tooltip=_MODEL_TOOLTIP)],

@@ -52,6 +52,7 @@ class LightX2VReport(io.ComfyNode):
             {
                 "stages": [report_table.STAGE_COLUMNS, *report_table.stage_rows(report)],
                 "facts": report_table.fact_rows(report),
+                "headline": report_table.headline(report),
             }
         )
         markdown = report_table.as_markdown(report)

@@ -10,7 +10,7 @@ from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
-from ._api import io, node_id_of, schema, verdict
+from ._api import advanced, io, node_id_of, schema, verdict
 
 _MAX_SEED = 2**64 - 1
 
@@ -79,17 +79,19 @@ class LightX2VSampler(io.ComfyNode):
                     step=0.1,
                     tooltip="Moves the steps towards high noise. The model is distilled for 5.0.",
                 ),
-                io.Int.Input(
-                    "high_steps",
-                    default=DISTILL_HIGH_STEPS,
-                    min=0,
-                    max=50,
-                    optional=True,
-                    tooltip=(
-                        "Of both experts of Wan2.2: the first so many steps are the high-noise expert's, the rest the "
-                        "low-noise one's, whatever the shift. They are distilled for half of the steps each. Without "
-                        "effect on other models."
-                    ),
+                advanced(
+                    io.Int.Input(
+                        "high_steps",
+                        default=DISTILL_HIGH_STEPS,
+                        min=0,
+                        max=50,
+                        optional=True,
+                        tooltip=(
+                            "Of both experts of Wan2.2: the first so many steps are the high-noise expert's, the rest "
+                            "the low-noise one's, whatever the shift. They are distilled for half of the steps each. "
+                            "Without effect on other models."
+                        ),
+                    )
                 ),
             ],
             outputs=[

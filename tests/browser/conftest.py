@@ -40,6 +40,9 @@ def write_models(folder: Path) -> Path:
     examples.write_models(folder)
     shutil.rmtree(folder / "lightx2v")
     shutil.copy(checkpoints.single_file("bf16", sizes=SLOW), folder / "diffusion_models" / SLOW_FILE)
+    # So that the editor does not ask for it; nothing here loads it.
+    (folder / "clip_vision").mkdir()
+    (folder / "clip_vision" / "clip_vision_h.safetensors").touch()
     return folder
 
 

@@ -435,7 +435,7 @@ const steps = {
         await waitForStep(2);
         await shot("running");
         await waitForEnd();
-        await waitForPanel("LightX2VReport", "lightx2v_report", "total");
+        await waitForPanel("LightX2VReport", "lightx2v_report", "Details");
         await fit();
         await shot("finished");
         await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "measured");
@@ -497,7 +497,7 @@ const steps = {
         await waitForPanel("LightX2VLoadTransformer", "lightx2v_plan", "Fits");
         await shot("reloaded");
         await waitForEnd();
-        await waitForPanel("LightX2VReport", "lightx2v_report", "total");
+        await waitForPanel("LightX2VReport", "lightx2v_report", "Details");
         await shot("reloaded_finished");
         return { ...(await seen()), types: await page.evaluate(() => window.app.graph.nodes.map((node) => node.type)) };
     },

@@ -15,6 +15,7 @@ def test_the_editor_gets_json_rows_and_markdown_of_one_report(host):
     (text,), (table,), (markdown,) = (output.ui[name] for name in ("text", "table", "markdown"))
     data, rows = json.loads(text), json.loads(table)
     assert output.args == (image, None, text)
+    assert rows["headline"].startswith("1.5 s: decode 1.5 s; at most 2.0 GiB of RAM")
     assert rows["stages"][:2] == [["stage", "time", "peak RAM", "peak VRAM"], ["decode", "1.5 s", "2.0 GiB", "-"]]
     assert ["card", data["device"]] in rows["facts"]
     assert markdown == as_markdown(data) and "| decode | 1.5 s | 2.0 GiB | - |" in markdown

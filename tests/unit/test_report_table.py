@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightx2v_pack.engine import report
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.report_table import as_markdown, fact_rows, format_seconds, stage_rows
+from lightx2v_pack.engine.report_table import as_markdown, fact_rows, format_seconds, headline, stage_rows
 
 PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free"}
 DETAILS = {
@@ -79,9 +79,19 @@ def test_what_is_not_known_is_left_out(built):
 
 def test_markdown_is_a_table_and_a_list(built):
     lines = as_markdown(built).splitlines()
+    assert lines[:2] == [f"**{headline(built)}**", ""]
+    del lines[:2]
     assert lines[:2] == ["| stage | time | peak RAM | peak VRAM |", "| --- | ---: | ---: | ---: |"]
     assert lines[3] == "| sample | 76 s | 3.0 GiB | 16.0 GiB (planned 17.0) |"
     assert lines[5] == "" and all(line.startswith("- ") for line in lines[6:])
+
+
+def test_the_headline_says_what_was_made_in_how_long_on_what(built):
+    assert headline(built) == (
+        "832x480, 81 frames in 77 s: encode 1.3 s, sample 76 s; at most 16.0 GiB of VRAM, 3.0 GiB of RAM, fp8, RTX 4090"
+    )
+    nothing = built | {"stages": [], "total_seconds": 0.0, "peak_ram_bytes": 0, "peak_vram_reserved_bytes": 0}
+    assert headline(nothing | {"device": "CPU, 8 cores"}) == "0.0 s; CPU"
 
 
 def test_rows_are_plain_data(built):

@@ -5,6 +5,7 @@ import sys
 import pytest
 from lightx2v_pack.tools.headless.boot import boot
 from lightx2v_pack.tools.headless.progress import Progress
+from ship import CLIP_VISION
 from support import examples
 
 
@@ -17,7 +18,8 @@ def models_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def infos(models_dir, tmp_path_factory):
     """What each node says of itself, as GET /object_info of a ComfyUI without a server."""
-    return boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
+    infos = boot(models_dir, tmp_path_factory.mktemp("output"), Progress(sys.stderr, quiet=True)).infos
+    return CLIP_VISION | infos
 
 
 @pytest.fixture

@@ -15,6 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Path(__file__).parent / "shipped"
 SCHEMAS = ROOT / "tests" / "nodes" / "schemas.json"
+# What ComfyUI says of a node that is not there without ComfyUI.
+CLIP_VISION = {
+    "CLIPVisionLoader": {
+        "input": {"required": {"clip_name": [["clip_vision_h.safetensors"]]}},
+        "input_order": {"required": ["clip_name"]},
+        "output": ["CLIP_VISION"],
+        "output_name": ["CLIP_VISION"],
+        "name": "CLIPVisionLoader",
+        "display_name": "Load CLIP Vision",
+    }
+}
 
 
 def version() -> str:
@@ -40,8 +51,8 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as empty:
-        infos = boot(Path(empty), Path(empty), Progress(sys.stderr, quiet=True)).infos
-    for workflow in sorted((ROOT / "example_workflows").glob("lightx2v_*.json")):
+        infos = CLIP_VISION | boot(Path(empty), Path(empty), Progress(sys.stderr, quiet=True)).infos
+    for workflow in sorted((ROOT / "example_workflows").glob("*.json")):
         shutil.copy(workflow, folder)
         text = json.dumps(meaning(workflow, infos), indent=1, ensure_ascii=False)
         (folder / f"{workflow.stem}.api.json").write_text(text + "\n", encoding="utf-8")

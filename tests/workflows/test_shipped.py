@@ -5,9 +5,10 @@ import json
 
 import pytest
 from ship import SHIPPED, meaning, version
+from support.examples import TEXT_TO_VIDEO
 from support.node_schemas import breaking_changes, read_golden
 
-WORKFLOWS = [path for path in sorted(SHIPPED.glob("*/lightx2v_*.json")) if not path.name.endswith(".api.json")]
+WORKFLOWS = [path for path in sorted(SHIPPED.glob("*/*.json")) if path.with_suffix(".api.json").exists()]
 
 
 def changes(workflow, infos):
@@ -49,5 +50,5 @@ def test_an_input_put_between_others_would_be_found(infos):
     size = changed["LightX2VEmptyLatent"]
     size["input"]["required"]["new"] = ["INT", {"default": 1}]
     size["input_order"]["required"].insert(1, "new")
-    workflow = next(path for path in WORKFLOWS if path.stem == "lightx2v_text_to_video_480p")
+    workflow = next(path for path in WORKFLOWS if path.stem == TEXT_TO_VIDEO.stem)
     assert any("LightX2VEmptyLatent.height was 480" in change for change in changes(workflow, changed))

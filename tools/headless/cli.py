@@ -27,7 +27,7 @@ exit codes:
   130  cancelled with Ctrl-C
 
 examples:
-  python tools/run_workflow.py example_workflows/lightx2v_text_to_video_480p.json --models-dir ~/ComfyUI/models
+  python tools/run_workflow.py "example_workflows/1 Wan text to video.json" --models-dir ~/ComfyUI/models
   python tools/run_workflow.py graph.json --set LightX2VSampler.seed=7 --set "LightX2VTextEncode.text=a red fox"
   python tools/run_workflow.py graph.json --server http://127.0.0.1:8188 --report report.json
 """

@@ -1,6 +1,6 @@
-// Takes the pictures of the templates and help pages in a real editor: node take.mjs CONFIG.json (see take.py).
+// Takes the pictures of the starter and of the help pages in a real editor: node take.mjs CONFIG.json (see take.py).
 //
-// CONFIG: {nodeModules, chromium, url, root, templates: [name], plans: {name: answer of /lightx2v/plan}}
+// CONFIG: {nodeModules, chromium, url, root, plans: {name: answer of /lightx2v/plan}}
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -9,14 +9,13 @@ import path from "node:path";
 const config = JSON.parse(readFileSync(process.argv[2], "utf-8"));
 const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwright-core");
 
-const THUMBNAIL_WIDTH = 640;
 const GRAPH_WIDTH = 1800;
 const NODE_SCALE = 1.4;
 const MARGIN = 14;
 const TITLE = 30;
 const BADGE = 26;
-const BASE = "lightx2v_text_to_video_480p";
-const NATIVE = "lightx2v_with_native_nodes";
+const BASE = "1 Wan text to video";
+const NATIVE = "4 Wan with native nodes";
 // Template -> nodes whose pictures come from it, the report last, as it needs a run. Nodes that no template has are
 // added beside the graph.
 const NODES = {
@@ -104,22 +103,12 @@ async function save(file, clip, width) {
     console.log(`${path.relative(config.root, file)} ${Math.round((jpeg.length * 3) / 4 / 1024)} kB`);
 }
 
-/** Take the picture of a template: the corner with its note and its loader, as the template browser shows squares. */
-async function takeTemplate(name) {
-    await load(name);
+/** Take the picture of the starter's graph, for README.md. */
+async function takeGraph() {
+    await load(BASE);
     const [left, top, width, height] = await measure();
-    const edge = await page.evaluate(() => {
-        const note = window.app.graph._nodes.find((node) => node.type === "MarkdownNote");
-        const group = window.app.graph._groups[0] ?? note;
-        return [group.pos[0] + group.size[0], note.pos[1] + note.size[1]];
-    });
-    const size = Math.max(edge[0] - left, edge[1] - top) + 2 * MARGIN;
-    const clip = await show([left - MARGIN, top - MARGIN, Math.min(size, width + 2 * MARGIN), Math.min(size, height + 2 * MARGIN)], 1);
-    await save(path.join(config.root, "example_workflows", `${name}.jpg`), clip, THUMBNAIL_WIDTH);
-    if (name === BASE) {
-        const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
-        await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
-    }
+    const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
+    await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
 }
 
 /** Return the rectangle of all nodes and groups. */
@@ -192,9 +181,7 @@ async function takeNode(type, locale) {
 
 try {
     await open("en");
-    for (const name of config.templates) {
-        await takeTemplate(name);
-    }
+    await takeGraph();
     for (const locale of ["en", "zh"]) {
         await open(locale);
         for (const [template, types] of Object.entries(NODES)) {

@@ -1,4 +1,4 @@
-"""Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
+"""Take the pictures of the starter's graph and of the help pages again, in a real ComfyUI and a real browser.
 
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
@@ -95,22 +95,14 @@ def plan(
     return asdict(answer)
 
 
-# 32 or 64 GB of RAM, less what the system and ComfyUI take.
-RTX_4060 = ("RTX 4060", 7.3, 26.0)
-RTX_4060_TI = ("RTX 4060 Ti", 15.0, 26.0)
+# 32 GB of RAM, less what the system and ComfyUI take.
 RTX_4070 = ("RTX 4070", 11.0, 26.0)
-RTX_4090 = ("RTX 4090", 23.0, 26.0)
 PLANS = {
-    "lightx2v_image_to_video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
-    "lightx2v_wan22_first_last_frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
-    "lightx2v_text_to_video_480p": plan(RTX_4070),
-    "lightx2v_with_native_nodes": plan(RTX_4070, precision="fp8"),
-    "lightx2v_8gb_480p": plan(RTX_4060, tiling="on"),
-    "lightx2v_16gb_720p": plan(RTX_4060_TI, size=(1280, 720), tiling="on"),
-    "lightx2v_24gb_four_takes": plan(RTX_4090, batch=4),
-    "lightx2v_bf16_offload": plan(("RTX 4070 SUPER", 11.0, 56.0), precision="bf16"),
-    "lightx2v_int8_q8_kernels": plan(("RTX 4070 SUPER", 11.0, 26.0)),
-    "lightx2v_prompt_list": plan(RTX_4090),
+    "1 Wan text to video": plan(RTX_4070),
+    "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
+    "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
+    "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "5 Wan with LoRAs": plan(RTX_4070, precision="fp8"),
 }
 
 
@@ -131,7 +123,6 @@ def main(arguments: list[str] | None = None) -> int:
             "chromium": options.chromium,
             "url": server.url,
             "root": str(ROOT),
-            "templates": sorted(path.stem for path in examples.FOLDER.glob("*.json")),
             "plans": PLANS,
         }
         file = Path(folder, "config.json")
