@@ -12,6 +12,7 @@ from .checkpoints.transformers import TransformerFiles
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
+from .sentences.kernels import Running
 from .umt5.encoder import Umt5Encoder
 
 
@@ -28,12 +29,9 @@ def choose_engine(wanted: str, device: torch.device) -> str:
 
     problem = bootstrap.unavailable_reason()
     if problem is not None:
-        raise MissingDependencyError(f"engine is 'lightx2v', but {problem} Or set engine to 'auto'.")
+        raise MissingDependencyError(Running.NO_LIGHTX2V(problem=problem))
     if device.type != "cuda":
-        raise UnsupportedHardwareError(
-            "engine is 'lightx2v', but no CUDA device was found. LightX2V needs one; set engine to 'auto' or "
-            "'portable'."
-        )
+        raise UnsupportedHardwareError(Running.LIGHTX2V_WITHOUT_CUDA())
     return wanted
 
 
@@ -56,10 +54,7 @@ def check_architecture(wanted: str, architecture: WanArchitecture) -> None:
         LightX2VError: it is image-to-video, and the engine is LightX2V's.
     """
     if wanted == "lightx2v" and architecture.takes_image:
-        raise LightX2VError(
-            "engine is 'lightx2v', which this pack runs for text-to-video models only, and the checkpoint is "
-            "image-to-video. Set engine to 'auto'."
-        )
+        raise LightX2VError(Running.LIGHTX2V_FOR_TEXT())
 
 
 def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) -> Backends:

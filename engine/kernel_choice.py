@@ -37,6 +37,7 @@ from .kernels.ops import Rotary
 from .memory.clip import Clip
 from .memory.plan import MemoryPlan
 from .memory.room import Room
+from .sentences.kernels import Running
 from .system import is_surely_out_of_memory, release_memory
 from .wan.kernels import Kernels, build_kernels
 
@@ -105,12 +106,12 @@ def _measure(wanted: Wanted, device: torch.device, hooks: Hooks) -> bool:
         except RuntimeError as error:
             if not is_surely_out_of_memory(error):
                 raise
-            logger.info("LightX2V: %s: not measured, for lack of memory; the next run tries it again.", problem)
+            logger.info("LightX2V: %s", Running.MEASURED_LACK_MEMORY_NEXT(problem=problem))
         release_memory(device)
         if seconds:
             notes.add_times(trials.combination_of(trials.find_facts(device), device), problem, seconds)
             num_timed += len(seconds)
-    logger.info("LightX2V: measured %d kernels in %.1f s.", num_timed, time.perf_counter() - begun)
+    logger.info("LightX2V: %s", Running.MEASURED_KERNELS_S(num_timed=num_timed, time=time.perf_counter() - begun))
     return num_timed > 0
 
 
@@ -208,7 +209,9 @@ def _time(
     ordered = {name: calls[name] for name in sorted(calls, key=lambda name: name != choice.name)}
 
     def on_failure(name: str, error: Exception) -> None:
-        logger.info("LightX2V: %s: %s is not measured: %s.", choice.task, name, str(error).partition("\n")[0])
+        logger.info(
+            "LightX2V: %s", Running.MEASURED(task=choice.task, name=name, partition=str(error).partition("\n")[0])
+        )
 
     def on_progress(done: int) -> None:
         hooks.on_progress(done, len(calls), f"measuring {choice.task}")

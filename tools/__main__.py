@@ -12,7 +12,8 @@ COMMANDS = {
     "bench": ("bench.cli", "measure speed and memory on a card (docs/benchmarks.md)"),
     "cards": ("cards.cli", "run as another card; compile the kernels for every card"),
     "net": ("net.cli", "compare what two commits of this repository give, bit for bit"),
-    "pictures": ("pictures.take", "take the pictures of templates and help pages again"),
+    "pictures": ("pictures.take", "take the pictures of help pages again"),
+    "thumbnails": ("pictures.thumbnails", "make the pictures of templates again"),
 }
 
 

@@ -15,9 +15,10 @@ from .clips.results import Results
 from .clips.show import Desk
 from .clips.workers import PlaceWorker
 from .headless.cli import comfy_folder
-from .headless.errors import CommandError
+from .headless.errors import CommandError, WorkflowError
 from .headless.places import Here, Place, Server
 from .headless.progress import Progress, logging_to
+from .headless.workflow import read_workflow
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 _FAILED, _CANCELLED = 3, 130
@@ -30,7 +31,8 @@ place whole: --output-dir, in the folder that the workflow names, as 00017_s42_1
 and a part of the key that the results file has).
 
 Several --server share the list: each takes the next prompt when it is free. What a server was making when it went away
-goes to another one; it is asked again later. A prompt that fails is tried once on each of the others.
+goes to another one; it is asked again later. A prompt that fails is tried once on each of the others. --cluster does
+the same with the GPUs of a Ray cluster, of which each makes one clip at a time; more may join while the list is made.
 
 exit codes:
   0    every prompt has its video
@@ -72,7 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     waiting = [job for job in jobs if not results.is_done(job)]
     if not options.quiet:
         console.complain(f"{len(jobs)} prompts, {len(jobs) - len(waiting)} of them done")
-    desk = Desk(results=results, num_jobs=len(waiting), quiet=options.quiet, names_workers=len(options.server) > 1)
+    desk = Desk(
+        results=results,
+        num_jobs=len(waiting),
+        quiet=options.quiet,
+        names_workers=bool(options.cluster) or len(options.server) > 1,
+    )
     code = _run(options, waiting, desk) if waiting else 0
     if options.report:
         options.report.write_text(json.dumps(desk.summary(), indent=2) + "\n", encoding="utf-8")
@@ -94,7 +101,7 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:
         made_last[:] = files[:1]
         return Made(files=files, seconds=made.seconds, facts=made.facts)
 
-    progress = Progress(sys.stderr, quiet=options.quiet or len(options.server) > 1)
+    progress = Progress(sys.stderr, quiet=options.quiet or bool(options.cluster) or len(options.server) > 1)
     try:
         workers = _find_workers(options, progress)
     except CommandError as error:
@@ -114,6 +121,8 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:
             f"{where}: {error.strerror}.{made}",
             _FAILED,
         )
+    finally:
+        workers.close()
     return 0
 
 
@@ -123,11 +132,35 @@ def _find_workers(options: argparse.Namespace, progress: Progress) -> Workers:
     Raises:
         WorkflowError: an address or a header is none.
     """
+    if options.cluster:
+        return _find_cluster(options)
     servers = [Server(url, options.header, options.token) for url in options.server]
     places: dict[str, Place] = {server.base: server for server in servers}
     places = places or {"": Here(options.models_dir, options.output_dir, keeps_models=True)}
     return Fixed(
         [PlaceWorker(name, place, options.workflow, options.timeout, progress) for name, place in places.items()]
+    )
+
+
+def _find_cluster(options: argparse.Namespace) -> Workers:
+    """Return the GPUs of a Ray cluster.
+
+    Raises:
+        CommandError: Ray is not installed, there is no such cluster, or the workflow cannot be read.
+    """
+    from .clips.cluster import Cluster, Recipe
+
+    if options.server:
+        raise WorkflowError("Give --cluster or --server, not both.")
+    read_workflow(options.workflow)
+    return Cluster(
+        options.cluster,
+        Recipe(
+            pack=_PACK_ROOT,
+            models_dir=options.models_dir.resolve(),
+            workflow=options.workflow.read_bytes(),
+            timeout=options.timeout,
+        ),
     )
 
 
@@ -154,6 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--server", action="append", default=[], metavar="URL", help="a ComfyUI to queue on; may be repeated"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="local|auto|HOST:PORT",
+        help="make the clips on the GPUs of a Ray cluster (pip install ray): of this machine, its own, or another",
     )
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="as for run_workflow.py")
     parser.add_argument("--token", metavar="TOKEN", help="as for run_workflow.py")

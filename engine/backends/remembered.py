@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..sentences.kernels import Running
+
 logger = logging.getLogger(__name__)
 
 # Below ComfyUI's user folder, in one that is no user's and that it serves to nobody (its
@@ -86,10 +88,7 @@ class Notes:
                 file.write(data)
         except OSError as error:
             if not self._unsaved:
-                logger.warning(
-                    "LightX2V: what is found out about kernels cannot be kept, so that every start of the program "
-                    "finds it out anew: %s.", error,
-                )  # fmt: skip
+                logger.warning("LightX2V: %s", Running.CANNOT_BE_KEPT(error=error))  # fmt: skip
             self._unsaved.append(line)
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -105,7 +104,7 @@ class Notes:
             return []
         except OSError as error:
             if self._read[0] != str(error):
-                logger.warning("LightX2V: what was found out about kernels cannot be read: %s.", error)
+                logger.warning("LightX2V: %s", Running.CANNOT_BE_READ(error=error))
                 self._read = (str(error), [])
         return self._read[1]
 
@@ -139,7 +138,7 @@ def _understood(path: Path, lines: Iterable[bytes]) -> list[dict[str, Any]]:
         else:
             num_damaged += 1
     if num_damaged:
-        logger.warning("LightX2V: %d damaged lines of %s are ignored.", num_damaged, path)
+        logger.warning("LightX2V: %s", Running.DAMAGED_LINES_IGNORED(num_damaged=num_damaged, path=path))
     return understood
 
 

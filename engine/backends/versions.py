@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..sentences.kernels import Running
+
 # CUDA compute capability, (major, minor).
 Capability = tuple[int, int]
 
@@ -67,61 +69,61 @@ REFUSALS: tuple[Refusal, ...] = (
         kernels=_TRITON,
         lowest=(12, 0),
         before="3.3",
-        reason="Triton before 3.3 ends the process when it compiles for compute capability 12.0",
+        reason=Running.TRITON_BEFORE_3_3(),
     ),
     Refusal(
         kernels=frozenset({"attention_fp8", "fp8_matmul"}),
         lowest=(12, 0),
         before="3.5",
-        reason="Triton before 3.5 multiplies FP8 as FP16 on compute capability 12.0 (triton-lang/triton#7188)",
+        reason=Running.TRITON_BEFORE_3_5(),
     ),
     Refusal(
         kernels=frozenset({"attention_fp8"}),
         lowest=(9, 0),
         highest=(9, 0),
         before="3.4",
-        reason="Triton before 3.4 keeps part of the attention's registers in memory on compute capability 9.0",
+        reason=Running.TRITON_BEFORE_3_4(),
     ),
     Refusal(
         kernels=frozenset({"attention_fp8", "attention_int8"}),
         lowest=(10, 0),
         highest=(11, 99),
         package="",
-        reason="the pack's attention was not compiled for compute capability 10 and 11, where cuDNN's is the fast one",
+        reason=Running.PACK_S_ATTENTION_COMPILED(),
     ),
     Refusal(
         kernels=frozenset({"attention_int8"}),
         lowest=(8, 6),
         highest=(8, 9),
         before="3.2",
-        reason="Triton before 3.2 keeps part of the attention's registers in memory on compute capability 8.6 and 8.9",
+        reason=Running.TRITON_BEFORE_3_2(),
     ),
     Refusal(
         kernels=frozenset({"scaled_mm"}),
         package="torch",
         system="win32",
-        reason="PyTorch for Windows has no FP8 multiplication with a scale per row",
+        reason=Running.PYTORCH_WINDOWS_FP8_MULTIPLICATION(),
     ),
     Refusal(
         kernels=frozenset({"scaled_mm"}),
         package="torch",
         highest=(8, 9),
         before="2.7",
-        reason="PyTorch before 2.7 has no FP8 multiplication with a scale per row on compute capability 8.9",
+        reason=Running.PYTORCH_BEFORE_2_7(),
     ),
     Refusal(
         kernels=frozenset({"scaled_mm"}),
         package="torch",
         lowest=(12, 0),
         before="2.8",
-        reason="PyTorch before 2.8 has no FP8 multiplication with a scale per row on compute capability 12.0",
+        reason=Running.PYTORCH_BEFORE_2_8(),
     ),
     Refusal(
         kernels=frozenset({"scaled_mm_tensor"}),
         package="torch",
         system="win32",
         before="2.4",
-        reason="PyTorch for Windows before 2.4 has no FP8 multiplication",
+        reason=Running.PYTORCH_WINDOWS_BEFORE_2(),
     ),
 )
 
@@ -140,9 +142,9 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
     """
     needs = KERNELS[kernel]
     if capability < needs.lowest:
-        return f"needs compute capability {_dotted(needs.lowest)}; this GPU has {_dotted(capability)}"
+        return Running.NEEDS_COMPUTE_CAPABILITY_GPU(wanted=_dotted(needs.lowest), found=_dotted(capability))
     if needs.needs_triton and "triton" not in versions:
-        return "package triton is not installed"
+        return Running.PACKAGE_TRITON_INSTALLED()
     return find_refusal(kernel, capability, versions, system)
 
 

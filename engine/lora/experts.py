@@ -11,7 +11,7 @@ from ..checkpoints.header import Header
 from ..checkpoints.transformers import EXPERTS, word_of
 from ..errors import CheckpointError, check_choice
 from .changes import Lora
-from .reader import OTHER_EXPERT, read_lora
+from .reader import other_expert, read_lora
 from .report import LoraReport
 
 EXPERT_CHOICES = ("both", *EXPERTS)
@@ -57,7 +57,7 @@ def read_for_experts(path: Path, model: Header, names: Sequence[str], expert: st
     first = next(lora for lora in each if lora is not None)
     left_out = first.report.left_out
     if None not in each and len(each) > 1:
-        left_out = {group: found for group, found in left_out.items() if group != OTHER_EXPERT.format(expert="low")}
+        left_out = {group: found for group, found in left_out.items() if group != other_expert("low")}
     notes = (*first.report.notes, *_notes(path, names, expert))
     report = replace(first.report, left_out=left_out, notes=notes)
     return ExpertLoras(each=tuple(lora and replace(lora, report=report) for lora in each), report=report)

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..sentences.lora_files import LoraFiles
+
 # The end of a name -> its part. The first row that matches is taken.
 _PARTS = (
     # `.default` is the name of a PEFT adapter, which may be another.
@@ -35,9 +37,9 @@ _FOREIGN_PARTS = (
     ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
     ("(IA)3", re.compile(r"\.on_input$")),
     ("LoCon (Tucker)", re.compile(r"\.lora_mid(?:\.\w+)?$")),
-    ("a bias of its own", re.compile(r"\.lora_(?:A|B|up|down)(?:\.[\w-]+)?\.bias$")),
-    ("replaced weights", re.compile(r"\.(?:set_weight|reshape_weight)$")),
-    ("a reference branch (Stand-In)", re.compile(r"_loras\.(?:down|up)\.weight$")),
+    (LoraFiles.BIAS_OWN(), re.compile(r"\.lora_(?:A|B|up|down)(?:\.[\w-]+)?\.bias$")),
+    (LoraFiles.REPLACED_WEIGHTS(), re.compile(r"\.(?:set_weight|reshape_weight)$")),
+    (LoraFiles.REFERENCE_BRANCH_STAND(), re.compile(r"_loras\.(?:down|up)\.weight$")),
 )
 # Before a module's name, dots as underscores; taken off again and again, longest first.
 _PREFIXES = sorted(
@@ -91,10 +93,13 @@ _ELSEWHERE = (
             r"blocks_\d+_cross_attn_(?:norm_)?[kv]_img$|blocks_\d+_attn2_(?:add_[kv]_proj|norm_added_k)$"
             r"|img_emb_|condition_embedder_image_embedder_|^image_embedder_"
         ),
-        "the image branch of an image-to-video model",
+        LoraFiles.IMAGE_BRANCH_IMAGE_VIDEO(),
     ),
-    (re.compile(r"vace_(?:blocks|patch_embedding)"), "a VACE module"),
-    (re.compile(r"^(?:blocks_\d+_)?(?:face_adapter|motion_encoder|audio_|casual_audio|control_adapter)"), "an add-on"),
+    (re.compile(r"vace_(?:blocks|patch_embedding)"), LoraFiles.VACE_MODULE()),
+    (
+        re.compile(r"^(?:blocks_\d+_)?(?:face_adapter|motion_encoder|audio_|casual_audio|control_adapter)"),
+        LoraFiles.ADD(),
+    ),
 )
 
 
@@ -143,7 +148,7 @@ class Spellings:
             if foreign.search(name):
                 return Foreign(kind)
         if _TEXT_ENCODER.search(name):
-            return Name("", group="a text encoder")
+            return Name("", group=LoraFiles.TEXT_ENCODER())
         for pattern, part in _PARTS:
             found = pattern.search(name)
             if found:
@@ -172,8 +177,8 @@ class Spellings:
                 return group
         block = re.match(r"blocks_(\d+)_", rest)
         if block and int(block[1]) >= self.num_blocks:
-            return f"blocks after the last of {self.num_blocks}"
-        return "modules that this checkpoint lacks"
+            return LoraFiles.BLOCKS_AFTER_LAST(num_blocks=self.num_blocks)
+        return LoraFiles.MODULES_CHECKPOINT_LACKS()
 
 
 def _fold(name: str) -> str:

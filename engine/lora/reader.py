@@ -21,6 +21,7 @@ from ..checkpoints.names import promises_distilled
 from ..checkpoints.pth import is_pth
 from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
 from ..errors import MALFORMED, CheckpointError
+from ..sentences.lora_files import LoraFiles
 from .changes import Change, Lora, fits
 from .keys import Foreign, Name, Spellings
 from .report import LoraReport
@@ -31,22 +32,18 @@ _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_REPEATS = 3
 # Metadata in which training tools say what a file is.
 _TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name", "ss_base_model_version")
-_EXPECTED = (
-    "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, diff_m) of a "
-    "Wan2.1 transformer"
-)
+_EXPECTED = LoraFiles.EXPECTED()
 # Part of the model, in reports -> start of its tensors' names within a block.
 _PARTS = {
     "self-attention": ("self_attn.",),
     "cross-attention": ("cross_attn.",),
     "feed-forward": ("ffn.",),
-    "norms and modulation": ("norm", "modulation"),
+    LoraFiles.NORMS_MODULATION(): ("norm", "modulation"),
 }
-_WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "a Wan model of 14B"}
-_IMAGE_BRANCH = "the image branch of an image-to-video model"
-_IMAGE_INPUT = "an input of 36 channels (image to video)"
-_OTHER_SHAPE = "another shape"
-OTHER_EXPERT = "the {expert}-noise expert of Wan2.2"
+_WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: LoraFiles.WAN_MODEL_14B()}
+_IMAGE_BRANCH = LoraFiles.IMAGE_BRANCH_IMAGE_VIDEO()
+_IMAGE_INPUT = LoraFiles.INPUT_36_CHANNELS_IMAGE()
+_OTHER_SHAPE = LoraFiles.ANOTHER_SHAPE()
 _NAMED_EXPERT = re.compile(r"(high|low)[ _-]?noise", re.IGNORECASE)
 
 
@@ -123,24 +120,15 @@ def lora_of_patches(patches: Sequence[Patch], model: Header, *, title: str, iden
 
 def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> tuple[Change, dict[str, torch.Tensor]]:
     if patch.kind not in ("lora", "diff", "set"):
-        raise CheckpointError(
-            f"A LoRA cannot be applied: {patch.key} is to be changed by {patch.kind}, which this transformer does not "
-            f"compute; {_EXPECTED}. Remove that LoRA, or use ComfyUI's own Load Diffusion Model for it."
-        )
+        raise CheckpointError(LoraFiles.OTHER_KIND(key=patch.key, kind=patch.kind, expected=_EXPECTED))
     if target not in model:
-        raise CheckpointError(f"A LoRA cannot be applied: this checkpoint has no {patch.key}. Remove that LoRA.")
+        raise CheckpointError(LoraFiles.NO_TARGET(key=patch.key))
     if patch.kind == "lora":
         up, down, alpha, *further = patch.tensors
         if any(each is not None for each in further):
-            raise CheckpointError(
-                f"A LoRA cannot be applied: {patch.key} is to be changed by DoRA, LoCon or a new shape; {_EXPECTED}. "
-                "Remove that LoRA."
-            )
+            raise CheckpointError(LoraFiles.DORA(key=patch.key, expected=_EXPECTED))
         if not _is_pair(down.shape, up.shape):
-            raise CheckpointError(
-                f"A LoRA cannot be applied: its pair for {patch.key} is of {list(down.shape)} and {list(up.shape)}; "
-                "expected [rank, columns] and [rows, rank]. Download it again."
-            )
+            raise CheckpointError(LoraFiles.ODD_PATCH(key=patch.key, down=list(down.shape), up=list(up.shape)))
         parts = {f"{number}.down": down, f"{number}.up": up}
         factor = patch.strength * (1.0 if alpha is None else float(alpha) / len(down))
         change = Change(target=target, names=tuple(parts), rank=len(down), factor=factor)
@@ -150,11 +138,8 @@ def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> t
         change = Change(target=target, names=tuple(parts), factor=factor, replaces=replaces)
     if not fits(change, [tuple(each.shape) for each in parts.values()], model):
         shapes = " and ".join(str(list(each.shape)) for each in parts.values())
-        raise CheckpointError(
-            f"A LoRA cannot be applied: what is to be added to {patch.key} is of {shapes}, the checkpoint's is of "
-            f"{list(model[target].shape)}. The LoRA is for another model; remove it."
-        )
-    _check_factor(change.factor, f"A LoRA cannot be applied: its factor for {patch.key}")
+        raise CheckpointError(LoraFiles.OTHER_SHAPE(key=patch.key, shapes=shapes, shape=list(model[target].shape)))
+    _check_factor(change.factor, LoraFiles.FACTOR_FOR(key=patch.key))
     return change, parts
 
 
@@ -206,7 +191,7 @@ class _Reading:
             found = [*self._pair(module, parts, peft_scale, read), *self._differences(module, parts)]
             changes += found
             if "alpha" in parts and not any(change.rank for change in found) and "down" not in parts:
-                self._left_out["no pair (alpha alone)"].append(parts["alpha"])
+                self._left_out[LoraFiles.PAIR_ALPHA_ALONE()].append(parts["alpha"])
         if not changes:
             raise CheckpointError(self._nothing())
         self._add_notes(has_scale=peft_scale is not None)
@@ -219,23 +204,14 @@ class _Reading:
     def _add(self, name: str, meaning: Name) -> None:
         parts = self._parts[meaning.module, meaning.expert]
         if meaning.part in parts:
-            raise CheckpointError(
-                f"{self.subject} has two tensors for the same: {parts[meaning.part]} and {name}. Two LoRAs may have "
-                "been put into one file; use them one by one."
-            )
+            raise CheckpointError(LoraFiles.TWICE(subject=self.subject, part=parts[meaning.part], name=name))
         if self._header[name].dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{self.subject} stores {name} as {self._header[name].dtype}; expected floating point numbers. Use "
-                "another version of it."
-            )
+            raise CheckpointError(LoraFiles.ODD_DTYPE(subject=self.subject, name=name, dtype=self._header[name].dtype))
         parts[meaning.part] = name
 
     def _refuse(self, foreign: Mapping[str, Sequence[str]]) -> None:
         kinds = ", ".join(f"{kind} ({len(names)} tensors, e.g. {names[0]})" for kind, names in foreign.items())
-        raise CheckpointError(
-            f"{self.subject} cannot be applied exactly, and so it is not applied at all: it has {kinds}; {_EXPECTED}. "
-            "Use a version of it that was trained or extracted as plain LoRA."
-        )
+        raise CheckpointError(LoraFiles.NOT_EXACT(subject=self.subject, kinds=kinds, expected=_EXPECTED))
 
     def _leave_other_expert(self, expert: str) -> None:
         """Of a file for both experts of Wan2.2, leave one out; what has no mark is the first one, as in diffusers."""
@@ -246,11 +222,9 @@ class _Reading:
             whose = marked or ("high" if "low" in experts else "low")
             if whose != expert:
                 names = self._parts.pop((module, marked)).values()
-                self._left_out[OTHER_EXPERT.format(expert=whose)] += names
-        whose = f"this checkpoint is one transformer and gets the {expert}-noise half"
-        self._notes.append(
-            f"It is for both experts of Wan2.2; {'each gets its own half' if self._is_expert else whose}."
-        )
+                self._left_out[other_expert(whose)] += names
+        whose = LoraFiles.ONE_HALF(expert=expert)
+        self._notes.append(LoraFiles.BOTH_EXPERTS(each=LoraFiles.OWN_HALF() if self._is_expert else whose))
 
     def _pair(
         self,
@@ -263,15 +237,17 @@ class _Reading:
         if not names:
             return
         if len(names) == 1:
-            raise CheckpointError(
-                f"{self.subject} is incomplete: {names[0]} is there without the other half of its pair. Download it "
-                "again."
-            )
+            raise CheckpointError(LoraFiles.HALF_A_PAIR(subject=self.subject, names=names[0]))
         down, up = (self._header[name] for name in names)
         if not _is_pair(down.shape, up.shape):
             raise CheckpointError(
-                f"{self.subject} does not fit together: {names[0]} is of {list(down.shape)} and {names[1]} of "
-                f"{list(up.shape)}; expected [rank, columns] and [rows, rank]. Download it again."
+                LoraFiles.ODD_PAIR(
+                    subject=self.subject,
+                    down=names[0],
+                    shape=list(down.shape),
+                    up=names[1],
+                    shape_2=list(up.shape),
+                )
             )
         rank = down.shape[0]
         factor = 1.0
@@ -289,7 +265,7 @@ class _Reading:
 
     def _fitting(self, change: Change) -> Iterable[Change]:
         if change.target not in self._model:
-            self._left_out["modules that this checkpoint lacks"] += change.names
+            self._left_out[LoraFiles.MODULES_CHECKPOINT_LACKS()] += change.names
         elif fits(change, [self._header[name].shape for name in change.names], self._model):
             yield change
         else:
@@ -309,52 +285,47 @@ class _Reading:
     def _alpha(self, name: str, read: Callable[[str], torch.Tensor]) -> float:
         if math.prod(self._header[name].shape) != 1:
             raise CheckpointError(
-                f"{self.subject} has {name} of shape {list(self._header[name].shape)}; expected one number. Download "
-                "it again."
+                LoraFiles.ODD_ALPHA(subject=self.subject, name=name, shape=list(self._header[name].shape))
             )
         alpha = float(read(name).item())
-        _check_factor(alpha, f"{self.subject} cannot be used: its {name}")
+        _check_factor(alpha, LoraFiles.ITS_NUMBER(subject=self.subject, name=name))
         return alpha
 
     def _add_notes(self, *, has_scale: bool) -> None:
         is_peft = any(name.startswith("base_model.model.") for name in self._header)
         if is_peft and not has_scale and not any("alpha" in parts for parts in self._parts.values()):
-            self._notes.append(
-                "It was saved by PEFT, and adapter_config.json is not beside it: it is taken as made with an alpha as "
-                "large as its rank."
-            )
+            self._notes.append(LoraFiles.PEFT_WITHOUT_ALPHA())
         if _IMAGE_BRANCH in self._left_out or _IMAGE_INPUT in self._left_out:
-            self._notes.append(
-                "It is a LoRA for image to video; this checkpoint is text to video and has no image branch. The rest "
-                "applies."
-            )
+            self._notes.append(LoraFiles.FOR_IMAGE())
         expert = _NAMED_EXPERT.search(self._titles)
         if expert and not self._is_expert:
-            self._notes.append(
-                f"Its name says that it is for the {expert[1].lower()}-noise expert of Wan2.2; a Wan2.1 checkpoint has "
-                "the same layers, and other weights."
-            )
+            self._notes.append(LoraFiles.NAMED_EXPERT(lower=expert[1].lower()))
         if promises_distilled(self._titles):
-            self._notes.append(
-                "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
-            )
+            self._notes.append(LoraFiles.DISTILLS())
 
     def _nothing(self) -> str:
         """Return the sentence for a file of which nothing applies."""
         if not self._header:
-            return f"{self.subject} holds no tensors; {_EXPECTED}."
+            return LoraFiles.NO_TENSORS(subject=self.subject, expected=_EXPECTED)
         examples = ", ".join(sorted(self._header)[:3])
         if _OTHER_SHAPE in self._left_out:
-            family = next((name for width, name in _WIDTHS.items() if width in self._widths), "a model of another size")
+            family = next(
+                (name for width, name in _WIDTHS.items() if width in self._widths), LoraFiles.MODEL_ANOTHER_SIZE()
+            )
             own = self._model["patch_embedding.weight"].shape[0]
-            return (
-                f"{self.subject} is for {family}: none of its tensors has the shape of this checkpoint's, whose width "
-                f"is {own}: {examples}. Use a LoRA for {_WIDTHS.get(own, 'a model of that width')}."
+            return LoraFiles.OTHER_FAMILY(
+                subject=self.subject,
+                family=family,
+                own=own,
+                examples=examples,
+                get=_WIDTHS.get(own, LoraFiles.MODEL_OF_WIDTH()),
             )
         groups = ", ".join(f"{len(names)} of {group}" for group, names in self._left_out.items())
         kind = identify_kind(self._header)
-        said = f" It looks like {kind[0]}." if kind and kind[0] != "a LoRA" else ""
-        return f"{self.subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; {_EXPECTED}.{said}"
+        said = LoraFiles.LOOKS_LIKE(kind=kind[0]) if kind and kind[0] != "a LoRA" else ""
+        return LoraFiles.APPLIES_TO_NOTHING(
+            subject=self.subject, groups=groups, examples=examples, expected=_EXPECTED, said=said
+        )
 
 
 def _report(
@@ -380,7 +351,7 @@ def _report(
 def _part_of(target: str) -> str:
     inner = re.sub(r"^blocks\.\d+\.", "", target)
     if inner == target:
-        return "embeddings and head"
+        return LoraFiles.EMBEDDINGS_HEAD()
     return next(part for part, starts in _PARTS.items() if inner.startswith(starts))
 
 
@@ -397,16 +368,13 @@ def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Call
             flat = json.loads(metadata["lora_adapter_metadata"])
             config = {name.removeprefix("transformer."): value for name, value in flat.items()}
         elif any(".lora_A" in name for name in header) and os.path.isfile(beside):
-            config = json.loads(read_small(beside, _MAX_CONFIG_BYTES, "the settings of PEFT"))
+            config = json.loads(read_small(beside, _MAX_CONFIG_BYTES, LoraFiles.PEFT_SETTINGS()))
         if config is None or config.get("lora_alpha") is None:
             return None
         alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
         alphas = {_pattern(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
     except (*MALFORMED, re.error) as error:
-        raise CheckpointError(
-            f"The PEFT settings of LoRA {path.name} cannot be read ({error}): adapter_config.json beside it, or "
-            "lora_adapter_metadata in it. Download it again."
-        ) from error
+        raise CheckpointError(LoraFiles.PEFT_UNREADABLE(name=path.name, error=error)) from error
 
     def scale(name: str, rank: int) -> float:
         module = name.partition(".lora_")[0]
@@ -423,6 +391,11 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?{name}")
 
 
+def other_expert(expert: str) -> str:
+    """Return what tensors belong to that are for the other expert of Wan2.2."""
+    return LoraFiles.OF_OTHER_EXPERT(expert=expert)
+
+
 def _check_factor(factor: float, what: str) -> None:
     if not math.isfinite(factor):
-        raise CheckpointError(f"{what} is {factor}; expected a finite number. Use another version of the file.")
+        raise CheckpointError(LoraFiles.NOT_FINITE(what=what, factor=factor))

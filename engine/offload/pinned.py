@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..memory.rounding import round_up
+from ..sentences.kernels import Running
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _lock_pages(memory: torch.Tensor) -> bool:
     # The refusal stays behind as this thread's last CUDA error, and its next kernel launch would report it.
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda").add_(1)
-    logger.debug("LightX2V: %d bytes of RAM could not be page-locked (CUDA error %d).", memory.numel(), status)
+    logger.debug("LightX2V: %s", Running.BYTES_RAM_COULD_PAGE(numel=memory.numel(), status=status))
     return False
 
 

@@ -22,6 +22,7 @@ from ..checkpoints.disk import unreadable
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
 from ..interfaces import Hooks
+from ..sentences.kernels import Running
 from .pinned import HostBuffer, locked_bytes, staging_buffer
 from .shared import SharedHome
 from .units import Finish, Source, Unit
@@ -159,7 +160,7 @@ class Progress:
     def report(self, number: int) -> None:
         """Say how many of the units are loaded, after asking whether to stop."""
         self.hooks.check_interrupt()
-        self.hooks.on_progress(self.done + number, self.total, "loading the transformer")
+        self.hooks.on_progress(self.done + number, self.total, Running.LOADING_TRANSFORMER())
 
 
 def load_to_device(
@@ -227,7 +228,9 @@ def load_to_ram(
                 buffer.lock()
     num_locked = sum(buffer.is_locked for buffer in buffers)
     if num_locked < len(buffers):
-        logger.info("LightX2V: %d of %d parts of the streamed weights are page-locked.", num_locked, len(buffers))
+        logger.info(
+            "LightX2V: %s", Running.PARTS_STREAMED_WEIGHTS_PAGE(num_locked=num_locked, num_buffers=len(buffers))
+        )
     return buffers
 
 
@@ -282,8 +285,9 @@ def _read_file(place: FileRange, memory: torch.Tensor) -> None:
                 count = file.readinto(rest)
                 if not count:
                     raise CheckpointError(
-                        f"{place.path} ends at byte {file.tell()}; expected weights up to byte "
-                        f"{place.offset + place.num_bytes}. It changed since it was opened; download it again."
+                        Running.ENDS_BYTE_EXPECTED_WEIGHTS(
+                            path=place.path, tell=file.tell(), place=place.offset + place.num_bytes
+                        )
                     )
                 rest = rest[count:]
     except OSError as error:

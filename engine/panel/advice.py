@@ -11,6 +11,7 @@ from ..backends.versions import Capability
 from ..checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH
 from ..memory.clip import Clip
+from ..sentences.doctor import Doctor
 from . import speed
 
 # What the seconds are of.
@@ -42,11 +43,11 @@ class Advice:
         """Return e.g. "int8: about 26 s a step at 832x480, 81 frames (an estimate)"."""
         if self.step_seconds is None:
             return f"{self.variant.name}: {self.numbers}"
-        how = "kernels measured here" if self.is_measured else "an estimate"
+        how = Doctor.KERNELS_MEASURED_HERE() if self.is_measured else Doctor.ESTIMATE()
         size = f"{CLIP.width}x{CLIP.height}, {CLIP.num_frames} frames"
         seconds = f"{self.step_seconds:.1f}" if self.step_seconds < 10 else f"{self.step_seconds:.0f}"
         computed = "" if self.numbers == self.variant.precision else f" ({self.numbers})"
-        return f"{self.variant.name}{computed}: about {seconds} s a step at {size} ({how})"
+        return Doctor.ABOUT_S_STEP(name=self.variant.name, computed=computed, seconds=seconds, size=size, how=how)
 
 
 def rank_files(machine: Machine, card: str, variants: Iterable[Variant] = PUBLISHED.values()) -> list[Advice]:

@@ -39,6 +39,7 @@ from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
+from ..sentences.doctor import Doctor
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used, describe_transformer
 
@@ -49,8 +50,7 @@ MEASURED = "Measured"
 _CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
 _RAM_GIB = 12
-_INSTALL_REQUIREMENTS = "Run in the pack's folder: python -m pip install -r requirements.txt"
-_DOWNLOAD = "Run in the pack's folder: python tools/download.py get {variant}"
+_INSTALL_REQUIREMENTS = Doctor.INSTALL_REQUIREMENTS()
 # Name, distribution, and the back end that needs it, whose row knows the rest.
 _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
     ("Triton", "triton", next(row for row in BLOCK_BACKENDS if row.package == "triton")),
@@ -61,7 +61,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
 _OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
 # NCCL takes some tens of MiB of /dev/shm for each pair of GPUs that go through it.
 _SHARED_BYTES = 256 * 2**20
-_MANY_CLIPS = "Or let each GPU make its own clips: docs/several-gpus.md."
+_MANY_CLIPS = Doctor.LET_EACH_GPU_MAKE()
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -125,7 +125,7 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
 def summarize(items: list[Item]) -> str:
     """Return the verdict in a few words: Ready., or how many things there are to do."""
     to_do = sum(1 for item in items if item.state != OK and item.remedy)
-    return "Ready." if not to_do else f"{to_do} thing{'s' if to_do > 1 else ''} to do."
+    return "Ready." if not to_do else Doctor.TO_DO(count=to_do, plural="s" if to_do > 1 else "")
 
 
 def as_text(items: list[Item]) -> str:
@@ -142,25 +142,28 @@ def as_text(items: list[Item]) -> str:
 def _examine_card(machine: Machine) -> list[Item]:
     driver = system.driver_version()
     if not torch.cuda.is_available():
-        remedy = "Use a machine with an NVIDIA card of the RTX 30 series or newer for videos of useful size."
+        remedy: str = Doctor.USE_MACHINE_NVIDIA_CARD()
         if driver:
-            remedy = "Install the CUDA build of torch: https://pytorch.org/get-started/locally"
-        card = Item(name="Card", state=WARN, found="no CUDA device; everything runs on the CPU", remedy=remedy)
+            remedy = Doctor.INSTALL_CUDA_BUILD()
+        card = Item(name="Card", state=WARN, found=Doctor.CUDA_DEVICE_EVERYTHING_RUNS(), remedy=remedy)
         return [card, *([Item(name="Driver", state=OK, found=driver)] if driver else [])]
     if system.compute_device().type != "cuda":
-        found, remedy = "not used: everything runs on the CPU (--cpu)", "Start ComfyUI without --cpu to use the card."
+        found, remedy = Doctor.USED_EVERYTHING_RUNS_CPU(), Doctor.START_COMFYUI_WITHOUT_CPU()
         card = Item(name="Card", state=WARN, found=found, remedy=remedy)
-        return [card, Item(name="Driver", state=OK, found=driver or "version unknown")]
+        return [card, Item(name="Driver", state=OK, found=driver or Doctor.VERSION_UNKNOWN())]
     properties = torch.cuda.get_device_properties(system.compute_device())
     free = system.free_vram_bytes() or 0
-    found = (
-        f"{properties.name}, {properties.total_memory / GIB:.1f} GiB ({free / GIB:.1f} free), "
-        f"compute capability {properties.major}.{properties.minor}"
+    found = Doctor.GIB_FREE_COMPUTE_CAPABILITY(
+        name=properties.name,
+        total=properties.total_memory / GIB,
+        free=free / GIB,
+        major=properties.major,
+        minor=properties.minor,
     )
     remedy = too_old(machine)
     return [
         Item(name="Card", state=MISSING if remedy else OK, found=found, remedy=remedy),
-        Item(name="Driver", state=OK, found=driver or "version unknown"),
+        Item(name="Driver", state=OK, found=driver or Doctor.VERSION_UNKNOWN()),
     ]
 
 
@@ -169,14 +172,14 @@ def _examine_torch() -> Item:
     if torch.version.cuda:
         found += f", CUDA {torch.version.cuda}"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    remedy = "" if version >= (2, 4) else "Update ComfyUI with its torch: 2.4 or newer is needed."
+    remedy = "" if version >= (2, 4) else Doctor.UPDATE_TORCH()
     return Item(name="torch", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
 def _examine_required(package: str) -> Item:
     version = _version(package)
     if version is None:
-        return Item(name=package, state=MISSING, found="not installed", remedy=_INSTALL_REQUIREMENTS)
+        return Item(name=package, state=MISSING, found=Doctor.NOT_INSTALLED(), remedy=_INSTALL_REQUIREMENTS)
     return Item(name=package, state=OK, found=version)
 
 
@@ -184,17 +187,17 @@ def _examine_lightx2v(machine: Machine) -> Item:
     problem = bootstrap.unavailable_reason()
     if problem is None:
         version = _version("lightx2v") or "installed"
-        used = "" if machine.capability else "; not used without a CUDA card"
+        used = "" if machine.capability else Doctor.USED_WITHOUT_CUDA_CARD()
         return Item(name="LightX2V", state=OK, found=f"{version}{used}")
     if machine.capability is None:
-        return Item(name="LightX2V", state=OK, found="not installed; not needed without a CUDA card")
+        return Item(name="LightX2V", state=OK, found=Doctor.INSTALLED_NEEDED_WITHOUT_CUDA())
     if bootstrap.missing_packages():
-        return Item(name="LightX2V", state=OK, found="not installed; only engine lightx2v needs it")
+        return Item(name="LightX2V", state=OK, found=Doctor.INSTALLED_ONLY_ENGINE_LIGHTX2V())
     found, _, remedy = problem.partition(" Run: ")
     return Item(
         name="LightX2V",
         state=WARN,
-        found=f"{found.rstrip('.')}; engine auto does not need it",
+        found=Doctor.ENGINE_AUTO_DOES_NEED(rstrip=found.rstrip(".")),
         remedy=remedy,
     )
 
@@ -216,14 +219,12 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
     problem = why_not(row, known, sorted(row.dtypes)[0])
     if problem is None:
         return Item(name=label, state=OK, found=str(version))
-    if version is None and f"{name} is not installed" in problem:
+    if version is None and Doctor.IS_NOT_INSTALLED(name=name) in problem:
         reason = _why_not_needed(row, machine)
         if reason:
-            return Item(name=label, state=OK, found=f"not installed; not needed: {reason}")
-        return Item(
-            name=label, state=WARN, found="not installed; this card would be faster with it", remedy=row.install
-        )
-    found = f"{version or 'not installed'}; not used: {problem}"
+            return Item(name=label, state=OK, found=Doctor.INSTALLED_NEEDED(reason=reason))
+        return Item(name=label, state=WARN, found=Doctor.INSTALLED_CARD_WOULD_FASTER(), remedy=row.install)
+    found = Doctor.NOT_USED(version=version or Doctor.NOT_INSTALLED(), problem=problem)
     is_broken = version is not None and name in machine.problems
     return Item(name=label, state=WARN if is_broken else OK, found=found, remedy=row.install if is_broken else "")
 
@@ -231,12 +232,12 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
 def _why_not_needed(row: Backend, machine: Machine) -> str:
     """Return why a card that could use a back end's package gains nothing from it, or ""."""
     if row in LIGHTX2V_MATMUL_BACKENDS:
-        return "only LightX2V's own compute (engine lightx2v) uses it"
+        return Doctor.ONLY_LIGHTX2V_S_OWN()
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": ""}
     with_triton = replace(machine, packages=packages, problems=problems)
     if row in ATTENTION_BACKENDS and any(why_not(own, with_triton, "bf16") is None for own in _OWN_ATTENTION):
-        return "the pack's own attention runs on this card"
+        return Doctor.PACK_S_OWN_ATTENTION()
     return ""
 
 
@@ -245,12 +246,12 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     if findings is None:
         return []
     measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
-    found = "; ".join(measured) or "not measured yet; the first run with attention auto does it"
+    found = "; ".join(measured) or Doctor.MEASURED_YET_FIRST_RUN()
     items = [Item(name=MEASURED, state=OK, found=found)]
     died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
     if died:
-        remedy = "Update the driver, torch and the package; new versions are tried by themselves."
-        found = f"not used, as they ended the process of their trial run: {'; '.join(died)}"
+        remedy = Doctor.UPDATE_DRIVER_TORCH_PACKAGE()
+        found = Doctor.USED_THEY_ENDED_PROCESS(died="; ".join(died))
         items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
     return items
 
@@ -262,16 +263,16 @@ def _examine_gpus(links: Links | None) -> list[Item]:
     kinds = dict.fromkeys(links.names)
     gpus = Item(name="GPUs", state=OK, found=", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds))
     if links.system != "linux":
-        found, remedy = "cannot be connected: PyTorch has NCCL for Linux alone", f"Use WSL2. {_MANY_CLIPS}"
+        found, remedy = Doctor.CANNOT_CONNECTED_PYTORCH_NCCL(), f"Use WSL2. {_MANY_CLIPS}"
         return [gpus, Item(name="NCCL", state=WARN, found=found, remedy=remedy)]
     if not links.nccl:
-        remedy = f"Install the CUDA build of torch: https://pytorch.org/get-started/locally. {_MANY_CLIPS}"
-        return [gpus, Item(name="NCCL", state=WARN, found="this torch was built without it", remedy=remedy)]
+        remedy = Doctor.INSTALL_CUDA_BUILD_OR(many_clips=_MANY_CLIPS)
+        return [gpus, Item(name="NCCL", state=WARN, found=Doctor.TORCH_BUILT_WITHOUT(), remedy=remedy)]
     if len(kinds) > 1:
-        gpus = replace(gpus, state=WARN, remedy=f"Name those of one kind in LightX2V GPUs. {_MANY_CLIPS}")
+        gpus = replace(gpus, state=WARN, remedy=Doctor.NAME_THOSE_ONE_KIND(many_clips=_MANY_CLIPS))
     is_slow = not links.peers
-    reach = "through the RAM; they cannot reach each other's memory" if is_slow else "directly (P2P)"
-    remedy = "Two cards of the RTX 30 series or newer gain less this way; docs/several-gpus.md has figures."
+    reach = Doctor.THROUGH_RAM_THEY_CANNOT() if is_slow else "directly (P2P)"
+    remedy = Doctor.TWO_CARDS_RTX_30()
     items = [
         gpus,
         Item(name="Between GPUs", state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
@@ -280,30 +281,30 @@ def _examine_gpus(links: Links | None) -> list[Item]:
     if links.speeds:
         least, most = min(links.speeds) / 1e9, max(links.speeds) / 1e9
         range_of = f"{least:.0f}" if most < 1.1 * least else f"{least:.0f} to {most:.0f}"
-        items.append(Item(name="Link speed", state=OK, found=f"{range_of} GB/s, copies from each GPU to each other"))
+        items.append(Item(name=Doctor.LINK_SPEED(), state=OK, found=Doctor.GB_S_COPIES_FROM(range_of=range_of)))
     return [*items, _examine_shared_memory(links)]
 
 
 def _examine_shared_memory(links: Links) -> Item:
-    name = "Shared memory"
+    name = Doctor.SHARED_MEMORY()
     if not links.has_memory:
-        remedy = "Use a Python for glibc 2.27 or newer."
-        return Item(name=name, state=MISSING, found="processes cannot share memory here (memfd_create)", remedy=remedy)
+        remedy = Doctor.OTHER_PYTHON()
+        return Item(name=name, state=MISSING, found=Doctor.PROCESSES_CANNOT_SHARE_MEMORY(), remedy=remedy)
     free = links.shared_bytes
     if not links.peers and (free is None or free < _SHARED_BYTES):
-        found = f"{(free or 0) / 2**20:.0f} MiB free in /dev/shm, through which these GPUs are connected"
-        return Item(name=name, state=WARN, found=found, remedy="In Docker: docker run --shm-size 1g")
-    room = "" if free is None else f", {free / 2**20:.0f} MiB free in /dev/shm"
-    return Item(name=name, state=OK, found=f"weights that are streamed are in RAM once{room}")
+        found = Doctor.SHARED_MEMORY_FREE(free=(free or 0) / 2**20)
+        return Item(name=name, state=WARN, found=found, remedy=Doctor.DOCKER_DOCKER_RUN_SHM())
+    room = "" if free is None else Doctor.AND_SHARED_MEMORY(free=free / 2**20)
+    return Item(name=name, state=OK, found=Doctor.WEIGHTS_STREAMED_RAM_ONCE(room=room))
 
 
 def _examine_ram() -> Item:
     total, free = system.total_ram_bytes(), system.free_ram_bytes()
-    limited = "" if total >= psutil.virtual_memory().total else " (the limit of this process's control group)"
+    limited = "" if total >= psutil.virtual_memory().total else Doctor.LIMIT_PROCESS_S_CONTROL()
     found = f"{total / GIB:.1f} GiB{limited}, {free / GIB:.1f} free"
     remedy = ""
     if free < _RAM_GIB * GIB:
-        remedy = "Close other programs; where RAM is short, offload auto reads the blocks from the drive."
+        remedy = Doctor.CLOSE_OTHER_PROGRAMS_WHERE()
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
@@ -321,12 +322,12 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
     try:
         free = free_disk_bytes(models_dir)
     except OSError as error:
-        remedy = f"Check the models folder, {models_dir}."
-        return Item(name="Disk", state=WARN, found=f"cannot be looked at ({error})", remedy=remedy)
+        remedy: str = Doctor.CHECK_MODELS_FOLDER(models_dir=models_dir)
+        return Item(name="Disk", state=WARN, found=Doctor.CANNOT_LOOKED(error=error), remedy=remedy)
     remedy = ""
     if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
-        remedy = f"Make room: the FP8 or INT8 checkpoint with text encoder and VAE takes {_CHECKPOINT_GIB} GiB."
-    return Item(name="Disk", state=WARN if remedy else OK, found=f"{free / GIB:.0f} GiB free for models", remedy=remedy)
+        remedy = Doctor.MAKE_ROOM_FP8_INT8(checkpoint_gib=_CHECKPOINT_GIB)
+    return Item(name="Disk", state=WARN if remedy else OK, found=Doctor.GIB_FREE_MODELS(free=free / GIB), remedy=remedy)
 
 
 def _examine_files(files: list[Advice]) -> list[Item]:
@@ -336,21 +337,21 @@ def _examine_files(files: list[Advice]) -> list[Item]:
         return []
     best, *others = folders
     rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
-    found = f"{best}, {best.variant.num_bytes / 1e9:.3g} GB with its companions; {rest}"
-    return [Item(name="File for this card", state=OK, found=found)]
+    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1000000000.0, rest=rest)
+    return [Item(name=Doctor.FILE_CARD(), state=OK, found=found)]
 
 
 def _examine_image_models(models_dir: Path) -> Item:
     """Name the published image-to-video models, and which are here."""
     found = f"with LightX2V Image To Video: {_list_published(PUBLISHED_IMAGE_MODELS, models_dir)}"
-    return Item(name="Image to video", state=OK, found=found)
+    return Item(name=Doctor.IMAGE_VIDEO(), state=OK, found=found)
 
 
 def _examine_loras(models_dir: Path) -> Item:
     """Name the published LoRAs that distill a model, and which are here."""
     listed = _list_published(PUBLISHED_LORAS, models_dir)
-    found = f"for a Wan model that is not distilled, with LightX2V LoRA: {listed}; distilled checkpoints need none"
-    return Item(name="LoRAs for 4 steps", state=OK, found=found)
+    found = Doctor.WAN_MODEL_DISTILLED_LIGHTX2V(listed=listed)
+    return Item(name=Doctor.LORAS_4_STEPS(), state=OK, found=found)
 
 
 def _list_published(variants: Mapping[str, Variant], models_dir: Path) -> str:
@@ -376,8 +377,12 @@ def _examine_checkpoints(
     checkpoints: Mapping[str, Path], models_dir: Path, machine: Machine, files: list[Advice]
 ) -> list[Item]:
     if not checkpoints:
-        remedy = _DOWNLOAD.format(variant=files[0].variant.name)
-        return [Item(name="Checkpoints", state=MISSING, found=f"none in {models_dir / 'lightx2v'}", remedy=remedy)]
+        remedy = Doctor.DOWNLOAD(name=files[0].variant.name)
+        return [
+            Item(
+                name="Checkpoints", state=MISSING, found=Doctor.NONE(models_dir=models_dir / "lightx2v"), remedy=remedy
+            )
+        ]
     return [
         _examine_checkpoint(name, checkpoints[name], machine)
         for name in checkpoints
@@ -401,11 +406,11 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_USED(), remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
         return Item(
-            is_checkpoint=True, name=name, state=WARN, found="cannot be used", remedy=cannot_be_used(path, error)
+            is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_USED(), remedy=cannot_be_used(path, error)
         )
     if checkpoint.missing:
         return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
@@ -421,10 +426,10 @@ def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
         numbers = _numbers(checkpoint.transformer.format, machine)
         parts.append(f"transformer {describe_transformer(checkpoint.transformer, numbers)}")
     if checkpoint.text_encoder is not None:
-        parts.append(f"text encoder {checkpoint.text_encoder.name}")
+        parts.append(Doctor.TEXT_ENCODER(name=checkpoint.text_encoder.name))
     if checkpoint.vae is not None:
         parts.append(f"VAE {checkpoint.vae.name}")
-    return "; ".join(parts) or "no part of it"
+    return "; ".join(parts) or Doctor.PART()
 
 
 def _numbers(layout: TransformerFormat, machine: Machine) -> str:

@@ -17,6 +17,7 @@ from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
+from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
 from .downloads import Downloads
@@ -97,7 +98,7 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
     """
     kind = _model_kind("lora", values)
     if "lora" not in values:
-        raise ValueError("lora needs lora, a name that the node offers.")
+        raise ValueError(Doctor.LORA_NEEDS_LORA_NAME())
     try:
         path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
         second = _second_expert(values)
@@ -124,7 +125,7 @@ def _second_expert(values: Mapping[str, Value]) -> Path | str:
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
     named = [kind for kind in _MODELS if kind in values]
     if len(named) != 1:
-        raise ValueError(f"{route} needs one of checkpoint and transformer; found {' and '.join(named) or 'neither'}.")
+        raise ValueError(Doctor.NEEDS_ONE_CHECKPOINT_TRANSFORMER(route=route, kinds=" and ".join(named) or "neither"))
     return named[0]
 
 
@@ -187,7 +188,7 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
         ValueError: a download is running, or the name is not given.
     """
     if "variant" not in values:
-        raise ValueError("download needs variant, a name of the list, or empty to stop.")
+        raise ValueError(Doctor.DOWNLOAD_NEEDS_VARIANT_NAME())
     name = str(values["variant"])
     if name:
         _downloads.start(find_variant(name), paths.models_folder())

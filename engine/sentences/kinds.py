@@ -24,7 +24,9 @@ class Kinds:
     T5_TEXT_ENCODER = Sentence("a T5 text encoder")
     LOAD_AS_TEXT_ENCODER = Sentence("Load it as the text encoder.")
     CLIP_MODEL = Sentence("a CLIP model")
-    NO_CLIP_NEEDED = Sentence("Wan text to video uses the UMT5-XXL text encoder and no CLIP.")
+    NO_CLIP_NEEDED = Sentence(
+        "Wan reads text with UMT5-XXL and no CLIP; CLIP Vision for image to video goes to CLIPVisionLoader."
+    )
     LOAD_AS_VAE = Sentence("Load it as the VAE.")
     DIFFUSERS_VAE = Sentence("a VAE in diffusers' layout")
     USE_NATIVE_VAE = Sentence("Use the same VAE with Wan's native names.")

@@ -25,6 +25,7 @@ from ..errors import CheckpointError
 from ..interfaces import Hooks
 from ..kernels.vae_ops import VaeOps
 from ..latent_space import denormalize, normalize
+from ..sentences.vae import Vae
 from . import tae
 from .vae_decoder import WanDecoder, decoder_shapes
 from .vae_encoder import WanEncoder, encoder_shapes
@@ -193,10 +194,7 @@ def check_encoder(files: VaeFiles) -> None:
         CheckpointError: there is no encoder, or its tensors are missing, superfluous or of another shape.
     """
     if not files.has_encoder:
-        raise CheckpointError(
-            f"This VAE decodes only: {files.path} holds no encoder. To encode images or video, load Wan2.1_VAE.pth or "
-            "wan_2.1_vae.safetensors."
-        )
+        raise CheckpointError(Vae.NO_ENCODER(path=files.path))
     layout = files.format
     expected = encoder_shapes(layout) if isinstance(layout, VaeFormat) else layout.encoder_shapes()
     _check_shapes("encoder", files.path, _find_shapes(files, _ENCODER), expected)
@@ -309,7 +307,12 @@ def _check_shapes(part: str, path: Path, found: Mapping[str, Shape], expected: M
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"The {part} in {path} is not that of a Wan2.1 VAE: {len(wrong)} tensors are missing, superfluous or of "
-            f"another shape, first {name}: found {found.get(name, 'nothing')}, expected "
-            f"{expected.get(name, 'nothing')}. Download Wan2.1_VAE.pth or wan_2.1_vae.safetensors again."
+            Vae.OTHER_TENSORS(
+                part=part,
+                path=path,
+                num_wrong=len(wrong),
+                name=name,
+                found=found.get(name, "nothing"),
+                expected=expected.get(name, "nothing"),
+            )
         )

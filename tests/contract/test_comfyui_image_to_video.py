@@ -49,6 +49,19 @@ def test_the_conditioning_is_comfyuis(found):
     assert found["mask"] == [[1, 0], [1, 0], [1, 0], [1, 1]]
 
 
+def test_our_node_makes_the_conditioning_of_comfyuis(found):
+    """Of a picture that has the size already; resizing is Wan's own in ours (test_wan.py)."""
+    for latents, mask, has_size in found["our node"]:
+        assert latents < FLOAT32 and mask == 0 and has_size
+
+
+def test_clip_vision_sees_what_wan_shows_it(found):
+    """ComfyUI rounds pixels to 8 bits before; a picture cut to its middle would be another."""
+    ours, cropped, shape = found["CLIP Vision"]
+    assert ours < 0.1 * cropped and ours < BFLOAT16 and shape == [1, 257, 32]
+    assert found["two pictures"] == [1, 514, 32]
+
+
 def test_guidance_and_a_negative_prompt_without_an_image(found):
     passes, prompts, difference = found["cfg"]
     assert passes == 8 and prompts == 1 and difference < BFLOAT16

@@ -71,6 +71,21 @@ def test_euler_latents_equal_upstreams_own_scheduler_bit_for_bit():
     assert torch.equal(sample(build(path)), expected)
 
 
+def test_both_experts_of_wan22_are_two_of_upstreams_models(monkeypatch):
+    """In any order, streamed or not."""
+    folder, timesteps = checkpoints.experts("bf16"), (1000.0, 833.25)
+    alone = [build(folder / f"{noise}_noise_model") for noise in ("high", "low")]
+    expected = [flow_of(each, timestep) for each, timestep in zip(alone, timesteps, strict=True)]
+    assert not torch.equal(*expected)
+    for mode in ("none", "block", "phase", "disk"):
+        pair = build(folder, mode)
+        for expert, then in ((0, 1), (1, 0), (0, 0)):
+            flow = pair.predict_flow(normal(*SHAPE, seed=2), timesteps[expert], CONDITIONING, Hooks(), expert, then)
+            assert torch.equal(flow, expected[expert])
+        pair.unload()
+        travel_as_on_a_gpu(monkeypatch)
+
+
 @pytest.mark.parametrize("step", range(4))
 def test_every_flow_equals_upstreams_bit_for_bit(step):
     path = checkpoints.single_file("bf16")
@@ -138,7 +153,7 @@ def test_scales_stay_float32():
     stored = load_file(path)
     transformer = build(path, matmul="scaled_mm")
     flow_of(transformer)
-    block = transformer._loaded.model.transformer_weights.blocks[0].compute_phases[0]
+    block = transformer._loaded.experts[0].model.transformer_weights.blocks[0].compute_phases[0]
     assert torch.equal(block.self_attn_q.weight_scale, stored["blocks.0.self_attn.q.weight_scale"])
     assert not torch.equal(block.self_attn_q.weight_scale, block.self_attn_q.weight_scale.bfloat16().float())
 
@@ -151,7 +166,7 @@ def test_compute_stays_on_the_stream_that_every_attention_kernel_launches_on(mod
     # Upstream computes offloaded blocks on a stream of its own; SageAttention 2 launches on the default one, and
     # without an order between the two all latents are NaN. No manager of upstream's, no such stream.
     transformer = build(checkpoints.single_file("bf16"), mode)
-    assert not hasattr(transformer._loaded.model.transformer_infer, "offload_manager")
+    assert not hasattr(transformer._loaded.experts[0].model.transformer_infer, "offload_manager")
 
 
 def test_the_report_names_what_ran(monkeypatch):

@@ -7,6 +7,7 @@ from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.stages.denoise import run_steps, start, turn_of
 from lightx2v_pack.engine.stages.schedule import build_schedule
+from lightx2v_pack.engine.system import compute_device
 from support.checkpoints import experts
 from support.engine import conditioning_of, open_transformer
 from support.slow_gpu import LONG_SLEEP, delay_copies
@@ -14,7 +15,7 @@ from support.tensors import normal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-DEVICE = torch.device("cuda")
+DEVICE = compute_device()
 SHAPE = (16, 3, 16, 20)
 CONDITIONING = conditioning_of(normal(9, 64, seed=1))
 SCHEDULE = build_schedule(4, 5.0)

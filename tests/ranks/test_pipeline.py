@@ -1,14 +1,18 @@
 """A whole run with several ranks through the public functions: latents, frames, report, cancel, unload, LoRAs."""
 
+from dataclasses import replace
+
 import psutil
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.parallel import members as choosing
 from lightx2v_pack.engine.settings import EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.conditioning import of_rows
+from lightx2v_pack.engine.stages.given import Given, with_given
 from support import checkpoints, loras
 from support.tensors import normal
 from test_ranks import SIZES
@@ -22,9 +26,9 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(choosing, "devices_here", lambda device: (0, 1))
 
 
-def load(gpus, **settings):
+def load(gpus, sizes=SIZES, **settings):
     return pipeline.load_checkpoint(
-        checkpoints.distilled("fp8", SIZES),
+        checkpoints.distilled("fp8", sizes),
         settings=EngineSettings(**settings),
         offload=OffloadSettings(),
         gpus=GpuSettings(gpus=gpus),
@@ -76,6 +80,23 @@ def test_loras_apply_on_every_rank(two_devices, tmp_path):
         results.append([sample(each) for each in (view, loaded)])
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[0][1])
+
+
+def test_an_image_is_seen_by_every_rank(two_devices):
+    """Two clips of one image, then another: each rank makes its keys and values itself, once."""
+    sizes = replace(SIZES, in_dim=36, image_dim=32)
+    one, two = (load(gpus, sizes).transformer for gpus in ("1", "2"))
+    (text,) = of_rows(normal(9, SIZES.text_dim, seed=2), SIZES.text_dim, ())
+    empty = pipeline.empty_latent(160, 128, 9)
+    for seed in (1, 1, 2):
+        given = Given(
+            latents=normal(1, 16, 3, 16, 20, seed=seed),
+            mask=torch.zeros(1, 1, 1, 16, 20),
+            rows=normal(1, 257, 32, seed=seed),
+        )
+        entries = with_given([text], given, one.architecture, Clip.of_latents(empty.shape))
+        clips = [pipeline.sample(each, entries, empty, SAMPLING, hooks=Hooks()) for each in (one, two)]
+        assert torch.equal(*clips)
 
 
 def test_lightx2v_and_a_cpu_are_refused_by_name(two_devices, monkeypatch):

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import av
 import numpy as np
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED_LORAS
 from lightx2v_pack.tools.headless import cli
-from support import checkpoints
+from support import checkpoints, loras
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 TEXT_TO_VIDEO = FOLDER / "1 Wan text to video.json"
 IMAGE_TO_VIDEO = FOLDER / "2 Wan image to video.json"
 FIRST_LAST_FRAME = FOLDER / "3 Wan2.2 first and last frame.json"
 WITH_NATIVE_NODES = FOLDER / "4 Wan with native nodes.json"
+WITH_LORAS = FOLDER / "5 Wan with LoRAs.json"
 CHECKPOINT_NAME = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
 
 
@@ -30,6 +32,9 @@ TINY = {
     ),
     WITH_NATIVE_NODES: set_options(
         "EmptyHunyuanLatentVideo.width=48", "EmptyHunyuanLatentVideo.height=32", "EmptyHunyuanLatentVideo.length=5"
+    ),
+    WITH_LORAS: set_options(
+        "LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5"
     ),
 }
 
@@ -83,6 +88,10 @@ def write_models(folder: Path) -> Path:
     ):
         (folder / kind).mkdir(exist_ok=True)
         shutil.copy(file, folder / kind)
+    shutil.copy(checkpoints.comfy_transformer(), folder / "diffusion_models" / "wan2.1_t2v_14B_fp8_scaled.safetensors")
+    (folder / "loras").mkdir()
+    (lora,) = (part.patterns[0] for part in PUBLISHED_LORAS["wan2.1-t2v-lora"].parts)
+    loras.write(folder / "loras" / lora, loras.draw(checkpoints.transformer_weights(), rank=4))
     return folder
 
 

@@ -9,12 +9,15 @@ from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.handles import weight_sizes
 from lightx2v_pack.engine.memory.activations import workspace_sizes
+from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.memory.needs import sampling_need
+from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.weights import WeightSizes
 from lightx2v_pack.engine.offload import make_units
 from lightx2v_pack.engine.wan.layout import FLOAT32, PHASES
 from lightx2v_pack.engine.wan.workspace import Workspace
 from support import checkpoints
-from support.wan_14b import WAN_14B, make_files
+from support.wan_14b import WAN_14B, WAN_I2V_14B, choose_kernels, make_files, make_sizes
 
 FP32, BF16 = 4, 2
 LINEAR_BYTES = {"fp8": 1, "int8": 1, "bf16": 2}
@@ -81,6 +84,22 @@ def test_the_published_model_has_its_size(precision, gib):
     sizes = weight_sizes(make_files(precision))
     assert sizes == by_hand(WAN_14B, precision)
     assert sizes.total / GIB == pytest.approx(gib, abs=0.05)
+
+
+def test_the_published_image_model_has_its_size():
+    """16.4 billion parameters; 2.1 of them are needed once a clip, and travel in no step."""
+    plain, sizes = (weight_sizes(make_files("fp8", each)) for each in (WAN_14B, WAN_I2V_14B))
+    assert (sizes.block, sizes.phase) == (plain.block, plain.phase)
+    assert 40 * sizes.image_block / 1e9 == pytest.approx(2.10, abs=0.01)
+    clip = Clip(width=832, height=480, num_frames=81)
+    placement = Placement(mode="block")
+    needs = [
+        sampling_need(make_sizes(clip, choose_kernels(), each), placement, on_gpu=True)
+        for each in (WAN_14B, WAN_I2V_14B)
+    ]
+    # Keys and values of 257 rows in 40 blocks, two buffers of 50 MiB, the image's embedding.
+    assert (needs[1].vram - needs[0].vram) / 2**20 == pytest.approx(201 + 2 * 50 + 17, abs=5)
+    assert (needs[1].ram - needs[0].ram) / 2**20 == pytest.approx(2 * 50, abs=2)
 
 
 def test_another_model_has_another_size():

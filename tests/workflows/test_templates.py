@@ -17,6 +17,7 @@ from lightx2v_pack.engine.checkpoints.published import (
     ALL_PUBLISHED,
     COMFY_REPOSITORY,
     SINGLE_FILE_REPOSITORY,
+    WAN21_LORA_REPOSITORY,
     WAN22_REPOSITORY,
 )
 from lightx2v_pack.engine.constants import GIB
@@ -157,7 +158,8 @@ def test_files_that_can_be_offered_for_download_are_published_ones(path):
         part.patterns[0]: part
         for variant in ALL_PUBLISHED.values()
         for part in variant.parts
-        if not variant.is_folder and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN22_REPOSITORY)
+        if not variant.is_folder
+        and part.repository in (SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN21_LORA_REPOSITORY, WAN22_REPOSITORY)
     }
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         for model in node["properties"].get("models", ()):

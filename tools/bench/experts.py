@@ -77,6 +77,8 @@ def measure_mode(bench: Bench, mode: str) -> Row:
             for name, handle in handles.items():
                 clean_up(bench.device)
                 row = sample(bench, handle, pack.DISTILL_STEPS if name == "both" else pack.DISTILL_STEPS - 1)
+                others = sum(each.owner.num_bytes for each in handles.values() if each is not handle)
+                row["sample_reserved_gib"] -= others / pack.GIB
                 if number:  # The first round warms up.
                     steps[name].append(row["step_seconds"])
     finally:

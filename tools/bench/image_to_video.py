@@ -29,10 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_clip_options(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
     parser.add_argument(
-        "--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS), help="the first is compared to"
+        "--kinds", nargs="+", choices=tuple(KINDS), default=["t2v", "i2v"], help="others beside the first"
     )
     parser.add_argument("--modes", nargs="+", default=["none", "block"])
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -55,7 +55,7 @@ def measure_mode(bench: Bench, handles: dict[str, pack.TransformerHandle], mode:
     options, runs = bench.options, {kind: [] for kind in handles}  # type: dict[str, list[Row]]
     for number in range(1 + options.rounds):
         for kind, handle in handles.items():
-            if bench.seconds_left <= 0 and number > 2:
+            if bench.seconds_left <= 0 and number > 1:
                 break
             clean_up(bench.device)
             latents = pack.pipeline.sample(
@@ -79,6 +79,9 @@ def measure_mode(bench: Bench, handles: dict[str, pack.TransformerHandle], mode:
             # Of the rounds that read weights for it, which take buffers too.
             new = next(run for run in found if run["is_new"])
             row |= {"new_image": statistics.median(firsts[1]), "sample_reserved_gib": new["sample_reserved_gib"]}
+        # The other models are there too, loaded and at rest.
+        others = [each[-1]["load_transformer_planned_gib"] for each in runs.values() if each is not found]
+        row["sample_planned_gib"] += sum(others)
         yield common | row
 
 

@@ -41,10 +41,14 @@ class Made:
 class WorkerLostError(ServerError):
     """A worker is gone."""
 
-    def __init__(self, message: str, *, had_clip: bool) -> None:
-        """Args: had_clip: whether it was making the clip already, which may be what ended it."""
+    def __init__(self, message: str, *, had_clip: bool, comes_back: bool = True) -> None:
+        """Args:
+        had_clip: whether it was making the clip already, which may be what ended it.
+        comes_back: whether it may be asked again; else only another one can come.
+        """
         super().__init__(message)
         self.had_clip = had_clip
+        self.comes_back = comes_back
 
 
 class Worker(Protocol):
@@ -251,6 +255,8 @@ class ClipQueue:
 
     def _lose(self, member: _Member, task: _Task, error: WorkerLostError) -> None:
         member.is_resting, member.since = True, time.monotonic() + self._rest
+        if not error.comes_back:
+            self._members.remove(member)
         if error.had_clip:
             self._has_worked, self._last_seen = True, time.monotonic()
             task.losses += 1
@@ -295,10 +301,14 @@ class ClipQueue:
                 self._waiting.remove(task)
                 error = RunError("The workers that had not tried this clip yet are gone.")
                 self._observer.failed(task.job, able[0].worker.name, error, task.tries, is_last=True)
-        if able or self._refusal is None:
+        if able:
             return
+        if self._refusal is None:
+            self._refusal = (ServerError("No worker has come: there is no GPU that is free."), self._waiting[0])
         error, task = self._refusal
-        waits = self._has_worked and any(member.is_resting for member in self._members)
+        # Others may come, or come back; those that never answered are not waited for.
+        waits = not self._members or (self._has_worked and any(member.is_resting for member in self._members))
+        waits = waits and isinstance(error, ServerError)
         if not waits or time.monotonic() - self._last_seen > self._patience:
             self._observer.failed(task.job, "", error, task.tries, is_last=True)
             raise error

@@ -44,13 +44,13 @@ class PlaceWorker:
         seconds = round(time.perf_counter() - start, 3)
         for warning in log.warnings:
             self._progress.log(f"run_prompts: {warning}")
-        return Made(files=log.outputs, seconds=seconds, facts=_facts(log.engine))
+        return Made(files=log.outputs, seconds=seconds, facts=facts_of(log.engine))
 
     def stop(self) -> None:
         self._place.stop()
 
 
-def _facts(engine: dict[str, Any]) -> dict[str, Any]:
+def facts_of(engine: dict[str, Any]) -> dict[str, Any]:
     """Return what the results file says of how a clip was made, of a run report."""
     plans = [stage["details"].get("plan") for stage in engine.get("stages", ()) if stage.get("stage") == "sample"]
     facts = {"card": engine.get("device"), "plan": plans[-1].get("line") if plans and plans[-1] else None}

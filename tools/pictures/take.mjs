@@ -1,6 +1,6 @@
-// Takes the pictures of the templates and help pages in a real editor: node take.mjs CONFIG.json (see take.py).
+// Takes the pictures of the starter and of the help pages in a real editor: node take.mjs CONFIG.json (see take.py).
 //
-// CONFIG: {nodeModules, chromium, url, root, templates: [name], plans: {name: answer of /lightx2v/plan}}
+// CONFIG: {nodeModules, chromium, url, root, plans: {name: answer of /lightx2v/plan}}
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -9,7 +9,6 @@ import path from "node:path";
 const config = JSON.parse(readFileSync(process.argv[2], "utf-8"));
 const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwright-core");
 
-const THUMBNAIL_WIDTH = 640;
 const GRAPH_WIDTH = 1800;
 const NODE_SCALE = 1.4;
 const MARGIN = 14;
@@ -104,17 +103,12 @@ async function save(file, clip, width) {
     console.log(`${path.relative(config.root, file)} ${Math.round((jpeg.length * 3) / 4 / 1024)} kB`);
 }
 
-/** Take the picture of a template: the corner with its loader and its note, as the template browser shows squares. */
-async function takeTemplate(name) {
-    await load(name);
+/** Take the picture of the starter's graph, for README.md. */
+async function takeGraph() {
+    await load(BASE);
     const [left, top, width, height] = await measure();
-    const side = Math.min(width, height) + 2 * MARGIN;
-    const clip = await show([left - MARGIN, top - MARGIN, side, side], 1);
-    await save(path.join(config.root, "example_workflows", `${name}.jpg`), clip, THUMBNAIL_WIDTH);
-    if (name === BASE) {
-        const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
-        await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
-    }
+    const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
+    await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
 }
 
 /** Return the rectangle of all nodes and groups. */
@@ -187,9 +181,7 @@ async function takeNode(type, locale) {
 
 try {
     await open("en");
-    for (const name of config.templates) {
-        await takeTemplate(name);
-    }
+    await takeGraph();
     for (const locale of ["en", "zh"]) {
         await open(locale);
         for (const [template, types] of Object.entries(NODES)) {

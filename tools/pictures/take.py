@@ -1,4 +1,4 @@
-"""Take the pictures of the templates and of the help pages again, in a real ComfyUI and a real browser.
+"""Take the pictures of the starter's graph and of the help pages again, in a real ComfyUI and a real browser.
 
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
@@ -102,6 +102,7 @@ PLANS = {
     "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
     "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
     "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "5 Wan with LoRAs": plan(RTX_4070, precision="fp8"),
 }
 
 
@@ -122,7 +123,6 @@ def main(arguments: list[str] | None = None) -> int:
             "chromium": options.chromium,
             "url": server.url,
             "root": str(ROOT),
-            "templates": sorted(path.stem for path in examples.FOLDER.glob("*.json")),
             "plans": PLANS,
         }
         file = Path(folder, "config.json")

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ... import pipeline
 from ...interfaces import Hooks
+from ...sentences.refusals import Refusals
 from ...stages import given_frames
 from . import native_vae
 from .host import find_host
@@ -24,7 +25,7 @@ from .vae import handle_of
 
 logger = logging.getLogger(__name__)
 
-SIZES = ("from the picture", "width x height")
+SIZES = (Refusals.FROM_PICTURE(), "width x height")
 # Of CLIP Vision ViT-H/14, which Wan2.1 was trained with.
 _VISION_PIXELS = 224
 # Clips whose latents are kept, 10 MiB each at 832x480x81.
@@ -45,7 +46,7 @@ class Pictures:
         """Of the picture that decides the size."""
         first = self.end if self.start is None else self.start
         if first is None:
-            raise ValueError("Connect start_image, end_image or both: there is no picture to make a video from.")
+            raise ValueError(Refusals.NO_PICTURE())
         return first.shape
 
 
@@ -95,10 +96,7 @@ def extras_of(
         else:
             latents = vae.encode(frames)
         if not bool(torch.isfinite(latents).all()):
-            raise ValueError(
-                "Use the vae of a LightX2V loader, or start ComfyUI with --fp32-vae: the VAE made NaN or infinity of "
-                "the picture, which would make the video black."
-            )
+            raise ValueError(Refusals.NO_NUMBERS())
         return latents.cpu()
 
     owner = vae if handle is None else handle
@@ -171,7 +169,4 @@ def _digest(*tensors: torch.Tensor) -> str:
 def _warn_of_alpha(pictures: Pictures) -> None:
     for name, each in (("start_image", pictures.start), ("end_image", pictures.end)):
         if each is not None and each.shape[-1] > 3 and bool((each[..., 3] < 1).any()):
-            logger.warning(
-                "LightX2V: %s has an alpha channel, which has no effect: transparent parts show the colour that lies "
-                "below them. Put the picture on a background first.", name,
-            )  # fmt: skip
+            logger.warning("LightX2V: %s", Refusals.ALPHA(name=name))  # fmt: skip

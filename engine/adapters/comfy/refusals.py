@@ -15,22 +15,22 @@ import comfy.model_sampling
 
 from ...checkpoints.formats import WanArchitecture
 from ...constants import NUM_TRAIN_TIMESTEPS
+from ...sentences.refusals import Refusals
 from .carried import HIGH_STEPS
 
 logger = logging.getLogger(__name__)
 
-_NATIVE = "load the model with 'Load Diffusion Model' (UNETLoader) instead; LightX2V Sampler takes that too"
+_NATIVE = Refusals.NATIVE()
 # Of transformer_options: what describes the call, or runs around the transformer and not inside it.
 _OPTIONS = frozenset({
     "sample_sigmas", "sigmas", "cond_or_uncond", "uuids", "wrappers", "callbacks", "easycache", "context_window",
     "prefetch_dynamic_vbars", "multigpu_thread_device", HIGH_STEPS,
 })  # fmt: skip
 _OPTION_NAMES = {
-    "patches": "patches of attention or blocks (HyperTile, ToMe, Deep Shrink)",
-    "patches_replace": "replaced attention or blocks (Skip Layer Guidance, Perturbed-Attention Guidance)",
-    "optimized_attention_override": "another attention (Sage or Flash attention nodes; the loader's input 'attention' "
-    "has them)",
-    "attn_mask": "an attention mask",
+    "patches": Refusals.PATCHES_ATTENTION_BLOCKS_HYPERTILE(),
+    "patches_replace": Refusals.REPLACED_ATTENTION_BLOCKS_SKIP(),
+    "optimized_attention_override": Refusals.ANOTHER_ATTENTION_SAGE_FLASH(),
+    "attn_mask": Refusals.ATTENTION_MASK(),
 }
 # Of a CONDITIONING entry: what ComfyUI's samplers themselves heed.
 _HEEDED_KEYS = frozenset({
@@ -38,52 +38,52 @@ _HEEDED_KEYS = frozenset({
     "start_percent", "end_percent", "timestep_start", "timestep_end", "default", "hooks", "clip_start_percent",
     "clip_end_percent",
 })  # fmt: skip
-_SIZES_OF_SDXL = "is for SDXL; the latent gives the size"
-_OF_VIDEO = "is for other video models; Wan's frame rate is fixed"
+_SIZES_OF_SDXL = Refusals.SIZES_OF_SDXL()
+_OF_VIDEO = Refusals.OF_VIDEO()
 # What says nothing to a Wan model, and why.
 _IDLE_KEYS = {
-    "pooled_output": "is for models that take one vector of a text; Wan takes its rows",
-    "attention_mask": "repeats what the rows tell: those after the text are zero",
-    "prompt_type": "is for models with prompts of several kinds",
-    "guidance": "is for Flux and HunyuanVideo, and is distilled into this model",
-    "aesthetic_score": "is for SDXL's refiner",
+    "pooled_output": Refusals.POOLED(),
+    "attention_mask": Refusals.REPEATS_ROWS(),
+    "prompt_type": Refusals.PROMPT_TYPES(),
+    "guidance": Refusals.GUIDANCE(),
+    "aesthetic_score": Refusals.SDXL_S_REFINER(),
     **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _SIZES_OF_SDXL),
     **dict.fromkeys(("frame_rate", "fps", "motion_bucket_id"), _OF_VIDEO),
-    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), "is for models of sound"),
-    **dict.fromkeys(("noise_augmentation", "augmentation_level"), "is for models that get a noisy picture"),
-    **dict.fromkeys(("elevation", "azimuth"), "is for models of views of an object"),
-    "reference_latents_method": "says how to use reference pictures, of which there are none",
+    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), Refusals.MODELS_SOUND()),
+    **dict.fromkeys(("noise_augmentation", "augmentation_level"), Refusals.MODELS_GET_NOISY_PICTURE()),
+    **dict.fromkeys(("elevation", "azimuth"), Refusals.MODELS_VIEWS_OBJECT()),
+    "reference_latents_method": Refusals.REFERENCE_METHOD(),
 }
 _IMAGE_KEYS = {
     "concat_latent_image": "a picture (Wan Image To Video)",
-    "concat_mask": "the mask of a picture (Wan Image To Video)",
-    "concat_mask_index": "the mask of a control video",
-    "clip_vision_output": "a CLIP Vision picture",
-    "reference_latents": "reference pictures",
-    "reference_latent": "a reference picture",
-    "time_dim_concat": "reference frames",
-    "context_latents": "context pictures",
-    "vace_context": "a VACE control video",
-    "vace_frames": "a VACE control video",
-    "vace_mask": "the mask of a VACE control video",
-    "vace_strength": "the strength of a VACE control video",
-    "camera_conditions": "a camera path",
+    "concat_mask": Refusals.MASK_PICTURE_WAN_IMAGE(),
+    "concat_mask_index": Refusals.MASK_CONTROL_VIDEO(),
+    "clip_vision_output": Refusals.CLIP_VISION_PICTURE(),
+    "reference_latents": Refusals.REFERENCE_PICTURES(),
+    "reference_latent": Refusals.REFERENCE_PICTURE(),
+    "time_dim_concat": Refusals.REFERENCE_FRAMES(),
+    "context_latents": Refusals.CONTEXT_PICTURES(),
+    "vace_context": Refusals.VACE_CONTROL_VIDEO(),
+    "vace_frames": Refusals.VACE_CONTROL_VIDEO(),
+    "vace_mask": Refusals.MASK_VACE_CONTROL_VIDEO(),
+    "vace_strength": Refusals.STRENGTH_VACE_CONTROL_VIDEO(),
+    "camera_conditions": Refusals.CAMERA_PATH(),
     "audio_embed": "sound",
-    "control_video": "a control video",
-    "reference_motion": "a reference motion",
-    "pose_video_latent": "a video of poses",
-    "face_video_pixels": "a video of a face",
-    "face_pixel_values": "a video of a face",
+    "control_video": Refusals.CONTROL_VIDEO(),
+    "reference_motion": Refusals.REFERENCE_MOTION(),
+    "pose_video_latent": Refusals.VIDEO_POSES(),
+    "face_video_pixels": Refusals.VIDEO_FACE(),
+    "face_pixel_values": Refusals.VIDEO_FACE(),
     "control": "a ControlNet",
-    "gligen": "GLIGEN boxes",
-    "unclip_conditioning": "an unCLIP picture",
-    "noise_concat": "latents beside the noise",
-    "ref_latent": "a reference picture",
-    "concat_image": "a picture beside the noise",
-    "keyframe_idxs": "key frames",
-    "guiding_frame_index": "a guiding frame",
-    "time_dim_replace": "a first frame (HunyuanVideo)",
-    "cross_attn_controlnet": "a text for a ControlNet",
+    "gligen": Refusals.GLIGEN_BOXES(),
+    "unclip_conditioning": Refusals.UNCLIP_PICTURE(),
+    "noise_concat": Refusals.LATENTS_BESIDE_NOISE(),
+    "ref_latent": Refusals.REFERENCE_PICTURE(),
+    "concat_image": Refusals.PICTURE_BESIDE_NOISE(),
+    "keyframe_idxs": Refusals.KEY_FRAMES(),
+    "guiding_frame_index": Refusals.GUIDING_FRAME(),
+    "time_dim_replace": Refusals.FIRST_FRAME_HUNYUANVIDEO(),
+    "cross_attn_controlnet": Refusals.TEXT_CONTROLNET(),
 }
 
 # What an image-to-video model takes; the mask goes first there, and at another place in models of control videos.
@@ -97,17 +97,19 @@ def check_model(model: Any) -> None:
     Raises:
         ValueError: names each.
     """
-    found = [f"a replaced part of the model ({name})" for name in model.object_patches if name != "model_sampling"]
-    found += [f"an injection ({name})" for name, each in getattr(model, "injections", {}).items() if each]
+    found: list[str] = [
+        Refusals.REPLACED_PART_MODEL(name=name) for name in model.object_patches if name != "model_sampling"
+    ]
+    found += [Refusals.INJECTION(name=name) for name, each in getattr(model, "injections", {}).items() if each]
     if getattr(model, "weight_wrapper_patches", None):
-        found.append("wrapped weights")
+        found.append(Refusals.WRAPPED_WEIGHTS())
     if any(model.wrappers.get("apply_model", {}).get("torch.compile", ())):
-        found.append("torch.compile (TorchCompileModel; the loader's input 'compile' has fused kernels)")
+        found.append(Refusals.TORCH_COMPILE())
     found += _options(model.model_options.get("transformer_options", {}))
     sampling = model.get_model_object("model_sampling")
     multiplier = getattr(sampling, "multiplier", None)
     if not isinstance(sampling, comfy.model_sampling.CONST) or multiplier != NUM_TRAIN_TIMESTEPS:
-        found.append("a model sampling that is not Wan's (use ModelSamplingSD3, which only sets the shift)")
+        found.append(Refusals.OTHER_SAMPLING())
     if found:
         raise _cannot(found)
 
@@ -142,22 +144,14 @@ def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None], archite
     known = _GIVEN_KEYS if architecture.takes_image else set()
     pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS) - known)]
     if pictures and architecture.takes_image:
-        raise ValueError(
-            f"Remove {_joined(pictures)} from the conditioning: this checkpoint is image-to-video, and takes a first "
-            "frame, a last one, and what CLIP Vision makes of them."
-        )
+        raise ValueError(Refusals.NOT_FOR_IMAGE_MODEL(joined=_joined(pictures)))
     if pictures:
-        raise ValueError(
-            f"Remove {_joined(pictures)} from the conditioning, or load an image-to-video model: this checkpoint is "
-            "text-to-video and has no input for it."
-        )
+        raise ValueError(Refusals.NOT_FOR_TEXT_MODEL(joined=_joined(pictures)))
     for key in sorted(keys & set(_IDLE_KEYS)):
-        logger.info("LightX2V: the conditioning's %s has no effect: it %s.", key, _IDLE_KEYS[key])
+        logger.info("LightX2V: %s", Refusals.IDLE_KEY(key=key, reason=_IDLE_KEYS[key]))
     unknown = sorted(keys - _HEEDED_KEYS - set(_IDLE_KEYS) - known)
     if unknown:
-        logger.warning(
-            "LightX2V: the conditioning's %s is not known to this model and has no effect.", _joined(unknown)
-        )
+        logger.warning("LightX2V: %s", Refusals.UNKNOWN_KEY(joined=_joined(unknown)))
 
 
 def check_patches(patches: Mapping[Any, Any], strength_model: float) -> None:
@@ -169,38 +163,23 @@ def check_patches(patches: Mapping[Any, Any], strength_model: float) -> None:
 def check_hooks(hooks: Any) -> None:
     """Raise where hooks of a conditioning would change weights."""
     if any(True for _ in hooks.get_type(comfy.hooks.EnumHookType.Weight)):
-        raise ValueError(
-            "Put the LoRA on the model (LoraLoaderModelOnly) instead of on the conditioning: this model's weights "
-            f"cannot change between conditions or steps. For LoRA hooks {_NATIVE}."
-        )
+        raise ValueError(Refusals.NO_LORA_HOOKS(native=_NATIVE))
 
 
 def missing_in_config(name: str) -> str:
-    return (
-        f"Remove the node that asks the model for {name} (FreeU, for instance): it is for Stable Diffusion's UNet, and "
-        "this is a Wan video model."
-    )
+    return Refusals.ASKS_FOR_UNET(name=name)
 
 
 def missing_in_model(name: str) -> str:
-    return (
-        f"For the node that asks the model for diffusion_model.{name} {_NATIVE}: LightX2V's transformer computes in "
-        "its own engine."
-    )
+    return Refusals.ASKS_FOR_MODEL(name=name, native=_NATIVE)
 
 
 def cannot_be_merged() -> ValueError:
-    return ValueError(
-        "Merge models that are loaded with 'Load Diffusion Model' (UNETLoader): a LightX2V model's weights are not "
-        "in ComfyUI's hands, and cannot be merged, subtracted or extracted there."
-    )
+    return ValueError(Refusals.NO_MERGE())
 
 
 def cannot_be_saved() -> ValueError:
-    return ValueError(
-        "Save a model that is loaded with 'Load Diffusion Model' (UNETLoader): the weights of a LightX2V model are not "
-        "in ComfyUI's hands, and cannot be saved there."
-    )
+    return ValueError(Refusals.NO_SAVE())
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:
@@ -218,10 +197,7 @@ def _holds(value: Any) -> bool:
 
 
 def _cannot(found: list[str]) -> ValueError:
-    return ValueError(
-        f"Remove {_joined(found)} from the model, or {_NATIVE}: LightX2V's transformer runs kernels of its own, which "
-        "cannot be patched from outside."
-    )
+    return ValueError(Refusals.NO_PATCH(joined=_joined(found), native=_NATIVE))
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from lightx2v.models.networks.wan.infer.transformer_infer import WanTransformerI
 from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 from lightx2v.utils.set_config import get_default_config
 
-from ...offload import Unit, WeightStreamer
+from ...offload import ExpertUnits, Unit
 
 
 class WanModel(WanDistillModel):  # type: ignore[misc]
@@ -82,7 +82,7 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
 class _Loop:
     """LightX2V's own compute on the units of a streamer."""
 
-    streamer: WeightStreamer
+    streamer: ExpertUnits
     units: Sequence[Unit]
     """To be set before the first pass."""
     infer_func: Any

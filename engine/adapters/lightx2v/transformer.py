@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...errors import LightX2VError
 from ...interfaces import Conditioning, Hooks
 from ...lora.changes import Stack
 from ...memory.placement import Placement
-from ...offload import WeightStreamer, load_tensors, make_units, place_weights
+from ...offload import ExpertUnits, Joined, Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
 from ...system import release_memory
 from ...wan.layout import PHASES
 from . import bootstrap
@@ -28,21 +29,30 @@ NO_LORAS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Expert:
+    """What one transformer has of its own; Wan2.2 is two."""
+
+    model: Any
+    checkpoint: TransformerCheckpoint
+    units: Sequence[Unit]
+    others_bytes: int
+    """Of what is in no block."""
+
+
 @dataclass
 class _Loaded:
     """Everything that takes memory."""
 
-    model: Any
-    checkpoint: TransformerCheckpoint
+    experts: Sequence[_Expert]
     streamer: WeightStreamer
-    others_bytes: int
-    """Of what is in no block."""
+    """Of the blocks of all experts."""
     context: tuple[Conditioning, torch.Tensor] | None = None
     """The last conditioning, and its text in bfloat16 on the compute device."""
 
 
 class LightX2VTransformer:
-    """See interfaces.Transformer.
+    """See interfaces.Transformer. Two experts are two of LightX2V's models, as its own Wan22MoeDistillRunner has them.
 
     Computes on the current CUDA stream, which must be the default one where SageAttention is used.
     """
@@ -68,7 +78,8 @@ class LightX2VTransformer:
     def moved_bytes(self) -> int:
         if self._loaded is None:
             return 0
-        return self._loaded.others_bytes * (self._device.type != "cpu") + self._loaded.streamer.moved_bytes
+        others = 0 if self._device.type == "cpu" else sum(each.others_bytes for each in self._loaded.experts)
+        return others + self._loaded.streamer.moved_bytes
 
     def load(self, hooks: Hooks) -> None:
         """Make the weights ready; does nothing when they are already.
@@ -92,14 +103,18 @@ class LightX2VTransformer:
         if loaded is None:
             return
         loaded.streamer.close()
-        loaded.checkpoint.close()
+        for each in loaded.experts:
+            each.checkpoint.close()
+        # Names of a loop hold what they stand for.
+        del each
         del loaded
         gc.collect()
         release_memory(self._device)
 
     def release_workspace(self) -> None:
         if self._loaded is not None:
-            self._loaded.model.release_workspace()
+            for each in self._loaded.experts:
+                each.model.release_workspace()
             self._loaded.context = None
             release_memory(self._device)
 
@@ -114,11 +129,12 @@ class LightX2VTransformer:
         then: int = 0,
     ) -> torch.Tensor:
         assert self._loaded is not None, "predict_flow before load"
-        loaded = self._loaded
-        loaded.streamer.start_pass(hooks, loaded.model.transformer_infer.units)
+        loaded, own = self._loaded, self._loaded.experts[expert]
+        loaded.streamer.course.then = then
+        own.model.transformer_infer.streamer.start_pass(hooks, own.units)
         if loaded.context is None or loaded.context[0] is not conditioning:
             loaded.context = (conditioning, conditioning.text.to(self._device, torch.bfloat16))
-        flow = loaded.model.predict(latents.to(self._device), timestep, loaded.context[1])
+        flow = own.model.predict(latents.to(self._device), timestep, loaded.context[1])
         result: torch.Tensor = flow.to(latents.device, torch.float32)
         return result
 
@@ -127,16 +143,36 @@ class LightX2VTransformer:
             **self._backends.as_facts(),
             "offload": self._placement.mode,
             "resident_blocks": self._placement.resident_blocks,
-            "weight_bytes": self._loaded.checkpoint.num_bytes if self._loaded else self._files.num_bytes,
+            "weight_bytes": self._weight_bytes,
             "moved_bytes": self.moved_bytes,
             "device": str(self._device),
         }
 
+    @property
+    def _weight_bytes(self) -> int:
+        if self._loaded is None:
+            return self._files.total_bytes
+        return sum(each.checkpoint.num_bytes for each in self._loaded.experts)
+
     def _load(self, hooks: Hooks) -> _Loaded:
+        names = self._files.names if self._files.second is not None else ("",)
+        experts = [self._open(files, name, hooks) for files, name in zip(self._files.experts, names, strict=True)]
+        source: Source = experts[0].checkpoint
+        if len(experts) > 1:
+            source = Joined({name: each.checkpoint for name, each in zip(names, experts, strict=True)})
+        units = [unit for each in experts for unit in each.units]
+        streamer = place_weights(units, source, self._placement, self._device, hooks, num_experts=len(experts))
+        for number, each in enumerate(experts):
+            loop = each.model.transformer_infer
+            loop.units, loop.streamer = each.units, ExpertUnits(streamer, number * len(each.units))
+        return _Loaded(experts, streamer)
+
+    def _open(self, files: TransformerFiles, name: str, hooks: Hooks) -> _Expert:
+        """Return LightX2V's model with what is in no block. Args: name: among several, see offload Joined."""
         from . import ops  # these import LightX2V, which only now can be
         from .model import BlockLoop, PhaseLoop, WanModel
 
-        sizes, by_phase = self._files.format.architecture, self._placement.mode == "phase"
+        sizes, by_phase = files.format.architecture, self._placement.mode == "phase"
         config = build_config(
             sizes,
             attention_op=ops.attention_op(self._backends.attention.name),
@@ -144,11 +180,9 @@ class LightX2VTransformer:
             use_triton=self._device.type == "cuda",
         )
         # LightX2V takes everything but 8-bit weights and their scales in bfloat16.
-        checkpoint = TransformerCheckpoint(self._files)
+        checkpoint = TransformerCheckpoint(files)
         others = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         others_bytes = sum(each.nbytes for each in others.values())
         model = WanModel(config, others, self._device, PhaseLoop if by_phase else BlockLoop)
-        units = make_units(checkpoint.specs, sizes.num_layers, PHASES, by_phase)
-        streamer = place_weights(units, checkpoint, self._placement, self._device, hooks)
-        model.transformer_infer.units, model.transformer_infer.streamer = units, streamer
-        return _Loaded(model, checkpoint, streamer, others_bytes)
+        units = make_units(checkpoint.specs, sizes.num_layers, PHASES, by_phase, name)
+        return _Expert(model=model, checkpoint=checkpoint, units=units, others_bytes=others_bytes)

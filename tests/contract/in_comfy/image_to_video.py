@@ -7,6 +7,7 @@ Prints one line of JSON: for each question its answer.
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from start import start
@@ -19,6 +20,7 @@ import comfy.model_detection  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
+from comfy_api.latest import io  # noqa: E402
 from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
 from comfy_extras import nodes_wan  # noqa: E402
 from lightx2v_pack.engine import pipeline, report  # noqa: E402
@@ -28,6 +30,7 @@ from lightx2v_pack.engine.adapters.comfy.vae import LightX2VVAE  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
 from lightx2v_pack.engine.wan.transformer import WanTransformer  # noqa: E402
+from lightx2v_pack.nodes import LightX2VImageToVideo  # noqa: E402
 
 import nodes  # noqa: E402
 
@@ -89,6 +92,22 @@ def vision(rows=257, width=1280):
     return output
 
 
+def tiny_vision():
+    """Return ComfyUI's own network at a tiny size, with random weights."""
+    config = {
+        "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "patch_size": 14,
+        "image_size": 224, "projection_dim": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.json")
+        file.write_text(json.dumps(config), encoding="utf-8")
+        model = comfy.clip_vision.ClipVisionModel(str(file))
+    for parameter in model.model.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
+    return model
+
+
 vae = LightX2VVAE(pipeline.load_vae(Path(vae_file), offload=OffloadSettings()))
 picture, last_picture = (torch.rand(1, 90, 100, 3, generator=draw) for _ in range(2))
 first_vision, last_vision = vision(), vision()
@@ -124,13 +143,13 @@ def ksampler(model, made, cfg=1.0):
     return nodes.common_ksampler(model, SEED, 4, cfg, "euler", "simple", positive, negative, empty)[0]["samples"]
 
 
-moved = []
-_moved_bytes = WanTransformer.predict_flow
+passes = []
+_predict_flow = WanTransformer.predict_flow
 
 
-def predict_flow(transformer, latents, timestep, conditioning, hooks):
-    moved.append(id(conditioning))
-    return _moved_bytes(transformer, latents, timestep, conditioning, hooks)
+def predict_flow(transformer, latents, timestep, conditioning, *others, **more):
+    passes.append(id(conditioning))
+    return _predict_flow(transformer, latents, timestep, conditioning, *others, **more)
 
 
 WanTransformer.predict_flow = predict_flow
@@ -164,10 +183,45 @@ with torch.inference_mode():
     answers["conditioning"] = float((theirs[0] - entry.image_latents).abs().max())
     answers["mask"] = entry.image_latents[:4, :, 0, 0].tolist()
 
+    # Our node's conditioning where both mean the same, and CLIP Vision as Wan's own code prepares pictures for it.
+    exact_size = torch.rand(1, PIXELS["height"], PIXELS["width"], 3, generator=draw)
+    by_ours = LightX2VImageToVideo.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
+    sizes = {"width": PIXELS["width"], "height": PIXELS["height"], "num_frames": PIXELS["length"], "batch_size": 1}
+
+    def own(**pictures):
+        made = by_ours.EXECUTE_NORMALIZED(positive=TEXT, vae=vae, size="width x height", **sizes, **pictures)
+        return made.args
+
+    vision_model = tiny_vision()
+    one_own = own(start_image=exact_size, clip_vision=vision_model)
+    two_own = own(start_image=exact_size, end_image=exact_size.flip(1), clip_vision=vision_model)
+    one_theirs = from_image(start_image=exact_size)
+    two_theirs = from_two(start_image=exact_size, end_image=exact_size.flip(1))
+    answers["our node"] = [
+        [
+            far(mine[0][0][1]["concat_latent_image"], theirs[0][0][1]["concat_latent_image"]),
+            float((mine[0][0][1]["concat_mask"] - theirs[0][0][1]["concat_mask"]).abs().max()),
+            list(mine[2]["samples"].shape) == list(theirs[2]["samples"].shape),
+        ]
+        for mine, theirs in ((one_own, one_theirs), (two_own, two_theirs))
+    ]
+    # Smooth, as pictures are: ComfyUI cuts what interpolation makes beyond black and white.
+    resize = torch.nn.functional.interpolate
+    large = resize(torch.rand(1, 3, 10, 14, generator=draw), size=(300, 420), mode="bilinear").movedim(1, -1)
+    seen = own(start_image=large, clip_vision=vision_model)[0][0][1]["clip_vision_output"].penultimate_hidden_states
+    squashed = resize(large.movedim(-1, 1), size=(224, 224), mode="bicubic", align_corners=False)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (vision_model.image_mean, vision_model.image_std))
+    pixels = (squashed - mean) / std
+    wanted = vision_model.model(pixel_values=pixels, intermediate_output=-2)[1]
+    cropped = vision_model.encode_image(large).penultimate_hidden_states
+    answers["CLIP Vision"] = [far(seen, wanted), far(cropped, wanted), list(seen.shape)]
+    two_seen = two_own[0][0][1]["clip_vision_output"].penultimate_hidden_states
+    answers["two pictures"] = list(two_seen.shape)
+
     # CFG and a negative prompt without an image, which ComfyUI fills with zeros.
-    del moved[:]
+    del passes[:]
     guided = ksampler(model, one, cfg=2.0)
-    answers["cfg"] = [len(moved), len(set(moved)), far(guided, ksampler(native, one, cfg=2.0))]
+    answers["cfg"] = [len(passes), len(set(passes)), far(guided, ksampler(native, one, cfg=2.0))]
     bare = (one[0], from_image(start_image=None)[1], one[2])
     answers["negative without image"] = far(ksampler(model, bare, cfg=2.0), ksampler(native, bare, cfg=2.0))
 

@@ -1,0 +1,103 @@
+"""Sentences of LoRA files."""
+
+from __future__ import annotations
+
+from . import Sentence
+
+
+class LoraFiles:
+    """What a LoRA's file holds, and for what."""
+
+    # lora/keys.py
+    BIAS_OWN = Sentence("a bias of its own")
+    REPLACED_WEIGHTS = Sentence("replaced weights")
+    REFERENCE_BRANCH_STAND = Sentence("a reference branch (Stand-In)")
+    IMAGE_BRANCH_IMAGE_VIDEO = Sentence("the image branch of an image-to-video model")
+    VACE_MODULE = Sentence("a VACE module")
+    ADD = Sentence("an add-on")
+    MODULES_CHECKPOINT_LACKS = Sentence("modules that this checkpoint lacks")
+    BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
+    TEXT_ENCODER = Sentence("a text encoder")
+    # lora/reader.py
+    EXPECTED = Sentence(
+        "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, "
+        "diff_m) of a Wan2.1 transformer"
+    )
+    INPUT_36_CHANNELS_IMAGE = Sentence("an input of 36 channels (image to video)")
+    ANOTHER_SHAPE = Sentence("another shape")
+    NORMS_MODULATION = Sentence("norms and modulation")
+    WAN_MODEL_14B = Sentence("a Wan model of 14B")
+    OF_OTHER_EXPERT = Sentence("the {expert}-noise expert of Wan2.2")
+    FACTOR_FOR = Sentence("A LoRA cannot be applied: its factor for {key}")
+    OWN_HALF = Sentence("each gets its own half")
+    MODEL_OF_WIDTH = Sentence("a model of that width")
+    ONE_HALF = Sentence("this checkpoint is one transformer and gets the {expert}-noise half")
+    APPLIES_TO_NOTHING = Sentence(
+        "{subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; {expected}.{said}"
+    )
+    EMBEDDINGS_HEAD = Sentence("embeddings and head")
+    OTHER_KIND = Sentence(
+        "A LoRA cannot be applied: {key} is to be changed by {kind}, which this transformer does not compute; "
+        "{expected}. Remove that LoRA, or use ComfyUI's own Load Diffusion Model for it."
+    )
+    NO_TARGET = Sentence("A LoRA cannot be applied: this checkpoint has no {key}. Remove that LoRA.")
+    OTHER_SHAPE = Sentence(
+        "A LoRA cannot be applied: what is to be added to {key} is of {shapes}, the checkpoint's is of {shape}. The "
+        "LoRA is for another model; remove it."
+    )
+    NOT_EXACT = Sentence(
+        "{subject} cannot be applied exactly, and so it is not applied at all: it has {kinds}; {expected}. Use a "
+        "version of it that was trained or extracted as plain LoRA."
+    )
+    BOTH_EXPERTS = Sentence("It is for both experts of Wan2.2; {each}.")
+    ITS_NUMBER = Sentence("{subject} cannot be used: its {name}")
+    NO_TENSORS = Sentence("{subject} holds no tensors; {expected}.")
+    OTHER_FAMILY = Sentence(
+        "{subject} is for {family}: none of its tensors has the shape of this checkpoint's, whose width is {own}: "
+        "{examples}. Use a LoRA for {get}."
+    )
+    LOOKS_LIKE = Sentence(" It looks like {kind}.")
+    NOT_FINITE = Sentence("{what} is {factor}; expected a finite number. Use another version of the file.")
+    DORA = Sentence(
+        "A LoRA cannot be applied: {key} is to be changed by DoRA, LoCon or a new shape; {expected}. Remove that LoRA."
+    )
+    ODD_PATCH = Sentence(
+        "A LoRA cannot be applied: its pair for {key} is of {down} and {up}; expected [rank, columns] and "
+        "[rows, rank]. Download it again."
+    )
+    TWICE = Sentence(
+        "{subject} has two tensors for the same: {part} and {name}. Two LoRAs may have been put into one file; use "
+        "them one by one."
+    )
+    ODD_DTYPE = Sentence(
+        "{subject} stores {name} as {dtype}; expected floating point numbers. Use another version of it."
+    )
+    HALF_A_PAIR = Sentence(
+        "{subject} is incomplete: {names} is there without the other half of its pair. Download it again."
+    )
+    ODD_PAIR = Sentence(
+        "{subject} does not fit together: {down} is of {shape} and {up} of {shape_2}; expected [rank, columns] "
+        "and [rows, rank]. Download it again."
+    )
+    ODD_ALPHA = Sentence("{subject} has {name} of shape {shape}; expected one number. Download it again.")
+    PEFT_WITHOUT_ALPHA = Sentence(
+        "It was saved by PEFT, and adapter_config.json is not beside it: it is taken as made with an alpha as large "
+        "as its rank."
+    )
+    FOR_IMAGE = Sentence(
+        "It is a LoRA for image to video; this checkpoint is text to video and has no image branch. The rest applies."
+    )
+    NAMED_EXPERT = Sentence(
+        "Its name says that it is for the {lower}-noise expert of Wan2.2; a Wan2.1 checkpoint has the same layers, "
+        "and other weights."
+    )
+    DISTILLS = Sentence(
+        "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
+    )
+    MODEL_ANOTHER_SIZE = Sentence("a model of another size")
+    PEFT_UNREADABLE = Sentence(
+        "The PEFT settings of LoRA {name} cannot be read ({error}): adapter_config.json beside it, or "
+        "lora_adapter_metadata in it. Download it again."
+    )
+    PEFT_SETTINGS = Sentence("the settings of PEFT")
+    PAIR_ALPHA_ALONE = Sentence("no pair (alpha alone)")

@@ -1,0 +1,59 @@
+"""What runs in an actor of a Ray cluster (cluster.py): clips made there, handed over as they are."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..headless.errors import CommandError
+from ..headless.places import Here, Task
+from ..headless.progress import Progress
+from ..headless.report import RunLog
+from .workers import facts_of
+
+
+class ClipMaker:
+    """This process, with the models loaded from clip to clip."""
+
+    def __init__(self, *, models_dir: str, workflow: bytes, timeout: float | None) -> None:
+        """Args:
+        models_dir: on this machine.
+        workflow: content of the file that makes a clip.
+        timeout: seconds after which a clip has failed.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-clips-")).resolve()
+        self._workflow = self._folder / "workflow.json"
+        self._workflow.write_bytes(workflow)
+        self._timeout = timeout
+        self._place = Here(Path(models_dir), self._folder, keeps_models=True)
+
+    def describe(self) -> str:
+        """Return what this worker is called: machine, and process."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def make(self, name: str, values: Sequence[str]) -> tuple[str, Any]:
+        """Make a clip.
+
+        Returns:
+            "made" and (files with their place and content, facts); or the name of an error of headless/errors.py, and
+            its text.
+        """
+        log, folder = RunLog(), self._folder / name
+        task = Task(workflow=self._workflow, assignments=values, output_dir=folder, timeout=self._timeout)
+        try:
+            self._place.run(task, Progress(None, quiet=True), log)
+        except CommandError as error:
+            return type(error).__name__, str(error)
+        files = []
+        for path in log.outputs:
+            files.append((str(path.relative_to(folder)), path.read_bytes()))
+            path.unlink()
+        return "made", (files, facts_of(log.engine))
+
+    def stop(self) -> None:
+        """Cancel what is made, and refuse all else."""
+        self._place.stop()
