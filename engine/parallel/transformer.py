@@ -108,7 +108,7 @@ class GroupTransformer:
             self._conditioning = weakref.ref(conditioning), number
         shape = tuple(latents.shape)
         regions, (mine, flow) = self._memory_of(shape)
-        mine.copy_(latents.view(-1))
+        mine.copy_(latents.reshape(-1))
         value = (self._number, shape, timestep, self._conditioning[1], expert, then)
         self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
         return flow.view(shape).to(latents.device, copy=True)

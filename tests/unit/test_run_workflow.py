@@ -577,3 +577,20 @@ def test_progress_is_live_on_a_terminal_and_fits_its_width(monkeypatch):
 
 def test_quiet_shows_nothing():
     assert show_a_run(io.StringIO(), quiet=True) == show_a_run(Terminal(), quiet=True) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"definitions": 5},
+        {"definitions": {"subgraphs": [{"id": {}}]}},
+        {"links": 5},
+        {"links": [{"id": {}, "origin_id": 1, "origin_slot": 0}]},
+        {"nodes": [{**node(1, "Load"), "widgets_values": 5}]},
+        {"nodes": [{**node(1, "Save", inputs=[("latent", "LATENT", 1)]), "inputs": [{"name": [], "link": {}}]}]},
+    ],
+)
+def test_what_no_editor_writes_is_a_sentence(change):
+    data = {"nodes": [node(1, "Load", ["a"], outputs=["MODEL"])], "links": [], "version": 0.4} | change
+    with pytest.raises(WorkflowError, match=r"Save the workflow again in ComfyUI's editor|form a loop"):
+        to_prompt(data, INFOS)

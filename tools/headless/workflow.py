@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.errors import nearest
+from ...engine.errors import MALFORMED, nearest
 from ..text_files import read_text
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
@@ -107,7 +107,11 @@ def _api_nodes(data: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    return _short(json.dumps(value))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -138,11 +142,17 @@ def to_prompt(data: Mapping[str, Any], infos: Mapping[str, NodeInfo], *, has_ser
         has_server: whether they are a server's, for messages.
 
     Raises:
-        WorkflowError: an unknown node, a subgraph, a group node, or a broken or circular link.
+        WorkflowError: an unknown node, a subgraph, a group node, a broken or circular link, or what no editor writes.
     """
     if not is_editor_format(data):
         return {str(node_id): dict(node) for node_id, node in data.items()}
-    return _Editor(data, infos, has_server=has_server).to_prompt()
+    try:
+        return _Editor(data, infos, has_server=has_server).to_prompt()
+    except MALFORMED as error:
+        raise WorkflowError(
+            "Save the workflow again in ComfyUI's editor: somewhere in it is something else than the editor writes "
+            f"({type(error).__name__}: {str(error)[:120]})."
+        ) from error
 
 
 def adopt_separators(prompt: Prompt, infos: Mapping[str, NodeInfo]) -> None:
@@ -166,7 +176,7 @@ def silenced_outputs(data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> 
     return [
         f"'{node.get('title') or infos[node['type']].get('display_name') or node['type']}' (node {node['id']})"
         for node in _objects(data["nodes"], "nodes")
-        if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(node["type"], {}).get("output_node")
+        if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(str(node.get("type")), {}).get("output_node")
     ]
 
 
@@ -255,12 +265,14 @@ class _Editor:
         if number is None:
             return None
         if number not in self._links:
-            raise WorkflowError(f"Input '{entry.get('name')}' uses link {number}, which the file does not contain.")
+            raise WorkflowError(
+                f"Input '{_short(entry.get('name'))}' uses link {_short(number)}, which the file does not contain."
+            )
         origin, slot = self._links[number]
         if origin not in self._nodes:
-            raise WorkflowError(f"Link {number} starts at node {origin}, which the file does not contain.")
+            raise WorkflowError(f"Link {number} starts at node {_short(origin)}, which the file does not contain.")
         if (origin, slot) in visited:
-            raise WorkflowError(f"The links around node {origin} form a loop; a workflow must not be circular.")
+            raise WorkflowError(f"The links around node {_short(origin)} form a loop; a workflow must not be circular.")
         visited.add((origin, slot))
         node = self._nodes[origin]
         wanted = str(entry.get("type", "*"))

@@ -362,7 +362,7 @@ with torch.inference_mode():
     ksampler(clone)
     entries = [each.model for each in mm.current_loaded_models if each.model is not None]
     answers["one entry"] = sum(each.model is model.model for each in entries)
-    answers["workspace is given back"] = handle.owner.engine._loaded.blocks._workspace is None
+    answers["workspace is given back"] = handle.owner.engine._loaded.blocks.memory.workspace is None
     keys = set(model.model.state_dict())
     answers["names"] = ["diffusion_model.blocks.0.self_attn.q.weight" in keys, any("scale" in key for key in keys)]
     third = load(fp8_file)
