@@ -16,7 +16,6 @@ PANELS = {
     "LightX2VEnhancePrompt": "lightx2v_enhanced",
     "LightX2VEmptyLatent": "lightx2v_size",
     "LightX2VImageToVideo": "lightx2v_size",
-    "LightX2VImageToVideo": "lightx2v_size",
     "LightX2VReport": "lightx2v_report",
 }
 STEPS = [f"step {step}/4" for step in range(1, 5)]
