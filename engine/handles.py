@@ -43,6 +43,7 @@ from .parallel.group import Members, running_group
 from .parallel.members import choose_members
 from .parallel.room import GroupRoom
 from .parallel.transformer import GroupTransformer
+from .sentences.sampling import Sampling
 from .settings import EngineSettings, GpuSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
 from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
@@ -158,9 +159,7 @@ class TransformerHandle(_Handle):
         """
         members = choose_members(self.gpus, device)
         if members is not None and self.settings.engine == "lightx2v":
-            raise LightX2VError(
-                "Set engine to 'auto', or gpus of LightX2V GPUs to 1: LightX2V's own compute runs on one GPU here."
-            )
+            raise LightX2VError(Sampling.ONE_GPU())
         return members
 
     def wanted(self, device: torch.device, clip: Clip | None = None) -> Wanted:

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import NonFiniteLatentsError
 from ..interfaces import Conditioning, Hooks, Transformer
+from ..sentences.sampling import Sampling
 from .schedule import Schedule
 
 NUM_SEEDS = 2**64
@@ -131,21 +132,19 @@ def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Tra
     share = 100 * (1 - finite.float().mean().item())
     facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
     raise NonFiniteLatentsError(
-        f"Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
-        f"would be black or noise. Running: {facts}. {_advice(transformer.describe())}"
+        Sampling.STOPPED(step=step, steps=steps, share=share, facts=facts, advice=_advice(transformer.describe()))
     )
 
 
 # What rules a kernel out: the report's name of it, what is plain already, what to set.
 _PLAINER = (
-    ("attention", ("sdpa",), "attention to 'sdpa'"),
-    ("ops", ("torch",), "compile to 'off'"),
-    ("offload", ("block", "none"), "offload to 'block'"),
+    ("attention", ("sdpa",), Sampling.SET_ATTENTION()),
+    ("ops", ("torch",), Sampling.SET_COMPILE()),
+    ("offload", ("block", "none"), Sampling.SET_OFFLOAD()),
 )
 
 
 def _advice(running: Mapping[str, Any]) -> str:
     """Return what to try, without what is so already."""
     settings = [advice for name, plain, advice in _PLAINER if running.get(name) not in plain]
-    check = "heck the checkpoint in the doctor: a damaged file does this, and `python tools/download.py get` mends it."
-    return f"Set {', then '.join(settings)} to rule out a kernel, then c{check}" if settings else f"C{check}"
+    return Sampling.RULE_OUT(settings=", then ".join(settings)) if settings else Sampling.CHECK()

@@ -14,7 +14,7 @@ const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwrig
 const NODES = [
     "LightX2VLoadCheckpoint", "LightX2VLoadTransformer", "LightX2VLoadTextEncoder", "LightX2VLoadVAE", "LightX2VOffload",
     "LightX2VLora", "LightX2VEnhancePrompt", "LightX2VTextEncode", "LightX2VEmptyLatent", "LightX2VSampler", "LightX2VDecode",
-    "LightX2VReport",
+    "LightX2VReport", "LightX2VImageToVideo", "LightX2VGPUs",
 ];
 const OURS = /extensions\/ComfyUI-LightX2V\/|\/lightx2v\//;
 const PANEL_WAIT_MS = 20_000;

@@ -1,4 +1,4 @@
-"""What the panels say: every text is there in both languages, with the same holes, and every one that is said exists."""
+"""What the panels say: every text is there in both languages, with the same holes; every one that is said exists."""
 
 import re
 from pathlib import Path

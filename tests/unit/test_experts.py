@@ -80,22 +80,19 @@ def details_of(samples):
 # The same as both by hand
 
 
-@pytest.mark.parametrize("method", ["lcm", "euler"])
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize(("precision", "method"), [("bf16", "lcm"), ("fp8", "euler"), ("int8", "lcm")])
 def test_latents_are_those_of_both_transformers_one_after_the_other(precision, method):
     expected = by_hand(HALVES, method=method, precision=precision)
     assert torch.equal(sample(handle_of(experts(precision)), method=method), expected)
 
 
-@pytest.mark.parametrize("mode", ["none", "phase", "disk"])
+@pytest.mark.parametrize("mode", ["phase", "disk"])
 def test_the_mode_changes_nothing(monkeypatch, mode):
-    expected = by_hand(HALVES)
-    assert torch.equal(sample(handle_of(mode=mode)), expected)
     travel_as_on_a_gpu(monkeypatch)
-    assert torch.equal(sample(handle_of(mode=mode)), expected)
+    assert torch.equal(sample(handle_of(mode=mode)), by_hand(HALVES))
 
 
-@pytest.mark.parametrize(("high_steps", "expected"), [(0, [0, 4]), (1, [1, 3]), (3, [3, 1]), (4, [4, 0]), (9, [4, 0])])
+@pytest.mark.parametrize(("high_steps", "expected"), [(0, [0, 4]), (3, [3, 1]), (9, [4, 0])])
 def test_the_number_of_the_step_decides(high_steps, expected):
     shares = (("high", range(expected[0])), ("low", range(expected[0], 4)))
     latents = sample(handle_of(), high_steps=high_steps)
@@ -226,9 +223,8 @@ def test_why_nothing_fits_names_every_way():
 
 
 def test_a_cancel_in_either_expert_leaves_the_pair_usable():
-    handle = handle_of()
-    expected = sample(handle)
-    for checks in (1, 4, 7, 10):
+    handle, expected = handle_of(), by_hand(HALVES)
+    for checks in (4, 10):
         with pytest.raises(Cancelled):
             sample(handle, hooks=Hooks(check_interrupt=CancelAfter(checks)))
         assert torch.equal(sample(handle), expected)
@@ -245,11 +241,11 @@ def test_a_cancelled_load_gives_everything_back(monkeypatch):
 
 def test_unloading_gives_everything_back_and_the_next_run_loads_both():
     handle, before = handle_of(), Snapshot()
-    expected = sample(handle)
+    sample(handle, steps=1)
     handle.unload()
     gc.collect()
     assert not large(before)
-    assert torch.equal(sample(handle), expected)
+    assert torch.equal(sample(handle), by_hand(HALVES))
 
 
 def large(before):
@@ -418,6 +414,7 @@ def test_the_log_names_experts_steps_and_noise_levels(caplog):
 def test_a_pair_of_files_is_the_same_model_as_a_pair_of_folders():
     """Whichever of them is named."""
     high, low = sorted(expert_files("bf16").iterdir())
-    expected = sample(handle_of(experts("bf16")))
+    short = {"steps": 2, "high_steps": 1}
+    expected = sample(handle_of(experts("bf16")), **short)
     for path in (expert_files("bf16"), high, low):
-        assert torch.equal(sample(handle_of(path)), expected)
+        assert torch.equal(sample(handle_of(path), **short), expected)

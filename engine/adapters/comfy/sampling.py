@@ -23,6 +23,7 @@ from ...errors import NonFiniteLatentsError
 from ...interfaces import Hooks
 from ...memory.clip import Clip
 from ...report import attach, measure, records_of
+from ...sentences.sampling import Sampling
 from ...settings import SamplingSettings
 from ...stages.denoise import NUM_SEEDS, ClipState, start
 from ...stages.given import with_given
@@ -48,15 +49,12 @@ def model_problem(model: Any) -> str | None:
     kind = type(inner).__name__
     image_model = getattr(getattr(inner, "model_config", None), "unet_config", {}).get("image_model")
     found = f"{kind} ({image_model})" if image_model else kind
-    expected = (
-        "Connect a LightX2V loader, or 'Load Diffusion Model' with a distilled Wan2.1 or Wan2.2 14B file: this sampler "
-        "is for Wan video models of 16 latent channels"
-    )
+    expected = Sampling.EXPECTED_MODEL()
     channels = getattr(getattr(inner, "latent_format", None), "latent_channels", None)
     if not isinstance(inner, comfy.model_base.WAN21):
-        return f"{expected}, and the model is {found}."
+        return Sampling.OTHER_MODEL(expected=expected, found=found)
     if channels != LATENT_CHANNELS:
-        return f"{expected}, and the model is {found}, of {channels} channels."
+        return Sampling.OTHER_CHANNELS(expected=expected, found=found, channels=channels)
     return None
 
 
@@ -152,11 +150,7 @@ def _sample_natively(
         }
     share = 1 - float(torch.isfinite(latents).float().mean())
     if share:
-        raise NonFiniteLatentsError(
-            "Check that the model's file is complete and that its weight_dtype is 'default': sampling made "
-            f"{100 * share:.1f} % of the latents NaN or infinite, so the video would be black or noise. The model was "
-            f"{type(model.model).__name__}, computed by ComfyUI."
-        )
+        raise NonFiniteLatentsError(Sampling.NO_NUMBERS(share=100 * share, name=type(model.model).__name__))
     return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])
 
 
@@ -175,10 +169,7 @@ def _warn_of_shift(model: Any, shift: float) -> None:
     patch = getattr(model, "object_patches", {}).get("model_sampling")
     other = getattr(patch, "shift", shift)
     if other != shift:
-        logger.warning(
-            "LightX2V: the model's shift %g (ModelSamplingSD3) has no effect on LightX2V Sampler: it has its own, %g.",
-            other, shift,
-        )  # fmt: skip
+        logger.warning("LightX2V: %s", Sampling.IDLE_SHIFT(other=other, shift=shift))
 
 
 def _with_shift(model: Any, shift: float) -> Any:

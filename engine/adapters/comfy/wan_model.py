@@ -29,6 +29,7 @@ from ...handles import TransformerHandle
 from ...interfaces import Conditioning, Hooks, Transformer
 from ...memory.clip import Clip
 from ...report import attach, records_of
+from ...sentences.sampling import Sampling
 from ...stages.conditioning import of_rows
 from ...stages.given import NO_IMAGE, check_given
 from ...stages.schedule import build_schedule, experts_of
@@ -150,11 +151,8 @@ class _Run:
         if self.is_guided or not any(conditions):
             return
         self.is_guided = True
-        found = "the guider computes several conditions" if self.cfg in (None, 1) else f"cfg is {self.cfg:g}"
-        logger.warning(
-            "LightX2V: %s; the checkpoint is distilled for cfg 1, where a step takes half the time or less and no "
-            "negative prompt is needed.", found,
-        )  # fmt: skip
+        found = Sampling.SEVERAL_CONDITIONS() if self.cfg in (None, 1) else Sampling.CFG_IS(cfg=self.cfg)
+        logger.warning("LightX2V: %s", Sampling.NOT_FOR_CFG(found=found))
 
     def _note_step(self, timestep: float) -> int:
         """Report a step when its first pass begins, and return its number from 1; samplers of higher order also call
@@ -238,15 +236,9 @@ class Diffusion(torch.nn.Module):
         padded = comfy.ldm.common_dit.pad_to_patch_size(x, PATCH_SIZE)
         times = timestep.flatten().tolist()
         if self.run is None:
-            raise RuntimeError(
-                "Use a sampler node of ComfyUI, or LightX2V Sampler: LightX2V's model was called without one, "
-                f"so that nothing has planned its memory and loaded it for latents of shape {list(x.shape)}."
-            )
+            raise RuntimeError(Sampling.NO_SAMPLER(shape=list(x.shape)))
         if not self._handle.owner.is_loaded:
-            raise RuntimeError(
-                "Run it again without what unloads models while one is sampling (a node in a callback of the sampler, "
-                "for instance): LightX2V's transformer was unloaded between two steps."
-            )
+            raise RuntimeError(Sampling.UNLOADED())
         self.run.warn_of_guidance(transformer_options.get("cond_or_uncond", ()))
         clip_fea = clip_fea if architecture.image_dim else None
         flows = [
@@ -312,7 +304,7 @@ def sample_with(
     levels, experts = [float(sigma) for sigma in sigmas], _experts_of(model, sigmas)
     names = [model.model.lightx2v_handle.files.names[expert] for expert in experts]
     if any(names):
-        steps = (f"{name}-noise expert at sigma {sigma:.4g}" for name, sigma in zip(names, levels, strict=False))
+        steps = (Sampling.EXPERT_AT(name=name, sigma=sigma) for name, sigma in zip(names, levels, strict=False))
         logger.info("LightX2V: %s.", ", ".join(steps))
 
     def run(transformer: Transformer) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -398,10 +390,14 @@ def _warn_unusual(sigmas: torch.Tensor) -> None:
     parts = (usual[start : start + len(found)] for start in range(len(usual)))
     if not any(_alike(found, part) for part in parts):
         logger.warning(
-            "LightX2V: the sampler's noise levels are %s; the checkpoint is distilled for %s, which scheduler 'simple' "
-            "with %d steps and shift %g gives. Others usually look worse.",
-            _listed(found), _listed(usual), DISTILL_STEPS, DISTILL_SHIFT,
-        )  # fmt: skip
+            "LightX2V: %s",
+            Sampling.OTHER_NOISE_LEVELS(
+                levels=_listed(found),
+                distilled=_listed(usual),
+                distill_steps=DISTILL_STEPS,
+                distill_shift=DISTILL_SHIFT,
+            ),
+        )
 
 
 def _alike(found: Iterable[float], usual: Iterable[float]) -> bool:

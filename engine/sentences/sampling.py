@@ -1,0 +1,64 @@
+"""Sentences of sampling."""
+
+from __future__ import annotations
+
+from . import Sentence
+
+
+class Sampling:
+    """Samplers, their models and what they make."""
+
+    # adapters/comfy/sampling.py
+    IDLE_SHIFT = Sentence(
+        "the model's shift {other:g} (ModelSamplingSD3) has no effect on LightX2V Sampler: it has its own, {shift:g}."
+    )
+    EXPECTED_MODEL = Sentence(
+        "Connect a LightX2V loader, or 'Load Diffusion Model' with a distilled Wan2.1 or Wan2.2 14B file: this "
+        "sampler is for Wan video models of 16 latent channels"
+    )
+    OTHER_MODEL = Sentence("{expected}, and the model is {found}.")
+    OTHER_CHANNELS = Sentence("{expected}, and the model is {found}, of {channels} channels.")
+    NO_NUMBERS = Sentence(
+        "Check that the model's file is complete and that its weight_dtype is 'default': sampling made {share:.1f} % "
+        "of the latents NaN or infinite, so the video would be black or noise. The model was {name}, computed by "
+        "ComfyUI."
+    )
+    # adapters/comfy/wan_model.py
+    NOT_FOR_CFG = Sentence(
+        "{found}; the checkpoint is distilled for cfg 1, where a step takes half the time or less and no negative "
+        "prompt is needed."
+    )
+    OTHER_NOISE_LEVELS = Sentence(
+        "the sampler's noise levels are {levels}; the checkpoint is distilled for {distilled}, which scheduler "
+        "'simple' with {distill_steps:d} steps and shift {distill_shift:g} gives. Others usually look worse."
+    )
+    SEVERAL_CONDITIONS = Sentence("the guider computes several conditions")
+    CFG_IS = Sentence("cfg is {cfg:g}")
+    EXPERT_AT = Sentence("{name}-noise expert at sigma {sigma:.4g}")
+    NO_SAMPLER = Sentence(
+        "Use a sampler node of ComfyUI, or LightX2V Sampler: LightX2V's model was called without one, so that "
+        "nothing has planned its memory and loaded it for latents of shape {shape}."
+    )
+    UNLOADED = Sentence(
+        "Run it again without what unloads models while one is sampling (a node in a callback of the sampler, for "
+        "instance): LightX2V's transformer was unloaded between two steps."
+    )
+    # stages/denoise.py
+    CHECK = Sentence(
+        "Check the checkpoint in the doctor: a damaged file does this, and `python tools/download.py get` mends it."
+    )
+    STOPPED = Sentence(
+        "Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
+        "would be black or noise. Running: {facts}. {advice}"
+    )
+    SET_ATTENTION = Sentence("attention to 'sdpa'")
+    SET_COMPILE = Sentence("compile to 'off'")
+    SET_OFFLOAD = Sentence("offload to 'block'")
+    RULE_OUT = Sentence(
+        "Set {settings} to rule out a kernel, then check the checkpoint in the doctor: a damaged file does this, and "
+        "`python tools/download.py get` mends it."
+    )
+    # handles.py
+    ONE_GPU = Sentence(
+        "Set engine to 'auto', or gpus of LightX2V GPUs to 1: LightX2V's own compute runs on one GPU here."
+    )
