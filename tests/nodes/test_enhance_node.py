@@ -118,7 +118,7 @@ def test_cancel_stops_the_wait(execute, shown, monkeypatch):
 def test_the_wait_is_shown_second_by_second(execute, shown):
     with LlmServer(llm_server.after(1.2)) as server:
         execute(**WIDGETS, url=server.url)
-    assert shown.texts == [("7", "waiting for the language model, second 1/10")]
+    assert shown.texts[0] == ("7", "waiting for the language model, second 1/10")
 
 
 @pytest.mark.parametrize("wrong", [{"task": "v2v"}, {"language": "fr"}])
