@@ -1,6 +1,7 @@
 """The import direction of the architecture, checked on the syntax trees."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -87,8 +88,13 @@ def product_files():
     return sorted(path for folder in ("engine", "nodes") for path in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def imports_of(path: Path):
-    """Yield (dotted name, level) of every import, relative ones resolved against the repository root."""
+    """Return (dotted name, level) of every import, relative ones resolved against the repository root."""
+    return list(_find_imports(path))
+
+
+def _find_imports(path: Path):
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

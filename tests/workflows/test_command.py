@@ -39,7 +39,7 @@ def test_exit_code_and_message(arguments, code, words):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("LightX2VSampler.steps=99", "Node 6 (LightX2V Sampler): input 'steps' is 99; expected at most 50."),
+        ("LightX2VSampler.steps=99", "Node 5 (LightX2V Sampler (Wan)): input 'steps' is 99; expected at most 50."),
         ("LightX2VEmptyLatent.width=100", "width is 100; expected a multiple of 16"),
         ("LightX2VLoadCheckpoint.checkpoint=../../etc", "'../../etc'"),
         ("LightX2VSampler.method=dpm", "method is 'dpm'"),
@@ -80,7 +80,7 @@ def graph_with(tmp_path, change, **encoding):
 def test_a_muted_save_is_said_where_the_rest_runs(run, tmp_path, mode):
     done = run(graph_with(tmp_path, lambda save, _: save.update(mode=mode)), *SIZE, "--quiet")
     assert (done.code, done.stdout) == (0, "")
-    sentence = "Unmute 'Save Video' (node 9) to have a file: no node that ran has saved one."
+    sentence = "Unmute 'Save Video' (node 8) to have a file: no node that ran has saved one."
     assert done.stderr == f"run_workflow: {sentence}\n"
 
 
@@ -92,7 +92,7 @@ def only_output(save, graph):
 def test_a_workflow_whose_only_output_is_muted_does_not_run(run, tmp_path):
     done = run(graph_with(tmp_path, only_output), *SIZE)
     assert (done.code, done.stdout) == (2, "")
-    sentence = "Unmute 'Save Video' (node 9) in the editor: no other node saves or shows anything."
+    sentence = "Unmute 'Save Video' (node 8) in the editor: no other node saves or shows anything."
     assert done.stderr == f"run_workflow: {sentence}\n"
 
 
@@ -154,7 +154,7 @@ def test_ctrl_c_cancels_and_the_next_run_works(run, monkeypatch, tmp_path):
         patch.setattr(Progress, "note", interrupt_in_sampling)
         done = run(TEXT_TO_VIDEO, *SIZE, "--report", report_file)
     assert (done.code, done.stdout) == (130, "")
-    assert "Cancelled in node 6 (LightX2V Sampler)." in done.stderr
+    assert "Cancelled in node 5 (LightX2V Sampler (Wan))." in done.stderr
     # Stopped at the first step's end: nothing ran after it.
     assert sum(text.startswith("step") for text in notes) == 1
     assert json.loads(report_file.read_text(encoding="utf-8"))["status"] == "cancelled"
@@ -169,14 +169,24 @@ def test_timeout_cancels(run):
     assert "longer than --timeout 0.001 s" in done.stderr
 
 
-def test_failing_node_is_named_and_finished_nodes_are_in_the_report(run, models_dir, tmp_path):
+def test_failing_node_is_named(run, models_dir, tmp_path):
     broken = shutil.copytree(models_dir, tmp_path / "models")
     vae = next(broken.rglob("Wan2.1_VAE.pth"))
     vae.write_bytes(vae.read_bytes()[:1000])
-    report_file = tmp_path / "report.json"
-    done = run(TEXT_TO_VIDEO, *SIZE, "--report", report_file, models=broken)
+    done = run(TEXT_TO_VIDEO, *SIZE, models=broken)
     assert (done.code, done.stdout) == (3, "")
-    assert "Node 3 (LightX2V Load Checkpoint) failed with CheckpointError" in done.stderr
+    assert "Node 2 (LightX2V Load Checkpoint (Wan)) failed with CheckpointError" in done.stderr
+
+
+def test_finished_nodes_are_in_the_report_of_a_run_that_failed(run, models_dir, tmp_path):
+    report_file = tmp_path / "report.json"
+    size = [
+        f"LightX2VEmptyLatent.{name}={value}"
+        for name, value in (("width", 8192), ("height", 8192), ("num_frames", 801))
+    ]
+    done = run(TEXT_TO_VIDEO, *(word for each in size for word in ("--set", each)), "--report", report_file)
+    assert (done.code, done.stdout) == (3, "")
+    assert "Node 5 (LightX2V Sampler (Wan)) failed with NothingFitsError" in done.stderr
     report = json.loads(report_file.read_text(encoding="utf-8"))
     assert report["status"] == "failed"
-    assert [node["node_id"] for node in report["nodes"]] == ["2"]
+    assert [node["node_id"] for node in report["nodes"]] == ["2", "3", "4"]
