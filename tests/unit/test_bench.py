@@ -86,7 +86,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         pytest.param("gpus", "--gpus 1 --modes none --sizes 64x64 --frames 5", 1, marks=SUITE),
         pytest.param("experts", f"{CLIP} --rounds 1 --caps 8 12", 5, marks=SUITE),
         pytest.param("vae", "--sizes 64x64 --frames 5 --tiles 32", 8, marks=SUITE),
-        ("text", "", 1),
+        pytest.param("text", "", 1, marks=SUITE),
         pytest.param("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui pack-lightx2v", 4, marks=SUITE),
     ],
 )
