@@ -4,16 +4,20 @@ VENV := .venv
 # Tools run as modules: their scripts in $(VENV)/bin hold the path of the folder, which may be renamed.
 RUN := $(VENV)/bin/python
 # A process a core, up to four: each takes a GiB or so.
-TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile tests
 READY := $(VENV)/.ready-$(shell cat requirements-dev.txt Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: demo test fuzz lint format clean
+.PHONY: demo test slow fuzz lint format clean
 
 demo: $(READY)
 	$(RUN) demo/run.py
 
+# What takes long, and further combinations of what is tested here, are in `make slow`.
 test: lint
-	$(TESTS) tests
+	$(TESTS) -m "not slow"
+
+slow: $(READY)
+	$(TESTS) -m slow
 
 # Of mutated files, 5,000; `make fuzz FILES=20000 SEED=7` for more and others.
 fuzz: $(READY)

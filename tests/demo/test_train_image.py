@@ -200,6 +200,7 @@ class TestLora:
         torch.testing.assert_close(merged.predict_flow(latents, sigmas, rows), changed, atol=2e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_stages_run_from_a_finished_checkpoint_and_go_on_from_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SIZES", SIZES)
     monkeypatch.setattr(runs, "VAE_DIM", 8)

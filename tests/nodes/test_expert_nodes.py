@@ -63,6 +63,7 @@ def test_a_workflow_without_the_new_inputs_gets_both_experts_by_their_names(run,
     assert torch.equal(sample(load(FILE.format("low")))["samples"], latent["samples"])
 
 
+@pytest.mark.slow
 def test_the_widget_decides_how_many_steps_the_first_one_has(run, load, sample):
     pair = load()
     assert details(run, sample(pair, steps=3))["experts"] == ["high", "low", "low"]
@@ -70,6 +71,7 @@ def test_the_widget_decides_how_many_steps_the_first_one_has(run, load, sample):
     assert torch.equal(sample(pair, high_steps=2)["samples"], alone["samples"])
 
 
+@pytest.mark.slow
 def test_files_whose_names_say_nothing_are_told_apart_by_the_widget(load, sample):
     expected = sample(load())["samples"]
     pair = load("one.safetensors", second_expert="two.safetensors", expert="high")

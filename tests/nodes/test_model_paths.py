@@ -238,6 +238,7 @@ def test_the_shortest_way_to_a_folder_names_it(paths, models_dir):
     assert paths.VAES.resolve("a/deep/wan_vae.pth") == models_dir / "vae" / "z" / "wan_vae.pth"
 
 
+@pytest.mark.slow
 def test_very_deep_folders_do_not_end_the_lists(paths, models_dir):
     os.makedirs(os.path.join(models_dir, "vae", *["d"] * 900))
     put(models_dir, "vae/wan_vae.pth")

@@ -46,6 +46,7 @@ def transformer_of(precision, members, sizes=SIZES):
     return GroupTransformer(files_of(precision, sizes), backends, Placement(mode="none"), members)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "precision"),
     [

@@ -220,6 +220,7 @@ class TransformerContract:
                 flow_of(transformer, hooks=Hooks(check_interrupt=CancelAfter(checks)))
             assert torch.equal(flow_of(transformer), expected)
 
+    @pytest.mark.slow
     @EVERY_MODE
     def test_a_cancel_while_loading_leaves_an_object_that_loads_again(self, mode, flow_of, resident_flow):
         transformer = self.unloaded(self.path("fp8"), mode)
@@ -255,6 +256,7 @@ class CpuContract(TransformerContract):
         flow_of(self.loaded(self.path("bf16"), mode), hooks=Hooks(check_interrupt=check))
         assert check.calls == self.num_units(mode)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("leave", "travels"), [("unload", True), ("drop", False)], ids=["unload", "drop"])
     @EVERY_MODE
     def test_weights_go_at_once(self, mode, leave, travels, flow_of, monkeypatch):
@@ -290,6 +292,7 @@ class CpuContract(TransformerContract):
         transformer.unload()
         assert not mapped_below(self.path("fp8"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["none", "block", "phase"])
     def test_what_only_a_pass_needs_can_be_given_back(self, mode, flow_of):
         transformer = self.unloaded(self.path("fp8"), mode)
@@ -345,6 +348,7 @@ class GpuContract(TransformerContract):
         gc.collect()
         torch.cuda.empty_cache()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ATTENTIONS)
     @EVERY_PRECISION
     def test_every_mode_gives_the_same_bits_with_every_attention(self, precision, name, flow_of):
@@ -387,6 +391,7 @@ class GpuContract(TransformerContract):
         assert time.perf_counter() - start < 1.5 * block_seconds
         assert torch.equal(flow_of(transformer), expected)
 
+    @pytest.mark.slow
     @EVERY_MODE
     def test_unload_gives_all_memory_back_at_once(self, mode, flow_of):
         warm = self.loaded(self.path("fp8"))

@@ -14,6 +14,7 @@ def run(*words):
     return subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "command", "option"),
     [

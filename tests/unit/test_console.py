@@ -59,6 +59,7 @@ def test_a_stream_that_was_closed_is_watched_by_nobody():
     assert not console.is_live(closed) and not console.is_live(None) and not console.is_live(io.StringIO())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="shell and /dev/full")
 @pytest.mark.parametrize(
     ("arguments", "code", "redirect"),

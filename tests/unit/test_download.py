@@ -459,6 +459,7 @@ def run(*arguments, environment=None):
     return run_script("download.py", *arguments, environment=clean | (environment or {}))
 
 
+@pytest.mark.slow
 def test_the_command_honours_endpoint_and_token(hub, models_dir):
     hub.token = "hf_test"
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test"}

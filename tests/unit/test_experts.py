@@ -86,6 +86,7 @@ def test_latents_are_those_of_both_transformers_one_after_the_other(precision, m
     assert torch.equal(sample(handle_of(experts(precision)), method=method), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["phase", "disk"])
 def test_the_mode_changes_nothing(monkeypatch, mode):
     travel_as_on_a_gpu(monkeypatch)
@@ -140,6 +141,7 @@ def flows():
     return [each.predict_flow(normal(*SHAPE, seed=3), 937.5, CONDITIONING[0], Hooks()) for each in alone]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACES, ids=str)
 def test_every_placement_gives_each_experts_flow_in_any_order(monkeypatch, flows, placement):
     """Also where another expert comes than was expected."""
@@ -239,6 +241,7 @@ def test_a_cancelled_load_gives_everything_back(monkeypatch):
     assert not handle.owner.is_loaded and not large(before)
 
 
+@pytest.mark.slow
 def test_unloading_gives_everything_back_and_the_next_run_loads_both():
     handle, before = handle_of(), Snapshot()
     sample(handle, steps=1)
@@ -411,6 +414,7 @@ def test_the_log_names_experts_steps_and_noise_levels(caplog):
     assert "low-noise expert: steps 3 to 4 of 4, sigma 0.8333, 0.625." in caplog.text
 
 
+@pytest.mark.slow
 def test_a_pair_of_files_is_the_same_model_as_a_pair_of_folders():
     """Whichever of them is named."""
     high, low = sorted(expert_files("bf16").iterdir())

@@ -370,7 +370,7 @@ def test_loras_go_at_once_and_their_files_are_not_held(travels, monkeypatch):
     gc.disable()
     try:
         transformer.use_loras(Stack(), Hooks())
-        assert not tensors(alive(made))
+        assert not tensors(made)
     finally:
         gc.enable()
 

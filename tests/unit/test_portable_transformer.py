@@ -105,6 +105,7 @@ def test_an_fp8_file_computes_in_int8_with_its_weights_requantized():
     assert relative_error(flow_of(transformer), expected) < KERNEL_TOLERANCE["int_mm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("travels", [False, True], ids=["mapped", "travels"])
 @pytest.mark.parametrize("path", [distilled, comfy_transformer], ids=["folder", "one scale a layer"])
 def test_every_placement_requantizes_to_the_same_bits(path, travels, monkeypatch):

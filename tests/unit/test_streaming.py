@@ -287,6 +287,7 @@ def test_a_unit_that_could_not_be_finished_is_brought_again(bring, files, mode):
 # Streaming
 
 
+@pytest.mark.slow
 def test_two_buffers_as_large_as_the_largest_streamed_unit_serve_all(bring, tmp_path):
     files = Files(tmp_path, (400, 8, 64, 16, 8))
     before, largest = Snapshot(), files.units()[2].num_bytes
@@ -674,6 +675,7 @@ def test_disk_locks_its_two_staging_buffers(bring, files, locks):
     assert len(locks) == 2
 
 
+@pytest.mark.slow
 def test_closing_gives_all_memory_back(bring, files, host_buffers):
     for mode in ("block", "disk"):
         before = Snapshot()

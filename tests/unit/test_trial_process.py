@@ -62,6 +62,7 @@ def no_child(*given):
     pytest.fail("a child process was started")
 
 
+@pytest.mark.slow
 def test_what_ends_or_holds_up_its_process_is_never_tried_here(kept, packages, monkeypatch, caplog):
     packages(
         sageattention="""

@@ -122,6 +122,7 @@ def test_an_output_folder_that_cannot_be_written_is_a_sentence(run, tmp_path, pl
     assert json.loads(report.read_text(encoding="utf-8"))["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_console_without_the_letters_of_a_path_gets_them_escaped(models_dir, tmp_path):
     output, report = tmp_path / "\u89c6\u9891", tmp_path / "report.json"
     folders = ("--models-dir", models_dir, "--output-dir", output, "--report", report)

@@ -280,6 +280,7 @@ def built(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_models_stay_loaded_from_prompt_to_prompt(prompts, built, tmp_path):
     code, together, _ = prompts("a red fox\na blue boat\na kite\n", "--seed", "7")
     assert code == 0 and built == ["build_transformer", "build_decoder"]
@@ -290,6 +291,7 @@ def test_models_stay_loaded_from_prompt_to_prompt(prompts, built, tmp_path):
     assert code == 0 and np.array_equal(*frames)
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_is_loaded_anew(models_dir, tmp_path, built):
     place = Here(models_dir, tmp_path, keeps_models=True)
     task = Task(workflow=examples.TEXT_TO_VIDEO, assignments=TINY[1::2], output_dir=tmp_path / "out")
