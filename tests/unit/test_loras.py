@@ -13,7 +13,7 @@ from lightx2v_pack.engine.lora.changes import Stack
 from lightx2v_pack.engine.lora.reader import Patch, lora_of_patches, read_lora
 from lightx2v_pack.engine.memory.placement import Placement
 from support import loras
-from support.alive import Snapshot, alive, num_bytes, tensors
+from support.alive import Snapshot, num_bytes, tensors
 from support.cancel import CancelAfter, Cancelled
 from support.checkpoints import distilled, scratch, transformer_weights
 from support.contract_of_a_transformer import travel_as_on_a_gpu
