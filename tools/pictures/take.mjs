@@ -1,4 +1,4 @@
-// Takes the pictures of the starter and of the help pages in a real editor: node take.mjs CONFIG.json (see take.py).
+// Takes the pictures of the help pages in a real editor: node take.mjs CONFIG.json (see take.py).
 //
 // CONFIG: {nodeModules, chromium, url, root, plans: {name: answer of /lightx2v/plan}}
 
@@ -9,7 +9,6 @@ import path from "node:path";
 const config = JSON.parse(readFileSync(process.argv[2], "utf-8"));
 const { chromium } = createRequire(path.join(config.nodeModules, "_"))("playwright-core");
 
-const GRAPH_WIDTH = 1800;
 const NODE_SCALE = 1.4;
 const MARGIN = 14;
 const TITLE = 30;
@@ -103,27 +102,6 @@ async function save(file, clip, width) {
     console.log(`${path.relative(config.root, file)} ${Math.round((jpeg.length * 3) / 4 / 1024)} kB`);
 }
 
-/** Take the picture of the starter's graph, for README.md. */
-async function takeGraph() {
-    await load(BASE);
-    const [left, top, width, height] = await measure();
-    const whole = await show([left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN], 1);
-    await save(path.join(config.root, "docs", "graph.jpg"), whole, GRAPH_WIDTH);
-}
-
-/** Return the rectangle of all nodes and groups. */
-function measure() {
-    return page.evaluate(() => {
-        const { _nodes, _groups } = window.app.graph;
-        const things = [..._nodes, ..._groups].map(({ pos, size }) => [...pos, ...size]);
-        const left = Math.min(...things.map(([x]) => x));
-        const top = Math.min(...things.map(([, y]) => y));
-        const right = Math.max(...things.map(([x, , width]) => x + width));
-        const bottom = Math.max(...things.map(([, y, , height]) => y + height));
-        return [left, top, right - left, bottom - top];
-    });
-}
-
 /** Run the graph at a tiny size, so that the report has something to show; leave out what names this machine. */
 async function run() {
     await page.evaluate(async () => {
@@ -181,7 +159,6 @@ async function takeNode(type, locale) {
 
 try {
     await open("en");
-    await takeGraph();
     for (const locale of ["en", "zh"]) {
         await open(locale);
         for (const [template, types] of Object.entries(NODES)) {

@@ -1,4 +1,4 @@
-"""Take the pictures of the starter's graph and of the help pages again, in a real ComfyUI and a real browser.
+"""Take the pictures of the help pages again, in a real ComfyUI and a real browser.
 
     COMFYUI_DIR=PATH COMFYUI_PYTHON=PATH python tools pictures --node-modules PATH
 
