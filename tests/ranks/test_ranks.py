@@ -17,8 +17,6 @@ SIZES = tiny.TinySizes(dim=512, ffn_dim=768)
 TIMESTEP = build_schedule(4, 5.0).timesteps[1]
 # 320 tokens are three blocks of 128; 297 are odd and as many; 60 are one block, fewer than there are ranks.
 SHAPES = [(16, 5, 16, 16), (16, 3, 18, 22), (16, 3, 8, 10)]
-# 1024 tokens.
-EIGHT_BLOCKS = (16, 4, 32, 32)
 
 
 def files_of(precision, sizes=SIZES):
@@ -63,17 +61,6 @@ def test_ranks_give_the_flow_of_one_process(group, count, precision):
         latents, conditioning = inputs(shape)
         for _ in range(2):
             assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
-    together.unload()
-
-
-@pytest.mark.parametrize("count", [4, 8])
-def test_forty_heads_as_the_14b_has(group, count):
-    forty_heads = tiny.TinySizes(dim=5120, ffn_dim=256, num_layers=1)
-    expected, _ = of_one("fp8", EIGHT_BLOCKS, forty_heads)
-    together = transformer_of("fp8", group(count).members, forty_heads)
-    together.load(Hooks())
-    latents, conditioning = inputs(EIGHT_BLOCKS)
-    assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
     together.unload()
 
 
