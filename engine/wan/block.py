@@ -284,15 +284,10 @@ def _padded(keys: int) -> int:
 
 def _keys_values(block: int, weights: Weights, run: Pass) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a block's keys and values [rows, D] of the text, the keys times the weight of the queries' norm."""
-    text, kernels = run.text, run.kernels
+    text = run.text
     if text.kept is not None and block in text.kept:
         return text.kept[block]
-    shape = text.inputs[0].shape
-    k, v = (text.inputs[0].new_empty(shape, dtype=torch.bfloat16) for _ in range(2))
-    kernels.linear(text.inputs, weights, "cross_attn.k", k)
-    norm = weights["cross_attn.norm_k.weight"].float() * weights["cross_attn.norm_q.weight"]
-    kernels.ops.rms_rotary(k, norm, EPS, run.num_heads, None)
-    kernels.linear(text.inputs, weights, "cross_attn.v", v)
+    made = run.kernels.keys_values(text.inputs, weights, weights["cross_attn.norm_q.weight"], run.num_heads)
     if text.kept is not None:
-        text.kept[block] = (k, v)
-    return k, v
+        text.kept[block] = made
+    return made

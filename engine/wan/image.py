@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..offload import OnceUnits
-from .kernels import EPS, Kernels
+from .kernels import Inputs, Kernels
 
 
 class Image:
@@ -37,7 +37,7 @@ class Image:
         self._embed = embed
         self._kernels = kernels
         self._weights = weights
-        self._rows: torch.Tensor | None = None
+        self._inputs: Inputs | None = None
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keys_values(
@@ -56,7 +56,7 @@ class Image:
 
     def rest(self) -> None:
         """Move to RAM what was made, and give back everything else."""
-        self._rows = None
+        self._inputs = None
         self._kept = {block: (k.cpu(), v.cpu()) for block, (k, v) in self._kept.items()}
         self.close()
 
@@ -68,17 +68,10 @@ class Image:
     def _make(
         self, block: int, query_norm: torch.Tensor, num_heads: int, check_interrupt: Callable[[], None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        kernels = self._kernels
-        if self._rows is None:
-            self._rows = self._embed(self.tokens)
-        inputs = kernels.inputs_of(self._rows)
-        k, v = (torch.empty_like(self._rows) for _ in range(2))
+        if self._inputs is None:
+            self._inputs = self._kernels.inputs_of(self._embed(self.tokens))
         with contextlib.ExitStack() as opened:
             weights: dict[str, torch.Tensor] = {}
             for each in self._weights:
                 weights |= opened.enter_context(each.block(block, check_interrupt))
-            kernels.linear(inputs, weights, "cross_attn.k_img", k)
-            norm = weights["cross_attn.norm_k_img.weight"].float() * query_norm
-            kernels.ops.rms_rotary(k, norm, EPS, num_heads, None)
-            kernels.linear(inputs, weights, "cross_attn.v_img", v)
-        return k, v
+            return self._kernels.keys_values(self._inputs, weights, query_norm, num_heads, "_img")

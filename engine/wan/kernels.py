@@ -80,6 +80,24 @@ class Kernels:
             self.multiply(*inputs, layer, out)
         add_branches(self.multiply, self.ops.add_product, inputs, weights, outs)
 
+    def keys_values(
+        self, inputs: Inputs, weights: Weights, query_norm: torch.Tensor, num_heads: int, source: str = ""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a block's keys and values [rows, D] BF16 for the cross-attention, the keys times the weight of the
+        queries' norm.
+
+        Args:
+            query_norm: [D], that weight.
+            source: ends the names of the layers: "" of the text, "_img" of an image.
+        """
+        rows = inputs[0]
+        k, v = (rows.new_empty(rows.shape, dtype=torch.bfloat16) for _ in range(2))
+        self.linear(inputs, weights, f"cross_attn.k{source}", k)
+        norm = weights[f"cross_attn.norm_k{source}.weight"].float() * query_norm
+        self.ops.rms_rotary(k, norm, EPS, num_heads, None)
+        self.linear(inputs, weights, f"cross_attn.v{source}", v)
+        return k, v
+
     def linear_of_heads(self, heads: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
         """Return what the linear layer `name` makes of each head alone, without its bias, in BF16 [heads, M, N].
 
