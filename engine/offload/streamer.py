@@ -167,7 +167,8 @@ def load_units(
     """Load units to the device and to RAM; see `place_weights`."""
     course, stays = course or Course(), _stays(units, placement)
     held_units, streamed = _split(units, stays)
-    in_ram, in_files = _split(streamed, _rests_in_ram(streamed, placement, course))
+    num_in_ram = len(streamed) * placement.experts_in_ram(course.num_experts) // course.num_experts
+    in_ram, in_files = streamed[:num_in_ram], streamed[num_in_ram:]
     limit = page_lock_limit(placement.pinned_limit_bytes)
     progress = Progress(hooks, len(held_units) + len(in_ram))
     held = load_to_device(held_units, source, device, limit, progress, finish)
@@ -180,7 +181,7 @@ def load_units(
     progress.report(progress.total)
     rest: Residence | None = None
     if homes:
-        home = homes[0] if len(homes) == 1 else SplitHome(homes[0], len(in_ram), homes[1])
+        home = homes[0] if len(homes) == 1 else SplitHome(homes[0], num_in_ram, homes[1])
         rest = Streamed(streamed, home, device, finish, course)
     return Placed(_spread(held, stays), rest, sum(unit.num_bytes for unit in held_units))
 
@@ -211,16 +212,10 @@ def _stays(units: Sequence[Unit], placement: Placement) -> list[bool]:
     return [placement.mode == "none" or unit.block < placement.resident_blocks for unit in units]
 
 
-def _rests_in_ram(streamed: Sequence[Unit], placement: Placement, course: Course) -> list[bool]:
-    """Say of each streamed unit whether it rests in RAM, and not in its files; those that do come first."""
-    num_in_ram = len(streamed) * placement.experts_in_ram(course.num_experts) // course.num_experts
-    return [number < num_in_ram for number in range(len(streamed))]
-
-
-def _split(units: Sequence[Unit], is_first: Sequence[bool]) -> tuple[list[Unit], list[Unit]]:
-    """Return the units of which something is true, and the others."""
-    pairs = list(zip(units, is_first, strict=True))
-    return [unit for unit, true in pairs if true], [unit for unit, true in pairs if not true]
+def _split(units: Sequence[Unit], stays: Sequence[bool]) -> tuple[list[Unit], list[Unit]]:
+    """Return the units that stay on the device, and those that are streamed."""
+    pairs = list(zip(units, stays, strict=True))
+    return [unit for unit, is_held in pairs if is_held], [unit for unit, is_held in pairs if not is_held]
 
 
 def _spread(held: Sequence[dict[str, torch.Tensor]], stays: Sequence[bool]) -> list[dict[str, torch.Tensor] | None]:
