@@ -104,12 +104,12 @@ class GroupDecoder:
             done += said
 
     def describe(self) -> dict[str, Any]:
-        ranks = [{"device": self._members.name(rank), **answer} for rank, answer in enumerate(self._answers)]
+        names = self._members.names
         return {
             "engine": "portable",
             "vae": self._files.path.name,
             "vae_dim": self._files.base_dim,
-            "device": ", ".join(self._members.name(rank) for rank in range(self._members.size)),
+            "device": ", ".join(names),
             "gpus": self._members.size,
-            "ranks": ranks,
+            "ranks": [{"device": name, **answer} for name, answer in zip(names, self._answers, strict=False)],
         }

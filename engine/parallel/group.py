@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -68,6 +68,11 @@ class Members:
     def size(self) -> int:
         return len(self.indices)
 
+    @property
+    def names(self) -> list[str]:
+        """Of all ranks; see `name`."""
+        return [self.name(rank) for rank in range(self.size)]
+
     def name(self, rank: int) -> str:
         """Return what a rank's device is called in messages."""
         if self.device != "cuda":
@@ -93,12 +98,23 @@ def find_problem(members: Members) -> str | None:
     if members.device == "cuda":
         capabilities = {torch.cuda.get_device_capability(index) for index in members.indices}
         if len(capabilities) > 1:
-            named = " and ".join(members.name(rank) for rank in range(members.size))
+            named = " and ".join(members.names)
             return (
                 f"Name GPUs of one kind in LightX2V GPUs: {named} have not the same compute capability, so that they "
                 f"would not compute alike. {_ELSEWHERE}"
             )
     return None
+
+
+def check_members(members: Members) -> None:
+    """Raise what `find_problem` finds.
+
+    Raises:
+        UnsupportedHardwareError, MissingDependencyError: they cannot compute a clip together here.
+    """
+    problem = find_problem(members)
+    if problem is not None:
+        raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
 
 
 @dataclass(eq=False)
@@ -108,8 +124,6 @@ class _Rank:
     channel: Channel
     number: int
     process: psutil.Process
-    is_lost: bool = False
-    answers: list[Any] = field(default_factory=list)
 
 
 class WorkerGroup:
@@ -122,9 +136,7 @@ class WorkerGroup:
             UnsupportedHardwareError, MissingDependencyError: it cannot work here.
             RankError: a rank could not be started.
         """
-        problem = find_problem(members)
-        if problem is not None:
-            raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
+        check_members(members)
         self.members = members
         self.is_open = True
         self._lock = threading.Lock()
@@ -148,7 +160,7 @@ class WorkerGroup:
         except BaseException:
             self.close()
             raise
-        logger.info("LightX2V: %s compute together.", ", ".join(map(members.name, range(members.size))))
+        logger.info("LightX2V: %s compute together.", ", ".join(members.names))
 
     @property
     def size(self) -> int:

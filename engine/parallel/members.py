@@ -7,9 +7,9 @@ import os
 
 import torch
 
-from ..errors import MissingDependencyError, UnsupportedHardwareError
+from ..errors import UnsupportedHardwareError
 from ..settings import GpuSettings
-from .group import MOST_RANKS, Members, find_problem
+from .group import MOST_RANKS, Members, check_members, find_problem
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,7 @@ def choose_members(settings: GpuSettings, device: torch.device) -> Members | Non
         # The plan of this process's own card is that of the first one.
         wanted = (device.index, *(index for index in wanted if index != device.index))
     members = Members(device=device.type, indices=tuple(wanted))
-    problem = find_problem(members)
-    if problem is not None:
-        raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
+    check_members(members)
     return members
 
 

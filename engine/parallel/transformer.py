@@ -114,12 +114,10 @@ class GroupTransformer:
         return flow.view(shape).to(latents.device, copy=True)
 
     def describe(self) -> dict[str, Any]:
+        names = self._members.names
         ranks = [
-            {
-                "device": self._members.name(rank),
-                **{key: value for key, value in answer.items() if key != "moved_bytes"},
-            }
-            for rank, answer in enumerate(self._answers)
+            {"device": name, **{key: value for key, value in answer.items() if key != "moved_bytes"}}
+            for name, answer in zip(names, self._answers, strict=False)
         ]
         return {
             **self._backends.as_facts(),
@@ -127,7 +125,7 @@ class GroupTransformer:
             "resident_blocks": self._placement.resident_blocks,
             "weight_bytes": self._weight_bytes,
             "moved_bytes": self.moved_bytes,
-            "device": ", ".join(self._members.name(rank) for rank in range(self._members.size)),
+            "device": ", ".join(names),
             "loras": loras_of_experts(self._files.names, [stack.as_facts() for stack in self._loras]),
             "gpus": self._members.size,
             "ranks": ranks,
