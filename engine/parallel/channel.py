@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -89,6 +90,11 @@ class Region:
         region.resize(num_bytes)
         return region
 
+    @classmethod
+    def of_floats(cls, shape: Sequence[int]) -> Region:
+        """Return new memory for what `floats` returns of this shape."""
+        return cls.new(4 * math.prod(shape))
+
     def resize(self, num_bytes: int) -> None:
         """Let it be so large, for all who see it."""
         os.ftruncate(self.descriptor, num_bytes)
@@ -97,6 +103,10 @@ class Region:
         """Return it as uint8 [num_bytes], which begins at a page."""
         mapped = mmap.mmap(self.descriptor, max(num_bytes, 1))
         return torch.frombuffer(mapped, dtype=torch.uint8, count=num_bytes)
+
+    def floats(self, shape: Sequence[int]) -> torch.Tensor:
+        """Return its beginning as fp32 of this shape."""
+        return self.tensor(4 * math.prod(shape)).view(torch.float32).view(*shape)
 
     def close(self) -> None:
         """Close the descriptor; what is mapped stays."""

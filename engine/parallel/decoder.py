@@ -61,10 +61,8 @@ class GroupDecoder:
         assert group is not None, "decode_chunks before load"
         shape = tuple(features.shape)
         frames_shape = (*shapes.video_shape(shape), 3)
-        sizes = [4 * torch.Size(each).numel() for each in (shape, frames_shape)]
-        regions = [Region.new(size) for size in sizes]
-        latents, frames = (region.tensor(size).view(torch.float32) for region, size in zip(regions, sizes, strict=True))
-        latents.copy_(features.reshape(-1))
+        regions = [Region.of_floats(each) for each in (shape, frames_shape)]
+        regions[0].floats(shape).copy_(features)
         chunks: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         arrived: dict[int, int] = {}
 
@@ -86,7 +84,7 @@ class GroupDecoder:
         thread = threading.Thread(target=work, name="lightx2v-decode", daemon=True)
         thread.start()
         try:
-            yield from self._take(chunks, frames.view(frames_shape))
+            yield from self._take(chunks, regions[1].floats(frames_shape))
         finally:
             thread.join()
 

@@ -40,7 +40,7 @@ class GroupTransformer:
         self._loras = [Stack() for _ in files.experts]
         self._answers: list[dict[str, Any]] = []
         self._conditioning: tuple[weakref.ref[Conditioning], int] | None = None
-        self._regions: tuple[tuple[int, ...], list[Region], list[torch.Tensor]] | None = None
+        self._regions: tuple[list[Region], list[torch.Tensor]] | None = None
 
     @property
     def euler_dtype(self) -> torch.dtype:
@@ -108,10 +108,10 @@ class GroupTransformer:
             self._conditioning = weakref.ref(conditioning), number
         shape = tuple(latents.shape)
         regions, (mine, flow) = self._memory_of(shape)
-        mine.copy_(latents.reshape(-1))
+        mine.copy_(latents)
         value = (self._number, shape, timestep, self._conditioning[1], expert, then)
         self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
-        return flow.view(shape).to(latents.device, copy=True)
+        return flow.to(latents.device, copy=True)
 
     def describe(self) -> dict[str, Any]:
         names = self._members.names
@@ -146,9 +146,7 @@ class GroupTransformer:
 
     def _memory_of(self, shape: tuple[int, ...]) -> tuple[list[Region], list[torch.Tensor]]:
         """Return memory for latents and flow that all ranks see."""
-        if self._regions is None or self._regions[0] != shape:
-            num_bytes = 4 * torch.Size(shape).numel()
-            regions = [Region.new(num_bytes) for _ in range(2)]
-            tensors = [region.tensor(num_bytes).view(torch.float32) for region in regions]
-            self._regions = shape, regions, tensors
-        return self._regions[1], self._regions[2]
+        if self._regions is None or self._regions[1][0].shape != shape:
+            regions = [Region.of_floats(shape) for _ in range(2)]
+            self._regions = regions, [region.floats(shape) for region in regions]
+        return self._regions

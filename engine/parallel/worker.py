@@ -151,7 +151,7 @@ class _Rank:
     def do_predict(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Compute the flow of the latents in the first region; the first rank writes it to the second."""
         number, shape, timestep, conditioning, *turn = value
-        latents, flow = (_floats(region, shape) for region in regions)
+        latents, flow = (region.floats(shape) for region in regions)
         assert self._ranks is not None
         # Only between blocks, where all ranks are asked, may a pass end.
         self._ranks.begin_pass()
@@ -166,7 +166,7 @@ class _Rank:
     def do_decode(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Decode this rank's columns of the latents in the first region to the second, chunk by chunk."""
         files, shape, frames_shape = value
-        latents, frames = _floats(regions[0], shape), _floats(regions[1], frames_shape)
+        latents, frames = regions[0].floats(shape), regions[1].floats(frames_shape)
         decoder = self._decoder_of(files)
         hooks = self._hooks()
         own = split_evenly(shape[-1], self._size)[self._rank]
@@ -222,13 +222,6 @@ class _Rank:
 
 def _tell_nobody(block: int, blocks: int) -> None:
     """Only one rank reports blocks."""
-
-
-def _floats(region: Region, shape: tuple[int, ...]) -> torch.Tensor:
-    count = 1
-    for size in shape:
-        count *= size
-    return region.tensor(4 * count).view(torch.float32).view(shape)
 
 
 def _facts(error: BaseException) -> dict[str, Any]:
