@@ -39,7 +39,8 @@ class GroupTransformer:
         self._weight_bytes = files.total_bytes
         self._loras = [Stack() for _ in files.experts]
         self._answers: list[dict[str, Any]] = []
-        self._conditioning: tuple[weakref.ref[Conditioning], int] | None = None
+        self._conditioning: weakref.ref[Conditioning] | None = None
+        """What the ranks have of this transformer's."""
         self._regions: tuple[list[Region], list[torch.Tensor]] | None = None
 
     @property
@@ -102,14 +103,13 @@ class GroupTransformer:
         then: int = 0,
     ) -> torch.Tensor:
         group = self._running
-        if self._conditioning is None or self._conditioning[0]() is not conditioning:
-            number = next(_numbers)
-            group.ask("Sampling", "conditioning", (number, conditioning), hooks=hooks)
-            self._conditioning = weakref.ref(conditioning), number
+        if self._conditioning is None or self._conditioning() is not conditioning:
+            group.ask("Sampling", "conditioning", (self._number, conditioning), hooks=hooks)
+            self._conditioning = weakref.ref(conditioning)
         shape = tuple(latents.shape)
         regions, (mine, flow) = self._memory_of(shape)
         mine.copy_(latents)
-        value = (self._number, shape, timestep, self._conditioning[1], expert, then)
+        value = (self._number, shape, timestep, expert, then)
         self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
         return flow.to(latents.device, copy=True)
 

@@ -49,6 +49,7 @@ class _Rank:
         self._transformers: dict[int, WanTransformer | WanExperts] = {}
         self._decoder: tuple[VaeFiles, VideoDecoder] | None = None
         self._conditionings: dict[int, Conditioning] = {}
+        """By transformer, the last."""
 
     def serve(self) -> None:
         """Do one command after the other."""
@@ -130,13 +131,14 @@ class _Rank:
         self._transformers[number].use_loras(stack, self._hooks(), expert)
 
     def do_unload(self, value: Any, regions: list[Region]) -> None:
+        self._conditionings.pop(value, None)
         transformer = self._transformers.pop(value, None)
         if transformer is not None:
             transformer.unload()
 
     def do_release(self, value: Any, regions: list[Region]) -> None:
         """Give back what only a pass needs."""
-        self._conditionings.clear()
+        self._conditionings.pop(value, None)
         if value in self._transformers:
             self._transformers[value].release_workspace()
 
@@ -146,17 +148,17 @@ class _Rank:
 
     def do_conditioning(self, value: Any, regions: list[Region]) -> None:
         number, conditioning = value
-        self._conditionings = {number: conditioning}
+        self._conditionings[number] = conditioning
 
     def do_predict(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Compute the flow of the latents in the first region; the first rank writes it to the second."""
-        number, shape, timestep, conditioning, *turn = value
+        number, shape, timestep, *turn = value
         latents, flow = (region.floats(shape) for region in regions)
         assert self._ranks is not None
         # Only between blocks, where all ranks are asked, may a pass end.
         self._ranks.begin_pass()
         hooks = Hooks(on_block=self._tell_block if self._rank == 0 else _tell_nobody)
-        given = self._conditionings[conditioning]
+        given = self._conditionings[number]
         found = self._transformers[number].predict_flow(latents, timestep, given, hooks, *turn)
         self._ranks.end_pass()
         if self._rank == 0:

@@ -72,3 +72,20 @@ def test_there_may_be_fewer_heads_than_ranks(group):
     latents, conditioning = inputs(SHAPES[1])
     assert torch.equal(together.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
     together.unload()
+
+
+def test_two_transformers_take_turns(group):
+    """Each keeps what it was given, whichever computed last, and whichever gives back its memory."""
+    expected, _ = of_one("fp8", SHAPES[-1])
+    one, two = (transformer_of("fp8", group(2).members) for _ in range(2))
+    latents, conditioning = inputs(SHAPES[-1])
+    other = conditioning_of(normal(512, SIZES.text_dim, seed=3))
+    one.load(Hooks())
+    two.load(Hooks())
+    assert torch.equal(one.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
+    assert not torch.equal(two.predict_flow(latents, TIMESTEP, other, Hooks()), expected)
+    assert torch.equal(one.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
+    two.release_workspace()
+    assert torch.equal(one.predict_flow(latents, TIMESTEP, conditioning, Hooks()), expected)
+    one.unload()
+    two.unload()
