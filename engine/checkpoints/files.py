@@ -15,7 +15,9 @@ from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
+from ..sentences.kinds import Kinds
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import find_size, list_folder, read_small, stamp
@@ -73,8 +75,8 @@ _PARTS = {
 }
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
-    ("model_index.json", Folders.DIFFUSERS(), Folders.USE_NATIVE()),
-    ("*.gguf", Folders.GGUF(), Folders.USE_EIGHT_BIT()),
+    ("model_index.json", Folders.DIFFUSERS(), Kinds.USE_NATIVE_MODEL()),
+    ("*.gguf", Reading.GGUF(), Folders.USE_EIGHT_BIT()),
     ("*.pt", Folders.PT(), Folders.SAFETENSORS_ONLY()),
     ("*.pth", Folders.PTH(), Folders.SAFETENSORS_ONLY()),
 )

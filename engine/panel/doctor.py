@@ -88,7 +88,8 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         measures_links: time copies between GPUs too; see parallel/links.py.
     """
     device = system.compute_device()
-    machine, files = find_machine(device), rank_files_here()
+    machine = find_machine(device)
+    files = rank_files(machine, system.card_name(device))
     return [
         *_examine_card(machine),
         _examine_torch(),
@@ -106,15 +107,10 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
     ]
 
 
-def card_name() -> str:
-    """Return the card's name as torch reports it, or "CPU"."""
-    device = system.compute_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
 def rank_files_here() -> list[Advice]:
     """Return the published variants, the best for this machine first."""
-    return rank_files(find_machine(system.compute_device()), card_name())
+    device = system.compute_device()
+    return rank_files(find_machine(device), system.card_name(device))
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
@@ -337,7 +333,7 @@ def _examine_files(files: list[Advice]) -> list[Item]:
         return []
     best, *others = folders
     rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
-    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1000000000.0, rest=rest)
+    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1e9, rest=rest)
     return [Item(name=Doctor.FILE_CARD(), state=OK, found=found)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import system
 from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
@@ -50,9 +51,6 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
         gpus = GpuSettings(gpus=str(given.get("gpus", "1")).replace(" ", ""))
-    except ValueError as error:
-        return asdict(Forecast(ok=False, sentence=str(error)))
-    try:
         loras = tuple(
             (paths.LORAS.resolve(str(given[name])), str(given.get(f"{name}_expert", EXPERT_CHOICES[0])))
             for name in _LORAS
@@ -174,7 +172,7 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         free_bytes = None
     return {
         "variants": variants,
-        "card": doctor.card_name(),
+        "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
         "free_bytes": free_bytes,
         "progress": asdict(_downloads.progress),
