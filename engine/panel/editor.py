@@ -96,7 +96,7 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
     """
     kind = _model_kind("lora", values)
     if "lora" not in values:
-        raise ValueError(Doctor.LORA_NEEDS_LORA_NAME())
+        raise ValueError(Doctor.LORA_NEEDS_NAME())
     try:
         path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
         second = _second_expert(values)
@@ -123,7 +123,7 @@ def _second_expert(values: Mapping[str, Value]) -> Path | str:
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
     named = [kind for kind in _MODELS if kind in values]
     if len(named) != 1:
-        raise ValueError(Doctor.NEEDS_ONE_CHECKPOINT_TRANSFORMER(route=route, kinds=" and ".join(named) or "neither"))
+        raise ValueError(Doctor.NEEDS_ONE_MODEL(route=route, kinds=" and ".join(named) or "neither"))
     return named[0]
 
 
@@ -186,7 +186,7 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
         ValueError: a download is running, or the name is not given.
     """
     if "variant" not in values:
-        raise ValueError(Doctor.DOWNLOAD_NEEDS_VARIANT_NAME())
+        raise ValueError(Doctor.DOWNLOAD_NEEDS_NAME())
     name = str(values["variant"])
     if name:
         _downloads.start(find_variant(name), paths.models_folder())

@@ -73,7 +73,7 @@ class Folders:
     FIRST_HALF = Sentence("the first half")
     SECOND_HALF = Sentence("the second half")
     ONE_EXPERT = Sentence(
-        "{title} is the {noise}-noise expert of Wan2.2 alone, which is for {noise_2} of the steps: add the "
+        "{title} is the {noise}-noise expert of Wan2.2 alone, which is for {half} of the steps: add the "
         "{other}-noise expert (second_expert of 'LightX2V Load Transformer', or a folder with both in 'LightX2V Load "
         "Checkpoint'), or sample with one after the other."
     )
