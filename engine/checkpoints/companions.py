@@ -113,13 +113,13 @@ def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | N
         try:
             num_pieces = count_pieces(candidate)
         except CheckpointError as error:
+            if len(candidates) == 1:
+                raise
             problems.append(str(error))
             continue
         if belongs_to(num_pieces, num_rows):
             return candidate
         problems.append(f"{candidate} has {num_pieces} pieces")
-    if len(candidates) == 1 and "pieces" not in problems[0]:
-        raise CheckpointError(problems[0])
     raise CheckpointError(
         Models.OTHER_TOKENIZER(text_encoder=text_encoder, num_rows=num_rows, problems="; ".join(problems[:3]))
     )

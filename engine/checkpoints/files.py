@@ -164,14 +164,14 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
         CheckpointError: see resolve_transformer; or the two do not fit together.
     """
     first = resolve_transformer(path)
-    if isinstance(second, str):
-        other = find_counterpart(path) if second == AUTO_SECOND else None
-        if other is None or first.second is not None:
-            return replace(first, noise=first_is) if first_is in EXPERTS and first.second is None else first
-        return join(first, _resolve_one(other), first_is)
     if first.second is not None:
-        raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
-    return join(first, _resolve_one(second), first_is)
+        if isinstance(second, Path):
+            raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
+        return first
+    other = second if isinstance(second, Path) else find_counterpart(path) if second == AUTO_SECOND else None
+    if other is None:
+        return replace(first, noise=first_is) if first_is in EXPERTS else first
+    return join(first, _resolve_one(other), first_is)
 
 
 def _resolve_one(path: Path) -> TransformerFiles:
