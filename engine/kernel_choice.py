@@ -106,12 +106,12 @@ def _measure(wanted: Wanted, device: torch.device, hooks: Hooks) -> bool:
         except RuntimeError as error:
             if not is_surely_out_of_memory(error):
                 raise
-            logger.info("LightX2V: %s", Running.MEASURED_LACK_MEMORY_NEXT(problem=problem))
+            logger.info("LightX2V: %s", Running.NO_MEMORY_TO_MEASURE(problem=problem))
         release_memory(device)
         if seconds:
             notes.add_times(trials.combination_of(trials.find_facts(device), device), problem, seconds)
             num_timed += len(seconds)
-    logger.info("LightX2V: %s", Running.MEASURED_KERNELS_S(num_timed=num_timed, time=time.perf_counter() - begun))
+    logger.info("LightX2V: %s", Running.MEASURED(num_timed=num_timed, time=time.perf_counter() - begun))
     return num_timed > 0
 
 
@@ -210,7 +210,7 @@ def _time(
 
     def on_failure(name: str, error: Exception) -> None:
         logger.info(
-            "LightX2V: %s", Running.MEASURED(task=choice.task, name=name, partition=str(error).partition("\n")[0])
+            "LightX2V: %s", Running.NOT_MEASURED(task=choice.task, name=name, reason=str(error).partition("\n")[0])
         )
 
     def on_progress(done: int) -> None:

@@ -16,9 +16,7 @@ import torch
 
 from . import shapes
 from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
-from .checkpoints.files import find_tokenizers, resolve_checkpoint, resolve_experts
-from .checkpoints.formats import find_spiece
-from .checkpoints.header import read_header
+from .checkpoints.files import find_tokenizers, holds_tokenizer, resolve_checkpoint, resolve_experts
 from .checkpoints.transformers import TransformerFiles
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NonFiniteLatentsError, check_choice
@@ -149,11 +147,10 @@ def load_text_encoder(file: Path, *, tokenizer: Path | None = None) -> TextEncod
     Raises:
         CheckpointError: the file is damaged or is not a UMT5 encoder, or there is no tokenizer.
     """
-    has_own = file.suffix.lower() == ".safetensors" and find_spiece(read_header(file)) is not None
-    if tokenizer is None and not has_own:
-        tokenizer = choose_tokenizer(file, find_tokenizers(file))
-    elif tokenizer is not None:
+    if tokenizer is not None:
         choose_tokenizer(file, [tokenizer])
+    elif not holds_tokenizer(file):
+        tokenizer = choose_tokenizer(file, find_tokenizers(file))
     return TextEncoderHandle(_with_log(resolve_text_encoder(file, tokenizer)))
 
 

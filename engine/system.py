@@ -52,6 +52,11 @@ def compute_device() -> torch.device:
     return torch.device("cpu")
 
 
+def card_name(device: torch.device) -> str:
+    """Return the card's name as torch reports it, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def lends_ram_to_gpu() -> bool:
     """Say whether the system lends a full GPU slow RAM instead of an error: Windows, and Linux inside of it."""
     return sys.platform == "win32" or "microsoft" in platform.release().lower()

@@ -26,7 +26,7 @@ import torch
 from ..interfaces import Hooks
 from ..kernels.implementations import load_vae_ops
 from ..kernels.vae_ops import VaeOps
-from ..system import driver_version, is_surely_out_of_memory, release_memory
+from ..system import card_name, driver_version, is_surely_out_of_memory, release_memory
 from . import remembered, trial_inputs, trial_process
 from .choose import ATTENTION, BLOCKS, IN_PLACE, Backends, Wanted, choose, choose_fused
 from .table import (
@@ -133,7 +133,7 @@ def find_facts(device: torch.device) -> Machine:
 
 def combination_of(machine: Machine, device: torch.device) -> str:
     """Return in words what findings about kernels hold for: card, driver, system and versions."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    card = card_name(device)
     packages = [f"{name} {version}" for name, version in sorted(machine.packages.items())]
     parts = [f"{card} {machine.capability}", machine.system, f"driver {driver_version()}", f"torch {machine.torch}"]
     return ", ".join([*parts, *packages, f"pack {pack_version()}"])

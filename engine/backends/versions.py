@@ -89,7 +89,7 @@ REFUSALS: tuple[Refusal, ...] = (
         lowest=(10, 0),
         highest=(11, 99),
         package="",
-        reason=Running.PACK_S_ATTENTION_COMPILED(),
+        reason=Running.ATTENTION_NOT_COMPILED(),
     ),
     Refusal(
         kernels=frozenset({"attention_int8"}),
@@ -102,7 +102,7 @@ REFUSALS: tuple[Refusal, ...] = (
         kernels=frozenset({"scaled_mm"}),
         package="torch",
         system="win32",
-        reason=Running.PYTORCH_WINDOWS_FP8_MULTIPLICATION(),
+        reason=Running.WINDOWS_WITHOUT_ROW_SCALES(),
     ),
     Refusal(
         kernels=frozenset({"scaled_mm"}),
@@ -123,7 +123,7 @@ REFUSALS: tuple[Refusal, ...] = (
         package="torch",
         system="win32",
         before="2.4",
-        reason=Running.PYTORCH_WINDOWS_BEFORE_2(),
+        reason=Running.WINDOWS_WITHOUT_FP8(),
     ),
 )
 
@@ -142,9 +142,9 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
     """
     needs = KERNELS[kernel]
     if capability < needs.lowest:
-        return Running.NEEDS_COMPUTE_CAPABILITY_GPU(wanted=_dotted(needs.lowest), found=_dotted(capability))
+        return Running.NEEDS_CAPABILITY(wanted=_dotted(needs.lowest), found=_dotted(capability))
     if needs.needs_triton and "triton" not in versions:
-        return Running.PACKAGE_TRITON_INSTALLED()
+        return Running.NO_TRITON()
     return find_refusal(kernel, capability, versions, system)
 
 

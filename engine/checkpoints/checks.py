@@ -1,4 +1,4 @@
-"""Checks of a header against a table of names and shapes, shared by the formats of checkpoint_formats.py."""
+"""Checks of a header against a table of names and shapes, shared by the formats of formats.py."""
 
 from __future__ import annotations
 

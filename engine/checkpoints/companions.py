@@ -49,10 +49,13 @@ class TextEncoderFiles:
     format: TextEncoderFormat
     tokenizer: Path | None
     """Folder or file; None is the one inside the encoder's file."""
-    num_bytes: int
-    """Of the encoder's file."""
     stamp: Stamp
     """Of the encoder's file, when it was looked at."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the encoder's file."""
+        return self.stamp[0]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the encoder's file is not as it was."""
@@ -91,7 +94,7 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     check_declared([path], found.precision, str(path), wanted="text encoder")
     if tokenizer is None and found.spiece is None:
         raise CheckpointError(Models.NO_TOKENIZER(path=path, names=" or ".join(TOKENIZER_FILES)))
-    return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, num_bytes=before[0], stamp=before)
+    return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, stamp=before)
 
 
 def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | None:
@@ -110,13 +113,13 @@ def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | N
         try:
             num_pieces = count_pieces(candidate)
         except CheckpointError as error:
+            if len(candidates) == 1:
+                raise
             problems.append(str(error))
             continue
         if belongs_to(num_pieces, num_rows):
             return candidate
         problems.append(f"{candidate} has {num_pieces} pieces")
-    if len(candidates) == 1 and "pieces" not in problems[0]:
-        raise CheckpointError(problems[0])
     raise CheckpointError(
         Models.OTHER_TOKENIZER(text_encoder=text_encoder, num_rows=num_rows, problems="; ".join(problems[:3]))
     )

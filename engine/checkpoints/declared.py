@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import MALFORMED, CheckpointError
 from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
-from .header import Header, read_header, read_metadata
+from .header import Header, read_header_and_metadata
 from .kinds import USABLE_FILES
 
 _METADATA = "_quantization_metadata"
@@ -78,9 +78,9 @@ def _problem(said: Mapping[str, Any], precision: str) -> str:
 def _read(file: Path) -> dict[str, Mapping[str, Any]]:
     """Return what a file declares, by layer."""
     try:
-        told = json.loads(read_metadata(file).get(_METADATA, '{"layers": {}}'))["layers"]
+        header, metadata = read_header_and_metadata(file)
+        told = json.loads(metadata.get(_METADATA, '{"layers": {}}'))["layers"]
         found = {str(layer): _mapping(said) for layer, said in told.items()}
-        header = read_header(file)
         small = [name for name in header if name.endswith(_TENSOR)]
         for name, raw in zip(small, _read_bytes(file, header, small), strict=True):
             found[name.removesuffix(_TENSOR)] = _mapping(json.loads(raw))

@@ -1,6 +1,6 @@
 """Which files form a checkpoint: finds transformer, text encoder, tokenizer and VAE on disk.
 
-Paths and safetensors headers only; no weight is read. What the tensors mean is checkpoint_formats.py.
+Paths and safetensors headers only; no weight is read. What the tensors mean is formats.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
+from ..sentences.kinds import Kinds
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import find_size, list_folder, read_small, stamp
@@ -73,8 +75,8 @@ _PARTS = {
 }
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
-    ("model_index.json", Folders.DIFFUSERS(), Folders.USE_NATIVE()),
-    ("*.gguf", Folders.GGUF(), Folders.USE_EIGHT_BIT()),
+    ("model_index.json", Folders.DIFFUSERS(), Kinds.USE_NATIVE_MODEL()),
+    ("*.gguf", Reading.GGUF(), Folders.USE_EIGHT_BIT()),
     ("*.pt", Folders.PT(), Folders.SAFETENSORS_ONLY()),
     ("*.pth", Folders.PTH(), Folders.SAFETENSORS_ONLY()),
 )
@@ -100,14 +102,14 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     folders = _companion_folders(path, home)
     text_encoder = _choose_text_encoder(folders, scheme)
     vae = next(iter(_find_files(folders, _VAE_FILE)), None)
-    if transformer is not None and transformer.layout == "single":
+    if transformer is not None and transformer.layout == "single" and None in (text_encoder, vae):
         # ComfyUI's files of a whole model hold the others too.
         whole = read_header(transformer.files[0])
         text_encoder = transformer.files[0] if text_encoder is None and holds_text_encoder(whole) else text_encoder
         vae = transformer.files[0] if vae is None and holds_vae(whole) else vae
     tokenizer = next((found for folder in folders if (found := _tokenizer_in(folder))), None)
     tokenizer_source = tokenizer
-    if tokenizer is None and text_encoder is not None and _has_spiece(text_encoder):
+    if tokenizer is None and text_encoder is not None and holds_tokenizer(text_encoder):
         tokenizer_source = text_encoder
     parts = {"text encoder": text_encoder, "VAE": vae, "tokenizer": tokenizer_source}
     is_whole = transformer is not None and text_encoder in transformer.files
@@ -162,14 +164,14 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
         CheckpointError: see resolve_transformer; or the two do not fit together.
     """
     first = resolve_transformer(path)
-    if isinstance(second, str):
-        other = find_counterpart(path) if second == AUTO_SECOND else None
-        if other is None or first.second is not None:
-            return replace(first, noise=first_is) if first_is in EXPERTS and first.second is None else first
-        return join(first, _resolve_one(other), first_is)
     if first.second is not None:
-        raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
-    return join(first, _resolve_one(second), first_is)
+        if isinstance(second, Path):
+            raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
+        return first
+    other = second if isinstance(second, Path) else find_counterpart(path) if second == AUTO_SECOND else None
+    if other is None:
+        return replace(first, noise=first_is) if first_is in EXPERTS else first
+    return join(first, _resolve_one(other), first_is)
 
 
 def _resolve_one(path: Path) -> TransformerFiles:
@@ -211,7 +213,7 @@ def _resolve_one(path: Path) -> TransformerFiles:
 
 def _experts_in(folder: Path) -> tuple[Path, Path] | None:
     """Return the high-noise and the low-noise expert in a folder: two sub-folders, or the only two transformers."""
-    names = sorted(_names_in(folder))
+    names = _names_in(folder)
     for found in (
         [folder / name for name in names if noise_of(Path(name)) and _holds_files(folder / name)],
         [folder / name for name in names if _is_transformer_name(name)],
@@ -371,8 +373,8 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
     if numbered or non_block:
         blocks = dict(numbered)
         if len(blocks) < len(numbered):
-            twice = next(name for index, name in numbered if blocks[index] != name)
-            raise CheckpointError(Folders.BLOCK_TWICE(folder=folder, one=twice, other=blocks[_number_of(twice)]))
+            index, twice = next((index, name) for index, name in numbered if blocks[index] != name)
+            raise CheckpointError(Folders.BLOCK_TWICE(folder=folder, one=twice, other=blocks[index]))
         taken = [*non_block[:1], *(blocks[index] for index in sorted(blocks))]
         _note_leftovers(folder, names, taken, notes)
         return "blocks", tuple(folder / name for name in taken)
@@ -397,11 +399,6 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
     return ("single" if len(expected) == 1 else "sharded"), tuple(folder / name for name in sorted(expected))
 
 
-def _number_of(name: str) -> int:
-    match = _BLOCK_FILE.fullmatch(name)
-    return int(match[1]) if match else 0
-
-
 def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], notes: list[str]) -> None:
     leftovers = sorted(set(names) - set(taken))
     if leftovers:
@@ -416,7 +413,7 @@ def _read_shard_index(path: Path) -> set[str]:
             raise ValueError(Folders.ODD_INDEX())
         return names
     except MALFORMED as error:
-        raise CheckpointError(Folders.NO_INDEX(path=path, error=str(repr(error))[:200])) from error
+        raise CheckpointError(Folders.NO_INDEX(path=path, error=repr(error)[:200])) from error
 
 
 def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:
@@ -478,7 +475,12 @@ def _precision_in_name(file: Path) -> str:
     return next((precision for precision in ("fp8", "int8") if precision in file.name.lower()), "bf16")
 
 
-def _has_spiece(text_encoder: Path) -> bool:
+def holds_tokenizer(text_encoder: Path) -> bool:
+    """Say whether a text encoder's file has its tokenizer inside.
+
+    Raises:
+        CheckpointError: see read_header.
+    """
     return _is_safetensors(text_encoder.name) and find_spiece(read_header(text_encoder)) is not None
 
 

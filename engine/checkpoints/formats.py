@@ -1,7 +1,7 @@
 """Tables: what tensor names, dtypes and shapes of a file mean. Pure: headers in, formats out.
 
 `detect_transformer`, `detect_text_encoder` and `detect_vae` accept the layouts of this field and refuse
-the rest by name (checkpoint_kinds.py). Which files form a checkpoint is checkpoint_files.py.
+the rest by name (kinds.py). Which files form a checkpoint is files.py.
 Sources: https://huggingface.co/lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v (file lists),
 LightX2V tools/convert/converter.py (scales), ComfyUI comfy/ops.py (scaled FP8).
 """

@@ -53,6 +53,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: the file is missing, cannot be read, is not safetensors, or is shorter or longer than its
             header says; or its tensors overlap, or leave bytes between them.
     """
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return the same, and what the file says about itself beside its tensors.
+
+    Raises:
+        CheckpointError: as read_header.
+    """
     table, start, size = _read_table(path)
     try:
         header = {name: _parse_entry(name, entry, start) for name, entry in table.items() if name != "__metadata__"}
@@ -62,7 +71,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if size != expected:
         state = "truncated" if size < expected else Reading.LONGER_THAN_HEADER()
         raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {DOWNLOAD_AGAIN}")
-    return {name: info for name, (info, _) in header.items()}
+    return {name: info for name, (info, _) in header.items()}, _metadata_of(table)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -71,7 +80,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: as read_header.
     """
-    metadata = _read_table(path)[0].get("__metadata__")
+    return _metadata_of(_read_table(path)[0])
+
+
+def _metadata_of(table: Mapping[str, Any]) -> dict[str, str]:
+    metadata = table.get("__metadata__")
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 

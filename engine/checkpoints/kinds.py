@@ -1,6 +1,6 @@
 """What a file is when it is not what was wanted: one row a kind of model, recognised by tensor names.
 
-checkpoint_formats.py asks here before it gives up, so that the refusal names the file's kind and says
+formats.py asks here before it gives up, so that the refusal names the file's kind and says
 what to use instead.
 """
 

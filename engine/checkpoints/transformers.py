@@ -107,7 +107,7 @@ class TransformerFiles:
 
     def _alone(self) -> str:
         other = EXPERTS[1 - EXPERTS.index(self.noise)]
-        return Folders.ONE_EXPERT(title=self.title, noise=self.noise, noise_2=_PART[self.noise], other=other)
+        return Folders.ONE_EXPERT(title=self.title, noise=self.noise, half=_PART[self.noise], other=other)
 
 
 _PART = {"high": Folders.FIRST_HALF(), "low": Folders.SECOND_HALF()}

@@ -37,7 +37,7 @@ def read_tokenizer(file: Path) -> bytes:
         CheckpointError: it is missing, cannot be read, or is too large or something else altogether.
     """
     content = read_small(file, _MAX_BYTES, EXPECTED_TOKENIZER)
-    check_start(file, content[:32], EXPECTED_TOKENIZER)
+    check_start(file, content, EXPECTED_TOKENIZER)
     return content
 
 

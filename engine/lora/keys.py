@@ -37,9 +37,9 @@ _FOREIGN_PARTS = (
     ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
     ("(IA)3", re.compile(r"\.on_input$")),
     ("LoCon (Tucker)", re.compile(r"\.lora_mid(?:\.\w+)?$")),
-    (LoraFiles.BIAS_OWN(), re.compile(r"\.lora_(?:A|B|up|down)(?:\.[\w-]+)?\.bias$")),
+    (LoraFiles.OWN_BIAS(), re.compile(r"\.lora_(?:A|B|up|down)(?:\.[\w-]+)?\.bias$")),
     (LoraFiles.REPLACED_WEIGHTS(), re.compile(r"\.(?:set_weight|reshape_weight)$")),
-    (LoraFiles.REFERENCE_BRANCH_STAND(), re.compile(r"_loras\.(?:down|up)\.weight$")),
+    (LoraFiles.REFERENCE_BRANCH(), re.compile(r"_loras\.(?:down|up)\.weight$")),
 )
 # Before a module's name, dots as underscores; taken off again and again, longest first.
 _PREFIXES = sorted(
@@ -93,12 +93,12 @@ _ELSEWHERE = (
             r"blocks_\d+_cross_attn_(?:norm_)?[kv]_img$|blocks_\d+_attn2_(?:add_[kv]_proj|norm_added_k)$"
             r"|img_emb_|condition_embedder_image_embedder_|^image_embedder_"
         ),
-        LoraFiles.IMAGE_BRANCH_IMAGE_VIDEO(),
+        LoraFiles.IMAGE_BRANCH(),
     ),
     (re.compile(r"vace_(?:blocks|patch_embedding)"), LoraFiles.VACE_MODULE()),
     (
         re.compile(r"^(?:blocks_\d+_)?(?:face_adapter|motion_encoder|audio_|casual_audio|control_adapter)"),
-        LoraFiles.ADD(),
+        LoraFiles.ADD_ON(),
     ),
 )
 
@@ -178,7 +178,7 @@ class Spellings:
         block = re.match(r"blocks_(\d+)_", rest)
         if block and int(block[1]) >= self.num_blocks:
             return LoraFiles.BLOCKS_AFTER_LAST(num_blocks=self.num_blocks)
-        return LoraFiles.MODULES_CHECKPOINT_LACKS()
+        return LoraFiles.LACKED_MODULES()
 
 
 def _fold(name: str) -> str:

@@ -41,8 +41,8 @@ _PARTS = {
     LoraFiles.NORMS_MODULATION(): ("norm", "modulation"),
 }
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: LoraFiles.WAN_MODEL_14B()}
-_IMAGE_BRANCH = LoraFiles.IMAGE_BRANCH_IMAGE_VIDEO()
-_IMAGE_INPUT = LoraFiles.INPUT_36_CHANNELS_IMAGE()
+_IMAGE_BRANCH = LoraFiles.IMAGE_BRANCH()
+_IMAGE_INPUT = LoraFiles.INPUT_OF_36_CHANNELS()
 _OTHER_SHAPE = LoraFiles.ANOTHER_SHAPE()
 _NAMED_EXPERT = re.compile(r"(high|low)[ _-]?noise", re.IGNORECASE)
 
@@ -191,7 +191,7 @@ class _Reading:
             found = [*self._pair(module, parts, peft_scale, read), *self._differences(module, parts)]
             changes += found
             if "alpha" in parts and not any(change.rank for change in found) and "down" not in parts:
-                self._left_out[LoraFiles.PAIR_ALPHA_ALONE()].append(parts["alpha"])
+                self._left_out[LoraFiles.ALPHA_ALONE()].append(parts["alpha"])
         if not changes:
             raise CheckpointError(self._nothing())
         self._add_notes(has_scale=peft_scale is not None)
@@ -246,7 +246,7 @@ class _Reading:
                     down=names[0],
                     shape=list(down.shape),
                     up=names[1],
-                    shape_2=list(up.shape),
+                    other_shape=list(up.shape),
                 )
             )
         rank = down.shape[0]
@@ -265,7 +265,7 @@ class _Reading:
 
     def _fitting(self, change: Change) -> Iterable[Change]:
         if change.target not in self._model:
-            self._left_out[LoraFiles.MODULES_CHECKPOINT_LACKS()] += change.names
+            self._left_out[LoraFiles.LACKED_MODULES()] += change.names
         elif fits(change, [self._header[name].shape for name in change.names], self._model):
             yield change
         else:
@@ -309,16 +309,14 @@ class _Reading:
             return LoraFiles.NO_TENSORS(subject=self.subject, expected=_EXPECTED)
         examples = ", ".join(sorted(self._header)[:3])
         if _OTHER_SHAPE in self._left_out:
-            family = next(
-                (name for width, name in _WIDTHS.items() if width in self._widths), LoraFiles.MODEL_ANOTHER_SIZE()
-            )
+            family = next((name for width, name in _WIDTHS.items() if width in self._widths), LoraFiles.ANOTHER_SIZE())
             own = self._model["patch_embedding.weight"].shape[0]
             return LoraFiles.OTHER_FAMILY(
                 subject=self.subject,
                 family=family,
                 own=own,
                 examples=examples,
-                get=_WIDTHS.get(own, LoraFiles.MODEL_OF_WIDTH()),
+                model=_WIDTHS.get(own, LoraFiles.MODEL_OF_WIDTH()),
             )
         groups = ", ".join(f"{len(names)} of {group}" for group, names in self._left_out.items())
         kind = identify_kind(self._header)

@@ -82,7 +82,7 @@ def _lock_pages(memory: torch.Tensor) -> bool:
     # The refusal stays behind as this thread's last CUDA error, and its next kernel launch would report it.
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda").add_(1)
-    logger.debug("LightX2V: %s", Running.BYTES_RAM_COULD_PAGE(numel=memory.numel(), status=status))
+    logger.debug("LightX2V: %s", Running.NOT_PAGE_LOCKED(num_bytes=memory.numel(), status=status))
     return False
 
 

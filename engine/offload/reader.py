@@ -228,9 +228,7 @@ def load_to_ram(
                 buffer.lock()
     num_locked = sum(buffer.is_locked for buffer in buffers)
     if num_locked < len(buffers):
-        logger.info(
-            "LightX2V: %s", Running.PARTS_STREAMED_WEIGHTS_PAGE(num_locked=num_locked, num_buffers=len(buffers))
-        )
+        logger.info("LightX2V: %s", Running.PARTS_PAGE_LOCKED(num_locked=num_locked, num_buffers=len(buffers)))
     return buffers
 
 
@@ -285,9 +283,7 @@ def _read_file(place: FileRange, memory: torch.Tensor) -> None:
                 count = file.readinto(rest)
                 if not count:
                     raise CheckpointError(
-                        Running.ENDS_BYTE_EXPECTED_WEIGHTS(
-                            path=place.path, tell=file.tell(), place=place.offset + place.num_bytes
-                        )
+                        Running.CUT_SHORT(path=place.path, end=file.tell(), place=place.offset + place.num_bytes)
                     )
                 rest = rest[count:]
     except OSError as error:

@@ -47,7 +47,7 @@ class Advice:
         size = f"{CLIP.width}x{CLIP.height}, {CLIP.num_frames} frames"
         seconds = f"{self.step_seconds:.1f}" if self.step_seconds < 10 else f"{self.step_seconds:.0f}"
         computed = "" if self.numbers == self.variant.precision else f" ({self.numbers})"
-        return Doctor.ABOUT_S_STEP(name=self.variant.name, computed=computed, seconds=seconds, size=size, how=how)
+        return Doctor.SECONDS_OF_STEP(name=self.variant.name, computed=computed, seconds=seconds, size=size, how=how)
 
 
 def rank_files(machine: Machine, card: str, variants: Iterable[Variant] = PUBLISHED.values()) -> list[Advice]:

@@ -61,7 +61,7 @@ _SPEED_PACKAGES: tuple[tuple[str, str, Backend], ...] = (
 _OWN_ATTENTION = [row for row in ATTENTION_BACKENDS if row.package == "triton"]
 # NCCL takes some tens of MiB of /dev/shm for each pair of GPUs that go through it.
 _SHARED_BYTES = 256 * 2**20
-_MANY_CLIPS = Doctor.LET_EACH_GPU_MAKE()
+_MANY_CLIPS = Doctor.CLIPS_ON_EACH()
 _REQUIRED_PACKAGES = ("safetensors", "tokenizers", "sentencepiece", "ftfy")
 
 
@@ -88,7 +88,8 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         measures_links: time copies between GPUs too; see parallel/links.py.
     """
     device = system.compute_device()
-    machine, files = find_machine(device), rank_files_here()
+    machine = find_machine(device)
+    files = rank_files(machine, system.card_name(device))
     return [
         *_examine_card(machine),
         _examine_torch(),
@@ -106,15 +107,10 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
     ]
 
 
-def card_name() -> str:
-    """Return the card's name as torch reports it, or "CPU"."""
-    device = system.compute_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
 def rank_files_here() -> list[Advice]:
     """Return the published variants, the best for this machine first."""
-    return rank_files(find_machine(system.compute_device()), card_name())
+    device = system.compute_device()
+    return rank_files(find_machine(device), system.card_name(device))
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
@@ -142,18 +138,18 @@ def as_text(items: list[Item]) -> str:
 def _examine_card(machine: Machine) -> list[Item]:
     driver = system.driver_version()
     if not torch.cuda.is_available():
-        remedy: str = Doctor.USE_MACHINE_NVIDIA_CARD()
+        remedy: str = Doctor.USE_NVIDIA()
         if driver:
             remedy = Doctor.INSTALL_CUDA_BUILD()
-        card = Item(name="Card", state=WARN, found=Doctor.CUDA_DEVICE_EVERYTHING_RUNS(), remedy=remedy)
+        card = Item(name="Card", state=WARN, found=Doctor.NO_CARD(), remedy=remedy)
         return [card, *([Item(name="Driver", state=OK, found=driver)] if driver else [])]
     if system.compute_device().type != "cuda":
-        found, remedy = Doctor.USED_EVERYTHING_RUNS_CPU(), Doctor.START_COMFYUI_WITHOUT_CPU()
+        found, remedy = Doctor.CARD_NOT_USED(), Doctor.START_WITHOUT_CPU()
         card = Item(name="Card", state=WARN, found=found, remedy=remedy)
         return [card, Item(name="Driver", state=OK, found=driver or Doctor.VERSION_UNKNOWN())]
     properties = torch.cuda.get_device_properties(system.compute_device())
     free = system.free_vram_bytes() or 0
-    found = Doctor.GIB_FREE_COMPUTE_CAPABILITY(
+    found = Doctor.CARD(
         name=properties.name,
         total=properties.total_memory / GIB,
         free=free / GIB,
@@ -187,17 +183,17 @@ def _examine_lightx2v(machine: Machine) -> Item:
     problem = bootstrap.unavailable_reason()
     if problem is None:
         version = _version("lightx2v") or "installed"
-        used = "" if machine.capability else Doctor.USED_WITHOUT_CUDA_CARD()
+        used = "" if machine.capability else Doctor.NOT_USED_WITHOUT_CARD()
         return Item(name="LightX2V", state=OK, found=f"{version}{used}")
     if machine.capability is None:
-        return Item(name="LightX2V", state=OK, found=Doctor.INSTALLED_NEEDED_WITHOUT_CUDA())
+        return Item(name="LightX2V", state=OK, found=Doctor.NOT_NEEDED_WITHOUT_CARD())
     if bootstrap.missing_packages():
-        return Item(name="LightX2V", state=OK, found=Doctor.INSTALLED_ONLY_ENGINE_LIGHTX2V())
+        return Item(name="LightX2V", state=OK, found=Doctor.ONLY_ENGINE_LIGHTX2V())
     found, _, remedy = problem.partition(" Run: ")
     return Item(
         name="LightX2V",
         state=WARN,
-        found=Doctor.ENGINE_AUTO_DOES_NEED(rstrip=found.rstrip(".")),
+        found=Doctor.AUTO_DOES_WITHOUT(problem=found.rstrip(".")),
         remedy=remedy,
     )
 
@@ -222,8 +218,8 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
     if version is None and Doctor.IS_NOT_INSTALLED(name=name) in problem:
         reason = _why_not_needed(row, machine)
         if reason:
-            return Item(name=label, state=OK, found=Doctor.INSTALLED_NEEDED(reason=reason))
-        return Item(name=label, state=WARN, found=Doctor.INSTALLED_CARD_WOULD_FASTER(), remedy=row.install)
+            return Item(name=label, state=OK, found=Doctor.NOT_NEEDED(reason=reason))
+        return Item(name=label, state=WARN, found=Doctor.FASTER_WITH_IT(), remedy=row.install)
     found = Doctor.NOT_USED(version=version or Doctor.NOT_INSTALLED(), problem=problem)
     is_broken = version is not None and name in machine.problems
     return Item(name=label, state=WARN if is_broken else OK, found=found, remedy=row.install if is_broken else "")
@@ -232,12 +228,12 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
 def _why_not_needed(row: Backend, machine: Machine) -> str:
     """Return why a card that could use a back end's package gains nothing from it, or ""."""
     if row in LIGHTX2V_MATMUL_BACKENDS:
-        return Doctor.ONLY_LIGHTX2V_S_OWN()
+        return Doctor.ONLY_LIGHTX2V_USES_IT()
     problems = {name: problem for name, problem in machine.problems.items() if name != "triton"}
     packages = {**machine.packages, "triton": ""}
     with_triton = replace(machine, packages=packages, problems=problems)
     if row in ATTENTION_BACKENDS and any(why_not(own, with_triton, "bf16") is None for own in _OWN_ATTENTION):
-        return Doctor.PACK_S_OWN_ATTENTION()
+        return Doctor.OWN_ATTENTION_RUNS()
     return ""
 
 
@@ -246,12 +242,12 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     if findings is None:
         return []
     measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
-    found = "; ".join(measured) or Doctor.MEASURED_YET_FIRST_RUN()
+    found = "; ".join(measured) or Doctor.NOT_MEASURED()
     items = [Item(name=MEASURED, state=OK, found=found)]
     died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
     if died:
-        remedy = Doctor.UPDATE_DRIVER_TORCH_PACKAGE()
-        found = Doctor.USED_THEY_ENDED_PROCESS(died="; ".join(died))
+        remedy = Doctor.UPDATE_DRIVER()
+        found = Doctor.ENDED_THEIR_TRIAL(died="; ".join(died))
         items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
     return items
 
@@ -263,16 +259,16 @@ def _examine_gpus(links: Links | None) -> list[Item]:
     kinds = dict.fromkeys(links.names)
     gpus = Item(name="GPUs", state=OK, found=", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds))
     if links.system != "linux":
-        found, remedy = Doctor.CANNOT_CONNECTED_PYTORCH_NCCL(), f"Use WSL2. {_MANY_CLIPS}"
+        found, remedy = Doctor.NCCL_FOR_LINUX(), f"Use WSL2. {_MANY_CLIPS}"
         return [gpus, Item(name="NCCL", state=WARN, found=found, remedy=remedy)]
     if not links.nccl:
         remedy = Doctor.INSTALL_CUDA_BUILD_OR(many_clips=_MANY_CLIPS)
-        return [gpus, Item(name="NCCL", state=WARN, found=Doctor.TORCH_BUILT_WITHOUT(), remedy=remedy)]
+        return [gpus, Item(name="NCCL", state=WARN, found=Doctor.BUILT_WITHOUT_NCCL(), remedy=remedy)]
     if len(kinds) > 1:
-        gpus = replace(gpus, state=WARN, remedy=Doctor.NAME_THOSE_ONE_KIND(many_clips=_MANY_CLIPS))
+        gpus = replace(gpus, state=WARN, remedy=Doctor.NAME_ONE_KIND(many_clips=_MANY_CLIPS))
     is_slow = not links.peers
-    reach = Doctor.THROUGH_RAM_THEY_CANNOT() if is_slow else "directly (P2P)"
-    remedy = Doctor.TWO_CARDS_RTX_30()
+    reach = Doctor.THROUGH_RAM() if is_slow else "directly (P2P)"
+    remedy = Doctor.GAINS_LESS()
     items = [
         gpus,
         Item(name="Between GPUs", state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
@@ -281,7 +277,7 @@ def _examine_gpus(links: Links | None) -> list[Item]:
     if links.speeds:
         least, most = min(links.speeds) / 1e9, max(links.speeds) / 1e9
         range_of = f"{least:.0f}" if most < 1.1 * least else f"{least:.0f} to {most:.0f}"
-        items.append(Item(name=Doctor.LINK_SPEED(), state=OK, found=Doctor.GB_S_COPIES_FROM(range_of=range_of)))
+        items.append(Item(name=Doctor.LINK_SPEED(), state=OK, found=Doctor.COPIES_PER_SECOND(range_of=range_of)))
     return [*items, _examine_shared_memory(links)]
 
 
@@ -289,22 +285,22 @@ def _examine_shared_memory(links: Links) -> Item:
     name = Doctor.SHARED_MEMORY()
     if not links.has_memory:
         remedy = Doctor.OTHER_PYTHON()
-        return Item(name=name, state=MISSING, found=Doctor.PROCESSES_CANNOT_SHARE_MEMORY(), remedy=remedy)
+        return Item(name=name, state=MISSING, found=Doctor.CANNOT_SHARE_MEMORY(), remedy=remedy)
     free = links.shared_bytes
     if not links.peers and (free is None or free < _SHARED_BYTES):
         found = Doctor.SHARED_MEMORY_FREE(free=(free or 0) / 2**20)
-        return Item(name=name, state=WARN, found=found, remedy=Doctor.DOCKER_DOCKER_RUN_SHM())
+        return Item(name=name, state=WARN, found=found, remedy=Doctor.DOCKER_SHM_SIZE())
     room = "" if free is None else Doctor.AND_SHARED_MEMORY(free=free / 2**20)
-    return Item(name=name, state=OK, found=Doctor.WEIGHTS_STREAMED_RAM_ONCE(room=room))
+    return Item(name=name, state=OK, found=Doctor.WEIGHTS_ONCE_IN_RAM(room=room))
 
 
 def _examine_ram() -> Item:
     total, free = system.total_ram_bytes(), system.free_ram_bytes()
-    limited = "" if total >= psutil.virtual_memory().total else Doctor.LIMIT_PROCESS_S_CONTROL()
+    limited = "" if total >= psutil.virtual_memory().total else Doctor.LIMIT_OF_GROUP()
     found = f"{total / GIB:.1f} GiB{limited}, {free / GIB:.1f} free"
     remedy = ""
     if free < _RAM_GIB * GIB:
-        remedy = Doctor.CLOSE_OTHER_PROGRAMS_WHERE()
+        remedy = Doctor.CLOSE_PROGRAMS()
     return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
@@ -323,11 +319,11 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
         free = free_disk_bytes(models_dir)
     except OSError as error:
         remedy: str = Doctor.CHECK_MODELS_FOLDER(models_dir=models_dir)
-        return Item(name="Disk", state=WARN, found=Doctor.CANNOT_LOOKED(error=error), remedy=remedy)
+        return Item(name="Disk", state=WARN, found=Doctor.NOT_LOOKED_AT(error=error), remedy=remedy)
     remedy = ""
     if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
-        remedy = Doctor.MAKE_ROOM_FP8_INT8(checkpoint_gib=_CHECKPOINT_GIB)
-    return Item(name="Disk", state=WARN if remedy else OK, found=Doctor.GIB_FREE_MODELS(free=free / GIB), remedy=remedy)
+        remedy = Doctor.MAKE_ROOM(checkpoint_gib=_CHECKPOINT_GIB)
+    return Item(name="Disk", state=WARN if remedy else OK, found=Doctor.DISK_FREE(free=free / GIB), remedy=remedy)
 
 
 def _examine_files(files: list[Advice]) -> list[Item]:
@@ -337,21 +333,21 @@ def _examine_files(files: list[Advice]) -> list[Item]:
         return []
     best, *others = folders
     rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
-    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1000000000.0, rest=rest)
-    return [Item(name=Doctor.FILE_CARD(), state=OK, found=found)]
+    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1e9, rest=rest)
+    return [Item(name=Doctor.FILE_FOR_CARD(), state=OK, found=found)]
 
 
 def _examine_image_models(models_dir: Path) -> Item:
     """Name the published image-to-video models, and which are here."""
     found = f"with LightX2V Image To Video: {_list_published(PUBLISHED_IMAGE_MODELS, models_dir)}"
-    return Item(name=Doctor.IMAGE_VIDEO(), state=OK, found=found)
+    return Item(name=Doctor.IMAGE_TO_VIDEO(), state=OK, found=found)
 
 
 def _examine_loras(models_dir: Path) -> Item:
     """Name the published LoRAs that distill a model, and which are here."""
     listed = _list_published(PUBLISHED_LORAS, models_dir)
-    found = Doctor.WAN_MODEL_DISTILLED_LIGHTX2V(listed=listed)
-    return Item(name=Doctor.LORAS_4_STEPS(), state=OK, found=found)
+    found = Doctor.DISTILLING_LORAS(listed=listed)
+    return Item(name=Doctor.LORAS(), state=OK, found=found)
 
 
 def _list_published(variants: Mapping[str, Variant], models_dir: Path) -> str:
@@ -380,7 +376,10 @@ def _examine_checkpoints(
         remedy = Doctor.DOWNLOAD(name=files[0].variant.name)
         return [
             Item(
-                name="Checkpoints", state=MISSING, found=Doctor.NONE(models_dir=models_dir / "lightx2v"), remedy=remedy
+                name="Checkpoints",
+                state=MISSING,
+                found=Doctor.NO_CHECKPOINTS(models_dir=models_dir / "lightx2v"),
+                remedy=remedy,
             )
         ]
     return [
@@ -406,11 +405,11 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_USED(), remedy=str(error))
+        return Item(is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
         return Item(
-            is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_USED(), remedy=cannot_be_used(path, error)
+            is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=cannot_be_used(path, error)
         )
     if checkpoint.missing:
         return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
@@ -429,7 +428,7 @@ def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
         parts.append(Doctor.TEXT_ENCODER(name=checkpoint.text_encoder.name))
     if checkpoint.vae is not None:
         parts.append(f"VAE {checkpoint.vae.name}")
-    return "; ".join(parts) or Doctor.PART()
+    return "; ".join(parts) or Doctor.NO_PART()
 
 
 def _numbers(layout: TransformerFormat, machine: Machine) -> str:

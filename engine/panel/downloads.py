@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from ..adapters.hub.download import download
 from ..checkpoints.published import Variant
 from ..errors import LightX2VError, without_passwords
 from ..sentences.hub import Hub
+from .background import Background, StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +39,12 @@ class Progress:
     """Why it ended otherwise; empty while it runs and after it succeeded."""
 
 
-class _StoppedError(Exception):
-    """The user stopped the download."""
-
-
-class Downloads:
+class Downloads(Background):
     """Runs one download at a time; a new one, or the same again, goes on where the last one stopped."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._clock = clock
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._pace: deque[tuple[float, int]] = deque()
         self.progress = Progress()
 
@@ -63,26 +57,11 @@ class Downloads:
         with self._lock:
             if self.progress.is_running:
                 raise ValueError(Hub.IS_RUNNING(name=self.progress.name))
-            self._stop.clear()
             self._pace.clear()
             self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
-            self._thread = threading.Thread(
-                target=self._run, args=(variant, models_dir, endpoint), name="lightx2v-download", daemon=True
-            )
-            try:
-                self._thread.start()
-            except RuntimeError as error:
-                self._thread = None
-                self.progress = Progress(name=variant.name, problem=f"Restart ComfyUI: {error}.")
-
-    def stop(self) -> None:
-        """Stop fetching; what has arrived is kept for the next time."""
-        self._stop.set()
-
-    def wait(self) -> None:
-        """Wait until nothing is being fetched."""
-        if self._thread is not None:
-            self._thread.join()
+            problem = self._begin("lightx2v-download", self._run, variant, models_dir, endpoint)
+            if problem:
+                self.progress = Progress(name=variant.name, problem=problem)
 
     def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
         # Success is known by the last line of the work; whatever else ends this thread is a failure.
@@ -91,7 +70,7 @@ class Downloads:
         try:
             download(variant, models_dir, on_progress=self._note, check_cancel=self._check_stop, endpoint=endpoint)
             is_complete, problem = True, ""
-        except _StoppedError:
+        except StoppedError:
             problem = Hub.STOPPED()
         except (LightX2VError, OSError) as error:
             problem = str(error)
@@ -126,7 +105,3 @@ class Downloads:
             bytes_per_second=rate,
             seconds_left=(total - done) / rate if rate else None,
         )
-
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise _StoppedError

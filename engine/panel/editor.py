@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import system
 from ..adapters.comfy import host, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
@@ -50,9 +51,6 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
         gpus = GpuSettings(gpus=str(given.get("gpus", "1")).replace(" ", ""))
-    except ValueError as error:
-        return asdict(Forecast(ok=False, sentence=str(error)))
-    try:
         loras = tuple(
             (paths.LORAS.resolve(str(given[name])), str(given.get(f"{name}_expert", EXPERT_CHOICES[0])))
             for name in _LORAS
@@ -98,7 +96,7 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
     """
     kind = _model_kind("lora", values)
     if "lora" not in values:
-        raise ValueError(Doctor.LORA_NEEDS_LORA_NAME())
+        raise ValueError(Doctor.LORA_NEEDS_NAME())
     try:
         path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
         second = _second_expert(values)
@@ -125,7 +123,7 @@ def _second_expert(values: Mapping[str, Value]) -> Path | str:
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
     named = [kind for kind in _MODELS if kind in values]
     if len(named) != 1:
-        raise ValueError(Doctor.NEEDS_ONE_CHECKPOINT_TRANSFORMER(route=route, kinds=" and ".join(named) or "neither"))
+        raise ValueError(Doctor.NEEDS_ONE_MODEL(route=route, kinds=" and ".join(named) or "neither"))
     return named[0]
 
 
@@ -174,7 +172,7 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         free_bytes = None
     return {
         "variants": variants,
-        "card": doctor.card_name(),
+        "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
         "free_bytes": free_bytes,
         "progress": asdict(_downloads.progress),
@@ -188,7 +186,7 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
         ValueError: a download is running, or the name is not given.
     """
     if "variant" not in values:
-        raise ValueError(Doctor.DOWNLOAD_NEEDS_VARIANT_NAME())
+        raise ValueError(Doctor.DOWNLOAD_NEEDS_NAME())
     name = str(values["variant"])
     if name:
         _downloads.start(find_variant(name), paths.models_folder())

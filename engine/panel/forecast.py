@@ -234,7 +234,7 @@ def describe_transformer(files: TransformerFiles, numbers: str) -> str:
 
 def _card(device: torch.device, count: int = 1) -> str:
     """Return what computes; several GPUs have a history of their own."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = system.card_name(device)
     return name if count == 1 else f"{count} x {name}"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from ..backends.choose import Backends
 from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
+from ..errors import MALFORMED
 from ..memory.clip import Clip
 
 logger = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ class History:
             decodes = {str(key): _positive(seconds) for key, seconds in data["decodes"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, *MALFORMED) as error:
             logger.warning("LightX2V: speeds of earlier runs are not known: %s cannot be read (%s).", path, error)
             return
         self._steps, self._decodes = steps, decodes

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +17,17 @@ from ..checkpoints.content import find_fault_in_full, may_be_zero
 from ..checkpoints.disk import reading
 from ..checkpoints.files import Checkpoint, resolve_checkpoint
 from ..checkpoints.pth import is_pth
-from ..checkpoints.published import PUBLISHED, DownloadError
+from ..checkpoints.published import PUBLISHED, PUBLISHED_IMAGE_MODELS, DownloadError
 from ..checkpoints.vocabulary import TOKENIZER_FILES
 from ..checkpoints.weights import open_weights
 from ..errors import LightX2VError
 from ..sentences.verifying import Verifying
+from .background import Background, StoppedError
 from .doctor import MISSING, OK, WARN, Item
 
 logger = logging.getLogger(__name__)
 
 _HASH_BYTES = 8 * 2**20
-_WEIGHTS = (".safetensors", ".pth")
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -53,6 +52,7 @@ def verify(path: Path, *, on_progress: OnProgress = _nothing, endpoint: str | No
     """
     files = files_of(resolve_checkpoint(path))
     published, unasked = _published_hashes(files, endpoint)
+    names = [file.name for file in files]
     total, done = sum(file.stat().st_size for file in files), 0
     items = []
     for file in files:
@@ -61,7 +61,10 @@ def verify(path: Path, *, on_progress: OnProgress = _nothing, endpoint: str | No
             digests.update(chunk)
             done += len(chunk)
             on_progress(done, total, file.name)
-        items.append(_item(file, digests, published.get(file.name, ()), unasked))
+        item = _item(file, digests, published.get(file.name, ()), unasked)
+        # Experts in folders of their own have files of the same names.
+        is_one_of_two = names.count(file.name) > 1
+        items.append(replace(item, name=f"{file.parent.name}/{file.name}") if is_one_of_two else item)
     return items
 
 
@@ -69,7 +72,7 @@ def files_of(checkpoint: Checkpoint) -> list[Path]:
     """Return every file of a checkpoint, each once."""
     tokenizer = checkpoint.tokenizer
     found = [
-        *(checkpoint.transformer.files if checkpoint.transformer else ()),
+        *(checkpoint.transformer.every_file if checkpoint.transformer else ()),
         *(file for file in (checkpoint.text_encoder, checkpoint.vae) if file is not None),
         *(tokenizer / name for name in TOKENIZER_FILES if tokenizer and os.path.isfile(tokenizer / name)),
     ]
@@ -104,7 +107,8 @@ def _published_hashes(files: Iterable[Path], endpoint: str | None) -> tuple[dict
     """Return what the hub lists under the names of the files, and why it could not be asked, or ""."""
     names = {file.name for file in files}
     found: dict[str, list[client.RemoteFile]] = {}
-    for repository in dict.fromkeys(name for variant in PUBLISHED.values() for name in variant.repositories):
+    models = (PUBLISHED | PUBLISHED_IMAGE_MODELS).values()
+    for repository in dict.fromkeys(name for variant in models for name in variant.repositories):
         try:
             listing = client.list_repository(repository, endpoint)
         except DownloadError as error:
@@ -137,7 +141,7 @@ _REMEDY = Verifying.DOWNLOAD_AGAIN()
 
 def _fault_in(file: Path) -> str:
     """Return what is wrong with the first damaged tensor of a file, or ""."""
-    if not (is_pth(file) or file.name.lower().endswith(_WEIGHTS)):
+    if not (is_pth(file) or file.suffix.lower() == ".safetensors"):
         return ""
     weights = open_weights([file])
     try:
@@ -167,17 +171,11 @@ class Verification:
     """Why it ended otherwise."""
 
 
-class _StoppedError(Exception):
-    """The user stopped the check."""
-
-
-class Verifications:
+class Verifications(Background):
     """Runs one check at a time, in a thread, with progress to ask for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        super().__init__()
         self.state = Verification()
 
     def start(self, name: str, path: Path, *, endpoint: str | None = None) -> None:
@@ -189,28 +187,17 @@ class Verifications:
         with self._lock:
             if self.state.is_running:
                 raise ValueError(Verifying.IS_RUNNING(name=self.state.name))
-            self._stop.clear()
             self.state = Verification(name=name, is_running=True)
-            self._thread = threading.Thread(
-                target=self._run, args=(name, path, endpoint), name="lightx2v-verify", daemon=True
-            )
-            self._thread.start()
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._stop.set()
-
-    def wait(self) -> None:
-        """Wait until nothing is being looked at."""
-        if self._thread is not None:
-            self._thread.join()
+            problem = self._begin("lightx2v-verify", self._run, name, path, endpoint)
+            if problem:
+                self.state = Verification(name=name, problem=problem)
 
     def _run(self, name: str, path: Path, endpoint: str | None) -> None:
         end = Verification(name=name, problem=Verifying.ENDED())
         try:
             items = verify(path, on_progress=self._note, endpoint=endpoint)
             end = Verification(name=name, items=tuple(items))
-        except _StoppedError:
+        except StoppedError:
             end = replace(end, problem="Stopped.")
         except (LightX2VError, OSError) as error:
             end = replace(end, problem=str(error))
@@ -219,6 +206,5 @@ class Verifications:
             self.state = end
 
     def _note(self, done: int, total: int, what: str) -> None:
-        if self._stop.is_set():
-            raise _StoppedError
+        self._check_stop()
         self.state = replace(self.state, done_bytes=done, num_bytes=total, what=what)

@@ -14,8 +14,6 @@ class Folders:
     EXPECTED_TRANSFORMER = Sentence("block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors")
     EXPECTED_AS_IN = Sentence("expected {transformer}, as in {transformer_files}.")
     DIFFUSERS = Sentence("a model in diffusers' layout")
-    USE_NATIVE = Sentence("Use the same model with Wan's native names.")
-    GGUF = Sentence("a GGUF file")
     USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version, or load GGUF with ComfyUI-GGUF.")
     PT = Sentence("a PyTorch .pt file")
     SAFETENSORS_ONLY = Sentence("Transformers are read from safetensors only.")
@@ -75,7 +73,7 @@ class Folders:
     FIRST_HALF = Sentence("the first half")
     SECOND_HALF = Sentence("the second half")
     ONE_EXPERT = Sentence(
-        "{title} is the {noise}-noise expert of Wan2.2 alone, which is for {noise_2} of the steps: add the "
+        "{title} is the {noise}-noise expert of Wan2.2 alone, which is for {half} of the steps: add the "
         "{other}-noise expert (second_expert of 'LightX2V Load Transformer', or a folder with both in 'LightX2V Load "
         "Checkpoint'), or sample with one after the other."
     )

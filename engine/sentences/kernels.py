@@ -15,8 +15,8 @@ class Running:
     )
     CANNOT_BE_READ = Sentence("what was found out about kernels cannot be read: {error}.")
     # backends/versions.py
-    NEEDS_COMPUTE_CAPABILITY_GPU = Sentence("needs compute capability {wanted}; this GPU has {found}")
-    PACKAGE_TRITON_INSTALLED = Sentence("package triton is not installed")
+    NEEDS_CAPABILITY = Sentence("needs compute capability {wanted}; this GPU has {found}")
+    NO_TRITON = Sentence("package triton is not installed")
     TRITON_BEFORE_3_3 = Sentence("Triton before 3.3 ends the process when it compiles for compute capability 12.0")
     TRITON_BEFORE_3_5 = Sentence(
         "Triton before 3.5 multiplies FP8 as FP16 on compute capability 12.0 (triton-lang/triton#7188)"
@@ -24,33 +24,31 @@ class Running:
     TRITON_BEFORE_3_4 = Sentence(
         "Triton before 3.4 keeps part of the attention's registers in memory on compute capability 9.0"
     )
-    PACK_S_ATTENTION_COMPILED = Sentence(
+    ATTENTION_NOT_COMPILED = Sentence(
         "the pack's attention was not compiled for compute capability 10 and 11, where cuDNN's is the fast one"
     )
     TRITON_BEFORE_3_2 = Sentence(
         "Triton before 3.2 keeps part of the attention's registers in memory on compute capability 8.6 and 8.9"
     )
-    PYTORCH_WINDOWS_FP8_MULTIPLICATION = Sentence("PyTorch for Windows has no FP8 multiplication with a scale per row")
+    WINDOWS_WITHOUT_ROW_SCALES = Sentence("PyTorch for Windows has no FP8 multiplication with a scale per row")
     PYTORCH_BEFORE_2_7 = Sentence(
         "PyTorch before 2.7 has no FP8 multiplication with a scale per row on compute capability 8.9"
     )
     PYTORCH_BEFORE_2_8 = Sentence(
         "PyTorch before 2.8 has no FP8 multiplication with a scale per row on compute capability 12.0"
     )
-    PYTORCH_WINDOWS_BEFORE_2 = Sentence("PyTorch for Windows before 2.4 has no FP8 multiplication")
+    WINDOWS_WITHOUT_FP8 = Sentence("PyTorch for Windows before 2.4 has no FP8 multiplication")
     # kernel_choice.py
-    MEASURED_KERNELS_S = Sentence("measured {num_timed:d} kernels in {time:.1f} s.")
-    MEASURED = Sentence("{task}: {name} is not measured: {partition}.")
-    MEASURED_LACK_MEMORY_NEXT = Sentence("{problem}: not measured, for lack of memory; the next run tries it again.")
+    MEASURED = Sentence("measured {num_timed:d} kernels in {time:.1f} s.")
+    NOT_MEASURED = Sentence("{task}: {name} is not measured: {reason}.")
+    NO_MEMORY_TO_MEASURE = Sentence("{problem}: not measured, for lack of memory; the next run tries it again.")
     # offload/pinned.py
-    BYTES_RAM_COULD_PAGE = Sentence("{numel:d} bytes of RAM could not be page-locked (CUDA error {status:d}).")
+    NOT_PAGE_LOCKED = Sentence("{num_bytes:d} bytes of RAM could not be page-locked (CUDA error {status:d}).")
     # offload/reader.py
-    PARTS_STREAMED_WEIGHTS_PAGE = Sentence(
-        "{num_locked:d} of {num_buffers:d} parts of the streamed weights are page-locked."
-    )
+    PARTS_PAGE_LOCKED = Sentence("{num_locked:d} of {num_buffers:d} parts of the streamed weights are page-locked.")
     LOADING_TRANSFORMER = Sentence("loading the transformer")
-    ENDS_BYTE_EXPECTED_WEIGHTS = Sentence(
-        "{path} ends at byte {tell}; expected weights up to byte {place}. It changed since it was opened; download "
+    CUT_SHORT = Sentence(
+        "{path} ends at byte {end}; expected weights up to byte {place}. It changed since it was opened; download "
         "it again."
     )
     # engines.py

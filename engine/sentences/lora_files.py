@@ -9,13 +9,13 @@ class LoraFiles:
     """What a LoRA's file holds, and for what."""
 
     # lora/keys.py
-    BIAS_OWN = Sentence("a bias of its own")
+    OWN_BIAS = Sentence("a bias of its own")
     REPLACED_WEIGHTS = Sentence("replaced weights")
-    REFERENCE_BRANCH_STAND = Sentence("a reference branch (Stand-In)")
-    IMAGE_BRANCH_IMAGE_VIDEO = Sentence("the image branch of an image-to-video model")
+    REFERENCE_BRANCH = Sentence("a reference branch (Stand-In)")
+    IMAGE_BRANCH = Sentence("the image branch of an image-to-video model")
     VACE_MODULE = Sentence("a VACE module")
-    ADD = Sentence("an add-on")
-    MODULES_CHECKPOINT_LACKS = Sentence("modules that this checkpoint lacks")
+    ADD_ON = Sentence("an add-on")
+    LACKED_MODULES = Sentence("modules that this checkpoint lacks")
     BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
     TEXT_ENCODER = Sentence("a text encoder")
     # lora/reader.py
@@ -23,7 +23,7 @@ class LoraFiles:
         "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, "
         "diff_m) of a Wan2.1 transformer"
     )
-    INPUT_36_CHANNELS_IMAGE = Sentence("an input of 36 channels (image to video)")
+    INPUT_OF_36_CHANNELS = Sentence("an input of 36 channels (image to video)")
     ANOTHER_SHAPE = Sentence("another shape")
     NORMS_MODULATION = Sentence("norms and modulation")
     WAN_MODEL_14B = Sentence("a Wan model of 14B")
@@ -54,7 +54,7 @@ class LoraFiles:
     NO_TENSORS = Sentence("{subject} holds no tensors; {expected}.")
     OTHER_FAMILY = Sentence(
         "{subject} is for {family}: none of its tensors has the shape of this checkpoint's, whose width is {own}: "
-        "{examples}. Use a LoRA for {get}."
+        "{examples}. Use a LoRA for {model}."
     )
     LOOKS_LIKE = Sentence(" It looks like {kind}.")
     NOT_FINITE = Sentence("{what} is {factor}; expected a finite number. Use another version of the file.")
@@ -76,7 +76,7 @@ class LoraFiles:
         "{subject} is incomplete: {names} is there without the other half of its pair. Download it again."
     )
     ODD_PAIR = Sentence(
-        "{subject} does not fit together: {down} is of {shape} and {up} of {shape_2}; expected [rank, columns] "
+        "{subject} does not fit together: {down} is of {shape} and {up} of {other_shape}; expected [rank, columns] "
         "and [rows, rank]. Download it again."
     )
     ODD_ALPHA = Sentence("{subject} has {name} of shape {shape}; expected one number. Download it again.")
@@ -94,10 +94,10 @@ class LoraFiles:
     DISTILLS = Sentence(
         "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
     )
-    MODEL_ANOTHER_SIZE = Sentence("a model of another size")
+    ANOTHER_SIZE = Sentence("a model of another size")
     PEFT_UNREADABLE = Sentence(
         "The PEFT settings of LoRA {name} cannot be read ({error}): adapter_config.json beside it, or "
         "lora_adapter_metadata in it. Download it again."
     )
     PEFT_SETTINGS = Sentence("the settings of PEFT")
-    PAIR_ALPHA_ALONE = Sentence("no pair (alpha alone)")
+    ALPHA_ALONE = Sentence("no pair (alpha alone)")

@@ -16,11 +16,9 @@ class Refusals:
     )
     SIZES_OF_SDXL = Sentence("is for SDXL; the latent gives the size")
     OF_VIDEO = Sentence("is for other video models; Wan's frame rate is fixed")
-    PATCHES_ATTENTION_BLOCKS_HYPERTILE = Sentence("patches of attention or blocks (HyperTile, ToMe, Deep Shrink)")
-    REPLACED_ATTENTION_BLOCKS_SKIP = Sentence(
-        "replaced attention or blocks (Skip Layer Guidance, Perturbed-Attention Guidance)"
-    )
-    ANOTHER_ATTENTION_SAGE_FLASH = Sentence(
+    PATCHES = Sentence("patches of attention or blocks (HyperTile, ToMe, Deep Shrink)")
+    REPLACEMENTS = Sentence("replaced attention or blocks (Skip Layer Guidance, Perturbed-Attention Guidance)")
+    OTHER_ATTENTION = Sentence(
         "another attention (Sage or Flash attention nodes; the loader's input 'attention' has them)"
     )
     ATTENTION_MASK = Sentence("an attention mask")
@@ -28,9 +26,9 @@ class Refusals:
     REPEATS_ROWS = Sentence("repeats what the rows tell: those after the text are zero")
     PROMPT_TYPES = Sentence("is for models with prompts of several kinds")
     GUIDANCE = Sentence("is for Flux and HunyuanVideo, and is distilled into this model")
-    SDXL_S_REFINER = Sentence("is for SDXL's refiner")
+    SDXL_REFINER = Sentence("is for SDXL's refiner")
     REFERENCE_METHOD = Sentence("says how to use reference pictures, of which there are none")
-    MASK_PICTURE_WAN_IMAGE = Sentence("the mask of a picture (Wan Image To Video)")
+    PICTURE_MASK = Sentence("the mask of a picture (Wan Image To Video)")
     MASK_CONTROL_VIDEO = Sentence("the mask of a control video")
     CLIP_VISION_PICTURE = Sentence("a CLIP Vision picture")
     REFERENCE_PICTURES = Sentence("reference pictures")
@@ -51,7 +49,7 @@ class Refusals:
     PICTURE_BESIDE_NOISE = Sentence("a picture beside the noise")
     KEY_FRAMES = Sentence("key frames")
     GUIDING_FRAME = Sentence("a guiding frame")
-    FIRST_FRAME_HUNYUANVIDEO = Sentence("a first frame (HunyuanVideo)")
+    HUNYUANVIDEO_FRAME = Sentence("a first frame (HunyuanVideo)")
     TEXT_CONTROLNET = Sentence("a text for a ControlNet")
     ASKS_FOR_UNET = Sentence(
         "Remove the node that asks the model for {name} (FreeU, for instance): it is for Stable Diffusion's UNet, "
@@ -61,10 +59,10 @@ class Refusals:
         "For the node that asks the model for diffusion_model.{name} {native}: LightX2V's transformer computes in "
         "its own engine."
     )
-    MODELS_SOUND = Sentence("is for models of sound")
-    MODELS_GET_NOISY_PICTURE = Sentence("is for models that get a noisy picture")
-    MODELS_VIEWS_OBJECT = Sentence("is for models of views of an object")
-    REPLACED_PART_MODEL = Sentence("a replaced part of the model ({name})")
+    OF_SOUND = Sentence("is for models of sound")
+    OF_NOISY_PICTURES = Sentence("is for models that get a noisy picture")
+    OF_VIEWS = Sentence("is for models of views of an object")
+    REPLACED_PART = Sentence("a replaced part of the model ({name})")
     INJECTION = Sentence("an injection ({name})")
     NO_MERGE = Sentence(
         "Merge models that are loaded with 'Load Diffusion Model' (UNETLoader): a LightX2V model's weights are not "

@@ -26,7 +26,6 @@ class Text:
     ENCODING = Sentence("encoding text")
     NO_GPU = Sentence("The text encoder's device is 'gpu', but no CUDA device was found. Set device to 'cpu'.")
     EMBEDDING = Sentence("the embedding")
-    NO_NUMBERS = Sentence("holds values that are NaN or infinite")
     ZERO_ROWS = Sentence("is zero for tokens of the prompt")
     UNKNOWN_TOKEN = Sentence(
         "The tokenizer gives the token id {token_id}, but {path} has only {num_tokens} tokens: they belong to "

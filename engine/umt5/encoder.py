@@ -19,6 +19,7 @@ from ..checkpoints.formats import TextEncoderFormat
 from ..checkpoints.weights import Weights, open_weights
 from ..errors import CheckpointError, UnsupportedHardwareError
 from ..interfaces import Hooks
+from ..sentences.checkpoints import Reading
 from ..sentences.text import Text
 from .linear import StoredLinear
 from .model import TextModel
@@ -204,7 +205,7 @@ def _check_rows(path: Path, token_ids: list[int], rows: torch.Tensor) -> None:
     """Raise where the embedding has no numbers for a prompt's tokens; only their rows of it are ever read."""
     used = rows[: len(token_ids)].float()
     if not bool(used.isfinite().all()):
-        raise damaged(path, Text.EMBEDDING(), Text.NO_NUMBERS())
+        raise damaged(path, Text.EMBEDDING(), Reading.NO_NUMBERS())
     if not bool(used.any(dim=1).all()):
         raise damaged(path, Text.EMBEDDING(), Text.ZERO_ROWS())
 

@@ -1,6 +1,7 @@
 """The download that the editor starts: one at a time, with progress, to be stopped and gone on with."""
 
 import shutil
+import threading
 
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
@@ -114,7 +115,7 @@ def test_a_thread_that_cannot_start_is_a_failure(tmp_path, monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(panel_downloads.threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     downloads = Downloads()
     downloads.start(FP8, tmp_path)
     downloads.wait()

@@ -210,6 +210,12 @@ def test_a_tokenizer_that_is_none(encoder, name, content, message) -> None:
         open_tokenizer(encoder.parent)
 
 
+def test_what_is_wrong_with_the_only_tokenizer_is_what_is_said(encoder) -> None:
+    (encoder.parent / "spiece.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"^The tokenizer .*spiece.model cannot be read \(no list of pieces\)"):
+        choose_tokenizer(encoder, [encoder.parent])
+
+
 def test_a_tokenizer_of_gigabytes_is_not_read(encoder) -> None:
     for name in ("tokenizer.json", "spiece.model"):
         with (encoder.parent / name).open("wb") as file:

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightx2v_pack.engine.checkpoints.published import COMFY_REPOSITORY, MODEL_REPOSITORY, SINGLE_FILE_REPOSITORY
+from lightx2v_pack.engine.checkpoints.published import (
+    COMFY_REPOSITORY,
+    MODEL_REPOSITORY,
+    SINGLE_FILE_REPOSITORY,
+    WAN22_REPOSITORY,
+)
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.panel.verify import Verifications, verify
+from lightx2v_pack.engine.panel.verify import Verification, Verifications, verify
 from lightx2v_pack.tools import doctor_cli
 from safetensors.torch import load_file, save_file
 from support import checkpoints
@@ -27,7 +32,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     (tmp_path / "empty").mkdir()
-    others = dict.fromkeys((SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY), tmp_path / "empty")
+    others = dict.fromkeys((SINGLE_FILE_REPOSITORY, COMFY_REPOSITORY, WAN22_REPOSITORY), tmp_path / "empty")
     with HubServer({MODEL_REPOSITORY: checkpoints.repository(), **others}) as server:
         yield server
 
@@ -92,6 +97,26 @@ def test_a_file_that_was_never_published_is_looked_at(hub, tmp_path) -> None:
     assert item.state == "ok" and item.found.startswith("nothing wrong inside; no published file of this name")
 
 
+@pytest.mark.parametrize("noise", ["high", "low"])
+def test_both_experts_are_looked_at(tmp_path, noise) -> None:
+    folder = shutil.copytree(checkpoints.experts(), tmp_path / "experts")
+    file = folder / f"{noise}_noise_model" / "block_1.safetensors"
+    tensors = load_file(file)
+    tensors["blocks.1.ffn.0.weight_scale"] *= float("nan")
+    save_file(tensors, file)
+    found = {item.name: item.state for item in verify(folder, endpoint=NOWHERE)}
+    names = [f"{each}_noise_model/{name}" for each in ("high", "low") for name in FILES[:3]]
+    assert found == {name: "missing" if name == f"{noise}_noise_model/{file.name}" else "warn" for name in names}
+
+
+def test_an_expert_as_published_is_known(hub, tmp_path) -> None:
+    file = tmp_path / "wan2.2_i2v_A14b_high_noise_int8_lightx2v_4step.safetensors"
+    shutil.copy(checkpoints.single_file("int8"), file)
+    hub.repositories[WAN22_REPOSITORY] = shutil.copytree(tmp_path, tmp_path / "hub")
+    (item,) = verify(file, endpoint=hub.url)
+    assert item.state == "ok" and item.found.startswith("as published; ")
+
+
 def test_one_check_at_a_time_and_it_can_be_stopped(hub, folder, monkeypatch) -> None:
     from lightx2v_pack.engine.panel import verify as module
 
@@ -116,6 +141,17 @@ def test_one_check_at_a_time_and_it_can_be_stopped(hub, folder, monkeypatch) -> 
     checks.start("fp8", folder, endpoint=hub.url)
     checks.wait()
     assert [item.name for item in checks.state.items] == FILES and not checks.state.problem
+
+
+def test_a_thread_that_cannot_start_ends_the_check(tmp_path, monkeypatch) -> None:
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    checks = Verifications()
+    checks.start("fp8", tmp_path)
+    checks.wait()
+    assert checks.state == Verification(name="fp8", problem="Restart ComfyUI: can't start new thread.")
 
 
 def test_what_is_no_checkpoint_ends_the_check_with_its_sentence(tmp_path) -> None:

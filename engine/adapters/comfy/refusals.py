@@ -27,9 +27,9 @@ _OPTIONS = frozenset({
     "prefetch_dynamic_vbars", "multigpu_thread_device", HIGH_STEPS,
 })  # fmt: skip
 _OPTION_NAMES = {
-    "patches": Refusals.PATCHES_ATTENTION_BLOCKS_HYPERTILE(),
-    "patches_replace": Refusals.REPLACED_ATTENTION_BLOCKS_SKIP(),
-    "optimized_attention_override": Refusals.ANOTHER_ATTENTION_SAGE_FLASH(),
+    "patches": Refusals.PATCHES(),
+    "patches_replace": Refusals.REPLACEMENTS(),
+    "optimized_attention_override": Refusals.OTHER_ATTENTION(),
     "attn_mask": Refusals.ATTENTION_MASK(),
 }
 # Of a CONDITIONING entry: what ComfyUI's samplers themselves heed.
@@ -46,17 +46,17 @@ _IDLE_KEYS = {
     "attention_mask": Refusals.REPEATS_ROWS(),
     "prompt_type": Refusals.PROMPT_TYPES(),
     "guidance": Refusals.GUIDANCE(),
-    "aesthetic_score": Refusals.SDXL_S_REFINER(),
+    "aesthetic_score": Refusals.SDXL_REFINER(),
     **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _SIZES_OF_SDXL),
     **dict.fromkeys(("frame_rate", "fps", "motion_bucket_id"), _OF_VIDEO),
-    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), Refusals.MODELS_SOUND()),
-    **dict.fromkeys(("noise_augmentation", "augmentation_level"), Refusals.MODELS_GET_NOISY_PICTURE()),
-    **dict.fromkeys(("elevation", "azimuth"), Refusals.MODELS_VIEWS_OBJECT()),
+    **dict.fromkeys(("seconds_start", "seconds_total", "lyrics_strength"), Refusals.OF_SOUND()),
+    **dict.fromkeys(("noise_augmentation", "augmentation_level"), Refusals.OF_NOISY_PICTURES()),
+    **dict.fromkeys(("elevation", "azimuth"), Refusals.OF_VIEWS()),
     "reference_latents_method": Refusals.REFERENCE_METHOD(),
 }
 _IMAGE_KEYS = {
     "concat_latent_image": "a picture (Wan Image To Video)",
-    "concat_mask": Refusals.MASK_PICTURE_WAN_IMAGE(),
+    "concat_mask": Refusals.PICTURE_MASK(),
     "concat_mask_index": Refusals.MASK_CONTROL_VIDEO(),
     "clip_vision_output": Refusals.CLIP_VISION_PICTURE(),
     "reference_latents": Refusals.REFERENCE_PICTURES(),
@@ -82,7 +82,7 @@ _IMAGE_KEYS = {
     "concat_image": Refusals.PICTURE_BESIDE_NOISE(),
     "keyframe_idxs": Refusals.KEY_FRAMES(),
     "guiding_frame_index": Refusals.GUIDING_FRAME(),
-    "time_dim_replace": Refusals.FIRST_FRAME_HUNYUANVIDEO(),
+    "time_dim_replace": Refusals.HUNYUANVIDEO_FRAME(),
     "cross_attn_controlnet": Refusals.TEXT_CONTROLNET(),
 }
 
@@ -97,9 +97,7 @@ def check_model(model: Any) -> None:
     Raises:
         ValueError: names each.
     """
-    found: list[str] = [
-        Refusals.REPLACED_PART_MODEL(name=name) for name in model.object_patches if name != "model_sampling"
-    ]
+    found: list[str] = [Refusals.REPLACED_PART(name=name) for name in model.object_patches if name != "model_sampling"]
     found += [Refusals.INJECTION(name=name) for name, each in getattr(model, "injections", {}).items() if each]
     if getattr(model, "weight_wrapper_patches", None):
         found.append(Refusals.WRAPPED_WEIGHTS())
