@@ -36,7 +36,7 @@ from .report import StageRecord, attach, build_report, measure, records_of, step
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
-from .stages.denoise import ClipState, run_steps, start, turn_of
+from .stages.denoise import ClipState, run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
@@ -563,15 +563,16 @@ def _denoise_batch(
             on_step, step_seconds = step_timer(counted.on_step)
             state = states[index]
             state.latents = state.latents.to(transformer.device)
-            then = next_expert if index == clip.batch - 1 else expert
             run_steps(
-                turn_of(transformer, expert, then, len(steps)) if len(names) > 1 else transformer,
+                transformer,
                 conditioning[index % len(conditioning)],
                 state,
                 schedule,
                 steps,
                 method=settings.method,
                 hooks=replace(counted, on_step=on_step),
+                expert=expert,
+                then=next_expert if index == clip.batch - 1 else expert,
             )
             seconds[index] += step_seconds
             if steps[-1] + 1 == schedule.steps:

@@ -26,7 +26,7 @@ class AnalyticTransformer:
         self.broken_at = broken_at
         self.timesteps = []
 
-    def predict_flow(self, latents, timestep, conditioning, hooks):
+    def predict_flow(self, latents, timestep, conditioning, hooks, expert=0, then=0):
         hooks.check_interrupt()
         self.timesteps.append(timestep)
         flow = torch.tanh(latents * 0.7) + timestep / 2000
