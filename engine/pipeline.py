@@ -25,7 +25,7 @@ from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
-from .latent_space import denormalize
+from .latent_space import broken_share, denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
 from .memory.paging import StepWatch
@@ -477,7 +477,7 @@ def report_of(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _check_finite(samples: torch.Tensor) -> None:
-    share = 1 - float(torch.isfinite(samples).float().mean())
+    share = broken_share(samples)
     if share:
         raise NonFiniteLatentsError(
             "Sample again, with another sampler, attention or precision, and with a file that is complete: "

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import NonFiniteLatentsError
 from ..interfaces import Conditioning, Hooks, Transformer
+from ..latent_space import broken_share
 from ..sentences.sampling import Sampling
 from .schedule import Schedule
 
@@ -104,13 +105,13 @@ def run_steps(
 
 
 def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Transformer) -> None:
-    finite = torch.isfinite(latents)
-    if bool(finite.all()):
+    share = broken_share(latents)
+    if not share:
         return
-    share = 100 * (1 - finite.float().mean().item())
-    facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
+    running = transformer.describe()
+    facts = ", ".join(f"{name} {value}" for name, value in running.items())
     raise NonFiniteLatentsError(
-        Sampling.STOPPED(step=step, steps=steps, share=share, facts=facts, advice=_advice(transformer.describe()))
+        Sampling.STOPPED(step=step, steps=steps, share=100 * share, facts=facts, advice=_advice(running))
     )
 
 
