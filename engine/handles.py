@@ -168,7 +168,7 @@ class TransformerHandle(_Handle):
         Raises:
             MissingDependencyError, UnsupportedHardwareError: the engine that was chosen cannot run here.
         """
-        architecture = self.files.format.architecture
+        architecture = self.architecture
         return Wanted(
             precision=self.files.format.precision,
             dim=architecture.dim,
@@ -185,7 +185,7 @@ class TransformerHandle(_Handle):
         compositions = self._compositions(backends)
         return Sizes(
             clip=clip,
-            architecture=self.files.format.architecture,
+            architecture=self.architecture,
             weights=self._weight_sizes(compositions),
             backends=backends,
             lora_columns=max(each.num_columns for each in compositions),

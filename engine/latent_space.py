@@ -31,5 +31,10 @@ def denormalize(latents: torch.Tensor) -> torch.Tensor:
     return latents.float() * _per_channel(LATENT_STD, latents) + _per_channel(LATENT_MEAN, latents)
 
 
+def broken_share(latents: torch.Tensor) -> float:
+    """Return how much of latents is NaN or infinite, from 0 to 1; counted, as a mean of float32 loses one of many."""
+    return int((~torch.isfinite(latents)).sum()) / max(latents.numel(), 1)
+
+
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, device=like.device).view(-1, 1, 1, 1)

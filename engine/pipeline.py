@@ -23,7 +23,7 @@ from .errors import CheckpointError, NonFiniteLatentsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
-from .latent_space import denormalize
+from .latent_space import broken_share, denormalize
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
 from .memory.paging import StepWatch
@@ -34,7 +34,7 @@ from .report import StageRecord, attach, build_report, measure, records_of, step
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
-from .stages.denoise import ClipState, run_steps, start, turn_of
+from .stages.denoise import ClipState, run_steps, start
 from .stages.encode import encode_prompt
 from .stages.encode_video import crop_to_cells
 from .stages.encode_video import encode_video as encode_clip
@@ -474,7 +474,7 @@ def report_of(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _check_finite(samples: torch.Tensor) -> None:
-    share = 1 - float(torch.isfinite(samples).float().mean())
+    share = broken_share(samples)
     if share:
         raise NonFiniteLatentsError(
             "Sample again, with another sampler, attention or precision, and with a file that is complete: "
@@ -560,15 +560,16 @@ def _denoise_batch(
             on_step, step_seconds = step_timer(counted.on_step)
             state = states[index]
             state.latents = state.latents.to(transformer.device)
-            then = next_expert if index == clip.batch - 1 else expert
             run_steps(
-                turn_of(transformer, expert, then, len(steps)) if len(names) > 1 else transformer,
+                transformer,
                 conditioning[index % len(conditioning)],
                 state,
                 schedule,
                 steps,
                 method=settings.method,
                 hooks=replace(counted, on_step=on_step),
+                expert=expert,
+                then=next_expert if index == clip.batch - 1 else expert,
             )
             seconds[index] += step_seconds
             if steps[-1] + 1 == schedule.steps:

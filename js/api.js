@@ -154,6 +154,14 @@ export function findWidget(node, name) {
 
 export const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
 
+/** A size as drives and downloads have it. */
+export const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
+
+/** How far work on the server is, by its `done_bytes` of `num_bytes`. */
+export function progressBar(work) {
+    return element("progress", { max: work.num_bytes || 1, value: work.done_bytes, style: { width: "100%" } });
+}
+
 /** A duration as one reads it, in the editor's language. */
 export function formatSeconds(seconds) {
     if (seconds < 100) {

@@ -1,11 +1,10 @@
 // Getting the weights: one button for this card, the other published variants folded, and the progress of the download.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson } from "./api.js";
+import { COLORS, button, element, fetchJson, formatSeconds, gigabytes, muted, postJson, progressBar } from "./api.js";
 import { say } from "./texts.js";
 
 const POLL_MS = 1000;
-const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 // The section on the page, and the timer of the one loop that follows a download, on the page or not.
@@ -85,13 +84,12 @@ function variantButton(variant, label, { free_bytes: free, models_folder: folder
 }
 
 function describeProgress(progress) {
-    const bar = element("progress", { max: progress.num_bytes || 1, value: progress.done_bytes, style: { width: "100%" } });
     const amount = say("download_amount", { name: progress.name, done: gigabytes(progress.done_bytes), size: gigabytes(progress.num_bytes) });
     const pace = progress.bytes_per_second
         ? [say("download_pace", { rate: megabytes(progress.bytes_per_second), time: formatSeconds(progress.seconds_left) })]
         : [];
     const stop = button(say("stop"), say("stop_title"), () => send(""));
-    return element("div", {}, element("div", {}, amount), bar, ...pace.map((text) => element("div", {}, text)), muted(progress.what), stop);
+    return element("div", {}, element("div", {}, amount), progressBar(progress), ...pace.map((text) => element("div", {}, text)), muted(progress.what), stop);
 }
 
 function problem(text) {

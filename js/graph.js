@@ -39,7 +39,7 @@ const TRAVELS_AS = ["MODEL", "GUIDER"];
 const DECODER = "LightX2VDecode";
 /** Nodes whose widgets or links change a plan. */
 export const WATCHED = [
-    ...Object.keys(LOADERS), OFFLOAD, ...Object.keys(LORAS), ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES),
+    ...Object.keys(LOADERS), OFFLOAD, GPUS, ...Object.keys(LORAS), ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES),
 ];
 
 // Links from and to the edge of a subgraph have these instead of a node's id.

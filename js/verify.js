@@ -1,10 +1,9 @@
 // A checkpoint looked at in full: every byte, by hash and content, with progress.
 
-import { button, element, fetchJson, muted, postJson } from "./api.js";
+import { button, element, fetchJson, gigabytes, muted, postJson, progressBar } from "./api.js";
 import { say } from "./texts.js";
 
 const POLL_MS = 1000;
-const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 
 /** A button that checks a checkpoint in full; `describeItem` makes a row of each finding. */
 export function describeCheck(name, describeItem) {
@@ -26,8 +25,8 @@ export function describeCheck(name, describeItem) {
             if (state.name !== name) {
                 show(start);
             } else if (state.is_running) {
-                const bar = element("progress", { max: state.num_bytes || 1, value: state.done_bytes, style: { width: "100%" } });
-                show(muted(say("check_amount", { done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes), file: state.what })), bar, stop);
+                const amount = say("check_amount", { done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes), file: state.what });
+                show(muted(amount), progressBar(state), stop);
                 setTimeout(() => place.isConnected && follow(), POLL_MS);
             } else {
                 show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));

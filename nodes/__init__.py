@@ -44,7 +44,7 @@ class LightX2VExtension(ComfyExtension):
 async def comfy_entrypoint() -> LightX2VExtension:
     """Called by ComfyUI when it loads the pack."""
     paths.register_folder()
-    remembered.keep_in(paths.notes_file())
+    remembered.keep_in(paths.user_file(remembered.FILE))
     forecast.keep_speeds_in(paths.user_file(speed.FILE))
     editor.register_routes()
     return LightX2VExtension()

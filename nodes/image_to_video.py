@@ -6,10 +6,9 @@ from typing import Any
 
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, image_to_video, progress
-from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
 from ..engine.errors import check_choice
 from ._api import io, node_id_of, schema, verdict
-from .latent import MAX_BATCH, MAX_FRAMES, MAX_SIZE, check_size
+from .latent import check_size, size_inputs
 
 
 class LightX2VImageToVideo(io.ComfyNode):
@@ -35,36 +34,9 @@ class LightX2VImageToVideo(io.ComfyNode):
                         "off. width x height: exactly that, from the middle of the picture."
                     ),
                 ),
-                io.Int.Input(
-                    "width",
-                    default=DEFAULT_WIDTH,
-                    min=SIZE_MULTIPLE,
-                    max=MAX_SIZE,
-                    step=SIZE_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16. The models are made for 832x480 and 1280x720, either way round.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=DEFAULT_HEIGHT,
-                    min=SIZE_MULTIPLE,
-                    max=MAX_SIZE,
-                    step=SIZE_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16.",
-                ),
-                io.Int.Input(
-                    "num_frames",
-                    default=DEFAULT_NUM_FRAMES,
-                    min=1,
-                    max=MAX_FRAMES,
-                    step=VAE_STRIDE[0],
-                    tooltip=f"1, 5, 9, ... 81: four times n, plus one. 81 frames at {FRAME_RATE} fps are 5 seconds.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=MAX_BATCH,
-                    tooltip="Number of videos from the same picture, with seeds seed, seed + 1, ...",
+                *size_inputs(
+                    made_for="The models are made for",
+                    batch="Number of videos from the same picture, with seeds seed, seed + 1, ...",
                 ),
                 io.Image.Input(
                     "start_image",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..errors import NonFiniteLatentsError
 from ..interfaces import Conditioning, Hooks, Transformer
+from ..latent_space import broken_share
 from ..sentences.sampling import Sampling
 from .schedule import Schedule
 
@@ -35,34 +36,6 @@ class ClipState:
         return noise.to(self.latents.device)
 
 
-def turn_of(transformer: Transformer, expert: int, then: int, num_passes: int) -> Transformer:
-    """Return one expert of a model of several as a transformer of its own.
-
-    Args:
-        expert: which one.
-        then: which one is expected to compute after so many passes.
-    """
-    return cast(Transformer, _Turn(transformer, expert, then, num_passes))
-
-
-class _Turn:
-    def __init__(self, transformer: Transformer, expert: int, then: int, num_passes: int) -> None:
-        self._transformer = transformer
-        self._expert = expert
-        self._then = then
-        self._left = num_passes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transformer, name)
-
-    def predict_flow(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, hooks: Hooks
-    ) -> torch.Tensor:
-        self._left -= 1
-        then = self._expert if self._left else self._then
-        return self._transformer.predict_flow(latents, timestep, conditioning, hooks, self._expert, then)
-
-
 def start(latent_shape: tuple[int, int, int, int], seed: int, device: torch.device) -> ClipState:
     """Return a clip of pure noise; seed: any non-negative integer, taken modulo 2**64."""
     generator = torch.Generator("cpu").manual_seed(seed % NUM_SEEDS)
@@ -80,6 +53,8 @@ def run_steps(
     *,
     method: str,
     hooks: Hooks,
+    expert: int = 0,
+    then: int = 0,
 ) -> None:
     """Do some steps of a schedule, in order; all of them turn the noise of `start` into the clip's latents.
 
@@ -97,6 +72,8 @@ def run_steps(
         steps: indices of the steps to do.
         method: "lcm" or "euler".
         hooks: interrupt check before every step and block, `on_step_start` before and `on_step` after every step.
+        expert: which one does them, of a model of several.
+        then: which one is expected to compute after them.
 
     Raises:
         NonFiniteLatentsError: a step produced NaN or infinity.
@@ -106,7 +83,9 @@ def run_steps(
     for index in steps:
         hooks.check_interrupt()
         hooks.on_step_start(index + 1, schedule.steps)
-        flow = transformer.predict_flow(latents, schedule.timesteps[index], conditioning, hooks).to(torch.float32)
+        following = then if index == steps[-1] else expert
+        timestep = schedule.timesteps[index]
+        flow = transformer.predict_flow(latents, timestep, conditioning, hooks, expert, following).to(torch.float32)
         clean = latents - schedule.sigmas[index] * flow
         sigma_next = schedule.sigmas[index + 1]
         if sigma_next == 0:
@@ -126,13 +105,13 @@ def run_steps(
 
 
 def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Transformer) -> None:
-    finite = torch.isfinite(latents)
-    if bool(finite.all()):
+    share = broken_share(latents)
+    if not share:
         return
-    share = 100 * (1 - finite.float().mean().item())
-    facts = ", ".join(f"{name} {value}" for name, value in transformer.describe().items())
+    running = transformer.describe()
+    facts = ", ".join(f"{name} {value}" for name, value in running.items())
     raise NonFiniteLatentsError(
-        Sampling.STOPPED(step=step, steps=steps, share=share, facts=facts, advice=_advice(transformer.describe()))
+        Sampling.STOPPED(step=step, steps=steps, share=100 * share, facts=facts, advice=_advice(running))
     )
 
 

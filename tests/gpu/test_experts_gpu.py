@@ -5,7 +5,7 @@ import torch
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
-from lightx2v_pack.engine.stages.denoise import run_steps, start, turn_of
+from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
 from lightx2v_pack.engine.system import compute_device
 from support.checkpoints import experts
@@ -33,24 +33,26 @@ def opened(path, placement=None):
 
 
 def run(turns):
-    """Return the latents of these transformers' two steps each, one after the other."""
+    """Return the latents of two steps each of (transformer, expert, the expert after it), one after the other."""
     state = start(SHAPE, 5, DEVICE)
-    for transformer, steps in zip(turns, (range(2), range(2, 4)), strict=True):
-        run_steps(transformer, CONDITIONING, state, SCHEDULE, steps, method="euler", hooks=Hooks())
+    for (transformer, expert, then), steps in zip(turns, (range(2), range(2, 4)), strict=True):
+        run_steps(
+            transformer, CONDITIONING, state, SCHEDULE, steps, method="euler", hooks=Hooks(), expert=expert, then=then
+        )
     return state.latents.cpu()
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
 def test_every_placement_gives_the_latents_of_both_by_hand(monkeypatch, precision):
     folder = experts(precision)
-    expected = run([opened(folder / f"{noise}_noise_model") for noise in ("high", "low")])
+    expected = run([(opened(folder / f"{noise}_noise_model"), 0, 0) for noise in ("high", "low")])
     for placement in PLACES:
         pair = opened(folder, placement)
         for _ in range(2):
-            assert torch.equal(run([turn_of(pair, 0, 1, 2), turn_of(pair, 1, 0, 2)]), expected), placement
+            assert torch.equal(run([(pair, 0, 1), (pair, 1, 0)]), expected), placement
         pair.unload()
     delay_copies(monkeypatch, LONG_SLEEP)
     for placement in PLACES[1:]:
         pair = opened(folder, placement)
-        assert torch.equal(run([turn_of(pair, 0, 1, 2), turn_of(pair, 1, 0, 2)]), expected), placement
+        assert torch.equal(run([(pair, 0, 1), (pair, 1, 0)]), expected), placement
         pair.unload()

@@ -1,7 +1,10 @@
-"""What the panels say: every text is there in both languages, with the same holes; every one that is said exists."""
+"""What the panels say: every text is there in both languages, with the same holes; every one that is said exists. And
+which nodes they follow."""
 
 import re
 from pathlib import Path
+
+from support.node_schemas import read_golden
 
 JS = Path(__file__).resolve().parents[2] / "js"
 SOURCE = (JS / "texts.js").read_text(encoding="utf-8")
@@ -45,3 +48,12 @@ def test_panels_write_no_words_of_their_own():
         text = path.read_text(encoding="utf-8")
         shown = re.findall(r'(?:button|muted|copyButton|headline)\((?:[\w.]+, )?"([A-Z][^"]* [^"]*)"', text)
         assert not shown, path.name
+
+
+def test_the_plan_line_follows_every_node_that_says_how_a_loader_loads():
+    graph, nodes = (JS / "graph.js").read_text(encoding="utf-8"), read_golden()
+    watched = graph.split("export const WATCHED = [", 1)[1].split("]", 1)[0]
+    names = {node for constant, node in re.findall(r'const (\w+) = "(\w+)";', graph) if f" {constant}," in watched}
+    given = {each["type"] for name, node in nodes.items() if "Load" in name for each in node["inputs"]}
+    own = {name for name, node in nodes.items() for each in node["outputs"] if each["type"] in given}
+    assert own == {"LightX2VOffload", "LightX2VGPUs"} and own <= names

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightx2v_pack.engine.errors import NonFiniteLatentsError
 from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.latent_space import broken_share
 from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
 from support.cancel import CancelAfter, CancelledError
@@ -26,7 +27,7 @@ class AnalyticTransformer:
         self.broken_at = broken_at
         self.timesteps = []
 
-    def predict_flow(self, latents, timestep, conditioning, hooks):
+    def predict_flow(self, latents, timestep, conditioning, hooks, expert=0, then=0):
         hooks.check_interrupt()
         self.timesteps.append(timestep)
         flow = torch.tanh(latents * 0.7) + timestep / 2000
@@ -134,6 +135,13 @@ def test_the_advice_is_not_what_runs_already(monkeypatch, running, advice):
     monkeypatch.setattr(transformer, "describe", lambda: running, raising=False)
     with pytest.raises(NonFiniteLatentsError, match=advice):
         run(transformer=transformer)
+
+
+def test_one_broken_value_among_very_many_is_counted():
+    latents = torch.zeros(2**25, dtype=torch.float16)
+    assert broken_share(latents) == 0
+    latents[7] = torch.inf
+    assert broken_share(latents) == 2**-25
 
 
 @pytest.mark.parametrize("euler_dtype", [torch.float32, torch.bfloat16], ids=str)

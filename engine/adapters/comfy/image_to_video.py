@@ -75,21 +75,21 @@ def extras_of(
         CheckpointError: the VAE's file holds a decoder only.
     """
     _warn_of_alpha(pictures)
-    fitted = [
+    start, end = (
         torch.zeros(0, height, width, 3)
         if each is None
         else given_frames.fit_pictures(
             each.cpu(), width, height, crops=size != SIZES[0] or each.shape[1:3] != pictures.shape[1:3]
         )
         for each in (pictures.start, pictures.end)
-    ]
-    frames, mask = given_frames.lay_out(fitted[0], fitted[1], num_frames)
+    )
     handle = handle_of(vae)
     problem = native_vae.vae_problem(vae) if handle is None else None
     if problem:
         raise ValueError(problem)
 
-    def encode() -> torch.Tensor:
+    def encode() -> dict[str, Any]:
+        frames, mask = given_frames.lay_out(start, end, num_frames)
         latents: torch.Tensor
         if handle is not None:
             latents = pipeline.encode_video(handle, frames, hooks=hooks, host=find_host())
@@ -97,11 +97,10 @@ def extras_of(
             latents = vae.encode(frames)
         if not bool(torch.isfinite(latents).all()):
             raise ValueError(Refusals.NO_NUMBERS())
-        return latents.cpu()
+        return {"concat_latent_image": latents.cpu(), "concat_mask": mask}
 
     owner = vae if handle is None else handle
-    latents = _latents.get(owner, (_digest(*fitted), num_frames), encode)
-    return {"concat_latent_image": latents, "concat_mask": mask}
+    return dict(_encoded.get(owner, (_digest(start, end), num_frames), encode))
 
 
 def see(clip_vision: Any, pictures: Pictures) -> Any:
@@ -149,7 +148,7 @@ class _Kept:
         return value
 
 
-_latents, _seen = _Kept(), _Kept()
+_encoded, _seen = _Kept(), _Kept()
 
 
 def _squash(picture: torch.Tensor) -> torch.Tensor:
@@ -169,4 +168,4 @@ def _digest(*tensors: torch.Tensor) -> str:
 def _warn_of_alpha(pictures: Pictures) -> None:
     for name, each in (("start_image", pictures.start), ("end_image", pictures.end)):
         if each is not None and each.shape[-1] > 3 and bool((each[..., 3] < 1).any()):
-            logger.warning("LightX2V: %s", Refusals.ALPHA(name=name))  # fmt: skip
+            logger.warning("LightX2V: %s", Refusals.ALPHA(name=name))

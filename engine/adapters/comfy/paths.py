@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...backends import remembered
 from ...checkpoints.files import list_checkpoint_folders
 from ...checkpoints.folders import walk
 from ...errors import nearest
@@ -48,11 +47,6 @@ def register_folder() -> None:
 def models_folder() -> Path:
     """Return ComfyUI's models folder."""
     return Path(folder_paths.models_dir)
-
-
-def notes_file() -> Path:
-    """Return where what is found out about this machine's kernels is kept, see backends/remembered.py."""
-    return Path(folder_paths.get_user_directory(), remembered.FILE)
 
 
 def user_file(name: str) -> Path:

@@ -21,6 +21,7 @@ from ... import pipeline
 from ...constants import LATENT_CHANNELS, NUM_TRAIN_TIMESTEPS
 from ...errors import NonFiniteLatentsError
 from ...interfaces import Hooks
+from ...latent_space import broken_share
 from ...memory.clip import Clip
 from ...report import attach, measure, records_of
 from ...sentences.sampling import Sampling
@@ -148,7 +149,7 @@ def _sample_natively(
             **(made_by["sample"].details if "sample" in made_by else {}),
             **pipeline.sampling_facts(settings, schedule, clip),
         }
-    share = 1 - float(torch.isfinite(latents).float().mean())
+    share = broken_share(latents)
     if share:
         raise NonFiniteLatentsError(Sampling.NO_NUMBERS(share=100 * share, name=type(model.model).__name__))
     return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])

@@ -48,7 +48,7 @@ class WanModel(comfy.model_base.WAN21):  # type: ignore[misc]
     """ComfyUI's Wan2.1 model around a handle; `lightx2v_handle` marks it, whatever patcher another pack puts around."""
 
     def __init__(self, handle: TransformerHandle) -> None:
-        architecture = handle.files.format.architecture
+        architecture = handle.architecture
         # Wan2.2's image to video is a t2v of 36 channels there.
         has_branch = bool(architecture.image_dim)
         kind = comfy.supported_models.WAN21_I2V if has_branch else comfy.supported_models.WAN21_T2V
@@ -186,7 +186,7 @@ class Diffusion(torch.nn.Module):
     def __init__(self, handle: TransformerHandle) -> None:
         super().__init__()
         self.patch_size = PATCH_SIZE
-        self.num_layers = handle.files.format.architecture.num_layers
+        self.num_layers = handle.architecture.num_layers
         self.run: _Run | None = None
         self._handle = handle
         _add_names(self, ((spec.name, spec.shape) for spec in list_specs(handle.files)))
@@ -293,16 +293,18 @@ def sample_with(
     guider = executor.class_obj
     model = guider.model_patcher
     refusals.check_model(model)
-    architecture = model.model.lightx2v_handle.architecture
+    handle: TransformerHandle = model.model.lightx2v_handle
+    architecture = handle.architecture
     refusals.check_conds(guider.conds, architecture)
     clip = _clip_of(noise.shape)
     rows = _check_given(guider.conds, architecture, clip) if architecture.takes_image else 0
     largest = replace(_clip_of(_shape_of_window(noise.shape, guider.model_options)), image_rows=rows)
-    _warn_unusual(sigmas)
+    levels = [float(sigma) for sigma in sigmas]
+    _warn_unusual(levels)
     conds, cfg = guider.conds, getattr(guider, "cfg", None)
     times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
-    levels, experts = [float(sigma) for sigma in sigmas], _experts_of(model, sigmas)
-    names = [model.model.lightx2v_handle.files.names[expert] for expert in experts]
+    experts = _experts_of(model, levels)
+    names = [handle.files.names[expert] for expert in experts]
     if any(names):
         steps = (Sampling.EXPERT_AT(name=name, sigma=sigma) for name, sigma in zip(names, levels, strict=False))
         logger.info("LightX2V: %s.", ", ".join(steps))
@@ -314,7 +316,7 @@ def sample_with(
         return samples, {
             **clip.facts,
             "method": f"{_name_of(sampler)} (ComfyUI)",
-            "steps": len(sigmas) - 1,
+            "steps": len(levels) - 1,
             "cfg": cfg,
             "sigmas": [round(level, 6) for level in levels],
             **pipeline.expert_facts(names),
@@ -329,13 +331,13 @@ def sample_with(
     return attach(samples, _records_of(conds), records)
 
 
-def _experts_of(model: Any, sigmas: torch.Tensor) -> list[int]:
+def _experts_of(model: Any, sigmas: Sequence[float]) -> list[int]:
     """Return the expert of each step."""
     if model.model.lightx2v_handle.files.second is None or len(sigmas) < 2:
         return [0] * max(len(sigmas) - 1, 1)
     options = model.model_options.get("transformer_options", {})
     shift = getattr(model.get_model_object("model_sampling"), "shift", DISTILL_SHIFT)
-    return experts_of([float(sigma) for sigma in sigmas], shift, options.get(HIGH_STEPS))
+    return experts_of(sigmas, shift, options.get(HIGH_STEPS))
 
 
 def _check_given(conds: dict[str, list[dict[str, Any]]], architecture: WanArchitecture, clip: Clip) -> int:
@@ -384,9 +386,8 @@ def _records_of(conds: dict[str, list[dict[str, Any]]]) -> tuple[Any, ...]:
     return ()
 
 
-def _warn_unusual(sigmas: torch.Tensor) -> None:
+def _warn_unusual(found: Sequence[float]) -> None:
     usual = build_schedule(DISTILL_STEPS, DISTILL_SHIFT).sigmas
-    found = [float(sigma) for sigma in sigmas]
     parts = (usual[start : start + len(found)] for start in range(len(usual)))
     if not any(_alike(found, part) for part in parts):
         logger.warning(
@@ -400,8 +401,7 @@ def _warn_unusual(sigmas: torch.Tensor) -> None:
         )
 
 
-def _alike(found: Iterable[float], usual: Iterable[float]) -> bool:
-    found, usual = list(found), list(usual)
+def _alike(found: Sequence[float], usual: Sequence[float]) -> bool:
     return len(found) == len(usual) and all(
         abs(one - other) < _SIGMA_TOLERANCE for one, other in zip(found, usual, strict=True)
     )

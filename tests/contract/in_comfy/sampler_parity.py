@@ -39,8 +39,8 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self.transformer, name)
 
-    def predict_flow(self, latents, timestep, conditioning, hooks):
-        flow = self.transformer.predict_flow(latents, timestep, conditioning, hooks)
+    def predict_flow(self, latents, timestep, conditioning, hooks, *experts):
+        flow = self.transformer.predict_flow(latents, timestep, conditioning, hooks, *experts)
         self.calls.append((latents, timestep, flow))
         return flow
 
