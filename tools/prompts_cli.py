@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from .headless.cli import comfy_folder
 from .headless.errors import CommandError, WorkflowError
 from .headless.places import Here, Place, Server
 from .headless.progress import Progress, logging_to
+from .headless.report import write_report
 from .headless.workflow import read_workflow
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ the same with the GPUs of a Ray cluster, of which each makes one clip at a time;
 exit codes:
   0    every prompt has its video
   2    wrong command line, or the workflow or a value in it is wrong
-  3    some prompts failed, and the others were made; or PROMPTS.results.jsonl cannot be written
+  3    some prompts failed, and the others were made; or a file of results cannot be written
   4    no server can be reached; they want a login, or are not ComfyUI
   130  cancelled with Ctrl-C; started again, it goes on with the prompts that are not done
 
@@ -81,13 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         names_workers=bool(options.cluster) or len(options.server) > 1,
     )
     code = _run(options, waiting, desk) if waiting else 0
+    if not code and desk.num_failed:
+        code = _complain(f"{desk.num_failed} of {len(waiting)} prompts failed; {results.path} says why.", _FAILED)
     if options.report:
-        options.report.write_text(json.dumps(desk.summary(), indent=2) + "\n", encoding="utf-8")
-    if code:
-        return code
-    if desk.num_failed:
-        return _complain(f"{desk.num_failed} of {len(waiting)} prompts failed; {results.path} says why.", _FAILED)
-    return 0
+        try:
+            write_report(options.report, desk.summary())
+        except OSError as error:
+            _complain(f"Choose another file for --report: {options.report}: {error.strerror}.", _FAILED)
+            code = code or _FAILED
+    return code
 
 
 def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:

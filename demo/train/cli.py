@@ -221,14 +221,16 @@ def _unpack(options: argparse.Namespace) -> None:
 
 
 def _export_image(options: argparse.Namespace) -> None:
-    folder = export_experts(options.folder, runs.read_experts(options.run, "image_distill"))
-    num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"Wrote {folder}: {num_bytes / 1e6:.1f} MB")
+    _tell_size(export_experts(options.folder, runs.read_experts(options.run, "image_distill")))
 
 
 def _export(options: argparse.Namespace) -> None:
     generator = runs.read_generator(options.run / "distill.safetensors")
-    folder = export_checkpoint(options.folder, generator, runs.read_vae(options.run), runs.read_tokenizer(options.run))
+    vae, spiece_model = runs.read_vae(options.run), runs.read_tokenizer(options.run)
+    _tell_size(export_checkpoint(options.folder, generator, vae, spiece_model))
+
+
+def _tell_size(folder: Path) -> None:
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"Wrote {folder}: {num_bytes / 1e6:.1f} MB")
 

@@ -103,7 +103,7 @@ def distill(
             pairs = buffer[torch.randint(len(buffer.sigmas), (batch,), device=device)]
             errors.append(measure_errors(student, pairs))
             sigmas.append(pairs.sigmas)
-        trainer.descend(torch.stack([((each + _SOFT**2).sqrt() - _SOFT).mean() for each in errors]).sum())
+        trainer.descend(torch.stack([soften(each) for each in errors]).sum())
         return torch.stack([torch.cat(errors).detach(), torch.cat(sigmas)])
 
     buffers = [pairs.repeat(_BUFFER_BATCHES // DISTILL_STEPS) for pairs in draw_pairs("euler")]
@@ -203,3 +203,8 @@ def measure_errors(student: Generator, pairs: Pairs) -> torch.Tensor:
     flow = student.predict_flow(pairs.states, pairs.sigmas, pairs.rows, pairs.given)
     clean = pairs.states - pairs.sigmas[:, None, None, None, None] * flow
     return (clean - pairs.ends).square().mean(dim=(1, 2, 3, 4))
+
+
+def soften(errors: torch.Tensor) -> torch.Tensor:
+    """Return the loss of mean square distances [N]: see _SOFT."""
+    return ((errors + _SOFT**2).sqrt() - _SOFT).mean()

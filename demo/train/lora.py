@@ -19,24 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional
 
 from ...engine.settings import SAMPLING_METHODS
 from ...tools.clip_content import COLOURS, MOTIONS, SHAPES, THING_COLOURS, Content, Thing
 from . import captions, sampling
 from . import vae as autoencoder
-from .distill import SCHEDULE
+from .distill import SCHEDULE, soften
 from .export import transformer_name
-from .models import Generator
+from .models import Generator, save_tensors
 from .training import Alarm, Budget, Log, Recorded, Trainer, autocast
 
 COLOUR = "black"
 BACKGROUNDS = ("red", "green", "blue", "yellow", "white")
 # Its file takes 1.8 MB.
 RANK = 32
-# Root mean square error below which the loss is quadratic, as in distill.py.
-_SOFT = 0.05
 
 
 def _hold_out() -> frozenset[tuple[str, str, str]]:
@@ -127,10 +124,7 @@ class Lora:
             tensors[f"diffusion_model.{name}.lora_down.weight"] = layer.down.detach().cpu().bfloat16().contiguous()
             tensors[f"diffusion_model.{name}.lora_up.weight"] = layer.up.detach().cpu().bfloat16().contiguous()
             tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(float(self.rank))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        save_file(tensors, unfinished)
-        unfinished.replace(path)
+        save_tensors(path, tensors)
 
 
 def recolour(video: torch.Tensor, contents: Sequence[Content]) -> torch.Tensor:
@@ -279,7 +273,7 @@ def train_lora(
         flow = generator.predict_flow(states, sigmas, rows)
         clean = states - sigmas[:, None, None, None, None] * flow
         errors = (clean - wanted).square().mean(dim=(1, 2, 3, 4))
-        trainer.descend(((errors + _SOFT**2).sqrt() - _SOFT).mean())
+        trainer.descend(soften(errors))
         return errors.detach().unflatten(0, (2, -1)).mean(dim=1)
 
     next_step = Recorded(do_step) if graphs else do_step

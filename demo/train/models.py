@@ -140,10 +140,15 @@ def save_modules(path: Path, **modules: torch.nn.Module) -> None:
         for key, tensor in module.state_dict().items()
         if not (name == "text_encoder" and key == "encoder.embed_tokens.weight")  # the same as shared.weight
     }
+    save_tensors(path, tensors)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file that is whole whenever it is read or left behind; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished)
-    unfinished.replace(path)  # whoever reads it, or is left with it, has a whole file
+    unfinished.replace(path)
 
 
 def load_modules(path: Path, **modules: torch.nn.Module) -> None:

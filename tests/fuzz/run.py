@@ -108,6 +108,7 @@ def _work(options) -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
     from fuzz.cases import run_case
+    from lightx2v_pack.tools.headless.report import peak_ram_bytes
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-files-"))
     with open(os.environ["FUZZ_LOG"], "a", encoding="utf-8") as log:
@@ -122,9 +123,9 @@ def _work(options) -> int:
             note(begun=number, kind=kind, seed=seed)
             home = folder / str(number)
             home.mkdir()
-            before, memory = time.process_time(), _peak()
+            before, memory = time.process_time(), peak_ram_bytes()
             error = run_case(kind, seed, home)
-            seconds, growth = time.process_time() - before, _peak() - memory
+            seconds, growth = time.process_time() - before, peak_ram_bytes() - memory
             shutil.rmtree(home, ignore_errors=True)
             if error is not None:
                 where = traceback.extract_tb(error.__traceback__)[-1:]
@@ -136,18 +137,6 @@ def _work(options) -> int:
                 note(kind=kind, seed=seed, problem=f"{growth / 2**20:.0f} MiB more")
     shutil.rmtree(folder, ignore_errors=True)
     return 0
-
-
-def _peak() -> int:
-    """Return the most memory that the process has held, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

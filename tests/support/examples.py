@@ -26,16 +26,15 @@ def set_options(*assignments):
 
 
 # 48x32 pixels, 5 frames.
+_TINY_LATENT = set_options(
+    "LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5"
+)
 TINY = {
-    TEXT_TO_VIDEO: set_options(
-        "LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5"
-    ),
+    TEXT_TO_VIDEO: _TINY_LATENT,
     WITH_NATIVE_NODES: set_options(
         "EmptyHunyuanLatentVideo.width=48", "EmptyHunyuanLatentVideo.height=32", "EmptyHunyuanLatentVideo.length=5"
     ),
-    WITH_LORAS: set_options(
-        "LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5"
-    ),
+    WITH_LORAS: _TINY_LATENT,
 }
 
 

@@ -82,7 +82,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         pytest.param("caps", "--sizes 64x64 --frames 5 --caps 8 --alternatives block", 3, marks=SUITE),
         pytest.param("loading", "--threads 2 1", 3, marks=SUITE),
         pytest.param("lora", f"{CLIP} --cases 4+4 8 --streamed 4 --rounds 1", 8, marks=SUITE),
-        pytest.param("image_to_video", f"{CLIP} --rounds 2", 6, marks=SUITE),
+        pytest.param("image_to_video", f"{CLIP} --kinds t2v i2v i2v-a14b --rounds 2", 6, marks=SUITE),
         pytest.param("gpus", "--gpus 1 --modes none --sizes 64x64 --frames 5", 1, marks=SUITE),
         pytest.param("experts", f"{CLIP} --rounds 1 --caps 8 12", 5, marks=SUITE),
         pytest.param("vae", "--sizes 64x64 --frames 5 --tiles 32", 8, marks=SUITE),
@@ -217,6 +217,15 @@ def grid_row(**changes):
     row = {"precision": "fp8", "mode": "block", "size": "832x480", "frames": 81, "stages": ["sample"]}
     row |= {"sample_planned_gib": 4.2, "sample_reserved_gib": 4.0, "predicted_ram_gib": 16.0, "ram_gib": 16.0}
     return row | {"step_seconds": [2.0, 1.8], "estimated_seconds": 1.8} | changes
+
+
+@pytest.mark.parametrize(
+    ("planned", "taken", "problems"),
+    [(10.9, 10.0, 0), (9.1, 10.0, 0), (11.1, 10.0, 1), (8.9, 10.0, 1), (2.0, 1.0, 0)],
+)
+def test_vram_that_was_not_planned_is_said(planned, taken, problems):
+    found = harness.vram_problems("i2v", {"sample_planned_gib": planned, "sample_reserved_gib": taken})
+    assert found == [f"i2v: VRAM predicted {planned:.2f} GiB, measured {taken:.2f}"] * problems
 
 
 LOADS = {"stages": ["load_transformer", "sample"], "load_transformer_planned_gib": 2.0}

@@ -101,6 +101,11 @@ def test_the_page_is_what_the_measurements_give(capsys):
     assert check(DOCS) == 0, capsys.readouterr().err
 
 
+def test_the_page_has_a_place_for_every_section():
+    text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert [name for name in page.SECTIONS if f"<!-- {name} -->\n" not in text] == []
+
+
 def test_every_part_has_its_section(docs):
     text = (docs / "benchmarks.md").read_text()
 

@@ -55,7 +55,7 @@ class Told:
     def lost(self, worker, reason, job):
         self.losses.append((worker, job.index if job else None))
 
-    def left(self, num_waiting, num_running, seconds):
+    def left(self, seconds):
         self.seconds.append(seconds)
 
 
@@ -254,6 +254,15 @@ def test_servers_share_a_list(servers, tmp_path):
     assert report["made"] == 4 and sum(each["clips"] for each in report["workers"].values()) == 4
     # Again: nothing is left to do, on no server.
     assert call(FOUR)[0] == 0 and len(one.texts + two.texts) == 4
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence_and_its_folder_is_made(servers, tmp_path):
+    _, call = servers(1)
+    code, results, _, error = call("a fox\n", "--report", str(tmp_path))
+    assert (code, [line["status"] for line in results]) == (3, ["ok"])
+    assert f"run_prompts: Choose another file for --report: {tmp_path}: " in error
+    code, *_ = call("a fox\n", "--report", str(tmp_path / "new" / "report.json"))
+    assert code == 0 and json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))["clips"] == 0
 
 
 def test_the_clips_of_a_server_that_dies_are_made_by_the_others(servers):

@@ -10,7 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 from lightx2v_pack.engine import engines
 from lightx2v_pack.engine.backends.table import Machine
 from lightx2v_pack.engine.checkpoints.published import (
@@ -38,7 +37,8 @@ from support.wan_14b import choose_kernels, make_sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
-TINY = set_options("LightX2VEmptyLatent.width=48", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
+TINY = examples.TINY[examples.TEXT_TO_VIDEO]
+TINY_FILM = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
 
 
 def values_of(path, kind):
@@ -56,6 +56,14 @@ def models_dir(tmp_path_factory):
     for precision in ("distill_int8", "distill_models"):
         shutil.copytree(checkpoints.repository() / precision, checkpoint / precision)
     return folder
+
+
+@pytest.fixture
+def picture(models_dir):
+    """The picture that every ComfyUI comes with, in the folder beside models."""
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(models_dir.parent / "input" / "example.png")
 
 
 # Of a card: free GiB of VRAM and of RAM, and the offload mode that the plan of the starter then takes.
@@ -187,16 +195,12 @@ def test_the_starter_makes_its_video_and_as_many_takes_as_asked_for(num_takes, t
     assert details["decode"]["tiled"] == (tiling == "on")
 
 
+@pytest.mark.usefixtures("picture")
 def test_the_template_of_image_to_video_makes_its_video(models_dir, tmp_path, capsys):
-    """From the picture that every ComfyUI comes with, in the folder beside models."""
-    (models_dir.parent / "input").mkdir(exist_ok=True)
-    pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    Image.fromarray(pixels.numpy()).save(models_dir.parent / "input" / "example.png")
     report_file = tmp_path / "report.json"
     folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
-    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
     workflow = examples.without_clip_vision(tmp_path)
-    done = examples.run_command(capsys, workflow, *folders, *tiny, "--report", report_file)
+    done = examples.run_command(capsys, workflow, *folders, *TINY_FILM, "--report", report_file)
     assert done.code == 0, done.stderr
     with av.open(str(done.results[0])) as video:
         stream = video.streams.video[0]
@@ -212,14 +216,11 @@ def test_every_template_has_a_plan_for_its_picture():
         assert answer["ok"] and "40 blocks, " in answer["detected"] and answer["seconds"]
 
 
+@pytest.mark.usefixtures("picture")
 def test_first_and_last_frame_become_a_video_of_both_experts(models_dir, tmp_path, capsys):
-    (models_dir.parent / "input").mkdir(exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(models_dir.parent / "input" / "example.png")
     report_file = tmp_path / "report.json"
     folders = ("--models-dir", models_dir, "--output-dir", tmp_path / "output")
-    tiny = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
-    done = examples.run_command(capsys, examples.FIRST_LAST_FRAME, *folders, *tiny, "--report", report_file)
+    done = examples.run_command(capsys, examples.FIRST_LAST_FRAME, *folders, *TINY_FILM, "--report", report_file)
     assert done.code == 0, done.stderr
     assert frames_of(Path(done.results[0])).shape[0] == 5
     stages = json.loads(report_file.read_text(encoding="utf-8"))["engine"]["stages"]

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import pack
-from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, wait_for_turn
+from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, vram_problems, wait_for_turn
 from .memory import limits
 from .weights import PRECISIONS
 
 CAPS = (8.0, 12.0, 16.0, 24.0)
-# How much slower than alone an expert's step may be, the seconds of the change, and how far off the planned VRAM.
-_MOST_SLOWER, _MOST_CHANGE, _MOST_OFF = 0.01, 0.1, 0.1
+# How much slower than alone an expert's step may be, and the seconds of the change.
+_MOST_SLOWER, _MOST_CHANGE = 0.01, 0.1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +141,5 @@ def check(rows: Sequence[Row]) -> list[str]:
                 problems.append(f"{name}: a step of the {expert}-noise one takes {row[expert] / alone - 1:.1%} more")
         if is_timed and row["change"] > _MOST_CHANGE:
             problems.append(f"{name}: the change takes {row['change']:.2f} s, at most {_MOST_CHANGE} are wanted")
-        planned, taken = row["sample_planned_gib"], row["sample_reserved_gib"]
-        if taken > 1 and abs(planned / taken - 1) > _MOST_OFF:
-            problems.append(f"{name}: VRAM predicted {planned:.2f} GiB, measured {taken:.2f}")
+        problems += vram_problems(name, row)
     return problems

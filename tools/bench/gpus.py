@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from . import pack, weights
-from .harness import NUM_WORDS, Bench, Row, add_clip_options, clean_up, parse_size
+from .harness import Bench, Row, add_clip_options, clean_up, parse_size, text_rows
 
 # Of the latents to one GPU's, relative L2: FP8's own error is 0.03.
 _APART = 0.002
@@ -70,9 +70,8 @@ def _sample(
     bench: Bench, handle: pack.TransformerHandle, clip: tuple[int, int, int], of_one: dict[str, torch.Tensor]
 ) -> Row:
     sampling = pack.SamplingSettings(seed=0, steps=bench.options.steps)
-    rows = torch.zeros(1, pack.TEXT_ROWS, handle.text_dim)
-    rows[:, :NUM_WORDS] = torch.randn(NUM_WORDS, handle.text_dim, generator=torch.Generator().manual_seed(1))
-    text, empty = pack.of_rows(rows, handle.text_dim, ()), pack.pipeline.empty_latent(*clip)
+    text = pack.of_rows(text_rows(torch.Generator().manual_seed(1)), handle.text_dim)
+    empty = pack.pipeline.empty_latent(*clip)
     seconds, latents = [], []
     for _ in range(2):
         begun = time.perf_counter()

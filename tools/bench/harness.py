@@ -39,6 +39,8 @@ Shape = tuple[int, int, int, int]
 TOOLS = Path(__file__).resolve().parent.parent
 NUM_WORDS = 40
 """Rows of a text that are not padding."""
+# Between what is planned of the VRAM and what is taken, where models take turns.
+_MOST_OFF = 0.1
 # Of a command, what says where things are kept and how long it may take.
 _LOCAL_OPTIONS = ("--out", "--weights", "--keep", "--folder", "--time-limit")
 
@@ -344,6 +346,14 @@ def report_row(tensor: torch.Tensor) -> Row:
         "planned_ram_gib": {stage: need["ram_bytes"] / pack.GIB for stage, need in plan["needs"].items()},
         **{key: details[key] for key in ("engine", "compute", "attention", "matmul", "ops", "offload")},
     }
+
+
+def vram_problems(name: str, row: Row) -> list[str]:
+    """Return a sentence where the sampling of a row took other VRAM than was planned."""
+    planned, taken = row["sample_planned_gib"], row["sample_reserved_gib"]
+    if taken <= 1 or abs(planned / taken - 1) <= _MOST_OFF:
+        return []
+    return [f"{name}: VRAM predicted {planned:.2f} GiB, measured {taken:.2f}"]
 
 
 def first_line(error: Exception) -> str:

@@ -16,13 +16,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import pack
-from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows
+from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, vram_problems
 from .weights import KINDS, PRECISIONS
 
 # The share of a step at 832x480x81 that an image may take more.
 _MOST = 0.04
-# Between what is planned and what is taken of the VRAM.
-_MOST_OFF = 0.1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +108,5 @@ def check(rows: Sequence[Row]) -> list[str]:
         name = f"{row['what']}, mode {row['mode']}"
         if row["size"] == "832x480" and row["more"] > _MOST:
             problems.append(f"{name} takes {row['more']:.1%} of a step more, at most {_MOST:.0%} are wanted")
-        planned, taken = row["sample_planned_gib"], row["sample_reserved_gib"]
-        if taken > 1 and abs(planned / taken - 1) > _MOST_OFF:
-            problems.append(f"{name}: VRAM predicted {planned:.2f} GiB, measured {taken:.2f}")
+        problems += vram_problems(name, row)
     return problems

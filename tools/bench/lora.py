@@ -101,9 +101,7 @@ class LoraFiles:
         tensors = load_file(self.path(rank, 0))
         prefix = f"diffusion_model.{LAYER}"
         exact = tensors[f"{prefix}.lora_up.weight"].float() @ tensors[f"{prefix}.lora_down.weight"].float()
-        norm = exact.square().sum()
-        error = float((change - exact).norm() / norm.sqrt())
-        return {"lora_survives": float((change * exact).sum() / norm), "lora_error": error}
+        return _kept("lora", change, exact)
 
     def view(self, handle: pack.TransformerHandle, case: str) -> pack.TransformerHandle:
         """Return the handle with a case's LoRAs."""
@@ -191,11 +189,14 @@ def survival(bench: Bench, files: LoraFiles, precision: str, rank: int = 64) -> 
     merged, merged_scale = torch.empty_like(codes), torch.empty_like(scale)
     pack.quantize(plain + up @ down, merged, merged_scale)
     rounded = (rows.float() * row_scale) @ (merged.float() * merged_scale - plain).t()
+    return row | _kept("branch", branch, exact) | _kept("rounded", rounded, exact)
+
+
+def _kept(name: str, change: torch.Tensor, exact: torch.Tensor) -> Row:
+    """Return the part of an exact change that is in another one, and how far that is off, under a name."""
     norm = exact.square().sum()
-    for name, change in (("branch", branch), ("rounded", rounded)):
-        row[f"{name}_survives"] = float((change * exact).sum() / norm)
-        row[f"{name}_error"] = float((change - exact).norm() / norm.sqrt())
-    return row
+    error = float((change - exact).norm() / norm.sqrt())
+    return {f"{name}_survives": float((change * exact).sum() / norm), f"{name}_error": error}
 
 
 def check(rows: Sequence[Row]) -> list[str]:

@@ -107,6 +107,16 @@ PLAIN = {
         "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
         "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f}",
     ),
+    "gpus": (
+        "Several GPUs",
+        "One clip on one GPU and on several, twice with the same seed, of which the second is told. Apart: how far the "
+        "latents are from those of one GPU, relative L2; cancel: seconds until a run ends after Cancel.",
+        "GPUs | precision | clip | mode | s/step | first run s | sample s | apart | cancel s | "
+        "GiB planned / reserved | decode s",
+        "{gpus} | {precision} | {size}x{frames} | {mode} | {step_seconds:.3f} | {first_seconds:.1f} | "
+        "{sample_seconds:.1f} | {apart:.4f} | {cancel_seconds:.2f} | {planned_gib:.2f} / {reserved_gib:.2f} | "
+        "{decode_seconds:.2f}",
+    ),
     "experts": (
         "Two experts",
         "Wan2.2 A14B, both as one model beside each alone, in turns; mode none is resident, block is streamed from "
@@ -268,6 +278,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "kernels": ("kernels", kernels),
     "loras": plain("lora"),
     "image-to-video": plain("image_to_video"),
+    "several-gpus": plain("gpus"),
     "two-experts": plain("experts"),
     "loading": plain("loading"),
     "vae": plain("vae"),

@@ -107,7 +107,7 @@ class Observer(Protocol):
     def lost(self, worker: str, reason: str, job: Job | None) -> None:
         """Args: job: what it was making, which goes to another worker."""
 
-    def left(self, num_waiting: int, num_running: int, seconds: float | None) -> None:
+    def left(self, seconds: float) -> None:
         """Args: seconds: until all is done, for all that is known."""
 
 
@@ -118,7 +118,7 @@ class _Task:
     job: Job
     tries: int = 0
     losses: int = 0
-    failed_by: set[int] = field(default_factory=set)
+    failed_by: set[_Member] = field(default_factory=set)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -203,7 +203,7 @@ class ClipQueue:
             if member.task is not None or (member.is_resting and now < member.since):
                 continue
             others = self._pace_of_others(member)
-            task = next((each for each in self._waiting if id(member) not in each.failed_by), None)
+            task = next((each for each in self._waiting if member not in each.failed_by), None)
             if task is None:
                 continue
             if member.pace is not None and is_better_left(len(self._waiting), member.pace, others):
@@ -241,7 +241,7 @@ class ClipQueue:
             self._lose(member, task, ended)
         elif isinstance(ended, RunError):
             self._has_worked, self._last_seen = True, time.monotonic()
-            task.failed_by.add(id(member))
+            task.failed_by.add(member)
             self._fail(task, name, ended)
         elif isinstance(ended, CommandError):
             # This worker takes no clip: the graph is wrong for it, or someone pressed Cancel there.
@@ -271,37 +271,34 @@ class ClipQueue:
         self._waiting.insert(0, task)
 
     def _fail(self, task: _Task, name: str, error: RunError) -> None:
-        others = any(id(member) not in task.failed_by for member in self._members)
+        others = any(member not in task.failed_by for member in self._members)
         is_last = not others or len(task.failed_by) > self._retries
         self._observer.failed(task.job, name, error, task.tries, is_last=is_last)
         if not is_last:
             self._waiting.append(task)
 
     def _tell_left(self) -> None:
+        """Tell the time left, where a worker has just made a clip."""
         paces = [member.pace for member in self._members if member.pace is not None]
-        if not paces:
-            return
         usual, now = sum(paces) / len(paces), time.monotonic()
         active = []
         for member in self._members:
             pace = member.pace or usual
             if not member.is_resting:
                 active.append((max(pace - (now - member.since), 0.0) if member.task else 0.0, pace))
-        seconds = seconds_left(len(self._waiting), active) if active else None
-        self._observer.left(len(self._waiting), len(self._running), seconds)
+        self._observer.left(seconds_left(len(self._waiting), active))
 
     def _check_hope(self) -> None:
         """Give up where clips wait and nobody can take them."""
         if self._running or not self._waiting:
             return
         able = [member for member in self._members if not member.is_resting]
-        for task in [] if not able else list(self._waiting):
-            if all(id(member) in task.failed_by for member in self._members):
+        if able:
+            for task in [task for task in self._waiting if task.failed_by.issuperset(self._members)]:
                 # Those that had not tried it are gone.
                 self._waiting.remove(task)
-                error = RunError("The workers that had not tried this clip yet are gone.")
-                self._observer.failed(task.job, able[0].worker.name, error, task.tries, is_last=True)
-        if able:
+                gone = RunError("The workers that had not tried this clip yet are gone.")
+                self._observer.failed(task.job, able[0].worker.name, gone, task.tries, is_last=True)
             return
         if self._refusal is None:
             self._refusal = (ServerError("No worker has come: there is no GPU that is free."), self._waiting[0])

@@ -60,10 +60,10 @@ class Desk:
         goes_on = f" Clip {job.index} goes to another worker." if job else ""
         console.complain(f"run_prompts: {worker} is left out for now: {reason}{goes_on}")
 
-    def left(self, num_waiting: int, num_running: int, seconds: float | None) -> None:
+    def left(self, seconds: float) -> None:
         done = self.num_made + self.num_failed
         failed = f", {self.num_failed} of them failed" if self.num_failed else ""
-        if done < self.num_jobs and seconds is not None:
+        if done < self.num_jobs:
             self._say(f"{done} of {self.num_jobs} done{failed}; about {in_words(seconds)} left")
 
     def summary(self) -> dict[str, Any]:

@@ -6,44 +6,31 @@ usage: experts.py PACK_ROOT FOLDER, which holds both; prints one line of JSON: f
 import json
 import logging
 import sys
-from pathlib import Path
 
-from start import start
+from start import far, load, start
 
 root, folder = sys.argv[1:]
 start(root)
 
-import utils.install_util  # noqa: E402, F401, I001 - before nodes puts comfy/, which has a utils.py, on the path
 import comfy.model_management as mm  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import nodes  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
-from lightx2v_pack.engine import pipeline, report  # noqa: E402
+from lightx2v_pack.engine import report  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy.carried import handle_of  # noqa: E402
-from lightx2v_pack.engine.adapters.comfy.model import make_model  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.settings import SamplingSettings  # noqa: E402
 from lightx2v_pack.engine.wan.experts import WanExperts  # noqa: E402
+
+import nodes  # noqa: E402
 
 comfy.utils.PROGRESS_BAR_ENABLED = False
 logging.disable(logging.CRITICAL)
 SEED = 7
 SHAPE = (1, 16, 2, 6, 8)
 answers = {}
-
-
-def load(path, second="auto"):
-    settings = EngineSettings(compile="off", attention="sdpa")
-    handle = pipeline.load_transformer(Path(path), second=second, settings=settings, offload=OffloadSettings())
-    return make_model(handle)
-
-
-def far(one, other):
-    """Return the largest difference, as a share of the spread."""
-    return float((one - other).abs().max() / other.std())
 
 
 turns, original = [], WanExperts.predict_flow
@@ -103,7 +90,7 @@ with torch.inference_mode():
     # In two parts: the same model in both samplers, and each expert alone in one of them.
     answers["two samplers"] = far(ksampler(model, latent=ksampler(model, **FIRST), **SECOND)["samples"], reference)
     answers["turns of two samplers"] = [expert for expert, _ in turns_of()]
-    high, low = (load(f"{folder}/{noise}_noise_model", "alone") for noise in ("high", "low"))
+    high, low = (load(f"{folder}/{noise}_noise_model", second="alone") for noise in ("high", "low"))
     chained = ksampler(low, latent=ksampler(high, **FIRST), **SECOND)["samples"]
     answers["two models"] = far(chained, reference)
     half = ksampler(model, latent={"samples": reference.clone()}, denoise=0.5)["samples"]

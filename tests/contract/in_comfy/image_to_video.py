@@ -5,12 +5,11 @@ Prints one line of JSON: for each question its answer.
 """
 
 import json
-import logging
 import sys
 import tempfile
 from pathlib import Path
 
-from start import start
+from start import far, listen, load, read_tiny_models, refused, start
 
 root, vae_file, *pairs = sys.argv[1:]
 start(root)
@@ -25,65 +24,26 @@ from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
 from comfy_extras import nodes_wan  # noqa: E402
 from lightx2v_pack.engine import pipeline, report  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
-from lightx2v_pack.engine.adapters.comfy.model import make_model  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy.vae import LightX2VVAE  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.settings import OffloadSettings, SamplingSettings  # noqa: E402
 from lightx2v_pack.engine.wan.transformer import WanTransformer  # noqa: E402
 from lightx2v_pack.nodes import LightX2VImageToVideo  # noqa: E402
 
 import nodes  # noqa: E402
 
 comfy.utils.PROGRESS_BAR_ENABLED = False
+read_tiny_models()
 SEED = 7
 PIXELS = {"width": 64, "height": 48, "length": 5, "batch_size": 1}
 answers = {}
-warnings = []
+warnings = listen()
 draw = torch.Generator().manual_seed(0)
-
-
-class Listen(logging.Handler):
-    def emit(self, record):
-        if record.levelno >= logging.WARNING:
-            warnings.append(record.getMessage())
-
-
-logging.getLogger().addHandler(Listen())
-
-
-def detect(state_dict, prefix, metadata=None, *, original=comfy.model_detection.detect_unet_config):
-    """ComfyUI takes every Wan for one of 4,096 text channels; a tiny one has fewer."""
-    config = original(state_dict, prefix, metadata)
-    key = f"{prefix}text_embedding.0.weight"
-    if config is not None and key in state_dict:
-        config["text_dim"] = state_dict[key].shape[1]
-    return config
-
-
-comfy.model_detection.detect_unet_config = detect
-
-
-def load(file):
-    settings = EngineSettings(compile="off", attention="sdpa")
-    return make_model(pipeline.load_transformer(Path(file), settings=settings, offload=OffloadSettings()))
 
 
 def load_native(file):
     """Return ComfyUI's own, at the shift of the distilled model."""
     return advanced.ModelSamplingSD3().patch(comfy.sd.load_diffusion_model(file), 5.0)[0]
-
-
-def far(one, other):
-    """Return the largest difference, as a share of the spread."""
-    return float((one - other).abs().max() / other.std())
-
-
-def refused(function, *args, **kwargs):
-    try:
-        function(*args, **kwargs)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def vision(rows=257, width=1280):

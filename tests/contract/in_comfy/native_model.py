@@ -5,13 +5,11 @@ usage: native_model.py PACK_ROOT FP8_FILE BF16_FILE; prints one line of JSON: fo
 
 import gc
 import json
-import logging
 import sys
 import types
 import weakref
-from pathlib import Path
 
-from start import start
+from start import far, listen, load, read_tiny_models, refused, start
 
 root, fp8_file, bf16_file = sys.argv[1:]
 start(root)
@@ -30,62 +28,20 @@ import torch  # noqa: E402
 from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
 from comfy_extras import nodes_freelunch as freelunch  # noqa: E402
 from comfy_extras import nodes_model_advanced as advanced  # noqa: E402
-from lightx2v_pack.engine import pipeline, report  # noqa: E402
+from lightx2v_pack.engine import report  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy import sampling  # noqa: E402
 from lightx2v_pack.engine.adapters.comfy.carried import handle_of  # noqa: E402
-from lightx2v_pack.engine.adapters.comfy.model import make_model  # noqa: E402
 from lightx2v_pack.engine.interfaces import Hooks  # noqa: E402
-from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings  # noqa: E402
+from lightx2v_pack.engine.settings import SamplingSettings  # noqa: E402
 
 comfy.utils.PROGRESS_BAR_ENABLED = False
+read_tiny_models()
 SEED = 7
 SHAPE = (1, 16, 2, 6, 8)
 PIXELS = {"width": 64, "height": 48}
 answers = {}
-warnings = []
-
-
-class Listen(logging.Handler):
-    def emit(self, record):
-        if record.levelno >= logging.WARNING:
-            warnings.append(record.getMessage())
-
-
-logging.getLogger().addHandler(Listen())
+warnings = listen()
 said = warnings.copy
-
-
-def detect(state_dict, prefix, metadata=None, *, original=comfy.model_detection.detect_unet_config):
-    """ComfyUI takes every Wan for one of 4,096 text channels; a tiny one has fewer."""
-    config = original(state_dict, prefix, metadata)
-    key = f"{prefix}text_embedding.0.weight"
-    if config is not None and key in state_dict:
-        config["text_dim"] = state_dict[key].shape[1]
-    return config
-
-
-comfy.model_detection.detect_unet_config = detect
-
-
-def load(file):
-    return make_model(
-        pipeline.load_transformer(
-            Path(file), settings=EngineSettings(compile="off", attention="sdpa"), offload=OffloadSettings()
-        )
-    )
-
-
-def far(one, other):
-    """Return the largest difference, as a share of the spread."""
-    return float((one - other).abs().max() / other.std())
-
-
-def refused(function, *args, kind=ValueError, **kwargs):
-    try:
-        function(*args, **kwargs)
-    except kind as error:
-        return str(error)
-    return None
 
 
 model = load(fp8_file)
