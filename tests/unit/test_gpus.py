@@ -177,7 +177,9 @@ def test_messages_and_memory_come_across():
 @needs_memfd
 def test_streamed_weights_are_in_memory_once_and_each_rank_fills_its_share():
     region, met = Region.new(), []
-    homes = [SharedHome(Region(os.dup(region.descriptor)), rank, 2, met.append) for rank in (0, 1)]
+    homes = [
+        SharedHome(Region(os.dup(region.descriptor)), Placement(mode="block"), rank, 2, met.append) for rank in (0, 1)
+    ]
     sizes = [5000, 4096, 1]
     buffers = [home.buffers(sizes) for home in homes]
     assert [[home.is_mine(index) for index in range(3)] for home in homes] == [
