@@ -513,7 +513,7 @@ def _load_transformer(
 
     The kernels that were planned are tried first, and measured where that was not done yet; see kernel_choice.py.
     """
-    if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
+    if not plan.has_room_beside(held(without=handle.owner)):
         unload_others(handle.owner)
     if not handle.is_loaded_as(plan):
         handle.unload()  # What is loaded otherwise is not of this stage.

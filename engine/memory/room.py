@@ -79,7 +79,7 @@ class Room:
             # The host may hold memory that torch does not know of.
             self._host.make_room(_ALL_OF_IT)
             plan = self.plan_run(sizes)
-        loaded, sampled = plan.needs["load_transformer"].vram, plan.needs["sample"].vram
+        loaded, sampled = plan.claimed
         self._host.claim(self._owner, loaded, sampled - loaded)
         return self.plan_run(sizes, assume_evicted=False)
 

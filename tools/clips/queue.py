@@ -301,7 +301,8 @@ class ClipQueue:
                 self._observer.failed(task.job, able[0].worker.name, gone, task.tries, is_last=True)
             return
         if self._refusal is None:
-            self._refusal = (ServerError("No worker has come: there is no GPU that is free."), self._waiting[0])
+            nobody = ServerError("No worker has come: no machine has a free GPU, or as many as --gpus-per-clip wants.")
+            self._refusal = (nobody, self._waiting[0])
         error, task = self._refusal
         # Others may come, or come back; those that never answered are not waited for.
         waits = not self._members or (self._has_worked and any(member.is_resting for member in self._members))

@@ -15,6 +15,7 @@ from .errors import Cancelled, RunError, WorkflowError
 from .node_info import NodeInfo
 from .progress import Progress
 from .report import RunLog
+from .several_gpus import use_gpus
 from .text_replacements import replace_in_prefixes
 from .workflow import Prompt, adopt_separators, is_editor_format, read_workflow, silenced_outputs, to_prompt
 
@@ -34,6 +35,8 @@ class Task:
     """Where results go."""
     timeout: float | None = None
     """Seconds after which it is cancelled."""
+    gpus: int | None = None
+    """That compute it together; None is what the workflow says."""
 
 
 class Place(Protocol):
@@ -161,13 +164,16 @@ class _Reading:
         self._data = read_workflow(task.workflow)
         self._silenced: list[str] = []
         # Files made with --set store the prompt alone: the editor prefers the graph, which still has the old values.
-        self.graph = self._data if is_editor_format(self._data) and not task.assignments else None
+        is_changed = bool(task.assignments) or task.gpus is not None
+        self.graph = self._data if is_editor_format(self._data) and not is_changed else None
 
     def build(self, infos: Mapping[str, NodeInfo]) -> Prompt:
         """Return the prompt, for nodes of these descriptions."""
         data, has_server = self._data, self._has_server
         prompt = to_prompt(data, infos, has_server=has_server)
         apply_assignments(prompt, self._task.assignments, infos, has_server=has_server)
+        if self._task.gpus is not None:
+            use_gpus(prompt, self._task.gpus, infos)
         adopt_separators(prompt, infos)
         replace_in_prefixes(prompt, data)
         silenced = self._silenced = silenced_outputs(data, infos)
