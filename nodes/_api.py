@@ -17,6 +17,7 @@ __all__ = [
     "advanced",
     "graph_inputs_of",
     "io",
+    "linked_node",
     "node_id_of",
     "output_shown",
     "schema",
@@ -61,6 +62,18 @@ def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
     """
     graph = getattr(node.hidden, "dynprompt", None)
     return dict(graph.get_node(node_id_of(node))["inputs"]) if graph else {}
+
+
+def linked_node(node: type[io.ComfyNode], name: str) -> tuple[str, dict[str, Any]]:
+    """Return class and inputs of the node that an input of the running node is linked to.
+
+    Asks for the same as `graph_inputs_of`; "" and {} where nobody runs a graph, or nothing is linked.
+    """
+    link = graph_inputs_of(node).get(name)
+    if not isinstance(link, list):
+        return "", {}
+    origin = node.hidden.dynprompt.get_node(link[0])
+    return origin["class_type"], dict(origin["inputs"])
 
 
 def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
