@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..engine import pipeline, report_table
+from ..engine.adapters.comfy.language import to_editor
 from ._api import io, output_shown, schema
 
 
@@ -48,7 +49,7 @@ class LightX2VReport(io.ComfyNode):
             raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        table = json.dumps(
+        table = to_editor(
             {
                 "stages": [report_table.STAGE_COLUMNS, *report_table.stage_rows(report)],
                 "facts": report_table.fact_rows(report),
@@ -56,4 +57,4 @@ class LightX2VReport(io.ComfyNode):
             }
         )
         markdown = report_table.as_markdown(report)
-        return output_shown(image, latent, text, text=text, table=table, markdown=markdown)
+        return output_shown(image, latent, text, text=text, table=json.dumps(table), markdown=markdown)
