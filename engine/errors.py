@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from .sentences import joined
+from .sentences.between import Between
 from .sentences.settings import Settings
 
 # user:password@ of a URL, up to the last @ before the path.
@@ -66,8 +68,8 @@ class NoCapableBackendError(LightX2VError):
     """No back end can do the job; carries the reason of each."""
 
     def __init__(self, task: str, reasons: Mapping[str, str]) -> None:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        super().__init__(Settings.NO_BACK_END(task=task, listed=listed))
+        listed = [Settings.REASON(name=name, reason=reason) for name, reason in reasons.items()]
+        super().__init__(Settings.NO_BACK_END(task=task, listed=joined(listed, Between.SEMICOLON)))
         self.reasons = dict(reasons)
 
 

@@ -31,6 +31,8 @@ from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
+from .sentences import joined
+from .sentences.between import Between
 from .sentences.folders import Folders
 from .sentences.sampling import Sampling
 from .sentences.stages import Stages
@@ -96,7 +98,7 @@ def load_checkpoint(
         _warn_of_notes(found.transformer)
     for sentence in found.missing:
         logger.warning("LightX2V: %s", sentence)
-    problem = " ".join(found.missing)
+    problem = joined(found.missing, Between.BLANK)
     if found.transformer is None:
         raise CheckpointError(Folders.NO_TRANSFORMER_IN(path=path, problem=problem))
     encoder, tokenizer = found.text_encoder, found.tokenizer

@@ -7,6 +7,8 @@ from typing import Any
 from .backends.table import milliseconds
 from .constants import GIB
 from .quantities import format_seconds
+from .sentences import joined
+from .sentences.between import Between
 from .sentences.kernels import Running
 from .sentences.report import Report
 
@@ -57,13 +59,14 @@ def headline(report: dict[str, Any]) -> str:
         if name in stages
     ]
     peaks = [(report["peak_vram_reserved_bytes"], "VRAM"), (report["peak_ram_bytes"], "RAM")]
-    peak = ", ".join(Report.GIB_OF(size=num_bytes / GIB, kind=kind) for num_bytes, kind in peaks if num_bytes)
+    shown = [Report.GIB_OF(size=num_bytes / GIB, kind=kind) for num_bytes, kind in peaks if num_bytes]
+    peak = joined(shown, Between.COMMA)
     facts: list[str] = [Report.AT_MOST(peak=peak)] if peak else []
     facts += [_value(details, "precision")] if "precision" in details else []
     facts.append(report["device"].split(",")[0].removeprefix("NVIDIA ").removeprefix("GeForce "))
     if not parts:
-        return Report.SHORT_HEADLINE(took=took, facts=", ".join(facts))
-    return Report.HEADLINE(took=took, stages=", ".join(parts), facts=", ".join(facts))
+        return Report.SHORT_HEADLINE(took=took, facts=joined(facts, Between.COMMA))
+    return Report.HEADLINE(took=took, stages=joined(parts, Between.COMMA), facts=joined(facts, Between.COMMA))
 
 
 def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:

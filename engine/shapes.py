@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .constants import LATENT_CHANNELS, PATCH_SIZE, SIZE_MULTIPLE, VAE_STRIDE
-from .sentences.joined import either
+from .sentences import joined
+from .sentences.between import Between
 from .sentences.sizes import Sizes
 
 
@@ -24,7 +25,7 @@ def size_problem(width: int, height: int, num_frames: int) -> str | None:
 
 
 def _nearest(value: int, low: int, step: int) -> str:
-    return either([str(low), str(low + step)]) if value > low else str(low)
+    return joined([str(low), str(low + step)], Between.OR) if value > low else str(low)
 
 
 def latent_shape(width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:

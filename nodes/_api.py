@@ -11,6 +11,8 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..engine.adapters.comfy.language import errors_to_editor, to_editor
+
 __all__ = [
     "CATEGORY",
     "ComfyExtension",
@@ -20,6 +22,7 @@ __all__ = [
     "node_id_of",
     "output_shown",
     "schema",
+    "speaking",
     "verdict",
 ]
 
@@ -63,6 +66,12 @@ def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
     return dict(graph.get_node(node_id_of(node))["inputs"]) if graph else {}
 
 
+def speaking(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Let a node say what goes wrong in it in the language of the editor whose graph it is in; returns it."""
+    node.execute = classmethod(errors_to_editor()(node.execute.__func__))
+    return node
+
+
 def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     """Answer ComfyUI's validate_inputs: True, or the sentence of the ValueError that `check` raises.
 
@@ -74,10 +83,12 @@ def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     try:
         check(*values)
     except ValueError as error:
-        return str(error)
+        return to_editor(str(error))
     return True
 
 
 def output_shown(*values: Any, **texts: str) -> io.NodeOutput:
-    """Return node outputs and texts that the pack's JavaScript finds by name when the node was executed."""
-    return io.NodeOutput(*values, ui={name: [text] for name, text in texts.items()})
+    """Return node outputs and texts that the pack's JavaScript finds by name when the node was executed, in the
+    language of its editor.
+    """
+    return io.NodeOutput(*values, ui={name: [to_editor(text)] for name, text in texts.items()})

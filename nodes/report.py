@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..engine import pipeline, report_table
+from ..engine.adapters.comfy.language import to_editor
 from ..engine.sentences.nodes import Nodes
 from ._api import io, output_shown, schema
 
@@ -49,7 +50,7 @@ class LightX2VReport(io.ComfyNode):
             raise ValueError(Nodes.NOTHING_TO_REPORT())
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        table = json.dumps(
+        table = to_editor(
             {
                 "stages": [report_table.stage_columns(), *report_table.stage_rows(report)],
                 "facts": report_table.fact_rows(report),
@@ -57,4 +58,4 @@ class LightX2VReport(io.ComfyNode):
             }
         )
         markdown = report_table.as_markdown(report)
-        return output_shown(image, latent, text, text=text, table=table, markdown=markdown)
+        return output_shown(image, latent, text, text=text, table=json.dumps(table), markdown=markdown)

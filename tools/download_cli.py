@@ -13,8 +13,8 @@ from ..engine.adapters.hub.download import Plan, download, plan_download
 from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, DownloadError, Variant, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
-from ..engine.sentences import Sentence
-from ..engine.sentences.joined import both
+from ..engine.sentences import Sentence, joined
+from ..engine.sentences.between import Between
 from ..engine.sentences.tools import Command
 from . import console
 
@@ -114,7 +114,7 @@ def _describe(variant: Variant) -> None:
     console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {variant.summary}")
     parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
     console.say(f"{_INDENT}{parts}")
-    console.say(f"{_INDENT}{both(variant.repositories)}")
+    console.say(f"{_INDENT}{joined(variant.repositories, Between.AND)}")
 
 
 def _get(options: argparse.Namespace) -> None:

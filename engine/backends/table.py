@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.kernels import Running
 from ..sentences.settings import Settings
 from .versions import Capability, find_refusal
@@ -370,7 +372,7 @@ class Choice:
             parts.append(Running.MEASURED_HERE(problem=self.problem, seconds=milliseconds(self.measured)))
         parts += [Running.NOT_TAKEN(names=", ".join(group), reason=reason) for reason, group in names.items()]
         chosen = Running.CHOSEN(task=self.task, name=self.name)
-        return Running.CHOSEN_AS(chosen=chosen, reasons="; ".join(parts)) if parts else chosen
+        return Running.CHOSEN_AS(chosen=chosen, reasons=joined(parts, Between.SEMICOLON)) if parts else chosen
 
 
 def milliseconds(seconds: Mapping[str, float]) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ..constants import GIB
-from ..sentences.joined import either
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.memory import Memory
 from ..sentences.sampling import Sampling
 from .clip import Clip
@@ -41,7 +42,7 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
         *(Memory.MODE_NEEDS(mode=mode, need=need.describe(budget)) for mode, need in needs.items()),
         Memory.THERE_ARE(there=there, bound=bound),
     ]
-    return "\n".join(lines)
+    return joined(lines, Between.LINES)
 
 
 def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], budget: Budget) -> str:
@@ -52,7 +53,7 @@ def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], bu
         needed_for: the RAM in which the frames of a clip can go through that stage.
     """
     found = _first_fitting((_fewer(clip), _shorter(clip), _smaller(clip)), lambda each: needed_for(each) <= budget.ram)
-    advice = Memory.USE_OR_CLOSE(sizes=either(found)) if found else Memory.CLOSE_PROGRAMS()
+    advice = Memory.USE_OR_CLOSE(sizes=joined(found, Between.OR)) if found else Memory.CLOSE_PROGRAMS()
     doing = {"decode": Sampling.DECODING, "encode": Memory.ENCODING}[stage]
     needed, free = needed_for(clip) / GIB, budget.ram / GIB
     return Memory.FRAMES_DO_NOT_FIT(advice=advice, clip=clip, doing=doing(), needed=needed, free=free)
@@ -67,7 +68,7 @@ def _advise(sizes: Sizes, best_for: Callable[[Clip], Placement | None]) -> str:
     found = _first_fitting(series, lambda each: best_for(each) is not None)
     if not found:
         return Memory.NOTHING_FITS_IN_BF16() if sizes.backends.precision == "bf16" else Memory.NOTHING_FITS()
-    return Memory.USE_LARGEST_OR_CLOSE(sizes=either(found))
+    return Memory.USE_LARGEST_OR_CLOSE(sizes=joined(found, Between.OR))
 
 
 def _first_fitting(series: Iterable[Iterable[Clip]], fits: Callable[[Clip], bool]) -> list[str]:

@@ -39,6 +39,8 @@ from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used, describe_transformer
@@ -121,7 +123,9 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
 def summarize(items: list[Item]) -> str:
     """Return the verdict in a few words: Ready., or how many things there are to do."""
     to_do = sum(1 for item in items if item.state != OK and item.remedy)
-    return "Ready." if not to_do else Doctor.TO_DO(count=to_do, plural="s" if to_do > 1 else "")
+    if not to_do:
+        return Doctor.READY()
+    return Doctor.ONE_TO_DO() if to_do == 1 else Doctor.TO_DO(count=to_do)
 
 
 def as_text(items: list[Item]) -> str:
@@ -242,12 +246,12 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     if findings is None:
         return []
     measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
-    found = "; ".join(measured) or Doctor.NOT_MEASURED()
+    found = joined(measured, Between.SEMICOLON) or Doctor.NOT_MEASURED()
     items = [Item(name=MEASURED, state=OK, found=found)]
     died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
     if died:
         remedy = Doctor.UPDATE_DRIVER()
-        found = Doctor.ENDED_THEIR_TRIAL(died="; ".join(died))
+        found = Doctor.ENDED_THEIR_TRIAL(died=joined(died, Between.SEMICOLON))
         items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
     return items
 
@@ -412,9 +416,10 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
             is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=cannot_be_used(path, error)
         )
     if checkpoint.missing:
-        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+        remedy = joined(checkpoint.missing, Between.BLANK)
+        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=remedy)
     if checkpoint.transformer is not None and checkpoint.transformer.warnings:
-        remedy = " ".join(checkpoint.transformer.warnings)
+        remedy = joined(checkpoint.transformer.warnings, Between.BLANK)
         return Item(is_checkpoint=True, name=name, state=WARN, found=found, remedy=remedy)
     return Item(is_checkpoint=True, name=name, state=OK, found=found)
 

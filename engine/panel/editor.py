@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import system
-from ..adapters.comfy import host, memory, paths, routes
+from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
@@ -18,6 +18,7 @@ from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
+from ..sentences import LANGUAGES
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
@@ -214,6 +215,18 @@ def start_verification(values: Mapping[str, Value]) -> dict[str, Any]:
     return asdict(_verifications.state)
 
 
+def remember_language(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Note the language of an editor, in which it is told what happens to its prompts.
+
+    Raises:
+        ValueError: client or language is not given.
+    """
+    if values.keys() != {"client", "language"}:
+        raise ValueError(Doctor.LANGUAGE_NEEDS_CLIENT())
+    language.remember_editor(str(values["client"]), str(values["language"]))
+    return {}
+
+
 _MODEL_FIELDS = {
     "checkpoint": plain_name,
     "transformer": plain_name,
@@ -257,8 +270,11 @@ DOWNLOAD = routes.Route(
 )
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
+LANGUAGE = routes.Route(
+    name="language", method="POST", fields={"client": str, "language": choice(*LANGUAGES)}, answer=remember_language
+)
 
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY)
+    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY, LANGUAGE)

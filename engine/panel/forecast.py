@@ -23,6 +23,8 @@ from ..interfaces import Host
 from ..lora.experts import ExpertLoras, read_for_experts
 from ..memory.clip import Clip
 from ..quantities import format_bytes
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
 from . import speed
@@ -112,14 +114,14 @@ def forecast(question: Question) -> Forecast:
         files, checkpoint = _find(question)
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
-            return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
+            return Forecast(ok=False, sentence=joined(missing, Between.BLANK), missing=missing, tokens=clip.tokens)
         answer = _forecast_run(question, files, checkpoint)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
     except (OSError, *MALFORMED) as error:
         return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
-        answer = replace(answer, ok=False, sentence=" ".join(missing))
+        answer = replace(answer, ok=False, sentence=joined(missing, Between.BLANK))
     return replace(answer, missing=missing)
 
 

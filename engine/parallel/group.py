@@ -32,8 +32,9 @@ import torch
 
 from ..errors import LightX2VError, MissingDependencyError, RankError, UnsupportedHardwareError
 from ..interfaces import Hooks
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.gpus import Gpus
-from ..sentences.joined import both
 from ..sentences.kernels import Running
 from . import exchange
 from .channel import Channel, ClosedError, Region
@@ -94,7 +95,7 @@ def find_problem(members: Members) -> str | None:
     if members.device == "cuda":
         capabilities = {torch.cuda.get_device_capability(index) for index in members.indices}
         if len(capabilities) > 1:
-            named = both(members.names)
+            named = joined(members.names, Between.AND)
             return Gpus.OF_SEVERAL_KINDS(named=named, elsewhere=Gpus.ELSEWHERE())
     return None
 

@@ -159,6 +159,7 @@ class Models:
         "Choose the google/umt5-xxl tokenizer for {text_encoder}, or put that folder beside it: the embedding has "
         "{num_rows} rows, and {problems}. It belongs to another model, and the video would not be of the prompt."
     )
+    HAS_PIECES = Sentence("{candidate} has {num_pieces} pieces")
     NO_TOKENIZER = Sentence(
         "There is no tokenizer for {path}: it holds no spiece_model, and no google/umt5-xxl folder with {names} was "
         "found near it. Download that folder from the model page and put it beside the file, or choose a tokenizer "

@@ -21,7 +21,9 @@ class Doctor:
     DISTILLING_LORAS = Sentence(
         "for a Wan model that is not distilled, with LightX2V LoRA: {listed}; distilled checkpoints need none"
     )
-    TO_DO = Sentence("{count} thing{plural} to do.")
+    READY = Sentence("Ready.")
+    ONE_TO_DO = Sentence("1 thing to do.")
+    TO_DO = Sentence("{count} things to do.")
     USE_NVIDIA = Sentence("Use a machine with an NVIDIA card of the RTX 30 series or newer for videos of useful size.")
     UPDATE_TORCH = Sentence("Update ComfyUI with its torch: 2.4 or newer is needed.")
     ONLY_LIGHTX2V_USES_IT = Sentence("only LightX2V's own compute (engine lightx2v) uses it")
@@ -78,6 +80,7 @@ class Doctor:
     # panel/editor.py
     LORA_NEEDS_NAME = Sentence("lora needs lora, a name that the node offers.")
     NEEDS_ONE_MODEL = Sentence("{route} needs one of checkpoint and transformer; found {kinds}.")
+    LANGUAGE_NEEDS_CLIENT = Sentence("language needs client, the editor's client id, and language.")
     DOWNLOAD_NEEDS_NAME = Sentence("download needs variant, a name of the list, or empty to stop.")
     # panel/forecast.py
     NO_TRANSFORMER_YET = Sentence("There is no transformer yet that it could be put on.")

@@ -64,6 +64,7 @@ class Refusals:
     OF_VIEWS = Sentence("is for models of views of an object")
     REPLACED_PART = Sentence("a replaced part of the model ({name})")
     INJECTION = Sentence("an injection ({name})")
+    WITH_NAMES = Sentence("{what} [{names}]")
     NO_MERGE = Sentence(
         "Merge models that are loaded with 'Load Diffusion Model' (UNETLoader): a LightX2V model's weights are not "
         "in ComfyUI's hands, and cannot be merged, subtracted or extracted there."

@@ -10,6 +10,7 @@ class Settings:
 
     # errors.py
     NO_CHOICE = Sentence("{name} is {value!r}; expected one of: {choices}.")
+    REASON = Sentence("{name}: {reason}")
     NO_BACK_END = Sentence("No back end can run {task}. {listed}")
     # settings.py
     COMPILE_WITH_LIGHTX2V = Sentence(

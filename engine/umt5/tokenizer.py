@@ -25,6 +25,8 @@ from ..checkpoints.vocabulary import (
     tokenizer_file,
 )
 from ..errors import MALFORMED, CheckpointError, MissingDependencyError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.text import Text
 
 Tokenizer = Callable[[str], list[int]]
@@ -62,7 +64,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """
     file = tokenizer_file(path)
     if not os.path.isfile(file):
-        raise CheckpointError(Text.NO_TOKENIZER(path=path, names=" nor ".join(TOKENIZER_FILES), expected=_EXPECTED))
+        names = joined(TOKENIZER_FILES, Between.NOR)
+        raise CheckpointError(Text.NO_TOKENIZER(path=path, names=names, expected=_EXPECTED))
     if file.suffix.lower() == ".json":
         return _open_json(file)
     return open_spiece(read_tokenizer(file), str(file))

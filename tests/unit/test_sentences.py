@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from lightx2v_pack.engine import sentences
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.sentences import Said, Sentence
+from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, translated
+from lightx2v_pack.engine.sentences.between import Between
+from lightx2v_pack.engine.sentences.comfyui import Inputs, Lists, Routes
 
 ROOT = Path(__file__).resolve().parents[2]
 # Who meets what these say works on the pack itself: measurements, comparisons, pictures, tiny files.
@@ -48,6 +50,7 @@ STAYS = {
 }
 # Two words in a row: text, and no name or key. These are keys of tables, though they have a blank in them.
 _TEXT = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
+CHINESE = re.compile("[\u4e00-\u9fff]")
 _NAMES = {"text encoder", "image encoder", "in the way"}
 # What argparse shows as help, and what the editor shows of a node's schema, which locales/ translates.
 _HELP = {"help", "description", "epilog", "tooltip", "search_aliases", "placeholder", "display_name"}
@@ -155,9 +158,9 @@ def test_what_is_said_is_a_text_that_knows_where_it_is_from():
     said = Group.ONE(path=Path("a.b"), count=3, what="it")
     assert said == "a.b has 3 of 'it'." and json.dumps([said]) == "[\"a.b has 3 of 'it'.\"]"
     assert (said.sentence.id, said.values) == ("group.one", {"path": "a.b", "count": 3, "what": "it"})
-    assert copy.deepcopy(said) is said and pickle.loads(pickle.dumps(said)) == said
+    assert copy.deepcopy(said) is said
     error = CheckpointError(said)
-    assert str(error) == said and isinstance(error.args[0], Said)
+    assert str(error) is said and f"{error}, {said}" == f"{said}, {said}" and type(f"{error}, {said}") is str
     nested = Group.ONE(path=said, count=1, what=2)
     assert nested.values["path"].sentence is Group.ONE
     for wrong in ({"path": 1}, {"path": 1, "count": 2, "what": 3, "more": 4}):
@@ -165,3 +168,47 @@ def test_what_is_said_is_a_text_that_knows_where_it_is_from():
             Group.ONE(**wrong)
     with pytest.raises(ValueError, match="Unknown format code"):
         Group.ONE(path="a", count="three", what="it")
+
+
+def test_what_is_said_can_be_said_in_chinese_wherever_it_has_been():
+    use = Inputs.USE_VAE()
+    said = Inputs.NO_VAE(name="ModelPatcher", use=use)
+    chinese = translated(said, "zh")
+    assert CHINESE.search(chinese) and "ModelPatcher" in chinese and chinese.endswith(translated(use, "zh"))
+    assert CHINESE.search(translated(use, "zh")) and "wan_2.1_vae.safetensors" in chinese
+    # In English it stays what it is, and so does what is no sentence.
+    assert translated(said, "en") is said and translated("The VAE", "zh") == "The VAE"
+    # An error of another process, a value of another sentence by way of an error, and JSON data.
+    assert translated(pickle.loads(pickle.dumps(said)), "zh") == chinese
+    outer = Routes.ODD_PARAMETER(name="vae", problem=ValueError(said))
+    assert CHINESE.search(translated(outer, "zh")) and chinese in translated(outer, "zh")
+    data = {"name": "vae", "found": (said, 3, None), "more": [{"remedy": use}]}
+    assert translated(data, "zh") == {
+        "name": "vae",
+        "found": [chinese, 3, None],
+        "more": [{"remedy": translated(use, "zh")}],
+    }
+    assert json.loads(json.dumps(data))["found"][0] == said
+
+
+def test_a_list_is_joined_in_each_language():
+    parts = [Lists.NOT_FOUND(), "b.safetensors", Lists.IS_OUTSIDE()]
+    said = joined(parts, Between.AND)
+    assert said == "was not found in the model folders and b.safetensors and is a path outside the model folders"
+    first, third = translated(parts[0], "zh"), translated(parts[2], "zh")
+    assert re.fullmatch(f"{first}(.)b.safetensors(.){third}", translated(said, "zh")) and CHINESE.search(third)
+    assert joined(["a", "b"], Between.COMMA) == "a, b" and joined(["a"], Between.OR) == "a"
+    assert joined([], Between.BLANK) == ""
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_texts_of_another_language_are_of_the_catalogues_sentences_in_its_order(language):
+    texts = json.loads((ROOT / "engine" / "sentences" / f"{language}.json").read_text(encoding="utf-8"))
+    known = catalogue()
+    assert texts.keys() - known.keys() == set()
+    assert list(texts) == [each for each in known if each in texts]
+    for name, text in texts.items():
+        assert fields_of(text) == known[name].fields, name
+        # Names and punctuation are the same everywhere.
+        words = re.sub(r"\{[^}]*\}|LoRA|GiB|none found", "", known[name].text)
+        assert CHINESE.search(text) or not re.search("[A-Za-z]{2}", words), name

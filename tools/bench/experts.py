@@ -11,19 +11,15 @@ so many GiB would leave it, and with less RAM: the latents must be the same. Exi
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from . import pack
-from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, vram_problems, wait_for_turn
-from .memory import limits
+from . import capped, pack
+from .harness import Bench, Row, add_clip_options, clean_up, text_rows, vram_problems
 from .weights import PRECISIONS
 
-CAPS = (8.0, 12.0, 16.0, 24.0)
 # How much slower than alone an expert's step may be, and the seconds of the change.
 _MOST_SLOWER, _MOST_CHANGE = 0.01, 0.1
 
@@ -33,14 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
     parser.add_argument("--modes", nargs="*", default=["none", "block"])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--caps", type=float, nargs="*", default=CAPS, help="GiB of VRAM, context included")
-    parser.add_argument("--ram-gib", type=float, nargs="*", default=[30.0], help="GiB of RAM, under the second cap")
-
-
-def list_cases(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Return the capped cases: GiB of VRAM and of RAM, 0 for all."""
-    cases = {f"cap-{cap:g}": (cap, 0.0) for cap in options.caps}
-    return cases | {f"cap-{cap:g}-ram-{ram:g}": (cap, ram) for cap in options.caps[1:2] for ram in options.ram_gib}
+    capped.add_options(parser)
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -53,10 +42,11 @@ def measure(bench: Bench) -> Iterator[Row]:
             row = measure_mode(bench, mode)
             latents = latents or row["latents"]
             yield common | row | {"what": mode, "same_latents": row["latents"] == latents}
-    for name, row in bench.run_children(list(list_cases(options))):
-        limits.remove_limits()
-        same = {"same_latents": row["latents"] == latents} if latents and "latents" in row else {}
-        yield {**common, "what": name, **row, **same}
+    for row in capped.measure(bench, latents):
+        if "step_seconds" in row:
+            row |= {"high": row["step_seconds"][1], "low": row["step_seconds"][3]}
+            row |= {"change": row["step_seconds"][2] - row["step_seconds"][3]}
+        yield common | row
 
 
 def measure_mode(bench: Bench, mode: str) -> Row:
@@ -76,7 +66,8 @@ def measure_mode(bench: Bench, mode: str) -> Row:
         for number in range(1 + options.rounds):
             for name, handle in handles.items():
                 clean_up(bench.device)
-                row = sample(bench, handle, pack.DISTILL_STEPS if name == "both" else pack.DISTILL_STEPS - 1)
+                # The third of alone is as warm as the fourth of both.
+                row = capped.sample(bench, handle, entries_of(handle), pack.DISTILL_STEPS - (name != "both"))
                 others = sum(each.owner.num_bytes for each in handles.values() if each is not handle)
                 row["sample_reserved_gib"] -= others / pack.GIB
                 if number:  # The first round warms up.
@@ -95,33 +86,20 @@ def measure_mode(bench: Bench, mode: str) -> Row:
     return {**row, **{name: statistics.median(each) for name, each in found.items()}, "steps": found}
 
 
-def sample(bench: Bench, handle: pack.TransformerHandle, steps: int) -> Row:
-    """Return what the report says of a clip, and its latents' hash."""
-    entries = pack.of_rows(text_rows(torch.Generator().manual_seed(1)), handle.text_dim)
-    settings = pack.SamplingSettings(seed=1, method="euler", steps=steps)
-    latents = pack.pipeline.sample(handle, entries, torch.zeros(1, *bench.shape), settings, hooks=pack.Hooks())
-    digest = hashlib.sha256(latents.numpy().tobytes()).hexdigest()[:16]
-    row = {**report_row(latents), "latents": digest, "is_finite": bool(torch.isfinite(latents).all())}
-    details = {stage["stage"]: stage["details"] for stage in pack.pipeline.report_of(latents)["stages"]}["sample"]
-    return row | {"plan_line": details["plan"]["line"], "moved_gib": details["moved_bytes"] / pack.GIB}
+def entries_of(handle: pack.TransformerHandle) -> list[pack.Conditioning]:
+    return pack.of_rows(text_rows(torch.Generator().manual_seed(1)), handle.text_dim)
 
 
 def run_child(bench: Bench) -> None:
     """Sample the pair under the cap; write the row."""
     options = bench.options
-    vram, ram = list_cases(options)[options.child]
     folder = bench.experts(options.precision)
-    wait_for_turn()
-    if ram:
-        limits.limit_ram(ram)
-    if bench.device.type == "cuda":
-        limits.limit_vram(vram, bench.device)
-    with limits.watch_ram() as watched:
-        handle = pack.pipeline.load_transformer(folder, settings=pack.EngineSettings(), offload=pack.OffloadSettings())
-        row = sample(bench, handle, pack.DISTILL_STEPS)
-    row |= {"ram_gib": watched.num_bytes / pack.GIB, "change": row["step_seconds"][2] - row["step_seconds"][3]}
-    row |= {"high": row["step_seconds"][1], "low": row["step_seconds"][3]}
-    options.row.write_text(json.dumps(row))
+
+    def load() -> pack.TransformerHandle:
+        settings = {"settings": pack.EngineSettings(), "offload": pack.OffloadSettings()}
+        return pack.pipeline.load_transformer(folder, **settings)
+
+    capped.run_child(bench, options.child, load, entries_of)
 
 
 def check(rows: Sequence[Row]) -> list[str]:
@@ -129,11 +107,9 @@ def check(rows: Sequence[Row]) -> list[str]:
     problems = []
     for row in rows:
         name = f"both experts, {row['what']}"
-        if "problem" in row or "step_seconds" not in row:
-            problems.append(f"{name}: {row.get('problem', 'did not finish')}")
+        problems += capped.problems_of(name, row)
+        if "step_seconds" not in row:
             continue
-        if not row["is_finite"] or not row.get("same_latents", True):
-            problems.append(f"{name}: latents {'differ' if row['is_finite'] else 'are not finite'}")
         is_timed = row["size"] == "832x480" and "high_alone" in row
         for expert in ("high", "low") if is_timed else ():
             alone = row[f"{expert}_alone"]

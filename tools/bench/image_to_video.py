@@ -3,6 +3,8 @@
 Models take turns in rounds, each loaded once: the step is the median of all rounds, without each run's first one. Every
 second round has a new image, whose keys and values are made in the first step; the others have the one before.
 
+Then every model but the first in a fresh process under each cap: the latents must be the same.
+
     python tools bench image_to_video --out image_to_video.jsonl
     python tools bench image_to_video --dim 256 --ffn-dim 512 --layers 2 --width 64 --height 64 --frames 5   # any CPU
 """
@@ -15,8 +17,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from . import pack
-from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, vram_problems
+from . import capped, pack
+from .harness import Bench, Row, add_clip_options, clean_up, text_rows, vram_problems
 from .weights import KINDS, PRECISIONS
 
 # The share of a step at 832x480x81 that an image may take more.
@@ -31,21 +33,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--modes", nargs="+", default=["none", "block"])
     parser.add_argument("--rounds", type=int, default=2)
+    capped.add_options(parser)
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """Yield a row for every model in every mode."""
-    options = bench.options
+    """Yield a row for every model in every mode, then for every cap."""
+    options, latents = bench.options, {}  # type: argparse.Namespace, dict[str, str]
+    common = {"precision": options.precision, "size": f"{options.width}x{options.height}", "frames": options.frames}
     for mode in options.modes:
         if bench.seconds_left <= 0:
             return
         handles = {kind: bench.load_transformer(options.precision, kind, mode=mode) for kind in options.kinds}
         try:
-            yield from measure_mode(bench, handles, mode)
+            for row in measure_mode(bench, handles, mode):
+                latents.setdefault(row["what"], row["latents"])
+                yield common | row | {"same_latents": row["latents"] == latents[row["what"]]}
         finally:
             for handle in handles.values():
                 handle.unload()
             clean_up(bench.device)
+    for kind in options.kinds[1:]:
+        for row in capped.measure(bench, latents.get(kind, ""), f"{kind}-"):
+            yield common | row
+
+
+def run_child(bench: Bench) -> None:
+    """Sample a model under the cap; write the row."""
+    options = bench.options
+    kind, case = options.child.rsplit("-cap-", 1)
+    capped.run_child(
+        bench,
+        f"cap-{case}",
+        lambda: bench.load_transformer(options.precision, kind),
+        lambda handle: conditioning_of(handle, bench, image=1),
+    )
 
 
 def measure_mode(bench: Bench, handles: dict[str, pack.TransformerHandle], mode: str) -> Iterator[Row]:
@@ -56,21 +77,17 @@ def measure_mode(bench: Bench, handles: dict[str, pack.TransformerHandle], mode:
             if bench.seconds_left <= 0 and number > 1:
                 break
             clean_up(bench.device)
-            latents = pack.pipeline.sample(
-                handle,
-                conditioning_of(handle, bench, image=(number + 1) // 2),
-                torch.zeros(1, *bench.shape),
-                pack.SamplingSettings(seed=1, method="euler", steps=options.steps),
-                hooks=pack.Hooks(),
-            )
+            entries = conditioning_of(handle, bench, image=(number + 1) // 2)
+            row = capped.sample(bench, handle, entries, options.steps)
             if number:  # The first round warms up.
-                runs[kind].append(report_row(latents) | {"is_new": number % 2 == 1})
-    common = {"precision": options.precision, "size": f"{options.width}x{options.height}", "frames": options.frames}
+                runs[kind].append(row | {"is_new": number % 2 == 1})
     base = statistics.median(step for run in runs[options.kinds[0]] for step in run["step_seconds"][1:])
     for kind, found in runs.items():
         steps = [step for run in found for step in run["step_seconds"][1:]]
-        row: Row = {"what": kind, "mode": mode, "step": statistics.median(steps), "steps": steps}
-        row |= {"more": row["step"] / base - 1, **found[-1]}
+        step = statistics.median(steps)
+        row = found[-1] | {"what": kind, "mode": mode, "step": step, "steps": steps, "more": step / base - 1}
+        # Of the first image, as under a cap.
+        row |= {"latents": found[0]["latents"]}
         firsts = {is_new: [run["step_seconds"][0] for run in found if run["is_new"] == is_new] for is_new in (0, 1)}
         row |= {"first_step": statistics.median(firsts[0] or firsts[1])}
         if handles[kind].architecture.image_dim:
@@ -80,7 +97,7 @@ def measure_mode(bench: Bench, handles: dict[str, pack.TransformerHandle], mode:
         # The other models are there too, loaded and at rest.
         others = [each[-1]["load_transformer_planned_gib"] for each in runs.values() if each is not found]
         row["sample_planned_gib"] += sum(others)
-        yield common | row
+        yield row
 
 
 def conditioning_of(handle: pack.TransformerHandle, bench: Bench, image: int) -> list[pack.Conditioning]:
@@ -105,8 +122,11 @@ def check(rows: Sequence[Row]) -> list[str]:
     """Return what misses a target."""
     problems = []
     for row in rows:
-        name = f"{row['what']}, mode {row['mode']}"
-        if row["size"] == "832x480" and row["more"] > _MOST:
+        name = f"{row['what']}, {row.get('mode', 'auto')}"
+        problems += capped.problems_of(name, row)
+        if "step_seconds" not in row:
+            continue
+        if row["size"] == "832x480" and row.get("more", 0) > _MOST:
             problems.append(f"{name} takes {row['more']:.1%} of a step more, at most {_MOST:.0%} are wanted")
         problems += vram_problems(name, row)
     return problems

@@ -100,12 +100,14 @@ PLAIN = {
     ),
     "image_to_video": (
         "Image to video",
-        "A step beside one of text to video; models take turns; mode none is resident, block is streamed from RAM. i2v "
-        "is Wan2.1's model, i2v-a14b one expert of Wan2.2's. New image: seconds of a first step that reads the weights "
-        "of its keys and values, from files in the page cache.",
-        "model | precision | mode | s/step | more | first step | first step, new image | GiB planned / reserved",
-        "{what} | {precision} | {mode} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
-        "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f}",
+        "A step beside one of text to video; models take turns; mode none is resident, block is streamed from RAM; "
+        "under a cap (GiB of VRAM, then of RAM) `auto` decides. i2v is Wan2.1's model, i2v-a14b one expert of "
+        "Wan2.2's. New image: seconds of a first step that reads the weights of its keys and values, from files in "
+        "the page cache.",
+        "model | precision | mode | plan | s/step | more | first step | first step, new image | "
+        "GiB planned / reserved | GiB RAM | same latents",
+        "{what} | {precision} | {mode} | {plan_line} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
+        "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {ram_gib:.1f} | {same_latents}",
     ),
     "gpus": (
         "Several GPUs",

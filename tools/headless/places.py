@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...engine.sentences.joined import either
+from ...engine.sentences import joined
+from ...engine.sentences.between import Between
 from ...engine.sentences.tools import Command, Workflows
 from .assignments import apply_assignments
 from .errors import Cancelled, RunError, WorkflowError
@@ -174,13 +175,13 @@ class _Reading:
         replace_in_prefixes(prompt, data)
         silenced = self._silenced = silenced_outputs(data, infos)
         if silenced and not any(infos.get(node["class_type"], {}).get("output_node") for node in prompt.values()):
-            raise WorkflowError(Workflows.UNMUTE(names=either(silenced)))
+            raise WorkflowError(Workflows.UNMUTE(names=joined(silenced, Between.OR)))
         return prompt
 
     def warn(self, log: RunLog) -> None:
         """Note what a user is to know of a run that has left no file."""
         if not log.outputs:
-            named = either(self._silenced)
+            named = joined(self._silenced, Between.OR)
             unmute = Workflows.UNMUTE_FOR_FILE(names=named) if named else Workflows.ADD_SAVE_NODE()
             log.warnings.append(Workflows.NOTHING_SAVED(unmute=unmute))
 
