@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine import pipeline, report_table
 from ..engine.adapters.comfy.language import to_editor
+from ..engine.sentences.nodes import Nodes
 from ._api import io, output_shown, schema
 
 
@@ -46,12 +47,12 @@ class LightX2VReport(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any = None, latent: dict[str, Any] | None = None) -> io.NodeOutput:
         if image is None and latent is None:
-            raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
+            raise ValueError(Nodes.NOTHING_TO_REPORT())
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
         table = to_editor(
             {
-                "stages": [report_table.STAGE_COLUMNS, *report_table.stage_rows(report)],
+                "stages": [report_table.stage_columns(), *report_table.stage_rows(report)],
                 "facts": report_table.fact_rows(report),
                 "headline": report_table.headline(report),
             }

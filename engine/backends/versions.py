@@ -144,7 +144,7 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
     if capability < needs.lowest:
         return Running.NEEDS_CAPABILITY(wanted=_dotted(needs.lowest), found=_dotted(capability))
     if needs.needs_triton and "triton" not in versions:
-        return Running.NO_TRITON()
+        return Running.NOT_INSTALLED(package="triton")
     return find_refusal(kernel, capability, versions, system)
 
 

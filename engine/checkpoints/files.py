@@ -41,6 +41,8 @@ class Checkpoint:
     tokenizer: Path | None
     """Folder with tokenizer.json or spiece.model."""
     vae: Path | None
+    has_text: bool
+    """Whether there is a text encoder, and a tokenizer beside it or inside."""
     notes: tuple[str, ...]
     """What was resolved and why, one sentence each."""
     missing: tuple[str, ...]
@@ -122,6 +124,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        has_text=text_encoder is not None and tokenizer_source is not None,
         notes=tuple(notes),
         missing=tuple(
             Folders.PART_MISSING(

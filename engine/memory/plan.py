@@ -11,6 +11,8 @@ from typing import Any
 from ..backends.choose import Backends
 from ..constants import GIB
 from ..errors import NothingFitsError
+from ..sentences.memory import Memory
+from ..sentences.report import Report
 from ..settings import HostPolicy
 from .clip import Clip
 from .explain import explain_frames, explain_run
@@ -79,7 +81,8 @@ class VaePlan:
     """Whether frames come from the GPU, or go to it, through page-locked RAM."""
 
     def __str__(self) -> str:
-        return f"{self.stage} tiled {self.tile.size}" if self.tile else f"{self.stage} whole"
+        stage = {"decode": Report.DECODE, "encode": Report.ENCODE}[self.stage]()
+        return Memory.TILED(stage=stage, size=self.tile.size) if self.tile else Memory.WHOLE(stage=stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +109,22 @@ class MemoryPlan:
         return max(need.ram for need in self.needs.values())
 
     def __str__(self) -> str:
-        memory = f"{self.ram / GIB:.1f} GiB RAM of {self.budget.ram / GIB:.1f} free"
+        return Memory.PLAN(summary=self.summary)
+
+    @property
+    def summary(self) -> str:
+        """What is chosen, what it takes and what there is, in words."""
+        memory = Memory.RAM_OF_FREE(ram=self.ram / GIB, free=self.budget.ram / GIB)
         if self.budget.vram is not None:
-            memory = f"{self.vram / GIB:.1f} GiB VRAM of {self.budget.vram / GIB:.1f} free, {memory}"
-        return f"plan: {self.placement.describe(self.num_blocks, self.num_experts)}, {memory}; {self.decode}"
+            memory = Memory.VRAM_OF_FREE(vram=self.vram / GIB, free=self.budget.vram / GIB, memory=memory)
+        placement = self.placement.describe(self.num_blocks, self.num_experts)
+        return Memory.SUMMARY(placement=placement, memory=memory, decode=self.decode)
 
     def as_data(self) -> dict[str, Any]:
         """Return the plan as JSON data for the run report."""
         return {
             "line": str(self),
+            "summary": self.summary,
             "mode": self.placement.mode,
             "resident_blocks": self.num_blocks if self.placement.mode == "none" else self.placement.resident_blocks,
             "num_blocks": self.num_blocks,

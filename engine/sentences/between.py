@@ -15,3 +15,4 @@ class Between:
     NOR = Sentence("{first} nor {second}")
     THEN = Sentence("{first}, then {second}")
     BLANK = Sentence("{first} {second}")
+    LINES = Sentence("{first}\n{second}")

@@ -104,3 +104,13 @@ class Doctor:
     NEEDS_ONE_MODEL = Sentence("{route} needs one of checkpoint and transformer; found {kinds}.")
     LANGUAGE_NEEDS_CLIENT = Sentence("language needs client, the editor's client id, and language.")
     DOWNLOAD_NEEDS_NAME = Sentence("download needs variant, a name of the list, or empty to stop.")
+    # panel/forecast.py
+    NO_TRANSFORMER_YET = Sentence("There is no transformer yet that it could be put on.")
+    CHOOSE_ANOTHER = Sentence("Choose another, or fetch {name} again: it cannot be used ({kind}: {error}).")
+    BLOCKS = Sentence("{num_layers} blocks, {size}")
+    ONE_TRANSFORMER = Sentence("{numbers}, {size}")
+    TWO_EXPERTS = Sentence("{numbers}, two experts of {size} together")
+    # panel/speed.py
+    SPEEDS_UNKNOWN = Sentence("speeds of earlier runs are not known: {path} cannot be read ({error}).")
+    SPEEDS_FORGOTTEN = Sentence("speeds are forgotten with this process: {path} cannot be written ({error}).")
+    NO_DURATION = Sentence("{number!r} is no duration")

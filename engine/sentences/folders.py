@@ -128,3 +128,8 @@ class Folders:
         "{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
         "Use {usable}."
     )
+    # pipeline.py
+    TOKENIZER_IS = Sentence("the tokenizer is {where}.")
+    TOKENIZER_INSIDE = Sentence("the one in {path}")
+    NO_TRANSFORMER_IN = Sentence("{path} holds no transformer. {problem}")
+    TWO_TRANSFORMERS = Sentence("two experts: {high} (high noise) and {low} (low noise).")

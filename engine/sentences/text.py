@@ -32,3 +32,5 @@ class Text:
         "different models. Choose the google/umt5-xxl tokenizer."
     )
     LOADING = Sentence("loading the text encoder")
+    # pipeline.py
+    ENCODING_PROMPT = Sentence("encoding the prompt")

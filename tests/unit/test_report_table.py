@@ -8,7 +8,7 @@ from lightx2v_pack.engine import report
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.report_table import as_markdown, fact_rows, format_seconds, headline, stage_rows
 
-PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free"}
+PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free", "summary": "resident, 15 GiB VRAM of 22 free"}
 DETAILS = {
     "file": "checkpoint/distill_fp8",
     "engine": "portable",
