@@ -26,7 +26,8 @@ class Lists:
     IS_OUTSIDE = Sentence("is a path outside the model folders")
     NOT_FOUND = Sentence("was not found in the model folders")
     HAVE_ANOTHER = Sentence(" To have another, {download}.")
-    IN_ALL = Sentence(" ({num_names} in all)")
+    IN_ALL = Sentence("{listed} ({num_names} in all)")
+    OR = Sentence("{download}, or ")
     BROKEN_LINK = Sentence("Make {name} lead to a file again, or choose one of: {listed}. {where}")
 
 

@@ -99,8 +99,15 @@ class Doctor:
     SECONDS_OF_STEP = Sentence("{name}{computed}: about {seconds} s a step at {size} ({how})")
     KERNELS_MEASURED_HERE = Sentence("kernels measured here")
     ESTIMATE = Sentence("an estimate")
+    FILE_WITH = Sentence("{name}: {numbers}")
+    SIZE = Sentence("{width}x{height}, {num_frames} frames")
+    COMPUTED = Sentence(" ({numbers})")
+    # panel/background.py
+    RESTART = Sentence("Restart ComfyUI: {error}.")
     # panel/editor.py
     LORA_NEEDS_NAME = Sentence("lora needs lora, a name that the node offers.")
+    DELETE_YOURSELF = Sentence("Delete {path} yourself: {error}.")
+    NEITHER = Sentence("neither")
     NEEDS_ONE_MODEL = Sentence("{route} needs one of checkpoint and transformer; found {kinds}.")
     LANGUAGE_NEEDS_CLIENT = Sentence("language needs client, the editor's client id, and language.")
     DOWNLOAD_NEEDS_NAME = Sentence("download needs variant, a name of the list, or empty to stop.")

@@ -16,7 +16,11 @@ class Loras:
     ODD_STRENGTH = Sentence("The strength of LoRA {title} is {strength}; expected a number such as 1.0.")
     # lora/report.py
     APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts})")
-    LEFT_OUT = Sentence("; left out: {num_names} of {group} ({names}{more})")
+    OF_GROUP = Sentence("{count} {group}")
+    WITH_RANKS = Sentence("{line}, rank {ranks}, alpha/rank {factors}")
+    LEFT_OUT = Sentence("{line}; left out: {num_names} of {group} ({names}{more})")
+    WHOLE = Sentence("{line}.")
+    SPAN = Sentence("{first} to {last}")
     # lora/experts.py
     ONE_EXPERT = Sentence("this transformer is the {expert}-noise expert alone")
     NO_PAIR = Sentence("this transformer is no pair")
