@@ -10,6 +10,7 @@ from .quantities import format_seconds
 from .sentences import joined
 from .sentences.between import Between
 from .sentences.kernels import Running
+from .sentences.memory import Memory
 from .sentences.report import Report
 
 _STAGES = {
@@ -58,9 +59,10 @@ def headline(report: dict[str, Any]) -> str:
         for name, word in _HEADLINE.items()
         if name in stages
     ]
-    peaks = [(report["peak_vram_reserved_bytes"], "VRAM"), (report["peak_ram_bytes"], "RAM")]
-    shown = [Report.GIB_OF(size=num_bytes / GIB, kind=kind) for num_bytes, kind in peaks if num_bytes]
-    peak = joined(shown, Between.COMMA)
+    vram, ram = report["peak_vram_reserved_bytes"] / GIB, report["peak_ram_bytes"] / GIB
+    peaks = [Memory.VRAM(vram=vram)] if vram else []
+    peaks += [Memory.RAM(ram=ram)] if ram else []
+    peak = joined(peaks, Between.COMMA)
     facts: list[str] = [Report.AT_MOST(peak=peak)] if peak else []
     facts += [_value(details, "precision")] if "precision" in details else []
     facts.append(report["device"].split(",")[0].removeprefix("NVIDIA ").removeprefix("GeForce "))

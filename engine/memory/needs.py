@@ -14,6 +14,8 @@ from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
 from ..constants import GIB, LATENT_CHANNELS
 from ..parallel.split import most_rows
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.memory import Memory
 from .activations import ROTARY_BYTES, activation_bytes
 from .clip import Clip
@@ -114,7 +116,7 @@ class Need:
     def describe(self, budget: Budget) -> str:
         """Return e.g. "4.1 GiB of VRAM and 14.9 GiB of RAM"; without a GPU only the RAM."""
         ram = Memory.RAM(ram=self.ram / GIB)
-        return ram if budget.vram is None else Memory.VRAM_AND(vram=self.vram / GIB, ram=ram)
+        return ram if budget.vram is None else joined([Memory.VRAM(vram=self.vram / GIB), ram], Between.AND)
 
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:

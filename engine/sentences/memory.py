@@ -44,7 +44,7 @@ class Memory:
     BUDGET_OF_OFFLOAD = Sentence("vram_budget_gib of LightX2V Offload")
     # memory/needs.py
     RAM = Sentence("{ram:.1f} GiB of RAM")
-    VRAM_AND = Sentence("{vram:.1f} GiB of VRAM and {ram}")
+    VRAM = Sentence("{vram:.1f} GiB of VRAM")
     # memory/owner.py
     UNLOADING = Sentence("unloading the {name} to make room.")
     # memory/paging.py

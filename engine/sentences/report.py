@@ -38,7 +38,6 @@ class Report:
     HEADLINE = Sentence("{took}: {stages}; {facts}")
     SHORT_HEADLINE = Sentence("{took}; {facts}")
     MADE_IN = Sentence("{size} in {time}")
-    GIB_OF = Sentence("{size:.1f} GiB of {kind}")
     AT_MOST = Sentence("at most {peak}")
     AND_PLANNED = Sentence("{size} (planned {planned:.1f})")
     FILE = Sentence("file")
