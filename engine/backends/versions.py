@@ -156,7 +156,7 @@ def find_refusal(kernel: str, capability: Capability, versions: Mapping[str, str
             return row.reason
         version = versions.get(row.package)
         if applies and version is not None and _is_between(version, row.since, row.before):
-            return f"{row.reason}; found {row.package} {version}"
+            return Running.REASON_AND_VERSION(reason=row.reason, package=row.package, version=version)
     return None
 
 

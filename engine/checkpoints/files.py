@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
 from ..sentences.kinds import Kinds
@@ -75,6 +77,12 @@ _PARTS = {
     "VAE": "Wan2.1_VAE.pth",
     "tokenizer": "google/umt5-xxl/",
 }
+_PART_NAMES = {
+    "transformer": Folders.TRANSFORMER,
+    "text encoder": Folders.TEXT_ENCODER,
+    "VAE": Folders.VAE,
+    "tokenizer": Folders.TOKENIZER,
+}
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
     ("model_index.json", Folders.DIFFUSERS(), Kinds.USE_NATIVE_MODEL()),
@@ -117,7 +125,9 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     is_whole = transformer is not None and text_encoder in transformer.files
     if text_encoder is not None and not is_whole and _precision_in_name(text_encoder) != scheme:
         notes.append(Folders.OTHER_TEXT_ENCODER(scheme=scheme, name=text_encoder.name))
-    notes += [f"The {part} is {found}." for part, found in parts.items() if found is not None]
+    notes += [
+        Folders.PART_IS(part=_PART_NAMES[part](), path=found) for part, found in parts.items() if found is not None
+    ]
     return Checkpoint(
         path=path,
         transformer=transformer,
@@ -128,7 +138,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         notes=tuple(notes),
         missing=tuple(
             Folders.PART_MISSING(
-                part=part,
+                part=_PART_NAMES[part](),
                 file=_PARTS[part].format(precision=scheme),
                 home=home,
                 at_root=Folders.AT_ROOT() if part == "tokenizer" else "",
@@ -235,7 +245,7 @@ def check_whole(path: Path) -> None:
     """
     shard, block = _SHARD_FILE.fullmatch(path.name), _BLOCK_FILE.fullmatch(path.name)
     if shard and int(shard[3]) > 1:
-        part = f"part {int(shard[2])} of {int(shard[3])} of a model"
+        part = Folders.PART_OF_MODEL(number=int(shard[2]), count=int(shard[3]))
     elif block or path.name.lower() == _NON_BLOCK_FILE:
         part = Folders.ONE_OF_BLOCKS()
     else:
@@ -326,7 +336,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
             why = Folders.AUTO_PRECISION()
-        size = f"{found.format.architecture.num_layers} blocks, {found.total_bytes / GIB:.3g} GiB"
+        size = Folders.BLOCKS(num_layers=found.format.architecture.num_layers, size=found.total_bytes / GIB)
         if found.second is not None:
             size = Folders.TWO_EXPERTS(size=size, title=found.title)
         notes = [Folders.NOT_USED(failure=failure) for failure in failures]
@@ -405,7 +415,7 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
 def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], notes: list[str]) -> None:
     leftovers = sorted(set(names) - set(taken))
     if leftovers:
-        more = f" and {len(leftovers) - 3} more" if leftovers[3:] else ""
+        more = Folders.AND_MORE(count=len(leftovers) - 3) if leftovers[3:] else ""
         notes.append(Folders.LEFT_OVER_FILES(folder=folder, leftovers=", ".join(leftovers[:3]), more=more))
 
 
@@ -421,16 +431,16 @@ def _read_shard_index(path: Path) -> set[str]:
 
 def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:
     names = [f"block_{index}.safetensors" for index in missing]
-    parts = [describe_blocks(missing) + " missing"] if missing else []
+    parts = [Folders.ARE_MISSING(what=describe_blocks(missing))] if missing else []
     if folder / _NON_BLOCK_FILE not in files:
         names.insert(0, _NON_BLOCK_FILE)
         parts.insert(0, Folders.ONE_MISSING(non_block_file=_NON_BLOCK_FILE))
     if parts:
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        more = Folders.AND_MORE(count=len(names) - 6) if len(names) > 6 else ""
         raise CheckpointError(
             Folders.BLOCKS_MISSING(
                 folder=folder,
-                parts=" and ".join(parts),
+                parts=joined(parts, Between.AND),
                 names=", ".join(names[:6]),
                 more=more,
                 name=folder.name,
@@ -448,7 +458,7 @@ def _refuse(path: Path, files: list[str]) -> CheckpointError:
             return CheckpointError(
                 Folders.FOREIGN_FILE(path=path, found=found, kind=kind, expected=expected, advice=advice)
             )
-    there = f"found {', '.join(files[:4])}" if files else Folders.EMPTY()
+    there = Folders.FOUND(names=", ".join(files[:4])) if files else Folders.EMPTY()
     return CheckpointError(Folders.NO_TRANSFORMER(path=path, there=there, expected=expected))
 
 

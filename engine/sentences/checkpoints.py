@@ -18,6 +18,7 @@ class Reading:
     GIT_LFS_PULL = Sentence("Run `git lfs pull`, or download the file.")
     WEB_PAGE = Sentence("a web page")
     LOG_IN = Sentence("Log in or accept the licence on the model page, then download the file again.")
+    OTHER_KIND = Sentence("{path} is {kind}; expected {expected}. {advice}")
     UNREADABLE = Sentence("{path} cannot be read: {reason}. Check the drive and the file.")
     NO_MEMORY = Sentence(
         "{path} could not be mapped: RAM or the page file is short ({said}). The file is fine. Close other programs; "
@@ -42,6 +43,10 @@ class Reading:
     # checkpoints/header.py
     SAFETENSORS_FILE = Sentence("a safetensors file")
     HEADER_CORRUPT = Sentence("The header of {path} is corrupt ({problem}). {download_again}")
+    TRUNCATED = Sentence("truncated")
+    WRONG_SIZE = Sentence("{path} is {state}: found {size} bytes, expected {expected}. {download_again}")
+    ODD_DTYPE = Sentence("a dtype {dtype!r}")
+    ODD_LENGTH = Sentence("{dtype} {shape} takes {size} bytes, not {length}")
     LONGER_THAN_HEADER = Sentence("longer than its header says")
     NO_TABLE = Sentence("no table")
     LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
@@ -99,6 +104,8 @@ class Models:
 
     # checkpoints/declared.py
     DECLARED_FURTHER = Sentence("{name} with {further}, which this pack does not compute (rotated weights: ConvRot)")
+    NO_PLAIN = Sentence("{name}; expected {expected}")
+    LONG_TENSOR = Sentence("{name} of {size} bytes")
     DECLARED_OTHERWISE = Sentence("{name}, and stores them as {precision}")
     DECLARED = Sentence(
         "{source} declares {num_layers} of its layers, e.g. {example}, as {problem}. It would give noise. Load it "
@@ -124,6 +131,8 @@ class Models:
     SEVERAL_MODELS = Sentence(
         "{source} holds {num_found} models, under {prefixes}{more}; expected one. Use a file with one of them."
     )
+    ONE_BLOCK_IS = Sentence("block {number} is")
+    BLOCKS_ARE = Sentence("blocks {numbers} are")
     SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
     ONE_TENSOR = Sentence("a tensor is")
     TENSORS_MISSING = Sentence("{source} is incomplete: {count} missing ({missing}{more}). Download it again.")

@@ -69,6 +69,16 @@ class Folders:
         "{model_repository}."
     )
     EXPECTED_INDEX = Sentence("an index of safetensors shards")
+    TRANSFORMER = Sentence("transformer")
+    TEXT_ENCODER = Sentence("text encoder")
+    VAE = Sentence("VAE")
+    TOKENIZER = Sentence("tokenizer")
+    PART_IS = Sentence("The {part} is {path}.")
+    PART_OF_MODEL = Sentence("part {number} of {count} of a model")
+    BLOCKS = Sentence("{num_layers} blocks, {size:.3g} GiB")
+    AND_MORE = Sentence(" and {count} more")
+    ARE_MISSING = Sentence("{what} missing")
+    FOUND = Sentence("found {names}")
     # checkpoints/transformers.py
     FIRST_HALF = Sentence("the first half")
     SECOND_HALF = Sentence("the second half")
@@ -101,6 +111,7 @@ class Folders:
         "Choose both experts in one precision: {title} is {precision}, {other} is {other_precision}; they share "
         "buffers and kernels."
     )
+    BOTH_SIZES = Sentence("{name} {own} and {other}")
     # checkpoints/formats.py
     THE_FILE = Sentence("The file")
     BLOCKS_MISSING_IN_FILE = Sentence(

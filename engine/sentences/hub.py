@@ -40,6 +40,8 @@ class Hub:
         "{answer}."
     )
     DISK_FULL = Sentence("The disk is full while fetching {what}. Make room and run it again: it goes on where it was.")
+    ODD_VALUE = Sentence("the {what} is {value!r}")
+    FILE_OF = Sentence("{path} of {repository}")
     # adapters/hub/download.py
     WRONG_CONTENT = Sentence("{target} (right size, wrong hash)")
     DANGLING = Sentence("{target} (a link to {link_target}, which is not there)")
@@ -61,6 +63,8 @@ class Hub:
         "GiB more, or choose another models folder."
     )
     BUSY = Sentence("Another download to {models_dir} is running. Wait until it is done, or stop it.")
+    CHECKING = Sentence("checking {path}")
+    OTHER_SIZE = Sentence("{target} ({size} bytes, published {published})")
     # panel/downloads.py
     FAILED = Sentence("the download of {name} failed: {error}")
     ENDED = Sentence("The download ended before it was complete; ComfyUI's log says more.")

@@ -37,8 +37,10 @@ class Running:
         "PyTorch before 2.8 has no FP8 multiplication with a scale per row on compute capability 12.0"
     )
     WINDOWS_WITHOUT_FP8 = Sentence("PyTorch for Windows before 2.4 has no FP8 multiplication")
+    REASON_AND_VERSION = Sentence("{reason}; found {package} {version}")
     # kernel_choice.py
     MEASURED = Sentence("measured {num_timed:d} kernels in {time:.1f} s.")
+    MEASURING = Sentence("measuring {task}")
     NOT_MEASURED = Sentence("{task}: {name} is not measured: {reason}.")
     NO_MEMORY_TO_MEASURE = Sentence("{problem}: not measured, for lack of memory; the next run tries it again.")
     # offload/pinned.py

@@ -48,3 +48,11 @@ class Kinds:
     NO_TENSORS = Sentence("{source} holds no tensors; {expected}")
     NOT_RECOGNISED = Sentence("{source} is not recognised: found tensors such as {examples}; {expected}")
     USE_14B = Sentence("Use a 14B model (16 input channels, or 36 for image-to-video).")
+    EXPECTED = Sentence("expected {wanted}, e.g. {usable}.")
+    IS_ANOTHER = Sentence("{source} is {kind}; {expected} {advice}")
+    USABLE_TEXT_ENCODERS = Sentence(
+        "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors"
+    )
+    LORA = Sentence("a LoRA")
+    WAN_VAE = Sentence("a Wan VAE")
+    NVFP4_CHECKPOINT = Sentence("an NVFP4 checkpoint")

@@ -18,13 +18,21 @@ class LoraFiles:
     LACKED_MODULES = Sentence("modules that this checkpoint lacks")
     BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
     TEXT_ENCODER = Sentence("a text encoder")
+    NO_LORA = Sentence("no LoRA")
     # lora/reader.py
+    SUBJECT = Sentence("LoRA {name}")
+    PATTERN = Sentence("a pattern {pattern!r}")
+    OF_KIND = Sentence("{kind} ({num_names} tensors, e.g. {example})")
+    OF_GROUP = Sentence("{num_names} of {group}")
     EXPECTED = Sentence(
         "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, "
         "diff_m) of a Wan2.1 transformer"
     )
     INPUT_OF_36_CHANNELS = Sentence("an input of 36 channels (image to video)")
     ANOTHER_SHAPE = Sentence("another shape")
+    SELF_ATTENTION = Sentence("self-attention")
+    CROSS_ATTENTION = Sentence("cross-attention")
+    FEED_FORWARD = Sentence("feed-forward")
     NORMS_MODULATION = Sentence("norms and modulation")
     WAN_MODEL_14B = Sentence("a Wan model of 14B")
     OF_OTHER_EXPERT = Sentence("the {expert}-noise expert of Wan2.2")

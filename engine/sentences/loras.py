@@ -15,7 +15,11 @@ class Loras:
     )
     ODD_STRENGTH = Sentence("The strength of LoRA {title} is {strength}; expected a number such as 1.0.")
     # lora/report.py
-    APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts})")
+    APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts}){ranks}{left_out}.")
+    OF_PART = Sentence("{count} {part}")
+    RANKS = Sentence(", rank {ranks}, alpha/rank {factors}")
+    SPAN = Sentence("{first} to {last}")
+    BEHIND = Sentence("{first}{second}")
     LEFT_OUT = Sentence("; left out: {num_names} of {group} ({names}{more})")
     # lora/experts.py
     ONE_EXPERT = Sentence("this transformer is the {expert}-noise expert alone")
@@ -33,3 +37,5 @@ class Loras:
     # adapters/comfy/carried.py
     OF_OTHER_NODES = Sentence("LoRAs of other nodes")
     PART_OF_WEIGHT = Sentence("part of a weight")
+    # lora/placed.py
+    LOADING = Sentence("loading LoRAs")

@@ -10,6 +10,8 @@ class Stages:
 
     # stages/conditioning.py
     CONDITIONING_SHAPE = Sentence("conditioning has shape {shape}")
+    EXPECTED_ROWS = Sentence("expected [1, {num_rows}, {width}] from UMT5-XXL")
+    ODD_CONDITIONING = Sentence("{found}; {expected}.{guess} {remedy}")
     USE_TEXT_ENCODE = Sentence("Use 'LightX2V Text Encode', or CLIPLoader with type 'wan' and a umt5_xxl file.")
     WIDTH_OF = Sentence(" Width {width} is that of {source}.")
     # stages/decode.py

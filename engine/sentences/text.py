@@ -9,6 +9,7 @@ class Text:
     """From a prompt to its rows."""
 
     # umt5/tokenizer.py
+    EXPECTED = Sentence("expected {tokenizer}")
     NO_TOKENIZER = Sentence(
         "No tokenizer in {path}: found neither {names}; {expected}. Download that folder from the model page and put "
         "it beside the text encoder, or choose another tokenizer."

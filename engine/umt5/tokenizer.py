@@ -37,7 +37,7 @@ _MAX_GROWTH = 64
 # Id of "</s>" in every T5 vocabulary.
 END_TOKEN = 1
 
-_EXPECTED = f"expected {EXPECTED_TOKENIZER}"
+_EXPECTED = Text.EXPECTED(tokenizer=EXPECTED_TOKENIZER)
 
 
 def clean_text(text: str) -> str:

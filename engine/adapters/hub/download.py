@@ -209,7 +209,7 @@ class _Run:
         with path.open("rb") as content:
             while chunk := content.read(_HASH_BYTES):
                 digest.update(chunk)
-                self._report(self._done + len(chunk) * counts, f"checking {file.remote.path}")
+                self._report(self._done + len(chunk) * counts, Hub.CHECKING(path=file.remote.path))
         is_intact = digest.hexdigest() == expected
         if not is_intact:
             self._done = start
@@ -234,7 +234,7 @@ def _describe_difference(file: PlannedFile) -> str:
         return Hub.DANGLING(target=file.target, link_target=os.readlink(file.target))
     size = file.target.stat().st_size
     if size != file.remote.num_bytes:
-        return f"{file.target} ({size} bytes, published {file.remote.num_bytes})"
+        return Hub.OTHER_SIZE(target=file.target, size=size, published=file.remote.num_bytes)
     return Hub.WRONG_CONTENT(target=file.target)
 
 
