@@ -32,7 +32,7 @@ import torch
 
 from ..errors import LightX2VError, MissingDependencyError, RankError, UnsupportedHardwareError
 from ..interfaces import Hooks
-from ..sentences import joined
+from ..sentences import Said, joined
 from ..sentences.between import Between
 from ..sentences.gpus import Gpus
 from ..sentences.kernels import Running
@@ -108,7 +108,8 @@ def check_members(members: Members) -> None:
     """
     problem = find_problem(members)
     if problem is not None:
-        raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
+        is_missing = isinstance(problem, Said) and problem.sentence is Gpus.NO_BACKEND
+        raise (MissingDependencyError if is_missing else UnsupportedHardwareError)(problem)
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ class Running:
     )
     CANNOT_BE_READ = Sentence("what was found out about kernels cannot be read: {error}.")
     # backends/versions.py
+    MEASURING = Sentence("measuring {task}")
     FOUND_VERSION = Sentence("{reason}; found {package} {version}")
     NEEDS_CAPABILITY = Sentence("needs compute capability {wanted}; this GPU has {found}")
     TRITON_BEFORE_3_3 = Sentence("Triton before 3.3 ends the process when it compiles for compute capability 12.0")

@@ -19,6 +19,7 @@ class LoraFiles:
     BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
     TEXT_ENCODER = Sentence("a text encoder")
     # lora/reader.py
+    NO_LORA = Sentence("no LoRA")
     SELF_ATTENTION = Sentence("self-attention")
     CROSS_ATTENTION = Sentence("cross-attention")
     FEED_FORWARD = Sentence("feed-forward")

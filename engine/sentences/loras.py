@@ -21,6 +21,8 @@ class Loras:
     LEFT_OUT = Sentence("{line}; left out: {num_names} of {group} ({names}{more})")
     WHOLE = Sentence("{line}.")
     SPAN = Sentence("{first} to {last}")
+    # lora/placed.py
+    LOADING = Sentence("loading LoRAs")
     # lora/experts.py
     ONE_EXPERT = Sentence("this transformer is the {expert}-noise expert alone")
     NO_PAIR = Sentence("this transformer is no pair")

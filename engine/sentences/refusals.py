@@ -28,6 +28,7 @@ class Refusals:
     GUIDANCE = Sentence("is for Flux and HunyuanVideo, and is distilled into this model")
     SDXL_REFINER = Sentence("is for SDXL's refiner")
     REFERENCE_METHOD = Sentence("says how to use reference pictures, of which there are none")
+    PICTURE = Sentence("a picture (Wan Image To Video)")
     PICTURE_MASK = Sentence("the mask of a picture (Wan Image To Video)")
     MASK_CONTROL_VIDEO = Sentence("the mask of a control video")
     CLIP_VISION_PICTURE = Sentence("a CLIP Vision picture")

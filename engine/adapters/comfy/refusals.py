@@ -59,7 +59,7 @@ _IDLE_KEYS = {
     "reference_latents_method": Refusals.REFERENCE_METHOD(),
 }
 _IMAGE_KEYS = {
-    "concat_latent_image": "a picture (Wan Image To Video)",
+    "concat_latent_image": Refusals.PICTURE(),
     "concat_mask": Refusals.PICTURE_MASK(),
     "concat_mask_index": Refusals.MASK_CONTROL_VIDEO(),
     "clip_vision_output": Refusals.CLIP_VISION_PICTURE(),
