@@ -167,9 +167,10 @@ def test_only_so_many_editors_are_remembered(server_of_two):
 
 # Programs, packages and what stays as it is: Chinese has no other word that users know.
 PROGRAMS = {
-    "torch", "triton", "Triton", "Python", "python", "Linux", "Wan", "Transformer", "Latent", "token", "shift", "noise",
-    "sdpa", "dequantize", "tokenizers", "sentencepiece", "safetensors", "ftfy", "portable", "lcm", "euler", "cpu",
-    "gpu", "samples", "batch", "alpha", "rank", "frames", "off", "on", "git", "wan", "tiny", "plan", "diff", "sgl-kernel",
+    "torch", "triton", "Triton", "Python", "python", "Linux", "Wan", "Transformer", "Latent", "token", "shift",
+    "noise", "sdpa", "dequantize", "tokenizers", "sentencepiece", "safetensors", "ftfy", "portable", "lcm", "euler",
+    "cpu", "gpu", "samples", "batch", "alpha", "rank", "frames", "off", "on", "git", "wan", "tiny", "plan", "diff",
+    "sgl-kernel",
 }  # fmt: skip
 # What the panels read and do not show: states, kinds and engines by name.
 NOT_SHOWN = {"state", "kind", "engine", "basis", "offload", "models_folder", "attention", "matmul", "sentence_id"}
