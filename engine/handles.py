@@ -217,13 +217,15 @@ class TransformerHandle(_Handle):
         members = self.members(device)
         ranks = members.size if members else 1
         need = resting_need(sizes, plan.placement, on_gpu=device.type == "cuda", ranks=ranks)
+        if members is not None:
+            need = replace(need, vram=plan.claimed[0])
         if device.type != "cuda":
             # On a CPU its weights are mapped from their files, which the system can take back.
             need = Need(vram=0, ram=sizes.num_experts * sizes.num_blocks * sizes.lora_block)
 
         def build() -> Transformer:
             if members is not None:
-                return GroupTransformer(self.files, plan.backends, plan.placement, members)
+                return GroupTransformer(self.files, plan.backends, plan.placements, members)
             return engines.build_transformer(self.files, plan.backends, plan.placement, device)
 
         self.owner.is_elsewhere = members is not None
@@ -260,7 +262,7 @@ class TransformerHandle(_Handle):
         return together([weigh(_specs(files), PHASES, IMAGE_KEYS, loras.specs) for files, loras in pairs])
 
     def _key(self, plan: MemoryPlan) -> tuple[Any, ...]:
-        return self.files, plan.backends.names, plan.placement
+        return self.files, plan.backends.names, plan.placements
 
 
 @functools.lru_cache(maxsize=16)

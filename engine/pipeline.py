@@ -229,6 +229,23 @@ def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) 
     return torch.zeros((batch_size, *shapes.latent_shape(width, height, num_frames)))
 
 
+def check_size(handle: TransformerHandle, shape: Sequence[int], *, host: Host | None = None) -> None:
+    """Raise what `sample` raises of a size, before a text was encoded for it; nothing is loaded.
+
+    Where several GPUs compute, what is free on the others is known only once their processes run.
+
+    Args:
+        handle: the transformer.
+        shape: [B, 16, T, h, w], of latents that `sample` takes.
+        host: the program around the engine.
+
+    Raises:
+        NothingFitsError: no plan has room for this size.
+    """
+    host = host or Host()
+    handle.room(host).find_run(handle.sizes_now(Clip.of_latents(shape), host.device))
+
+
 def sample(
     handle: TransformerHandle,
     conditioning: Sequence[Conditioning],
@@ -518,7 +535,7 @@ def _load_transformer(
 
     The kernels that were planned are tried first, and measured where that was not done yet; see kernel_choice.py.
     """
-    if not (plan.needs["sample"] + held(without=handle.owner)).fits(plan.budget):
+    if not plan.has_room_beside(held(without=handle.owner)):
         unload_others(handle.owner)
     if not handle.is_loaded_as(plan):
         handle.unload()  # What is loaded otherwise is not of this stage.

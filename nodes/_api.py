@@ -19,6 +19,7 @@ __all__ = [
     "advanced",
     "graph_inputs_of",
     "io",
+    "linked_node",
     "node_id_of",
     "output_shown",
     "schema",
@@ -71,6 +72,18 @@ def speaking(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     for name in {"execute", "check_lazy_status"} & vars(node).keys():
         setattr(node, name, classmethod(errors_to_editor()(getattr(node, name).__func__)))
     return node
+
+
+def linked_node(node: type[io.ComfyNode], name: str) -> tuple[str, dict[str, Any]]:
+    """Return class and inputs of the node that an input of the running node is linked to.
+
+    Asks for the same as `graph_inputs_of`; "" and {} where nobody runs a graph, or nothing is linked.
+    """
+    link = graph_inputs_of(node).get(name)
+    if not isinstance(link, list):
+        return "", {}
+    origin = node.hidden.dynprompt.get_node(link[0])
+    return origin["class_type"], dict(origin["inputs"])
 
 
 def verdict(check: Callable[..., Any], *values: Any) -> bool | str:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine.adapters.comfy import progress, sampling
+from ..engine.adapters.comfy import formats, image_to_video, progress, sampling
 from ..engine.adapters.comfy.carried import handle_of
-from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
+from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS, SIZE_MULTIPLE
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
-from ._api import advanced, io, node_id_of, schema, verdict
+from ..engine.shapes import latent_shape, size_problem
+from ._api import advanced, io, linked_node, node_id_of, schema, verdict
 
 _MAX_SEED = 2**64 - 1
+# Nodes that make a latent and take the text for it -> their inputs for the size: the graph says how large it will be.
+_LATENT_WITH_TEXT = {
+    "LightX2VImageToVideo": ("width", "height", "num_frames", "batch_size"),
+    "WanImageToVideo": ("width", "height", "length", "batch_size"),
+    "WanFirstLastFrameToVideo": ("width", "height", "length", "batch_size"),
+}
 
 
 class LightX2VSampler(io.ComfyNode):
@@ -36,6 +43,7 @@ class LightX2VSampler(io.ComfyNode):
                 ),
                 io.Conditioning.Input(
                     "conditioning",
+                    lazy=True,
                     tooltip=(
                         "The encoded prompt, from LightX2V Text Encode or from CLIPTextEncode with a CLIPLoader of "
                         "type wan. The first entry is used."
@@ -43,6 +51,7 @@ class LightX2VSampler(io.ComfyNode):
                 ),
                 io.Latent.Input(
                     "latent",
+                    lazy=True,
                     tooltip=(
                         "Gives size, length and batch, from LightX2V Empty Latent or EmptyHunyuanLatentVideo. Its "
                         "content is not used: sampling starts from pure noise."
@@ -99,12 +108,26 @@ class LightX2VSampler(io.ComfyNode):
                     display_name="latent", tooltip="For LightX2V Decode, or VAEDecode with the Wan2.1 VAE."
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
     def validate_inputs(cls, method: str | None = None) -> bool | str:
         return verdict(check_choice, "method", method, SAMPLING_METHODS)
+
+    @classmethod
+    def check_lazy_status(
+        cls, transformer: Any, conditioning: list[Any] | None = None, latent: dict[str, Any] | None = None, **_: Any
+    ) -> list[str]:
+        """Ask for the size before the text: what does not fit is refused while no text was encoded for it.
+
+        Source of the protocol: ComfyUI execution.py, which calls this until nothing new is asked for.
+        """
+        shape = _shape_in_graph(cls) if latent is None else formats.latent_samples(latent).shape
+        if shape is None:
+            return ["latent"]
+        sampling.check(transformer, shape)
+        return [name for name, value in (("conditioning", conditioning), ("latent", latent)) if value is None]
 
     @classmethod
     def execute(
@@ -125,3 +148,18 @@ class LightX2VSampler(io.ComfyNode):
         if handle is not None:
             forecast.remember_sampling(handle, sampled["samples"])
         return io.NodeOutput(sampled)
+
+
+def _shape_in_graph(node: type[io.ComfyNode]) -> tuple[int, ...] | None:
+    """Return the shape of the latents that a node with the text as its input will make; None of others, or unknown."""
+    kind, inputs = linked_node(node, "latent")
+    size = [inputs.get(name) for name in _LATENT_WITH_TEXT.get(kind, ())]
+    if not size or not all(isinstance(value, int) for value in size):
+        return None
+    width, height, num_frames, batch = size
+    if inputs.get("size") == image_to_video.SIZES[0]:
+        # With the aspect of a picture, in whole multiples of 16: at least about this much.
+        width, height = max(width - SIZE_MULTIPLE, SIZE_MULTIPLE), max(height - SIZE_MULTIPLE, SIZE_MULTIPLE)
+    if size_problem(width, height, num_frames):
+        return None
+    return batch, *latent_shape(width, height, num_frames)

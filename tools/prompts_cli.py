@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.parallel.split import MOST_RANKS
 from ..engine.sentences.tools import Clips, Command
 from . import console
 from .clips.jobs import Job, make_jobs, read_prompts
@@ -34,6 +35,8 @@ and a part of the key that the results file has).
 Several --server share the list: each takes the next prompt when it is free. What a server was making when it went away
 goes to another one; it is asked again later. A prompt that fails is tried once on each of the others. --cluster does
 the same with the GPUs of a Ray cluster, of which each makes one clip at a time; more may join while the list is made.
+--gpus-per-clip lets several GPUs of a machine compute each clip together, which is for a clip that is to be there
+sooner: a list is done sooner where each GPU makes its own.
 
 exit codes:
   0    every prompt has its video
@@ -139,9 +142,8 @@ def _find_workers(options: argparse.Namespace, progress: Progress) -> Workers:
     servers = [Server(url, options.header, options.token) for url in options.server]
     places: dict[str, Place] = {server.base: server for server in servers}
     places = places or {"": Here(options.models_dir, options.output_dir, keeps_models=True)}
-    return Fixed(
-        [PlaceWorker(name, place, options.workflow, options.timeout, progress) for name, place in places.items()]
-    )
+    how = (options.workflow, options.timeout, progress, options.gpus_per_clip)
+    return Fixed([PlaceWorker(name, place, *how) for name, place in places.items()])
 
 
 def _find_cluster(options: argparse.Namespace) -> Workers:
@@ -162,6 +164,7 @@ def _find_cluster(options: argparse.Namespace) -> Workers:
             models_dir=options.models_dir.resolve(),
             workflow=options.workflow.read_bytes(),
             timeout=options.timeout,
+            gpus=options.gpus_per_clip,
         ),
     )
 
@@ -169,6 +172,13 @@ def _find_cluster(options: argparse.Namespace) -> Workers:
 def _complain(message: str, code: int) -> int:
     console.complain(f"run_prompts: {message}")
     return code
+
+
+def _count(text: str) -> int:
+    """Return how many GPUs are to compute a clip."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
+        raise argparse.ArgumentTypeError(Clips.NO_COUNT(most=MOST_RANKS, text=text))
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster",
         metavar="local|auto|HOST:PORT",
         help="make the clips on the GPUs of a Ray cluster (pip install ray): of this machine, its own, or another",
+    )
+    parser.add_argument(
+        "--gpus-per-clip",
+        type=_count,
+        metavar="N",
+        help="let N GPUs of a machine compute each clip together; default: as the workflow says, of a cluster one",
     )
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="as for run_workflow.py")
     parser.add_argument("--token", metavar="TOKEN", help="as for run_workflow.py")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from ..backends.choose import Backends
 from ..constants import GIB
 from ..errors import NothingFitsError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.memory import Memory
 from ..sentences.report import Report
 from ..settings import HostPolicy
@@ -86,10 +88,35 @@ class VaePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    """What one of several GPUs that compute a clip together has of it."""
+
+    device: str
+    """What it is called in messages."""
+    placement: Placement
+    loaded: int
+    """Bytes of VRAM that the weights take."""
+    sampled: int
+    """Bytes of VRAM at the peak of sampling."""
+    budget: Budget
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as JSON data for the run report."""
+        return {
+            "device": self.device,
+            "mode": self.placement.mode,
+            "resident_blocks": self.placement.resident_blocks,
+            "vram_bytes": self.sampled,
+            "free_vram_bytes": self.budget.vram,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """How a run is going to fit."""
 
     placement: Placement
+    """Of several GPUs: of the one that has room for least; what it streams is in RAM once, for all of them."""
     backends: Backends
     num_blocks: int
     """Of an expert."""
@@ -98,6 +125,8 @@ class MemoryPlan:
     """By stage: encode, load_transformer, sample, decode."""
     budget: Budget
     num_experts: int = 1
+    ranks: tuple[RankPlan, ...] = ()
+    """Of several GPUs: each one's, this process's own first."""
 
     @property
     def vram(self) -> int:
@@ -108,17 +137,50 @@ class MemoryPlan:
     def ram(self) -> int:
         return max(need.ram for need in self.needs.values())
 
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Of each GPU."""
+        return tuple(rank.placement for rank in self.ranks) or (self.placement,)
+
+    @property
+    def claimed(self) -> tuple[int, int]:
+        """Bytes of VRAM of this process's own card that the weights take, and sampling in all."""
+        if self.ranks:
+            return self.ranks[0].loaded, self.ranks[0].sampled
+        return self.needs["load_transformer"].vram, self.needs["sample"].vram
+
+    def has_room_beside(self, held: Need) -> bool:
+        """Say whether sampling fits beside what else the process holds, on its own card and in RAM."""
+        need = Need(vram=self.claimed[1], ram=self.needs["sample"].ram)
+        return (need + held).fits(self.ranks[0].budget if self.ranks else self.budget)
+
     def __str__(self) -> str:
         return Memory.PLAN(summary=self.summary)
 
     @property
     def summary(self) -> str:
         """What is chosen, what it takes and what there is, in words."""
-        memory = Memory.RAM_OF_FREE(ram=self.ram / GIB, free=self.budget.ram / GIB)
-        if self.budget.vram is not None:
-            memory = Memory.VRAM_OF_FREE(vram=self.vram / GIB, free=self.budget.vram / GIB, memory=memory)
-        placement = self.placement.describe(self.num_blocks, self.num_experts)
-        return Memory.SUMMARY(placement=placement, memory=memory, decode=self.decode)
+        ram = Memory.RAM_OF_FREE(ram=self.ram / GIB, free=self.budget.ram / GIB)
+        return Memory.SUMMARY(cards=self._describe_cards(), ram=ram, decode=self.decode)
+
+    def _describe_cards(self) -> str:
+        """Return where weights rest and the VRAM that this takes; cards with the same placement together."""
+        if not self.ranks:
+            return self._describe_card(self.placement, self.vram, self.budget.vram)
+        texts = []
+        for placement in dict.fromkeys(self.placements):
+            ranks = [rank for rank in self.ranks if rank.placement == placement]
+            least = min((rank.budget.vram for rank in ranks if rank.budget.vram is not None), default=None)
+            vram = max(rank.sampled for rank in ranks)
+            if placement == self.placement:
+                vram = max(vram, self.vram)
+            names = joined([rank.device for rank in ranks], Between.AND)
+            texts.append(Memory.OF_CARDS(names=names, plan=self._describe_card(placement, vram, least)))
+        return joined(texts, Between.SEMICOLON)
+
+    def _describe_card(self, placement: Placement, vram: int, free: int | None) -> str:
+        where = placement.describe(self.num_blocks, self.num_experts)
+        return where if free is None else Memory.WITH_VRAM(where=where, vram=vram / GIB, free=free / GIB)
 
     def as_data(self) -> dict[str, Any]:
         """Return the plan as JSON data for the run report."""
@@ -132,6 +194,7 @@ class MemoryPlan:
             "tile": self.decode.tile.size if self.decode.tile else None,
             "free_vram_bytes": self.budget.vram,
             "free_ram_bytes": self.budget.ram,
+            "ranks": [rank.as_data() for rank in self.ranks],
             "needs": {stage: {"vram_bytes": need.vram, "ram_bytes": need.ram} for stage, need in self.needs.items()},
         }
 
@@ -187,6 +250,56 @@ def _plan_run(sizes: Sizes, budget: Budget, wish: Wish) -> MemoryPlan:
         budget=budget,
         num_experts=sizes.weights.num_experts,
     )
+
+
+def plan_ranks(
+    sizes: Sizes,
+    plan: MemoryPlan,
+    budgets: Mapping[str, Budget],
+    wish: Wish,
+    current: Sequence[Placement] = (),
+) -> MemoryPlan:
+    """Return a plan with what each of several GPUs has: where one has room for more blocks, these rest on it.
+
+    What the others stream is in RAM for all of them, so that the mode is the same.
+
+    Args:
+        sizes, wish: as for plan_run.
+        plan: that of the card which has least.
+        budgets: of each card, by name, this process's own first.
+        current: of what is loaded as `plan` says, each card's; kept where it fits.
+    """
+    sizes = replace(sizes, backends=plan.backends)
+    ranks = []
+    for index, (device, budget) in enumerate(budgets.items()):
+        loaded = current[index] if index < len(current) else None
+        placement = _placement_of_rank(sizes, plan, budget, wish, loaded)
+        needs = [make(sizes, placement, on_gpu=budget.vram is not None) for make in (loading_need, sampling_need)]
+        vram = [need.vram for need in needs]
+        ranks.append(RankPlan(device=device, placement=placement, loaded=vram[0], sampled=vram[1], budget=budget))
+    return replace(plan, ranks=tuple(ranks))
+
+
+def _placement_of_rank(
+    sizes: Sizes, plan: MemoryPlan, budget: Budget, wish: Wish, current: Placement | None
+) -> Placement:
+    """Return where a card's weights rest: as in the plan, or with more blocks on the card."""
+    on_gpu, least = budget.vram is not None, plan.placement
+
+    def has_room(placement: Placement, margin: float) -> bool:
+        held = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks)
+        decode = decoding_need(sizes.clip, sizes.vae_dim, plan.decode.tile, on_gpu=on_gpu, beside=held)
+        may_decode = not plan.decode.weights_stay or decode.fits_vram(budget, margin)
+        return may_decode and sampling_need(sizes, placement, on_gpu=on_gpu).fits_vram(budget, margin)
+
+    is_chosen = wish.mode == "auto" and wish.policy.prefer == "speed" and wish.failed is None and least.mode != "none"
+    if not is_chosen or not on_gpu:
+        return least
+    counts = range(sizes.weights.num_blocks, least.resident_blocks, -1)
+    more = [replace(least, resident_blocks=count) for count in counts]
+    if current in (least, *more) and (current == least or has_room(current, LATER_MARGIN)):
+        return current
+    return next((each for each in more if has_room(each, 1.0)), least)
 
 
 def plan_vae(

@@ -68,15 +68,23 @@ class Room:
             wish = retry_wish(wish, failed.needs["sample"])
         return plan_run(sizes, self._budget(assume_evicted), wish)
 
-    def claim_run(self, sizes: Sizes) -> MemoryPlan:
-        """Plan a sampling, let the host make room, and plan again with what is there then."""
+    def find_run(self, sizes: Sizes) -> MemoryPlan:
+        """Plan a sampling; where nothing fits, the host is asked for all that it can free.
+
+        Raises:
+            NothingFitsError: that was not enough.
+        """
         try:
-            plan = self.plan_run(sizes)
+            return self.plan_run(sizes)
         except NothingFitsError:
             # The host may hold memory that torch does not know of.
             self._host.make_room(_ALL_OF_IT)
-            plan = self.plan_run(sizes)
-        loaded, sampled = plan.needs["load_transformer"].vram, plan.needs["sample"].vram
+            return self.plan_run(sizes)
+
+    def claim_run(self, sizes: Sizes) -> MemoryPlan:
+        """Plan a sampling, let the host make room, and plan again with what is there then."""
+        plan = self.find_run(sizes)
+        loaded, sampled = plan.claimed
         self._host.claim(self._owner, loaded, sampled - loaded)
         return self.plan_run(sizes, assume_evicted=False)
 

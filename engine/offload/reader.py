@@ -201,10 +201,13 @@ def load_to_ram(
     pinned_limit_bytes: int,
     progress: Progress,
     shared: SharedHome | None = None,
+    own: Sequence[bool] = (),
 ) -> list[HostBuffer]:
     """Return units in RAM, one buffer each, the first ones page-locked up to the limit.
 
-    Args: shared: memory of several processes, each of which reads some of the units; None is memory of its own.
+    Args:
+        shared: memory of several processes, each of which reads some of the units; None is memory of its own.
+        own: of that memory, which units this process is going to use; the others are not locked.
     """
     sizes = [unit.num_bytes for unit in units]
     buffers = shared.buffers(sizes) if shared else [HostBuffer(size) for size in sizes]
@@ -212,8 +215,9 @@ def load_to_ram(
     fills, to_lock = [], []
     with closing(Reader(source, device)) as reader:
         for index, (unit, buffer) in enumerate(zip(units, buffers, strict=True)):
-            room -= buffer.num_bytes
-            to_lock += [buffer] if room >= 0 else []
+            if shared is None or own[index]:
+                room -= buffer.num_bytes
+                to_lock += [buffer] if room >= 0 else []
             if shared is None or shared.is_mine(index):
                 fills.append(
                     reader.start([partial(_read_and_lock, reader, unit, buffer, shared is None and room >= 0)])

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from ..memory.placement import Placement
 from ..memory.rounding import round_up
 from .pinned import HostBuffer
 
@@ -22,12 +23,16 @@ class _Memory(Protocol):
 class SharedHome:
     """Memory of several processes, and which of its parts this one fills."""
 
-    def __init__(self, memory: _Memory, rank: int, size: int, meet: Callable[[bool], None]) -> None:
+    def __init__(
+        self, memory: _Memory, placement: Placement, rank: int, size: int, meet: Callable[[bool], None]
+    ) -> None:
         """Args:
         memory: that all of them see.
+        placement: of the one that streams most: all of that is in the memory.
         rank, size: this one's number, and how many there are.
         meet: waits for all of them; raises where this one says True and another one False.
         """
+        self.placement = placement
         self._memory = memory
         self._rank, self._size = rank, size
         self._meet = meet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -167,21 +168,25 @@ def load_units(
     """Load units to the device and to RAM; see `place_weights`."""
     course, stays = course or Course(), _stays(units, placement)
     held_units, streamed = _split(units, stays)
-    num_in_ram = len(streamed) * placement.experts_in_ram(course.num_experts) // course.num_experts
-    in_ram, in_files = streamed[:num_in_ram], streamed[num_in_ram:]
+    in_ram = _in_ram(units, placement, course)
+    in_files = streamed[len(in_ram) :]
+    # Of several processes some may stream less than others of what is in RAM for all of them.
+    all_in_ram = in_ram if shared is None else _in_ram(units, shared.placement, course)
     limit = page_lock_limit(placement.pinned_limit_bytes)
-    progress = Progress(hooks, len(held_units) + len(in_ram))
+    progress = Progress(hooks, len(held_units) + len(all_in_ram))
     held = load_to_device(held_units, source, device, limit, progress, finish)
     homes: list[Home] = []
-    if in_ram:
-        buffers = load_to_ram(in_ram, source, device, limit, replace(progress, done=len(held)), shared)
-        homes.append(RamHome(buffers, keeps=shared is None))
+    if all_in_ram:
+        own = [not is_held for is_held in _stays(all_in_ram, placement)]
+        buffers = load_to_ram(all_in_ram, source, device, limit, replace(progress, done=len(held)), shared, own)
+        if in_ram:
+            homes.append(RamHome(list(itertools.compress(buffers, own)), keeps=shared is None))
     if in_files:
         homes.append(FileHome(in_files, source, device, limit))
     progress.report(progress.total)
     rest: Residence | None = None
     if homes:
-        home = homes[0] if len(homes) == 1 else SplitHome(homes[0], num_in_ram, homes[1])
+        home = homes[0] if len(homes) == 1 else SplitHome(homes[0], len(in_ram), homes[1])
         rest = Streamed(streamed, home, device, finish, course)
     return Placed(_spread(held, stays), rest, sum(unit.num_bytes for unit in held_units))
 
@@ -210,6 +215,12 @@ def map_units(
 def _stays(units: Sequence[Unit], placement: Placement) -> list[bool]:
     """Say of each unit whether it stays on the device."""
     return [placement.mode == "none" or unit.block < placement.resident_blocks for unit in units]
+
+
+def _in_ram(units: Sequence[Unit], placement: Placement, course: Course) -> list[Unit]:
+    """Return the units that rest in RAM: of those that are streamed, the first experts'."""
+    _, streamed = _split(units, _stays(units, placement))
+    return streamed[: len(streamed) * placement.experts_in_ram(course.num_experts) // course.num_experts]
 
 
 def _split(units: Sequence[Unit], stays: Sequence[bool]) -> tuple[list[Unit], list[Unit]]:

@@ -38,18 +38,20 @@ from ..sentences.gpus import Gpus
 from ..sentences.kernels import Running
 from . import exchange
 from .channel import Channel, ClosedError, Region
+from .split import MOST_RANKS
 
 logger = logging.getLogger(__name__)
 
 _PACK = Path(__file__).resolve().parents[2]
 _NAME = __name__.removesuffix(".engine.parallel.group")
-_SCRIPT = Path(__file__).with_name("start_rank.py")
+_SCRIPTS = {name: str(Path(__file__).with_name(f"start_{name}.py")) for name in ("group", "rank")}
+# Of the folder that a group has for as long as it runs.
+_PREFIX = "lightx2v-ranks-"
 _POLL_SECONDS = 0.05
 # How long ranks have to come, to stop, to end, and to say what they know of a failure before another one is believed.
 _START_SECONDS, _STOP_SECONDS, _END_SECONDS, _WORDS_SECONDS = 180.0, 5.0, 5.0, 1.5
 # After the first answer; reading weights is what takes ranks differently long.
 _PATIENCE_SECONDS = 300.0
-MOST_RANKS = 8
 # Set by ComfyUI for itself, or of another launcher's processes: not a rank's.
 _NOT_PASSED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 
@@ -139,11 +141,15 @@ class WorkerGroup:
         self._budgets: list[dict[str, Any]] = []
         self.stopped_before: dict[int, int] = {}
         """By rank: blocks that had been begun when the last pass was given up."""
-        self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-ranks-"))
         self._ranks: list[_Rank] = []
-        self._log: IO[bytes] = (self._folder / "log").open("w+b")
+        self._folder, self._log = _make_folder()
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._folder / "control"))
+        try:
+            self._listener.bind(str(self._folder / "control"))
+        except OSError as error:
+            self._log.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise RankError(Gpus.NO_SOCKET(folder=self._folder, error=error)) from error
         self._listener.listen(members.size)
         self._listener.settimeout(_POLL_SECONDS)
         self._supervisor = self._start()
@@ -236,6 +242,7 @@ class WorkerGroup:
 
     def _start(self) -> subprocess.Popen[bytes]:
         request = {
+            "parent": os.getpid(),
             "path": [str(path) for path in sys.path],
             "name": _NAME,
             "pack": str(_PACK),
@@ -259,12 +266,12 @@ class WorkerGroup:
         torchrun = [
             *("--nnodes=1", f"--nproc-per-node={self.size}", "--max-restarts=0", "--monitor-interval=0.1"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={self._folder / 'rendezvous'}", "--rdzv-conf=store_type=file"),
-            "--rdzv-id=lightx2v",
+            *("--rdzv-id=lightx2v", f"--log-dir={self._folder / 'torchrun'}"),
         ]
         flags = {"-s": sys.flags.no_user_site, "-E": sys.flags.ignore_environment}
         command = [
-            *(sys.executable, *(flag for flag, is_set in flags.items() if is_set), "-m", "torch.distributed.run"),
-            *(*torchrun, str(_SCRIPT)),
+            *(sys.executable, *(flag for flag, is_set in flags.items() if is_set), _SCRIPTS["group"]),
+            *(*torchrun, _SCRIPTS["rank"]),
         ]
         try:
             return subprocess.Popen(
@@ -434,6 +441,27 @@ class WorkerGroup:
         with contextlib.suppress(OSError, ValueError):
             return (self._folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()
         return []
+
+
+def _make_folder() -> tuple[Path, IO[bytes]]:
+    """Return a group's folder, and its log there, which is locked for as long as a process of the group runs: all of
+    them have it open.
+    """
+    # Not on Windows, where this module is imported too.
+    import fcntl
+
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # Of groups all of whose processes were killed at once; what cannot be locked is in use, or another user's.
+        with contextlib.suppress(OSError), (left / "log").open("rb") as found:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    log = (folder / "locking").open("w+b")
+    with contextlib.suppress(OSError):
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Only now can it be taken for one that was left.
+    (folder / "locking").rename(folder / "log")
+    return folder, log
 
 
 def _blame(said: Sequence[tuple[_Rank, dict[str, Any] | None]]) -> tuple[_Rank | None, dict[str, Any] | None]:

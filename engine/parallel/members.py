@@ -10,7 +10,8 @@ import torch
 from ..errors import UnsupportedHardwareError
 from ..sentences.gpus import Gpus
 from ..settings import GpuSettings
-from .group import MOST_RANKS, Members, check_members, find_problem
+from .group import Members, check_members, find_problem
+from .split import MOST_RANKS
 
 logger = logging.getLogger(__name__)
 

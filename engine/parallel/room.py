@@ -1,18 +1,24 @@
-"""The memory that a group of GPUs can have: that of the card which has least."""
+"""The memory that a group of GPUs can have: the card which has least decides, and the others keep what they have room
+for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..constants import GIB
 from ..interfaces import Hooks, Host
 from ..memory.budget import find_budget
-from ..memory.needs import Budget
+from ..memory.needs import Budget, Sizes
 from ..memory.owner import WeightOwner, held
+from ..memory.plan import MemoryPlan, plan_ranks, retry_wish
 from ..memory.room import Room
 from ..settings import OffloadSettings
 from .group import Members, group_of, running_group
+from .transformer import GroupTransformer
 
 # What a rank's process takes of its card beside what torch reserves: the context of CUDA and NCCL's buffers. Counted
 # until the ranks run, and say themselves what is free.
@@ -30,21 +36,37 @@ class GroupRoom(Room):
         """Start the ranks, which then say what is free."""
         self.companion = group_of(self._members, hooks)
 
+    def plan_run(self, sizes: Sizes, *, assume_evicted: bool = True, failed: MemoryPlan | None = None) -> MemoryPlan:
+        """See Room.plan_run; the plan has one for each rank."""
+        plan = super().plan_run(sizes, assume_evicted=assume_evicted, failed=failed)
+        loaded = self._owner.engine if self._owner is not None and self._owner.placement == plan.placement else None
+        wish = self._wish(self._current)
+        if failed is not None:
+            wish = retry_wish(wish, failed.needs["sample"])
+        current = loaded.placements if isinstance(loaded, GroupTransformer) else ()
+        return plan_ranks(sizes, plan, self._budgets(assume_evicted), wish, current)
+
     def _budget(self, assume_evicted: bool) -> Budget:
-        host, group = self._host, running_group(self._members)
+        """Return that of the card which has least."""
+        return min(self._budgets(assume_evicted).values(), key=lambda budget: budget.vram or 0)
+
+    def _budgets(self, assume_evicted: bool) -> dict[str, Budget]:
+        """Return what each card has, by its name."""
+        host, group, names = self._host, running_group(self._members), self._members.names
         # Of this process: what it has on the first card, or can free there.
         own = find_budget(
             host.device, host.policy, self._offload.vram_budget_gib, held(), assume_evicted=assume_evicted
         )
         if own.vram is None:
-            return own
+            return dict.fromkeys(names, own)
         if group is None:
-            return replace(own, vram=max(own.vram - _PROCESS_BYTES, 0))
-        cards = group.budgets()
-        found = [own.vram + cards[0]["reserved"], *(card["free"] + card["reserved"] for card in cards[1:])]
+            totals = [torch.cuda.get_device_properties(index).total_memory for index in self._members.indices[1:]]
+            found = [max(each - _PROCESS_BYTES, 0) for each in (own.vram, *totals)]
+        else:
+            cards = group.budgets()
+            found = [own.vram + cards[0]["reserved"], *(card["free"] + card["reserved"] for card in cards[1:])]
         limit = int(self._offload.vram_budget_gib * GIB) or max(found)
-        least = min(range(len(found)), key=found.__getitem__)
-        limited = own.vram_limit if least == 0 else self._members.name(least)
-        return replace(
-            own, vram=min(found[least], limit), vram_limit=limited if found[least] < limit else own.vram_limit
-        )
+        return {
+            name: replace(own, vram=min(vram, limit), vram_limit=name if index and vram < limit else own.vram_limit)
+            for index, (name, vram) in enumerate(zip(names, found, strict=True))
+        }

@@ -9,6 +9,8 @@ from ..sentences.gpus import Gpus
 
 # Rows are dealt in blocks of so many, so that what is quantized together is on one GPU.
 ROW_BLOCK = 128
+# GPUs that compute a clip together.
+MOST_RANKS = 8
 # Of the decoder's last part a pixel sees so many latent cells on each side: with a halo of 7 columns the frames are
 # those of one GPU bit for bit, with 6 they differ by 2e-7, with 4 by 5e-4 (random weights).
 HALO_COLUMNS = 7

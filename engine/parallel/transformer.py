@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,13 +28,16 @@ class GroupTransformer:
     Latents are expected on the CPU, where the arithmetic between two passes gives the bits that a GPU's gives.
     """
 
-    def __init__(self, files: TransformerFiles, backends: Backends, placement: Placement, members: Members) -> None:
+    def __init__(
+        self, files: TransformerFiles, backends: Backends, placements: Sequence[Placement], members: Members
+    ) -> None:
         """Args:
         backends: confirmed on this process's device; every rank computes with them.
-        placement: of the weights, on every card.
+        placements: of the weights on each card, of one mode.
         members: which cards.
         """
-        self._files, self._backends, self._placement = files, backends, placement
+        self._files, self._backends = files, backends
+        self.placements = tuple(placements)
         self._members = members
         self._number = next(_numbers)
         self._group: WorkerGroup | None = None
@@ -63,9 +67,9 @@ class GroupTransformer:
         self._forget()
         group = self._group = group_of(self._members, hooks)
         # Weights that rest in RAM are there once for all ranks.
-        is_shared = self._placement.mode in ("block", "phase") and self._members.device == "cuda"
+        is_shared = self._least.mode in ("block", "phase") and self._members.device == "cuda"
         regions = [Region.new()] if is_shared else []
-        value = (self._number, self._files, self._backends, self._placement, is_shared)
+        value = (self._number, self._files, self._backends, self.placements, self._least)
         try:
             answers = group.ask(Gpus.LOADING_TRANSFORMER(), "load", value, regions, hooks=hooks)
         except BaseException:
@@ -117,13 +121,17 @@ class GroupTransformer:
     def describe(self) -> dict[str, Any]:
         names = self._members.names
         ranks = [
-            {"device": name, **{key: value for key, value in answer.items() if key != "moved_bytes"}}
-            for name, answer in zip(names, self._answers, strict=False)
+            {
+                "device": name,
+                "resident_blocks": placement.resident_blocks,
+                **{key: value for key, value in answer.items() if key != "moved_bytes"},
+            }
+            for name, placement, answer in zip(names, self.placements, self._answers, strict=False)
         ]
         return {
             **self._backends.as_facts(),
-            "offload": self._placement.mode,
-            "resident_blocks": self._placement.resident_blocks,
+            "offload": self._least.mode,
+            "resident_blocks": self._least.resident_blocks,
             "weight_bytes": self._weight_bytes,
             "moved_bytes": self.moved_bytes,
             "device": ", ".join(names),
@@ -131,6 +139,11 @@ class GroupTransformer:
             "gpus": self._members.size,
             "ranks": ranks,
         }
+
+    @property
+    def _least(self) -> Placement:
+        """That of the card which keeps the fewest blocks."""
+        return min(self.placements, key=lambda placement: placement.resident_blocks)
 
     @property
     def _is_loaded(self) -> bool:

@@ -111,12 +111,13 @@ class _Rank:
 
     def do_load(self, value: Any, regions: list[Region]) -> int:
         """Load a transformer; returns the bytes of its weights."""
-        number, files, backends, placement, shares_weights = value
+        number, files, backends, placements, least = value
         if number not in self._transformers:
             assert self._ranks is not None
-            memory = SharedHome(regions[0], self._rank, self._size, self._ranks.meet) if shares_weights else None
+            # What is streamed from RAM is there once for all ranks.
+            memory = SharedHome(regions[0], least, self._rank, self._size, self._ranks.meet) if regions else None
             self._transformers[number] = build_denoiser(
-                files, backends, placement, self._device, exchange=self._ranks, memory=memory
+                files, backends, placements[self._rank], self._device, exchange=self._ranks, memory=memory
             )
         transformer = self._transformers[number]
         try:

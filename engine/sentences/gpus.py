@@ -68,3 +68,7 @@ class Gpus:
     )
     HOW = Sentence(" ({how})")
     LAST_WORDS = Sentence("; last words: {line}")
+    NO_SOCKET = Sentence(
+        "Set gpus of LightX2V GPUs to 1, or TMPDIR to a folder with a shorter name: no socket can be made in {folder} "
+        "({error})."
+    )

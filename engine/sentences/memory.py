@@ -34,11 +34,12 @@ class Memory:
     PARTLY_RESIDENT = Sentence("{mode}, {resident_blocks} of {num_blocks} blocks{of_each} resident{read}")
     # memory/plan.py
     PLAN = Sentence("plan: {summary}")
-    SUMMARY = Sentence("{placement}, {memory}; {decode}")
+    SUMMARY = Sentence("{cards}, {ram}; {decode}")
+    OF_CARDS = Sentence("{names}: {plan}")
     TILED = Sentence("{stage} tiled {size}")
     WHOLE = Sentence("{stage} whole")
     RAM_OF_FREE = Sentence("{ram:.1f} GiB RAM of {free:.1f} free")
-    VRAM_OF_FREE = Sentence("{vram:.1f} GiB VRAM of {free:.1f} free, {memory}")
+    WITH_VRAM = Sentence("{where}, {vram:.1f} GiB VRAM of {free:.1f} free")
     # memory/budget.py
     SHARE_OF_TORCH = Sentence("the share that torch was allowed")
     BUDGET_OF_OFFLOAD = Sentence("vram_budget_gib of LightX2V Offload")

@@ -74,6 +74,7 @@ class Clips:
         "Make room and start again, or choose another folder or file (--output-dir, --results): {where}: "
         "{reason}.{made}"
     )
+    NO_COUNT = Sentence("expected a number from 1 to {most}, got {text!r}")
     TWO_PLACES = Sentence("Give --cluster or --server, not both.")
     # tools/clips/cluster.py
     WORKER_GONE = Sentence("the process or its machine is gone ({kind}).")
@@ -87,7 +88,7 @@ class Clips:
     NO_PROMPTS = Sentence("{path} has no prompt: expected one a line.")
     # tools/clips/queue.py
     OTHERS_GONE = Sentence("The workers that had not tried this clip yet are gone.")
-    NOBODY_CAME = Sentence("No worker has come: there is no GPU that is free.")
+    NOBODY_CAME = Sentence("No worker has come: no machine has a free GPU, or as many as --gpus-per-clip wants.")
 
 
 class Workflows:
@@ -221,3 +222,8 @@ class Workflows:
     TOO_HIGH = Sentence("input '{name}' is {value}; expected at most {high}.")
     NOTHING_THERE = Sentence("nothing, as there is none")
     NO_CHOICE = Sentence("choose one of: {shown}{more}; input '{name}' is {value!r}.")
+    # tools/headless/several_gpus.py
+    NOBODY_TAKES_GPUS = Sentence(
+        "Use a loader of the pack in the workflow, such as LightX2V Load Checkpoint, or leave out --gpus-per-clip: no "
+        "node of it can let several GPUs compute a clip together."
+    )

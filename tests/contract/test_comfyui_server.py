@@ -394,6 +394,24 @@ def test_bad_input_gets_a_sentence_and_the_next_item_runs(server, changes, sente
     expect_error(server, graph("bad", seed=15, **changes), sentence)
 
 
+@pytest.mark.parametrize("kind", ["LightX2VEmptyLatent", "WanImageToVideo"])
+def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, kind):
+    """The latent of WanImageToVideo has the text before it: its size is read in the graph."""
+    latent = size(4096, 4096, 1601)
+    if kind == "WanImageToVideo":
+        clip = {"width": 4096, "height": 4096, "length": 1601, "batch_size": 1, "vae": ["load", 2]}
+        latent = {"class_type": kind, "inputs": clip | {"positive": ["encode", 0], "negative": ["encode", 0]}}
+    prompt = graph("huge", text=f"a blue boat for {kind}", seed=17, latent=latent)
+    if kind == "WanImageToVideo":
+        prompt["sample"]["inputs"]["latent"] = ["size", 2]
+    # What saves the rows would encode the text for itself.
+    prompt = {name: node for name, node in prompt.items() if node["class_type"] != "ProbeSave"}
+    failed = event_of(server.wait(server.queue(prompt)), "execution_error")
+    assert failed["node_id"] == "sample" and "NothingFitsError" in failed["exception_type"]
+    # The loader's result may be there already.
+    assert set(failed["executed"]) - {"load"} == (set() if kind == "WanImageToVideo" else {"size"})
+
+
 def test_widgets_out_of_range_are_refused(server):
     prompt = graph("range", seed=16)
     for values, sentence in (

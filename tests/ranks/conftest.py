@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.parallel import group as groups
+from lightx2v_pack.engine.parallel import members as choosing
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,12 @@ def kept():
 def members():
     """members(count) -> that many ranks on the CPU."""
     return lambda count, **more: groups.Members(device="cpu", indices=tuple(range(count)), **more)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Let the CPU be two devices that can be chosen."""
+    monkeypatch.setattr(choosing, "devices_here", lambda device: (0, 1))
 
 
 @pytest.fixture

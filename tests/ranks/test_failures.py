@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -158,9 +159,8 @@ def test_a_link_that_is_lost_ends_in_a_sentence(members, in_a_pass):
 def test_a_file_that_is_gone_is_refused_and_the_ranks_go_on(group, tmp_path):
     running = group(2)
     file = Path(shutil.copy(checkpoints.single_file("fp8", sizes=SIZES), tmp_path))
-    transformer = GroupTransformer(
-        resolve_transformer(file), of_one("fp8", SHAPES[-1])[1], Placement(mode="none"), running.members
-    )
+    resident = [Placement(mode="none")] * running.size
+    transformer = GroupTransformer(resolve_transformer(file), of_one("fp8", SHAPES[-1])[1], resident, running.members)
     file.unlink()
     with pytest.raises(CheckpointError, match=file.name):
         transformer.load(Hooks())
@@ -173,8 +173,11 @@ def test_nothing_listens_outside_of_this_machine(group):
             assert connection.status != psutil.CONN_LISTEN or connection.laddr.ip in ("127.0.0.1", "::1")
 
 
-def test_ranks_end_with_the_process_that_has_started_them():
-    program = f"""
+class Parent:
+    """A process of its own that has started two ranks, for temporary files in a folder of its own."""
+
+    def __init__(self, folder):
+        program = f"""
 import runpy, sys
 runpy.run_path({str(ROOT / "tools" / "register_pack.py")!r})
 from lightx2v_pack.engine.interfaces import Hooks
@@ -183,14 +186,69 @@ group = WorkerGroup(Members(device="cpu", indices=(0, 1)), Hooks())
 print(*group.process_ids, flush=True)
 input()
 """
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    ids = list(map(int, parent.stdout.readline().split()))
-    assert len(ids) == 3 and all(map(psutil.pid_exists, ids))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )  # fmt: skip
+        self.ids = list(map(int, self._process.stdout.readline().split()))
+        assert len(self.ids) == 3 and all(map(psutil.pid_exists, self.ids))
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def short_folder(monkeypatch):
+    """A folder for temporary files; the name of a socket in it may not be long."""
+    folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def is_empty(folder, seconds=5):
+    until = time.monotonic() + seconds
+    while any(folder.iterdir()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(folder.iterdir())
+
+
+def test_ranks_end_with_the_process_that_has_started_them(short_folder):
+    parent = Parent(short_folder)
+    assert any(short_folder.iterdir())
     parent.kill()
-    parent.wait()
-    assert are_gone(ids)
+    assert are_gone(parent.ids)
+    assert is_empty(short_folder)
+
+
+def test_what_killed_groups_leave_is_removed_by_the_next_one_and_nothing_else(short_folder, members):
+    lives, dies = Parent(short_folder), Parent(short_folder)
+    for each in dies.ids:
+        os.kill(each, signal.SIGKILL)
+    dies.kill()
+    assert are_gone(dies.ids)
+    assert len(list(short_folder.iterdir())) == 2
+    (short_folder / "lightx2v-ranks-of-somebody").mkdir()
+    group = groups.WorkerGroup(members(2), Hooks())
+    left = set(short_folder.iterdir())
+    assert len(left) == 3 and short_folder / "lightx2v-ranks-of-somebody" in left and group._folder in left
+    assert all(map(psutil.pid_exists, lives.ids))
+    group.close()
+    lives.kill()
+    assert are_gone(lives.ids)
+    (short_folder / "lightx2v-ranks-of-somebody").rmdir()
+    assert is_empty(short_folder)
+
+
+def test_a_folder_with_too_long_a_name_is_a_sentence(tmp_path, members, monkeypatch):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(RankError, match="or TMPDIR to a folder with a shorter name"):
+        groups.WorkerGroup(members(2), Hooks())
+    assert is_empty(folder)
 
 
 def test_where_it_cannot_work_a_sentence_says_what_can(members, monkeypatch):

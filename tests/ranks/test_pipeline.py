@@ -9,7 +9,6 @@ from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.clip import Clip
-from lightx2v_pack.engine.parallel import members as choosing
 from lightx2v_pack.engine.settings import EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.conditioning import of_rows
 from lightx2v_pack.engine.stages.given import Given, with_given
@@ -18,12 +17,6 @@ from support.tensors import normal
 from test_ranks import SIZES
 
 SAMPLING = SamplingSettings(seed=3)
-
-
-@pytest.fixture
-def two_devices(monkeypatch):
-    """Let the CPU be two devices that can be chosen."""
-    monkeypatch.setattr(choosing, "devices_here", lambda device: (0, 1))
 
 
 def load(gpus, sizes=SIZES, **settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).resolve().parents[1] / "nodes" / "schemas.json"
 # Combos that list files: their options differ from machine to machine.
-FILE_COMBOS = {"checkpoint", "transformer", "text_encoder", "tokenizer", "vae"}
+FILE_COMBOS = {"checkpoint", "transformer", "second_expert", "text_encoder", "tokenizer", "vae", "lora"}
 # Socket types that took another's place: the editor takes a saved slot's type from the node, and links carry none that
 # anybody reads.
 SUCCESSORS = {"LIGHTX2V_TRANSFORMER": "MODEL", "LIGHTX2V_VAE": "VAE"}

@@ -1,13 +1,21 @@
 """GPUs of a Ray cluster as workers of the queue: pretended machines with a GPU each. Needs `pip install ray`."""
 
+import functools
 import json
+import signal
+import subprocess
+import sys
 import textwrap
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 ray = pytest.importorskip("ray")
 from lightx2v_pack.tools import prompts_cli  # noqa: E402
 from lightx2v_pack.tools.clips import cluster as clusters  # noqa: E402
+from lightx2v_pack.tools.clips.queue import ClipQueue  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -25,8 +33,9 @@ import json, os, time
 from pathlib import Path
 
 class ClipMaker:
-    def __init__(self, *, models_dir, workflow, timeout):
+    def __init__(self, *, models_dir, workflow, timeout, gpus):
         self.folder = Path(models_dir)
+        self.gpus = gpus
 
     def describe(self):
         return f"worker {os.getpid()}"
@@ -35,13 +44,15 @@ class ClipMaker:
         prompt = json.loads(values[-2].partition("=")[2])
         first = self.folder / f"{name}.begun"
         is_first = not first.exists()
-        first.write_text("")
+        with first.open("a") as file:
+            file.write("once more\\n")
         if prompt == "crash" or (prompt == "crash once" and is_first):
             os._exit(7)
         if prompt == "fail":
             return "RunError", "out of memory"
         time.sleep(0.5)
-        return "made", ([(f"video/{name}.mp4", prompt.encode())], {"card": "pretended"})
+        facts = {"card": "pretended", "gpus": self.gpus, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return "made", ([(f"video/{name}.mp4", prompt.encode())], facts)
 
     def stop(self):
         pass
@@ -83,27 +94,39 @@ def machines():
     started.shutdown()
 
 
-def add(machines):
-    return machines.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
+def add(machines, gpus=1):
+    return machines.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=STORE)
 
 
 @pytest.fixture
 def call(pack, tmp_path, machines, capsys):
     """call(prompts) -> (exit code, results, files, stderr)"""
-    workflow = tmp_path / "api.json"
-    workflow.write_text(json.dumps({"1": {"class_type": "Make", "inputs": {}}}), encoding="utf-8")
 
     def run(prompts, *arguments):
-        file = tmp_path / "prompts.txt"
-        file.write_text("\n".join(prompts), encoding="utf-8")
-        words = [str(file), "--cluster", machines.address, "--workflow", str(workflow)]
-        words += ["--models-dir", str(pack / "models"), "--output-dir", str(tmp_path / "out"), *arguments]
-        code = prompts_cli.main(words)
-        lines = file.with_suffix(".results.jsonl").read_text(encoding="utf-8").splitlines()
-        files = sorted((tmp_path / "out").rglob("*.mp4"))
-        return code, [json.loads(line) for line in lines], files, capsys.readouterr().err
+        code = prompts_cli.main([*words_for(prompts, pack, tmp_path, machines), *arguments])
+        return code, results_in(tmp_path), files_in(tmp_path), capsys.readouterr().err
 
     return run
+
+
+def words_for(prompts, pack, folder, machines):
+    """Return a command line, whose files are in `folder`."""
+    file, workflow = folder / "prompts.txt", folder / "api.json"
+    file.write_text("\n".join(prompts), encoding="utf-8")
+    workflow.write_text(json.dumps({"1": {"class_type": "Make", "inputs": {}}}), encoding="utf-8")
+    words = [str(file), "--cluster", machines.address, "--workflow", str(workflow)]
+    return [*words, "--models-dir", str(pack / "models"), "--output-dir", str(folder / "out")]
+
+
+def results_in(folder):
+    """Return the lines that are whole."""
+    file = folder / "prompts.results.jsonl"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def files_in(folder):
+    return sorted((folder / "out").rglob("*.mp4"))
 
 
 def test_no_clip_is_lost_and_none_is_made_twice(call, machines, monkeypatch):
@@ -135,6 +158,71 @@ def test_no_clip_is_lost_and_none_is_made_twice(call, machines, monkeypatch):
     # Again: only what is not there, and what is in its place now.
     code, again, files, _ = call([{"crash": "g", "fail": "h"}.get(prompt, prompt) for prompt in prompts])
     assert code == 0 and [line["prompt"] for line in again[len(results) :]] == ["g", "h"] and len(files) == 9
+
+
+DRIVER = """
+import runpy, sys
+from pathlib import Path
+root, pack, *words = sys.argv[1:]
+runpy.run_path(str(Path(root, "tools", "register_pack.py")))
+from lightx2v_pack.tools import prompts_cli
+prompts_cli._PACK_ROOT = Path(pack)
+sys.exit(prompts_cli.main(words))
+"""
+
+
+def begun(pack, name):
+    """Return how often a clip was begun."""
+    return len((pack / "models" / f"{name}.begun").read_text().splitlines())
+
+
+def test_a_killed_driver_costs_no_clip_and_the_same_command_goes_on(pack, tmp_path, machines):
+    """Killed twice, wherever it is; what was made by then is not made again, and its workers end with it."""
+    for _ in range(2):
+        add(machines)
+    prompts = [f"clip {number}" for number in range(10)]
+    words = words_for(prompts, pack, tmp_path, machines)
+    command = [sys.executable, "-c", DRIVER, str(Path(prompts_cli.__file__).parents[1]), str(pack), *words]
+    done_then = {}
+    for so_many in (3, 6):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 90
+        while len(results_in(tmp_path)) < so_many and time.monotonic() < until:
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        made = results_in(tmp_path)
+        assert so_many <= len(made) < len(prompts)
+        done_then |= {file.stem: begun(pack, file.stem) for file in files_in(tmp_path)}
+        workers = {int(line["worker"].split()[1]) for line in made}
+        while any(map(psutil.pid_exists, workers)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(map(psutil.pid_exists, workers))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{len(prompts)} prompts, {len(made)} of them done" in done.stderr
+    results, files = results_in(tmp_path), files_in(tmp_path)
+    assert sorted(line["prompt"] for line in results if line["status"] == "ok") == prompts
+    assert sorted(file.read_text() for file in files) == prompts
+    assert len(done_then) >= 6 and done_then == {name: begun(pack, name) for name in done_then}
+
+
+def test_several_gpus_of_one_machine_make_a_clip(call, machines):
+    add(machines, gpus=2)
+    add(machines, gpus=1)
+    code, results, files, error = call(["a", "b", "c"], "--gpus-per-clip", "2")
+    assert code == 0 and len(files) == 3, error
+    assert {(line["gpus"], line["visible"]) for line in results} == {(2, "0,1")}
+    assert len({line["worker"] for line in results}) == 1
+
+
+def test_where_no_machine_has_so_many_gpus_it_is_said(call, machines, monkeypatch):
+    monkeypatch.setattr(prompts_cli, "ClipQueue", functools.partial(ClipQueue, patience=3.0))
+    add(machines)
+    add(machines)
+    code, results, files, error = call(["a"], "--gpus-per-clip", "2")
+    assert code == 4 and not files
+    assert "or as many as --gpus-per-clip wants" in results[0]["error"] and "gpus-per-clip" in error
 
 
 def test_no_cluster_is_a_sentence(pack, tmp_path, capsys):

@@ -5,11 +5,14 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import UnsupportedHardwareError
+from lightx2v_pack.engine.handles import TransformerHandle
+from lightx2v_pack.engine.interfaces import Host
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import activations, sampling_need, weights_ram
 from lightx2v_pack.engine.memory.placement import Placement
@@ -17,6 +20,7 @@ from lightx2v_pack.engine.offload.shared import SharedHome
 from lightx2v_pack.engine.panel import doctor
 from lightx2v_pack.engine.parallel import group as groups
 from lightx2v_pack.engine.parallel import members as choosing
+from lightx2v_pack.engine.parallel import room
 from lightx2v_pack.engine.parallel.channel import Channel, ClosedError, Region
 from lightx2v_pack.engine.parallel.links import Links
 from lightx2v_pack.engine.parallel.split import (
@@ -29,8 +33,9 @@ from lightx2v_pack.engine.parallel.split import (
     widest_part,
     with_halo,
 )
-from lightx2v_pack.engine.settings import GpuSettings
-from support.wan_14b import choose_kernels, make_sizes
+from lightx2v_pack.engine.settings import EngineSettings, GpuSettings, OffloadSettings
+from support.pretended_card import pretend_card
+from support.wan_14b import choose_kernels, make_files, make_sizes
 
 CUDA = torch.device("cuda", 0)
 CLIP = Clip(width=832, height=480, num_frames=81)
@@ -155,6 +160,48 @@ def test_a_plan_counts_less_of_the_clip_and_the_weights_once():
     assert 0 < needs[1].ram - needs[0].ram < 3 * GIB and 0 < needs[2].ram - needs[1].ram < 3 * GIB
 
 
+@pytest.fixture
+def two_cards(cards, monkeypatch):
+    """two_cards(GiB in all of each, GiB free or None where no rank runs yet) -> what a run plans with, for gpus 2."""
+
+    def call(totals, free=None):
+        cards(2)
+        pretend_card(monkeypatch, "Card", (8, 9), totals[0], totals[0] - 1, packages={"triton": "3.6.0"})
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: f"Card {index}")
+        sizes = [SimpleNamespace(name="Card", total_memory=each * GIB, major=8, minor=9) for each in totals]
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device: sizes[getattr(device, "index", device) or 0]
+        )
+        found = [{"free": int(each * GIB), "reserved": 0, "total": 0} for each in free or ()]
+        monkeypatch.setattr(
+            room, "running_group", lambda members: SimpleNamespace(budgets=lambda: found) if found else None
+        )
+        handle = TransformerHandle(make_files("fp8"), EngineSettings(), OffloadSettings(), GpuSettings(gpus="2"))
+        return handle.room(Host()).plan_run(handle.sizes_now(CLIP, CUDA))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("totals", "free"), [((12, 24), (11.0, 22.5)), ((24, 12), (22.5, 11.0)), ((12, 24), None), ((24, 12), None)]
+)
+def test_each_card_s_own_memory_decides_what_rests_on_it(two_cards, totals, free):
+    """The second one's is known before any rank runs too, at least by how much it has in all."""
+    plan = two_cards(totals, free)
+    assert [rank.device for rank in plan.ranks] == ["GPU 0 (Card 0)", "GPU 1 (Card 1)"]
+    counts = [rank.placement.resident_blocks for rank in plan.ranks]
+    assert plan.placement.mode == "block" and plan.placement.resident_blocks == min(counts)
+    assert (counts[0] < counts[1]) is (totals[0] < totals[1])
+    for total, rank in zip(totals, plan.ranks, strict=True):
+        assert rank.sampled < rank.budget.vram <= (total - 1) * GIB
+    assert f"GPU 1 (Card 1): block, {counts[1]} of 40 blocks resident" in str(plan)
+
+
+def test_one_card_s_share_changes_without_the_other_s(two_cards):
+    first, second = two_cards((12, 24), (11.0, 22.5)), two_cards((12, 24), (11.0, 15.0))
+    assert first.placement == second.placement and first.placements != second.placements
+
+
 @needs_memfd
 def test_messages_and_memory_come_across():
     one, two = map(Channel, socket.socketpair(socket.AF_UNIX))
@@ -177,7 +224,9 @@ def test_messages_and_memory_come_across():
 @needs_memfd
 def test_streamed_weights_are_in_memory_once_and_each_rank_fills_its_share():
     region, met = Region.new(), []
-    homes = [SharedHome(Region(os.dup(region.descriptor)), rank, 2, met.append) for rank in (0, 1)]
+    homes = [
+        SharedHome(Region(os.dup(region.descriptor)), Placement(mode="block"), rank, 2, met.append) for rank in (0, 1)
+    ]
     sizes = [5000, 4096, 1]
     buffers = [home.buffers(sizes) for home in homes]
     assert [[home.is_mine(index) for index in range(3)] for home in homes] == [

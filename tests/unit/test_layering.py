@@ -72,6 +72,7 @@ STDLIB_ONLY = (
     "engine/lora/report.py",
     "engine/panel/advice.py",
     "engine/parallel/split.py",
+    "engine/parallel/start_group.py",
     "engine/parallel/start_rank.py",
     "engine/panel/speed.py",
     *(f"engine/prompting/{name}.py" for name in ("addresses", "answers", "client", "composing")),

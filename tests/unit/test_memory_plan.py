@@ -24,7 +24,7 @@ from lightx2v_pack.engine.memory.needs import (
     weights_ram,
 )
 from lightx2v_pack.engine.memory.placement import Placement
-from lightx2v_pack.engine.memory.plan import Wish, plan_run, plan_vae, retry_wish
+from lightx2v_pack.engine.memory.plan import Wish, plan_ranks, plan_run, plan_vae, retry_wish
 from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.offload import reader
 from lightx2v_pack.engine.settings import HostPolicy
@@ -508,3 +508,88 @@ def test_without_a_gpu_weights_are_mapped():
     assert plan(None, 12.0).placement.mode == "disk"
     with pytest.raises(NothingFitsError, match=r"There are 3\.0 GiB of RAM"):
         plan(None, 3.0)
+
+
+def of_cards(*vram, wish=None, current=(), **changes):
+    """Return the plan of several cards that have so many GiB each, and the sizes that it was made of."""
+    wanted, wish = replace(sizes(**changes), ranks=len(vram)), wish or Wish()
+    budgets = {f"GPU {index}": budget(each) for index, each in enumerate(vram)}
+    least = plan_run(wanted, min(budgets.values(), key=lambda each: each.vram), wish)
+    return plan_ranks(wanted, least, budgets, wish, current), wanted
+
+
+def counts(plan):
+    return [rank.placement.resident_blocks for rank in plan.ranks]
+
+
+@pytest.mark.parametrize("frames", [17, 81])
+@pytest.mark.parametrize("vram", [(7.2, 7.2), (5.2, 11.0), (11.0, 7.2), (9.1, 11.0, 5.2), (7.2, 138.0)])
+def test_each_of_several_cards_keeps_the_blocks_that_it_has_room_for(vram, frames):
+    plan, wanted = of_cards(*vram, frames=frames)
+    assert plan.placement.mode == "block" and min(counts(plan)) == plan.placement.resident_blocks
+    assert [rank.device for rank in plan.ranks] == [f"GPU {index}" for index in range(len(vram))]
+    for rank in plan.ranks:
+        one, _ = of_cards(*[rank.budget.vram / GIB] * len(vram), frames=frames)
+        # More where weights leave for the decode anyway; one less where all of them are a mode of their own.
+        assert rank.placement.resident_blocks >= counts(one)[0] - 1
+        assert Need(vram=rank.sampled, ram=0).fits_vram(rank.budget)
+    by_room = [count for _, count in sorted(zip(vram, counts(plan), strict=True))]
+    assert by_room == sorted(by_room)
+    if 138.0 in vram:
+        assert counts(plan)[1] == 40
+    # What is claimed of the host is of its own card, and RAM is what the one that streams most has in it.
+    assert plan.claimed == (plan.ranks[0].loaded, plan.ranks[0].sampled)
+    assert plan.ram >= weights_ram(wanted.weights, plan.placement, len(vram))
+
+
+@pytest.mark.parametrize(
+    ("vram", "wish"),
+    [
+        ((22.8, 138.0), Wish()),
+        ((7.2, 138.0), Wish(mode="block")),
+        ((7.2, 138.0), Wish(mode="phase")),
+        ((7.2, 138.0), Wish(policy=HostPolicy(prefer="least"))),
+        ((7.2, 138.0), Wish(failed=Need(vram=8 * GIB, ram=0))),
+        ((None, None), Wish()),
+    ],
+)
+def test_all_cards_do_the_same_where_that_is_named_or_there_is_room_for_all(vram, wish):
+    wanted = replace(sizes(), ranks=2)
+    budgets = {name: budget(each) for name, each in zip("ab", vram, strict=True)}
+    least = plan_run(wanted, budgets["a"], wish)
+    plan = plan_ranks(wanted, least, budgets, wish)
+    assert plan.placements == (least.placement, least.placement)
+
+
+def test_what_is_loaded_on_several_cards_stays_while_it_fits():
+    first, _ = of_cards(7.2, 11.0)
+    wish = Wish(current=first.placement)
+    for vram, is_kept in (((7.2, 10.9), True), ((7.2, 22.0), True), ((7.2, 8.0), False)):
+        plan, _ = of_cards(*vram, wish=wish, current=first.placements)
+        assert (plan.placements == first.placements) is is_kept, vram
+        assert plan.placement == first.placement
+
+
+def test_a_line_says_each_card_s_plan_and_the_report_has_it():
+    plan, _ = of_cards(7.2, 11.0, 7.2)
+    few, many = counts(plan)[:2]
+    assert 0 < few < many
+    line = str(plan)
+    assert line.startswith(f"plan: GPU 0 and GPU 2: block, {few} of 40 blocks resident, ")
+    assert f"; GPU 1: block, {many} of 40 blocks resident, " in line
+    assert "GiB VRAM of 11.0 free" in line and line.count("GiB RAM of 56.0 free") == 1
+    ranks = plan.as_data()["ranks"]
+    assert [(rank["device"], rank["resident_blocks"]) for rank in ranks] == [
+        ("GPU 0", few),
+        ("GPU 1", many),
+        ("GPU 2", few),
+    ]
+    assert all(0 < rank["vram_bytes"] < rank["free_vram_bytes"] for rank in ranks)
+
+
+def test_what_else_is_held_is_on_this_process_s_own_card():
+    """Where another card has least, what this one's holds beside need not leave."""
+    plan, _ = of_cards(138.0, 7.2)
+    held = Need(vram=20 * GIB, ram=0)
+    assert plan.has_room_beside(held)
+    assert not of_cards(7.2, 138.0)[0].has_room_beside(held)

@@ -7,6 +7,8 @@ import pytest
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.clips.jobs import make_jobs
 from lightx2v_pack.tools.clips.results import Results
+from lightx2v_pack.tools.headless.errors import WorkflowError
+from lightx2v_pack.tools.headless.several_gpus import use_gpus
 from support import examples
 
 
@@ -161,3 +163,53 @@ def test_a_graph_that_was_only_moved_makes_the_same_clips(tmp_path):
         wish = {"values": (), "seed": 0, "prompt_input": "A.text", "seed_input": "A.seed"}
         keys.append(make_jobs(["a fox"], workflow=file, **wish)[0].key)
     assert keys[0] == keys[1] != keys[2]
+
+
+def infos(*, knows_gpus=True):
+    """Return descriptions of two loaders that take GPUs, one node that does not, and LightX2V GPUs."""
+    takes = {"input": {"required": {"file": [["a"], {}]}, "optional": {"gpus": ["LIGHTX2V_GPUS", {}]}}}
+    found = {"Load": takes, "LoadVae": takes, "Sample": {"input": {"required": {"model": ["MODEL", {}]}}}}
+    return found | ({"LightX2VGPUs": {"input": {"required": {"gpus": ["STRING", {}]}}}} if knows_gpus else {})
+
+
+def test_every_loader_gets_the_gpus_of_the_command_whatever_the_workflow_says():
+    prompt = {
+        "1": {"class_type": "Load", "inputs": {"file": "a", "gpus": ["9", 0]}},
+        "2": {"class_type": "LoadVae", "inputs": {"file": "a"}},
+        "3": {"class_type": "Sample", "inputs": {"model": ["1", 0]}},
+        "9": {"class_type": "LightX2VGPUs", "inputs": {"gpus": "auto"}},
+    }
+    use_gpus(prompt, 2, infos())
+    (added,) = prompt.keys() - {"1", "2", "3", "9"}
+    assert prompt[added]["class_type"] == "LightX2VGPUs" and prompt[added]["inputs"] == {"gpus": "2"}
+    assert prompt["1"]["inputs"] == prompt["2"]["inputs"] == {"file": "a", "gpus": [added, 0]}
+    assert prompt["3"]["inputs"] == {"model": ["1", 0]}
+
+
+@pytest.mark.parametrize(("class_type", "known"), [("Sample", True), ("Load", False), ("Unknown", True)])
+def test_a_workflow_that_no_gpus_can_share_is_refused(class_type, known):
+    prompt = {"1": {"class_type": class_type, "inputs": {}}}
+    with pytest.raises(WorkflowError, match="or leave out --gpus-per-clip"):
+        use_gpus(prompt, 2, infos(knows_gpus=known))
+
+
+@pytest.mark.parametrize("count", ["0", "9", "two", "-1", "1.5"])
+def test_a_clip_is_made_by_one_to_eight_gpus(prompts, capsys, count):
+    with pytest.raises(SystemExit):
+        prompts("a fox\n", b"", "--gpus-per-clip", count)
+    assert f"expected a number from 1 to 8, got '{count}'" in capsys.readouterr().err
+
+
+def test_who_makes_a_clip_gets_the_gpus_of_the_command(prompts, made, monkeypatch, tmp_path):
+    made()
+    asked, run = [], prompts_cli.Here.run
+    monkeypatch.setattr(
+        prompts_cli.Here, "run", lambda place, task, *rest: (asked.append(task.gpus), run(place, task, *rest))
+    )
+    folder = ("--output-dir", str(tmp_path / "out"))
+    assert prompts("a fox\n", b"", *folder)[0] == 0
+    assert prompts("a fox\n", b"", *folder, "--gpus-per-clip", "4", "--seed", "7")[0] == 0
+    assert asked == [None, 4]
+    # Whoever computes it, it is the same clip.
+    code, _, error = prompts("a fox\n", None, *folder, "--gpus-per-clip", "2", "--seed", "7")
+    assert code == 0 and "1 of them done" in error and asked == [None, 4]

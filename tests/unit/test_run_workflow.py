@@ -9,6 +9,7 @@ import pytest
 from lightx2v_pack.tools.headless.assignments import apply_assignments
 from lightx2v_pack.tools.headless.errors import WorkflowError
 from lightx2v_pack.tools.headless.progress import Progress
+from lightx2v_pack.tools.headless.saved_graph import with_values
 from lightx2v_pack.tools.headless.text_replacements import format_date, replace_in_prefixes
 from lightx2v_pack.tools.headless.validation import validate_prompt
 from lightx2v_pack.tools.headless.workflow import (
@@ -137,6 +138,67 @@ def test_widget_values_by_name():
     assert to_prompt(graph(named, links=[]), INFOS)["1"]["inputs"] == {
         "seed": 3, "method": "lcm", "shift": 1.5, "text": "",
     }  # fmt: skip
+
+
+def stored(data, *assignments):
+    """Return the graph that is stored in the results of a run."""
+    prompt = to_prompt(data, INFOS)
+    assigned = apply_assignments(prompt, assignments, INFOS)
+    return with_values(data, prompt, INFOS, assigned)
+
+
+def test_a_stored_graph_shows_the_values_that_were_queued():
+    data = chain()
+    found = stored(data, "Sample.seed=9", "2.text=a boat", "Load.name=c")
+    expected = chain()
+    expected["nodes"][0]["widgets_values"] = ["c"]
+    expected["nodes"][1]["widgets_values"] = [9, "randomize", "euler", 2.5, "a boat"]
+    assert found == expected and data == chain()
+    # What the editor makes of it is what was queued.
+    prompt = to_prompt(chain(), INFOS)
+    apply_assignments(prompt, ["Sample.seed=9", "2.text=a boat", "Load.name=c"], INFOS)
+    assert to_prompt(found, INFOS) == prompt
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([7, "fixed", "euler"], [7, "fixed", "euler", 5.0, "a boat"]),
+        ([7], [7, "lcm", 5.0, "a boat"]),
+        (None, [0, "lcm", 5.0, "a boat"]),
+        ({"seed": 3}, {"seed": 3, "text": "a boat"}),
+    ],
+)
+def test_a_stored_graph_gets_widgets_newer_than_the_file(values, expected):
+    data = graph(node(1, "Sample") | {"widgets_values": values}, links=[])
+    assert stored(data, "Sample.text=a boat")["nodes"][0]["widgets_values"] == expected
+
+
+def test_a_stored_graph_names_values_where_the_file_does():
+    data = graph(node(1, "Load", ["a"]) | {"widgets_values_named": {"name": "a"}}, links=[])
+    assert stored(data, "Load.name=b")["nodes"][0]["widgets_values_named"] == {"name": "b"}
+
+
+def test_a_stored_graph_has_the_choice_that_was_drawn():
+    data = graph(node(1, "Sample", [7, "fixed", "lcm", 5.0, "a {red|blue} boat"]), links=[])
+    assert stored(data)["nodes"][0]["widgets_values"][-1] in ("a red boat", "a blue boat")
+
+
+@pytest.mark.parametrize("version", [0.4, 1])
+def test_a_link_to_a_value_that_was_set_goes_from_the_stored_graph(version):
+    data = graph(
+        node(3, "PrimitiveNode", [13, "fixed"], outputs=["INT"]),
+        node(4, "Sample", [7, "fixed", "lcm", 5, ""], [("seed", "INT", 3)], ["LATENT"]),
+        links=[(3, 3, 0, 4, 1, "INT")],
+    )
+    data["nodes"][0]["outputs"][0]["links"] = [3]
+    if version == 1:
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        data |= {"version": 1, "links": [dict(zip(names, link, strict=True)) for link in data["links"]]}
+    assert stored(data) == data
+    found = stored(data, "Sample.seed=8")
+    assert to_prompt(found, INFOS)["4"]["inputs"]["seed"] == 8
+    assert found["links"] == [] and found["nodes"][0]["outputs"][0]["links"] == []
 
 
 @pytest.mark.parametrize(

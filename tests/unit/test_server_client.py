@@ -66,6 +66,13 @@ def test_events_of_any_shape_do_not_end_the_client(comfy, run, tmp_path, event):
     assert done.results == [tmp_path / "output" / "a.png"]
 
 
+def test_a_node_that_begins_twice_is_one_node_of_the_report(comfy, run):
+    """As one with lazy inputs does."""
+    comfy.events = [own("executing", {"node": "2"})]
+    _, report = run()
+    assert sorted(node["node_id"] for node in json.loads(report)["nodes"]) == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     "outputs",
     [

@@ -7,6 +7,8 @@ recording stand-in; races on a real GPU are tests/gpu/test_portable_gpu.py.
 import ctypes
 import gc
 import itertools
+import mmap
+import os
 import threading
 import time
 import weakref
@@ -17,7 +19,7 @@ import torch
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.placement import Placement
-from lightx2v_pack.engine.memory.rounding import ALIGNMENT
+from lightx2v_pack.engine.memory.rounding import ALIGNMENT, round_up
 from lightx2v_pack.engine.offload import (
     Joined,
     Unit,
@@ -30,6 +32,8 @@ from lightx2v_pack.engine.offload import (
 from lightx2v_pack.engine.offload import streamer as conveyor
 from lightx2v_pack.engine.offload.pinned import HostBuffer, locked_bytes
 from lightx2v_pack.engine.offload.residence import Course
+from lightx2v_pack.engine.offload.shared import SharedHome
+from lightx2v_pack.engine.parallel.channel import Region
 from lightx2v_pack.engine.wan.layout import PHASES
 from safetensors.torch import save_file
 from support.alive import Snapshot, alive, num_bytes, tensors
@@ -686,6 +690,27 @@ def test_closing_gives_all_memory_back(bring, files, host_buffers):
         conveyor.close()
         gc.collect()
         assert not tensors(made) and not host_buffers()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux's shared memory")
+@pytest.mark.parametrize("mode", ["block", "phase"])
+@pytest.mark.parametrize("resident_blocks", [(0, 0), (1, 3), (2, 0), (1, 4)])
+def test_of_two_processes_each_streams_what_does_not_rest_on_its_card(files, opened, mode, resident_blocks):
+    """From memory that is there once: as large as that of the one which streams most."""
+    region, met = Region.new(), []
+    least = Placement(mode=mode, resident_blocks=min(resident_blocks))
+    for rank, count in enumerate(resident_blocks):
+        shared = SharedHome(Region(os.dup(region.descriptor)), least, rank, 2, met.append)
+        place = Placement(mode=mode, resident_blocks=count)
+        residence = conveyor.load_units(files.units(mode), files, place, CPU, Hooks(), None, shared)
+        opened.append(WeightStreamer(residence, CPU))
+    # Also the one that has all of them on its card reads its share.
+    assert met == [True, True]
+    for _ in range(PASSES):
+        for each in opened:
+            check_pass(each, files, mode)
+    streamed = [unit.num_bytes for unit in files.units(mode) if unit.block >= least.resident_blocks]
+    assert os.fstat(region.descriptor).st_size == sum(round_up(size, mmap.PAGESIZE) for size in streamed)
 
 
 # Two experts

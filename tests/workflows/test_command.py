@@ -8,7 +8,8 @@ import signal
 
 import pytest
 from lightx2v_pack.tools.headless.progress import Progress
-from support.examples import TEXT_TO_VIDEO, set_options
+from PIL import Image
+from support.examples import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, set_options, without_clip_vision
 from support.scripts import run_script
 
 SIZE = set_options("LightX2VEmptyLatent.width=32", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
@@ -168,6 +169,26 @@ def test_timeout_cancels(run):
     done = run(TEXT_TO_VIDEO, *SIZE, "--timeout", "0.001")
     assert (done.code, done.stdout) == (3, "")
     assert "longer than --timeout 0.001 s" in done.stderr
+
+
+# Larger than any machine's RAM, and its empty latent is not.
+HUGE = {"width": 4096, "height": 4096, "num_frames": 1601}
+
+
+@pytest.mark.parametrize("template", [TEXT_TO_VIDEO, IMAGE_TO_VIDEO], ids=lambda path: path.stem)
+def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(template, run, models_dir, tmp_path):
+    (models_dir.parent / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 48)).save(models_dir.parent / "input" / "example.png")
+    is_from_picture = template == IMAGE_TO_VIDEO
+    workflow = without_clip_vision(tmp_path) if is_from_picture else template
+    node = "LightX2VImageToVideo" if is_from_picture else "LightX2VEmptyLatent"
+    report_file = tmp_path / "report.json"
+    values = set_options(*(f"{node}.{name}={value}" for name, value in HUGE.items()))
+    done = run(workflow, *values, "--report", report_file)
+    assert (done.code, done.stdout) == (3, "")
+    assert "(LightX2V Sampler (Wan)) failed with NothingFitsError" in done.stderr
+    ran = {node["class_type"] for node in json.loads(report_file.read_text(encoding="utf-8"))["nodes"]}
+    assert not ran & {"LightX2VTextEncode", "CLIPTextEncode", "LightX2VImageToVideo"} and len(ran) > 1
 
 
 def test_failing_node_is_named_and_the_report_says_so(run, models_dir, tmp_path):

@@ -20,10 +20,13 @@ def test_example_makes_a_video_and_a_report(workflow, run, tmp_path):
         stream = video.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 48, 32)
         assert (stream.frames, stream.average_rate) == (5, 16)
-        # With --set, the graph in the file would show other values than those that made the video.
-        assert "workflow" not in video.metadata
-        prompt = json.loads(video.metadata["prompt"])
+        graph, prompt = (json.loads(video.metadata[name]) for name in ("workflow", "prompt"))
     assert [node["inputs"]["width"] for node in prompt.values() if "width" in node["inputs"]] == [48]
+    # The graph has the values that made the video, and is else the file's.
+    file = json.loads(workflow.read_text(encoding="utf-8"))
+    size = next(node for node in file["nodes"] if node["type"].startswith("Empty") or "EmptyLatent" in node["type"])
+    size["widgets_values"] = [48, 32, 5, 1]
+    assert graph == file
     report = json.loads(report_file.read_text(encoding="utf-8"))
     assert report["status"] == "ok"
     assert report["outputs"] == [str(done.results[0])]

@@ -263,8 +263,12 @@ def test_every_prompt_of_a_list_gets_its_video_once(prompts):
     assert again[:2] == first
     assert [(line["prompt"], line["seed"]) for line in again[2:]] == [("a blue boat", 9)]
     with av.open(str(files[1])) as video:
-        saved = json.loads(video.metadata["prompt"])
+        saved, drawn = (json.loads(video.metadata[name]) for name in ("prompt", "workflow"))
     assert [node["inputs"]["text"] for node in saved.values() if "text" in node["inputs"]] == ['"3.0"']
+    # Dropped on the editor, the file shows what made it.
+    values = {node["type"]: node.get("widgets_values") for node in drawn["nodes"]}
+    assert values["LightX2VTextEncode"][0] == '"3.0"' and values["LightX2VSampler"][:2] == [8, "randomize"]
+    assert values["LightX2VEmptyLatent"][:3] == [48, 32, 5]
 
 
 @pytest.fixture

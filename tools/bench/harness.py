@@ -161,6 +161,10 @@ class Child:
             self._process.stdin.write(b"\n")
             self._process.stdin.close()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def wait(self, seconds: float) -> str:
         """Wait for the end, for so many seconds at most; return what went wrong, or nothing."""
         try:

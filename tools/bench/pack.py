@@ -34,6 +34,8 @@ from ...engine.memory.tiles import Tile
 from ...engine.offload import make_units, place_weights, reader
 from ...engine.offload.pinned import locked_bytes
 from ...engine.panel.speed import Setup, step_seconds
+from ...engine.parallel.links import find_links
+from ...engine.parallel.split import gain
 from ...engine.report import records_of
 from ...engine.settings import OFFLOAD_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from ...engine.shapes import latent_shape, num_tokens

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import plots
+from . import page_gpus, plots
 from .harness import TOOLS, Row
 from .memory import grid
 
@@ -109,16 +109,6 @@ PLAIN = {
         "{what} | {precision} | {mode} | {plan_line} | {step:.3f} | {more:.1%} | {first_step:.3f} | {new_image:.3f} | "
         "{sample_planned_gib:.2f} / {sample_reserved_gib:.2f} | {ram_gib:.1f} | {same_latents}",
     ),
-    "gpus": (
-        "Several GPUs",
-        "One clip on one GPU and on several, twice with the same seed, of which the second is told. Apart: how far the "
-        "latents are from those of one GPU, relative L2; cancel: seconds until a run ends after Cancel.",
-        "GPUs | precision | clip | mode | s/step | first run s | sample s | apart | cancel s | "
-        "GiB planned / reserved | decode s",
-        "{gpus} | {precision} | {size}x{frames} | {mode} | {step_seconds:.3f} | {first_seconds:.1f} | "
-        "{sample_seconds:.1f} | {apart:.4f} | {cancel_seconds:.2f} | {planned_gib:.2f} / {reserved_gib:.2f} | "
-        "{decode_seconds:.2f}",
-    ),
     "experts": (
         "Two experts",
         "Wan2.2 A14B, both as one model beside each alone, in turns; mode none is resident, block is streamed from "
@@ -165,7 +155,7 @@ def section(title: str, text: str, rows: Sequence[Row], *parts: str) -> str:
     """Return a section: what was measured, where and by which commands, then the parts, and what did not run."""
     machines = dict.fromkeys(f"{row['date']}, {row['machine']}." for row in rows if "machine" in row)
     commands = dict.fromkeys(row["command"] for row in rows)
-    keys = ("precision", "by", "what", "size", "frames", "cap_gib", "mode")
+    keys = ("precision", "by", "what", "size", "frames", "cap_gib", "mode", "way", "gpus")
     names = {id(row): row.get("title") or " ".join(str(row[key]) for key in keys if key in row) for row in rows}
     failed = "; ".join(f"{names[id(row)]} ({row['problem'].split('. ')[0]})" for row in rows if "problem" in row)
     start = [f"## {title}", text, "\n".join(machines), "\n".join(["```", *commands, "```"])]
@@ -210,9 +200,17 @@ def peers(rows: Sequence[Row]) -> str:
     return section("Seconds a step", text.strip(), rows, *tables, chart)
 
 
-def draw_peers(rows: Sequence[Row]) -> str:
-    """Return the chart of the seconds a step, fewest first."""
+def gpus(rows: Sequence[Row]) -> str:
+    text, *parts = page_gpus.tables(rows, table)
+    chart = ["![Times as fast as one GPU](gpus.svg)"] if page_gpus.draw(rows) else []
+    return section("Several GPUs", text, rows, *parts, *chart)
+
+
+def draw_peers(rows: Sequence[Row]) -> str | None:
+    """Return the chart of the seconds a step, fewest first; None where none was measured."""
     done = sorted((row for row in rows if "step" in row and "lora_survives" not in row), key=lambda row: row["step"])
+    if not done:
+        return None
     title = f"{rows[0]['date']}, {rows[0]['size']}, {rows[0]['frames']} frames; {rows[0]['machine']}"
     return plots.bars(title, [(row["title"], row["step"], row["peer"].startswith(OURS)) for row in done], "s/step")
 
@@ -280,7 +278,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "kernels": ("kernels", kernels),
     "loras": plain("lora"),
     "image-to-video": plain("image_to_video"),
-    "several-gpus": plain("gpus"),
+    "several-gpus": ("gpus", gpus),
     "two-experts": plain("experts"),
     "loading": plain("loading"),
     "vae": plain("vae"),
@@ -314,7 +312,9 @@ def make_files(docs: Path) -> dict[Path, str]:
     for name in SECTIONS:
         made = f"<!-- {name} -->\n{found.get(name, '')}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
-    return {page: text} | ({docs / "peers.svg": draw_peers(newest(rows, "peers"))} if "peers" in found else {})
+    charts = {"peers": draw_peers, "gpus": page_gpus.draw}
+    drawn = {docs / f"{part}.svg": draw(newest(rows, part)) for part, draw in charts.items() if newest(rows, part)}
+    return {page: text} | {file: chart for file, chart in drawn.items() if chart}
 
 
 def main(words: list[str]) -> int:

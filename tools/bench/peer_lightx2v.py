@@ -87,6 +87,11 @@ def configure(peer: Peer, bench: Bench, weights: Path) -> dict[str, Any]:
     if not has("sgl_kernel"):
         config["dit_quant_scheme"] = "fp8-triton"
         config["rms_norm_type"] = "torch_native"
+    if peer.precision == "bf16":
+        config |= {"dit_quantized": False, "dit_quant_scheme": "Default"}
+    if bench.device.type == "cpu":
+        # Its Triton kernels are for GPUs; LightX2V itself has no CPU, so that this is for tests.
+        config |= {"modulate_type": "torch", "layer_norm_type": "torch"}
     if peer.options.get("compile"):
         config["use_compile"] = True
     if peer.options.get("offload"):

@@ -1,4 +1,4 @@
-"""GPUs of a Ray cluster as workers of the queue: one actor a GPU, which keeps its models loaded.
+"""GPUs of a Ray cluster as workers of the queue: one actor a GPU, or for several, which keeps its models loaded.
 
 The queue decides who makes what, and what becomes of a clip whose worker is lost; Ray starts processes where GPUs are,
 and says when they are gone. Only this file imports it. Source of the interfaces: Ray 2.60.
@@ -42,13 +42,23 @@ class Recipe:
     workflow: bytes
     """The content of the workflow's file."""
     timeout: float | None
-    gpus: int = 1
-    """GPUs of an actor."""
+    gpus: int | None
+    """That compute a clip together, of one machine; None is one."""
+
+    @property
+    def num_gpus(self) -> int:
+        """Of an actor."""
+        return self.gpus or 1
 
     @property
     def fields(self) -> dict[str, Any]:
         """What a maker is made from (maker.py), in types that are known everywhere."""
-        return {"models_dir": str(self.models_dir), "workflow": self.workflow, "timeout": self.timeout}
+        return {
+            "models_dir": str(self.models_dir),
+            "workflow": self.workflow,
+            "timeout": self.timeout,
+            "gpus": self.gpus,
+        }
 
 
 def _actor_class() -> type:
@@ -92,14 +102,16 @@ class RayWorker:
     """An actor as the queue sees it."""
 
     def __init__(self, ray: Any, actor: Any, name: str) -> None:
-        self.name = name
-        self._ray, self._actor = ray, actor
+        self.name, self.actor = name, actor
+        self.is_gone = False
+        self._ray = ray
 
     def make(self, job: Job, folder: Path) -> Made:
         start = time.perf_counter()
         try:
-            kind, value = self._ray.get(self._actor.make.remote(job.name, list(job.values)))
+            kind, value = self._ray.get(self.actor.make.remote(job.name, list(job.values)))
         except self._ray.exceptions.RayActorError as error:
+            self.is_gone = True
             gone = Clips.WORKER_GONE(kind=type(error).__name__)
             raise WorkerLostError(gone, had_clip=True, comes_back=False) from error
         if kind != "made":
@@ -114,19 +126,18 @@ class RayWorker:
         return Made(files=placed, seconds=round(time.perf_counter() - start, 3), facts=facts)
 
     def stop(self) -> None:
-        self._actor.stop.options(concurrency_group="io").remote()
+        self.actor.stop.options(concurrency_group="io").remote()
 
 
 class Cluster:
     """The GPUs of a cluster; new ones are found while the list is made."""
 
-    def __init__(self, address: str, recipe: Recipe, *, look: float = _LOOK_SECONDS) -> None:
+    def __init__(self, address: str, recipe: Recipe) -> None:
         """Connect.
 
         Args:
             address: local (this machine alone), auto (a cluster that this machine is in), or HOST:PORT of one.
             recipe: of the actors.
-            look: seconds between two looks for free GPUs.
 
         Raises:
             RunError: Ray is not installed.
@@ -151,21 +162,20 @@ class Cluster:
         except (OSError, ValueError, RuntimeError) as error:
             said = str(error).strip().partition("\n")[0]
             raise ServerError(Clips.NO_CLUSTER(address=address, said=said)) from error
-        self._ray, self._recipe, self._look = ray, recipe, look
+        self._ray, self._recipe = ray, recipe
         self._looked = float("-inf")
-        self._actors: list[Any] = []
+        self._workers: list[RayWorker] = []
         self._starting: list[tuple[Any, Any, float]] = []
         self._remote = ray.remote(
-            num_gpus=recipe.gpus, num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"io": 1}
+            num_gpus=recipe.num_gpus, num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"io": 1}
         )(_actor_class())
 
     def find(self) -> Sequence[Worker]:
         """Return actors that are ready since the last call, and start more where GPUs are free."""
         ray = self._ray
-        if time.monotonic() - self._looked >= self._look:
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
             self._looked = time.monotonic()
-            free = ray.available_resources().get("GPU", 0.0) - len(self._starting) * self._recipe.gpus
-            for _ in range(int(free / self._recipe.gpus + 1e-6)):
+            for _ in range(self._num_possible()):
                 actor = self._remote.remote(str(self._recipe.pack), self._recipe.fields)
                 said = actor.describe.options(concurrency_group="io").remote()
                 self._starting.append((actor, said, time.monotonic()))
@@ -182,13 +192,21 @@ class Cluster:
             except ray.exceptions.RayError as error:
                 logger.warning("LightX2V: %s", Clips.NO_WORKER(error=str(error).strip().splitlines()[-1]))
                 continue
-            self._actors.append(actor)
             ready.append(RayWorker(ray, actor, name))
         self._starting = still
+        self._workers += ready
         return ready
+
+    def _num_possible(self) -> int:
+        """Return how many actors more there is room for: an actor's GPUs are of one machine."""
+        wanted, ray = self._recipe.num_gpus, self._ray
+        free = ray.available_resources().get("GPU", 0.0) - len(self._starting) * wanted
+        room = sum(int(node["Resources"].get("GPU", 0.0)) // wanted for node in ray.nodes() if node["Alive"])
+        taken = len(self._starting) + sum(not worker.is_gone for worker in self._workers)
+        return max(0, min(int(free / wanted + 1e-6), room - taken))
 
     def close(self) -> None:
         """End the actors, and leave the cluster."""
-        for actor in [*self._actors, *(actor for actor, *_ in self._starting)]:
+        for actor in [*(worker.actor for worker in self._workers), *(actor for actor, *_ in self._starting)]:
             self._ray.kill(actor)
         self._ray.shutdown()

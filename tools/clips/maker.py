@@ -19,16 +19,17 @@ from .workers import facts_of
 class ClipMaker:
     """This process, with the models loaded from clip to clip."""
 
-    def __init__(self, *, models_dir: str, workflow: bytes, timeout: float | None) -> None:
+    def __init__(self, *, models_dir: str, workflow: bytes, timeout: float | None, gpus: int | None) -> None:
         """Args:
         models_dir: on this machine.
         workflow: content of the file that makes a clip.
         timeout: seconds after which a clip has failed.
+        gpus: that compute a clip together; None is what the workflow says.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-clips-")).resolve()
         self._workflow = self._folder / "workflow.json"
         self._workflow.write_bytes(workflow)
-        self._timeout = timeout
+        self._timeout, self._gpus = timeout, gpus
         self._place = Here(Path(models_dir), self._folder, keeps_models=True)
 
     def describe(self) -> str:
@@ -43,7 +44,13 @@ class ClipMaker:
             its text.
         """
         log, folder = RunLog(), self._folder / name
-        task = Task(workflow=self._workflow, assignments=values, output_dir=folder, timeout=self._timeout)
+        task = Task(
+            workflow=self._workflow,
+            assignments=values,
+            output_dir=folder,
+            timeout=self._timeout,
+            gpus=self._gpus,
+        )
         try:
             self._place.run(task, Progress(None, quiet=True), log)
         except CommandError as error:

@@ -17,23 +17,39 @@ from .queue import Made, WorkerLostError
 class PlaceWorker:
     """Makes clips where a workflow can be run."""
 
-    def __init__(self, name: str, place: Place, workflow: Path, timeout: float | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        name: str,
+        place: Place,
+        workflow: Path,
+        timeout: float | None,
+        progress: Progress,
+        gpus: int | None = None,
+    ) -> None:
         """Args:
         name: for messages and the results file.
         place: this process or a server.
         workflow: the file that makes a clip.
         timeout: seconds after which a clip has failed.
         progress: shows each run.
+        gpus: that compute a clip together; None is what the workflow says.
         """
         self.name = name
         self._place = place
         self._workflow = workflow
         self._timeout = timeout
         self._progress = progress
+        self._gpus = gpus
 
     def make(self, job: Job, folder: Path) -> Made:
         log = RunLog()
-        task = Task(workflow=self._workflow, assignments=job.values, output_dir=folder, timeout=self._timeout)
+        task = Task(
+            workflow=self._workflow,
+            assignments=job.values,
+            output_dir=folder,
+            timeout=self._timeout,
+            gpus=self._gpus,
+        )
         start = time.perf_counter()
         try:
             self._place.run(task, self._progress, log)

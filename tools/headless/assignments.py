@@ -15,8 +15,8 @@ from .workflow import Prompt, unknown_node
 
 def apply_assignments(
     prompt: Prompt, assignments: Sequence[str], infos: Mapping[str, NodeInfo], *, has_server: bool = False
-) -> None:
-    """Set inputs of `prompt` in place.
+) -> set[tuple[str, str]]:
+    """Set inputs of `prompt` in place, and return which: (node, input).
 
     Args:
         prompt: API format.
@@ -27,16 +27,20 @@ def apply_assignments(
     Raises:
         WorkflowError: wrong form, no such node or input, several nodes of that name, or a value that does not parse.
     """
+    assigned = set()
     for assignment in assignments:
         target, equals, text = assignment.partition("=")
         name, dot, input_name = target.strip().rpartition(".")
         if not (equals and dot and name and input_name):
             raise WorkflowError(Workflows.NO_ASSIGNMENT(assignment=assignment))
-        node = prompt[_find_node(prompt, name, assignment)]
+        node_id = _find_node(prompt, name, assignment)
+        node = prompt[node_id]
         if node["class_type"] not in infos:
             raise unknown_node(name, node["class_type"], has_server=has_server)
         spec = _find_input(node, input_name, assignment, infos)
         node["inputs"][input_name] = _parse(spec, text, assignment)
+        assigned.add((node_id, input_name))
+    return assigned
 
 
 def _find_node(prompt: Prompt, name: str, assignment: str) -> str:

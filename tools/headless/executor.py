@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,36 +101,40 @@ def run_prompt(
     identities = _identities(prompt, order, host) if kept is not None else {}
     if kept is not None:
         kept.retain(identities.values())
-    readers = Counter(str(value[0]) for key in order for value in prompt[key]["inputs"].values() if is_link(value))
+    readers = Counter(origin for key in order for origin, _ in _links(prompt[key]["inputs"]).values())
     results: dict[str, tuple[Any, ...]] = {}
     records: list[StageRecord] = []
     progress.start_run(len(order))
-    for node_id in order:
+
+    def call(node_id: str, method: str) -> Any:
+        """Call a method of a node with its inputs; what has not run yet is None."""
         node = prompt[node_id]
-        title = node.get("_meta", {}).get("title") or node["class_type"]
-        is_output = bool(host.infos[node["class_type"]].get("output_node"))
+        accepted = input_specs(host.infos[node["class_type"]])
+        inputs = {name: value for name, value in node["inputs"].items() if name in accepted}
+        for name, (origin, output) in _links(inputs).items():
+            inputs[name] = results[origin][output] if origin in results else None
+        hidden = {
+            io.Hidden.unique_id: node_id,
+            io.Hidden.prompt: prompt,
+            io.Hidden.dynprompt: _Graph(prompt),
+            io.Hidden.extra_pnginfo: {"workflow": workflow} if workflow else {},
+        }
+        return _call(host, node_id, node["class_type"], _title(node), method, inputs, hidden)
+
+    for node_id in _in_turn(prompt, order, host, lambda node_id: call(node_id, "check_lazy_status")):
+        node = prompt[node_id]
+        title = _title(node)
+        is_output = _is_output(node, host)
         again = None if kept is None or is_output else kept.get(identities[node_id])
         if again is not None:
             progress.start_node(title)
             progress.note(Workflows.KEPT())
             progress.finish_node()
             results[node_id] = again
-            readers.subtract(str(value[0]) for value in node["inputs"].values() if is_link(value))
+            readers.subtract(origin for origin, _ in _links(node["inputs"]).values())
             continue
-        accepted = input_specs(host.infos[node["class_type"]])
-        inputs = {
-            name: results[str(value[0])][value[1]] if is_link(value) else value
-            for name, value in node["inputs"].items()
-            if name in accepted
-        }
-        hidden = {
-            io.Hidden.unique_id: node_id,
-            io.Hidden.prompt: prompt,
-            io.Hidden.extra_pnginfo: {"workflow": workflow} if workflow else {},
-        }
         progress.start_node(title)
-        output = _execute(host, node_id, node["class_type"], title, inputs, hidden)
-        del inputs
+        output = call(node_id, host.classes[node["class_type"]].FUNCTION)
         seconds = progress.finish_node()
         log.nodes.append(
             NodeRun(node_id=node_id, class_type=node["class_type"], title=title, seconds=round(seconds, 4))
@@ -143,7 +147,7 @@ def run_prompt(
             log.engine = build_report(records)
         _note_ui(output.ui, title, progress, log)
         del output
-        readers.subtract(str(value[0]) for value in node["inputs"].values() if is_link(value))
+        readers.subtract(origin for origin, _ in _links(node["inputs"]).values())
         for key in [key for key in results if not readers[key]]:
             del results[key]
 
@@ -177,15 +181,66 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _execute(
-    host: Host, node_id: str, class_type: str, title: str, inputs: dict[str, Any], hidden: dict[Any, Any]
+class _Graph:
+    """The prompt as nodes look into it, like ComfyUI's DynamicPrompt."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+
+    def get_node(self, node_id: str) -> dict[str, Any]:
+        return self._prompt[str(node_id)]
+
+
+def _in_turn(prompt: Prompt, order: Iterable[str], host: Host, asked_for: Callable[[str], list[str]]) -> Iterator[str]:
+    """Yield the nodes that are to be run, each after what it needs; it has to have run when the next one is asked for.
+
+    As in ComfyUI, what is linked to a lazy input runs once the node asks for it, which it does when its others are
+    there.
+    """
+    done: set[str] = set()
+
+    def visit(node_id: str) -> Iterator[str]:
+        if node_id in done:
+            return
+        node = prompt[node_id]
+        origins = {name: origin for name, (origin, _) in _links(node["inputs"]).items()}
+        specs = input_specs(host.infos[node["class_type"]])
+        lazy = {name for name in origins if name in specs and specs[name].options.get("lazy")}
+        for name in [name for name in origins if name not in lazy]:
+            yield from visit(origins[name])
+        while lazy and (wanted := [name for name in asked_for(node_id) if origins[name] not in done]):
+            for name in wanted:
+                yield from visit(origins[name])
+        done.add(node_id)
+        yield node_id
+
+    for node_id in order:
+        if _is_output(prompt[node_id], host):
+            yield from visit(node_id)
+
+
+def _links(inputs: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return node and output of the inputs that are linked."""
+    return {name: (str(value[0]), value[1]) for name, value in inputs.items() if is_link(value)}
+
+
+def _is_output(node: Mapping[str, Any], host: Host) -> bool:
+    return bool(host.infos[node["class_type"]].get("output_node"))
+
+
+def _title(node: Mapping[str, Any]) -> str:
+    return str(node.get("_meta", {}).get("title") or node["class_type"])
+
+
+def _call(
+    host: Host, node_id: str, class_type: str, title: str, method: str, inputs: dict[str, Any], hidden: dict[Any, Any]
 ) -> Any:
     interrupt = host.model_management.InterruptProcessingException
     clone = host.classes[class_type].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
     try:
         host.model_management.throw_exception_if_processing_interrupted()
         with torch.inference_mode():
-            output = getattr(clone, clone.FUNCTION)(**inputs)
+            output = getattr(clone, method)(**inputs)
             return asyncio.run(output) if inspect.iscoroutine(output) else output
     except interrupt as error:
         raise Cancelled(Workflows.CANCELLED_IN(node_id=node_id, title=title)) from error

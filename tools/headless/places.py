@@ -18,6 +18,8 @@ from .errors import Cancelled, RunError, WorkflowError
 from .node_info import NodeInfo
 from .progress import Progress
 from .report import RunLog
+from .saved_graph import with_values
+from .several_gpus import use_gpus
 from .text_replacements import replace_in_prefixes
 from .workflow import Prompt, adopt_separators, is_editor_format, read_workflow, silenced_outputs, to_prompt
 
@@ -37,6 +39,8 @@ class Task:
     """Where results go."""
     timeout: float | None = None
     """Seconds after which it is cancelled."""
+    gpus: int | None = None
+    """That compute it together; None is what the workflow says."""
 
 
 class Place(Protocol):
@@ -142,7 +146,7 @@ class Server:
             self.base,
             reading.build,
             headers=self._headers,
-            workflow=reading.graph,
+            workflow=lambda: reading.graph,
             output_dir=task.output_dir,
             timeout=task.timeout,
             progress=progress,
@@ -163,14 +167,19 @@ class _Reading:
         self._has_server = has_server
         self._data = read_workflow(task.workflow)
         self._silenced: list[str] = []
-        # Files made with --set store the prompt alone: the editor prefers the graph, which still has the old values.
-        self.graph = self._data if is_editor_format(self._data) and not task.assignments else None
+        self.graph: dict[str, Any] | None = None
+        """The editor's graph to store in results, once the prompt is built; None of files in API format."""
 
     def build(self, infos: Mapping[str, NodeInfo]) -> Prompt:
         """Return the prompt, for nodes of these descriptions."""
         data, has_server = self._data, self._has_server
         prompt = to_prompt(data, infos, has_server=has_server)
-        apply_assignments(prompt, self._task.assignments, infos, has_server=has_server)
+        assigned = apply_assignments(prompt, self._task.assignments, infos, has_server=has_server)
+        if is_editor_format(data):
+            self.graph = with_values(data, prompt, infos, assigned)
+        if self._task.gpus is not None:
+            # Of the machine, not of the clip: the graph stays without.
+            use_gpus(prompt, self._task.gpus, infos)
         adopt_separators(prompt, infos)
         replace_in_prefixes(prompt, data)
         silenced = self._silenced = silenced_outputs(data, infos)

@@ -34,8 +34,9 @@ class Progress:
         self._num_nodes = num_nodes
         self._index = 0
 
-    def start_node(self, title: str) -> None:
-        self._index += 1
+    def start_node(self, title: str, *, again: bool = False) -> None:
+        """Begin a node's line. Args: again: it had begun before, and is counted."""
+        self._index += not again
         self._title = title
         self._text = ""
         self._started = time.perf_counter()

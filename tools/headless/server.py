@@ -41,7 +41,7 @@ def run_on_server(
     build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
     *,
     headers: Mapping[str, str],
-    workflow: Mapping[str, Any] | None,
+    workflow: Callable[[], Mapping[str, Any] | None],
     output_dir: Path,
     timeout: float | None,
     progress: Progress,
@@ -54,7 +54,7 @@ def run_on_server(
         base: where ComfyUI listens, such as http://127.0.0.1:8188, as `read_address` returns it.
         build_prompt: node descriptions of the server -> prompt in API format.
         headers: sent with every request.
-        workflow: the editor's graph to store in saved files, if it describes this prompt.
+        workflow: asked once the prompt is built: the editor's graph to store in saved files, if there is one.
         output_dir: where results are saved, in the server's sub-folders.
         timeout: seconds after which the job is cancelled; None waits for ever.
         progress: shows the run.
@@ -169,7 +169,7 @@ class _Job:
     async def run(
         self,
         build_prompt: Callable[[Mapping[str, NodeInfo]], Prompt],
-        workflow: Mapping[str, Any] | None,
+        workflow: Callable[[], Mapping[str, Any] | None],
     ) -> None:
         import aiohttp
 
@@ -180,7 +180,8 @@ class _Job:
             socket_url = f"ws{self._base[4:]}/ws?clientId={client_id}"
             # No limit on message size: previews and node texts may be large.
             async with session.ws_connect(socket_url, max_msg_size=0, heartbeat=_HEARTBEAT_SECONDS) as socket:
-                await self._queue(session, client_id, {"workflow": workflow} if workflow else {})
+                graph = workflow()
+                await self._queue(session, client_id, {"workflow": graph} if graph else {})
                 await self._follow(socket)
             await self._fetch_results(session)
 
@@ -289,19 +290,21 @@ class _Job:
         raise ServerError(Workflows.CLOSED(base=self._base))
 
     def _enter(self, node_id: str | None) -> None:
+        """Note that a node begins, and the one before has ended; one with lazy inputs may begin several times."""
+        runs = {run.node_id: run for run in self._log.nodes}
         if self._current is not None:
-            seconds = self._progress.finish_node()
-            self._log.nodes.append(
-                NodeRun(
-                    node_id=self._current,
-                    class_type=self._prompt.get(self._current, {}).get("class_type", ""),
-                    title=self._title(self._current),
-                    seconds=round(seconds, 4),
-                )
+            before = runs.get(self._current)
+            seconds = self._progress.finish_node() + (before.seconds if before else 0.0)
+            runs[self._current] = NodeRun(
+                node_id=self._current,
+                class_type=self._prompt.get(self._current, {}).get("class_type", ""),
+                title=self._title(self._current),
+                seconds=round(seconds, 4),
             )
+            self._log.nodes = list(runs.values())
         self._current = node_id
         if node_id is not None:
-            self._progress.start_node(self._title(node_id))
+            self._progress.start_node(self._title(node_id), again=node_id in runs)
 
     def _show_text(self, data: bytes) -> None:
         """Show the text a node sends while it runs: event, length of the node id, node id, text."""

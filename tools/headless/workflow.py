@@ -14,7 +14,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -353,14 +353,21 @@ def _widget_values(node: Mapping[str, Any], info: NodeInfo) -> dict[str, Any]:
 
 
 def _read_positional(widgets: list[InputSpec], stored: list[Any]) -> dict[str, Any]:
-    values = {}
+    slots = widget_slots(widgets, stored)
+    return {spec.name: stored[slots[spec.name]] if slots[spec.name] < len(stored) else spec.default for spec in widgets}
+
+
+def widget_slots(widgets: Sequence[InputSpec], stored: Sequence[Any]) -> dict[str, int]:
+    """Return which of a node's stored values is whose, by the widget's name; those of newer widgets come after them."""
+    slots, index = {}, 0
     for spec in widgets:
-        values[spec.name] = stored.pop(0) if stored else spec.default
+        slots[spec.name] = index
+        index += 1
         # The editor adds a widget behind a seed: what to do with it after each run.
         has_control = spec.options.get("control_after_generate") or (spec.type == "INT" and spec.name in _SEED_NAMES)
-        if has_control and stored and stored[0] in _CONTROL_VALUES:
-            stored.pop(0)
-    return values
+        if has_control and index < len(stored) and stored[index] in _CONTROL_VALUES:
+            index += 1
+    return slots
 
 
 def draw_dynamic_prompt(text: str) -> str:

@@ -7,6 +7,7 @@ no CFG.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +58,30 @@ def model_problem(model: Any) -> str | None:
     if channels != LATENT_CHANNELS:
         return Sampling.OTHER_CHANNELS(expected=expected, found=found, channels=channels)
     return None
+
+
+def check(model: Any, shape: Sequence[int]) -> None:
+    """Raise what `sample` raises of a model and a size, before a text was encoded for them; nothing is loaded.
+
+    Args:
+        model: a MODEL.
+        shape: [B, 16, T, h, w] of the LATENT's samples.
+
+    Raises:
+        ValueError: the model is not Wan's, or carries what it cannot honour.
+        NothingFitsError: see pipeline.check_size.
+    """
+    if handle_of(model) is None:
+        problem = model_problem(model)
+        if problem:
+            raise ValueError(problem)
+        return
+    is_alone = isinstance(model, HandleOnly)
+    if not is_alone:
+        refusals.check_model(model)
+    # With anything else on it, ComfyUI's samplers may call it with a part of a clip at a time (context windows).
+    if is_alone or is_plain(model):
+        pipeline.check_size(view_of(model), shape, host=host_of(model))
 
 
 def sample(
