@@ -192,11 +192,10 @@ class _Rank:
         features = decoder.prepare(latents, hooks)[..., wide]
         width, done = frames_shape[2] // shape[-1], 0
         before = (own.start - wide.start) * width
-        mine = slice(before, before + (own.stop - own.start) * width)
-        chunks = (chunk[:, :, mine].contiguous() for chunk in decoder.decode_chunks(features, hooks))
-        # Copied while the next ones are computed.
-        for number, chunk in enumerate(to_cpu(chunks, self._device, pins_frames)):
-            frames[done : done + len(chunk), :, own.start * width : own.stop * width].copy_(chunk)
+        chunks = decoder.decode_chunks(features, hooks)
+        mine = (chunk[:, :, before : before + (own.stop - own.start) * width] for chunk in chunks)
+        for number, chunk in enumerate(to_cpu(mine, self._device, pins_frames)):
+            frames[done : done + len(chunk), :, own.start * width : own.stop * width] = chunk
             done += len(chunk)
             self._channel.send(("chunk", (number, len(chunk))))
         return self._peaks()

@@ -88,7 +88,7 @@ def _weighted(chunks: Iterable[torch.Tensor], weights: torch.Tensor | None) -> I
 
 
 def to_cpu(chunks: Iterable[torch.Tensor], device: torch.device, pins_frames: bool) -> Iterator[torch.Tensor]:
-    """Yield each chunk on the CPU; from a GPU it is copied while the next one is computed.
+    """Yield each chunk of frames on the CPU; from a GPU it is copied while the next one is computed.
 
     What is yielded is valid until the next chunk is asked for.
     """
