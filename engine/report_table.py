@@ -120,11 +120,23 @@ def _value(details: dict[str, Any], name: str) -> str:
     return str(details[name])
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """Return the report as it is posted: the headline, the stages, the facts."""
-    lines = [stage_columns(), ("---", "---:", "---:", "---:"), *stage_rows(report)]
-    facts = [f"- {name}: {value}" for name, value in fact_rows(report)]
-    return "\n".join([f"**{headline(report)}**", "", *(f"| {' | '.join(cells)} |" for cells in lines), "", *facts])
+def as_rows(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a report is shown: its headline, stages with what their columns are, and facts."""
+    return {
+        "headline": headline(report),
+        "stages": [stage_columns(), *stage_rows(report)],
+        "facts": fact_rows(report),
+    }
+
+
+def as_markdown(rows: dict[str, Any]) -> str:
+    """Return `as_rows`, in whatever language, as it is posted."""
+    columns, *stages = rows["stages"]
+    lines = [columns, ("---", "---:", "---:", "---:"), *stages]
+    facts = ("- " + ": ".join(fact) for fact in rows["facts"])
+    return "\n".join(
+        ["**" + rows["headline"] + "**", "", *("| " + " | ".join(cells) + " |" for cells in lines), "", *facts]
+    )
 
 
 def _applied(lora: dict[str, Any]) -> str:

@@ -69,7 +69,8 @@ def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
 
 def speaking(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """Let a node say what goes wrong in it in the language of the editor whose graph it is in; returns it."""
-    node.execute = classmethod(errors_to_editor()(node.execute.__func__))
+    for name in {"execute", "check_lazy_status"} & vars(node).keys():
+        setattr(node, name, classmethod(errors_to_editor()(getattr(node, name).__func__)))
     return node
 
 

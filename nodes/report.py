@@ -50,12 +50,6 @@ class LightX2VReport(io.ComfyNode):
             raise ValueError(Nodes.NOTHING_TO_REPORT())
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        table = to_editor(
-            {
-                "stages": [report_table.stage_columns(), *report_table.stage_rows(report)],
-                "facts": report_table.fact_rows(report),
-                "headline": report_table.headline(report),
-            }
-        )
-        markdown = report_table.as_markdown(report)
-        return output_shown(image, latent, text, text=text, table=json.dumps(table), markdown=markdown)
+        rows = to_editor(report_table.as_rows(report))
+        markdown = report_table.as_markdown(rows)
+        return output_shown(image, latent, text, text=text, table=json.dumps(rows), markdown=markdown)

@@ -203,7 +203,7 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
     if not options.benchmark:
         return str(out)
     started = report_table.format_seconds(first["total_seconds"])
-    post = report_table.as_markdown(pipeline.report_of(frames))
+    post = report_table.as_markdown(report_table.as_rows(pipeline.report_of(frames)))
     return f"{post}\n- {Command.FIRST_RUN(started=started)}"
 
 

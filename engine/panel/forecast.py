@@ -193,7 +193,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     backends, architecture = sizes.backends, files.format.architecture
     answer = Forecast(
         ok=True,
-        sentence="Fits.",
+        sentence=Doctor.FITS(),
         detected=describe_transformer(files, backends.numbers),
         engine=backends.engine,
         attention=backends.attention.name,

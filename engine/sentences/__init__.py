@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -96,13 +97,40 @@ def translated(data: Any, language: str) -> Any:
     if language == ENGLISH:
         return data
     if isinstance(data, Said):
-        text = _texts(language).get(data.sentence.id, data.sentence.text)
-        return text.format(**{name: translated(value, language) for name, value in data.values.items()})
+        return _say_again(data, language)
     if isinstance(data, Mapping):
         return {name: translated(value, language) for name, value in data.items()}
     if isinstance(data, list | tuple):
         return [translated(value, language) for value in data]
     return data
+
+
+def _say_again(said: Said, language: str) -> str:
+    """Return a sentence in another language, with a blank between Chinese and what else a value begins or ends with.
+
+    A text cannot know what its values are: names, numbers, or Chinese.
+    """
+    whole = ""
+    for text, name, spec, conversion in string.Formatter().parse(
+        _texts(language).get(said.sentence.id, said.sentence.text)
+    ):
+        parts = [text]
+        if name is not None:
+            value = translated(said.values[name], language)
+            parts.append(format(_CONVERSIONS[conversion](value), spec or ""))
+        for part in parts:
+            if _CHINESE.match(whole[-2:-1]) and whole.endswith(" ") and _CHINESE.match(part):
+                whole = whole[:-1]
+            elif _MEETS.match(whole[-1:] + part[:1]):
+                whole += " "
+            whole += part
+    return whole
+
+
+_CONVERSIONS: Mapping[str | None, Callable[[Any], Any]] = {None: lambda value: value, "r": repr, "a": ascii, "s": str}
+_CHINESE = re.compile("[\\u4e00-\\u9fff]")
+# A Chinese character beside a letter, a digit or a quote.
+_MEETS = re.compile("[\\u4e00-\\u9fff][A-Za-z0-9'/]|[A-Za-z0-9'%][\\u4e00-\\u9fff]")
 
 
 @functools.cache

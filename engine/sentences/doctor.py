@@ -114,6 +114,7 @@ class Doctor:
     # panel/forecast.py
     NO_TRANSFORMER_YET = Sentence("There is no transformer yet that it could be put on.")
     CHOOSE_ANOTHER = Sentence("Choose another, or fetch {name} again: it cannot be used ({kind}: {error}).")
+    FITS = Sentence("Fits.")
     BLOCKS = Sentence("{num_layers} blocks, {size}")
     ONE_TRANSFORMER = Sentence("{numbers}, {size}")
     TWO_EXPERTS = Sentence("{numbers}, two experts of {size} together")

@@ -19,6 +19,10 @@ class Progress:
 class Report:
     """What the run took."""
 
+    # report.py
+    CPU = Sentence("CPU, {size}")
+    CORES = Sentence("{count} cores, {ram:.1f} GiB RAM")
+    SYSTEM_IS = Sentence("{system}, {cpu}, {size}")
     # report_table.py
     STAGE = Sentence("stage")
     TIME = Sentence("time")

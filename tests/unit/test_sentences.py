@@ -14,7 +14,10 @@ from lightx2v_pack.engine import sentences
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, translated
 from lightx2v_pack.engine.sentences.between import Between
+from lightx2v_pack.engine.sentences.checkpoints import Reading
 from lightx2v_pack.engine.sentences.comfyui import Inputs, Lists, Routes
+from lightx2v_pack.engine.sentences.folders import Folders
+from lightx2v_pack.engine.sentences.kinds import Parts
 
 ROOT = Path(__file__).resolve().parents[2]
 # Who meets what these say works on the pack itself: measurements, comparisons, pictures, tiny files.
@@ -211,9 +214,22 @@ def test_a_list_is_joined_in_each_language():
     said = joined(parts, Between.AND)
     assert said == "was not found in the model folders and b.safetensors and is a path outside the model folders"
     first, third = translated(parts[0], "zh"), translated(parts[2], "zh")
-    assert re.fullmatch(f"{first}(.)b.safetensors(.){third}", translated(said, "zh")) and CHINESE.search(third)
+    assert re.fullmatch(f"{first}. b.safetensors .{third}", translated(said, "zh")) and CHINESE.search(third)
     assert joined(["a", "b"], Between.COMMA) == "a, b" and joined(["a"], Between.OR) == "a"
     assert joined([], Between.BLANK) == ""
+
+
+def test_a_value_stands_apart_from_chinese_if_it_is_none():
+    """Text and value meet without a blank where both are Chinese, and with one where a name or a number begins."""
+
+    def missing(part):
+        return translated(Folders.PART_IS(part=part, found="x"), "zh")
+
+    chinese, latin = missing(Parts.TOKENIZER()), missing("VAE")
+    assert " " not in chinese.partition(" x")[0] and latin.startswith("VAE ") and "  " not in latin
+    # What is within a value is the user's.
+    path = "D:/\u6a21\u578bA/b.safetensors"
+    assert path in translated(Reading.MISSING(path=path), "zh")
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])
@@ -225,5 +241,5 @@ def test_texts_of_another_language_are_of_the_catalogues_sentences_in_its_order(
     for name, text in texts.items():
         assert fields_of(text) == known[name].fields, name
         # Names and punctuation are the same everywhere.
-        words = re.sub(r"\{[^}]*\}|LoRA|VAE|[Tt]ransformer|GiB|GB|none found", "", known[name].text)
+        words = re.sub(r"\{[^}]*\}|LoRA|VAE|CPU|[Tt]ransformer|GiB|GB|none found", "", known[name].text)
         assert CHINESE.search(text) or not re.search("[A-Za-z]{2}", words), name
