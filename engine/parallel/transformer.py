@@ -114,8 +114,7 @@ class GroupTransformer:
             self._conditioning = weakref.ref(conditioning)
         mine, flow = self._memory_of(tuple(latents.shape), hooks)
         mine.copy_(latents)
-        value = (self._number, timestep, expert, then)
-        self._answers = group.ask(Gpus.SAMPLING(), "predict", value, hooks=hooks)
+        self._answers = group.ask(Gpus.SAMPLING(), "predict", (self._number, timestep, expert, then), hooks=hooks)
         return flow.to(latents.device, copy=True)
 
     def describe(self) -> dict[str, Any]:
