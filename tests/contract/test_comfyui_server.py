@@ -412,6 +412,19 @@ def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, 
     assert set(failed["executed"]) - {"load"} == (set() if kind == "WanImageToVideo" else {"size"})
 
 
+@pytest.mark.parametrize(
+    ("node", "value", "sentence"),
+    [("size", {"height": 50}, "height is 50"), ("load", {"checkpoint": "gone"}, "'gone' was not found")],
+)
+def test_a_refusal_is_said_once_and_names_the_right_input(server, node, value, sentence):
+    prompt = graph("once")
+    prompt[node]["inputs"] |= value
+    status, answer = server.post("/prompt", {"prompt": prompt})
+    assert status == 400 and list(answer["node_errors"]) == [node]
+    (error,) = answer["node_errors"][node]["errors"]
+    assert sentence in error["details"]
+
+
 def test_widgets_out_of_range_are_refused(server):
     prompt = graph("range", seed=16)
     for values, sentence in (
