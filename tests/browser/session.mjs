@@ -204,6 +204,24 @@ const seen = () =>
         };
     });
 const waitForEnd = () => page.waitForFunction(() => window.seen.ended, null, { timeout: 180_000 });
+/** What the editor says of a failure: early frontends in a dialog, newer ones in a panel behind a notice. */
+async function readError(name) {
+    const dialog = page.locator(".p-dialog").filter({ hasText: "Show Report" }).first();
+    const more = page.getByRole("button", { name: /^(View details|See Errors?)$/i }).first();
+    await dialog.or(more).first().waitFor({ timeout: 60_000 });
+    await shot(`refused_${name}`);
+    if (await dialog.isVisible()) {
+        const text = await dialog.innerText();
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "hidden" });
+        return text;
+    }
+    await more.click();
+    await page.waitForTimeout(1000);
+    await shot(`refused_${name}_details`);
+    const text = await page.locator("[data-testid='properties-panel'], .right-side-panel, aside").allInnerTexts();
+    return text.join("\n");
+}
 const queue = () => page.evaluate(() => window.app.queuePrompt(0, 1));
 const waitForStep = (step) =>
     page.waitForFunction((wanted) => window.seen.texts.some((text) => text.startsWith(`step ${wanted}/4`)), step, { timeout: 120_000 });
@@ -290,6 +308,62 @@ const steps = {
         await shot("weights_arrived");
         await openTab(null);
         return { before, offer, others, asked, after: await panelText(type, "lightx2v_plan") };
+    },
+
+    /** From an empty graph to a finished clip with the mouse alone, the weights being there. */
+    async firstClip() {
+        await clear();
+        await page.evaluate(() => {
+            window.input = { clicks: 0, keys: 0 };
+            const count = (event, name) => document.addEventListener(event, ({ isTrusted }) => (window.input[name] += isTrusted), true);
+            count("mousedown", "clicks");
+            count("keydown", "keys");
+        });
+        await page.getByRole("button", { name: "Templates", exact: true }).first().click();
+        await page.getByText("ComfyUI-LightX2V", { exact: true }).first().click();
+        await page.waitForTimeout(1000);
+        await shot("first_templates");
+        await page.getByTestId(`template-workflow-${config.firstName}`).click();
+        await waitForPanel("LightX2VLoadCheckpoint", "lightx2v_plan", "Fits");
+        await page.waitForTimeout(1000);
+        await shot("first_opened");
+        // A tiny model for a tiny clip: what the template says takes a processor minutes.
+        for (const [name, value] of [["width", 64], ["height", 64], ["num_frames", 17]]) {
+            await setWidget("LightX2VEmptyLatent", name, value);
+        }
+        await watchRun();
+        await page.getByRole("button", { name: /^Run$/ }).first().click();
+        await waitForEnd();
+        await page.waitForTimeout(1500);
+        await shot("first_clip");
+        const { clicks, keys } = await page.evaluate(() => window.input);
+        const files = await page.evaluate(() => {
+            const found = Object.values(window.app.nodeOutputs).flatMap((output) => output.images ?? output.video ?? []);
+            return found.map((file) => file.filename);
+        });
+        return { clicks, keys, files, ended: (await seen()).ended };
+    },
+
+    /** What is said of a size that does not fit, of a file of another kind, and of one that is not there. */
+    async refusals() {
+        const type = "LightX2VLoadTransformer";
+        const cases = {
+            size: [["LightX2VEmptyLatent", "width", 8192], ["LightX2VEmptyLatent", "height", 8192], ["LightX2VEmptyLatent", "num_frames", 401]],
+            kind: [["LightX2VLoadVAE", "vae", config.otherKind]],
+            absent: [[type, "transformer", "gone.safetensors"]],
+        };
+        const said = {};
+        for (const [name, values] of Object.entries(cases)) {
+            await load(config.graph);
+            await setWidget("LightX2VTextEncode", "text", `not encoded yet: ${name}`);
+            for (const value of values) {
+                await setWidget(...value);
+            }
+            await watchRun();
+            await page.evaluate(() => window.app.queuePrompt(0, 1).catch(() => {}));
+            said[name] = { text: await readError(name), encoded: (await seen()).texts.some((text) => text.startsWith("encoding text")) };
+        }
+        return said;
     },
 
     async templates() {
@@ -389,6 +463,19 @@ const steps = {
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
         return { markdown, shown };
+    },
+
+    /** Look at a checkpoint in full, from the doctor. */
+    async verify() {
+        await openTab("lightx2v-doctor");
+        const panel = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        await page.getByText(/^All right/).first().click({ timeout: 30_000 });
+        await panel.getByRole("button", { name: "Check in full" }).first().click();
+        await panel.getByText(/as published|nothing wrong/i).first().waitFor({ timeout: 60_000 });
+        await shot("verified");
+        const shown = await panel.innerText();
+        await openTab(null);
+        return { shown };
     },
 
     /** Enhance a prompt with a server that answers, then with one that is not there. */
