@@ -13,6 +13,7 @@ from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareEr
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
 from .memory.placement import Placement
 from .sentences.kernels import Running
+from .sentences.lightx2v import LightX2V
 from .umt5.encoder import Umt5Encoder
 
 
@@ -42,9 +43,7 @@ def check_loras(wanted: str) -> None:
         LightX2VError: it is LightX2V's.
     """
     if wanted == "lightx2v":
-        from .adapters.lightx2v.transformer import NO_LORAS
-
-        raise LightX2VError(NO_LORAS)
+        raise LightX2VError(LightX2V.NO_LORAS())
 
 
 def check_architecture(wanted: str, architecture: WanArchitecture) -> None:

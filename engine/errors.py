@@ -11,6 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from .sentences import joined
+from .sentences.between import Between
+from .sentences.settings import Settings
+
 # user:password@ of a URL, up to the last @ before the path.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
@@ -37,7 +41,7 @@ def without_passwords(text: str) -> str:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError when `value` is not one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of: {', '.join(choices)}.")
+        raise ValueError(Settings.NO_CHOICE(name=name, value=value, choices=", ".join(choices)))
 
 
 class LightX2VError(RuntimeError):
@@ -64,8 +68,8 @@ class NoCapableBackendError(LightX2VError):
     """No back end can do the job; carries the reason of each."""
 
     def __init__(self, task: str, reasons: Mapping[str, str]) -> None:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        super().__init__(f"No back end can run {task}. {listed}")
+        listed = [Settings.REASON(name=name, reason=reason) for name, reason in reasons.items()]
+        super().__init__(Settings.NO_BACK_END(task=task, listed=joined(listed, Between.SEMICOLON)))
         self.reasons = dict(reasons)
 
 

@@ -214,7 +214,7 @@ def _time(
         )
 
     def on_progress(done: int) -> None:
-        hooks.on_progress(done, len(calls), f"measuring {choice.task}")
+        hooks.on_progress(done, len(calls), Running.MEASURING(task=choice.task))
 
     return time_calls(ordered, device, hooks.check_interrupt, limit, trials.kernel_errors(), on_failure, on_progress)
 

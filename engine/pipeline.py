@@ -31,6 +31,12 @@ from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
 from .report import StageRecord, attach, build_report, measure, records_of, step_timer
+from .sentences import joined
+from .sentences.between import Between
+from .sentences.folders import Folders
+from .sentences.sampling import Sampling
+from .sentences.stages import Stages
+from .sentences.text import Text
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from .stages.blending import part_of
 from .stages.decode import decode_video
@@ -49,8 +55,8 @@ Coder = TypeVar("Coder", VideoDecoder, VideoEncoder)
 
 # Of the VAE's stages: in words, and the report's names of loading and of the stage.
 _VAE_STAGES = {
-    "decode": ("decoding", "load_vae", "decode"),
-    "encode": ("encoding frames", "load_vae_encoder", "encode_video"),
+    "decode": (Sampling.DECODING, "load_vae", "decode"),
+    "encode": (Stages.ENCODING, "load_vae_encoder", "encode_video"),
 }
 
 
@@ -92,15 +98,14 @@ def load_checkpoint(
         _warn_of_notes(found.transformer)
     for sentence in found.missing:
         logger.warning("LightX2V: %s", sentence)
-    problem = " ".join(found.missing)
+    problem = joined(found.missing, Between.BLANK)
     if found.transformer is None:
-        raise CheckpointError(f"{path} holds no transformer. {problem}")
+        raise CheckpointError(Folders.NO_TRANSFORMER_IN(path=path, problem=problem))
     encoder, tokenizer = found.text_encoder, found.tokenizer
-    has_text = encoder is not None and not any("The tokenizer" in sentence for sentence in found.missing)
     return LoadedCheckpoint(
         transformer=TransformerHandle(found.transformer, settings, offload, gpus),
         text_encoder=TextEncoderHandle(
-            _resolve_text_encoder(encoder, tokenizer) if encoder is not None and has_text else None, problem
+            _resolve_text_encoder(encoder, tokenizer) if encoder is not None and found.has_text else None, problem
         ),
         vae=VaeHandle(None if found.vae is None else _resolve_vae(found.vae), settings.engine, offload, problem, gpus),
     )
@@ -131,7 +136,7 @@ def load_transformer(
     files = resolve_experts(path, second, first_is)
     if files.second is not None:
         high, low = (replace(each, second=None).title for each in files.experts)
-        logger.info("LightX2V: two experts: %s (high noise) and %s (low noise).", high, low)
+        logger.info("LightX2V: %s", Folders.TWO_TRANSFORMERS(high=high, low=low))
     _warn_of_notes(files)
     return TransformerHandle(files, settings, offload, gpus)
 
@@ -161,7 +166,8 @@ def _resolve_text_encoder(file: Path, nearest: Path | None) -> TextEncoderFiles:
 
 
 def _with_log(files: TextEncoderFiles) -> TextEncoderFiles:
-    logger.info("LightX2V: the tokenizer is %s.", files.tokenizer or f"the one in {files.path}")
+    where = files.tokenizer or Folders.TOKENIZER_INSIDE(path=files.path)
+    logger.info("LightX2V: %s", Folders.TOKENIZER_IS(where=where))
     for note in files.format.notes:
         logger.warning("LightX2V: %s", note)
     return files
@@ -195,7 +201,7 @@ def encode_text(
     check_choice("device", device, TEXT_DEVICES)
     host = host or Host()
     room = Room(host, OffloadSettings(), handle.owner)
-    for attempt in room.attempts("encoding the prompt", device, lambda: "cpu", lambda: None):
+    for attempt in room.attempts(Text.ENCODING_PROMPT(), device, lambda: "cpu", lambda: None):
         with attempt as place:
             need = handle.need(place)
             if place == "gpu":
@@ -323,7 +329,7 @@ def run_planned(
     def cheaper() -> MemoryPlan:
         return room.plan_run(handle.sizes_now(clip, host.device), assume_evicted=False, failed=first)
 
-    for attempt in room.attempts("sampling", first, cheaper, lambda: host.make_room(first.vram)):
+    for attempt in room.attempts(Sampling.SAMPLING(), first, cheaper, lambda: host.make_room(first.vram)):
         with attempt as plan:
             moved_before = handle.moved_bytes
             transformer, plan, loading = _load_transformer(handle, plan, clip, room, host.device, hooks)
@@ -470,7 +476,7 @@ def _run_vae(
     def cheaper() -> VaePlan:
         return room.plan_vae(stage, clip, vae_dim, tiling, tile, assume_evicted=False, failed=first)
 
-    for attempt in room.attempts(doing, first, cheaper, lambda: host.make_room(first.need.vram)):
+    for attempt in room.attempts(doing(), first, cheaper, lambda: host.make_room(first.need.vram)):
         with attempt as plan:
             if not plan.weights_stay:
                 unload_others(handle.owner)
@@ -493,10 +499,7 @@ def report_of(tensor: torch.Tensor) -> dict[str, Any]:
 def _check_finite(samples: torch.Tensor) -> None:
     share = broken_share(samples)
     if share:
-        raise NonFiniteLatentsError(
-            "Sample again, with another sampler, attention or precision, and with a file that is complete: "
-            f"{max(100 * share, 0.1):.1f} % of the latents to decode are NaN or infinite, and the video would be black."
-        )
+        raise NonFiniteLatentsError(Sampling.BROKEN_LATENTS(share=max(100 * share, 0.1)))
 
 
 def warn_of_doubts(handle: TransformerHandle) -> None:
@@ -508,19 +511,21 @@ def warn_of_doubts(handle: TransformerHandle) -> None:
 def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor, experts: Sequence[str]) -> None:
     if settings.steps != DISTILL_STEPS or settings.shift != DISTILL_SHIFT:
         logger.warning(
-            "LightX2V: steps %d and shift %g; the checkpoint is distilled for %d steps and shift %g, other values "
-            "usually look worse.", settings.steps, settings.shift, DISTILL_STEPS, DISTILL_SHIFT,
-        )  # fmt: skip
+            "LightX2V: %s",
+            Sampling.UNUSUAL_STEPS(
+                steps=settings.steps, shift=settings.shift, distill_steps=DISTILL_STEPS, distill_shift=DISTILL_SHIFT
+            ),
+        )
     if len(experts) > 1 and 2 * settings.high_steps != settings.steps:
         logger.warning(
-            "LightX2V: the high-noise expert has %d of %d steps; the experts are distilled for half of them each.",
-            min(settings.high_steps, settings.steps), settings.steps,
-        )  # fmt: skip
+            "LightX2V: %s",
+            Sampling.UNUSUAL_BOUNDARY(high_steps=min(settings.high_steps, settings.steps), steps=settings.steps),
+        )
     if bool(samples.any()):
-        logger.warning("LightX2V: the input latent is not empty; the sampler starts from pure noise and ignores it.")
+        logger.warning("LightX2V: %s", Sampling.LATENT_NOT_EMPTY())
     if len(samples) > 1:
         last = settings.seed + len(samples) - 1
-        logger.info("LightX2V: batch of %d clips, seeds %d to %d.", len(samples), settings.seed, last)
+        logger.info("LightX2V: %s", Sampling.BATCH(num_clips=len(samples), seed=settings.seed, last=last))
 
 
 def _load_transformer(
@@ -568,9 +573,11 @@ def _denoise_batch(
         if names[expert]:
             sigmas = ", ".join(f"{schedule.sigmas[index]:.4g}" for index in steps)
             logger.info(
-                "LightX2V: %s-noise expert: steps %d to %d of %d, sigma %s.",
-                names[expert], steps[0] + 1, steps[-1] + 1, schedule.steps, sigmas,
-            )  # fmt: skip
+                "LightX2V: %s",
+                Sampling.STEPS_OF_EXPERT(
+                    expert=names[expert], first=steps[0] + 1, last=steps[-1] + 1, steps=schedule.steps, sigmas=sigmas
+                ),
+            )
         for index in range(clip.batch):
             if index not in states:
                 states[index] = start(clip.latent_shape, settings.seed + index, transformer.device)

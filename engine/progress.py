@@ -14,6 +14,7 @@ import torch
 
 from .interfaces import Hooks
 from .quantities import format_seconds
+from .sentences.report import Progress
 
 # (done, of so many, in words).
 Show = Callable[[int, int, str], None]
@@ -57,7 +58,7 @@ class ProgressLine:
     def show_progress(self, done: int, total: int, what: str) -> None:
         """Report a stage other than sampling."""
         self._enter(what)
-        self._put(done, total, f"{what} {done}/{total}")
+        self._put(done, total, Progress.PART(what=what, done=done, total=total))
 
     def start_step(self, step: int, steps: int) -> None:
         """Report that a sampling step begins, counted from 1."""
@@ -66,7 +67,7 @@ class ProgressLine:
         elif step > self._step:
             self._passes_before = self._passes
         self._step, self._steps, self._block, self._passes = step, steps, 0, 1
-        self._put(step - 1, steps, f"step {step}/{steps}")
+        self._put(step - 1, steps, Progress.STEP(step=step, steps=steps))
 
     def show_block(self, block: int, blocks: int) -> None:
         """Report a block of a step, counted from 1; where a step takes several passes, they start again at 1."""
@@ -76,9 +77,9 @@ class ProgressLine:
         if block < blocks and self._clock() - self._shown < _SHOWN_EVERY:
             return
         passes = max(self._passes, self._passes_before)
-        which = f"pass {self._passes}/{passes}, " if passes > 1 else ""
+        which = Progress.PASS(of=self._passes, passes=passes) if passes > 1 else ""
         done = (self._step - 1) * passes * blocks + (self._passes - 1) * blocks + block
-        text = f"step {self._step}/{self._steps}, {which}block {block}/{blocks}"
+        text = Progress.BLOCK(step=self._step, steps=self._steps, which=which, block=block, blocks=blocks)
         self._put(done, self._steps * passes * blocks, text)
 
     def _enter(self, stage: str) -> bool:
@@ -100,10 +101,8 @@ class ProgressLine:
         self._pace.append((now, share))
         while len(self._pace) > 2 and self._pace[1][0] <= now - _PACE_SECONDS:
             self._pace.popleft()
-        self._show(done, total, text + self._left(now, share))
-
-    def _left(self, now: float, share: float) -> str:
         begun, from_share = self._pace[0]
-        if now - begun < _LEAST_SECONDS or not from_share < share < 1:
-            return ""
-        return f", {format_seconds((1 - share) * (now - begun) / (share - from_share))} left"
+        if now - begun >= _LEAST_SECONDS and from_share < share < 1:
+            left = (1 - share) * (now - begun) / (share - from_share)
+            text = Progress.WITH_TIME_LEFT(text=text, time=format_seconds(left))
+        self._show(done, total, text)

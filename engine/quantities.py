@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from .constants import GIB
+from .sentences.quantities import Quantities
 
 _MIB = 2**20
 
 
 def format_seconds(seconds: float) -> str:
     """Return a duration as one reads it: 4.2 s, 42 s, 3 min 5 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return Quantities.SECONDS(seconds=f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}")
     if seconds < 3600:
         minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s"
+        return Quantities.MINUTES(minutes=minutes, seconds=rest)
     hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest} min"
+    return Quantities.HOURS(hours=hours, minutes=rest)
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import system
 from .memory.needs import Need
+from .sentences.report import Report
 
 _records: MutableMapping[torch.UntypedStorage, tuple[StageRecord, ...]] = WeakIdKeyDictionary(ref_type=weakref.ref)
 _SAMPLE_SECONDS = 0.02
@@ -121,7 +122,7 @@ def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
         "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in records), default=0),
         "device": _describe_device(),
         "driver": system.driver_version(),
-        "system": f"{platform.platform()}, {system.cpu_name()}, {_describe_size()}",
+        "system": Report.SYSTEM_IS(system=platform.platform(), cpu=system.cpu_name(), size=_describe_size()),
         "versions": {"python": sys.version.split()[0], "os": platform.platform(), **_versions()},
     }
 
@@ -147,11 +148,11 @@ def _describe_device() -> str:
     if system.compute_device().type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
-    return f"CPU, {_describe_size()}"
+    return Report.CPU(size=_describe_size())
 
 
 def _describe_size() -> str:
-    return f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB RAM"
+    return Report.CORES(count=psutil.cpu_count(), ram=psutil.virtual_memory().total / 2**30)
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .backends.table import ATTENTION_CHOICES
 from .constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
 from .errors import check_choice
+from .sentences.settings import Settings
 
 ENGINES = ("auto", "lightx2v", "portable")
 OFFLOAD_MODES = ("auto", "none", "block", "phase", "disk")
@@ -37,10 +38,7 @@ class EngineSettings:
         check_choice("attention", self.attention, ATTENTION_CHOICES)
         check_choice("compile", self.compile, COMPILE_MODES)
         if self.engine == "lightx2v" and self.compile == "on":
-            raise ValueError(
-                "Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is 'lightx2v', which computes "
-                "as LightX2V does, without the pack's fused kernels."
-            )
+            raise ValueError(Settings.COMPILE_WITH_LIGHTX2V())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +56,13 @@ class OffloadSettings:
     """auto | on | off, for decoding and encoding; the decode node's own choice wins unless it is auto."""
 
     def __post_init__(self) -> None:
-        check_choice("offload mode", self.mode, OFFLOAD_MODES)
-        check_choice("VAE tiling", self.vae_tiling, TILING_MODES)
+        check_choice(Settings.OFFLOAD_MODE(), self.mode, OFFLOAD_MODES)
+        check_choice(Settings.VAE_TILING(), self.vae_tiling, TILING_MODES)
         if self.vram_budget_gib < 0 or self.pinned_ram_limit_gib < 0:
             raise ValueError(
-                f"vram_budget_gib is {self.vram_budget_gib} and pinned_ram_limit_gib is "
-                f"{self.pinned_ram_limit_gib}; expected 0 (measure) or more."
+                Settings.NEGATIVE_LIMITS(
+                    vram_budget_gib=self.vram_budget_gib, pinned_ram_limit_gib=self.pinned_ram_limit_gib
+                )
             )
 
 
@@ -76,9 +75,7 @@ class GpuSettings:
 
     def __post_init__(self) -> None:
         if self.gpus != "auto" and not _GPUS.fullmatch(self.gpus):
-            raise ValueError(
-                f"gpus is {self.gpus!r}; expected auto, how many GPUs, such as 2, or the numbers of some, such as 0,2."
-            )
+            raise ValueError(Settings.ODD_GPUS(gpus=self.gpus))
 
     @property
     def count(self) -> int | None:
@@ -109,11 +106,11 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         check_choice("method", self.method, SAMPLING_METHODS)
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; expected at least 1. The checkpoint is distilled for 4.")
+            raise ValueError(Settings.ODD_STEPS(steps=self.steps))
         if not self.shift > 0:
-            raise ValueError(f"shift is {self.shift}; expected more than 0. The checkpoint is distilled for 5.0.")
+            raise ValueError(Settings.ODD_SHIFT(shift=self.shift))
         if self.high_steps < 0:
-            raise ValueError(f"high_steps is {self.high_steps}; expected 0 or more. The checkpoint is distilled for 2.")
+            raise ValueError(Settings.ODD_HIGH_STEPS(high_steps=self.high_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .constants import LATENT_CHANNELS, PATCH_SIZE, SIZE_MULTIPLE, VAE_STRIDE
-
-_FOUND = f"latent samples have shape {{}}; expected [batch, {LATENT_CHANNELS}, frames, height/8, width/8]"
+from .sentences import joined
+from .sentences.between import Between
+from .sentences.sizes import Sizes
 
 
 def size_problem(width: int, height: int, num_frames: int) -> str | None:
@@ -14,14 +15,17 @@ def size_problem(width: int, height: int, num_frames: int) -> str | None:
     for name, value in (("width", width), ("height", height)):
         if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
             low = max(value // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
-            nearest = f"{low} or {low + SIZE_MULTIPLE}" if value > low else f"{low}"
-            return f"{name} is {value}; expected a multiple of {SIZE_MULTIPLE}. Use {nearest}."
+            nearest = _nearest(value, low, SIZE_MULTIPLE)
+            return Sizes.NO_MULTIPLE(name=name, value=value, multiple=SIZE_MULTIPLE, nearest=nearest)
     stride = VAE_STRIDE[0]
     if num_frames < 1 or (num_frames - 1) % stride:
         low = max(num_frames - 1, 0) // stride * stride + 1
-        nearest = f"{low} or {low + stride}" if num_frames > low else f"{low}"
-        return f"num_frames is {num_frames}; expected 4n+1 (1, 5, 9, ... 81). Use {nearest}."
+        return Sizes.ODD_NUMBER_OF_FRAMES(num_frames=num_frames, nearest=_nearest(num_frames, low, stride))
     return None
+
+
+def _nearest(value: int, low: int, step: int) -> str:
+    return joined([str(low), str(low + step)], Between.OR) if value > low else str(low)
 
 
 def latent_shape(width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
@@ -41,30 +45,30 @@ def latent_problem(shape: Sequence[int]) -> str | None:
     """Return a sentence that says why a LATENT's samples shape does not fit Wan2.1's transformer, or None."""
     problem = decoding_problem(shape)
     if problem is None and any(cells % patch for cells, patch in zip(shape[2:], PATCH_SIZE, strict=True)):
-        return (
-            f"{_FOUND.format(list(shape))} with even height/8 and width/8, that is, pixels in multiples of "
-            f"{SIZE_MULTIPLE}."
-        )
+        return Sizes.ODD_LATENT(found=_found(shape), multiple=SIZE_MULTIPLE)
     return problem
 
 
 def decoding_problem(shape: Sequence[int]) -> str | None:
     """Return a sentence that says why a LATENT's samples shape does not fit Wan2.1's VAE, or None."""
-    found = _FOUND.format(list(shape))
     if len(shape) != 5:
-        return f"{found}. Use 'LightX2V Empty Latent' (image latents have 4 dimensions, video 5)."
+        return Sizes.NO_VIDEO_LATENT(found=_found(shape))
     if shape[1] != LATENT_CHANNELS:
-        return f"{found}. {shape[1]} channels belong to another model; use 'LightX2V Empty Latent'."
-    return f"{found}, none of them 0." if min(shape) < 1 else None
+        return Sizes.OTHER_LATENT(found=_found(shape), channels=shape[1])
+    return Sizes.EMPTY_LATENT(found=_found(shape)) if min(shape) < 1 else None
+
+
+def _found(shape: Sequence[int]) -> str:
+    return Sizes.LATENT(shape=list(shape), channels=LATENT_CHANNELS)
 
 
 def frames_problem(shape: Sequence[int]) -> str | None:
     """Return a sentence that says why frames cannot be encoded, or None."""
-    found = f"frames have shape {list(shape)}; expected [frames, height, width, 3] or [batch, frames, height, width, 3]"
+    found = Sizes.FRAMES(shape=list(shape))
     if len(shape) not in (4, 5) or shape[-1] < 3 or min(shape) < 1:
-        return f"{found}, as an IMAGE has it."
+        return Sizes.NO_FRAMES(found=found)
     if min(shape[-3:-1]) < VAE_STRIDE[1]:
-        return f"{found}, of at least {VAE_STRIDE[1]}x{VAE_STRIDE[2]} pixels."
+        return Sizes.TOO_SMALL(found=found, width=VAE_STRIDE[1], height=VAE_STRIDE[2])
     return None
 
 

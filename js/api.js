@@ -2,20 +2,21 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { say } from "./texts.js";
+import { language, say } from "./texts.js";
 
 const MARGIN = 6;
 const MUTED = "var(--descrip-text, #999)";
 export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149" };
 
-/** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence. */
+/** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */
 export async function fetchJson(route, parameters = {}) {
-    return readJson(await api.fetchApi(`/lightx2v/${route}?${new URLSearchParams(parameters)}`));
+    const headers = { "Accept-Language": language() };
+    return readJson(await api.fetchApi(`/lightx2v/${route}?${new URLSearchParams(parameters)}`, { headers }));
 }
 
-/** Return the JSON of POST /lightx2v/<route>; throws an Error with the server's sentence. */
+/** Return the JSON of POST /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */
 export async function postJson(route, body) {
-    const headers = { "Content-Type": "application/json" };
+    const headers = { "Accept-Language": language(), "Content-Type": "application/json" };
     return readJson(await api.fetchApi(`/lightx2v/${route}`, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 

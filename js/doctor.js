@@ -8,8 +8,9 @@ import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
 const STATES = ["missing", "warn", "ok"];
-// The part of a remedy that is typed into a terminal, or opened.
-const COMMAND = /(?:^|[:;] )((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
+const NO_CHECKPOINTS = "no_checkpoints";
+// The part of a remedy that is typed into a terminal, or opened; Chinese has no blank after its colon.
+const COMMAND = /(?:^|[:;] |[：；])((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
 
 const isProblem = (item) => item.state !== "ok";
 
@@ -31,7 +32,7 @@ function describeItem(item) {
         const style = { display: "flex", gap: "6px", alignItems: "start", marginTop: "3px" };
         text.append(element("div", { style }, remedy, ...(command ? [copyButton(say("copy"), () => command)] : [])));
     }
-    if (item.is_checkpoint) {
+    if (item.kind === "checkpoint") {
         text.append(describeCheck(item.name, describeItem));
     }
     return element("div", { style: { display: "flex", gap: "8px", padding: "7px 0" } }, dot(item.state), text);
@@ -73,9 +74,9 @@ async function fill(list, bar) {
     const again = button(say("look_again"), say("look_again_title"), () => fill(list, bar));
     try {
         const items = (await fetchJson("doctor")).sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state));
-        const hasNone = items.some((item) => item.name === "Checkpoints");
+        const hasNone = items.some((item) => item.kind === NO_CHECKPOINTS);
         const downloads = describeDownloads(hasNone, () => fill(list, bar));
-        const problems = items.filter((item) => isProblem(item) && !(hasNone && item.name === "Checkpoints"));
+        const problems = items.filter((item) => isProblem(item) && item.kind !== NO_CHECKPOINTS);
         list.replaceChildren(
             describeVerdict(items),
             downloads,
@@ -84,7 +85,7 @@ async function fill(list, bar) {
         );
         bar.replaceChildren(
             again,
-            ...(items.some((item) => item.name === "Measured") ? [measureButton(list, bar)] : []),
+            ...(items.some((item) => item.kind === "measured") ? [measureButton(list, bar)] : []),
             copyButton(say("copy_markdown"), () => asMarkdown(items)),
             copyButton(say("copy_json"), () => JSON.stringify(items, null, 2)),
         );

@@ -8,8 +8,9 @@ import { say } from "./texts.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
 const LONG_SECONDS = 3600;
-// A sentence that fits into two lines of the panel.
+// A sentence that fits into two lines of the panel, in Latin letters; Chinese characters are twice as wide.
 const SHORT_SENTENCE = 90;
+const WIDE = /[\u2e80-\uffef]/g;
 
 const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const loader = node.graph && findLoader(node);
@@ -40,9 +41,10 @@ function headline(color, text, title = "") {
 /** A sentence of the server in short: what to do, and the rest, which may have lines of its own. */
 function splitSentence(sentence) {
     // A file's name says enough; where it lies is in the title.
-    const short = sentence.replace(/(?<=^|[\s'"(])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
-    const cut = short.includes("\n") ? short.indexOf("\n") : short.length > SHORT_SENTENCE ? short.search(/[.:] /) + 1 : 0;
-    return cut > 0 ? [short.slice(0, cut).replace(/:$/, "."), short.slice(cut).trim()] : [short, ""];
+    const short = sentence.replace(/(?<=^|[\s'"(“（：，。])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
+    const width = short.length + (short.match(WIDE)?.length ?? 0);
+    const cut = short.includes("\n") ? short.indexOf("\n") : width > SHORT_SENTENCE ? short.search(/[.:] |[。：]/) + 1 : 0;
+    return cut > 0 ? [short.slice(0, cut).replace(/:$/, ".").replace(/：$/, "。"), short.slice(cut).trim()] : [short, ""];
 }
 
 /** Return the rows of a loader's panel for an answer of /lightx2v/plan: one verdict, then what it rests on. */
@@ -109,8 +111,7 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
 }
 
 function whereWeightsRest(plan) {
-    const blocks = Number(plan.detected.match(/(\d+) blocks/)?.[1] ?? 0);
-    const kept = plan.resident_blocks;
+    const { num_blocks: blocks, resident_blocks: kept } = plan;
     const name = plan.offload === "none" && !plan.vram ? "rests_none_cpu" : `rests_${plan.offload}${kept && plan.offload !== "phase" ? "_kept" : ""}`;
     return say(name, { kept, blocks });
 }

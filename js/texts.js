@@ -159,7 +159,8 @@ const TEXTS = {
     },
 };
 
-function language() {
+/** The editor's language, of those that the pack speaks. */
+export function language() {
     const locale = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? navigator.language ?? "en";
     return String(locale).toLowerCase().startsWith("zh") ? "zh" : "en";
 }

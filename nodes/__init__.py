@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..engine.adapters.comfy import paths
+from ..engine.adapters.comfy import language, paths
 from ..engine.backends import remembered
 from ..engine.panel import editor, forecast, speed
-from ._api import ComfyExtension, io
+from ._api import ComfyExtension, io, speaking
 from .decode import LightX2VDecode
 from .enhance import LightX2VEnhancePrompt
 from .gpus import LightX2VGPUs
@@ -19,20 +19,23 @@ from .sample import LightX2VSampler
 from .text import LightX2VTextEncode
 
 NODES: list[type[io.ComfyNode]] = [
-    LightX2VLoadCheckpoint,
-    LightX2VLoadTransformer,
-    LightX2VLoadTextEncoder,
-    LightX2VLoadVAE,
-    LightX2VOffload,
-    LightX2VLora,
-    LightX2VEnhancePrompt,
-    LightX2VTextEncode,
-    LightX2VEmptyLatent,
-    LightX2VImageToVideo,
-    LightX2VSampler,
-    LightX2VDecode,
-    LightX2VReport,
-    LightX2VGPUs,
+    speaking(node)
+    for node in (
+        LightX2VLoadCheckpoint,
+        LightX2VLoadTransformer,
+        LightX2VLoadTextEncoder,
+        LightX2VLoadVAE,
+        LightX2VOffload,
+        LightX2VLora,
+        LightX2VEnhancePrompt,
+        LightX2VTextEncode,
+        LightX2VEmptyLatent,
+        LightX2VImageToVideo,
+        LightX2VSampler,
+        LightX2VDecode,
+        LightX2VReport,
+        LightX2VGPUs,
+    )
 ]
 
 
@@ -46,5 +49,6 @@ async def comfy_entrypoint() -> LightX2VExtension:
     paths.register_folder()
     remembered.keep_in(paths.user_file(remembered.FILE))
     forecast.keep_speeds_in(paths.user_file(speed.FILE))
+    language.follow_prompts()
     editor.register_routes()
     return LightX2VExtension()

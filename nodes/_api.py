@@ -11,6 +11,8 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..engine.adapters.comfy.language import errors_to_editor, to_editor
+
 __all__ = [
     "CATEGORY",
     "ComfyExtension",
@@ -22,6 +24,7 @@ __all__ = [
     "output_shown",
     "refuse",
     "schema",
+    "speaking",
     "verdict",
 ]
 
@@ -65,6 +68,13 @@ def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
     return dict(graph.get_node(node_id_of(node))["inputs"]) if graph else {}
 
 
+def speaking(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Let a node say what goes wrong in it in the language of the editor whose graph it is in; returns it."""
+    for name in {"execute", "check_lazy_status"} & vars(node).keys():
+        setattr(node, name, classmethod(errors_to_editor()(getattr(node, name).__func__)))
+    return node
+
+
 def linked_node(node: type[io.ComfyNode], name: str) -> tuple[str, dict[str, Any]]:
     """Return class and inputs of the node that an input of the running node is linked to.
 
@@ -88,7 +98,7 @@ def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     try:
         check(*values)
     except ValueError as error:
-        return str(error)
+        return to_editor(str(error))
     return True
 
 
@@ -104,5 +114,7 @@ def refuse(check: Callable[..., Any], *values: Any) -> bool:
 
 
 def output_shown(*values: Any, **texts: str) -> io.NodeOutput:
-    """Return node outputs and texts that the pack's JavaScript finds by name when the node was executed."""
-    return io.NodeOutput(*values, ui={name: [text] for name, text in texts.items()})
+    """Return node outputs and texts that the pack's JavaScript finds by name when the node was executed, in the
+    language of its editor.
+    """
+    return io.NodeOutput(*values, ui={name: [to_editor(text)] for name, text in texts.items()})

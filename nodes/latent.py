@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engine import pipeline
 from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
+from ..engine.sentences.nodes import Nodes
 from ..engine.shapes import latent_shape
 from ._api import io, refuse, schema
 
@@ -20,7 +21,7 @@ def check_size(width: int, height: int, num_frames: int) -> None:
         ("num_frames", num_frames, MAX_FRAMES),
     ):
         if value > limit:
-            raise ValueError(f"{name} is {value}; expected at most {limit}.")
+            raise ValueError(Nodes.TOO_LARGE(name=name, value=value, limit=limit))
     latent_shape(width, height, num_frames)
 
 

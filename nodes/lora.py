@@ -8,6 +8,7 @@ from typing import Any
 from ..engine.adapters.comfy import paths
 from ..engine.adapters.comfy.carried import handle_of, with_lora
 from ..engine.lora.experts import EXPERT_CHOICES
+from ..engine.sentences.nodes import Nodes
 from ._api import io, schema, verdict
 
 logger = logging.getLogger(__name__)
@@ -70,10 +71,7 @@ class LightX2VLora(io.ComfyNode):
     def execute(cls, transformer: Any, lora: str, strength: float, expert: str = EXPERT_CHOICES[0]) -> io.NodeOutput:
         handle = handle_of(transformer)
         if handle is None:
-            raise ValueError(
-                f"Put {lora} on with LoraLoaderModelOnly: LightX2V LoRA is for transformers of LightX2V loaders, and "
-                f"this one is another loader's ({type(transformer.model).__name__})."
-            )
+            raise ValueError(Nodes.OTHER_LOADER(lora=lora, model=type(transformer.model).__name__))
         read = handle.read_lora(paths.LORAS.resolve(lora), expert)
         logger.info("LightX2V: LoRA %s", read.report)
         return io.NodeOutput(with_lora(transformer, read, strength))

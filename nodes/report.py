@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from ..engine import pipeline, report_table
+from ..engine.adapters.comfy.language import to_editor
+from ..engine.sentences.nodes import Nodes
 from ._api import io, output_shown, schema
 
 
@@ -45,15 +47,9 @@ class LightX2VReport(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any = None, latent: dict[str, Any] | None = None) -> io.NodeOutput:
         if image is None and latent is None:
-            raise ValueError("LightX2V Report has no input; connect the image of the decoder or the sampler's latent.")
+            raise ValueError(Nodes.NOTHING_TO_REPORT())
         report = pipeline.report_of(image if image is not None else latent["samples"])
         text = json.dumps(report, indent=2)
-        table = json.dumps(
-            {
-                "stages": [report_table.STAGE_COLUMNS, *report_table.stage_rows(report)],
-                "facts": report_table.fact_rows(report),
-                "headline": report_table.headline(report),
-            }
-        )
-        markdown = report_table.as_markdown(report)
-        return output_shown(image, latent, text, text=text, table=table, markdown=markdown)
+        rows = to_editor(report_table.as_rows(report))
+        markdown = report_table.as_markdown(rows)
+        return output_shown(image, latent, text, text=text, table=json.dumps(rows), markdown=markdown)

@@ -11,6 +11,7 @@ from ..engine.checkpoints.files import list_checkpoint_folders
 from ..engine.errors import LightX2VError
 from ..engine.panel import doctor
 from ..engine.panel.verify import verify
+from ..engine.sentences.tools import Command
 from . import console
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub for --check (default: HF_ENDPOINT)")
     options = parser.parse_args(arguments)
     if not options.models_dir.is_dir():
-        console.complain(f"doctor: Give --models-dir ComfyUI's models folder: {options.models_dir} is no folder.")
+        console.complain(f"doctor: {Command.NO_MODELS_FOLDER(models_dir=options.models_dir)}")
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
     if options.check:
@@ -58,7 +59,7 @@ def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:
         tenth = 10 * done // max(total, 1)
         if tenth > shown:
             shown = tenth
-            console.complain(f"{10 * tenth:3} % of {total / 1e9:.1f} GB, {what}")
+            console.complain(Command.CHECKED(percent=10 * tenth, total=total / 1e9, what=what))
 
     try:
         items = verify(path, on_progress=show, endpoint=endpoint)

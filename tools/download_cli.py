@@ -13,6 +13,9 @@ from ..engine.adapters.hub.download import Plan, download, plan_download
 from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, DownloadError, Variant, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
+from ..engine.sentences import Sentence, joined
+from ..engine.sentences.between import Between
+from ..engine.sentences.tools import Command
 from . import console
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (LightX2VError, OSError) as error:
         return _fail(str(error), _FAILED)
     except KeyboardInterrupt:
-        return _fail("Cancelled. Run it again to go on where it stopped.", _CANCELLED)
+        return _fail(Command.CANCELLED_DOWNLOAD(), _CANCELLED)
     return 0
 
 
@@ -97,7 +100,7 @@ def _list(_: argparse.Namespace) -> None:
     for advice in rank_files_here():
         _describe(advice.variant)
         if advice.step_seconds is not None:
-            console.say(f"{_INDENT}on this card {advice}")
+            console.say(_INDENT + Command.ON_THIS_CARD(advice=advice))
     for other in ALL_PUBLISHED.values():
         if other.name not in PUBLISHED:
             _describe(other)
@@ -111,7 +114,7 @@ def _describe(variant: Variant) -> None:
     console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {variant.summary}")
     parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
     console.say(f"{_INDENT}{parts}")
-    console.say(f"{_INDENT}{' and '.join(variant.repositories)}")
+    console.say(f"{_INDENT}{joined(variant.repositories, Between.AND)}")
 
 
 def _get(options: argparse.Namespace) -> None:
@@ -137,11 +140,15 @@ def _get(options: argparse.Namespace) -> None:
 
 def _show_plan(plan: Plan) -> None:
     for file in plan.files:
-        state = "there" if file.has_right_size else "in the way" if file.is_in_the_way else "to fetch"
-        if state == "to fetch" and file.part.exists():
-            state = "begun"
-        console.say(f"{state:>10}  {file.remote.num_bytes:>15,}  {file.target}")
-    console.say(f"{_size(plan.num_bytes)} in {len(plan.files)} files, {_size(plan.missing_bytes)} to fetch")
+        state: Sentence = Command.BEGUN if file.part.exists() else Command.TO_FETCH
+        if file.has_right_size:
+            state = Command.THERE
+        elif file.is_in_the_way:
+            state = Command.IN_THE_WAY
+        console.say(f"{state():>10}  {file.remote.num_bytes:>15,}  {file.target}")
+    console.say(
+        Command.ALL_FILES(size=_size(plan.num_bytes), num_files=len(plan.files), missing=_size(plan.missing_bytes))
+    )
 
 
 class _Display:
@@ -174,7 +181,8 @@ class _Display:
     def _line(self, done: int, total: int, what: str, now: float) -> str:
         fetched, seconds = done - (self._first or 0), now - self._started
         speed = f"{_size(int(fetched / seconds))}/s" if seconds > 1 else ""
-        line = f"{100 * done // max(total, 1):3d} %  {_size(done)} of {_size(total)}  {speed:>9}  {what}"
+        share = Command.OF_TOTAL(done=_size(done), total=_size(total))
+        line = f"{100 * done // max(total, 1):3d} %  {share}  {speed:>9}  {what}"
         columns = shutil.get_terminal_size().columns - 1
         return line[:columns].ljust(columns) if self._is_live else line
 

@@ -26,6 +26,8 @@ from ..engine.errors import CheckpointError, LightX2VError
 from ..engine.panel.doctor import rank_files_here
 from ..engine.progress import ProgressLine
 from ..engine.report import records_of
+from ..engine.sentences.report import Report
+from ..engine.sentences.tools import Command
 from ..engine.settings import (
     COMPILE_MODES,
     ENGINES,
@@ -76,11 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         with logging_to(progress):
             result = _run(options, progress)
     except KeyboardInterrupt:
-        error: CommandError = Cancelled("Cancelled.")
+        error: CommandError = Cancelled(Command.CANCELLED())
     except CommandError as caught:
         error = caught
     except OSError as caught:
-        error = RunError(f"Make room, or choose a folder that can be written: {caught}.")
+        error = RunError(Command.NO_ROOM(caught=caught))
     else:
         progress.clear()
         console.say(result)
@@ -142,7 +144,7 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
     width, height = _read_size(options.size)
     prompt = options.prompt if options.prompt is not None else _PROMPT if options.benchmark else None
     if prompt is None:
-        raise UsageError('There is no prompt. Say what the video shows: generate.py "a red fox in the snow".')
+        raise UsageError(Command.NO_PROMPT())
     out = options.out or (None if options.benchmark else Path("lightx2v.mp4"))
     if out:
         _check_out(out, options.overwrite)
@@ -170,14 +172,14 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
 
     def check_interrupt() -> None:
         if interrupted:
-            raise Cancelled("Cancelled.")
+            raise Cancelled(Command.CANCELLED())
 
     line = ProgressLine(lambda done, total, text: _show(progress, done, total, text))
     hooks = line.hooks(check_interrupt=check_interrupt)
 
     def make() -> torch.Tensor:
         progress.start_run(3)
-        progress.start_node("encode the prompt")
+        progress.start_node(Report.ENCODE_PROMPT())
         rows = pipeline.encode_text(loaded.text_encoder, prompt, device=options.text_device, hooks=hooks)
         progress.finish_node()
         progress.start_node("sample")
@@ -201,8 +203,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
     if not options.benchmark:
         return str(out)
     started = report_table.format_seconds(first["total_seconds"])
-    post = report_table.as_markdown(pipeline.report_of(frames))
-    return f"{post}\n- first run of the process, with loading: {started}"
+    post = report_table.as_markdown(report_table.as_rows(pipeline.report_of(frames)))
+    return f"{post}\n- {Command.FIRST_RUN(started=started)}"
 
 
 def _write(out: Path, frames: torch.Tensor, check_interrupt: Callable[[], None]) -> None:
@@ -223,18 +225,18 @@ def _show(progress: Progress, done: int, total: int, what: str) -> None:
 def _read_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found:
-        raise UsageError(f"--size is {text!r}; expected width and height, as {DEFAULT_WIDTH}x{DEFAULT_HEIGHT}.")
+        raise UsageError(Command.NO_SIZE(text=text, width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT))
     return int(found[1]), int(found[2])
 
 
 def _check_out(out: Path, is_replaced: bool) -> None:
     """Refuse before the run what would fail after it."""
     if out.suffix.lower() != ".mp4":
-        raise UsageError(f"--out is {out}; expected a name that ends in .mp4.")
+        raise UsageError(Command.NO_MP4(out=out))
     if not out.resolve().parent.is_dir():
-        raise UsageError(f"The folder of --out {out} does not exist. Make it, or choose another.")
+        raise UsageError(Command.NO_FOLDER(out=out))
     if out.is_dir() or (out.exists() and not is_replaced):
-        raise UsageError(f"{out} is there already. Choose another --out, or add --overwrite.")
+        raise UsageError(Command.EXISTS(out=out))
 
 
 def _find_checkpoint(models_dir: Path) -> Path:
@@ -242,8 +244,7 @@ def _find_checkpoint(models_dir: Path) -> Path:
     names = list_checkpoint_folders(root)
     if not names:
         raise UsageError(
-            f"There is no checkpoint in {root}. Give --checkpoint or --models-dir, or fetch one: "
-            f"python tools/download.py get {rank_files_here()[0].variant.name} --models-dir {models_dir}"
+            Command.NO_CHECKPOINT(root=root, variant=rank_files_here()[0].variant.name, models_dir=models_dir)
         )
     return root / names[0]
 
@@ -257,7 +258,4 @@ def _explained(work: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(
-            f"The GPU's memory is full ({str(error).splitlines()[0]}). Close what else uses the card, set "
-            "--vram-budget below what is free, or choose a smaller --size or fewer --frames."
-        ) from error
+        raise RunError(Command.GPU_FULL(said=str(error).splitlines()[0])) from error

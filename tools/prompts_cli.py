@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.parallel.split import MOST_RANKS
+from ..engine.sentences.tools import Clips, Command
 from . import console
 from .clips.jobs import Job, make_jobs, read_prompts
 from .clips.queue import ClipQueue, Fixed, Made, Worker, Workers
@@ -71,12 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         results = Results(results_file, options.output_dir)
         results.adopt(jobs)
     except OSError as error:
-        return _complain(
-            f"Choose another file with --results, or make room: {results_file}: {error.strerror}.", _FAILED
-        )
+        return _complain(Clips.NO_RESULTS_FILE(results_file=results_file, reason=error.strerror), _FAILED)
     waiting = [job for job in jobs if not results.is_done(job)]
     if not options.quiet:
-        console.complain(f"{len(jobs)} prompts, {len(jobs) - len(waiting)} of them done")
+        console.complain(Clips.COUNT(num_prompts=len(jobs), num_done=len(jobs) - len(waiting)))
     desk = Desk(
         results=results,
         num_jobs=len(waiting),
@@ -85,12 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     code = _run(options, waiting, desk) if waiting else 0
     if not code and desk.num_failed:
-        code = _complain(f"{desk.num_failed} of {len(waiting)} prompts failed; {results.path} says why.", _FAILED)
+        code = _complain(
+            Clips.SOME_FAILED(num_failed=desk.num_failed, num_waiting=len(waiting), path=results.path), _FAILED
+        )
     if options.report:
         try:
             write_report(options.report, desk.summary())
         except OSError as error:
-            _complain(f"Choose another file for --report: {options.report}: {error.strerror}.", _FAILED)
+            _complain(Command.NO_REPORT_FILE(path=options.report, reason=error.strerror), _FAILED)
             code = code or _FAILED
     return code
 
@@ -115,15 +116,14 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:
         with logging_to(progress):
             ClipQueue(jobs, workers, desk, make, retries=options.retries).run()
     except KeyboardInterrupt:
-        return _complain("Cancelled; started again, it goes on with the prompts that are not done.", _CANCELLED)
+        return _complain(Clips.CANCELLED(), _CANCELLED)
     except CommandError as error:
         return error.exit_code
     except OSError as error:
-        made = f" {made_last[0]} is made." if made_last else ""
+        made = Clips.LAST_IS_MADE(file=made_last[0]) if made_last else ""
         where = error.filename2 or error.filename or options.output_dir
         return _complain(
-            "Make room and start again, or choose another folder or file (--output-dir, --results): "
-            f"{where}: {error.strerror}.{made}",
+            Clips.NO_ROOM(where=where, reason=error.strerror, made=made),
             _FAILED,
         )
     finally:
@@ -155,7 +155,7 @@ def _find_cluster(options: argparse.Namespace) -> Workers:
     from .clips.cluster import Cluster, Recipe
 
     if options.server:
-        raise WorkflowError("Give --cluster or --server, not both.")
+        raise WorkflowError(Clips.TWO_PLACES())
     read_workflow(options.workflow)
     return Cluster(
         options.cluster,
@@ -177,7 +177,7 @@ def _complain(message: str, code: int) -> int:
 def _count(text: str) -> int:
     """Return how many GPUs are to compute a clip."""
     if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_RANKS}, got {text!r}")
+        raise argparse.ArgumentTypeError(Clips.NO_COUNT(most=MOST_RANKS, text=text))
     return int(text)
 
 

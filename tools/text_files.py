@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from ..engine.sentences.tools import Command
+
 # Longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -32,13 +34,13 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise ValueError(
-            _explain(path, line, f"a byte {data[error.start]:#04x} that is no {encoding.upper()}")
+            _explain(path, line, Command.BYTE_OF(byte=data[error.start], encoding=encoding.upper()))
         ) from None
     if not mark and "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise ValueError(_explain(path, line, "a zero byte, as UTF-16 has"))
+        raise ValueError(_explain(path, line, Command.ZERO_BYTE()))
     return text
 
 
 def _explain(path: Path, line: int, found: str) -> str:
-    return f"Save {path.name} as UTF-8, which editors offer in Save As: line {line} of {path} has {found}."
+    return Command.SAVE_AS_UTF8(name=path.name, line=line, path=path, found=found)

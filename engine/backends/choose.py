@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
+from ..sentences.kernels import Running
 from .table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
@@ -29,7 +30,7 @@ OLDEST: Capability = (8, 0)
 # How to get a kernel that multiplies 8 bits on every supported card.
 MATMUL_INSTALL = next(row.install for row in MATMUL_BACKENDS if row.package == "triton")
 # What choices are for, in messages and in Machine.failed_trials.
-BLOCKS, ATTENTION, IN_PLACE = "blocks", "attention", "attention in place"
+BLOCKS, ATTENTION, IN_PLACE = Running.BLOCKS(), Running.ATTENTION(), Running.ATTENTION_IN_PLACE()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,11 @@ class Backends:
     @property
     def numbers(self) -> str:
         """What the file has and what the linears multiply, in words: "fp8", or "fp8 file, int8 compute"."""
-        return self.precision if self.inputs == self.precision else f"{self.precision} file, {self.inputs} compute"
+        return (
+            self.precision
+            if self.inputs == self.precision
+            else Running.FILE_AND_COMPUTE(precision=self.precision, inputs=self.inputs)
+        )
 
     @property
     def attention_bytes(self) -> float:
@@ -125,10 +130,8 @@ class Backends:
         if self.precision != "bf16":
             reasons.append(str(self.matmul))
         if self.inputs != self.precision:
-            how = (
-                "requantized by rows where they arrive on the card" if self.requantizes else "widened for each product"
-            )
-            reasons.append(f"{self.numbers}: weights are {how}")
+            how = Running.REQUANTIZED() if self.requantizes else Running.WIDENED()
+            reasons.append(Running.WEIGHTS_ARE(numbers=self.numbers, how=how))
         if self.engine != "lightx2v":
             reasons.append(str(self.blocks))
         return tuple(reasons)
@@ -138,10 +141,7 @@ class Backends:
         """What to do where weights in 8 bits are widened, which every supported card could multiply; "" elsewhere."""
         if self.matmul.name != "dequantize":
             return ""
-        return (
-            f"{self.numbers}: each product widens its weights, which is several times slower than this card is. Update "
-            f"torch, install Triton ({MATMUL_INSTALL}), or take engine auto; why nothing better runs: {self.matmul}."
-        )
+        return Running.WIDENS(numbers=self.numbers, install=MATMUL_INSTALL, matmul=self.matmul)
 
     def as_facts(self) -> dict[str, object]:
         """Return the choices as the run report shows them."""
@@ -174,13 +174,19 @@ def attention_problem(wanted: Wanted, blocks: str) -> str:
     """
     if not wanted.tokens:
         return ""
-    heads = f"{wanted.num_heads} heads of {wanted.dim // wanted.num_heads}"
-    return f"{size_class(wanted.tokens)} tokens, {heads}, in {blocks} blocks"
+    return Running.ATTENTION_OF(
+        num_tokens=size_class(wanted.tokens),
+        num_heads=wanted.num_heads,
+        width=wanted.dim // wanted.num_heads,
+        blocks=blocks,
+    )
 
 
 def matmul_problem(wanted: Wanted, inputs: str | None) -> str:
     """Return what Machine.measured calls the linears of a block that multiply in 8 bits, fp8 | int8."""
-    return f"{LINEAR_TOKENS} tokens, {wanted.dim} x {wanted.ffn_dim} in {inputs}" if wanted.tokens else ""
+    if not wanted.tokens:
+        return ""
+    return Running.LINEARS_OF(num_tokens=LINEAR_TOKENS, rows=wanted.dim, columns=wanted.ffn_dim, inputs=inputs)
 
 
 def choose(machine: Machine, wanted: Wanted) -> Backends:
@@ -211,11 +217,7 @@ def too_old(machine: Machine) -> str:
     if machine.capability is None or machine.capability >= OLDEST:
         return ""
     major, minor = machine.capability
-    return (
-        f"This card has compute capability {major}.{minor}; an RTX 30 or newer is needed (8.0). PyTorch's attention "
-        "for older cards holds all scores at once, 80 GiB at 832x480 and 81 frames. Use another card; very small "
-        "clips run on the CPU (ComfyUI's --cpu)."
-    )
+    return Running.CARD_TOO_OLD(major=major, minor=minor)
 
 
 def choose_fused(task: str, machine: Machine) -> Choice:
@@ -248,10 +250,10 @@ def _choose_blocks(machine: Machine, wanted: Wanted) -> Choice:
 
 def _refusal(choice: Choice, machine: Machine) -> LightX2VError:
     row = next(row for row in BLOCK_BACKENDS if row.name == "triton")
-    sentence = f"compile is 'on', but the fused kernels cannot run here: {choice.passed_over[row.name]}."
+    sentence = Running.NOT_FUSED(problem=choice.passed_over[row.name])
     if machine.capability is not None and row.package not in machine.packages:
-        return MissingDependencyError(f"{sentence} Install Triton with `{row.install}`, or set compile to 'auto'.")
-    return UnsupportedHardwareError(f"{sentence} Set compile to 'auto'.")
+        return MissingDependencyError(Running.FUSED_INSTALL(sentence=sentence, install=row.install))
+    return UnsupportedHardwareError(Running.FUSED_AUTO(sentence=sentence))
 
 
 def _may_run_in_place(attention: Backend, machine: Machine) -> bool:
@@ -260,7 +262,7 @@ def _may_run_in_place(attention: Backend, machine: Machine) -> bool:
 
 
 def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choice:
-    task = f"{wanted.precision} matmul"
+    task = Running.MATMUL(precision=wanted.precision)
     if wanted.precision == "bf16":
         return Choice(task=task, backend=Backend(name="bf16", dtypes=frozenset({"bf16"}), rank=0))
     rows = LIGHTX2V_MATMUL_BACKENDS if wanted.engine == "lightx2v" else matmul_rows(wanted, is_fused=is_fused)

@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LightX2VError, MissingDependencyError, NoCapableBackendError, UnsupportedHardwareError
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.kernels import Running
+from ..sentences.settings import Settings
 from .versions import Capability, find_refusal
 
 
@@ -363,9 +367,12 @@ class Choice:
         for name, reason in self.passed_over.items():
             if name not in self.measured:
                 names.setdefault(reason, []).append(name)
-        parts = [f"measured here, {self.problem}: {milliseconds(self.measured)}"] if self.measured else []
-        parts += [f"not {', '.join(group)}: {reason}" for reason, group in names.items()]
-        return f"{self.task}: {self.name}" + (f" ({'; '.join(parts)})" if parts else "")
+        parts = []
+        if self.measured:
+            parts.append(Running.MEASURED_HERE(problem=self.problem, seconds=milliseconds(self.measured)))
+        parts += [Running.NOT_TAKEN(names=", ".join(group), reason=reason) for reason, group in names.items()]
+        chosen = Running.CHOSEN(task=self.task, name=self.name)
+        return Running.CHOSEN_AS(chosen=chosen, reasons=joined(parts, Between.SEMICOLON)) if parts else chosen
 
 
 def milliseconds(seconds: Mapping[str, float]) -> str:
@@ -404,8 +411,8 @@ def choose_backend(
         return _choose_best(task, [row for row in table if dtype in row.dtypes], machine, dtype, measured, problem)
     named = next((row for row in table if row.name == requested), None)
     if named is None:
-        names = ", ".join(["auto", *(row.name for row in table)])
-        raise ValueError(f"{task} is {requested!r}; expected one of: {names}.")
+        choices = ", ".join(["auto", *(row.name for row in table)])
+        raise ValueError(Settings.NO_CHOICE(name=task, value=requested, choices=choices))
     reason = why_not(named, machine, dtype, task)
     if reason is not None:
         raise _refusal(task, named, machine, reason)
@@ -429,7 +436,7 @@ def _choose_best(
     return Choice(
         task=task,
         backend=best,
-        passed_over={row.name: problems[row.name] or "slower here" for row in better},
+        passed_over={row.name: problems[row.name] or Running.SLOWER_HERE() for row in better},
         measured={row.name: measured[row.name] for row in running if row.name in measured},
         problem=problem,
     )
@@ -438,7 +445,7 @@ def _choose_best(
 def why_not(backend: Backend, machine: Machine, dtype: str, task: str = "") -> str | None:
     """Return why `machine` cannot run `backend` on `dtype`, for `task` where trials are to count, or None."""
     if dtype not in backend.dtypes:
-        return f"computes on {', '.join(sorted(backend.dtypes))}, not on {dtype}"
+        return Running.OTHER_DTYPE(dtypes=", ".join(sorted(backend.dtypes)), dtype=dtype)
     return (
         _hardware_problem(backend, machine)
         or package_problem(backend, machine)
@@ -448,16 +455,18 @@ def why_not(backend: Backend, machine: Machine, dtype: str, task: str = "") -> s
 
 def _hardware_problem(backend: Backend, machine: Machine) -> str | None:
     if backend.systems and machine.system not in backend.systems:
-        return f"does not run on this system ({machine.system})"
+        return Running.OTHER_SYSTEM(system=machine.system)
     if backend.min_capability is None:
         return None
     if machine.capability is None:
-        return "there is no CUDA device"
+        return Running.NO_CUDA()
     if backend.min_capability <= machine.capability <= backend.max_capability:
         return _version_problem(backend, machine.capability, machine)
     low, high = _dotted(backend.min_capability), _dotted(backend.max_capability)
-    wanted = low if low == high else f"{low} or higher" if backend.max_capability[0] == 99 else f"{low} to {high}"
-    return f"needs compute capability {wanted}; this GPU has {_dotted(machine.capability)}"
+    wanted: str = low if low == high else Running.FROM_TO(low=low, high=high)
+    if backend.max_capability[0] == 99:
+        wanted = Running.OR_HIGHER(low=low)
+    return Running.NEEDS_CAPABILITY(wanted=wanted, found=_dotted(machine.capability))
 
 
 def _version_problem(backend: Backend, capability: Capability, machine: Machine) -> str | None:
@@ -471,18 +480,18 @@ def package_problem(backend: Backend, machine: Machine) -> str | None:
     if backend.package is None:
         return None
     if backend.package not in machine.packages:
-        return machine.problems.get(backend.package, f"package {backend.package} is not installed")
+        return machine.problems.get(backend.package, Running.NOT_INSTALLED(package=backend.package))
     version = machine.packages[backend.package]
     if version and _version_key(version) < _version_key(backend.min_version):
-        return f"needs {backend.package} {backend.min_version} or newer; found {version}"
+        return Running.TOO_OLD_PACKAGE(package=backend.package, min_version=backend.min_version, version=version)
     return None
 
 
 def _refusal(task: str, backend: Backend, machine: Machine, problem: str) -> LightX2VError:
-    sentence = f"The {task} back end {backend.name!r} was chosen, but cannot run here: {problem}."
+    sentence = Running.CANNOT_RUN(task=task, name=backend.name, problem=problem)
     if _hardware_problem(backend, machine) is None and package_problem(backend, machine) is not None:
-        return MissingDependencyError(f"{sentence} Install it with `{backend.install}`, or choose 'auto'.")
-    return UnsupportedHardwareError(f"{sentence} Choose 'auto'.")
+        return MissingDependencyError(Running.INSTALL_OR_AUTO(sentence=sentence, install=backend.install))
+    return UnsupportedHardwareError(Running.CHOOSE_AUTO(sentence=sentence))
 
 
 def _version_key(version: str) -> tuple[int, ...]:

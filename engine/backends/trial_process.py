@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..interfaces import Hooks
+from ..sentences.kernels import Running
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def run_apart(trials: Sequence[Named], device: str, hooks: Hooks) -> Iterator[tu
         NoChildError: a child cannot be started, or ends before its first trial, as where it cannot have the device.
     """
     left = list(trials)
-    hooks.on_progress(0, len(trials), "trying kernels")
+    hooks.on_progress(0, len(trials), Running.TRYING_KERNELS())
     while left:
         with _Child(left, device) as child:
             trying: Named | None = None
@@ -97,12 +98,12 @@ def run_apart(trials: Sequence[Named], device: str, hooks: Hooks) -> Iterator[tu
             for said in child.listen(hooks):
                 if isinstance(said, _Ended):
                     if len(left) == num_before:
-                        raise NoChildError(f"it ended before its first trial ({said.how})")
+                        raise NoChildError(Running.ENDED_EARLY(how=said.how))
                     if trying is not None:
                         yield trying, said.how
                 elif "trying" in said:
                     trying = left.pop(0)
-                    hooks.on_progress(len(trials) - len(left), len(trials), "trying kernels")
+                    hooks.on_progress(len(trials) - len(left), len(trials), Running.TRYING_KERNELS())
                 elif trying is not None:
                     if not said.get("is_full"):
                         yield trying, ""
@@ -155,7 +156,7 @@ class _Child:
                         yield _Ended(self._how())
                         return
                 elif now - last_heard > patience:
-                    yield _Ended(f"it did not come back within {patience:.0f} s")
+                    yield _Ended(Running.NOT_BACK(patience=patience))
                     return
                 continue
             if said is None:
@@ -190,13 +191,13 @@ class _Child:
         """Return how the process ended, and its last words."""
         code = self._process.poll()
         if code is None:
-            how = "its output ended"
+            how: str = Running.OUTPUT_ENDED()
         elif code < 0:
-            how = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+            how = signal.Signals(-code).name if -code in {*signal.Signals} else Running.SIGNAL(number=-code)
         else:
-            how = f"exit code {code}" if code < 256 else f"exit code 0x{code:08X}"
+            how = Running.EXIT_CODE(code=code) if code < 256 else Running.EXIT_CODE(code=f"0x{code:08X}")
         words = _last_words(self._errors)
-        return f"{how}: {words}" if words else how
+        return Running.WITH_LAST_WORDS(how=how, words=words) if words else how
 
 
 def _start(errors: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -207,7 +208,7 @@ def _start(errors: IO[bytes]) -> subprocess.Popen[bytes]:
     """
     name = Path(sys.executable or "").name
     if getattr(sys, "frozen", False) or "python" not in name.lower():
-        raise NoChildError(f"Python is part of a program here ({name or 'no executable'})")
+        raise NoChildError(Running.PART_OF_PROGRAM(name=name or Running.NO_EXECUTABLE()))
     # `python_embeded\python.exe -s` of ComfyUI's portable build, and what a user adds.
     flags = {"-s": sys.flags.no_user_site, "-E": sys.flags.ignore_environment, "-I": sys.flags.isolated}
     command = [sys.executable, *(flag for flag, is_set in flags.items() if is_set), "-c", _PROGRAM]

@@ -26,6 +26,7 @@ import torch
 from ..interfaces import Hooks
 from ..kernels.implementations import load_vae_ops
 from ..kernels.vae_ops import VaeOps
+from ..sentences.kernels import Running
 from ..system import card_name, driver_version, is_surely_out_of_memory, release_memory
 from . import remembered, trial_inputs, trial_process
 from .choose import ATTENTION, BLOCKS, IN_PLACE, Backends, Wanted, choose, choose_fused
@@ -61,7 +62,7 @@ FUSED_TOLERANCE = 0.01
 # The same of other kernels: 8-bit ones are a few per cent from BF16 on random data, a wrong layout or stream is 100 %.
 TOLERANCE = 0.15
 
-_VAE = "VAE kernels"
+_VAE = Running.VAE_KERNELS()
 
 # What back ends import; those of LightX2V's own compute are only looked for, as it imports them itself.
 OPTIONAL_PACKAGES = sorted({row.package for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS) if row.package})
@@ -103,7 +104,7 @@ def find_machine(device: torch.device) -> Machine:
     if findings is None:
         return replace(machine, failed_trials={**machine.failed_trials, **failed})
     died = {
-        (named.task, row): f"its first trial run ended the process that was made for it ({findings.trials[str(named)]})"
+        (named.task, row): Running.ENDED_PROCESS(died=findings.trials[str(named)])
         for named, row in _trials_apart(machine, is_lightx2v=True)
         if findings.trials.get(str(named))
     }
@@ -157,7 +158,9 @@ def find_packages() -> tuple[Mapping[str, str], Mapping[str, str]]:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
             is_absent = isinstance(error, ModuleNotFoundError) and error.name == name
-            problems[name] = f"package {name} is not installed" if is_absent else f"{name} does not import: {error}"
+            problems[name] = (
+                Running.NOT_INSTALLED(package=name) if is_absent else Running.NO_IMPORT(name=name, error=error)
+            )
         else:
             packages[name] = _version(name) or str(getattr(module, "__version__", ""))
     for name in LIGHTX2V_PACKAGES:
@@ -206,7 +209,7 @@ def _announce(backends: Backends, device: torch.device) -> None:
     for reason in backends.reasons:
         logger.info("LightX2V: %s.", reason)
     if backends.is_in_place:
-        logger.info("LightX2V: %s runs in place.", backends.attention.name)
+        logger.info("LightX2V: %s", Running.IN_PLACE(name=backends.attention.name))
     if device.type == "cuda" and backends.widening_problem:
         logger.warning("LightX2V: %s", backends.widening_problem)
     # The trial runs compiled; what that took shall not come on top of the weights.
@@ -219,7 +222,7 @@ def confirm_vae_ops(device: torch.device, hooks: Hooks | None = None) -> VaeOps:
     choice = _settle(
         functools.partial(choose_fused, _VAE), lambda choice: iter([trial_of(_VAE, choice.backend)]), device
     )
-    logger.info("LightX2V: VAE decoder: %s.", choice)
+    logger.info("LightX2V: %s", Running.VAE_DECODER(choice=choice))
     return load_vae_ops(choice.name)
 
 
@@ -240,16 +243,16 @@ def try_apart(device: torch.device, hooks: Hooks, *, is_lightx2v: bool = False) 
     new = [named for named, _ in _trials_apart(machine, is_lightx2v=is_lightx2v) if str(named) not in tried]
     if not new:
         return
-    logger.info("LightX2V: first trials on this card with these versions, in a process of their own: %s.", _list(new))
+    logger.info("LightX2V: %s", Running.FIRST_TRIALS(names=_list(new)))
     # What this process keeps for later is what the other one needs.
     release_memory(device)
     try:
         for named, died in trial_process.run_apart(new, str(device), hooks):
             notes.add_trial(combination, str(named), died)
             if died:
-                logger.warning("LightX2V: %s ended the process of its trial run and is not used: %s.", named, died)
+                logger.warning("LightX2V: %s", Running.ENDED_AND_LEFT(named=named, died=died))
     except trial_process.NoChildError as error:
-        logger.warning("LightX2V: kernels are tried in this process, as another cannot be had: %s.", error)
+        logger.warning("LightX2V: %s", Running.TRIED_HERE(error=error))
 
 
 def survives(named: Named, device: torch.device, *, lightx2v_matmul: Multiply | None = None) -> bool:
@@ -277,10 +280,11 @@ def _table_of(task: str) -> Sequence[Backend]:
 
 def _trials_apart(machine: Machine, *, is_lightx2v: bool) -> Iterator[tuple[Named, Backend]]:
     """Yield all trials that may end a process: of kernels that a compiler or a package brings, where they can run."""
-    tables = [(BLOCKS, ""), (_VAE, ""), (ATTENTION, ""), (IN_PLACE, ""), ("fp8 matmul", "fp8"), ("int8 matmul", "int8")]
+    matmuls = [(Running.MATMUL(precision=each), each) for each in ("fp8", "int8")]
+    tables = [(BLOCKS, ""), (_VAE, ""), (ATTENTION, ""), (IN_PLACE, ""), *matmuls]
     groups = [(task, precision, _table_of(task), False) for task, precision in tables]
     if is_lightx2v:
-        groups += [(f"{each} matmul", each, LIGHTX2V_MATMUL_BACKENDS, True) for each in ("fp8", "int8")]
+        groups += [(task, precision, LIGHTX2V_MATMUL_BACKENDS, True) for task, precision in matmuls]
     for task, precision, table, is_own in groups:
         for row in table:
             if task == IN_PLACE and machine.capability not in row.in_place_on:
@@ -335,7 +339,10 @@ def trial_problem(trial: Trial, device: torch.device) -> str | None:
     if key not in _outcomes:
         _outcomes[key] = _try(trial, device)
         if _outcomes[key] is not None:
-            logger.info("LightX2V: %s: not %s: %s.", trial.task, trial.backend.name, _outcomes[key])
+            logger.info(
+                "LightX2V: %s",
+                Running.FAILED_TRIAL(task=trial.task, name=trial.backend.name, problem=_outcomes[key]),
+            )
     return _outcomes[key]
 
 
@@ -348,8 +355,8 @@ def _try(trial: Trial, device: torch.device) -> str | None:
         if isinstance(error, RuntimeError) and is_surely_out_of_memory(error):
             raise
         first_line = (str(error).splitlines() or [""])[0]
-        return f"its trial run failed ({type(error).__name__}: {first_line})"
-    return None if relative < trial.tolerance else f"its trial run is {relative:.0%} off the plain torch result"
+        return Running.TRIAL_FAILED(kind=type(error).__name__, first_line=first_line)
+    return None if relative < trial.tolerance else Running.TRIAL_OFF(relative=relative)
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:

@@ -144,7 +144,7 @@ def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str]
     if capability < needs.lowest:
         return Running.NEEDS_CAPABILITY(wanted=_dotted(needs.lowest), found=_dotted(capability))
     if needs.needs_triton and "triton" not in versions:
-        return Running.NO_TRITON()
+        return Running.NOT_INSTALLED(package="triton")
     return find_refusal(kernel, capability, versions, system)
 
 
@@ -156,7 +156,7 @@ def find_refusal(kernel: str, capability: Capability, versions: Mapping[str, str
             return row.reason
         version = versions.get(row.package)
         if applies and version is not None and _is_between(version, row.since, row.before):
-            return f"{row.reason}; found {row.package} {version}"
+            return Running.FOUND_VERSION(reason=row.reason, package=row.package, version=version)
     return None
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import CheckpointError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .header import Header
 from .kinds import USABLE_FILES
@@ -82,7 +84,7 @@ def describe_blocks(indices: Iterable[int]) -> str:
         else:
             runs.append([index])
     words = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-    return f"block {words} is" if words.isdigit() else f"blocks {words} are"
+    return Models.ONE_BLOCK_IS(number=words) if words.isdigit() else Models.BLOCKS_ARE(numbers=words)
 
 
 def read_sizes(header: Header, expected: Mapping[str, Shape], source: str) -> dict[str, int]:
@@ -122,7 +124,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
     scheme = schemes.pop() if len(schemes) == 1 else None
     if scheme is None:
         raise CheckpointError(
-            Models.MIXED_DTYPES(source=source, dtypes=" and ".join(dtypes), usable=USABLE_FILES[wanted])
+            Models.MIXED_DTYPES(source=source, dtypes=joined(dtypes, Between.AND), usable=USABLE_FILES[wanted])
         )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
     if (wanted, scheme, suffix) != ("text encoder", "fp8", None):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .declared import check_declared
 from .disk import Stamp, check_unchanged, stamp
@@ -93,7 +95,7 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     weights.close()
     check_declared([path], found.precision, str(path), wanted="text encoder")
     if tokenizer is None and found.spiece is None:
-        raise CheckpointError(Models.NO_TOKENIZER(path=path, names=" or ".join(TOKENIZER_FILES)))
+        raise CheckpointError(Models.NO_TOKENIZER(path=path, names=joined(TOKENIZER_FILES, Between.OR)))
     return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, stamp=before)
 
 
@@ -119,7 +121,9 @@ def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | N
             continue
         if belongs_to(num_pieces, num_rows):
             return candidate
-        problems.append(f"{candidate} has {num_pieces} pieces")
+        problems.append(Models.HAS_PIECES(candidate=candidate, num_pieces=num_pieces))
     raise CheckpointError(
-        Models.OTHER_TOKENIZER(text_encoder=text_encoder, num_rows=num_rows, problems="; ".join(problems[:3]))
+        Models.OTHER_TOKENIZER(
+            text_encoder=text_encoder, num_rows=num_rows, problems=joined(problems[:3], Between.SEMICOLON)
+        )
     )

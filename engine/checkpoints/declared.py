@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
 from .header import Header, read_header_and_metadata
@@ -69,7 +71,7 @@ def _problem(said: Mapping[str, Any], precision: str) -> str:
     if further:
         return Models.DECLARED_FURTHER(name=name, further=", ".join(sorted(further)))
     if name not in _PLAIN:
-        return f"{name}; expected {' or '.join(_PLAIN)}"
+        return Models.DECLARED_UNKNOWN(name=name, known=joined(_PLAIN, Between.OR))
     if _PLAIN[name] != precision:
         return Models.DECLARED_OTHERWISE(name=name, precision=precision)
     return ""
@@ -104,7 +106,7 @@ def _read_bytes(file: Path, header: Header, names: Iterable[str]) -> list[bytes]
         for name in names:
             info = header[name]
             if info.num_bytes > _MAX_BYTES:
-                raise ValueError(f"{name} of {info.num_bytes} bytes")
+                raise ValueError(Models.LONG_DECLARATION(name=name, num_bytes=info.num_bytes))
             opened.seek(info.offset or 0)
             found.append(re.sub(rb"\0+$", b"", opened.read(info.num_bytes)))
     return found

@@ -113,7 +113,7 @@ def check_start(path: Path, start: bytes, expected: str, *, may_be_zip: bool = F
     for magic, kind, advice in _FOREIGN_STARTS if may_be_zip else (*_FOREIGN_STARTS, _ZIP_START):
         # The length of a safetensors header may begin as a web page does, but then has zeros.
         if start.startswith(magic) and not (magic == b"<" and b"\0" in start[:8]):
-            raise CheckpointError(f"{path} is {kind}; expected {expected}. {advice}")
+            raise CheckpointError(Reading.IS_OTHER(path=path, kind=kind, expected=expected, advice=advice))
 
 
 def read_start(file: BinaryIO) -> bytes:

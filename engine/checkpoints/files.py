@@ -15,9 +15,11 @@ from pathlib import Path
 
 from ..constants import GIB, PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
-from ..sentences.kinds import Kinds
+from ..sentences.kinds import Kinds, Parts
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import find_size, list_folder, read_small, stamp
@@ -41,6 +43,8 @@ class Checkpoint:
     tokenizer: Path | None
     """Folder with tokenizer.json or spiece.model."""
     vae: Path | None
+    has_text: bool
+    """Whether there is a text encoder, and a tokenizer beside it or inside."""
     notes: tuple[str, ...]
     """What was resolved and why, one sentence each."""
     missing: tuple[str, ...]
@@ -111,28 +115,29 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     tokenizer_source = tokenizer
     if tokenizer is None and text_encoder is not None and holds_tokenizer(text_encoder):
         tokenizer_source = text_encoder
-    parts = {"text encoder": text_encoder, "VAE": vae, "tokenizer": tokenizer_source}
+    parts = {Parts.TEXT_ENCODER(): text_encoder, "VAE": vae, Parts.TOKENIZER(): tokenizer_source}
     is_whole = transformer is not None and text_encoder in transformer.files
     if text_encoder is not None and not is_whole and _precision_in_name(text_encoder) != scheme:
         notes.append(Folders.OTHER_TEXT_ENCODER(scheme=scheme, name=text_encoder.name))
-    notes += [f"The {part} is {found}." for part, found in parts.items() if found is not None]
+    notes += [Folders.PART_IS(part=part, found=found) for part, found in parts.items() if found is not None]
     return Checkpoint(
         path=path,
         transformer=transformer,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        has_text=text_encoder is not None and tokenizer_source is not None,
         notes=tuple(notes),
         missing=tuple(
             Folders.PART_MISSING(
                 part=part,
                 file=_PARTS[part].format(precision=scheme),
                 home=home,
-                at_root=Folders.AT_ROOT() if part == "tokenizer" else "",
+                at_root=Folders.AT_ROOT() if part == Parts.TOKENIZER() else "",
                 folder=PRECISION_FOLDERS[scheme],
                 model_repository=MODEL_REPOSITORY,
             )
-            for part, found in {"transformer": transformer, **parts}.items()
+            for part, found in {Parts.TRANSFORMER(): transformer, **parts}.items()
             if found is None
         ),
     )
@@ -232,7 +237,7 @@ def check_whole(path: Path) -> None:
     """
     shard, block = _SHARD_FILE.fullmatch(path.name), _BLOCK_FILE.fullmatch(path.name)
     if shard and int(shard[3]) > 1:
-        part = f"part {int(shard[2])} of {int(shard[3])} of a model"
+        part = Folders.SHARD(number=int(shard[2]), total=int(shard[3]))
     elif block or path.name.lower() == _NON_BLOCK_FILE:
         part = Folders.ONE_OF_BLOCKS()
     else:
@@ -323,7 +328,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
             why = Folders.AUTO_PRECISION()
-        size = f"{found.format.architecture.num_layers} blocks, {found.total_bytes / GIB:.3g} GiB"
+        size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=found.total_bytes / GIB)
         if found.second is not None:
             size = Folders.TWO_EXPERTS(size=size, title=found.title)
         notes = [Folders.NOT_USED(failure=failure) for failure in failures]
@@ -402,7 +407,7 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
 def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], notes: list[str]) -> None:
     leftovers = sorted(set(names) - set(taken))
     if leftovers:
-        more = f" and {len(leftovers) - 3} more" if leftovers[3:] else ""
+        more = Folders.AND_MORE(number=len(leftovers) - 3) if leftovers[3:] else ""
         notes.append(Folders.LEFT_OVER_FILES(folder=folder, leftovers=", ".join(leftovers[:3]), more=more))
 
 
@@ -418,16 +423,16 @@ def _read_shard_index(path: Path) -> set[str]:
 
 def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:
     names = [f"block_{index}.safetensors" for index in missing]
-    parts = [describe_blocks(missing) + " missing"] if missing else []
+    parts = [Folders.MISSING_BLOCKS(describe_blocks=describe_blocks(missing))] if missing else []
     if folder / _NON_BLOCK_FILE not in files:
         names.insert(0, _NON_BLOCK_FILE)
         parts.insert(0, Folders.ONE_MISSING(non_block_file=_NON_BLOCK_FILE))
     if parts:
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        more = Folders.AND_MORE(number=len(names) - 6) if len(names) > 6 else ""
         raise CheckpointError(
             Folders.BLOCKS_MISSING(
                 folder=folder,
-                parts=" and ".join(parts),
+                parts=joined(parts, Between.AND),
                 names=", ".join(names[:6]),
                 more=more,
                 name=folder.name,
@@ -445,7 +450,7 @@ def _refuse(path: Path, files: list[str]) -> CheckpointError:
             return CheckpointError(
                 Folders.FOREIGN_FILE(path=path, found=found, kind=kind, expected=expected, advice=advice)
             )
-    there = f"found {', '.join(files[:4])}" if files else Folders.EMPTY()
+    there = Folders.FOUND(names=", ".join(files[:4])) if files else Folders.EMPTY()
     return CheckpointError(Folders.NO_TRANSFORMER(path=path, there=there, expected=expected))
 
 

@@ -69,8 +69,10 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, TensorInfo], dict[st
     except MALFORMED as error:
         raise _corrupt(path, error) from error
     if size != expected:
-        state = "truncated" if size < expected else Reading.LONGER_THAN_HEADER()
-        raise CheckpointError(f"{path} is {state}: found {size} bytes, expected {expected}. {DOWNLOAD_AGAIN}")
+        state = Reading.TRUNCATED() if size < expected else Reading.LONGER_THAN_HEADER()
+        raise CheckpointError(
+            Reading.OTHER_LENGTH(path=path, state=state, size=size, expected=expected, download_again=DOWNLOAD_AGAIN)
+        )
     return {name: info for name, (info, _) in header.items()}, _metadata_of(table)
 
 
@@ -121,7 +123,7 @@ def _parse_entry(name: str, entry: dict[str, Any], start: int) -> tuple[TensorIn
     dtype, shape = entry["dtype"], entry["shape"]
     begin, end = entry["data_offsets"]
     if not isinstance(dtype, str) or not dtype.isidentifier() or len(dtype) > len("F8_E4M3FNUZ"):
-        raise ValueError(f"a dtype {str(dtype)[:40]!r}")
+        raise ValueError(Reading.ODD_DTYPE(dtype=str(dtype)[:40]))
     if (
         type(shape) is not list
         or len(shape) > _MAX_RANK
@@ -131,7 +133,7 @@ def _parse_entry(name: str, entry: dict[str, Any], start: int) -> tuple[TensorIn
         raise ValueError(Reading.ODD_SHAPE(name=name, shape=str(shape)[:80], end=str([begin, end])[:80]))
     info = TensorInfo(dtype, tuple(shape), start + begin)
     if dtype in DTYPE_BYTES and end - begin != info.num_bytes:
-        raise ValueError(f"{dtype} {list(shape)} takes {info.num_bytes} bytes, not {end - begin}")
+        raise ValueError(Reading.ODD_BYTES(dtype=dtype, shape=list(shape), num_bytes=info.num_bytes, found=end - begin))
     return info, (start + begin, start + end)
 
 

@@ -25,7 +25,7 @@ WANTED = {
 }
 USABLE_FILES = {
     "transformer": TRANSFORMER_FILES,
-    "text encoder": "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors",
+    "text encoder": Kinds.USABLE_TEXT_ENCODERS(),
     "VAE": Kinds.USABLE_VAES(),
 }
 
@@ -41,7 +41,7 @@ class _Kind:
 # The first row that matches names the file.
 _KINDS = (
     _Kind(
-        "a LoRA",
+        Kinds.LORA(),
         r"\.lora_(down|up|A|B)\b|^lora_|\.diff(_b|_m)?$",
         Kinds.USE_LORA_NODE(),
     ),
@@ -57,7 +57,7 @@ _KINDS = (
         r"text_model\.encoder\.|transformer\.resblocks\.|^(visual|textual|vision_model)\.",
         Kinds.NO_CLIP_NEEDED(),
     ),
-    _Kind("a Wan VAE", r"(^|\.)decoder\.middle\.\d", Kinds.LOAD_AS_VAE()),
+    _Kind(Kinds.WAN_VAE(), r"(^|\.)decoder\.middle\.\d", Kinds.LOAD_AS_VAE()),
     _Kind(Kinds.DIFFUSERS_VAE(), r"(^|\.)decoder\.mid_block\.", Kinds.USE_NATIVE_VAE()),
     _Kind(Kinds.IMAGE_VAE(), r"(^|\.)decoder\.mid\.", Kinds.NEEDS_WAN_VAE()),
     _Kind(
@@ -78,7 +78,7 @@ _PLAIN = Kinds.USE_PLAIN_MODEL()
 # Transformers of the Wan family, or forms of Wan2.1, that this pack does not run.
 _WAN_VARIANTS = (
     _Kind(
-        "an NVFP4 checkpoint",
+        Kinds.NVFP4(),
         r"\.weight_(scale_2|global_scale)$",
         Kinds.NO_FOUR_BIT(),
     ),
@@ -97,14 +97,14 @@ def identify_kind(header: Header) -> tuple[str, str] | None:
 
 def refuse_kind(header: Header, source: str, *, wanted: str) -> NoReturn:
     """Raise the CheckpointError for a file that is not a `wanted` (a key of WANTED), naming what it is."""
-    expected = f"expected {WANTED[wanted]}, e.g. {USABLE_FILES[wanted]}."
+    expected = Kinds.EXPECTED(wanted=WANTED[wanted], usable=USABLE_FILES[wanted])
     if not header:
         raise CheckpointError(Kinds.NO_TENSORS(source=source, expected=expected))
     kind = identify_kind(header)
     if kind is None:
         examples = ", ".join(sorted(header)[:3])
         raise CheckpointError(Kinds.NOT_RECOGNISED(source=source, examples=examples, expected=expected))
-    raise CheckpointError(f"{source} is {kind[0]}; {expected} {kind[1]}")
+    raise CheckpointError(Kinds.IS_OTHER(source=source, kind=kind[0], expected=expected, advice=kind[1]))
 
 
 def check_wan_variant(header: Header, source: str) -> None:
@@ -115,9 +115,8 @@ def check_wan_variant(header: Header, source: str) -> None:
     if variant is None and in_dim in _VARIANT_OF_IN_DIM:
         variant = _VARIANT_OF_IN_DIM[in_dim], Kinds.USE_14B()
     if variant is not None:
-        raise CheckpointError(
-            f"{source} is {variant[0]}; expected {WANTED['transformer']}, e.g. {TRANSFORMER_FILES}. {variant[1]}"
-        )
+        expected = Kinds.EXPECTED(wanted=WANTED["transformer"], usable=TRANSFORMER_FILES)
+        raise CheckpointError(Kinds.IS_OTHER(source=source, kind=variant[0], expected=expected, advice=variant[1]))
 
 
 def _first_match(kinds: tuple[_Kind, ...], header: Header) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
 from ..errors import LightX2VError
+from ..sentences.kinds import Parts
 from ..sentences.published import Published
 from .files import PRECISION_FOLDERS
 from .formats import WanArchitecture
@@ -153,7 +154,7 @@ def _repository_parts(precision: str) -> tuple[Part, ...]:
     folder = PRECISION_FOLDERS[precision]
     if precision == "bf16":
         t5_bytes = _T5_BF16_BYTES
-        transformer = [_repository_part("transformer", _BF16_BYTES, f"{folder}/distill_model.safetensors")]
+        transformer = [_repository_part(Parts.TRANSFORMER(), _BF16_BYTES, f"{folder}/distill_model.safetensors")]
     else:
         t5_bytes = _T5_8_BIT_BYTES
         transformer = [
@@ -162,10 +163,12 @@ def _repository_parts(precision: str) -> tuple[Part, ...]:
         ]
     return (
         *transformer,
-        _repository_part("text encoder", t5_bytes, *_anywhere(f"models_t5_umt5-xxl-enc-{precision}.pth", precision)),
-        _repository_part("tokenizer", _TOKENIZER_BYTES, *_anywhere("google/umt5-xxl/*", precision)),
+        _repository_part(
+            Parts.TEXT_ENCODER(), t5_bytes, *_anywhere(f"models_t5_umt5-xxl-enc-{precision}.pth", precision)
+        ),
+        _repository_part(Parts.TOKENIZER(), _TOKENIZER_BYTES, *_anywhere("google/umt5-xxl/*", precision)),
         _repository_part("VAE", _VAE_BYTES, *_anywhere("Wan2.1_VAE.pth", precision)),
-        _repository_part("config", _CONFIG_BYTES, *_anywhere("config.json", precision)),
+        _repository_part(Parts.CONFIG(), _CONFIG_BYTES, *_anywhere("config.json", precision)),
     )
 
 
@@ -178,7 +181,7 @@ def _single_part(what: str, num_bytes: int, repository: str, path: str, folder: 
 def _single_parts(transformer: str, num_bytes: int, text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
     return (
         _single_part(
-            "transformer", num_bytes, SINGLE_FILE_REPOSITORY, f"{transformer}.safetensors", "diffusion_models"
+            Parts.TRANSFORMER(), num_bytes, SINGLE_FILE_REPOSITORY, f"{transformer}.safetensors", "diffusion_models"
         ),
         *_companions(text_encoder, text_encoder_bytes),
     )
@@ -188,7 +191,7 @@ def _companions(text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
     text_encoder_path = f"split_files/text_encoders/{text_encoder}.safetensors"
     vae_path = "split_files/vae/wan_2.1_vae.safetensors"
     return (
-        _single_part("text encoder", text_encoder_bytes, COMFY_REPOSITORY, text_encoder_path, "text_encoders"),
+        _single_part(Parts.TEXT_ENCODER(), text_encoder_bytes, COMFY_REPOSITORY, text_encoder_path, "text_encoders"),
         _single_part("VAE", _COMFY_VAE_BYTES, COMFY_REPOSITORY, vae_path, "vae"),
     )
 

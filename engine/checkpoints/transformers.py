@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.folders import Folders
 from .disk import Stamp, check_unchanged
 from .formats import TransformerFormat
@@ -97,7 +99,7 @@ class TransformerFiles:
         own = file.name if self.layout == "single" else "/".join(file.parent.parts[-2:])
         if self.layout == "single" and not _said(file.name) and _said(file.parent.name):
             own = f"{file.parent.name}/{file.name}"
-        return own if self.second is None else f"{own} and {self.second.title}"
+        return own if self.second is None else Folders.BOTH_TITLES(title=own, other=self.second.title)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -181,11 +183,12 @@ def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
     ours, theirs = first.format.architecture, second.format.architecture
     if ours != theirs:
         found = [
-            f"{name} {value} and {getattr(theirs, name)}"
+            Folders.DIFFERENCE(name=name, value=value, other=getattr(theirs, name))
             for name, value in vars(ours).items()
             if value != getattr(theirs, name)
         ]
-        raise CheckpointError(Folders.OTHER_SIZES(title=first.title, other=second.title, found=", ".join(found)))
+        found_in = joined(found, Between.COMMA)
+        raise CheckpointError(Folders.OTHER_SIZES(title=first.title, other=second.title, found=found_in))
     if ours.image_dim:
         raise CheckpointError(Folders.WITH_IMAGE_BRANCH(title=first.title, other=second.title))
     if first.format.precision != second.format.precision:

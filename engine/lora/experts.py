@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoints.header import Header
 from ..checkpoints.transformers import EXPERTS, word_of
 from ..errors import CheckpointError, check_choice
+from ..sentences.loras import Loras
 from .changes import Lora
 from .reader import other_expert, read_lora
 from .report import LoraReport
@@ -45,11 +46,8 @@ def read_for_experts(path: Path, model: Header, names: Sequence[str], expert: st
     """
     check_choice("expert", expert, EXPERT_CHOICES)
     if expert != "both" and expert not in names:
-        found = f"this transformer is the {names[0]}-noise expert alone" if names[0] else "this transformer is no pair"
-        raise CheckpointError(
-            f"Set expert to 'both', or load both experts of Wan2.2: LoRA {path.name} is to go on the {expert}-noise "
-            f"expert, and {found}."
-        )
+        found = Loras.ONE_EXPERT(expert=names[0]) if names[0] else Loras.NO_PAIR()
+        raise CheckpointError(Loras.NO_SUCH_EXPERT(name=path.name, expert=expert, found=found))
     each = tuple(
         read_lora(path, model, expert=name or "low", is_expert=bool(name)) if expert in ("both", name) else None
         for name in names
@@ -73,13 +71,13 @@ def loras_of_experts(names: Sequence[str], facts: Sequence[Sequence[Mapping[str,
 def _notes(path: Path, names: Sequence[str], expert: str) -> list[str]:
     said = word_of(Path(path.name))
     if len(names) > 1:
-        where = "both experts" if expert == "both" else f"the {expert}-noise expert"
-        notes = [f"Put on {where}."]
+        where = Loras.BOTH_EXPERTS() if expert == "both" else Loras.EITHER_EXPERT(expert=expert)
+        notes: list[str] = [Loras.PUT_ON(where=where)]
         if said and expert == "both":
-            notes.append(f"Its name says {said} noise: set expert to '{said}' where it is for that one alone.")
+            notes.append(Loras.NAMED_NOISE(said=said))
         elif said and said != expert:
-            notes.append(f"Its name says {said} noise: it may be on the wrong expert.")
+            notes.append(Loras.WRONG_EXPERT(said=said))
         return notes
     if said and names[0] and said != names[0]:
-        return [f"Its name says {said} noise: it may be the wrong one for the {names[0]}-noise expert."]
+        return [Loras.WRONG_NOISE(said=said, expert=names[0])]
     return []

@@ -153,7 +153,7 @@ class Spellings:
             found = pattern.search(name)
             if found:
                 return self._find(name[: found.start()], part)
-        return Name("", group="no LoRA")
+        return Name("", group=LoraFiles.NO_LORA())
 
     def _find(self, spelled: str, part: str) -> Name:
         rest, expert = _fold(spelled), ""

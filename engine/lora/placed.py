@@ -12,6 +12,7 @@ from ..checkpoints.weights import TensorSpec
 from ..interfaces import Hooks
 from ..memory.placement import Placement
 from ..offload import OnceUnits, Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
+from ..sentences.loras import Loras
 from .changes import Stack
 from .compose import Composition, split
 
@@ -82,7 +83,7 @@ def place_loras(
     composition = Composition(stack, base, inputs).read_from(source)
     specs = split(composition.specs)
     on_progress = hooks.on_progress
-    hooks = replace(hooks, on_progress=lambda done, total, _: on_progress(done, total, "loading LoRAs"))
+    hooks = replace(hooks, on_progress=lambda done, total, _: on_progress(done, total, Loras.LOADING()))
     others = load_tensors(specs[False], composition, device, hooks) if specs[False] else {}
     by_phase = placement.mode == "phase"
     num_layers = 1 + max(unit.block for unit in units)

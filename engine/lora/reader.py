@@ -21,6 +21,9 @@ from ..checkpoints.names import promises_distilled
 from ..checkpoints.pth import is_pth
 from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
 from ..errors import MALFORMED, CheckpointError
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.kinds import Kinds
 from ..sentences.lora_files import LoraFiles
 from .changes import Change, Lora, fits
 from .keys import Foreign, Name, Spellings
@@ -35,9 +38,9 @@ _TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name", "ss_ba
 _EXPECTED = LoraFiles.EXPECTED()
 # Part of the model, in reports -> start of its tensors' names within a block.
 _PARTS = {
-    "self-attention": ("self_attn.",),
-    "cross-attention": ("cross_attn.",),
-    "feed-forward": ("ffn.",),
+    LoraFiles.SELF_ATTENTION(): ("self_attn.",),
+    LoraFiles.CROSS_ATTENTION(): ("cross_attn.",),
+    LoraFiles.FEED_FORWARD(): ("ffn.",),
     LoraFiles.NORMS_MODULATION(): ("norm", "modulation"),
 }
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: LoraFiles.WAN_MODEL_14B()}
@@ -137,7 +140,7 @@ def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> t
         factor = 1.0 if replaces else patch.strength
         change = Change(target=target, names=tuple(parts), factor=factor, replaces=replaces)
     if not fits(change, [tuple(each.shape) for each in parts.values()], model):
-        shapes = " and ".join(str(list(each.shape)) for each in parts.values())
+        shapes = joined((str(list(each.shape)) for each in parts.values()), Between.AND)
         raise CheckpointError(LoraFiles.OTHER_SHAPE(key=patch.key, shapes=shapes, shape=list(model[target].shape)))
     _check_factor(change.factor, LoraFiles.FACTOR_FOR(key=patch.key))
     return change, parts
@@ -210,7 +213,10 @@ class _Reading:
         parts[meaning.part] = name
 
     def _refuse(self, foreign: Mapping[str, Sequence[str]]) -> None:
-        kinds = ", ".join(f"{kind} ({len(names)} tensors, e.g. {names[0]})" for kind, names in foreign.items())
+        kinds = joined(
+            (LoraFiles.FOREIGN(kind=kind, num_tensors=len(names), example=names[0]) for kind, names in foreign.items()),
+            Between.COMMA,
+        )
         raise CheckpointError(LoraFiles.NOT_EXACT(subject=self.subject, kinds=kinds, expected=_EXPECTED))
 
     def _leave_other_expert(self, expert: str) -> None:
@@ -318,9 +324,12 @@ class _Reading:
                 examples=examples,
                 model=_WIDTHS.get(own, LoraFiles.MODEL_OF_WIDTH()),
             )
-        groups = ", ".join(f"{len(names)} of {group}" for group, names in self._left_out.items())
+        groups = joined(
+            (LoraFiles.OF_GROUP(num_names=len(names), group=group) for group, names in self._left_out.items()),
+            Between.COMMA,
+        )
         kind = identify_kind(self._header)
-        said = LoraFiles.LOOKS_LIKE(kind=kind[0]) if kind and kind[0] != "a LoRA" else ""
+        said = LoraFiles.LOOKS_LIKE(kind=kind[0]) if kind and kind[0] != Kinds.LORA() else ""
         return LoraFiles.APPLIES_TO_NOTHING(
             subject=self.subject, groups=groups, examples=examples, expected=_EXPECTED, said=said
         )
@@ -385,7 +394,7 @@ def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Call
 def _pattern(name: str) -> re.Pattern[str]:
     """Return PEFT's pattern of modules; without what could take for ever to be looked for."""
     if re.search(r"\)[*+?{]", name) or len(re.findall(r"[*+{]", name)) > _MAX_REPEATS:
-        raise ValueError(f"a pattern {name[:80]!r}")
+        raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80]))
     return re.compile(rf"(.*\.)?{name}")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.loras import Loras
 
 
@@ -34,20 +36,19 @@ class LoraReport:
         return sum(map(len, self.left_out.values()))
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{count} {group}" for group, count in self.matched.items())
+        parts = (Loras.OF_GROUP(count=count, group=group) for group, count in self.matched.items())
         line: str = Loras.APPLIES(
             title=self.title,
             num_matched=self.num_matched,
             num_tensors=self.num_matched + self.num_left_out,
-            parts=parts,
+            parts=joined(parts, Between.COMMA),
         )
         if self.ranks:
-            line += f", rank {_span(self.ranks)}, alpha/rank {_span(self.factors)}"
+            line = Loras.WITH_RANKS(line=line, ranks=_span(self.ranks), factors=_span(self.factors))
         for group, names in self.left_out.items():
-            line += Loras.LEFT_OUT(
-                num_names=len(names), group=group, names=", ".join(names[:3]), more=", ..." if len(names) > 3 else ""
-            )
-        return " ".join([f"{line}.", *self.notes])
+            more = ", ..." if len(names) > 3 else ""
+            line = Loras.LEFT_OUT(line=line, num_names=len(names), group=group, names=", ".join(names[:3]), more=more)
+        return joined([Loras.WHOLE(line=line), *self.notes], Between.BLANK)
 
     def as_data(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -64,4 +65,4 @@ class LoraReport:
 
 def _span(numbers: Sequence[float]) -> str:
     first, last = f"{numbers[0]:.4g}", f"{numbers[-1]:.4g}"
-    return first if first == last else f"{first} to {last}"
+    return first if first == last else Loras.SPAN(first=first, last=last)

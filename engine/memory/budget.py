@@ -8,6 +8,7 @@ import torch
 
 from .. import system
 from ..constants import GIB
+from ..sentences.memory import Memory
 from ..settings import HostPolicy
 from .needs import Budget, Need
 
@@ -38,9 +39,9 @@ def find_budget(
     asked = policy.reserved_vram_bytes
     left_to_others = _usual_reserve(total) if asked is None else asked
     limits = {"--reserve-vram" if asked else "": free + reserved - left_to_others}
-    limits["the share that torch was allowed"] = int(total * _memory_fraction())
+    limits[Memory.SHARE_OF_TORCH()] = int(total * _memory_fraction())
     if vram_budget_gib:
-        limits["vram_budget_gib of LightX2V Offload"] = int(vram_budget_gib * GIB)
+        limits[Memory.BUDGET_OF_OFFLOAD()] = int(vram_budget_gib * GIB)
     name, vram = min(limits.items(), key=lambda item: item[1])
     return Budget(vram=max(vram - staying, 0), ram=ram, vram_limit=name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import shapes
+from ..sentences.sizes import Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,11 @@ class Clip:
     def facts(self) -> dict[str, Any]:
         """What a report says of it."""
         return {
-            "size": f"{self.width}x{self.height}, {self.num_frames} frames",
+            "size": Sizes.SIZE(width=self.width, height=self.height, num_frames=self.num_frames),
             "batch": self.batch,
             "tokens": self.tokens,
         }
 
     def __str__(self) -> str:
-        clips = f"{self.batch} clips of " if self.batch > 1 else ""
-        return f"{clips}{self.width}x{self.height} with {self.num_frames} frames"
+        clip = Sizes.CLIP(width=self.width, height=self.height, num_frames=self.num_frames)
+        return Sizes.CLIPS(batch=self.batch, clip=clip) if self.batch > 1 else clip

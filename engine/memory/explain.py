@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ..constants import GIB
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.memory import Memory
+from ..sentences.sampling import Sampling
 from .clip import Clip
 from .needs import Budget, Need, Sizes, sampling_need
 from .placement import Placement
@@ -19,26 +23,26 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
         mode: the offload mode that was chosen.
         best_for: finds the best placement for a clip under mode auto; None where it does not fit.
     """
-    cause = "No offload mode has room" if mode == "auto" else f"Offload mode {mode!r} has no room"
+    cause = Memory.NO_MODE_FITS() if mode == "auto" else Memory.MODE_DOES_NOT_FIT(mode=mode)
     modes = ("none", "block", "phase", "disk") if mode == "auto" else (mode,)
     on_gpu, num_experts = budget.vram is not None, sizes.weights.num_experts
     placements = {each: Placement(mode=each) for each in modes}
     if num_experts > 1:
         placements |= {
-            f"{each} with the low-noise expert from its files": Placement(mode=each, reads_second_expert=True)
+            Memory.FROM_ITS_FILES(mode=each): Placement(mode=each, reads_second_expert=True)
             for each in modes
             if each in ("block", "phase")
         }
     needs = {name: sampling_need(sizes, each, on_gpu=on_gpu) for name, each in placements.items()}
     there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
-    bound = f" More VRAM is free: {budget.vram_limit} keeps the rest." if budget.vram_limit else ""
+    bound = Memory.KEPT(vram_limit=budget.vram_limit) if budget.vram_limit else ""
     lines = [
         _advise(sizes, best_for),
-        f"{cause} for {sizes.clip} in {sizes.backends.precision.upper()}. Needed, beside a margin:",
-        *(f"  {mode}: {need.describe(budget)}" for mode, need in needs.items()),
-        f"There are {there}.{bound}",
+        Memory.NEEDED(cause=cause, clip=sizes.clip, precision=sizes.backends.precision.upper()),
+        *(Memory.MODE_NEEDS(mode=mode, need=need.describe(budget)) for mode, need in needs.items()),
+        Memory.THERE_ARE(there=there, bound=bound),
     ]
-    return "\n".join(lines)
+    return joined(lines, Between.LINES)
 
 
 def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], budget: Budget) -> str:
@@ -49,24 +53,22 @@ def explain_frames(stage: str, clip: Clip, needed_for: Callable[[Clip], int], bu
         needed_for: the RAM in which the frames of a clip can go through that stage.
     """
     found = _first_fitting((_fewer(clip), _shorter(clip), _smaller(clip)), lambda each: needed_for(each) <= budget.ram)
-    advice = f"Use {' or '.join(found)}, or close other programs." if found else "Close other programs."
-    return (
-        f"{advice}\nThe frames of {clip} do not fit in RAM: {stage[:-1]}ing them takes "
-        f"{needed_for(clip) / GIB:.1f} GiB, {budget.ram / GIB:.1f} GiB are free."
-    )
+    advice = Memory.USE_OR_CLOSE(sizes=joined(found, Between.OR)) if found else Memory.CLOSE_PROGRAMS()
+    doing = {"decode": Sampling.DECODING, "encode": Memory.ENCODING}[stage]
+    needed, free = needed_for(clip) / GIB, budget.ram / GIB
+    return Memory.FRAMES_DO_NOT_FIT(advice=advice, clip=clip, doing=doing(), needed=needed, free=free)
 
 
 def _advise(sizes: Sizes, best_for: Callable[[Clip], Placement | None]) -> str:
     best = best_for(sizes.clip)
     if best is not None:
         described = best.describe(sizes.weights.num_blocks, sizes.weights.num_experts)
-        return f"Set the offload mode to 'auto': it fits then ({described})."
+        return Memory.SET_AUTO(described=described)
     series = (_smaller(sizes.clip), _shorter(sizes.clip))
     found = _first_fitting(series, lambda each: best_for(each) is not None)
     if not found:
-        other = " Close other programs, or use a checkpoint in FP8 or INT8."
-        return f"No size fits.{other if sizes.backends.precision == 'bf16' else ' Close other programs.'}"
-    return f"Use {' or '.join(found)}, the largest that fit, or close other programs."
+        return Memory.NOTHING_FITS_IN_BF16() if sizes.backends.precision == "bf16" else Memory.NOTHING_FITS()
+    return Memory.USE_LARGEST_OR_CLOSE(sizes=joined(found, Between.OR))
 
 
 def _first_fitting(series: Iterable[Iterable[Clip]], fits: Callable[[Clip], bool]) -> list[str]:

@@ -14,6 +14,9 @@ from ..backends.choose import Backends
 from ..checkpoints.formats import WanArchitecture
 from ..constants import GIB, LATENT_CHANNELS
 from ..parallel.split import most_rows
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.memory import Memory
 from .activations import ROTARY_BYTES, activation_bytes
 from .clip import Clip
 from .decoder import decode_bytes, tae_decode_bytes
@@ -112,8 +115,8 @@ class Need:
 
     def describe(self, budget: Budget) -> str:
         """Return e.g. "4.1 GiB of VRAM and 14.9 GiB of RAM"; without a GPU only the RAM."""
-        ram = f"{self.ram / GIB:.1f} GiB of RAM"
-        return ram if budget.vram is None else f"{self.vram / GIB:.1f} GiB of VRAM and {ram}"
+        ram = Memory.RAM(ram=self.ram / GIB)
+        return ram if budget.vram is None else joined([Memory.VRAM(vram=self.vram / GIB), ram], Between.AND)
 
 
 def weights_vram(weights: WeightSizes, placement: Placement) -> int:

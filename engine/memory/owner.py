@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
+from ..sentences.memory import Memory
 from .needs import Need
 from .placement import Placement
 
@@ -118,5 +119,5 @@ def unload_others(keep: WeightOwner[Any] | None = None) -> None:
     """Unload every owner of this process but `keep`."""
     for owner in list(_loaded):
         if owner is not keep and owner.is_loaded:
-            logger.info("LightX2V: unloading the %s to make room.", owner.name)
+            logger.info("LightX2V: %s", Memory.UNLOADING(name=owner.name))
             owner.unload()

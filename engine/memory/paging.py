@@ -11,6 +11,7 @@ import torch
 from .. import system
 from ..constants import GIB
 from ..interfaces import Transformer
+from ..sentences.memory import Memory
 from .plan import MemoryPlan
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,7 @@ class StepWatch:
             return
         held = torch.cuda.memory_reserved(self._device) / GIB
         self.warnings.append(
-            f"Close other programs that use the GPU; else set vram_budget_gib of 'LightX2V Offload' to "
-            f"{max(held - 1, 1):.0f}, or start ComfyUI with --reserve-vram 2: a step took {seconds:.0f} s where "
-            f"{min(known):.1f} s are to be expected, and {free / GIB:.1f} GiB of VRAM are free, so that Windows puts "
-            "VRAM into RAM. With 'CUDA - Sysmem Fallback Policy' on 'Prefer No Sysmem Fallback' in the NVIDIA "
-            "Control Panel such a run ends in a lack of memory instead, and is tried again with less."
+            Memory.PAGING(budget=max(held - 1, 1), seconds=seconds, expected=min(known), free=free / GIB)
         )
         logger.warning("LightX2V: %s", self.warnings[-1])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..sentences.memory import Memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -28,7 +30,9 @@ class Placement:
     def describe(self, num_blocks: int, num_experts: int = 1) -> str:
         """Return e.g. "block, 12 of 40 blocks resident"."""
         if self.mode == "none":
-            return "resident"
-        of_each = " of each expert" if num_experts > 1 else ""
-        read = ", the low-noise expert from its files" if self.reads_second_expert else ""
-        return f"{self.mode}, {self.resident_blocks} of {num_blocks} blocks{of_each} resident{read}"
+            return Memory.RESIDENT()
+        of_each = Memory.OF_EACH_EXPERT() if num_experts > 1 else ""
+        read = Memory.LOW_NOISE_FROM_FILES() if self.reads_second_expert else ""
+        return Memory.PARTLY_RESIDENT(
+            mode=self.mode, resident_blocks=self.resident_blocks, num_blocks=num_blocks, of_each=of_each, read=read
+        )

@@ -11,6 +11,10 @@ from typing import Any
 from ..backends.choose import Backends
 from ..constants import GIB
 from ..errors import NothingFitsError
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.memory import Memory
+from ..sentences.report import Report
 from ..settings import HostPolicy
 from .clip import Clip
 from .explain import explain_frames, explain_run
@@ -79,7 +83,8 @@ class VaePlan:
     """Whether frames come from the GPU, or go to it, through page-locked RAM."""
 
     def __str__(self) -> str:
-        return f"{self.stage} tiled {self.tile.size}" if self.tile else f"{self.stage} whole"
+        stage = {"decode": Report.DECODE, "encode": Report.ENCODE}[self.stage]()
+        return Memory.TILED(stage=stage, size=self.tile.size) if self.tile else Memory.WHOLE(stage=stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +155,13 @@ class MemoryPlan:
         return (need + held).fits(self.ranks[0].budget if self.ranks else self.budget)
 
     def __str__(self) -> str:
-        memory = f"{self.ram / GIB:.1f} GiB RAM of {self.budget.ram / GIB:.1f} free"
-        return f"plan: {self._describe_cards()}, {memory}; {self.decode}"
+        return Memory.PLAN(summary=self.summary)
+
+    @property
+    def summary(self) -> str:
+        """What is chosen, what it takes and what there is, in words."""
+        ram = Memory.RAM_OF_FREE(ram=self.ram / GIB, free=self.budget.ram / GIB)
+        return Memory.SUMMARY(cards=self._describe_cards(), ram=ram, decode=self.decode)
 
     def _describe_cards(self) -> str:
         """Return where weights rest and the VRAM that this takes; cards with the same placement together."""
@@ -164,18 +174,19 @@ class MemoryPlan:
             vram = max(rank.sampled for rank in ranks)
             if placement == self.placement:
                 vram = max(vram, self.vram)
-            names = " and ".join(rank.device for rank in ranks)
-            texts.append(f"{names}: {self._describe_card(placement, vram, least)}")
-        return "; ".join(texts)
+            names = joined([rank.device for rank in ranks], Between.AND)
+            texts.append(Memory.OF_CARDS(names=names, plan=self._describe_card(placement, vram, least)))
+        return joined(texts, Between.SEMICOLON)
 
     def _describe_card(self, placement: Placement, vram: int, free: int | None) -> str:
         where = placement.describe(self.num_blocks, self.num_experts)
-        return where if free is None else f"{where}, {vram / GIB:.1f} GiB VRAM of {free / GIB:.1f} free"
+        return where if free is None else Memory.WITH_VRAM(where=where, vram=vram / GIB, free=free / GIB)
 
     def as_data(self) -> dict[str, Any]:
         """Return the plan as JSON data for the run report."""
         return {
             "line": str(self),
+            "summary": self.summary,
             "mode": self.placement.mode,
             "resident_blocks": self.num_blocks if self.placement.mode == "none" else self.placement.resident_blocks,
             "num_blocks": self.num_blocks,

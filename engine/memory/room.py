@@ -20,6 +20,7 @@ import torch
 from ..constants import GIB
 from ..errors import NothingFitsError
 from ..interfaces import Hooks, Host
+from ..sentences.memory import Memory
 from ..settings import OffloadSettings
 from ..system import is_out_of_memory, is_surely_out_of_memory, release_memory
 from .budget import find_budget
@@ -34,10 +35,6 @@ logger = logging.getLogger(__name__)
 
 # More VRAM than there is: all that the host can free.
 _ALL_OF_IT = 2**50
-_ADVICE = (
-    "Close other programs that use the GPU, choose a smaller size or fewer frames, or set vram_budget_gib of 'LightX2V "
-    "Offload' to less than what is free."
-)
 
 Plan = TypeVar("Plan")
 
@@ -163,9 +160,9 @@ class Room:
         try:
             plan = cheaper()
         except NothingFitsError as reason:
-            raise torch.cuda.OutOfMemoryError(f"{first.error}\nThere is no room for a retry. {reason}") from reason
+            raise torch.cuda.OutOfMemoryError(Memory.NO_RETRY(error=first.error, reason=reason)) from reason
         said = str(first.error).partition(".")[0]
-        logger.warning("LightX2V: %s ran out of GPU memory (%s). Trying once more: %s.", what, said, plan)
+        logger.warning("LightX2V: %s", Memory.RETRY(stage=what, said=said, plan=plan))
         yield Attempt(plan, device, is_last=True)
 
     @property
@@ -217,7 +214,9 @@ class Attempt(Generic[Plan]):
         _release(self._device)
         if not is_surely_out_of_memory(error):
             return False
-        raise torch.cuda.OutOfMemoryError(f"{error}\nThis was the retry ({self.plan}). {_ADVICE}") from error
+        raise torch.cuda.OutOfMemoryError(
+            Memory.WAS_RETRY(error=error, plan=self.plan, advice=Memory.ADVICE())
+        ) from error
 
 
 def _release(device: torch.device) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
+from ..sentences.memory import Memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -26,10 +28,7 @@ class Tile:
 
     def __post_init__(self) -> None:
         if self.overlap < 1 or self.size < 4 * self.overlap:
-            raise ValueError(
-                f"tile size is {self.size} and overlap {self.overlap} latent cells; expected an overlap of at least 1 "
-                "and a size of at least 4 overlaps, so that no cell lies in more than two tiles of a row."
-            )
+            raise ValueError(Memory.ODD_TILE(size=self.size, overlap=self.overlap))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,11 +42,11 @@ class Advice:
     def __str__(self) -> str:
         """Return e.g. "int8: about 26 s a step at 832x480, 81 frames (an estimate)"."""
         if self.step_seconds is None:
-            return f"{self.variant.name}: {self.numbers}"
+            return Doctor.FILE_WITH(name=self.variant.name, numbers=self.numbers)
         how = Doctor.KERNELS_MEASURED_HERE() if self.is_measured else Doctor.ESTIMATE()
-        size = f"{CLIP.width}x{CLIP.height}, {CLIP.num_frames} frames"
+        size = Doctor.SIZE(width=CLIP.width, height=CLIP.height, num_frames=CLIP.num_frames)
         seconds = f"{self.step_seconds:.1f}" if self.step_seconds < 10 else f"{self.step_seconds:.0f}"
-        computed = "" if self.numbers == self.variant.precision else f" ({self.numbers})"
+        computed = "" if self.numbers == self.variant.precision else Doctor.COMPUTED(numbers=self.numbers)
         return Doctor.SECONDS_OF_STEP(name=self.variant.name, computed=computed, seconds=seconds, size=size, how=how)
 
 

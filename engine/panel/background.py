@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from ..sentences.doctor import Doctor
+
 
 class StoppedError(Exception):
     """The user stopped the work."""
@@ -35,7 +37,7 @@ class Background:
             self._thread.start()
         except RuntimeError as error:
             self._thread = None
-            return f"Restart ComfyUI: {error}."
+            return Doctor.RESTART(error=error)
         return ""
 
     def _check_stop(self) -> None:

@@ -39,13 +39,15 @@ from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from .advice import Advice, rank_files
 from .forecast import cannot_be_used, describe_transformer
 
 OK, WARN, MISSING = "ok", "warn", "missing"
-# The item that tells what was measured.
-MEASURED = "Measured"
+# Kinds of items of which the editor does something special.
+CHECKPOINT, NO_CHECKPOINTS, MEASURED = "checkpoint", "no_checkpoints", "measured"
 # What one precision takes on disk with text encoder and VAE; BF16 takes 42.
 _CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
@@ -75,8 +77,10 @@ class Item:
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
-    is_checkpoint: bool = False
-    """Whether it is one of the checkpoints that can be looked at in full, see panel/verify.py."""
+    kind: str = ""
+    """checkpoint (can be looked at in full, see panel/verify.py) | no_checkpoints | measured (can be measured again)
+    | empty: any other.
+    """
 
 
 def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links: bool = False) -> list[Item]:
@@ -121,7 +125,9 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
 def summarize(items: list[Item]) -> str:
     """Return the verdict in a few words: Ready., or how many things there are to do."""
     to_do = sum(1 for item in items if item.state != OK and item.remedy)
-    return "Ready." if not to_do else Doctor.TO_DO(count=to_do, plural="s" if to_do > 1 else "")
+    if not to_do:
+        return Doctor.READY()
+    return Doctor.ONE_TO_DO() if to_do == 1 else Doctor.TO_DO(count=to_do)
 
 
 def as_text(items: list[Item]) -> str:
@@ -141,15 +147,15 @@ def _examine_card(machine: Machine) -> list[Item]:
         remedy: str = Doctor.USE_NVIDIA()
         if driver:
             remedy = Doctor.INSTALL_CUDA_BUILD()
-        card = Item(name="Card", state=WARN, found=Doctor.NO_CARD(), remedy=remedy)
-        return [card, *([Item(name="Driver", state=OK, found=driver)] if driver else [])]
+        card = Item(name=Doctor.CARD(), state=WARN, found=Doctor.NO_CARD(), remedy=remedy)
+        return [card, *([Item(name=Doctor.DRIVER(), state=OK, found=driver)] if driver else [])]
     if system.compute_device().type != "cuda":
         found, remedy = Doctor.CARD_NOT_USED(), Doctor.START_WITHOUT_CPU()
-        card = Item(name="Card", state=WARN, found=found, remedy=remedy)
-        return [card, Item(name="Driver", state=OK, found=driver or Doctor.VERSION_UNKNOWN())]
+        card = Item(name=Doctor.CARD(), state=WARN, found=found, remedy=remedy)
+        return [card, Item(name=Doctor.DRIVER(), state=OK, found=driver or Doctor.VERSION_UNKNOWN())]
     properties = torch.cuda.get_device_properties(system.compute_device())
     free = system.free_vram_bytes() or 0
-    found = Doctor.CARD(
+    found = Doctor.CARD_IS(
         name=properties.name,
         total=properties.total_memory / GIB,
         free=free / GIB,
@@ -158,8 +164,8 @@ def _examine_card(machine: Machine) -> list[Item]:
     )
     remedy = too_old(machine)
     return [
-        Item(name="Card", state=MISSING if remedy else OK, found=found, remedy=remedy),
-        Item(name="Driver", state=OK, found=driver or Doctor.VERSION_UNKNOWN()),
+        Item(name=Doctor.CARD(), state=MISSING if remedy else OK, found=found, remedy=remedy),
+        Item(name=Doctor.DRIVER(), state=OK, found=driver or Doctor.VERSION_UNKNOWN()),
     ]
 
 
@@ -182,9 +188,9 @@ def _examine_required(package: str) -> Item:
 def _examine_lightx2v(machine: Machine) -> Item:
     problem = bootstrap.unavailable_reason()
     if problem is None:
-        version = _version("lightx2v") or "installed"
-        used = "" if machine.capability else Doctor.NOT_USED_WITHOUT_CARD()
-        return Item(name="LightX2V", state=OK, found=f"{version}{used}")
+        version = _version("lightx2v") or Doctor.INSTALLED()
+        found = version if machine.capability else Doctor.NOT_USED_WITHOUT_CARD(version=version)
+        return Item(name="LightX2V", state=OK, found=found)
     if machine.capability is None:
         return Item(name="LightX2V", state=OK, found=Doctor.NOT_NEEDED_WITHOUT_CARD())
     if bootstrap.missing_packages():
@@ -199,8 +205,8 @@ def _examine_lightx2v(machine: Machine) -> Item:
 
 
 def _find_package(package: str, row: Backend) -> str | None:
-    """Return the version of the distribution that a back end needs, or "installed" where it does not say."""
-    return _version(package) or ("installed" if importlib.util.find_spec(row.package or "") else None)
+    """Return the version of the distribution that a back end needs, or that it is installed where it does not say."""
+    return _version(package) or (Doctor.INSTALLED() if importlib.util.find_spec(row.package or "") else None)
 
 
 def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | None) -> Item:
@@ -241,14 +247,18 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
     """Look at what was measured and what ended the process of its trial run; nothing where nothing is kept."""
     if findings is None:
         return []
-    measured = [f"{problem}: {milliseconds(seconds)}" for problem, seconds in findings.measured.items() if seconds]
-    found = "; ".join(measured) or Doctor.NOT_MEASURED()
-    items = [Item(name=MEASURED, state=OK, found=found)]
-    died = [f"{trial} ({how})" for trial, how in findings.trials.items() if how]
+    measured = [
+        Doctor.MEASURED_AS(problem=problem, seconds=milliseconds(seconds))
+        for problem, seconds in findings.measured.items()
+        if seconds
+    ]
+    found = joined(measured, Between.SEMICOLON) or Doctor.NOT_MEASURED()
+    items = [Item(name=Doctor.MEASURED(), state=OK, found=found, kind=MEASURED)]
+    died = [Doctor.DIED(trial=trial, how=how) for trial, how in findings.trials.items() if how]
     if died:
         remedy = Doctor.UPDATE_DRIVER()
-        found = Doctor.ENDED_THEIR_TRIAL(died="; ".join(died))
-        items.append(Item(name="Kernels", state=WARN, found=found, remedy=remedy))
+        found = Doctor.ENDED_THEIR_TRIAL(died=joined(died, Between.SEMICOLON))
+        items.append(Item(name=Doctor.KERNELS(), state=WARN, found=found, remedy=remedy))
     return items
 
 
@@ -257,26 +267,27 @@ def _examine_gpus(links: Links | None) -> list[Item]:
     if links is None:
         return []
     kinds = dict.fromkeys(links.names)
-    gpus = Item(name="GPUs", state=OK, found=", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds))
+    found = ", ".join(f"{links.names.count(kind)} x {kind}" for kind in kinds)
+    gpus = Item(name=Doctor.GPUS(), state=OK, found=found)
     if links.system != "linux":
-        found, remedy = Doctor.NCCL_FOR_LINUX(), f"Use WSL2. {_MANY_CLIPS}"
-        return [gpus, Item(name="NCCL", state=WARN, found=found, remedy=remedy)]
+        remedy = Doctor.USE_WSL2(many_clips=_MANY_CLIPS)
+        return [gpus, Item(name="NCCL", state=WARN, found=Doctor.NCCL_FOR_LINUX(), remedy=remedy)]
     if not links.nccl:
         remedy = Doctor.INSTALL_CUDA_BUILD_OR(many_clips=_MANY_CLIPS)
         return [gpus, Item(name="NCCL", state=WARN, found=Doctor.BUILT_WITHOUT_NCCL(), remedy=remedy)]
     if len(kinds) > 1:
         gpus = replace(gpus, state=WARN, remedy=Doctor.NAME_ONE_KIND(many_clips=_MANY_CLIPS))
     is_slow = not links.peers
-    reach = Doctor.THROUGH_RAM() if is_slow else "directly (P2P)"
+    reach = Doctor.THROUGH_RAM() if is_slow else Doctor.DIRECTLY()
     remedy = Doctor.GAINS_LESS()
     items = [
         gpus,
-        Item(name="Between GPUs", state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
+        Item(name=Doctor.BETWEEN_GPUS(), state=WARN if is_slow else OK, found=reach, remedy=remedy if is_slow else ""),
         Item(name="NCCL", state=OK, found=links.nccl),
     ]
     if links.speeds:
         least, most = min(links.speeds) / 1e9, max(links.speeds) / 1e9
-        range_of = f"{least:.0f}" if most < 1.1 * least else f"{least:.0f} to {most:.0f}"
+        range_of = f"{least:.0f}" if most < 1.1 * least else Doctor.RANGE(least=least, most=most)
         items.append(Item(name=Doctor.LINK_SPEED(), state=OK, found=Doctor.COPIES_PER_SECOND(range_of=range_of)))
     return [*items, _examine_shared_memory(links)]
 
@@ -297,11 +308,11 @@ def _examine_shared_memory(links: Links) -> Item:
 def _examine_ram() -> Item:
     total, free = system.total_ram_bytes(), system.free_ram_bytes()
     limited = "" if total >= psutil.virtual_memory().total else Doctor.LIMIT_OF_GROUP()
-    found = f"{total / GIB:.1f} GiB{limited}, {free / GIB:.1f} free"
+    found = Doctor.RAM_IS(total=total / GIB, limited=limited, free=free / GIB)
     remedy = ""
     if free < _RAM_GIB * GIB:
         remedy = Doctor.CLOSE_PROGRAMS()
-    return Item(name="RAM", state=WARN if remedy else OK, found=found, remedy=remedy)
+    return Item(name=Doctor.RAM(), state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
 def free_disk_bytes(models_dir: Path) -> int:
@@ -319,11 +330,12 @@ def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
         free = free_disk_bytes(models_dir)
     except OSError as error:
         remedy: str = Doctor.CHECK_MODELS_FOLDER(models_dir=models_dir)
-        return Item(name="Disk", state=WARN, found=Doctor.NOT_LOOKED_AT(error=error), remedy=remedy)
+        return Item(name=Doctor.DISK(), state=WARN, found=Doctor.NOT_LOOKED_AT(error=error), remedy=remedy)
     remedy = ""
     if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
         remedy = Doctor.MAKE_ROOM(checkpoint_gib=_CHECKPOINT_GIB)
-    return Item(name="Disk", state=WARN if remedy else OK, found=Doctor.DISK_FREE(free=free / GIB), remedy=remedy)
+    found = Doctor.DISK_FREE(free=free / GIB)
+    return Item(name=Doctor.DISK(), state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
 def _examine_files(files: list[Advice]) -> list[Item]:
@@ -332,14 +344,21 @@ def _examine_files(files: list[Advice]) -> list[Item]:
     if not folders or folders[0].step_seconds is None:
         return []
     best, *others = folders
-    rest = ", ".join(f"{other.variant.name} {other.step_seconds:.3g} s" for other in others if other.step_seconds)
+    rest = joined(
+        (
+            Doctor.OTHER_FILE(name=other.variant.name, seconds=other.step_seconds)
+            for other in others
+            if other.step_seconds
+        ),
+        Between.COMMA,
+    )
     found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1e9, rest=rest)
     return [Item(name=Doctor.FILE_FOR_CARD(), state=OK, found=found)]
 
 
 def _examine_image_models(models_dir: Path) -> Item:
     """Name the published image-to-video models, and which are here."""
-    found = f"with LightX2V Image To Video: {_list_published(PUBLISHED_IMAGE_MODELS, models_dir)}"
+    found = Doctor.WITH_IMAGE_NODE(listed=_list_published(PUBLISHED_IMAGE_MODELS, models_dir))
     return Item(name=Doctor.IMAGE_TO_VIDEO(), state=OK, found=found)
 
 
@@ -360,13 +379,15 @@ def _list_published(variants: Mapping[str, Variant], models_dir: Path) -> str:
             if not (models_dir / part.folder / PurePosixPath(part.patterns[0]).name).is_file()
         ]
         if not missing:
-            return f"{variant.name} here"
-        size = f"{sum(part.num_bytes for part in missing) / 1e9:.2g} GB"
+            return Doctor.HERE(name=variant.name)
+        size = sum(part.num_bytes for part in missing) / 1e9
         # The others may be there from another model.
-        is_begun = variant.parts[0] not in missing
-        return f"{variant.name} {size}" + (f" ({', '.join(part.what for part in missing)} missing)" if is_begun else "")
+        if variant.parts[0] in missing:
+            return Doctor.TO_FETCH(name=variant.name, size=size)
+        parts = joined((part.what for part in missing), Between.COMMA)
+        return Doctor.REST_TO_FETCH(name=variant.name, size=size, parts=parts)
 
-    return ", ".join(map(describe, variants.values()))
+    return joined(map(describe, variants.values()), Between.COMMA)
 
 
 def _examine_checkpoints(
@@ -376,10 +397,11 @@ def _examine_checkpoints(
         remedy = Doctor.DOWNLOAD(name=files[0].variant.name)
         return [
             Item(
-                name="Checkpoints",
+                name=Doctor.CHECKPOINTS(),
                 state=MISSING,
                 found=Doctor.NO_CHECKPOINTS(models_dir=models_dir / "lightx2v"),
                 remedy=remedy,
+                kind=NO_CHECKPOINTS,
             )
         ]
     return [
@@ -405,30 +427,31 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
         checkpoint = resolve_checkpoint(path)
         found = _describe(checkpoint, machine)
     except CheckpointError as error:
-        return Item(is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=str(error))
+        return Item(kind=CHECKPOINT, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=str(error))
     except (OSError, *MALFORMED) as error:
         # Of one among many: the others are shown all the same.
         return Item(
-            is_checkpoint=True, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=cannot_be_used(path, error)
+            kind=CHECKPOINT, name=name, state=WARN, found=Doctor.CANNOT_BE_USED(), remedy=cannot_be_used(path, error)
         )
     if checkpoint.missing:
-        return Item(is_checkpoint=True, name=name, state=MISSING, found=found, remedy=" ".join(checkpoint.missing))
+        remedy = joined(checkpoint.missing, Between.BLANK)
+        return Item(kind=CHECKPOINT, name=name, state=MISSING, found=found, remedy=remedy)
     if checkpoint.transformer is not None and checkpoint.transformer.warnings:
-        remedy = " ".join(checkpoint.transformer.warnings)
-        return Item(is_checkpoint=True, name=name, state=WARN, found=found, remedy=remedy)
-    return Item(is_checkpoint=True, name=name, state=OK, found=found)
+        remedy = joined(checkpoint.transformer.warnings, Between.BLANK)
+        return Item(kind=CHECKPOINT, name=name, state=WARN, found=found, remedy=remedy)
+    return Item(kind=CHECKPOINT, name=name, state=OK, found=found)
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:
-    parts = []
+    parts: list[str] = []
     if checkpoint.transformer is not None:
         numbers = _numbers(checkpoint.transformer.format, machine)
-        parts.append(f"transformer {describe_transformer(checkpoint.transformer, numbers)}")
+        parts.append(Doctor.TRANSFORMER(described=describe_transformer(checkpoint.transformer, numbers)))
     if checkpoint.text_encoder is not None:
         parts.append(Doctor.TEXT_ENCODER(name=checkpoint.text_encoder.name))
     if checkpoint.vae is not None:
         parts.append(f"VAE {checkpoint.vae.name}")
-    return "; ".join(parts) or Doctor.NO_PART()
+    return joined(parts, Between.SEMICOLON) or Doctor.NO_PART()
 
 
 def _numbers(layout: TransformerFormat, machine: Machine) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import system
-from ..adapters.comfy import host, memory, paths, routes
+from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
@@ -18,6 +18,8 @@ from ..checkpoints.transformers import EXPERTS
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
+from ..sentences import LANGUAGES, joined
+from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
@@ -123,7 +125,7 @@ def _second_expert(values: Mapping[str, Value]) -> Path | str:
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
     named = [kind for kind in _MODELS if kind in values]
     if len(named) != 1:
-        raise ValueError(Doctor.NEEDS_ONE_MODEL(route=route, kinds=" and ".join(named) or "neither"))
+        raise ValueError(Doctor.NEEDS_ONE_MODEL(route=route, kinds=joined(named, Between.AND) or Doctor.NEITHER()))
     return named[0]
 
 
@@ -143,7 +145,7 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         remembered.notes().forget()
     except OSError as error:
-        raise ValueError(f"Delete {remembered.notes().path} yourself: {error}.") from error
+        raise ValueError(Doctor.DELETE_YOURSELF(path=remembered.notes().path, error=error)) from error
     trials.forget_trials()
     return {}
 
@@ -152,17 +154,17 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
     host.follow_host_device()
     offers = [
-        (advice.variant, "" if advice.step_seconds is None else f"; {advice}") for advice in doctor.rank_files_here()
+        (advice.variant, [] if advice.step_seconds is None else [str(advice)]) for advice in doctor.rank_files_here()
     ]
-    offers += [(other, "") for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
+    offers += [(other, []) for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
     variants = [
         {
             "name": variant.name,
-            "summary": f"{variant.summary}{note}",
+            "summary": joined([variant.summary, *notes], Between.SEMICOLON),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
         }
-        for variant, note in offers
+        for variant, notes in offers
     ]
     folder = paths.models_folder()
     try:
@@ -214,6 +216,18 @@ def start_verification(values: Mapping[str, Value]) -> dict[str, Any]:
     return asdict(_verifications.state)
 
 
+def remember_language(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Note the language of an editor, in which it is told what happens to its prompts.
+
+    Raises:
+        ValueError: client or language is not given.
+    """
+    if values.keys() != {"client", "language"}:
+        raise ValueError(Doctor.LANGUAGE_NEEDS_CLIENT())
+    language.remember_editor(str(values["client"]), str(values["language"]))
+    return {}
+
+
 _MODEL_FIELDS = {
     "checkpoint": plain_name,
     "transformer": plain_name,
@@ -257,8 +271,11 @@ DOWNLOAD = routes.Route(
 )
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
+LANGUAGE = routes.Route(
+    name="language", method="POST", fields={"client": str, "language": choice(*LANGUAGES)}, answer=remember_language
+)
 
 
 def register_routes() -> None:
     """Add the routes to ComfyUI's server."""
-    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY)
+    routes.register(PLAN, LORA, DOCTOR, MEASURE_AGAIN, DOWNLOADS, DOWNLOAD, VERIFICATION, VERIFY, LANGUAGE)

@@ -23,6 +23,9 @@ from ..interfaces import Host
 from ..lora.experts import ExpertLoras, read_for_experts
 from ..memory.clip import Clip
 from ..quantities import format_bytes
+from ..sentences import joined
+from ..sentences.between import Between
+from ..sentences.doctor import Doctor
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
 from . import speed
 
@@ -75,6 +78,8 @@ class Forecast:
     attention: str = ""
     matmul: str = ""
     offload: str = ""
+    num_blocks: int = 0
+    """Of the transformer; of each expert where there are two."""
     resident_blocks: int = 0
     """In a streaming mode: blocks that stay on the GPU."""
     is_tiled: bool = False
@@ -111,14 +116,14 @@ def forecast(question: Question) -> Forecast:
         files, checkpoint = _find(question)
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
-            return Forecast(ok=False, sentence=" ".join(missing), missing=missing, tokens=clip.tokens)
+            return Forecast(ok=False, sentence=joined(missing, Between.BLANK), missing=missing, tokens=clip.tokens)
         answer = _forecast_run(question, files, checkpoint)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
     except (OSError, *MALFORMED) as error:
         return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
-        answer = replace(answer, ok=False, sentence=" ".join(missing))
+        answer = replace(answer, ok=False, sentence=joined(missing, Between.BLANK))
     return replace(answer, missing=missing)
 
 
@@ -128,7 +133,7 @@ def describe_lora(question: Question) -> tuple[bool, str]:
     try:
         files, _ = _find(question)
         if files is None:
-            return False, "There is no transformer yet that it could be put on."
+            return False, Doctor.NO_TRANSFORMER_YET()
         return True, str(_read_lora(lora, _signature(lora), files, expert).report)
     except LightX2VError as error:
         return False, str(error)
@@ -138,7 +143,7 @@ def describe_lora(question: Question) -> tuple[bool, str]:
 
 def cannot_be_used(path: Path, error: BaseException) -> str:
     """Return the sentence about files that nobody can make sense of."""
-    return f"Choose another, or fetch {path.name} again: it cannot be used ({type(error).__name__}: {error})."
+    return Doctor.CHOOSE_ANOTHER(name=path.name, kind=type(error).__name__, error=error)
 
 
 def keep_speeds_in(path: Path | None) -> None:
@@ -188,7 +193,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     backends, architecture = sizes.backends, files.format.architecture
     answer = Forecast(
         ok=True,
-        sentence="Fits.",
+        sentence=Doctor.FITS(),
         detected=describe_transformer(files, backends.numbers),
         engine=backends.engine,
         attention=backends.attention.name,
@@ -214,6 +219,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
     return replace(
         answer,
         offload=plan.placement.mode,
+        num_blocks=architecture.num_layers,
         resident_blocks=plan.placement.resident_blocks,
         is_tiled=is_tiled,
         plan=str(plan),
@@ -228,8 +234,9 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
 
 def describe_transformer(files: TransformerFiles, numbers: str) -> str:
     """Return e.g. "fp8, 40 blocks, 13.1 GiB". Args: numbers: what it has and what is computed in."""
-    size = f"{files.format.architecture.num_layers} blocks, {format_bytes(files.total_bytes)}"
-    return f"{numbers}, {size}" if files.second is None else f"{numbers}, two experts of {size} together"
+    size = Doctor.BLOCKS(num_layers=files.format.architecture.num_layers, size=format_bytes(files.total_bytes))
+    expert = Doctor.ONE_TRANSFORMER if files.second is None else Doctor.TWO_EXPERTS
+    return expert(numbers=numbers, size=size)
 
 
 def _card(device: torch.device, count: int = 1) -> str:
@@ -239,8 +246,7 @@ def _card(device: torch.device, count: int = 1) -> str:
 
 
 def _lacks(checkpoint: Checkpoint, uses: frozenset[str]) -> bool:
-    lacks_text = checkpoint.text_encoder is None or any("The tokenizer" in part for part in checkpoint.missing)
-    return ("text_encoder" in uses and lacks_text) or ("vae" in uses and checkpoint.vae is None)
+    return ("text_encoder" in uses and not checkpoint.has_text) or ("vae" in uses and checkpoint.vae is None)
 
 
 def _find(question: Question) -> tuple[TransformerFiles | None, Checkpoint | None]:

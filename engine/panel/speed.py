@@ -20,6 +20,7 @@ from ..backends.table import ATTENTION_BACKENDS, BLOCK_BACKENDS, LIGHTX2V_BLOCKS
 from ..checkpoints.formats import WanArchitecture
 from ..errors import MALFORMED
 from ..memory.clip import Clip
+from ..sentences.doctor import Doctor
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +267,7 @@ class History:
         except FileNotFoundError:
             return
         except (OSError, *MALFORMED) as error:
-            logger.warning("LightX2V: speeds of earlier runs are not known: %s cannot be read (%s).", path, error)
+            logger.warning("LightX2V: %s", Doctor.SPEEDS_UNKNOWN(path=path, error=error))
             return
         self._steps, self._decodes = steps, decodes
 
@@ -279,13 +280,13 @@ class History:
             part.write_text(json.dumps({"steps": self._steps, "decodes": self._decodes}), encoding="utf-8")
             part.replace(self.path)
         except OSError as error:
-            logger.warning("LightX2V: speeds are forgotten with this process: %s cannot be written (%s).", part, error)
+            logger.warning("LightX2V: %s", Doctor.SPEEDS_FORGOTTEN(path=part, error=error))
             self.path = None
 
 
 def _positive(number: Any) -> float:
     if not isinstance(number, float | int) or not 0 < number < math.inf:
-        raise ValueError(f"{number!r} is no duration")
+        raise ValueError(Doctor.NO_DURATION(number=number))
     return float(number)
 
 

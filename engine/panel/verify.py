@@ -131,7 +131,7 @@ def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile],
         return Item(name=file.name, state=MISSING, found=Verifying.NOT_AS_PUBLISHED(found=found), remedy=remedy)
     fault = _fault_in(file)
     if fault:
-        return Item(name=file.name, state=MISSING, found=f"damaged: {fault}; {found}", remedy=_REMEDY)
+        return Item(name=file.name, state=MISSING, found=Verifying.DAMAGED(fault=fault, found=found), remedy=_REMEDY)
     whose = Verifying.NOT_ASKED(unasked=unasked) if unasked else Verifying.NOT_PUBLISHED()
     return Item(name=file.name, state=WARN if unasked else OK, found=Verifying.NOTHING_WRONG(whose=whose, found=found))
 
@@ -149,7 +149,7 @@ def _fault_in(file: Path) -> str:
             tensor = weights[name]
             fault = find_fault_in_full(tensor, tensor.dtype, may_be_zero=may_be_zero(name))
             if fault:
-                return f"{name} {fault}"
+                return Verifying.IN_TENSOR(name=name, fault=fault)
     finally:
         weights.close()
     return ""
@@ -198,7 +198,7 @@ class Verifications(Background):
             items = verify(path, on_progress=self._note, endpoint=endpoint)
             end = Verification(name=name, items=tuple(items))
         except StoppedError:
-            end = replace(end, problem="Stopped.")
+            end = replace(end, problem=Verifying.STOPPED())
         except (LightX2VError, OSError) as error:
             end = replace(end, problem=str(error))
             logger.warning("LightX2V: %s", Verifying.ENDED_BY(name=name, error=error))

@@ -16,6 +16,7 @@ from .. import shapes
 from ..checkpoints.companions import VaeFiles
 from ..checkpoints.formats import VaeFormat
 from ..interfaces import Hooks
+from ..sentences.gpus import Gpus
 from .channel import Region
 from .group import Members, WorkerGroup, group_of
 
@@ -45,7 +46,7 @@ class GroupDecoder:
     def load(self, hooks: Hooks) -> None:
         if self._group is None or not self._group.is_alive():
             self._group = group_of(self._members, hooks)
-            self._group.ask("Loading the VAE", "load_decoder", self._files, hooks=hooks)
+            self._group.ask(Gpus.LOADING_VAE(), "load_decoder", self._files, hooks=hooks)
 
     def unload(self) -> None:
         group, self._group = self._group, None
@@ -75,7 +76,7 @@ class GroupDecoder:
         def work() -> None:
             try:
                 value = (self._files, shape, frames_shape)
-                self._answers = group.ask("Decoding", "decode", value, regions, hooks=hooks, on_chunk=note)
+                self._answers = group.ask(Gpus.DECODING(), "decode", value, regions, hooks=hooks, on_chunk=note)
                 chunks.put(None)
             except BaseException as error:  # noqa: BLE001 - raised where the frames are asked for
                 chunks.put(error)

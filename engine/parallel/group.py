@@ -32,6 +32,10 @@ import torch
 
 from ..errors import LightX2VError, MissingDependencyError, RankError, UnsupportedHardwareError
 from ..interfaces import Hooks
+from ..sentences import Said, joined
+from ..sentences.between import Between
+from ..sentences.gpus import Gpus
+from ..sentences.kernels import Running
 from . import exchange
 from .channel import Channel, ClosedError, Region
 from .split import MOST_RANKS
@@ -50,7 +54,6 @@ _START_SECONDS, _STOP_SECONDS, _END_SECONDS, _WORDS_SECONDS = 180.0, 5.0, 5.0, 1
 _PATIENCE_SECONDS = 300.0
 # Set by ComfyUI for itself, or of another launcher's processes: not a rank's.
 _NOT_PASSED = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
-_ELSEWHERE = "To use several GPUs all the same, let each make its own clips: docs/several-gpus.md of the pack says how."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,26 +88,17 @@ class Members:
 def find_problem(members: Members) -> str | None:
     """Return why these devices cannot compute a clip together here, and what can be done; None where they can."""
     if not sys.platform.startswith("linux"):
-        return (
-            "Set gpus of LightX2V GPUs to 1, or run ComfyUI in Linux or WSL2: PyTorch connects GPUs through NCCL, "
-            f"which there is for Linux alone. {_ELSEWHERE}"
-        )
+        return Gpus.LINUX_ONLY(elsewhere=Gpus.ELSEWHERE())
     if members.size > MOST_RANKS:
-        return f"Set gpus of LightX2V GPUs to {MOST_RANKS} or fewer: it names {members.size}."
+        return Gpus.TOO_MANY(most=MOST_RANKS, size=members.size)
     backend = "nccl" if members.device == "cuda" else "gloo"
     if not exchange.is_available(backend):
-        return (
-            f"Set gpus of LightX2V GPUs to 1, or install a PyTorch with {backend.upper()}: this one "
-            f"({torch.__version__}) was built without it. {_ELSEWHERE}"
-        )
+        return Gpus.NO_BACKEND(backend=backend.upper(), torch=torch.__version__, elsewhere=Gpus.ELSEWHERE())
     if members.device == "cuda":
         capabilities = {torch.cuda.get_device_capability(index) for index in members.indices}
         if len(capabilities) > 1:
-            named = " and ".join(members.names)
-            return (
-                f"Name GPUs of one kind in LightX2V GPUs: {named} have not the same compute capability, so that they "
-                f"would not compute alike. {_ELSEWHERE}"
-            )
+            named = joined(members.names, Between.AND)
+            return Gpus.OF_SEVERAL_KINDS(named=named, elsewhere=Gpus.ELSEWHERE())
     return None
 
 
@@ -116,7 +110,8 @@ def check_members(members: Members) -> None:
     """
     problem = find_problem(members)
     if problem is not None:
-        raise (MissingDependencyError if "install a PyTorch" in problem else UnsupportedHardwareError)(problem)
+        is_missing = isinstance(problem, Said) and problem.sentence is Gpus.NO_BACKEND
+        raise (MissingDependencyError if is_missing else UnsupportedHardwareError)(problem)
 
 
 @dataclass(eq=False)
@@ -154,10 +149,7 @@ class WorkerGroup:
         except OSError as error:
             self._log.close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise RankError(
-                "Set gpus of LightX2V GPUs to 1, or TMPDIR to a folder with a shorter name: no socket can be made in "
-                f"{self._folder} ({error})."
-            ) from error
+            raise RankError(Gpus.NO_SOCKET(folder=self._folder, error=error)) from error
         self._listener.listen(members.size)
         self._listener.settimeout(_POLL_SECONDS)
         self._supervisor = self._start()
@@ -165,11 +157,11 @@ class WorkerGroup:
         self._finish = weakref.finalize(self, _end, self._supervisor, self._ranks, self._folder, self._log)
         try:
             self._wait_for_ranks(hooks)
-            self._collect("starting the GPUs", hooks)
+            self._collect(Gpus.STARTING(), hooks)
         except BaseException:
             self.close()
             raise
-        logger.info("LightX2V: %s compute together.", ", ".join(members.names))
+        logger.info("LightX2V: %s", Gpus.COMPUTE_TOGETHER(names=", ".join(members.names)))
 
     @property
     def size(self) -> int:
@@ -223,7 +215,7 @@ class WorkerGroup:
         """
         if self._lock.acquire(blocking=False):
             self._lock.release()
-            self.ask("Giving back memory", name, value)
+            self.ask(Gpus.GIVING_BACK(), name, value)
         else:
             self._later.append((name, value))
 
@@ -232,7 +224,7 @@ class WorkerGroup:
         compute, what was last known.
         """
         if not self._lock.locked() or not self._budgets:
-            self._budgets = self.ask("Planning", "budget")
+            self._budgets = self.ask(Gpus.PLANNING(), "budget")
         return self._budgets
 
     def _send(self, doing: str, name: str, value: Any, regions: Sequence[Region] = ()) -> None:
@@ -294,17 +286,14 @@ class WorkerGroup:
         except OSError as error:
             self._log.close()
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise RankError(f"Set gpus of LightX2V GPUs to 1: processes cannot be started here ({error}).") from error
+            raise RankError(Gpus.CANNOT_START(error=error)) from error
 
     def _wait_for_ranks(self, hooks: Hooks) -> None:
         until = time.monotonic() + _START_SECONDS
         while len(self._ranks) < self.size:
             hooks.check_interrupt()
             if self._supervisor.poll() is not None or time.monotonic() > until:
-                raise RankError(
-                    f"Set gpus of LightX2V GPUs to 1: the processes of {self.size} GPUs did not start"
-                    f"{self._last_words()}."
-                )
+                raise RankError(Gpus.DID_NOT_START(size=self.size, words=self._last_words()))
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
@@ -382,7 +371,7 @@ class WorkerGroup:
                             self.stopped_before[key.data.number] = value
             if not left:
                 self._send("Stopping", "forget_stop", None)
-                self._collect("Stopping", Hooks())
+                self._collect(Gpus.STOPPING(), Hooks())
                 return
         except (ClosedError, RankError):
             pass
@@ -401,24 +390,15 @@ class WorkerGroup:
         how = self._how_ended(rank)
         words = self._last_words()
         self.close()
-        name = "one of the GPUs" if number is None else self.members.name(number)
-        rest = "The others were stopped, and all weights were given back."
+        name = Gpus.ONE_OF_THEM() if number is None else self.members.name(number)
+        rest = Gpus.OTHERS_STOPPED()
         if facts is not None and facts["kind"] == "memory":
-            raise torch.cuda.OutOfMemoryError(f"{doing}: {name} ran out of memory ({facts['text']}). {rest}")
+            raise torch.cuda.OutOfMemoryError(Gpus.OUT_OF_MEMORY(doing=doing, name=name, text=facts["text"], rest=rest))
         if facts is not None and facts["kind"] == "silent":
-            raise RankError(
-                f"{doing} stopped: {name} has not answered for {facts['text']}. {rest} Run it again; if it happens "
-                "again, set gpus of LightX2V GPUs to 1."
-            )
+            raise RankError(Gpus.SILENT(doing=doing, name=name, time=facts["text"], rest=rest))
         if facts is not None:
-            raise RankError(
-                f"{doing} stopped: {name} failed with {facts['type']}: {facts['text']} {rest} Run it again; if it "
-                "happens again, set gpus of LightX2V GPUs to 1."
-            )
-        raise RankError(
-            f"{doing} stopped: the process of {name} has ended{how}. {rest} Run it again; if it happens again, set "
-            f"gpus of LightX2V GPUs to 1{words}."
-        )
+            raise RankError(Gpus.FAILED(doing=doing, name=name, kind=facts["type"], text=facts["text"], rest=rest))
+        raise RankError(Gpus.ENDED(doing=doing, name=name, how=how, rest=rest, words=words))
 
     def _last_reports(self, first: _Rank | None) -> list[tuple[_Rank, dict[str, Any] | None]]:
         """Return what other ranks say, or that they have ended, within a moment."""
@@ -449,13 +429,13 @@ class WorkerGroup:
             if found and rank is not None and int(found[2]) == rank.number:
                 code = int(found[1])
                 is_signal = code < 0 and -code in {*signal.Signals}
-                return f" ({signal.Signals(-code).name if is_signal else f'exit code {code}'})"
+                return Gpus.HOW(how=signal.Signals(-code).name if is_signal else Running.EXIT_CODE(code=code))
         return ""
 
     def _last_words(self) -> str:
         """Return what the processes have written last that says something, such as "; its last words: ..."."""
         lines = [line for line in self._log_lines() if "Error" in line and "torch.distributed" not in line]
-        return f"; last words: {lines[-1].strip()[:200]}" if lines else ""
+        return Gpus.LAST_WORDS(line=lines[-1].strip()[:200]) if lines else ""
 
     def _log_lines(self) -> list[str]:
         with contextlib.suppress(OSError, ValueError):

@@ -8,6 +8,7 @@ import os
 import torch
 
 from ..errors import UnsupportedHardwareError
+from ..sentences.gpus import Gpus
 from ..settings import GpuSettings
 from .group import Members, check_members, find_problem
 from .split import MOST_RANKS
@@ -30,20 +31,16 @@ def choose_members(settings: GpuSettings, device: torch.device) -> Members | Non
     here = devices_here(device)
     if settings.count is None:
         members = Members(device=device.type, indices=here[:MOST_RANKS])
-        problem = None if len(here) > 1 else "there is one"
-        problem = problem or find_problem(members)
+        problem = find_problem(members) if len(here) > 1 else Gpus.ONLY_ONE()
         if problem is None:
             return members
-        logger.info("LightX2V: gpus is auto: one GPU computes (%s).", problem)
+        logger.info("LightX2V: %s", Gpus.ONE_COMPUTES(problem=problem))
         return None
     wanted = settings.named or here[: settings.count]
     if len(wanted) < settings.count or not set(wanted) <= set(here) or len(set(wanted)) < len(wanted):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = f" (CUDA_VISIBLE_DEVICES is {visible}, which ComfyUI's --cuda-device sets too)" if visible else ""
-        raise UnsupportedHardwareError(
-            f"Set gpus of LightX2V GPUs to what is here: it is {settings.gpus!r}, and this process sees "
-            f"{_count(len(here))}{hidden}."
-        )
+        hidden = Gpus.HIDDEN(visible=visible) if visible else ""
+        raise UnsupportedHardwareError(Gpus.NOT_HERE(gpus=settings.gpus, count=_count(len(here)), hidden=hidden))
     if device.index is not None and device.index in wanted:
         # The plan of this process's own card is that of the first one.
         wanted = (device.index, *(index for index in wanted if index != device.index))
@@ -61,4 +58,6 @@ def devices_here(device: torch.device) -> tuple[int, ...]:
 
 
 def _count(number: int) -> str:
-    return {0: "no GPU", 1: "one GPU"}.get(number, f"{number} GPUs")
+    if number > 1:
+        return Gpus.SOME(number=number)
+    return Gpus.ONE() if number else Gpus.NONE()

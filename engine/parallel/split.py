@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from ..sentences.gpus import Gpus
+
 # Rows are dealt in blocks of so many, so that what is quantized together is on one GPU.
 ROW_BLOCK = 128
 # GPUs that compute a clip together.
@@ -30,7 +32,7 @@ def split_rows(tokens: int, ranks: int) -> list[slice]:
         ValueError: there are fewer tokens than ranks.
     """
     if tokens < ranks:
-        raise ValueError(f"Choose fewer GPUs, or a larger clip: {tokens} tokens cannot be shared by {ranks} GPUs.")
+        raise ValueError(Gpus.TOO_FEW_TOKENS(tokens=tokens, ranks=ranks))
     blocks = -(-tokens // ROW_BLOCK)
     block = ROW_BLOCK if blocks >= ranks else 1
     runs = split_evenly(-(-tokens // block), ranks)

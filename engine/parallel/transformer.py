@@ -15,6 +15,7 @@ from ..interfaces import Conditioning, Hooks
 from ..lora.changes import Stack
 from ..lora.experts import loras_of_experts
 from ..memory.placement import Placement
+from ..sentences.gpus import Gpus
 from .channel import Region
 from .group import Members, WorkerGroup, group_of
 
@@ -70,7 +71,7 @@ class GroupTransformer:
         regions = [Region.new()] if is_shared else []
         value = (self._number, self._files, self._backends, self.placements, self._least)
         try:
-            answers = group.ask("Loading the transformer", "load", value, regions, hooks=hooks)
+            answers = group.ask(Gpus.LOADING_TRANSFORMER(), "load", value, regions, hooks=hooks)
         except BaseException:
             self._group = None
             if group.is_alive():
@@ -83,7 +84,7 @@ class GroupTransformer:
         if stack.key == self._loras[expert].key:
             return
         self._loras[expert] = Stack()
-        group.ask("Loading the LoRAs", "loras", (self._number, stack, expert), hooks=hooks)
+        group.ask(Gpus.LOADING_LORAS(), "loras", (self._number, stack, expert), hooks=hooks)
         self._loras[expert] = stack
 
     def unload(self) -> None:
@@ -108,13 +109,13 @@ class GroupTransformer:
     ) -> torch.Tensor:
         group = self._running
         if self._conditioning is None or self._conditioning() is not conditioning:
-            group.ask("Sampling", "conditioning", (self._number, conditioning), hooks=hooks)
+            group.ask(Gpus.SAMPLING(), "conditioning", (self._number, conditioning), hooks=hooks)
             self._conditioning = weakref.ref(conditioning)
         shape = tuple(latents.shape)
         regions, (mine, flow) = self._memory_of(shape)
         mine.copy_(latents)
         value = (self._number, shape, timestep, expert, then)
-        self._answers = group.ask("Sampling", "predict", value, regions, hooks=hooks)
+        self._answers = group.ask(Gpus.SAMPLING(), "predict", value, regions, hooks=hooks)
         return flow.to(latents.device, copy=True)
 
     def describe(self) -> dict[str, Any]:

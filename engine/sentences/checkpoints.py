@@ -13,6 +13,7 @@ class Reading:
     PTH_OR_ZIP = Sentence("a PyTorch .pth or .zip file")
     USE_SAFETENSORS = Sentence("Use the safetensors version.")
     GGUF = Sentence("a GGUF file")
+    IS_OTHER = Sentence("{path} is {kind}; expected {expected}. {advice}")
     USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF.")
     GIT_LFS = Sentence("a git-lfs pointer, not the file itself")
     GIT_LFS_PULL = Sentence("Run `git lfs pull`, or download the file.")
@@ -42,6 +43,10 @@ class Reading:
     # checkpoints/header.py
     SAFETENSORS_FILE = Sentence("a safetensors file")
     HEADER_CORRUPT = Sentence("The header of {path} is corrupt ({problem}). {download_again}")
+    TRUNCATED = Sentence("truncated")
+    OTHER_LENGTH = Sentence("{path} is {state}: found {size} bytes, expected {expected}. {download_again}")
+    ODD_DTYPE = Sentence("a dtype {dtype!r}")
+    ODD_BYTES = Sentence("{dtype} {shape} takes {num_bytes} bytes, not {found}")
     LONGER_THAN_HEADER = Sentence("longer than its header says")
     NO_TABLE = Sentence("no table")
     LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
@@ -99,6 +104,8 @@ class Models:
 
     # checkpoints/declared.py
     DECLARED_FURTHER = Sentence("{name} with {further}, which this pack does not compute (rotated weights: ConvRot)")
+    DECLARED_UNKNOWN = Sentence("{name}; expected {known}")
+    LONG_DECLARATION = Sentence("{name} of {num_bytes} bytes")
     DECLARED_OTHERWISE = Sentence("{name}, and stores them as {precision}")
     DECLARED = Sentence(
         "{source} declares {num_layers} of its layers, e.g. {example}, as {problem}. It would give noise. Load it "
@@ -126,6 +133,8 @@ class Models:
     )
     SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
     ONE_TENSOR = Sentence("a tensor is")
+    ONE_BLOCK_IS = Sentence("block {number} is")
+    BLOCKS_ARE = Sentence("blocks {numbers} are")
     TENSORS_MISSING = Sentence("{source} is incomplete: {count} missing ({missing}{more}). Download it again.")
     MIXED_DTYPES = Sentence(
         "{source} stores its linear weights as {dtypes}; expected BF16, F16 or F32, or FP8 E4M3, or INT8 for all of "
@@ -159,6 +168,7 @@ class Models:
         "Choose the google/umt5-xxl tokenizer for {text_encoder}, or put that folder beside it: the embedding has "
         "{num_rows} rows, and {problems}. It belongs to another model, and the video would not be of the prompt."
     )
+    HAS_PIECES = Sentence("{candidate} has {num_pieces} pieces")
     NO_TOKENIZER = Sentence(
         "There is no tokenizer for {path}: it holds no spiece_model, and no google/umt5-xxl folder with {names} was "
         "found near it. Download that folder from the model page and put it beside the file, or choose a tokenizer "

@@ -26,7 +26,8 @@ class Lists:
     IS_OUTSIDE = Sentence("is a path outside the model folders")
     NOT_FOUND = Sentence("was not found in the model folders")
     HAVE_ANOTHER = Sentence(" To have another, {download}.")
-    IN_ALL = Sentence(" ({num_names} in all)")
+    IN_ALL = Sentence("{listed} ({num_names} in all)")
+    OR = Sentence("{download}, or ")
     BROKEN_LINK = Sentence("Make {name} lead to a file again, or choose one of: {listed}. {where}")
 
 
@@ -35,6 +36,10 @@ class Routes:
 
     # adapters/comfy/routes.py
     NOT_OFFERED = Sentence("{text!r}; expected a name that the node offers")
+    NO_NUMBER = Sentence("{text!r}; expected a number")
+    OUT_OF_RANGE = Sentence("{text}; expected {low} to {high}")
+    ODD_PARAMETER = Sentence("{name} is {problem}.")
+    NONE = Sentence("none")
     NO_JSON = Sentence("The request has no JSON body (Content-Type: application/json).")
     NOT_UTF8 = Sentence("Send the request as UTF-8; its charset is {charset!r}.")
     TOO_LONG = Sentence("The request is longer than {max_body} bytes.")

@@ -31,6 +31,12 @@ class Folders:
     ONE_OF_BLOCKS = Sentence("one of the files that a model in blocks consists of")
     AUTO_PRECISION = Sentence("precision auto takes what is there, in the order fp8, int8, bf16")
     TWO_EXPERTS = Sentence("two experts, {size}: {title}")
+    PART_IS = Sentence("The {part} is {found}.")
+    SHARD = Sentence("part {number} of {total} of a model")
+    SIZE = Sentence("{num_blocks} blocks, {size:.3g} GiB")
+    AND_MORE = Sentence(" and {number} more")
+    MISSING_BLOCKS = Sentence("{describe_blocks} missing")
+    FOUND = Sentence("found {names}")
     NOT_USED = Sentence("Not used: {failure}")
     NO_SUCH_PRECISION = Sentence(
         "{path} has no {precision} transformer: found {there}; expected {folder}/. Choose a precision that is "
@@ -85,6 +91,8 @@ class Folders:
         "Say with 'expert' of 'LightX2V Load Transformer' which of {title} and {other} is the high-noise expert, "
         "or rename them: expected 'high' and 'low' in their names, and nothing else in a file tells them apart."
     )
+    BOTH_TITLES = Sentence("{title} and {other}")
+    DIFFERENCE = Sentence("{name} {value} and {other}")
     SAME_EXPERT = Sentence(
         "Choose the other expert's file: {title} and {other} have the same content. Wan2.2 needs two different "
         "transformers, one for high and one for low noise."
@@ -128,3 +136,8 @@ class Folders:
         "{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
         "Use {usable}."
     )
+    # pipeline.py
+    TOKENIZER_IS = Sentence("the tokenizer is {where}.")
+    TOKENIZER_INSIDE = Sentence("the one in {path}")
+    NO_TRANSFORMER_IN = Sentence("{path} holds no transformer. {problem}")
+    TWO_TRANSFORMERS = Sentence("two experts: {high} (high noise) and {low} (low noise).")

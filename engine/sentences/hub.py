@@ -16,6 +16,8 @@ class Hub:
     ODD_STATUS = Sentence("{endpoint} answered with status {status} when asked for {what}. Try again in a few minutes.")
     ODD_SIZE = Sentence("the size of {path} is {size!r}")
     HASH_OF = Sentence("hash of {path}")
+    NO_SUCH_VALUE = Sentence("the {what} is {value!r}")
+    FILE_OF = Sentence("{path} of {repository}")
     NO_ACCESS = Sentence(
         "{endpoint} does not give access to {what} (status {status}). If the name is right, set HF_TOKEN to a token "
         "that may read it, or remove a token that has expired."
@@ -41,6 +43,8 @@ class Hub:
     )
     DISK_FULL = Sentence("The disk is full while fetching {what}. Make room and run it again: it goes on where it was.")
     # adapters/hub/download.py
+    CHECKING = Sentence("checking {path}")
+    OTHER_SIZE = Sentence("{target} ({size} bytes, published {published})")
     WRONG_CONTENT = Sentence("{target} (right size, wrong hash)")
     DANGLING = Sentence("{target} (a link to {link_target}, which is not there)")
     NOTHING_KNOWN = Sentence("nothing known")

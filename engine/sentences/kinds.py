@@ -45,6 +45,25 @@ class Kinds:
     SPEECH_MODEL = Sentence("a speech-to-video model (S2V)")
     ANIMATE_MODEL = Sentence("an Animate model")
     CAMERA_CONTROL_MODEL = Sentence("a camera control model")
+    LORA = Sentence("a LoRA")
+    WAN_VAE = Sentence("a Wan VAE")
+    NVFP4 = Sentence("an NVFP4 checkpoint")
+    USABLE_TEXT_ENCODERS = Sentence(
+        "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors"
+    )
+    EXPECTED = Sentence("expected {wanted}, e.g. {usable}.")
+    IS_OTHER = Sentence("{source} is {kind}; {expected} {advice}")
     NO_TENSORS = Sentence("{source} holds no tensors; {expected}")
     NOT_RECOGNISED = Sentence("{source} is not recognised: found tensors such as {examples}; {expected}")
     USE_14B = Sentence("Use a 14B model (16 input channels, or 36 for image-to-video).")
+
+
+class Parts:
+    """What a model consists of."""
+
+    # checkpoints/files.py, checkpoints/published.py, adapters/comfy/paths.py
+    CHECKPOINT = Sentence("checkpoint")
+    TRANSFORMER = Sentence("transformer")
+    TEXT_ENCODER = Sentence("text encoder")
+    TOKENIZER = Sentence("tokenizer")
+    CONFIG = Sentence("config")

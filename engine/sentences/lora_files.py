@@ -19,6 +19,13 @@ class LoraFiles:
     BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
     TEXT_ENCODER = Sentence("a text encoder")
     # lora/reader.py
+    NO_LORA = Sentence("no LoRA")
+    SELF_ATTENTION = Sentence("self-attention")
+    CROSS_ATTENTION = Sentence("cross-attention")
+    FEED_FORWARD = Sentence("feed-forward")
+    FOREIGN = Sentence("{kind} ({num_tensors} tensors, e.g. {example})")
+    OF_GROUP = Sentence("{num_names} of {group}")
+    ODD_PATTERN = Sentence("a pattern {pattern!r}")
     EXPECTED = Sentence(
         "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, "
         "diff_m) of a Wan2.1 transformer"

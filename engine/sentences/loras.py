@@ -16,4 +16,26 @@ class Loras:
     ODD_STRENGTH = Sentence("The strength of LoRA {title} is {strength}; expected a number such as 1.0.")
     # lora/report.py
     APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts})")
-    LEFT_OUT = Sentence("; left out: {num_names} of {group} ({names}{more})")
+    OF_GROUP = Sentence("{count} {group}")
+    WITH_RANKS = Sentence("{line}, rank {ranks}, alpha/rank {factors}")
+    LEFT_OUT = Sentence("{line}; left out: {num_names} of {group} ({names}{more})")
+    WHOLE = Sentence("{line}.")
+    SPAN = Sentence("{first} to {last}")
+    # lora/placed.py
+    LOADING = Sentence("loading LoRAs")
+    # lora/experts.py
+    ONE_EXPERT = Sentence("this transformer is the {expert}-noise expert alone")
+    NO_PAIR = Sentence("this transformer is no pair")
+    NO_SUCH_EXPERT = Sentence(
+        "Set expert to 'both', or load both experts of Wan2.2: LoRA {name} is to go on the {expert}-noise expert, and "
+        "{found}."
+    )
+    BOTH_EXPERTS = Sentence("both experts")
+    EITHER_EXPERT = Sentence("the {expert}-noise expert")
+    PUT_ON = Sentence("Put on {where}.")
+    NAMED_NOISE = Sentence("Its name says {said} noise: set expert to '{said}' where it is for that one alone.")
+    WRONG_EXPERT = Sentence("Its name says {said} noise: it may be on the wrong expert.")
+    WRONG_NOISE = Sentence("Its name says {said} noise: it may be the wrong one for the {expert}-noise expert.")
+    # adapters/comfy/carried.py
+    OF_OTHER_NODES = Sentence("LoRAs of other nodes")
+    PART_OF_WEIGHT = Sentence("part of a weight")

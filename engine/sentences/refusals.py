@@ -28,6 +28,7 @@ class Refusals:
     GUIDANCE = Sentence("is for Flux and HunyuanVideo, and is distilled into this model")
     SDXL_REFINER = Sentence("is for SDXL's refiner")
     REFERENCE_METHOD = Sentence("says how to use reference pictures, of which there are none")
+    PICTURE = Sentence("a picture (Wan Image To Video)")
     PICTURE_MASK = Sentence("the mask of a picture (Wan Image To Video)")
     MASK_CONTROL_VIDEO = Sentence("the mask of a control video")
     CLIP_VISION_PICTURE = Sentence("a CLIP Vision picture")
@@ -64,6 +65,7 @@ class Refusals:
     OF_VIEWS = Sentence("is for models of views of an object")
     REPLACED_PART = Sentence("a replaced part of the model ({name})")
     INJECTION = Sentence("an injection ({name})")
+    WITH_NAMES = Sentence("{what} [{names}]")
     NO_MERGE = Sentence(
         "Merge models that are loaded with 'Load Diffusion Model' (UNETLoader): a LightX2V model's weights are not "
         "in ComfyUI's hands, and cannot be merged, subtracted or extracted there."

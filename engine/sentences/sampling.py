@@ -62,3 +62,20 @@ class Sampling:
     ONE_GPU = Sentence(
         "Set engine to 'auto', or gpus of LightX2V GPUs to 1: LightX2V's own compute runs on one GPU here."
     )
+    # pipeline.py
+    SAMPLING = Sentence("sampling")
+    DECODING = Sentence("decoding")
+    BROKEN_LATENTS = Sentence(
+        "Sample again, with another sampler, attention or precision, and with a file that is complete: {share:.1f} % "
+        "of the latents to decode are NaN or infinite, and the video would be black."
+    )
+    UNUSUAL_STEPS = Sentence(
+        "steps {steps:d} and shift {shift:g}; the checkpoint is distilled for {distill_steps:d} steps and shift "
+        "{distill_shift:g}, other values usually look worse."
+    )
+    UNUSUAL_BOUNDARY = Sentence(
+        "the high-noise expert has {high_steps:d} of {steps:d} steps; the experts are distilled for half of them each."
+    )
+    LATENT_NOT_EMPTY = Sentence("the input latent is not empty; the sampler starts from pure noise and ignores it.")
+    BATCH = Sentence("batch of {num_clips:d} clips, seeds {seed:d} to {last:d}.")
+    STEPS_OF_EXPERT = Sentence("{expert}-noise expert: steps {first:d} to {last:d} of {steps:d}, sigma {sigmas}.")

@@ -11,6 +11,7 @@ class Stages:
     # stages/conditioning.py
     CONDITIONING_SHAPE = Sentence("conditioning has shape {shape}")
     USE_TEXT_ENCODE = Sentence("Use 'LightX2V Text Encode', or CLIPLoader with type 'wan' and a umt5_xxl file.")
+    ODD_CONDITIONING = Sentence("{found}; expected [1, {rows}, {width}] from UMT5-XXL.{guess} {remedy}")
     WIDTH_OF = Sentence(" Width {width} is that of {source}.")
     # stages/decode.py
     DECODING = Sentence("decoding frames")

@@ -13,6 +13,7 @@ class Text:
         "No tokenizer in {path}: found neither {names}; {expected}. Download that folder from the model page and put "
         "it beside the text encoder, or choose another tokenizer."
     )
+    EXPECTED = Sentence("expected {tokenizer}")
     ENDLESS_RULES = Sentence("its rules make a text many times as long")
     OTHER_END_TOKEN = Sentence(
         "{source} is not the tokenizer of UMT5: its end token </s> has the id {found}, expected {end_token}; "
@@ -32,3 +33,5 @@ class Text:
         "different models. Choose the google/umt5-xxl tokenizer."
     )
     LOADING = Sentence("loading the text encoder")
+    # pipeline.py
+    ENCODING_PROMPT = Sentence("encoding the prompt")

@@ -29,14 +29,15 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         ValueError: wrong rank or width.
     """
     found = Stages.CONDITIONING_SHAPE(shape=list(rows.shape))
-    expected = f"expected [1, {TEXT_ROWS}, {text_dim}] from UMT5-XXL"
     remedy = Stages.USE_TEXT_ENCODE()
     if rows.ndim not in (2, 3) or not rows.numel():
-        raise ValueError(f"{found}; {expected}. {remedy}")
+        raise ValueError(Stages.ODD_CONDITIONING(found=found, rows=TEXT_ROWS, width=text_dim, guess="", remedy=remedy))
     if rows.shape[-1] != text_dim:
         source = _KNOWN_WIDTHS.get(rows.shape[-1])
         guess = Stages.WIDTH_OF(width=rows.shape[-1], source=source) if source else ""
-        raise ValueError(f"{found}; {expected}.{guess} {remedy}")
+        raise ValueError(
+            Stages.ODD_CONDITIONING(found=found, rows=TEXT_ROWS, width=text_dim, guess=guess, remedy=remedy)
+        )
     missing = max(TEXT_ROWS - rows.shape[-2], 0)
     entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)
     return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]

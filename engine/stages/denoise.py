@@ -15,6 +15,8 @@ import torch
 from ..errors import NonFiniteLatentsError
 from ..interfaces import Conditioning, Hooks, Transformer
 from ..latent_space import broken_share
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.sampling import Sampling
 from .schedule import Schedule
 
@@ -126,4 +128,4 @@ _PLAINER = (
 def _advice(running: Mapping[str, Any]) -> str:
     """Return what to try, without what is so already."""
     settings = [advice for name, plain, advice in _PLAINER if running.get(name) not in plain]
-    return Sampling.RULE_OUT(settings=", then ".join(settings)) if settings else Sampling.CHECK()
+    return Sampling.RULE_OUT(settings=joined(settings, Between.THEN)) if settings else Sampling.CHECK()

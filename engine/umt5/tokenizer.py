@@ -25,6 +25,8 @@ from ..checkpoints.vocabulary import (
     tokenizer_file,
 )
 from ..errors import MALFORMED, CheckpointError, MissingDependencyError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.text import Text
 
 Tokenizer = Callable[[str], list[int]]
@@ -35,7 +37,7 @@ _MAX_GROWTH = 64
 # Id of "</s>" in every T5 vocabulary.
 END_TOKEN = 1
 
-_EXPECTED = f"expected {EXPECTED_TOKENIZER}"
+_EXPECTED = Text.EXPECTED(tokenizer=EXPECTED_TOKENIZER)
 
 
 def clean_text(text: str) -> str:
@@ -62,7 +64,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """
     file = tokenizer_file(path)
     if not os.path.isfile(file):
-        raise CheckpointError(Text.NO_TOKENIZER(path=path, names=" nor ".join(TOKENIZER_FILES), expected=_EXPECTED))
+        names = joined(TOKENIZER_FILES, Between.NOR)
+        raise CheckpointError(Text.NO_TOKENIZER(path=path, names=names, expected=_EXPECTED))
     if file.suffix.lower() == ".json":
         return _open_json(file)
     return open_spiece(read_tokenizer(file), str(file))

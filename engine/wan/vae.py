@@ -312,7 +312,7 @@ def _check_shapes(part: str, path: Path, found: Mapping[str, Shape], expected: M
                 path=path,
                 num_wrong=len(wrong),
                 name=name,
-                found=found.get(name, "nothing"),
-                expected=expected.get(name, "nothing"),
+                found=found.get(name) or Vae.NOTHING(),
+                expected=expected.get(name) or Vae.NOTHING(),
             )
         )

@@ -1,6 +1,7 @@
 """The pack's HTTP routes on a real ComfyUI. Needs COMFYUI_DIR (and COMFYUI_PYTHON)."""
 
 import json
+import re
 import shutil
 import time
 import urllib.error
@@ -8,8 +9,9 @@ import urllib.request
 
 import pytest
 from support import checkpoints
-from support.comfy_server import ComfyServer, comfyui_dir
+from support.comfy_server import ComfyServer, comfyui_dir, error_of, refusal_of
 from support.node_schemas import read_golden
+from support.prompts import loader, size
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,39 @@ def test_nodes_stay_when_a_model_folder_is_deleted(server):
     shutil.rmtree(extra)
     assert read_golden().keys() <= server.get("/object_info").keys()
     assert ask(server, "plan?checkpoint=soon%20gone")[1]["is_absent"]
+
+
+def test_two_editors_at_one_server_get_each_its_own_language(server):
+    """Of the route they ask, of a prompt that is refused, and of one that fails in our node or in ComfyUI's own."""
+    chinese = re.compile("[\u4e00-\u9fff]")
+    for client, language in (("one", "zh"), ("other", "en")):
+        assert server.post("/lightx2v/language", {"client": client, "language": language}) == (200, {})
+    assert chinese.search(ask(server, "plan?width=0", **{"Accept-Language": "zh-CN,zh;q=0.9"})[1]["error"])
+    merge = {"model1": ["load", 0], "model2": ["load", 0], "ratio": 0.5}
+    save = {"model": ["merge", 0], "filename_prefix": "merged"}
+    failing = {
+        "refused": {
+            "size": size(width=65),
+            "report": {"class_type": "LightX2VReport", "inputs": {"latent": ["size", 0]}},
+        },
+        "our node's": {"report": {"class_type": "LightX2VReport", "inputs": {}}},
+        "ComfyUI's": {
+            "load": loader(),
+            "merge": {"class_type": "ModelMergeSimple", "inputs": merge},
+            "save": {"class_type": "ModelSave", "inputs": save},
+        },
+    }
+    english = {
+        "refused": "width is 65; expected a multiple of 16",
+        "our node's": "LightX2V Report has no input",
+        "ComfyUI's": "Merge models that are loaded with 'Load Diffusion Model'",
+    }
+    for what, prompt in failing.items():
+        said = {}
+        for client in ("one", "other", None):
+            status, answer = server.post("/prompt", {"prompt": prompt, "client_id": client})
+            assert (status == 400) == (what == "refused"), answer
+            said[client] = refusal_of(answer) if status == 400 else error_of(server.wait(answer["prompt_id"]))
+        assert chinese.search(said["one"]) and not chinese.search(said["other"]), said
+        assert said["other"] == said[None] and english[what] in said[None] and english[what] not in said["one"]
+    assert english["our node's"] in server.log_text()

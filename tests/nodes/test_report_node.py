@@ -4,7 +4,7 @@ import json
 
 import torch
 from lightx2v_pack.engine import report
-from lightx2v_pack.engine.report_table import as_markdown
+from lightx2v_pack.engine.report_table import as_markdown, as_rows
 
 
 def test_the_editor_gets_json_rows_and_markdown_of_one_report(host):
@@ -18,4 +18,4 @@ def test_the_editor_gets_json_rows_and_markdown_of_one_report(host):
     assert rows["headline"].startswith("1.5 s: decode 1.5 s; at most 2.0 GiB of RAM")
     assert rows["stages"][:2] == [["stage", "time", "peak RAM", "peak VRAM"], ["decode", "1.5 s", "2.0 GiB", "-"]]
     assert ["card", data["device"]] in rows["facts"]
-    assert markdown == as_markdown(data) and "| decode | 1.5 s | 2.0 GiB | - |" in markdown
+    assert markdown == as_markdown(as_rows(data)) and "| decode | 1.5 s | 2.0 GiB | - |" in markdown

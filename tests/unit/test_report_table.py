@@ -6,9 +6,9 @@ import pytest
 import torch
 from lightx2v_pack.engine import report
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.report_table import as_markdown, fact_rows, format_seconds, headline, stage_rows
+from lightx2v_pack.engine.report_table import as_markdown, as_rows, fact_rows, format_seconds, headline, stage_rows
 
-PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free"}
+PLAN = {"line": "plan: resident, 15 GiB VRAM of 22 free", "summary": "resident, 15 GiB VRAM of 22 free"}
 DETAILS = {
     "file": "checkpoint/distill_fp8",
     "engine": "portable",
@@ -60,7 +60,7 @@ def test_the_milliseconds_of_each_candidate_are_posted(built):
     measured = {"32768 tokens, 40 heads of 128, in triton blocks": {"triton": 0.0757, "triton_int8": 0.0462}}
     built["stages"][1]["details"] = DETAILS | {"measured": measured}
     line = "- measured here, 32768 tokens, 40 heads of 128, in triton blocks: triton_int8 46.2 ms, triton 75.7"
-    assert line in as_markdown(built).splitlines()
+    assert line in as_markdown(as_rows(built)).splitlines()
 
 
 def test_what_the_file_has_and_what_was_computed_in_are_both_named(built):
@@ -78,7 +78,7 @@ def test_what_is_not_known_is_left_out(built):
 
 
 def test_markdown_is_a_table_and_a_list(built):
-    lines = as_markdown(built).splitlines()
+    lines = as_markdown(as_rows(built)).splitlines()
     assert lines[:2] == [f"**{headline(built)}**", ""]
     del lines[:2]
     assert lines[:2] == ["| stage | time | peak RAM | peak VRAM |", "| --- | ---: | ---: | ---: |"]

@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/models.md and docs/cards.md that the pack's own tables of back ends decide.
+"""Write the tables of README.md, README.zh.md, docs/models.md and docs/cards.md that the tables of back ends decide.
 
     python tools cards tables
 
@@ -19,9 +19,11 @@ from ...engine.backends.table import Machine
 from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
 from ...engine.panel.advice import rank_files
 from ...engine.quantities import format_seconds
+from ...engine.sentences import translated
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/models.md", "docs/cards.md")
+# Page -> its language.
+PAGES = {"README.md": "en", "README.zh.md": "zh", "docs/models.md": "en", "docs/cards.md": "en"}
 
 
 class Family(NamedTuple):
@@ -56,15 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     argparse.ArgumentParser(
         prog="cards tables", description="Write the tables of README.md and of pages in docs/."
     ).parse_args(arguments)
-    for page in PAGES:
+    for page, language in PAGES.items():
         path = ROOT / page
-        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), language), encoding="utf-8")
     return 0
 
 
-def with_tables(text: str) -> str:
+def with_tables(text: str, language: str = "en") -> str:
     """Return a page with what its markers ask for."""
-    for name, lines in (("files", files_table()), ("choices", choices_table()), ("clips", clips_table())):
+    tables = (("files", files_table()), ("choices", choices_table()), ("clips", clips_table(language)))
+    for name, lines in tables:
         made = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
     return text
@@ -79,12 +82,12 @@ def files_table() -> Iterator[str]:
         yield f"| {card} | {best} | " + " | ".join(_short(seconds[name]) for name in names) + " |"
 
 
-def clips_table() -> Iterator[str]:
+def clips_table(language: str) -> Iterator[str]:
     """Yield what the four steps of a clip take on some cards, with the file for each."""
     found = {card: 4 * seconds[best] for card, best, seconds in _ranked() if card in _SOME}
     yield f"| {' | '.join(found)} |"
     yield "|---" * len(found) + "|"
-    yield f"| {' | '.join(format_seconds(seconds) for seconds in found.values())} |"
+    yield f"| {' | '.join(translated(format_seconds(seconds), language) for seconds in found.values())} |"
 
 
 def _folders() -> list[Variant]:

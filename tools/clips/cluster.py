@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...engine.sentences.tools import Clips
 from ..headless.errors import Cancelled, RunError, ServerError, WorkflowError
 from .jobs import Job
 from .queue import Made, Worker, WorkerLostError
@@ -111,7 +112,7 @@ class RayWorker:
             kind, value = self._ray.get(self.actor.make.remote(job.name, list(job.values)))
         except self._ray.exceptions.RayActorError as error:
             self.is_gone = True
-            gone = f"the process or its machine is gone ({type(error).__name__})."
+            gone = Clips.WORKER_GONE(kind=type(error).__name__)
             raise WorkerLostError(gone, had_clip=True, comes_back=False) from error
         if kind != "made":
             raise _ERRORS.get(kind, RunError)(value)
@@ -145,9 +146,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise RunError(
-                f"--cluster needs Ray ({error}). Install it with 'pip install ray', on every machine."
-            ) from error
+            raise RunError(Clips.NO_RAY(error=error)) from error
         # It ends processes near 95 % of the RAM, which streamed weights fill on purpose.
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -162,10 +161,7 @@ class Cluster:
             ray.init(**options)
         except (OSError, ValueError, RuntimeError) as error:
             said = str(error).strip().partition("\n")[0]
-            raise ServerError(
-                "Start a cluster ('ray start --head' on one machine, 'ray start --address=HOST:6379' on the others), "
-                f"or check --cluster: there is none at {address} ({said})."
-            ) from error
+            raise ServerError(Clips.NO_CLUSTER(address=address, said=said)) from error
         self._ray, self._recipe = ray, recipe
         self._looked = float("-inf")
         self._workers: list[RayWorker] = []
@@ -194,7 +190,7 @@ class Cluster:
             try:
                 name = ray.get(said)
             except ray.exceptions.RayError as error:
-                logger.warning("LightX2V: a worker could not be started (%s).", str(error).strip().splitlines()[-1])
+                logger.warning("LightX2V: %s", Clips.NO_WORKER(error=str(error).strip().splitlines()[-1]))
                 continue
             ready.append(RayWorker(ray, actor, name))
         self._starting = still

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...engine.sentences.tools import Clips
 from ..headless.errors import WorkflowError
 from ..headless.workflow import is_editor_format, read_workflow
 from ..text_files import read_text
@@ -46,7 +47,7 @@ def read_prompts(path: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path).split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"{path} has no prompt: expected one a line.")
+        raise ValueError(Clips.NO_PROMPTS(path=path))
     return prompts
 
 

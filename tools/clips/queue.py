@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...engine.sentences.tools import Clips
 from ..headless.errors import Cancelled, CommandError, RunError, ServerError
 from .forecast import is_better_left, seconds_left
 from .jobs import Job
@@ -297,12 +298,11 @@ class ClipQueue:
             for task in [task for task in self._waiting if task.failed_by.issuperset(self._members)]:
                 # Those that had not tried it are gone.
                 self._waiting.remove(task)
-                gone = RunError("The workers that had not tried this clip yet are gone.")
+                gone = RunError(Clips.OTHERS_GONE())
                 self._observer.failed(task.job, able[0].worker.name, gone, task.tries, is_last=True)
             return
         if self._refusal is None:
-            nobody = ServerError("No worker has come: no machine has a free GPU, or as many as --gpus-per-clip wants.")
-            self._refusal = (nobody, self._waiting[0])
+            self._refusal = (ServerError(Clips.NOBODY_CAME()), self._waiting[0])
         error, task = self._refusal
         # Others may come, or come back; those that never answered are not waited for.
         waits = not self._members or (self._has_worked and any(member.is_resting for member in self._members))

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ...engine.sentences.tools import Clips
 from .. import console
 from .jobs import Job
 
@@ -114,10 +115,10 @@ class Results:
                     else:
                         self._old.add(named)
             except (ValueError, TypeError, LookupError, RecursionError) as error:
-                console.complain(
-                    f"run_prompts: {self.path.name}, line {number}, is passed over, as it is no result "
-                    f"({type(error).__name__}: {error}); its prompt is made again. It is in {self.path}."
+                problem = Clips.NO_RESULT(
+                    name=self.path.name, number=number, kind=type(error).__name__, error=error, path=self.path
                 )
+                console.complain(f"run_prompts: {problem}")
 
     def _append(self, text: str) -> None:
         """Add a line; one that was cut in the middle ends where it is."""

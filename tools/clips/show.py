@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...engine.sentences.tools import Clips
 from .. import console
 from ..headless.errors import Cancelled, CommandError
 from .jobs import Job
@@ -33,8 +34,9 @@ class Desk:
 
     def began(self, job: Job, worker: str) -> None:
         number = self._numbers.setdefault(job.key, len(self._numbers) + 1)
-        on = f" on {worker}" if self.names_workers else ""
-        self._say(f"--- {number} of {self.num_jobs}, seed {job.seed}{on}: {job.prompt}")
+        on = Clips.ON_WORKER(worker=worker) if self.names_workers else ""
+        begins = Clips.CLIP_BEGINS(number=number, num_jobs=self.num_jobs, seed=job.seed, on=on, prompt=job.prompt)
+        self._say(f"--- {begins}")
 
     def made(self, job: Job, worker: str, made: Made, tries: int) -> None:
         outputs = [str(path) for path in made.files]
@@ -49,7 +51,7 @@ class Desk:
     def failed(self, job: Job, worker: str, error: CommandError, tries: int, *, is_last: bool) -> None:
         console.complain(f"run_prompts: {error}")
         if not is_last:
-            self._say(f"clip {job.index} goes to another worker")
+            self._say(Clips.GOES_TO_ANOTHER(index=job.index))
             return
         status = "cancelled" if isinstance(error, Cancelled) else "failed"
         self.num_failed += status == "failed"
@@ -57,14 +59,14 @@ class Desk:
 
     def lost(self, worker: str, reason: str, job: Job | None) -> None:
         self.num_lost += 1
-        goes_on = f" Clip {job.index} goes to another worker." if job else ""
-        console.complain(f"run_prompts: {worker} is left out for now: {reason}{goes_on}")
+        goes_on = Clips.AND_GOES_TO_ANOTHER(index=job.index) if job else ""
+        console.complain(f"run_prompts: {Clips.LEFT_OUT(worker=worker, reason=reason, goes_on=goes_on)}")
 
     def left(self, seconds: float) -> None:
         done = self.num_made + self.num_failed
-        failed = f", {self.num_failed} of them failed" if self.num_failed else ""
+        failed = Clips.OF_THEM_FAILED(num_failed=self.num_failed) if self.num_failed else ""
         if done < self.num_jobs:
-            self._say(f"{done} of {self.num_jobs} done{failed}; about {in_words(seconds)} left")
+            self._say(Clips.DONE_SO_FAR(done=done, num_jobs=self.num_jobs, failed=failed, time=in_words(seconds)))
 
     def summary(self) -> dict[str, Any]:
         """Return what the whole list took, as JSON data."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.errors import nearest
+from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
 from .workflow import Prompt, unknown_node
@@ -31,7 +32,7 @@ def apply_assignments(
         target, equals, text = assignment.partition("=")
         name, dot, input_name = target.strip().rpartition(".")
         if not (equals and dot and name and input_name):
-            raise WorkflowError(f"--set {assignment!r}: expected node.input=value, such as LightX2VSampler.seed=7.")
+            raise WorkflowError(Workflows.NO_ASSIGNMENT(assignment=assignment))
         node_id = _find_node(prompt, name, assignment)
         node = prompt[node_id]
         if node["class_type"] not in infos:
@@ -51,12 +52,14 @@ def _find_node(prompt: Prompt, name: str, assignment: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise WorkflowError(f"--set {assignment!r}: '{name}' names {len(found)} nodes; use an id: {', '.join(found)}.")
+        raise WorkflowError(
+            Workflows.SEVERAL_NODES(assignment=assignment, name=name, num_found=len(found), ids=", ".join(found))
+        )
     # By whichever of its names is nearest.
     known = {**{str(node.get("class_type")): key for key, node in prompt.items()}, **_titles(prompt)}
     close = dict.fromkeys(known[found] for found in nearest(name, known))
     listed = "; ".join(f"{node_id} {_describe(prompt[node_id])}" for node_id in close)
-    raise WorkflowError(f"--set {assignment!r}: use one of {listed}; the workflow has no node '{name}'.")
+    raise WorkflowError(Workflows.NO_SUCH_NODE(assignment=assignment, listed=listed, name=name))
 
 
 def _titles(prompt: Prompt) -> dict[str, str]:
@@ -73,8 +76,12 @@ def _find_input(node: Mapping[str, Any], input_name: str, assignment: str, infos
     widgets = {key: spec for key, spec in input_specs(infos[node["class_type"]]).items() if spec.is_widget}
     if input_name in widgets:
         return widgets[input_name]
-    known = ", ".join(nearest(input_name, widgets)) or "another node, as it has none"
-    raise WorkflowError(f"--set {assignment!r}: use {known}; {node['class_type']} has no value '{input_name}'.")
+    known = ", ".join(nearest(input_name, widgets)) or Workflows.ANOTHER_NODE()
+    raise WorkflowError(
+        Workflows.NO_SUCH_VALUE(
+            assignment=assignment, known=known, class_type=node["class_type"], input_name=input_name
+        )
+    )
 
 
 def _parse(spec: InputSpec, text: str, assignment: str) -> Any:
@@ -88,4 +95,4 @@ def _parse(spec: InputSpec, text: str, assignment: str) -> Any:
     expected = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,)}[spec.type]
     if isinstance(value, expected) and isinstance(value, bool) == (spec.type == "BOOLEAN"):
         return value
-    raise WorkflowError(f"--set {assignment!r}: {text!r} is not a value of type {spec.type}.")
+    raise WorkflowError(Workflows.NOT_OF_TYPE(assignment=assignment, text=text, type=spec.type))

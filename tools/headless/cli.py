@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...engine.sentences.tools import Command
 from .. import console
 from .errors import Cancelled, CommandError, RunError
 from .places import Here, Place, Server, Task
@@ -50,11 +51,11 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
         with logging_to(progress):
             _run(options, progress, log)
     except KeyboardInterrupt:
-        error = Cancelled("Cancelled.")
+        error = Cancelled(Command.CANCELLED())
     except CommandError as caught:
         error = caught
     except OSError as caught:
-        error = RunError(f"Make room, or choose a folder that can be written (--output-dir): {caught}.")
+        error = RunError(Command.NO_ROOM_FOR_RESULTS(caught=caught))
     seconds = time.perf_counter() - start
     report = build_report(log, workflow=options.workflow, seconds=seconds, error=error)
     # Before anything is printed: what is known is kept first.
@@ -62,7 +63,7 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
         try:
             write_report(options.report, report)
         except OSError as caught:
-            error = error or RunError(f"Choose another file for --report: {options.report}: {caught.strerror}.")
+            error = error or RunError(Command.NO_REPORT_FILE(path=options.report, reason=caught.strerror))
     progress.clear()
     for path in log.outputs:
         console.say(str(path))
@@ -77,7 +78,7 @@ def _shorten(message: str) -> str:
     """Cut messages that list every tensor of a model; the report has them whole."""
     lines = message.splitlines()
     more = len(lines) - _MAX_ERROR_LINES
-    return message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], f"... {more} more lines, see --report"])
+    return message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], Command.MORE_LINES(more=more)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from ...engine import pipeline
 from ...engine.adapters.comfy import formats, progress
 from ...engine.adapters.comfy.vae import LightX2VVAE
+from ...engine.sentences.tools import Workflows
 from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
 
@@ -77,7 +78,7 @@ class LoadImage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, image: str | None = None) -> bool | str:
         is_there = image is None or Path(folder_paths.get_annotated_filepath(image)).is_file()
-        return is_there or f"there is no picture {image} in {folder_paths.get_input_directory()}."
+        return is_there or Workflows.NO_PICTURE(image=image, folder=folder_paths.get_input_directory())
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:

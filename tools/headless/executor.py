@@ -19,6 +19,7 @@ import torch
 from comfy_api.latest import io
 
 from ...engine.report import StageRecord, build_report, records_of
+from ...engine.sentences.tools import Workflows
 from .boot import Host
 from .errors import Cancelled, RunError
 from .node_info import input_specs
@@ -42,7 +43,7 @@ def validation_hooks(host: Host) -> dict[str, Any]:
             verdict = check(**{name: value for name, value in constants.items() if name in checked(class_type)})
         except ValueError as error:
             return str(error)
-        return None if verdict is True else str(verdict or "the node rejects its inputs.")
+        return None if verdict is True else str(verdict or Workflows.REJECTS_INPUTS())
 
     return {"custom_check": complain, "checked_by_node": checked}
 
@@ -130,7 +131,7 @@ def run_prompt(
         again = None if kept is None or is_output else kept.get(identities[node_id])
         if again is not None:
             progress.start_node(title)
-            progress.note("kept from the last prompt")
+            progress.note(Workflows.KEPT())
             progress.finish_node()
             results[node_id] = again
             readers.subtract(origin for origin, _ in _links(node["inputs"]).values())
@@ -245,10 +246,10 @@ def _call(
             output = getattr(clone, method)(**inputs)
             return asyncio.run(output) if inspect.iscoroutine(output) else output
     except interrupt as error:
-        raise Cancelled(f"Cancelled in node {node_id} ({title}).") from error
+        raise Cancelled(Workflows.CANCELLED_IN(node_id=node_id, title=title)) from error
     except Exception as error:
         kind = type(error).__name__
-        raise RunError(f"Node {node_id} ({title}) failed with {kind}: {error}") from error
+        raise RunError(Workflows.NODE_FAILED(node_id=node_id, title=title, kind=kind, error=error)) from error
 
 
 def _records(values: Iterable[Any]) -> list[StageRecord]:

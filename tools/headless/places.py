@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ...engine.sentences import joined
+from ...engine.sentences.between import Between
+from ...engine.sentences.tools import Command, Workflows
 from .assignments import apply_assignments
 from .errors import Cancelled, RunError, WorkflowError
 from .node_info import NodeInfo
@@ -93,7 +96,7 @@ class Here:
         order = validate_prompt(prompt, host.infos, **validation_hooks(host))
         with interruptible(host.model_management.interrupt_current_processing, task.timeout) as timed_out:
             if self._stopped.is_set():
-                raise Cancelled("Cancelled.")
+                raise Cancelled(Command.CANCELLED())
             try:
                 run_prompt(
                     prompt, order, host, workflow=reading.graph, progress=progress, log=log, kept=self._kept
@@ -113,7 +116,7 @@ class Here:
         from .boot import boot
 
         if not self._models_dir.is_dir():
-            raise WorkflowError(f"Give --models-dir ComfyUI's models folder: {self._models_dir} is no folder.")
+            raise WorkflowError(Command.NO_MODELS_FOLDER(models_dir=self._models_dir))
         if self._host is None:
             self._host = boot(self._models_dir.resolve(), self._output_dir.resolve(), progress)
         return self._host
@@ -181,19 +184,19 @@ class _Reading:
         replace_in_prefixes(prompt, data)
         silenced = self._silenced = silenced_outputs(data, infos)
         if silenced and not any(infos.get(node["class_type"], {}).get("output_node") for node in prompt.values()):
-            raise WorkflowError(f"Unmute {' or '.join(silenced)} in the editor: no other node saves or shows anything.")
+            raise WorkflowError(Workflows.UNMUTE(names=joined(silenced, Between.OR)))
         return prompt
 
     def warn(self, log: RunLog) -> None:
         """Note what a user is to know of a run that has left no file."""
         if not log.outputs:
-            named = " or ".join(self._silenced)
-            unmute = f"Unmute {named} to have a file" if named else "Add a node such as Save Video"
-            log.warnings.append(f"{unmute}: no node that ran has saved one.")
+            named = joined(self._silenced, Between.OR)
+            unmute = Workflows.UNMUTE_FOR_FILE(names=named) if named else Workflows.ADD_SAVE_NODE()
+            log.warnings.append(Workflows.NOTHING_SAVED(unmute=unmute))
 
 
 def _too_long(task: Task) -> RunError:
-    return RunError(f"The run took longer than --timeout {task.timeout:g} s and was cancelled.")
+    return RunError(Workflows.TIMEOUT(timeout=task.timeout))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit
 
+from ...engine.sentences.tools import Workflows
 from .errors import Cancelled, RunError, ServerError, WorkflowError
 from .node_info import NodeInfo
 from .progress import Progress
@@ -69,23 +70,20 @@ def run_on_server(
     try:
         import aiohttp
     except ImportError as error:
-        raise RunError(f"--server needs aiohttp ({error}). Install it with 'pip install aiohttp'.") from error
+        raise RunError(Workflows.NO_AIOHTTP(error=error)) from error
     job = _Job(base, headers, output_dir, progress, log)
     try:
         asyncio.run(asyncio.wait_for(_until(stopped, job.run(build_prompt, workflow)), timeout))
     except (KeyboardInterrupt, _Stopped):
         job.cancel()
-        raise Cancelled("Cancelled; ComfyUI was told to stop this job.") from None
+        raise Cancelled(Workflows.TOLD_TO_STOP()) from None
     except aiohttp.ClientResponseError as error:
         raise _refusal(base, error.status, error.message) from error
     except aiohttp.ClientError as error:
-        raise ServerError(
-            f"Cannot reach ComfyUI at {base}: {error}. Is it running there? Start it with 'python main.py', or check "
-            "address and port."
-        ) from error
+        raise ServerError(Workflows.CANNOT_REACH(base=base, error=error)) from error
     except asyncio.TimeoutError:
         job.cancel()
-        raise RunError(f"The run took longer than --timeout {timeout:g} s and was cancelled.") from None
+        raise RunError(Workflows.TIMEOUT(timeout=timeout)) from None
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error, the user's wish
@@ -116,10 +114,7 @@ def read_address(url: str) -> tuple[str, dict[str, str]]:
     except ValueError:
         parts, host, port = urlsplit(""), None, None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise WorkflowError(
-            "Give --server an address such as http://127.0.0.1:8188, with nothing behind a ? or #; what a proxy wants "
-            "to know goes into --header or --token."
-        )
+        raise WorkflowError(Workflows.NO_ADDRESS())
     base = (
         f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
     )
@@ -140,29 +135,20 @@ def read_headers(headers: list[str], token: str | None) -> dict[str, str]:
         name, colon, value = header.partition(":")
         read[name.strip()] = value.strip()
         if not colon or not name.strip():
-            raise WorkflowError(f"Give --header as 'NAME: VALUE'; number {number} has no name or no colon.")
+            raise WorkflowError(Workflows.NO_HEADER(number=number))
     for name, value in read.items():
         if not (name + value).isprintable() or not name.isascii():
-            raise WorkflowError(f"Give --header and --token one line of printable text; {name!a} has something else.")
+            raise WorkflowError(Workflows.ODD_HEADER(name=name))
     return read
 
 
 def _refusal(base: str, status: int, text: str) -> ServerError:
     """Return the error for an answer that is not ComfyUI's."""
     if status in (401, 403, 407):
-        return ServerError(
-            f"Give the login that {base} asks for (status {status}): --token TOKEN, --header 'NAME: VALUE', or "
-            "user:password@ in --server."
-        )
+        return ServerError(Workflows.LOGIN(base=base, status=status))
     if "<html" in text[:2000].lower() or "<!doctype" in text[:2000].lower():
-        return ServerError(
-            f"Open {base} in a browser: a web page answered (status {status}), not ComfyUI. If it is a login, give "
-            "--token TOKEN or --header 'NAME: VALUE' (such as the browser's Cookie); else check the address."
-        )
-    return ServerError(
-        f"Check the address {base}: it answered with status {status}: {text[:200]!r}; expected JSON from ComfyUI. "
-        "Is this the address of a ComfyUI server?"
-    )
+        return ServerError(Workflows.WEB_PAGE(base=base, status=status))
+    return ServerError(Workflows.OTHER_ANSWER(base=base, status=status, text=text[:200]))
 
 
 class _Job:
@@ -210,7 +196,7 @@ class _Job:
             try:
                 urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()
             except OSError as error:
-                self._progress.log(f"Could not cancel the job on {self._base}: {error}.")
+                self._progress.log(Workflows.NOT_CANCELLED(base=self._base, error=error))
 
     async def _get_json(self, session: aiohttp.ClientSession, path: str) -> Any:
         async with session.get(self._base + path) as answer:
@@ -240,19 +226,19 @@ class _Job:
         self._prompt_id = str(data.get("prompt_id", self._prompt_id))
         self._log.is_queued = True
         for line in self._node_errors(data):
-            self._progress.log(f"The server leaves out a part of the workflow: {line}")
-        self._progress.log(f"Queued on {self._base} as {self._prompt_id}.")
+            self._progress.log(Workflows.LEAVES_OUT(line=line))
+        self._progress.log(Workflows.QUEUED(base=self._base, prompt_id=self._prompt_id))
         self._progress.start_run(len(self._prompt))
 
     def _explain_refusal(self, answer: Mapping[str, Any]) -> str:
         error = answer.get("error") or {}
         headline = error if isinstance(error, str) else _sentence(error)
         lines = self._node_errors(answer)
-        return "\n".join(lines) or f"ComfyUI refuses the workflow: {headline}"
+        return "\n".join(lines) or Workflows.REFUSES(headline=headline)
 
     def _node_errors(self, answer: Mapping[str, Any]) -> list[str]:
         return [
-            f"Node {node_id} ({self._title(node_id)}): {_sentence(error)}"
+            Workflows.NODE_PROBLEM(node_id=node_id, title=self._title(node_id), problem=_sentence(error))
             for node_id, errors in _items(answer.get("node_errors"))
             for error in _list(_mapping(errors).get("errors"))
         ]
@@ -292,13 +278,16 @@ class _Job:
                 self._note_output(str(node), _mapping(data.get("output")))
             elif kind in ("execution_interrupted", "execution_error"):
                 node_id = str(data.get("node_id"))
-                where = f"node {node_id} ({self._title(node_id)})"
-                what = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"
-                is_error = kind == "execution_error"
-                failure = (
-                    RunError(f"N{where[1:]} failed with {what}") if is_error else Cancelled(f"Cancelled in {where}.")
-                )
-        raise ServerError(f"{self._base} closed the connection before the job was done. Look at the server's log.")
+                title = self._title(node_id)
+                if kind == "execution_interrupted":
+                    failure = Cancelled(Workflows.CANCELLED_IN(node_id=node_id, title=title))
+                else:
+                    error = str(data.get("exception_message")).strip()
+                    problem = Workflows.NODE_FAILED(
+                        node_id=node_id, title=title, kind=data.get("exception_type"), error=error
+                    )
+                    failure = RunError(problem)
+        raise ServerError(Workflows.CLOSED(base=self._base))
 
     def _enter(self, node_id: str | None) -> None:
         """Note that a node begins, and the one before has ended; one with lazy inputs may begin several times."""
@@ -345,12 +334,12 @@ class _Job:
     async def _download(self, session: aiohttp.ClientSession, entry: Mapping[str, str]) -> Path:
         folder = self._output_dir / str(entry.get("subfolder") or "").replace("\\", "/")
         if not folder.resolve().is_relative_to(self._output_dir.resolve()):
-            raise ServerError(f"{self._base} names a result outside the output folder: {dict(entry)}.")
+            raise ServerError(Workflows.OUTSIDE(base=self._base, entry=dict(entry)))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / Path(entry["filename"]).name
         async with session.get(f"{self._base}/view?{urlencode(entry)}") as answer:
             if answer.status != 200:
-                raise ServerError(f"{self._base}/view answered with status {answer.status} for {entry['filename']}.")
+                raise ServerError(Workflows.NO_VIEW(base=self._base, status=answer.status, filename=entry["filename"]))
             content = await answer.read()
         number = 1
         while path.exists() and path.read_bytes() != content:

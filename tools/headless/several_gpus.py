@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
 from .node_info import NodeInfo, input_specs
 from .workflow import Prompt
@@ -29,10 +30,7 @@ def use_gpus(prompt: Prompt, count: int, infos: Mapping[str, NodeInfo]) -> None:
         if spec.type == _TYPE
     ]
     if _NODE not in infos or not inputs:
-        raise WorkflowError(
-            "Use a loader of the pack in the workflow, such as LightX2V Load Checkpoint, or leave out --gpus-per-clip: "
-            "no node of it can let several GPUs compute a clip together."
-        )
+        raise WorkflowError(Workflows.NOBODY_TAKES_GPUS())
     node_id = f"{_NODE}-of-the-command"
     prompt[node_id] = {"class_type": _NODE, "inputs": {"gpus": str(count)}, "_meta": {"title": "LightX2V GPUs"}}
     for node, name in inputs:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from ...engine.sentences.tools import Workflows
 from .workflow import Prompt, is_editor_format
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def replace_in_prefixes(prompt: Prompt, data: Mapping[str, Any], now: datetime |
         node = prompt.get(names.get(name, ""), {"inputs": {}})
         found = node["inputs"].get(value)
         if found is None or isinstance(found, (list, dict)):
-            logger.warning("LightX2V: %s stays in a filename prefix: no node %r has a value %r.", match[0], name, value)
+            logger.warning("LightX2V: %s", Workflows.STAYS_IN_PREFIX(pattern=match[0], node=name, value=value))
             return match[0]
         return _IN_VALUES.sub("_", _as_text(found))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...engine.errors import nearest
+from ...engine.sentences.comfyui import Lists
+from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
 from .workflow import Prompt, is_link, types_overlap, unknown_node
@@ -44,12 +46,12 @@ def validate_prompt(
     """
     for node_id, node in prompt.items():
         if "class_type" not in node:
-            raise WorkflowError(f"Node {node_id} has no class_type; the file is not a complete workflow.")
+            raise WorkflowError(Workflows.NO_CLASS_TYPE(node_id=node_id))
         if node["class_type"] not in infos:
             raise unknown_node(node_id, node["class_type"])
     outputs = [node_id for node_id, node in prompt.items() if infos[node["class_type"]].get("output_node")]
     if not outputs:
-        raise WorkflowError("The workflow has no output node, so there is nothing to run. Add SaveVideo, for example.")
+        raise WorkflowError(Workflows.NO_OUTPUT_NODE())
     order = _topological_order(prompt, outputs)
     problems = []
     for node_id in order:
@@ -60,7 +62,7 @@ def validate_prompt(
             complaint = custom_check(node["class_type"], constants)
             found = [complaint] if complaint else []
         title = node.get("_meta", {}).get("title") or node["class_type"]
-        problems += [f"Node {node_id} ({title}): {problem}" for problem in found]
+        problems += [Workflows.NODE_PROBLEM(node_id=node_id, title=title, problem=problem) for problem in found]
     if problems:
         raise WorkflowError("\n".join(problems))
     return order
@@ -76,14 +78,12 @@ def _topological_order(prompt: Prompt, outputs: list[str]) -> list[str]:
             return
         if node_id in open_nodes:
             loop = " -> ".join([*open_nodes[open_nodes.index(node_id) :], node_id])
-            raise WorkflowError(f"The links form a loop: {loop}; a workflow must not be circular.")
+            raise WorkflowError(Workflows.LOOP(loop=loop))
         open_nodes.append(node_id)
         for name, value in prompt[node_id]["inputs"].items():
             if is_link(value):
                 if len(value) != 2 or str(value[0]) not in prompt:
-                    raise WorkflowError(
-                        f"Node {node_id}: input '{name}' is linked to {value}, which is no output of this workflow."
-                    )
+                    raise WorkflowError(Workflows.NO_SUCH_OUTPUT(node_id=node_id, name=name, value=value))
                 visit(str(value[0]))
         open_nodes.pop()
         order.append(node_id)
@@ -100,7 +100,7 @@ def _check_node(
     inputs = node["inputs"]
     for name, spec in input_specs(infos[node["class_type"]]).items():
         if name not in inputs:
-            problem = f"required input '{name}' ({spec.type}) is missing." if spec.required else None
+            problem = Workflows.INPUT_MISSING(name=name, type=spec.type) if spec.required else None
         elif is_link(inputs[name]):
             problem = _link_problem(spec, inputs[name], prompt, infos)
         else:
@@ -116,13 +116,11 @@ def _link_problem(spec: InputSpec, link: list[Any], prompt: Prompt, infos: Mappi
     origin = str(link[0])
     outputs = infos[prompt[origin]["class_type"]]["output"]
     if not 0 <= link[1] < len(outputs):
-        return (
-            f"input '{spec.name}' is linked to output {link[1]} of node {origin}, which has {len(outputs)} output(s)."
-        )
+        return Workflows.TOO_FEW_OUTPUTS(name=spec.name, number=link[1], origin=origin, num_outputs=len(outputs))
     received = outputs[link[1]]
     if not isinstance(received, str) or types_overlap(received, spec.type):
         return None
-    return f"input '{spec.name}' expects {spec.type} and is linked to node {origin}, which gives {received}."
+    return Workflows.OTHER_TYPE(name=spec.name, type=spec.type, origin=origin, received=received)
 
 
 def _convert(spec: InputSpec, inputs: dict[str, Any]) -> str | None:
@@ -134,7 +132,7 @@ def _convert(spec: InputSpec, inputs: dict[str, Any]) -> str | None:
         if convert:
             inputs[spec.name] = convert(value)
     except (TypeError, ValueError):
-        return f"input '{spec.name}' is {value!r}; expected a value of type {spec.type}."
+        return Workflows.NO_SUCH_TYPE(name=spec.name, value=value, type=spec.type)
     return None
 
 
@@ -142,11 +140,11 @@ def _value_problem(spec: InputSpec, value: Any) -> str | None:
     if spec.type in ("INT", "FLOAT"):
         low, high = spec.options.get("min"), spec.options.get("max")
         if low is not None and value < low:
-            return f"input '{spec.name}' is {value}; expected at least {low}."
+            return Workflows.TOO_LOW(name=spec.name, value=value, low=low)
         if high is not None and value > high:
-            return f"input '{spec.name}' is {value}; expected at most {high}."
+            return Workflows.TOO_HIGH(name=spec.name, value=value, high=high)
     if spec.choices is not None and value not in spec.choices:
-        shown = ", ".join(nearest(str(value), map(str, spec.choices))) or "nothing, as there is none"
-        more = f" ({len(spec.choices)} in all)" if len(spec.choices) > _NUM_LISTED else ""
-        return f"choose one of: {shown}{more}; input '{spec.name}' is {value!r}."
+        shown = ", ".join(nearest(str(value), map(str, spec.choices))) or Workflows.NOTHING_THERE()
+        more = Lists.IN_ALL(num_names=len(spec.choices)) if len(spec.choices) > _NUM_LISTED else ""
+        return Workflows.NO_CHOICE(shown=shown, more=more, name=spec.name, value=value)
     return None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import MALFORMED, nearest
+from ...engine.sentences.tools import Workflows
 from ..text_files import read_text
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
@@ -57,23 +58,18 @@ def read_workflow(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(read_text(path))
     except OSError as error:
-        raise WorkflowError(f"Cannot read the workflow {path}: {error.strerror}.") from error
+        raise WorkflowError(Workflows.CANNOT_READ(path=path, reason=error.strerror)) from error
     except RecursionError as error:
-        raise WorkflowError(f"{path} is nested too deeply to be a workflow. Save it again in ComfyUI.") from error
+        raise WorkflowError(Workflows.TOO_DEEP(path=path)) from error
     except json.JSONDecodeError as error:
-        raise WorkflowError(
-            f"{path} is not JSON: {error}. Expected a workflow saved or exported by ComfyUI."
-        ) from error
+        raise WorkflowError(Workflows.NO_JSON(path=path, error=error)) from error
     except ValueError as error:
         raise WorkflowError(str(error)) from error
     if is_editor_format(data):
         return dict(data)
     nodes = _api_nodes(data)
     if not nodes:
-        raise WorkflowError(
-            f"{path} is JSON but not a workflow: expected an object with 'nodes' and 'links' (saved by ComfyUI's "
-            "editor), or node ids with 'class_type' and 'inputs' (Export (API))."
-        )
+        raise WorkflowError(Workflows.NO_WORKFLOW(path=path))
     return nodes
 
 
@@ -96,13 +92,13 @@ def _api_nodes(data: Any) -> dict[str, Any]:
             continue
         for part, kind in (("class_type", str), ("inputs", dict)):
             if not isinstance(node.get(part), kind):
-                found = f"it is {_shown(node[part])}" if part in node else "it has none"
-                expected = "a text" if kind is str else "an object"
-                raise WorkflowError(f"Give node {key} its {part}, {expected}, or take it out of the file: {found}.")
+                found = Workflows.IT_IS(value=_shown(node[part])) if part in node else Workflows.HAS_NONE()
+                expected = Workflows.A_TEXT() if kind is str else Workflows.AN_OBJECT()
+                raise WorkflowError(Workflows.LACKS_PART(key=key, part=part, expected=expected, found=found))
         nodes[key] = node
     left_out = [key for key in data if key not in nodes]
     if nodes and left_out:
-        logger.warning("LightX2V: left out of the workflow, as they are no nodes: %s.", ", ".join(left_out))
+        logger.warning("LightX2V: %s", Workflows.NO_NODES(names=", ".join(left_out)))
     return nodes
 
 
@@ -124,12 +120,10 @@ def _objects(items: Any, what: str) -> list[dict[str, Any]]:
     if items is None:
         return []
     if not isinstance(items, list):
-        raise WorkflowError(f"Save the workflow again in ComfyUI's editor: {what} is {_shown(items)}; expected a list.")
+        raise WorkflowError(Workflows.NO_LIST(what=what, items=_shown(items)))
     for index, item in enumerate(items):
         if item is not None and not isinstance(item, dict):
-            raise WorkflowError(
-                f"Save the workflow again in ComfyUI's editor: {what}[{index}] is {_shown(item)}; expected an object."
-            )
+            raise WorkflowError(Workflows.NO_OBJECT(what=what, index=index, item=_shown(item)))
     return [item for item in items if item is not None]
 
 
@@ -149,10 +143,7 @@ def to_prompt(data: Mapping[str, Any], infos: Mapping[str, NodeInfo], *, has_ser
     try:
         return _Editor(data, infos, has_server=has_server).to_prompt()
     except MALFORMED as error:
-        raise WorkflowError(
-            "Save the workflow again in ComfyUI's editor: somewhere in it is something else than the editor writes "
-            f"({type(error).__name__}: {str(error)[:120]})."
-        ) from error
+        raise WorkflowError(Workflows.FOREIGN(kind=type(error).__name__, error=str(error)[:120])) from error
 
 
 def adopt_separators(prompt: Prompt, infos: Mapping[str, NodeInfo]) -> None:
@@ -174,7 +165,9 @@ def silenced_outputs(data: Mapping[str, Any], infos: Mapping[str, NodeInfo]) -> 
     if not is_editor_format(data):
         return []
     return [
-        f"'{node.get('title') or infos[node['type']].get('display_name') or node['type']}' (node {node['id']})"
+        Workflows.TITLED(
+            title=node.get("title") or infos[node["type"]].get("display_name") or node["type"], node_id=node["id"]
+        )
         for node in _objects(data["nodes"], "nodes")
         if node.get("mode", 0) in (_MUTED, _BYPASSED) and infos.get(str(node.get("type")), {}).get("output_node")
     ]
@@ -193,12 +186,13 @@ class _Editor:
         self._nodes: dict[str, dict[str, Any]] = {}
         for node in _objects(data["nodes"], "nodes"):
             if not isinstance(node.get("type"), str) or not isinstance(node.get("id"), (int, str)):
-                raise WorkflowError(
-                    f"Save the workflow again in ComfyUI's editor: the node {_shown(node)} has no id or no type."
-                )
+                raise WorkflowError(Workflows.NO_ID(node=_shown(node)))
             node_id = str(node["id"])
             # Entries that hold no link may be missing.
-            slots = {kind: _objects(node.get(kind), f"{kind} of node {node_id}") for kind in ("inputs", "outputs")}
+            slots = {
+                kind: _objects(node.get(kind), Workflows.SLOTS(kind=kind, node_id=node_id))
+                for kind in ("inputs", "outputs")
+            }
             self._nodes[node_id] = node | slots
         self._links = dict(_read_link(link) for link in data.get("links") or () if link is not None)
 
@@ -225,7 +219,7 @@ class _Editor:
         )
         if is_known or is_linked:
             return False
-        logger.info("LightX2V: node %s (%s) is left out: nothing is linked to it.", node_id, class_type)
+        logger.info("LightX2V: %s", Workflows.NOT_LINKED(node_id=node_id, class_type=class_type))
         return True
 
     def _is_virtual(self, node: Mapping[str, Any]) -> bool:
@@ -246,15 +240,9 @@ class _Editor:
 
     def _info(self, node_id: str, class_type: str) -> NodeInfo:
         if class_type in self._subgraphs:
-            raise WorkflowError(
-                f"Node {node_id} is the subgraph '{self._subgraphs[class_type]}', which is not supported here. "
-                "Unpack it in ComfyUI's editor, or use Workflow > Export (API) there and run that file."
-            )
+            raise WorkflowError(Workflows.SUBGRAPH(node_id=node_id, name=self._subgraphs[class_type]))
         if _is_group_node(class_type):
-            raise WorkflowError(
-                f"Node {node_id} is the group node '{class_type}', which is not supported here. Ungroup it in "
-                "ComfyUI's editor, or use Workflow > Export (API) there and run that file."
-            )
+            raise WorkflowError(Workflows.GROUP_NODE(node_id=node_id, class_type=class_type))
         if class_type not in self._infos:
             raise unknown_node(node_id, class_type, has_server=self._has_server)
         return self._infos[class_type]
@@ -265,14 +253,12 @@ class _Editor:
         if number is None:
             return None
         if number not in self._links:
-            raise WorkflowError(
-                f"Input '{_short(entry.get('name'))}' uses link {_short(number)}, which the file does not contain."
-            )
+            raise WorkflowError(Workflows.LOST_LINK(name=_short(entry.get("name")), link=_short(number)))
         origin, slot = self._links[number]
         if origin not in self._nodes:
-            raise WorkflowError(f"Link {number} starts at node {_short(origin)}, which the file does not contain.")
+            raise WorkflowError(Workflows.LOST_ORIGIN(number=number, origin=_short(origin)))
         if (origin, slot) in visited:
-            raise WorkflowError(f"The links around node {_short(origin)} form a loop; a workflow must not be circular.")
+            raise WorkflowError(Workflows.LINKS_LOOP(origin=_short(origin)))
         visited.add((origin, slot))
         node = self._nodes[origin]
         wanted = str(entry.get("type", "*"))
@@ -295,8 +281,8 @@ class _Editor:
         setters = {str(_first_value(node)): node for node in reversed(self._nodes.values()) if node["type"] in _SETTERS}
         if str(name) in setters:
             return setters[str(name)]
-        known = ", ".join(nearest(str(name), setters)) or "there is none"
-        raise WorkflowError(f"Give the Get node {node_id} the name of a Set node ({known}): it names '{name}'.")
+        known = ", ".join(nearest(str(name), setters)) or Workflows.THERE_IS_NONE()
+        raise WorkflowError(Workflows.NO_SETTER(node_id=node_id, known=known, name=name))
 
 
 def _read_link(link: Any) -> tuple[Any, tuple[str, int]]:
@@ -307,10 +293,7 @@ def _read_link(link: Any) -> tuple[Any, tuple[str, int]]:
         number, origin, slot = link[:3]
         return number, (str(origin), int(slot))
     except (TypeError, ValueError, LookupError):
-        raise WorkflowError(
-            f"Save the workflow again in ComfyUI's editor: the link {_shown(link)} is none; expected a number, a node "
-            "and its output."
-        ) from None
+        raise WorkflowError(Workflows.NO_LINK(link=_shown(link))) from None
 
 
 def _first_value(node: Mapping[str, Any]) -> Any:
@@ -330,14 +313,8 @@ def is_link(value: Any) -> bool:
 def unknown_node(node_id: str, class_type: str, *, has_server: bool = False) -> WorkflowError:
     """Return the error for a node that is not available where the workflow is to run."""
     if has_server:
-        return WorkflowError(
-            f"Node {node_id} is of type '{class_type}', which this server does not have: install what brings it there "
-            "(Manager > Install Missing Custom Nodes) and restart it, or take the node out of the workflow."
-        )
-    return WorkflowError(
-        f"Node {node_id} is of type '{class_type}', which is not available here. Without a server only the LightX2V "
-        "nodes and a few core nodes run; --server URL runs the workflow in a ComfyUI that has the node installed."
-    )
+        return WorkflowError(Workflows.NOT_ON_SERVER(node_id=node_id, class_type=class_type))
+    return WorkflowError(Workflows.NOT_HERE(node_id=node_id, class_type=class_type))
 
 
 def _bypass_index(node: Mapping[str, Any], slot: int, wanted: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 from ...handles import TransformerHandle
 from ...lora.experts import ExpertLoras
 from ...lora.reader import Patch
+from ...sentences.loras import Loras
 
 # Of the wrapper around ComfyUI's sampling, see model.make_model.
 KEY = "lightx2v"
@@ -45,7 +46,7 @@ def view_of(model: Any) -> TransformerHandle:
         patches = [
             _patch_of(key, *entry[:2], *entry[3:5]) for key, entries in model.patches.items() for entry in entries
         ]
-        view = view.with_lora(view.read_patches(patches, title="LoRAs of other nodes", identity=model.patches_uuid))
+        view = view.with_lora(view.read_patches(patches, title=Loras.OF_OTHER_NODES(), identity=model.patches_uuid))
     return view
 
 
@@ -66,7 +67,7 @@ def _patch_of(key: str, strength: float, value: Any, offset: Any = None, functio
         offset, function: of a patch of a part of the weight, or of a changed one.
     """
     if offset is not None or function is not None:
-        return Patch(key=key, kind="part of a weight", tensors=(), strength=strength)
+        return Patch(key=key, kind=Loras.PART_OF_WEIGHT(), tensors=(), strength=strength)
     if isinstance(value, tuple):
         kind, tensors = value if len(value) > 1 else ("diff", value)
         return Patch(key=key, kind=str(kind), tensors=tuple(tensors), strength=strength)

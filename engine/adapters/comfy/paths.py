@@ -22,6 +22,7 @@ from ...checkpoints.files import list_checkpoint_folders
 from ...checkpoints.folders import walk
 from ...errors import nearest
 from ...sentences.comfyui import Lists
+from ...sentences.kinds import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -191,9 +192,11 @@ class ModelChoice:
     def _describe_unknown(self, name: str) -> str:
         names = self.names()
         if not names:
-            fetch = f"{_DOWNLOAD}, or " if self.is_published else ""
+            fetch = Lists.OR(download=_DOWNLOAD) if self.is_published else ""
             return Lists.NOTHING_THERE(what=self.what, fetch=fetch, put=self.put)
-        listed = ", ".join(nearest(name, names)) + (Lists.IN_ALL(num_names=len(names)) if len(names) > 3 else "")
+        listed = ", ".join(nearest(name, names))
+        if len(names) > 3:
+            listed = Lists.IN_ALL(listed=listed, num_names=len(names))
         if _leads_outside(name):
             found = Lists.IS_OUTSIDE()
         else:
@@ -206,24 +209,24 @@ class ModelChoice:
 
 
 CHECKPOINTS = ModelChoice(
-    what="checkpoint",
+    what=Parts.CHECKPOINT(),
     sources=((FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
     put=Lists.PUT_CHECKPOINT(),
     is_published=True,
 )
 TRANSFORMERS = ModelChoice(
-    what="transformer",
+    what=Parts.TRANSFORMER(),
     sources=(("diffusion_models", _all_files), (FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
     put=Lists.PUT_TRANSFORMER(),
     is_published=True,
 )
 TEXT_ENCODERS = ModelChoice(
-    what="text encoder",
+    what=Parts.TEXT_ENCODER(),
     sources=(("text_encoders", _all_files), (FOLDER, _text_encoder_files)),
     put=Lists.PUT_TEXT_ENCODER(),
 )
 TOKENIZERS = ModelChoice(
-    what="tokenizer",
+    what=Parts.TOKENIZER(),
     sources=((FOLDER, _tokenizer_folders), ("text_encoders", _tokenizer_folders)),
     put=Lists.PUT_TOKENIZER(),
 )

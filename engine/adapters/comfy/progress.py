@@ -17,6 +17,7 @@ import torch
 
 from ...interfaces import Hooks
 from ...progress import ProgressLine
+from .language import errors_to_editor, to_editor
 
 _running: ContextVar[Hooks | None] = ContextVar("lightx2v_hooks", default=None)
 
@@ -25,8 +26,8 @@ _running: ContextVar[Hooks | None] = ContextVar("lightx2v_hooks", default=None)
 def reporting(node_id: str | None) -> Iterator[Hooks]:
     """Give hooks that report to the node `node_id` of the running graph, whose text vanishes with the context.
 
-    `check_interrupt` raises ComfyUI's InterruptProcessingException when the user pressed Cancel; the
-    progress bar of newer versions is throttled and does not check often enough.
+    Errors that leave it are in the editor's language. `check_interrupt` raises ComfyUI's InterruptProcessingException
+    when the user pressed Cancel; the progress bar of newer versions is throttled and does not check often enough.
 
     Within another such context, as where our sampler goes through ComfyUI's, all reports go there; the steps are
     counted outside.
@@ -39,7 +40,8 @@ def reporting(node_id: str | None) -> Iterator[Hooks]:
     hooks = _Reporter(node_id).hooks()
     token = _running.set(hooks)
     try:
-        yield hooks
+        with errors_to_editor():
+            yield hooks
     finally:
         _running.reset(token)
         show_text(node_id, "")
@@ -53,10 +55,10 @@ def executing_node() -> str | None:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show a text on a node; nothing where no server is running."""
+    """Show a text on a node, in the editor's language; nothing where no server is running."""
     instance = getattr(server.PromptServer, "instance", None)
     if node_id is not None and instance is not None and hasattr(instance, "send_progress_text"):
-        instance.send_progress_text(text, node_id)
+        instance.send_progress_text(to_editor(text), node_id)
 
 
 class _Reporter:

@@ -1,7 +1,8 @@
 """What other nodes can put on a MODEL or a CONDITIONING that this pack's transformer cannot honour: refused by name.
 
 A transformer of its own kernels has no place where a patch of ComfyUI's attention or of a block could run; leaving it
-out would give another picture than the graph promises.
+out would give another picture than the graph promises. What ComfyUI's own nodes meet is said in the editor's language
+here; what comes while a node of ours or a sampler runs, where that ends (language.errors_to_editor).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import comfy.model_sampling
 
 from ...checkpoints.formats import WanArchitecture
 from ...constants import NUM_TRAIN_TIMESTEPS
+from ...sentences import joined
+from ...sentences.between import Between
 from ...sentences.refusals import Refusals
 from .carried import HIGH_STEPS
+from .language import to_editor
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ _IDLE_KEYS = {
     "reference_latents_method": Refusals.REFERENCE_METHOD(),
 }
 _IMAGE_KEYS = {
-    "concat_latent_image": "a picture (Wan Image To Video)",
+    "concat_latent_image": Refusals.PICTURE(),
     "concat_mask": Refusals.PICTURE_MASK(),
     "concat_mask_index": Refusals.MASK_CONTROL_VIDEO(),
     "clip_vision_output": Refusals.CLIP_VISION_PICTURE(),
@@ -161,23 +165,23 @@ def check_patches(patches: Mapping[Any, Any], strength_model: float) -> None:
 def check_hooks(hooks: Any) -> None:
     """Raise where hooks of a conditioning would change weights."""
     if any(True for _ in hooks.get_type(comfy.hooks.EnumHookType.Weight)):
-        raise ValueError(Refusals.NO_LORA_HOOKS(native=_NATIVE))
+        raise ValueError(to_editor(Refusals.NO_LORA_HOOKS(native=_NATIVE)))
 
 
 def missing_in_config(name: str) -> str:
-    return Refusals.ASKS_FOR_UNET(name=name)
+    return to_editor(Refusals.ASKS_FOR_UNET(name=name))
 
 
 def missing_in_model(name: str) -> str:
-    return Refusals.ASKS_FOR_MODEL(name=name, native=_NATIVE)
+    return to_editor(Refusals.ASKS_FOR_MODEL(name=name, native=_NATIVE))
 
 
 def cannot_be_merged() -> ValueError:
-    return ValueError(Refusals.NO_MERGE())
+    return ValueError(to_editor(Refusals.NO_MERGE()))
 
 
 def cannot_be_saved() -> ValueError:
-    return ValueError(Refusals.NO_SAVE())
+    return ValueError(to_editor(Refusals.NO_SAVE()))
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:
@@ -185,8 +189,9 @@ def _options(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if name in _OPTIONS or value is None or (isinstance(value, dict | list) and not _holds(value)):
             continue
-        parts = f" [{', '.join(map(str, value))}]" if isinstance(value, dict) else ""
-        found.append(f"{_OPTION_NAMES.get(name, name)}{parts}")
+        shown = _OPTION_NAMES.get(name, name)
+        names = ", ".join(map(str, value)) if isinstance(value, dict) else ""
+        found.append(Refusals.WITH_NAMES(what=shown, names=names) if names else shown)
     return found
 
 
@@ -200,4 +205,4 @@ def _cannot(found: list[str]) -> ValueError:
 
 def _joined(parts: Iterable[str]) -> str:
     *others, last = dict.fromkeys(parts)
-    return f"{', '.join(others)} and {last}" if others else last
+    return joined([joined(others, Between.COMMA), last] if others else [last], Between.AND)

@@ -1,6 +1,7 @@
 """HTTP routes on ComfyUI's server: checks what a client sends, answers from a worker thread.
 
-What is answered is engine/panel/editor.py. A request that is not understood gets status 400 and a sentence. Nothing
+What is answered is engine/panel/editor.py. A request that is not understood gets status 400 and a sentence. All
+sentences are in the first language of the request's Accept-Language that is spoken here, else in English. Nothing
 that a client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST
 takes JSON only, which a page of another site cannot send.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import server
 from aiohttp import web
 
+from ...sentences import ENGLISH, LANGUAGES, translated
 from ...sentences.comfyui import Routes
 
 PREFIX = "/lightx2v"
@@ -41,7 +43,7 @@ class Route:
     fields: Mapping[str, Check]
     """Parameters that are understood; each raises ValueError for a text that is not."""
     answer: Callable[[dict[str, Value]], Any]
-    """Returns JSON data; may raise ValueError. Called in a worker thread."""
+    """Returns JSON data, in which sentences are Said; may raise ValueError. Called in a worker thread."""
 
 
 def choice(*options: str) -> Check:
@@ -62,9 +64,9 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Check:
         try:
             value = kind(text)
         except ValueError:
-            raise ValueError(f"{text!r}; expected a number") from None
+            raise ValueError(Routes.NO_NUMBER(text=text)) from None
         if not low <= value <= high:
-            raise ValueError(f"{text}; expected {low} to {high}")
+            raise ValueError(Routes.OUT_OF_RANGE(text=text, low=low, high=high))
         return value
 
     return check
@@ -98,24 +100,31 @@ def read_parameters(route: Route, parameters: Mapping[str, Any]) -> dict[str, Va
     values = {}
     for name, text in parameters.items():
         if name not in route.fields:
-            known = ", ".join(route.fields) or "none"
+            known = ", ".join(route.fields) or Routes.NONE()
             raise ValueError(Routes.NO_PARAMETER(name=route.name, parameter=name[:40], known=known))
         if not isinstance(text, str) or len(text) > _MAX_TEXT:
             raise ValueError(Routes.NO_TEXT(name=name, max_text=_MAX_TEXT))
         try:
             values[name] = route.fields[name](text)
         except ValueError as error:
-            raise ValueError(f"{name} is {error}.") from None
+            raise ValueError(Routes.ODD_PARAMETER(name=name, problem=error)) from None
     return values
 
 
 async def _respond(route: Route, workers: ThreadPoolExecutor, request: web.Request) -> web.Response:
+    language = read_language(request.headers.get("Accept-Language", ""))
     try:
         values = read_parameters(route, request.query if route.method == "GET" else await _read_json(request))
         data = await asyncio.get_running_loop().run_in_executor(workers, route.answer, values)
     except ValueError as error:
-        return web.json_response({"error": str(error)}, status=400)
-    return web.json_response(data)
+        return web.json_response({"error": translated(str(error), language)}, status=400)
+    return web.json_response(translated(data, language))
+
+
+def read_language(accepted: str) -> str:
+    """Return the first of LANGUAGES that an Accept-Language header names, e.g. zh-CN,zh;q=0.9,en;q=0.8."""
+    tags = (each.partition(";")[0].strip().lower().partition("-")[0] for each in accepted.split(","))
+    return next((tag for tag in tags if tag in LANGUAGES), ENGLISH)
 
 
 async def _read_json(request: web.Request) -> dict[str, Any]:

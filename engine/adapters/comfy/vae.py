@@ -22,6 +22,7 @@ from ...memory.clip import Clip
 from ...memory.needs import vae_bytes
 from ...memory.tiles import Tile
 from ...report import attach, records_of
+from ...sentences.vae import Vae
 from ...shapes import decoding_problem
 from ...wan.vae import compute_dtype
 from . import memory, progress
@@ -80,7 +81,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
             ValueError: the latents are not those of a Wan2.1 video, or there are `vae_options`.
         """
         if vae_options:
-            raise ValueError(f"LightX2V's VAE has no options for decoding; found {', '.join(map(str, vae_options))}.")
+            raise ValueError(Vae.NO_OPTIONS(options=", ".join(map(str, vae_options))))
         return self._decode(samples_in, None)
 
     def decode_tiled(
@@ -131,10 +132,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         Raises:
             LightX2VError: always.
         """
-        raise LightX2VError(
-            f"To have this VAE elsewhere, copy its file: {self._files.path}. LightX2V's VAE does not hold its weights "
-            "for ComfyUI's save nodes."
-        )
+        raise LightX2VError(Vae.NO_SAVING(path=self._files.path))
 
     @property
     def _files(self) -> VaeFiles:
@@ -142,10 +140,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
 
     def _decode(self, samples: torch.Tensor, tile: Tile | None) -> torch.Tensor:
         if getattr(samples, "is_nested", False):
-            raise ValueError(
-                "The latent holds several tensors (video with audio, of another model); LightX2V's VAE takes Wan2.1 "
-                "video latents [batch, 16, frames, height/8, width/8]."
-            )
+            raise ValueError(Vae.NESTED_LATENT())
         problem = decoding_problem(samples.shape)
         if problem:
             raise ValueError(problem)
@@ -189,10 +184,7 @@ class _Engine(torch.nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise AttributeError(
-                f"LightX2V's VAE computes in its own engine and has no first_stage_model.{name}. Where a node needs "
-                "ComfyUI's own network, use VAELoader with wan_2.1_vae.safetensors."
-            ) from None
+            raise AttributeError(Vae.OWN_ENGINE(name=name)) from None
 
 
 class _Ratio(tuple[Any, ...]):
@@ -226,8 +218,7 @@ def _tile(tile_x: int | None, tile_y: int | None, overlap: int | None, unit: int
     shared = usual.overlap if overlap is None else overlap // unit
     found = Tile(size=size, overlap=min(max(shared, 1), size // _OVERLAPS_IN_TILE))
     if (found.size, found.overlap) != (asked, shared):
-        logger.info(
-            "LightX2V: tiles of %d pixels that overlap by %d (asked for: %d and %d).",
-            *(cells * _ROWS for cells in (found.size, found.overlap, asked, shared)),
-        )
+        numbers = (cells * _ROWS for cells in (found.size, found.overlap, asked, shared))
+        pixels = dict(zip(("size", "overlap", "asked", "asked_overlap"), numbers, strict=True))
+        logger.info("LightX2V: %s", Vae.OTHER_TILES(**pixels))
     return found

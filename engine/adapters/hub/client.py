@@ -97,7 +97,7 @@ def _read_entry(entry: Any) -> RemoteFile:
 
 def _matching(what: str, value: Any, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"the {what} is {value!r}")
+        raise ValueError(Hub.NO_SUCH_VALUE(what=what, value=value))
     return value
 
 
@@ -118,7 +118,8 @@ def read_file(listing: Listing, file: RemoteFile, part: BinaryIO, endpoint: str 
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(listing.repository, file.path, revision=listing.commit, endpoint=endpoint)
-    with _explained(f"{file.path} of {listing.repository}", url.partition(listing.repository)[0].rstrip("/")):
+    what = Hub.FILE_OF(path=file.path, repository=listing.repository)
+    with _explained(what, url.partition(listing.repository)[0].rstrip("/")):
         http_get(url, part, resume_size=part.tell(), headers=build_hf_headers(), expected_size=file.num_bytes)
 
 

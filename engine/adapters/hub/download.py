@@ -23,7 +23,10 @@ from ...checkpoints.kinds import identify_kind
 from ...checkpoints.published import DownloadError, Variant, choose_files
 from ...constants import GIB
 from ...errors import CheckpointError
+from ...sentences import joined
+from ...sentences.between import Between
 from ...sentences.hub import Hub
+from ...sentences.kinds import Kinds
 from . import client
 
 logger = logging.getLogger(__name__)
@@ -161,7 +164,7 @@ class _Run:
             if file.is_in_the_way:
                 different.append(file)
         if different and not replace:
-            listed = "; ".join(_describe_difference(file) for file in different)
+            listed = joined(map(_describe_difference, different), Between.SEMICOLON)
             raise DownloadError(
                 "in the way",
                 Hub.IN_THE_WAY(num_different=len(different), listed=listed, name=self._plan.variant.name),
@@ -209,7 +212,7 @@ class _Run:
         with path.open("rb") as content:
             while chunk := content.read(_HASH_BYTES):
                 digest.update(chunk)
-                self._report(self._done + len(chunk) * counts, f"checking {file.remote.path}")
+                self._report(self._done + len(chunk) * counts, Hub.CHECKING(path=file.remote.path))
         is_intact = digest.hexdigest() == expected
         if not is_intact:
             self._done = start
@@ -234,7 +237,7 @@ def _describe_difference(file: PlannedFile) -> str:
         return Hub.DANGLING(target=file.target, link_target=os.readlink(file.target))
     size = file.target.stat().st_size
     if size != file.remote.num_bytes:
-        return f"{file.target} ({size} bytes, published {file.remote.num_bytes})"
+        return Hub.OTHER_SIZE(target=file.target, size=size, published=file.remote.num_bytes)
     return Hub.WRONG_CONTENT(target=file.target)
 
 
@@ -285,10 +288,10 @@ def _check_loadable(plan: Plan) -> None:
         return
     checkpoint = resolve_checkpoint(plan.entry, plan.variant.precision)
     if checkpoint.missing:
-        raise DownloadError("missing", " ".join(checkpoint.missing))
+        raise DownloadError("missing", joined(checkpoint.missing, Between.BLANK))
 
 
 def _check_lora(path: Path) -> None:
     kind = identify_kind(read_header(path))
-    if kind is None or kind[0] != "a LoRA":
+    if kind is None or kind[0] != Kinds.LORA():
         raise CheckpointError(Hub.NO_LORA(path=path, kind=kind[0] if kind else Hub.NOTHING_KNOWN()))

@@ -24,6 +24,7 @@ from types import ModuleType
 import torch
 
 from ...errors import LightX2VError, MissingDependencyError
+from ...sentences.lightx2v import LightX2V
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,14 @@ def unavailable_reason() -> str | None:
     """Return a sentence that says why LightX2V cannot be imported here and what to do, or None. Runs nothing of it."""
     missing = missing_packages()
     if missing:
-        return f"LightX2V is not installed ({missing[0]} was not found). Run: {INSTALL}"
+        return LightX2V.NOT_INSTALLED(name=missing[0], install=INSTALL)
     packages = [
         pip_name
         for name, pip_name in DEPENDENCIES.items()
         if name not in sys.modules and importlib.util.find_spec(name) is None
     ]
     if packages:
-        return f"LightX2V needs {', '.join(packages)}. Run: pip install {' '.join(packages)}"
+        return LightX2V.NEEDS_PACKAGES(packages=", ".join(packages), to_install=" ".join(packages))
     return None
 
 
@@ -110,7 +111,7 @@ def _import_once() -> None:
         raise MissingDependencyError(reason)
     with _restored_modules(), _environment():
         _import_components()
-    logger.info("LightX2V: components imported from %s.", sys.modules["lightx2v"].__path__[0])
+    logger.info("LightX2V: %s", LightX2V.IMPORTED(path=sys.modules["lightx2v"].__path__[0]))
 
 
 def _import_components() -> None:
@@ -130,23 +131,17 @@ def _import_components() -> None:
         dtypes = envs.GET_DTYPE(), envs.GET_SENSITIVE_DTYPE()
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] not in sys.modules:
-            raise MissingDependencyError(
-                f"LightX2V needs the Python package {error.name!r}, which is not installed. Install it with pip."
-            ) from error
+            raise MissingDependencyError(LightX2V.NEEDS_PACKAGE(name=error.name)) from error
         raise _unknown_version(error) from error
     except (ImportError, AttributeError) as error:
         raise _unknown_version(error) from error
     if set(dtypes) != {torch.bfloat16}:
-        raise LightX2VError(
-            f"LightX2V already runs in {dtypes[0]} and {dtypes[1]} in this process; this engine needs bfloat16. "
-            "Another node pack imported it first: set the environment variable DTYPE to BF16 and restart ComfyUI."
-        )
+        raise LightX2VError(LightX2V.OTHER_DTYPE(dtype=dtypes[0], sensitive=dtypes[1]))
 
 
 def _unknown_version(error: Exception) -> LightX2VError:
     return LightX2VError(
-        f"The installed LightX2V does not work with this engine and torch {torch.__version__} ({error}). The version "
-        f"known to work is commit {KNOWN_COMMIT}; install it with: {INSTALL}"
+        LightX2V.OTHER_VERSION(torch=torch.__version__, error=error, commit=KNOWN_COMMIT, install=INSTALL)
     )
 
 
@@ -154,7 +149,7 @@ def _empty_package(name: str) -> ModuleType:
     """Return a package with the installed one's folder as its path, whose `__init__` has not run."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"{name} is not a package")
+        raise ImportError(LightX2V.NO_PACKAGE(name=name))
     package = ModuleType(name)
     package.__path__ = list(spec.submodule_search_locations)
     package.__spec__ = importlib.util.spec_from_loader(name, loader=None, is_package=True)

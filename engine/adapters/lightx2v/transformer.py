@@ -17,16 +17,13 @@ from ...interfaces import Conditioning, Hooks
 from ...lora.changes import Stack
 from ...memory.placement import Placement
 from ...offload import ExpertUnits, Joined, Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
+from ...sentences.lightx2v import LightX2V
 from ...system import release_memory
 from ...wan.layout import PHASES
 from . import bootstrap
 from .config import build_config
 
 # Facts: lightx2v/common/ops/mm/mm_weight.py and models/networks/wan at the commit of bootstrap.py.
-NO_LORAS = (
-    "Set engine to 'auto' for LoRAs: engine is 'lightx2v', whose own LoRA support cannot apply them as a whole. It "
-    "takes one file, leaves out embeddings and head, and merges into unquantized weights only."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class LightX2VTransformer:
 
     def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         if stack:
-            raise LightX2VError(NO_LORAS)
+            raise LightX2VError(LightX2V.NO_LORAS())
 
     def unload(self) -> None:
         loaded, self._loaded = self._loaded, None

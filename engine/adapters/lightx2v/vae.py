@@ -17,6 +17,7 @@ from ...checkpoints.weights import open_weights
 from ...errors import CheckpointError
 from ...interfaces import Hooks
 from ...latent_space import normalize
+from ...sentences.lightx2v import LightX2V
 from ...system import release_memory
 from . import bootstrap
 
@@ -116,7 +117,7 @@ class LightX2VVideoDecoder:
         missing = [name for name in vae.state_dict() if name not in weights]
         if missing:
             raise CheckpointError(
-                f"{self._files.path} has no {missing[0]} ({len(missing)} tensors of the decoder are missing)."
+                LightX2V.DECODER_INCOMPLETE(path=self._files.path, name=missing[0], num_missing=len(missing))
             )
         state = {name: weights[name] for name in vae.state_dict()}
         if self._format is None:
@@ -126,7 +127,7 @@ class LightX2VVideoDecoder:
         try:
             vae.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise CheckpointError(f"{self._files.path} does not fit LightX2V's decoder: {error}") from error
+            raise CheckpointError(LightX2V.DECODER_MISFIT(path=self._files.path, error=error)) from error
         vae.eval().requires_grad_(False)
 
 
