@@ -14,8 +14,7 @@ from ..engine.shapes import latent_shape, size_problem
 from ._api import advanced, io, linked_node, node_id_of, schema, verdict
 
 _MAX_SEED = 2**64 - 1
-# Nodes that make a latent -> their inputs for its size: the graph says how large it will be before it is made, for which
-# some take the text.
+# Nodes that make a latent -> their inputs for its size: the graph says how large it will be. Some take the text first.
 _SIZES = {
     "LightX2VEmptyLatent": ("width", "height", "num_frames", "batch_size"),
     "EmptyHunyuanLatentVideo": ("width", "height", "length", "batch_size"),

@@ -26,7 +26,7 @@ from support.llm_server import LlmServer
 SESSION = Path(__file__).parent / "session.mjs"
 # Steps of most of a second on one core.
 SLOW = TinySizes(num_layers=40, dim=256, ffn_dim=1024)
-SLOW_FILE = "slow.safetensors"
+SLOW_FILE = "slow_4step.safetensors"
 _SESSION_SECONDS = 900
 
 

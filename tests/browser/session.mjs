@@ -60,8 +60,17 @@ async function setSetting(id, value) {
     }
 }
 
+/** Panels that had to scroll, by the name of the picture. */
+const cramped = [];
+
 async function shot(name) {
     await page.waitForTimeout(400);
+    const found = await page.evaluate(() => {
+        const panels = window.app.graph.nodes.flatMap((node) => (node.widgets ?? []).filter((widget) => widget.name.startsWith("lightx2v_")));
+        const isCramped = ({ element }) => element?.isConnected && (element.scrollHeight > element.clientHeight + 1 || element.scrollWidth > element.clientWidth + 1);
+        return panels.filter(isCramped).map(({ name, element }) => `${name}: ${element.scrollHeight} of ${element.clientHeight}`);
+    });
+    cramped.push(...found.map((text) => `${name}: ${text}`));
     await page.screenshot({ path: path.join(shots, `${name}.png`) });
 }
 
@@ -377,6 +386,12 @@ const steps = {
             await fit();
             await shot(`template_${name}`);
             dropped[name] = await page.evaluate(() => ({
+                overlaps: window.app.graph.nodes.flatMap((one, index) =>
+                    window.app.graph.nodes.slice(index + 1).filter((other) => {
+                        const [a, b] = [one, other].map((node) => node.getBounding());
+                        return a[0] < b[0] + b[2] && b[0] < a[0] + a[2] && a[1] < b[1] + b[3] && b[1] < a[1] + a[3];
+                    }).map((other) => `${one.type} and ${other.type}`),
+                ),
                 unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
                 values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
             }));
@@ -605,5 +620,5 @@ for (const name of wanted) {
     }
     console.log(JSON.stringify({ step: name, seconds: (Date.now() - start) / 1000, ...result }));
 }
-console.log(JSON.stringify({ step: "problems", problems }));
+console.log(JSON.stringify({ step: "problems", problems, cramped }));
 await browser.close();

@@ -247,10 +247,10 @@ def cut(file, target):
 
 
 WITHOUT_A_TENSOR = (
-    " is not that of a Wan2.1 VAE: 1 tensors are missing, superfluous or of another shape, first "
+    "{path} is not that of a Wan2.1 VAE: 1 tensors are missing, superfluous or of another shape, first "
     "decoder.head.2.bias: found nothing"
 )
-TRUNCATED = " is truncated: found "
+TRUNCATED = "{path} is truncated: found "
 
 
 def leave_out(name, weights, target):
@@ -264,8 +264,8 @@ def leave_out(name, weights, target):
             "LightX2VLoadVAE",
             "vae",
             "transformer",
-            " is a Wan transformer; expected a Wan2.1 VAE under its native names, e.g. Wan2.1_VAE.pth or "
-            "wan_2.1_vae.safetensors. Load it as the transformer.",
+            "Load it as the transformer. {path} is a Wan transformer; expected a Wan2.1 VAE under its native names, "
+            "e.g. Wan2.1_VAE.pth or wan_2.1_vae.safetensors.",
         ),
         ("LightX2VLoadVAE", "vae", "a VAE without a tensor", WITHOUT_A_TENSOR),
         ("LightX2VLoadVAE", "vae", "half a VAE", TRUNCATED),
@@ -273,15 +273,15 @@ def leave_out(name, weights, target):
             "LightX2VLoadTextEncoder",
             "text_encoders",
             "VAE",
-            " is a Wan VAE; expected a UMT5-XXL encoder, e.g. models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or "
-            "ComfyUI's umt5_xxl_fp16.safetensors. Load it as the VAE.",
+            "Load it as the VAE. {path} is a Wan VAE; expected a UMT5-XXL encoder, e.g. "
+            "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors.",
         ),
         ("LightX2VLoadTextEncoder", "text_encoders", "half a text encoder", TRUNCATED),
         (
             "LightX2VLoadTextEncoder",
             "text_encoders",
             "text encoder without a tokenizer",
-            ": it holds no spiece_model, and no google/umt5-xxl folder with tokenizer.json or spiece.model was found",
+            "{path}: it holds no spiece_model, and no google/umt5-xxl folder with tokenizer.json or spiece.model was found",
         ),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_wrong_or_damaged_part_is_an_error_of_its_loader(run, models_dir, node
     inputs = {"vae": target.name} if folder == "vae" else {"text_encoder": target.name, "tokenizer": "auto"}
     with pytest.raises(CheckpointError) as refused:
         run(node_id, **inputs)
-    assert f"{target}{sentence}" in str(refused.value)
+    assert sentence.format(path=target) in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-fp8.pth"])
