@@ -32,6 +32,12 @@ class SelfAttention:
     between which rows are exchanged for heads; see wan/parallel.py.
     """
 
+    leaves_rows = False
+    """Whether `measure_rows` leaves q and k as they are, so that they may be on their way before."""
+
+    def start(self, name: str, part: torch.Tensor, rotary: Rotary) -> None:
+        """Take q, k or v [N, H, D], as its linear left it, before `prepare` gets all three; here there is no need."""
+
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> Any:
@@ -196,6 +202,10 @@ class InParts(SelfAttention):
     launches: Callable[[torch.Tensor], list[slice]]
     """Returns the heads of each launch for v [N, H, D]; see launches.py."""
 
+    @property
+    def leaves_rows(self) -> bool:  # type: ignore[override]
+        return self.inner.leaves_rows
+
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> Any:
@@ -239,6 +249,8 @@ class InParts(SelfAttention):
 class _InPlace(SelfAttention):
     """A back end whose inputs the pack's Triton kernels prepare in the memory of q, k and v."""
 
+    leaves_rows = True
+
     def of_heads(self, prepared: Any, heads: slice) -> Any:
         inputs, v = prepared
         return inputs.of_heads(heads), v[:, heads]
@@ -255,9 +267,9 @@ class _InPlace(SelfAttention):
     def measure_rows(
         self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
     ) -> torch.Tensor | None:
-        from .attention_inputs import factors_of, find_query_factors
+        from .attention_inputs import norm_factors
 
-        return torch.stack([find_query_factors(q, eps), factors_of(k, eps)], dim=1)
+        return norm_factors(q, k, eps)
 
     def prepare_heads(
         self,
@@ -304,13 +316,6 @@ class _Int8InPlace(_InPlace):
         from . import attention_int8_triton
 
         return attention_int8_triton
-
-    def measure_rows(
-        self, q: torch.Tensor, k: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
-    ) -> torch.Tensor | None:
-        from .attention_inputs import factors_of
-
-        return torch.stack([factors_of(part, eps) for part in (q, k)], dim=1)
 
     def prepare_heads(
         self,

@@ -84,42 +84,14 @@ def _load_angles(table, rows, is_row, columns, HALF: tl.constexpr):
     return tl.load(table + rows * HALF + columns, mask=is_row, other=0.0)
 
 
-@triton.jit
-def _pair_factors(q, rows, is_row, eps, row_words, HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr):
-    """Return the RMS factors of two rows, [2]; EACH heads are taken at a time."""
-    heads = tl.arange(0, EACH)
-    columns = heads[None, :, None] * HALF + tl.arange(0, HALF)[None, None, :]
-    squares = tl.zeros((2, EACH, HALF), dtype=tl.float32)
-    for start in tl.static_range(0, HEADS, EACH):
-        is_head = (start + heads < HEADS)[None, :, None]
-        words = tl.load(q + rows * row_words + start * HALF + columns, mask=is_row & is_head, other=0)
-        squares += _squares(words)
-    mean = tl.sum(tl.sum(squares, axis=2), axis=1) / (2 * HEADS * HALF)
-    return tl.rsqrt(mean + eps)
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _query_factors_kernel(
-    q, factors, eps, row_words, num_rows,
-    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """Find the RMS factors of the two rows that share scales, by the same sums as _queries_kernel."""
-    group = tl.program_id(0)
-    own = (group // 8 * 16 + group % 8 + 8 * tl.arange(0, 2)).to(tl.int64)
-    rows = own[:, None, None]
-    found = _pair_factors(q, rows, rows < num_rows, eps, row_words, HEADS, EACH, HALF)
-    tl.store(factors + own, found, mask=own < num_rows)
-
-
 @triton.jit(do_not_specialize=["num_rows"])
 def _queries_kernel(
-    q, codes, weight, cos, sin, scales, factors, eps, row_words, num_rows,
-    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr, HAS_FACTORS: tl.constexpr,
+    q, codes, factors, weight, cos, sin, scales, row_words, num_rows,
+    HEADS: tl.constexpr, EACH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Normalize, rotate and quantize two rows that share scales, EACH heads one after the other.
 
-    The rows are read twice, the second time from the cache; once where their factors are given. codes is the same
-    memory as q: a head's part of both rows is read before its scale is known, and written after.
+    codes is the same memory as q: a head's part of both rows is read before its scale is known, and written after.
     """
     group = tl.program_id(0)
     rows = (group // 8 * 16 + group % 8 + 8 * tl.arange(0, 2)).to(tl.int64)[:, None, None]
@@ -127,10 +99,7 @@ def _queries_kernel(
     heads = tl.arange(0, EACH)
     pairs = tl.arange(0, HALF)[None, None, :]
     columns = heads[None, :, None] * HALF + pairs
-    if HAS_FACTORS:
-        factor = tl.load(factors + rows, mask=is_row, other=0.0)
-    else:
-        factor = _pair_factors(q, rows, is_row, eps, row_words, HEADS, EACH, HALF)[:, None, None]
+    factor = tl.load(factors + rows, mask=is_row, other=0.0)
     cosines = _load_angles(cos, rows, is_row, pairs, HALF)
     sines = _load_angles(sin, rows, is_row, pairs, HALF)
     for start in range(0, HEADS, EACH):
@@ -332,10 +301,12 @@ def prepare(
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
         key_groups: scales of a block of keys, 4 or 1.
         factors: fp32 [N, 2], what the norms multiply the rows of q and k with, where these are some heads of longer
-            rows; see find_query_factors and find_factors.
+            rows; see norm_factors.
     """
-    of_queries, of_keys = (None, factors_of(k, eps)) if factors is None else factors.t().contiguous()
-    query_scales = quantize_queries(q, norms[0], eps, rotary, of_queries)
+    if factors is None:
+        factors = norm_factors(q, k, eps)
+    of_queries, of_keys = factors.t().contiguous()
+    query_scales = quantize_queries(q, norms[0], of_queries, rotary)
     sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)
     mean, peaks = column_statistics(sums, num_summed, find_peaks(v))
     key_scales = quantize_keys(k, norms[1], of_keys, mean, rotary, groups=key_groups)
@@ -350,37 +321,21 @@ def prepare(
     )
 
 
-def find_query_factors(q: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return what quantize_queries finds the norm of each row of q [N, H, 128] to multiply it with, fp32 [N]."""
-    rows, heads, head_dim = q.shape
-    factors = q.new_empty(rows, dtype=torch.float32)
-    words = _words(q)
-    _query_factors_kernel[triton.cdiv(rows, QUERY_BLOCK) * QUERY_SCALES,](
-        words, factors, eps, words.stride(0), rows,
-        HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, num_warps=_NUM_WARPS["queries"],
-    )  # fmt: skip
-    return factors
-
-
 def quantize_queries(
-    q: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-    factors: torch.Tensor | None = None,
+    q: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Normalize and rotate q [N, H, 128] and put it in 8 bits in place; returns the scales fp32 [H, 32 a block].
+    """Normalize q [N, H, 128] by factors [N], rotate it and put it in 8 bits in place.
 
-    Args: factors: fp32 [N] of longer rows, of which these are some heads; else of these.
+    Returns:
+        The scales fp32 [H, 32 a block].
     """
     rows, heads, head_dim = q.shape
     groups = triton.cdiv(rows, QUERY_BLOCK) * QUERY_SCALES
     scales = q.new_empty(heads, groups, dtype=torch.float32)
     words, codes = _words(q), q.view(torch.int16)
     _queries_kernel[groups,](
-        words, codes, _words(weight), *rotary, scales, scales if factors is None else factors, eps, words.stride(0),
-        rows, HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, HAS_FACTORS=factors is not None,
-        num_warps=_NUM_WARPS["queries"],
+        words, codes, factors, _words(weight), *rotary, scales, words.stride(0), rows,
+        HEADS=heads, EACH=_chunk(heads), HALF=head_dim // 2, num_warps=_NUM_WARPS["queries"],
     )  # fmt: skip
     return scales
 
@@ -400,6 +355,11 @@ def factors_of(x: torch.Tensor, eps: float) -> torch.Tensor:
     factors = x.new_empty(len(x), dtype=torch.float32)
     find_factors(x.flatten(1), eps, factors)
     return factors
+
+
+def norm_factors(q: torch.Tensor, k: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what the RMS norms multiply the rows of q and k [N, H, 128] with, fp32 [N, 2]."""
+    return torch.stack([factors_of(part, eps) for part in (q, k)], dim=1)
 
 
 def sum_sample(
@@ -440,6 +400,14 @@ def column_statistics(sums: torch.Tensor, rows: int, peaks: torch.Tensor) -> tup
         WIDTH=width, ROWS=32, COLUMNS=32, num_warps=_NUM_WARPS["statistics"],
     )  # fmt: skip
     return mean, peak
+
+
+def mean_of_sums(sums: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return the mean [D] from the sums [some, D] of so many rows.
+
+    Torch's own sum depends on how many columns there are, in its last bit: some heads would have another mean alone.
+    """
+    return column_statistics(sums, rows, sums[:0])[0]
 
 
 def quantize_keys(

@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_inputs import KEY_BLOCK, codes_of, factors_of, sum_sample
+from .attention_inputs import KEY_BLOCK, codes_of, mean_of_sums, norm_factors, sum_sample
 
 # Rows and columns of a program that finds the spread of v, and rows of a step.
 _SPREAD_ROWS, _SPREAD_COLUMNS, _SPREAD_STEP = 256, 512, 8
@@ -227,18 +227,17 @@ def prepare(
         eps: of the norms.
         rotary: cosines and sines, each fp32 [N, 64] and contiguous.
         factors: fp32 [N, 2], what the norms multiply the rows of q and k with, where these are some heads of longer
-            rows; see factors_of.
+            rows; see norm_factors.
     """
     rows, heads, _ = k.shape
     if factors is None:
-        of_queries, of_keys = (factors_of(part, eps) for part in (q, k))
-    else:
-        of_queries, of_keys = factors.t().contiguous()
+        factors = norm_factors(q, k, eps)
+    of_queries, of_keys = factors.t().contiguous()
     query_scales = q.new_empty(heads, rows, dtype=torch.float32)
     _quantize(q, norms[0], of_queries, None, rotary, query_scales)
     sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)
     key_scales = k.new_empty(heads, triton.cdiv(rows, KEY_BLOCK) * 2, dtype=torch.float32)
-    _quantize(k, norms[1], of_keys, sums.sum(0) / num_summed, rotary, key_scales)
+    _quantize(k, norms[1], of_keys, mean_of_sums(sums, num_summed), rotary, key_scales)
     means, steps = find_spread(v)
     return Int8Prepared(
         q=codes_of(q),
@@ -287,7 +286,7 @@ def find_spread(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         v, spread, v.stride(0), rows,
         WIDTH=width, ROWS=_SPREAD_ROWS, COLUMNS=_SPREAD_COLUMNS, STEP=_SPREAD_STEP, num_warps=_NUM_WARPS["spread"],
     )  # fmt: skip
-    means = spread[:, 2].sum(0) / rows
+    means = mean_of_sums(spread[:, 2].contiguous(), rows)
     distance = torch.maximum(spread[:, 1].amax(0) - means, means - spread[:, 0].amin(0))
     return means, distance.clamp_(min=1e-12) / 127
 

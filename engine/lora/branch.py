@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn import functional
@@ -16,36 +16,33 @@ Multiply = Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], N
 """See kernels/matmul.py linear."""
 
 
-def add_branches(
-    multiply: Multiply,
-    add_product: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None],
-    inputs: tuple[torch.Tensor, torch.Tensor | None],
-    weights: Weights,
-    outs: Mapping[str, torch.Tensor],
-) -> None:
-    """Add (inputs @ down^T) @ up^T to the outputs of layers that share their input, in place.
+def hidden_of(
+    multiply: Multiply, inputs: tuple[torch.Tensor, torch.Tensor | None], weights: Weights, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return inputs @ down^T [M, rank] in BF16 for each of the layers that has a branch; they share their input.
+
+    What a layer's branch adds to its output is that @ up^T.
 
     Args:
         multiply: the block's own kernel, which takes `down` as it takes the layers' weights.
-        add_product: see kernels/ops.py.
         inputs: rows [M, K] in 8 bits and their scales [M, 1], or in BF16 and None.
         weights: of the block, LoRAs included.
-        outs: [M, N] BF16 by name of the layer.
     """
-    path = input_of(next(iter(outs)))
+    path = input_of(names[0])
     down = weights.get(f"{path}.lora_down")
     if down is None:
-        return
+        return {}
     x, scale = inputs
     hidden = torch.empty(len(x), len(down), dtype=torch.bfloat16, device=x.device)
     layer = Linear(down, weights.get(f"{path}.lora_down_scale"), weights[f"{path}.lora_bias"])
     multiply(x, scale, layer, hidden)
-    start = 0
-    for name, out in outs.items():
+    found, start = {}, 0
+    for name in names:
         up = weights.get(f"{name}.lora_up")
         if up is not None:
-            add_product(hidden[:, start : start + up.shape[1]], up, out)
+            found[name] = hidden[:, start : start + up.shape[1]]
             start += up.shape[1]
+    return found
 
 
 def add_branch_of_heads(heads: torch.Tensor, weights: Weights, name: str, out: torch.Tensor) -> None:

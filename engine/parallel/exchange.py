@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from .split import length, split_evenly, split_rows
 
+# The widest type that torch copies.
+_UNIT = torch.complex128
 # A rank whose neighbour does not answer for so long fails.
 _PATIENCE = timedelta(seconds=120)
 
@@ -60,23 +62,16 @@ class Ranks:
         return split_evenly(count, self.size)[self.rank]
 
     def to_heads(self, part: torch.Tensor, tokens: int) -> Callable[[], torch.Tensor]:
-        own, count, dim = part.shape
-        heads = [length(run) for run in split_evenly(count, self.size)]
-        rows = [length(run) for run in split_rows(tokens, self.size)]
+        heads = split_evenly(part.shape[1], self.size)
+        rows = split_rows(tokens, self.size)
         mine = heads[self.rank]
-        # To each rank its heads of this rank's rows, one rank behind the other.
-        sent = torch.cat([each.flatten() for each in torch.split(part, heads, dim=1)])
-        out = part.new_empty(tokens, mine, dim)
-        work = dist.all_to_all_single(
-            out.view(-1),
-            sent,
-            [count * mine * dim for count in rows],
-            [own * count * dim for count in heads],
-            async_op=True,
-        )
+        out = part.new_empty(tokens, length(mine), part.shape[2])
+        sent = [_packed(part[:, run]) for run in self._of_others(heads)]
+        work = self._swap(sent, [out[run] for run in self._of_others(rows)])
+        _copy(part[:, mine], out[rows[self.rank]])
 
         def wait() -> torch.Tensor:
-            work.wait()
+            work()
             return out
 
         return wait
@@ -87,34 +82,55 @@ class Ranks:
     def to_rows(
         self, part: torch.Tensor, num_heads: int, out: torch.Tensor, share: tuple[int, int]
     ) -> Callable[[], None]:
-        index, parts = share
-        rows = [length(run) for run in split_rows(len(part), self.size)]
-        shares = [_share(run, index, parts) for run in split_evenly(num_heads, self.size)]
-        own, mine, dim = rows[self.rank], length(shares[self.rank]), part.shape[2]
-        sizes = [own * length(heads) * dim for heads in shares]
-        arrived = part.new_empty(sum(sizes))
-        sent = part.contiguous()
-        work = dist.all_to_all_single(
-            arrived, sent.view(-1), sizes, [count * mine * dim for count in rows], async_op=True
-        )
+        rows = split_rows(len(part), self.size)
+        shares = [_share(run, *share) for run in split_evenly(num_heads, self.size)]
+        own = rows[self.rank]
+        sent = [_packed(part[run]) for run in self._of_others(rows)]
+        arrived = [part.new_empty(length(own), length(run), part.shape[2]) for run in self._of_others(shares)]
+        work = self._swap(sent, arrived)
+        _copy(part[own], out[:, shares[self.rank]])
 
         def wait() -> None:
-            work.wait()
-            for heads, each in zip(shares, torch.split(arrived, sizes), strict=True):
-                out[:, heads] = each.view(own, length(heads), dim)
+            work()
+            for run, each in zip(self._of_others(shares), arrived, strict=True):
+                _copy(each, out[:, run])
 
         return wait
 
     def gather(self, part: torch.Tensor, tokens: int) -> torch.Tensor:
-        rows = [length(run) for run in split_rows(tokens, self.size)]
+        rows = split_rows(tokens, self.size)
         out = part.new_empty(tokens, *part.shape[1:])
-        width = out[:1].numel()
-        mine = part.contiguous().view(-1)
-        # Everybody gets the same rows of this rank.
-        dist.all_to_all_single(
-            out.view(-1), mine.repeat(self.size), [count * width for count in rows], [mine.numel()] * self.size
-        )
+        mine = part.contiguous()
+        work = self._swap([mine] * (self.size - 1), [out[run] for run in self._of_others(rows)])
+        out[rows[self.rank]] = mine
+        work()
         return out
+
+    def _of_others(self, runs: list[slice]) -> list[slice]:
+        return [run for rank, run in enumerate(runs) if rank != self.rank]
+
+    def _swap(self, sent: list[torch.Tensor], arrived: list[torch.Tensor]) -> Callable[[], None]:
+        """Start to send something to each other rank, and to take something from it, all contiguous.
+
+        Returns:
+            what waits until it is there; what is sent may be overwritten then.
+        """
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        moves = [
+            dist.P2POp(operation, each, other)
+            for operation, parts in ((dist.isend, sent), (dist.irecv, arrived))
+            for other, each in zip(others, parts, strict=True)
+            if each.numel()
+        ]
+        works = dist.batch_isend_irecv(moves) if moves else []
+
+        def wait() -> None:
+            for work in works:
+                work.wait()
+            # Until here: what is sent is memory of nobody else.
+            moves.clear()
+
+        return wait
 
     def begin_pass(self) -> None:
         self._asked = None
@@ -145,8 +161,7 @@ class Ranks:
 
     def _connect(self, device: torch.device) -> None:
         """Exchange a little with everybody, so that the memory that connections take is taken before it is planned."""
-        sent = torch.zeros(self.size, device=device)
-        dist.all_to_all_single(torch.empty_like(sent), sent)
+        self.gather(torch.zeros(length(self.rows(self.size)), device=device), self.size)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -163,6 +178,24 @@ def _share(run: slice, index: int, parts: int) -> slice:
     """Return one of so many parts of a run."""
     part = split_evenly(length(run), parts)[index]
     return slice(run.start + part.start, run.start + part.stop)
+
+
+def _packed(part: torch.Tensor) -> torch.Tensor:
+    """Return rows [N, H, D] one behind the other: themselves where they are."""
+    if part.is_contiguous():
+        return part
+    packed = part.new_empty(part.shape)
+    _copy(part, packed)
+    return packed
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy rows [N, H, D] that may lie apart; in units of 16 bytes, which take torch a fraction of the time."""
+    unit = _UNIT.itemsize // source.element_size()
+    strides = (*source.stride()[:-1], *target.stride()[:-1], source.storage_offset(), target.storage_offset())
+    if not any(each % unit for each in (source.shape[-1], *strides)):
+        source, target = source.view(_UNIT), target.view(_UNIT)
+    target.copy_(source)
 
 
 def is_available(backend: str) -> bool:

@@ -46,7 +46,8 @@ class GroupTransformer:
         self._answers: list[dict[str, Any]] = []
         self._conditioning: weakref.ref[Conditioning] | None = None
         """What the ranks have of this transformer's."""
-        self._regions: tuple[list[Region], list[torch.Tensor]] | None = None
+        self._memory: list[torch.Tensor] | None = None
+        """For latents and flow, which the ranks have too."""
 
     @property
     def euler_dtype(self) -> torch.dtype:
@@ -94,7 +95,7 @@ class GroupTransformer:
             group.tell("unload", self._number)
 
     def release_workspace(self) -> None:
-        self._conditioning = self._regions = None
+        self._conditioning = self._memory = None
         if self._is_loaded:
             self._running.tell("release", self._number)
 
@@ -111,11 +112,9 @@ class GroupTransformer:
         if self._conditioning is None or self._conditioning() is not conditioning:
             group.ask(Gpus.SAMPLING(), "conditioning", (self._number, conditioning), hooks=hooks)
             self._conditioning = weakref.ref(conditioning)
-        shape = tuple(latents.shape)
-        regions, (mine, flow) = self._memory_of(shape)
+        mine, flow = self._memory_of(tuple(latents.shape), hooks)
         mine.copy_(latents)
-        value = (self._number, shape, timestep, expert, then)
-        self._answers = group.ask(Gpus.SAMPLING(), "predict", value, regions, hooks=hooks)
+        self._answers = group.ask(Gpus.SAMPLING(), "predict", (self._number, timestep, expert, then), hooks=hooks)
         return flow.to(latents.device, copy=True)
 
     def describe(self) -> dict[str, Any]:
@@ -155,12 +154,13 @@ class GroupTransformer:
         return self._group
 
     def _forget(self) -> None:
-        self._group = self._conditioning = self._regions = None
+        self._group = self._conditioning = self._memory = None
         self._loras, self._answers = [Stack() for _ in self._files.experts], []
 
-    def _memory_of(self, shape: tuple[int, ...]) -> tuple[list[Region], list[torch.Tensor]]:
+    def _memory_of(self, shape: tuple[int, ...], hooks: Hooks) -> list[torch.Tensor]:
         """Return memory for latents and flow that all ranks see."""
-        if self._regions is None or self._regions[1][0].shape != shape:
+        if self._memory is None or self._memory[0].shape != shape:
             regions = [Region.of_floats(shape) for _ in range(2)]
-            self._regions = regions, [region.floats(shape) for region in regions]
-        return self._regions
+            self._running.ask(Gpus.SAMPLING(), "memory", (self._number, shape), regions, hooks=hooks)
+            self._memory = [region.floats(shape) for region in regions]
+        return self._memory

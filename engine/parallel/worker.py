@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,8 @@ class _Rank:
         self._decoder: tuple[VaeFiles, VideoDecoder] | None = None
         self._conditionings: dict[int, Conditioning] = {}
         """By transformer, the last."""
+        self._memory: dict[int, tuple[torch.Tensor, ...]] = {}
+        """By transformer: latents and flow."""
 
     def serve(self) -> None:
         """Do one command after the other."""
@@ -132,16 +135,20 @@ class _Rank:
         self._transformers[number].use_loras(stack, self._hooks(), expert)
 
     def do_unload(self, value: Any, regions: list[Region]) -> None:
-        self._conditionings.pop(value, None)
+        self._forget(value)
         transformer = self._transformers.pop(value, None)
         if transformer is not None:
             transformer.unload()
 
     def do_release(self, value: Any, regions: list[Region]) -> None:
         """Give back what only a pass needs."""
-        self._conditionings.pop(value, None)
+        self._forget(value)
         if value in self._transformers:
             self._transformers[value].release_workspace()
+
+    def _forget(self, number: int) -> None:
+        self._conditionings.pop(number, None)
+        self._memory.pop(number, None)
 
     def do_forget_stop(self, value: Any, regions: list[Region]) -> None:
         """Every rank has heard of the last wish to stop."""
@@ -151,10 +158,16 @@ class _Rank:
         number, conditioning = value
         self._conditionings[number] = conditioning
 
+    def do_memory(self, value: Any, regions: list[Region]) -> None:
+        """Take the memory for latents and for their flow."""
+        number, shape = value
+        self._memory[number] = tuple(region.floats(shape) for region in regions)
+
     def do_predict(self, value: Any, regions: list[Region]) -> dict[str, Any]:
-        """Compute the flow of the latents in the first region; the first rank writes it to the second."""
-        number, shape, timestep, *turn = value
-        latents, flow = (region.floats(shape) for region in regions)
+        """Compute the flow of the latents; the first rank writes it."""
+        begun = time.perf_counter()
+        number, timestep, *turn = value
+        latents, flow = self._memory[number]
         assert self._ranks is not None
         # Only between blocks, where all ranks are asked, may a pass end.
         self._ranks.begin_pass()
@@ -164,7 +177,8 @@ class _Rank:
         self._ranks.end_pass()
         if self._rank == 0:
             flow.copy_(found)
-        return {"moved_bytes": self._transformers[number].moved_bytes, **self._peaks()}
+        seconds = time.perf_counter() - begun
+        return {"moved_bytes": self._transformers[number].moved_bytes, "pass_seconds": seconds, **self._peaks()}
 
     def do_decode(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Decode this rank's columns of the latents in the first region to the second, chunk by chunk."""

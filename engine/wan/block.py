@@ -88,11 +88,15 @@ def self_attention(block: int, weights: Weights, run: Pass) -> None:
     kernels, work = run.kernels, run.workspace
     run.modulation = (weights["modulation"] + run.time).view(6, -1)
     run.norm(run.modulation[1], run.modulation[0])
-    outs = {f"self_attn.{name}": part for name, part in zip("qkv", work.parts, strict=True)}
-    kernels.linears((work.inputs, work.scales), weights, outs)
     q, k, v = (run.split_heads(part) for part in work.parts)
-    norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
     attention = kernels.attention_for(q)
+
+    def start(name: str, out: torch.Tensor) -> None:
+        attention.start(name.removeprefix("self_attn."), run.split_heads(out), run.rotary)
+
+    outs = {f"self_attn.{name}": part for name, part in zip("qkv", work.parts, strict=True)}
+    kernels.linears((work.inputs, work.scales), weights, outs, start)
+    norms = (weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"])
     out = attention.attend(attention.prepare(q, k, v, norms, EPS, run.rotary)).flatten(1)
     kernels.linear(kernels.quantize(out, work.inputs, work.scales), weights, "self_attn.o", work.parts[0])
     run.change = (work.parts[0], run.modulation[2])

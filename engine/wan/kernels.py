@@ -15,7 +15,7 @@ from ..kernels.launches import launches_for
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
 from ..kernels.widen import widen
-from ..lora.branch import add_branch_of_heads, add_branches
+from ..lora.branch import add_branch_of_heads, hidden_of
 from .parallel import Exchange, Ulysses
 
 # Of every norm of the model but the image embedding's.
@@ -73,12 +73,25 @@ class Kernels:
         """Write the linear layer `name` of inputs [M, K] to out [M, N], with its LoRAs."""
         self.linears(inputs, weights, {name: out})
 
-    def linears(self, inputs: Inputs, weights: Weights, outs: Mapping[str, torch.Tensor]) -> None:
-        """Write linear layers of the same inputs [M, K] to their outs [M, N]; their LoRAs share a product."""
+    def linears(
+        self,
+        inputs: Inputs,
+        weights: Weights,
+        outs: Mapping[str, torch.Tensor],
+        on_done: Callable[[str, torch.Tensor], None] | None = None,
+    ) -> None:
+        """Write linear layers of the same inputs [M, K] to their outs [M, N]; their LoRAs share a product.
+
+        Args: on_done: told each name and its out, as soon as it is there.
+        """
+        hidden = hidden_of(self.multiply, inputs, weights, list(outs))
         for name, out in outs.items():
             layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
             self.multiply(*inputs, layer, out)
-        add_branches(self.multiply, self.ops.add_product, inputs, weights, outs)
+            if name in hidden:
+                self.ops.add_product(hidden[name], weights[f"{name}.lora_up"], out)
+            if on_done:
+                on_done(name, out)
 
     def keys_values(
         self, inputs: Inputs, weights: Weights, query_norm: torch.Tensor, num_heads: int, source: str = ""

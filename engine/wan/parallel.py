@@ -35,7 +35,7 @@ class Exchange(Protocol):
         """Start to exchange this rank's rows [rows, H, D] of all heads for all rows of its heads.
 
         Returns:
-            what waits for [tokens, heads, D]; `part` may be overwritten from now on.
+            what waits for [tokens, heads, D]; `part` may be overwritten then.
         """
 
     def share(self, heads: slice, index: int, parts: int) -> slice:
@@ -72,6 +72,13 @@ class Ulysses(SelfAttention):
     def __init__(self, inner: SelfAttention, exchange: Exchange) -> None:
         self._inner = inner
         self._exchange = exchange
+        self._started: dict[str, Callable[[], torch.Tensor]] = {}
+        """What is on its way to other ranks: q, k, v."""
+
+    def start(self, name: str, part: torch.Tensor, rotary: Rotary) -> None:
+        """Send rows away while the next linear computes; see SelfAttention."""
+        if name == "v" or self._inner.leaves_rows:
+            self._started[name] = self._exchange.to_heads(part, len(rotary.cos))
 
     def prepare(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, norms: Pair, eps: float, rotary: Rotary
@@ -79,20 +86,20 @@ class Ulysses(SelfAttention):
         """See SelfAttention; q, k and v are the rank's rows, and `rotary` has the angles of all."""
         exchange, tokens, count = self._exchange, len(rotary.cos), q.shape[1]
         rows, heads = exchange.rows(tokens), exchange.heads(count)
-        values = exchange.to_heads(v, tokens)
         own = Rotary(rotary.cos[rows], rotary.sin[rows])
         factors = self._inner.measure_rows(q, k, norms, eps, own)
-        all_values = values()
-        keys, queries = exchange.to_heads(k, tokens), exchange.to_heads(q, tokens)
         if factors is not None:
             factors = exchange.gather(factors, tokens)
+        for name, part in (("q", q), ("k", k), ("v", v)):
+            if name not in self._started:
+                self._started[name] = exchange.to_heads(part, tokens)
+        all_q, all_k, all_v = (self._started.pop(name)() for name in "qkv")
         columns = slice(heads.start * q.shape[2], heads.stop * q.shape[2])
         own_norms = (norms[0][columns], norms[1][columns])
-        parts = queries(), keys(), all_values
         # With fewer heads than ranks some have none.
         has_heads = heads.stop > heads.start
-        inputs = self._inner.prepare_heads(*parts, own_norms, factors, eps, rotary) if has_heads else None
-        return inputs, parts[2], v
+        inputs = self._inner.prepare_heads(all_q, all_k, all_v, own_norms, factors, eps, rotary) if has_heads else None
+        return inputs, all_v, v
 
     def attend(self, prepared: Any) -> torch.Tensor:
         inputs, values, out = prepared

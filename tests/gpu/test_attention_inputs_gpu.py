@@ -148,10 +148,7 @@ def test_some_heads_with_the_factors_of_whole_rows_are_as_they_are_among_all(key
     """As the GPUs have them that share a clip: rows are measured where they are, heads prepared elsewhere."""
     q, k, v, norms, rotary, _ = problem(300, 3)
     rows = [slice(0, 128), slice(128, 300)]
-    parts = [
-        (attention_inputs.find_query_factors(q[run], EPS), attention_inputs.factors_of(k[run], EPS)) for run in rows
-    ]
-    factors = torch.cat([torch.stack(part, dim=1) for part in parts])
+    factors = torch.cat([attention_inputs.norm_factors(q[run], k[run], EPS) for run in rows])
     whole = attention_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary, key_groups=key_groups)
     for heads in (slice(0, 2), slice(2, 3)):
         columns = slice(heads.start * 128, heads.stop * 128)
@@ -170,7 +167,7 @@ def test_a_new_number_of_rows_compiles_nothing():
 
     def run(tokens):
         q, k, v, norms, rotary, _ = problem(tokens, 2)
-        factors = torch.stack([attention_inputs.find_query_factors(q, EPS), attention_inputs.factors_of(k, EPS)], dim=1)
+        factors = attention_inputs.norm_factors(q, k, EPS)
         attention_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary, key_groups=1, factors=factors)
         attention_inputs.prepare(q, k, v, norms, EPS, rotary, key_groups=1)
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]

@@ -191,6 +191,8 @@ def _sample(
             [sample["peak_vram_reserved_bytes"], *(rank.get("peak_vram_reserved_bytes", 0) for rank in ranks)]
         )
         / pack.GIB,
+        # Of the ranks, in the last step; the rest of a step is this process's.
+        "pass_seconds": max([0.0, *(rank["pass_seconds"] for rank in ranks)]),
         # With CUDA's context and NCCL's buffers.
         "card_gib": max([0, *(rank.get("used_vram_bytes", 0) for rank in ranks)]) / pack.GIB,
         "ram_gib": _ram_bytes() / pack.GIB,
