@@ -1,8 +1,10 @@
 // One session of a user in a real browser: node session.mjs CONFIG.json prints one JSON line a step.
 //
-// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm}
-// `firstTemplate` names a checkpoint that is not there; the server's HF_ENDPOINT has it. `graph` is an editor workflow
-// whose transformer takes most of a second a step; it has a report node. `llm` is the URL of a language model server.
+// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm, otherKind, steps}
+// `firstTemplate` is the name of the one that loads a checkpoint that is not there; the server's HF_ENDPOINT has it.
+// `graph` is an editor workflow whose transformer takes most of a second a step; it has a report node. `llm` is the URL of
+// a language model server. `otherKind` is a file that is offered as a VAE and is none. `steps` names some of the steps
+// below; without it all are done.
 
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -30,6 +32,20 @@ await page.addInitScript(() => {
     const allNodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
     window.findPanel = (type, name) =>
         allNodes(window.app.graph).find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
+});
+await page.addInitScript(() => {
+    /** Pairs of nodes of which one lies over the other, as they are drawn. */
+    window.overlaps = () => {
+        const boxOf = (node) => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+            const [x, y, width, height] = drawn ? [drawn.x, drawn.y, drawn.width, drawn.height] : node.getBounding();
+            // Frames around nodes are drawn outside of them.
+            return { type: node.type, x: x + 1, y: y + 1, right: x + width - 1, bottom: y + height - 1 };
+        };
+        const boxes = window.app.graph.nodes.map(boxOf);
+        const isOver = (one, other) => one.x < other.right && other.x < one.right && one.y < other.bottom && other.y < one.bottom;
+        return boxes.flatMap((one, index) => boxes.slice(index + 1).filter((other) => isOver(one, other)).map((other) => `${one.type} and ${other.type}`));
+    };
 });
 const problems = [];
 let shots = config.shots;
@@ -295,8 +311,8 @@ const steps = {
     async arrive() {
         const type = "LightX2VLoadCheckpoint";
         await clear();
-        await drop("first.json", config.firstTemplate);
-        await waitForPanel(type, "lightx2v_plan", "found");
+        await drop("first.json", config.templates[config.firstTemplate]);
+        await waitForPanel(type, "lightx2v_plan", "Not here");
         const before = await panelText(type, "lightx2v_plan");
         await zoomTo(type);
         await shot("weights_missing");
@@ -332,7 +348,7 @@ const steps = {
         await page.getByText("ComfyUI-LightX2V", { exact: true }).first().click();
         await page.waitForTimeout(1000);
         await shot("first_templates");
-        await page.getByTestId(`template-workflow-${config.firstName}`).click();
+        await page.getByTestId(`template-workflow-${config.firstTemplate}`).click();
         await waitForPanel("LightX2VLoadCheckpoint", "lightx2v_plan", "Fits");
         await page.waitForTimeout(1000);
         await shot("first_opened");
@@ -353,7 +369,7 @@ const steps = {
         return { clicks, keys, files, ended: (await seen()).ended };
     },
 
-    /** What is said of a size that does not fit, of a file of another kind, and of one that is not there. */
+    /** What is said of a size that does not fit, of a file of another kind, and of a file that is not there. */
     async refusals() {
         const type = "LightX2VLoadTransformer";
         const cases = {
@@ -386,12 +402,7 @@ const steps = {
             await fit();
             await shot(`template_${name}`);
             dropped[name] = await page.evaluate(() => ({
-                overlaps: window.app.graph.nodes.flatMap((one, index) =>
-                    window.app.graph.nodes.slice(index + 1).filter((other) => {
-                        const [a, b] = [one, other].map((node) => node.getBounding());
-                        return a[0] < b[0] + b[2] && b[0] < a[0] + a[2] && a[1] < b[1] + b[3] && b[1] < a[1] + a[3];
-                    }).map((other) => `${one.type} and ${other.type}`),
-                ),
+                overlaps: window.overlaps(),
                 unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
                 values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
             }));

@@ -281,7 +281,8 @@ def leave_out(name, weights, target):
             "LightX2VLoadTextEncoder",
             "text_encoders",
             "text encoder without a tokenizer",
-            "{path}: it holds no spiece_model, and no google/umt5-xxl folder with tokenizer.json or spiece.model was found",
+            "{path}: it holds no spiece_model, and no google/umt5-xxl folder with tokenizer.json or spiece.model was "
+            "found",
         ),
     ],
 )
