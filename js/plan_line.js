@@ -107,7 +107,7 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
     const facts = [
         [...size, plan.is_tiled ? say("tiled") : ""].filter(Boolean).join(" "),
         plan.offload ? whereWeightsRest(plan) : "",
-        [memory("VRAM", plan.vram), memory("RAM", plan.ram)].filter(Boolean).join(" \u00b7 "),
+        [memory(say("vram"), plan.vram), memory(say("ram"), plan.ram)].filter(Boolean).join(" \u00b7 "),
         // Least of all, where there is something to say.
         plan.warnings.length + plan.missing.length || !plan.ok ? "" : [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""].filter(Boolean).join(", "),
     ];

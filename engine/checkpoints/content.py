@@ -81,15 +81,23 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
     flat = _bytes_of(values)
     bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0xFF))
     if len(flat) <= _SMALL_BYTES:
+        if dtype == torch.float32:
+            numbers = flat.view(np.float32)
+            with np.errstate(all="ignore"):
+                # A number over zero, of all but a few good tensors: it tells them in half of the time.
+                if 0 < numbers.dot(numbers) < np.inf:
+                    return ""
         # One look says both: bits of an exponent that are all set are no number, and where none is set all may be zero.
         largest = (flat.view(bits) & mask).max(initial=0)
         if largest == mask and dtype in _EXPONENTS:
             return _NO_NUMBERS
         return _ALL_ZEROS if not largest and len(flat) and not may_be_zero and not flat.any() else ""
     words = flat[: len(flat) // 8 * 8].view(np.uint64)[:: _EVERY // 8]
-    if dtype in _EXPONENTS and (words.copy().view(bits) & mask).max() == mask:
+    some = words.tobytes()
+    if _has_no_number(some, dtype):
         return _NO_NUMBERS
-    if may_be_zero or words.all():
+    # Bytes are searched faster than numbers are compared; what is found may lie in two words.
+    if may_be_zero or bytes(8) not in some or words.all():
         return ""
     hole = _longest_hole(flat)
     return Reading.HOLE(hole=hole) if hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE) else ""
@@ -108,6 +116,16 @@ def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero:
         return _ALL_ZEROS
     hole = _longest_hole(flat)
     return Reading.HOLE(hole=hole) if hole >= _HOLE_BYTES else ""
+
+
+def _has_no_number(some: bytes, dtype: torch.dtype) -> bool:
+    """Say whether infinity or NaN is among numbers."""
+    if dtype == torch.float8_e4m3fn:
+        return b"\x7f" in some or b"\xff" in some
+    if dtype not in _EXPONENTS:
+        return False
+    bits, mask = _EXPONENTS[dtype]
+    return bool((np.frombuffer(some, bits) & mask).max() == mask)
 
 
 def _bytes_of(values: torch.Tensor) -> Any:

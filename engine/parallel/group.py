@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -36,6 +35,7 @@ from ..sentences import Said, joined
 from ..sentences.between import Between
 from ..sentences.gpus import Gpus
 from ..sentences.kernels import Running
+from ..temporary import make_folder
 from . import exchange
 from .channel import Channel, ClosedError, Region
 from .split import MOST_RANKS
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 _PACK = Path(__file__).resolve().parents[2]
 _NAME = __name__.removesuffix(".engine.parallel.group")
 _SCRIPTS = {name: str(Path(__file__).with_name(f"start_{name}.py")) for name in ("group", "rank")}
-# Of the folder that a group has for as long as it runs.
-_PREFIX = "lightx2v-ranks-"
 _POLL_SECONDS = 0.05
 # How long ranks have to come, to stop, to end, and to say what they know of a failure before another one is believed.
 _START_SECONDS, _STOP_SECONDS, _END_SECONDS, _WORDS_SECONDS = 180.0, 5.0, 5.0, 1.5
@@ -142,7 +140,8 @@ class WorkerGroup:
         self.stopped_before: dict[int, int] = {}
         """By rank: blocks that had been begun when the last pass was given up."""
         self._ranks: list[_Rank] = []
-        self._folder, self._log = _make_folder()
+        # All processes of the group have the log open.
+        self._folder, self._log = make_folder("lightx2v-ranks-", "log")
         self._listener = socket.socket(socket.AF_UNIX)
         try:
             self._listener.bind(str(self._folder / "control"))
@@ -441,27 +440,6 @@ class WorkerGroup:
         with contextlib.suppress(OSError, ValueError):
             return (self._folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()
         return []
-
-
-def _make_folder() -> tuple[Path, IO[bytes]]:
-    """Return a group's folder, and its log there, which is locked for as long as a process of the group runs: all of
-    them have it open.
-    """
-    # Not on Windows, where this module is imported too.
-    import fcntl
-
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # Of groups all of whose processes were killed at once; what cannot be locked is in use, or another user's.
-        with contextlib.suppress(OSError), (left / "log").open("rb") as found:
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    log = (folder / "locking").open("w+b")
-    with contextlib.suppress(OSError):
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # Only now can it be taken for one that was left.
-    (folder / "locking").rename(folder / "log")
-    return folder, log
 
 
 def _blame(said: Sequence[tuple[_Rank, dict[str, Any] | None]]) -> tuple[_Rank | None, dict[str, Any] | None]:

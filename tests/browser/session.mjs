@@ -205,7 +205,7 @@ async function watchRun() {
     await page.evaluate(async () => {
         const { api } = window.comfyAPI.api;
         const isWatching = window.seen !== undefined;
-        window.seen = { progress: [], texts: [], previews: 0, ended: "" };
+        window.seen = { progress: [], texts: [], previews: 0, ended: "", error: "" };
         if (isWatching) {
             return;
         }
@@ -213,6 +213,7 @@ async function watchRun() {
         on("progress", ({ value, max, node }) => window.seen.progress.push([String(node), value, max]));
         on("progress_text", ({ text }) => window.seen.texts.push(text));
         on("b_preview", () => (window.seen.previews += 1));
+        on("execution_error", ({ exception_message: message }) => (window.seen.error = message));
         for (const name of ["execution_success", "execution_interrupted", "execution_error"]) {
             on(name, () => (window.seen.ended = name));
         }
@@ -613,6 +614,55 @@ const steps = {
         await waitForPanel("LightX2VReport", "lightx2v_report", "Details");
         await shot("reloaded_finished");
         return { ...(await seen()), types: await page.evaluate(() => window.app.graph.nodes.map((node) => node.type)) };
+    },
+
+    /** The same in Chinese: what panels, doctor, a run, its report and its error say. */
+    async chinese() {
+        await setSetting("Comfy.Locale", "zh");
+        await page.reload({ waitUntil: "domcontentloaded" });
+        await settle();
+        await load(config.graph);
+        const loader = "LightX2VLoadTransformer";
+        await waitForPanel(loader, "lightx2v_plan", "放得下");
+        await fit();
+        await shot("zh_plan");
+        const titles = await page.evaluate(
+            (type) => [...window.findPanel(type, "lightx2v_plan").querySelectorAll("[title]")].map((each) => each.title),
+            loader,
+        );
+        const panels = [
+            await panelText(loader, "lightx2v_plan"),
+            await panelText("LightX2VOffload", "lightx2v_plan"),
+            await panelText("LightX2VEmptyLatent", "lightx2v_size"),
+        ];
+        await openTab("lightx2v-doctor");
+        await page.getByText("复制为 Markdown").first().waitFor({ timeout: 30_000 });
+        const tab = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        await tab.evaluate((element) => element.querySelectorAll("details").forEach((each) => (each.open = true)));
+        const doctor = await tab.innerText();
+        await shot("zh_doctor");
+        await openTab(null);
+        await setWidget("LightX2VSampler", "seed", 4);
+        await setWidget("LightX2VEmptyLatent", "num_frames", 1);
+        await watchRun();
+        await queue();
+        await page.waitForFunction(() => window.seen.texts.some((text) => text.startsWith("第 2/4 步")), null, { timeout: 120_000 });
+        await shot("zh_running");
+        await waitForEnd();
+        const run = await seen();
+        await waitForPanel("LightX2VReport", "lightx2v_report", "详情");
+        await page.evaluate(() => (window.findPanel("LightX2VReport", "lightx2v_report").querySelector("details").open = true));
+        const report = await panelText("LightX2VReport", "lightx2v_report");
+        await zoomTo("LightX2VReport");
+        await shot("zh_report");
+        await setWidget(loader, "engine", "lightx2v");
+        await watchRun();
+        await queue();
+        await waitForEnd();
+        await shot("zh_error");
+        const { ended, error } = await seen();
+        await setSetting("Comfy.Locale", "en");
+        return { panels, titles, doctor, texts: run.texts, report, ended, error };
     },
 };
 

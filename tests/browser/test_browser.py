@@ -5,6 +5,7 @@ import re
 
 import pytest
 from support import examples
+from support.chinese import CHINESE_CHARACTER, english_in
 from support.llm_server import ENHANCED
 from support.node_schemas import read_golden
 
@@ -191,3 +192,12 @@ def test_our_files_log_no_errors(steps):
 
 def test_no_panel_scrolls(steps):
     assert steps["problems"]["cramped"] == []
+
+
+def test_an_editor_in_chinese_is_answered_in_chinese(step, has_panels):
+    shown = step("chinese")
+    assert shown["ended"] == "execution_error"
+    texts = [*shown["titles"], shown["doctor"], *filter(None, shown["texts"]), shown["error"]]
+    texts += [*shown["panels"], shown["report"]] if has_panels else []
+    assert {text: found for text in texts if (found := english_in(text))} == {}
+    assert all(map(CHINESE_CHARACTER.search, [*shown["panels"], shown["report"], shown["error"], shown["texts"][0]]))

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,14 +13,14 @@ import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from lightx2v_pack.engine.backends import table
 from lightx2v_pack.engine.sentences import Said
 from support import checkpoints, loras
-from support.node_schemas import read_golden
+from support.chinese import CHINESE_CHARACTER, english_in
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the panels read and do not show: states, kinds and engines by name.
+NOT_SHOWN = {"state", "kind", "engine", "basis", "offload", "models_folder", "attention", "matmul", "sentence_id"}
 CHINESE, ENGLISH = "a-chinese-editor", "an-english-editor"
-CHARACTER = re.compile("[\u4e00-\u9fff]")
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def ask(instance, method, name, body=None, accepted=""):
 def test_a_route_answers_in_the_language_that_is_asked_for(server_of_two, accepted, is_chinese):
     status, answer = ask(server_of_two, "POST", "download", {"variant": "x"}, accepted)
     assert status == 400 and "'x'" in answer["error"] and "int8" in answer["error"]
-    assert bool(CHARACTER.search(answer["error"])) == is_chinese
+    assert bool(CHINESE_CHARACTER.search(answer["error"])) == is_chinese
     assert ("expected one of" in answer["error"]) != is_chinese
 
 
@@ -107,7 +106,7 @@ def test_a_prompt_is_checked_in_the_language_of_its_editor(server_of_two, host, 
 
     english = "No checkpoint was found. To have one, "
     assert server_of_two.post(ENGLISH, check).startswith(english)
-    assert "models/lightx2v" in (said := server_of_two.post(CHINESE, check)) and CHARACTER.match(said)
+    assert "models/lightx2v" in (said := server_of_two.post(CHINESE, check)) and CHINESE_CHARACTER.match(said)
     # Programs, and editors that said nothing.
     assert server_of_two.post("unknown", check).startswith(english)
     assert server_of_two.post(None, check).startswith(english)
@@ -123,7 +122,7 @@ def test_an_error_of_a_node_is_said_to_the_editor_whose_prompt_runs(server_of_tw
     assert fail(ENGLISH).startswith("The vae input holds no VAE (found object). Connect ")
     assert not caplog.records
     said = fail(CHINESE)
-    assert CHARACTER.search(said) and "object" in said and "Connect" not in said
+    assert CHINESE_CHARACTER.search(said) and "object" in said and "Connect" not in said
     # The log, which others read, stays English.
     assert [record.getMessage()[:40] for record in caplog.records] == ["LightX2V: The vae input holds no VAE (fo"]
     assert caplog.records[0].levelno == logging.ERROR
@@ -135,9 +134,9 @@ def test_what_comfyuis_own_nodes_meet_is_said_to_the_editor_too(server_of_two):
     from lightx2v_pack.engine.sentences.comfyui import Inputs
 
     server_of_two.client_id = CHINESE
-    with pytest.raises(ValueError, match=CHARACTER.pattern), progress.reporting("3"):
+    with pytest.raises(ValueError, match=CHINESE_CHARACTER.pattern), progress.reporting("3"):
         raise ValueError(Inputs.EMPTY_CONDITIONING())
-    assert CHARACTER.match(str(refusals.cannot_be_merged()))
+    assert CHINESE_CHARACTER.match(str(refusals.cannot_be_merged()))
     server_of_two.client_id = ENGLISH
     assert str(refusals.cannot_be_merged()).startswith("Merge models")
 
@@ -163,37 +162,6 @@ def test_only_so_many_editors_are_remembered(server_of_two):
     assert language.to_editor(Inputs.EMPTY_CONDITIONING()).startswith("The conditioning")
     server_of_two.client_id = "editor 998"
     assert language.to_editor(Inputs.EMPTY_CONDITIONING()).startswith(translated(Inputs.EMPTY_CONDITIONING(), "zh"))
-
-
-# Programs, packages and what stays as it is: Chinese has no other word that users know.
-PROGRAMS = {
-    "torch", "triton", "Triton", "Python", "python", "Linux", "Wan", "Transformer", "Latent", "token", "shift",
-    "noise", "sdpa", "dequantize", "tokenizers", "sentencepiece", "safetensors", "ftfy", "portable", "lcm", "euler",
-    "cpu", "gpu", "samples", "batch", "alpha", "rank", "frames", "off", "on", "git", "wan", "tiny", "plan", "diff",
-    "sgl-kernel",
-}  # fmt: skip
-# What the panels read and do not show: states, kinds and engines by name.
-NOT_SHOWN = {"state", "kind", "engine", "basis", "offload", "models_folder", "attention", "matmul", "sentence_id"}
-
-
-def names_that_stay():
-    """Return names of inputs and their choices, of kernels and programs."""
-    nodes = [field for node in read_golden().values() for field in node["inputs"]]
-    rows = (table.ATTENTION_BACKENDS, table.BLOCK_BACKENDS, table.MATMUL_BACKENDS)
-    return PROGRAMS.union(
-        (field["id"] for field in nodes),
-        (word for field in nodes for option in field.get("options") or () for word in str(option).split()),
-        (row.name for each in rows for row in each),
-    )
-
-
-def english_in(text):
-    """Return the words of a text that are no names, files, units, commands, links, or quoted."""
-    plain = re.sub(r"`[^`]*`|'[^']*'|https?://\S+|(?:python|pip|docker|git) [!-~ ]*", " ", text)
-    words = re.findall(r"[^\s\u3000-\uffef,;:()\[\]=]+", plain)
-    # With digits, underlines, dots, slashes or capitals within, it is a name or a unit.
-    words = [word.strip(".") for word in words]
-    return {word for word in words if re.fullmatch("[A-Za-z][a-z-]{2,}", word)} - names_that_stay()
 
 
 def texts_of(data):
@@ -274,7 +242,7 @@ def test_nothing_that_the_panels_show_is_english(server_of_two, repository, mode
         query = "&".join(f"{key}={value}" for key, value in values.items())
         status, answer = ask(server_of_two, "GET", f"{name}?{query}", None, "zh")
         english |= {text: found for text in texts_of(answer) if (found := english_in(text))}
-        assert status == 200 or CHARACTER.search(answer["error"])
+        assert status == 200 or CHINESE_CHARACTER.search(answer["error"])
     assert english == {}
 
 
@@ -308,7 +276,7 @@ def test_nothing_that_a_run_shows_is_english(server_of_two, repository, run, hos
         with pytest.raises((ValueError, RuntimeError)) as caught:
             run(node, **inputs)
         texts.append(str(caught.value))
-        assert CHARACTER.search(texts[-1]), node
+        assert CHINESE_CHARACTER.search(texts[-1]), node
     assert {text: found for text in texts if (found := english_in(text))} == {}
     # The report as data is for tools.
     assert json.loads(shown["text"][0])["stages"][0]["stage"] == "load_text_encoder"

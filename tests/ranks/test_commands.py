@@ -1,6 +1,7 @@
 """Commands that let several ranks compute: a clip of a list, and the benchmark."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -16,19 +17,25 @@ def models_dir(tmp_path_factory):
     return examples.write_models(tmp_path_factory.mktemp("models"))
 
 
-def test_a_worker_s_clip_is_computed_by_as_many_gpus_as_it_has(two_devices, models_dir, tmp_path):
-    """As with --gpus-per-clip: the workflow has no LightX2V GPUs, and the clip is that of one."""
+def test_a_worker_s_clip_is_computed_by_as_many_gpus_as_it_has(two_devices, models_dir, tmp_path, monkeypatch):
+    """As with --gpus-per-clip: the workflow has no LightX2V GPUs, and the clip is that of one. No file stays."""
+    (tmp_path / "own").mkdir()
     frames, plans = [], []
     for gpus in (None, 2):
-        maker = ClipMaker(
-            models_dir=str(models_dir), workflow=examples.TEXT_TO_VIDEO.read_bytes(), timeout=None, gpus=gpus
-        )
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(tempfile, "tempdir", str(tmp_path / "own"))
+            maker = ClipMaker(
+                models_dir=str(models_dir), workflow=examples.TEXT_TO_VIDEO.read_bytes(), timeout=None, gpus=gpus
+            )
         kind, found = maker.make("clip", SIZE)
         assert kind == "made", found
         ((_, content),), facts = found
         (tmp_path / "clip.mp4").write_bytes(content)
         frames.append(examples.frames_of(tmp_path / "clip.mp4"))
         plans.append(facts["plan"])
+        assert not list((tmp_path / "own").rglob("*.mp4"))
+        del maker
+        assert not list((tmp_path / "own").iterdir())
     assert np.array_equal(*frames)
     assert "rank 0 and rank 1: " in plans[1] and "rank" not in plans[0]
 

@@ -21,16 +21,13 @@ from lightx2v_pack.engine.parallel import group as groups
 from lightx2v_pack.engine.parallel.transformer import GroupTransformer
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from support import checkpoints
+from support.cancel import After, CancelledError, press_cancel
 from support.tensors import normal
 from test_ranks import SHAPES, SIZES, TIMESTEP, inputs, of_one, transformer_of
 
 # A pass of it takes long enough to be stopped in the middle.
 DEEP = tiny.TinySizes(dim=512, ffn_dim=768, num_layers=60)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class CancelledError(Exception):
-    """What ComfyUI raises where someone pressed Cancel."""
 
 
 def predict(transformer, hooks=None):
@@ -50,22 +47,6 @@ def are_gone(ids, seconds=10):
     while any(map(psutil.pid_exists, ids)) and time.monotonic() < until:
         time.sleep(0.05)
     return not any(map(psutil.pid_exists, ids))
-
-
-class After:
-    """An interrupt check that does something at its so-manyth call."""
-
-    def __init__(self, count, action):
-        self.count, self.action = count, action
-
-    def __call__(self):
-        self.count -= 1
-        if self.count == 0:
-            self.action()
-
-
-def press_cancel():
-    raise CancelledError
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -1,18 +1,22 @@
 """A whole run with several ranks through the public functions: latents, frames, report, cancel, unload, LoRAs."""
 
+import os
+import signal
 from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 from lightx2v_pack.engine import pipeline
-from lightx2v_pack.engine.errors import LightX2VError
+from lightx2v_pack.engine.errors import LightX2VError, RankError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.parallel import group as groups
 from lightx2v_pack.engine.settings import EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
 from lightx2v_pack.engine.stages.conditioning import of_rows
 from lightx2v_pack.engine.stages.given import Given, with_given
 from support import checkpoints, loras
+from support.cancel import After, CancelledError, press_cancel
 from support.tensors import normal
 from test_ranks import SIZES
 
@@ -115,3 +119,42 @@ def test_both_experts_of_a_pair_compute_on_every_rank(two_devices):
         conditioning = of_rows(rows, handle.text_dim, ())
         results.append(pipeline.sample(handle, conditioning, empty, SAMPLING, hooks=Hooks()))
     assert torch.equal(*results)
+
+
+def test_a_full_card_is_tried_once_more_by_new_ranks(two_devices, monkeypatch):
+    """And once only; what it says names the card."""
+    ask, times = groups.WorkerGroup.ask, 1
+
+    def run_out(group, doing, name, *rest, **more):
+        nonlocal times
+        if name == "predict" and times:
+            times -= 1
+            facts = {"kind": "memory", "type": "OutOfMemoryError", "text": "CUDA out of memory."}
+            group._fail(doing, group._ranks[1], facts)
+        return ask(group, doing, name, *rest, **more)
+
+    monkeypatch.setattr(groups.WorkerGroup, "ask", run_out)
+    together = load("2").transformer
+    assert torch.equal(sample(together), sample(load("1").transformer))
+    assert times == 0
+    times = 2
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Sampling: rank 1 ran out of memory \(CUDA out of memory\."):
+        sample(together)
+    assert torch.equal(sample(together), sample(load("1").transformer))
+
+
+def test_a_decode_is_cancelled_and_a_rank_that_dies_in_it_is_named(two_devices, members):
+    latents = normal(1, 16, 5, 24, 24, seed=3)
+    alone, together = load("1").vae, load("2").vae
+    expected = pipeline.decode(alone, latents, hooks=Hooks())
+    assert torch.equal(pipeline.decode(together, latents, hooks=Hooks()), expected)
+    ids = groups.running_group(members(2)).process_ids
+    with pytest.raises(CancelledError):
+        pipeline.decode(together, latents, hooks=Hooks(check_interrupt=After(5, press_cancel)))
+    assert torch.equal(pipeline.decode(together, latents, hooks=Hooks()), expected)
+    assert groups.running_group(members(2)).process_ids == ids
+    kill = After(5, lambda: os.kill(ids[2], signal.SIGKILL))
+    with pytest.raises(RankError, match=r"Decoding stopped: the process of rank 1 has ended \(SIGKILL\)"):
+        pipeline.decode(together, latents, hooks=Hooks(check_interrupt=kill))
+    assert not any(map(psutil.pid_exists, ids))
+    assert torch.equal(pipeline.decode(together, latents, hooks=Hooks()), expected)

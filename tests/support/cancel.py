@@ -22,3 +22,20 @@ class CancelAfter:
         self.calls += 1
         if self.calls == self._checks + 1:
             raise self._error
+
+
+class After:
+    """A `check_interrupt` that does something the so-manyth time it is asked."""
+
+    def __init__(self, count, action):
+        self._left, self._action = count, action
+
+    def __call__(self):
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+
+def press_cancel():
+    """Raise what the host raises."""
+    raise CancelledError

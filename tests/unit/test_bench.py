@@ -13,7 +13,7 @@ from lightx2v_pack.engine.checkpoints.companions import resolve_text_encoder
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.umt5.encoder import Umt5Encoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
-from lightx2v_pack.tools.bench import harness, peers, weights
+from lightx2v_pack.tools.bench import gpus, gpus_lightx2v, harness, peers, weights
 from lightx2v_pack.tools.bench.memory import caps, grid
 from safetensors.torch import load_file
 
@@ -83,7 +83,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         pytest.param("loading", "--threads 2 1", 3, marks=SUITE),
         pytest.param("lora", f"{CLIP} --cases 4+4 8 --streamed 4 --rounds 1", 8, marks=SUITE),
         pytest.param("image_to_video", f"{CLIP} --kinds t2v i2v i2v-a14b --rounds 2", 6, marks=SUITE),
-        pytest.param("gpus", "--gpus 1 --modes none --sizes 64x64 --frames 5", 1, marks=SUITE),
+        pytest.param("gpus", "--gpus 1 --modes none --sizes 64x64 --frames 5 --clips 1", 3, marks=SUITE),
         pytest.param("experts", f"{CLIP} --rounds 1 --caps 8 12", 5, marks=SUITE),
         pytest.param("vae", "--sizes 64x64 --frames 5 --tiles 32", 8, marks=SUITE),
         pytest.param("text", "", 1, marks=SUITE),
@@ -283,3 +283,46 @@ def test_caps_says_what_was_missed(rows, missed):
 
     assert len(problems) == (1 if missed else 0)
     assert not missed or missed in problems[0]
+
+
+def gpus_row(**changes):
+    row = {"by": "ours", "size": "832x480", "precision": "fp8", "mode": "none", "gpus": 2, "step_seconds": 0.92}
+    return row | {"gain": 1.92, "apart": 0.0, "is_same_again": True} | changes
+
+
+THEIRS = {"by": "lightx2v", "way": "ulysses+fusion", "size": "832x480", "precision": "fp8", "gpus": 2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "missed"),
+    [
+        ([gpus_row(), THEIRS | {"step_seconds": 0.93}, THEIRS | {"problem": "no vllm"}], None),
+        ([gpus_row(), THEIRS | {"step_seconds": 0.91}], "0.920 s a step, LightX2V's ulysses+fusion 0.910"),
+        ([gpus_row(), THEIRS | {"step_seconds": 0.5, "gpus": 4}], None),
+        ([gpus_row(gain=1.89)], "1.89 times as fast as one GPU; at least 1.9"),
+        ([gpus_row(gain=1.89, mode="block")], None),
+        ([gpus_row(gain=1.89, size="96x64")], None),
+        ([gpus_row(gpus=8, gain=6.5)], "6.50 times as fast as one GPU; at least 6.6"),
+        ([gpus_row(apart=0.003)], "latents are 0.0030 apart"),
+        ([gpus_row(is_same_again=False)], "another run gives other latents"),
+        ([{"by": "ours", "size": "832x480", "mode": "none", "gpus": 2, "problem": "a GPU has gone"}], "a GPU has gone"),
+        (
+            [{"by": "clips", "size": "832x480", "gpus": 2, "gain": 1.9}],
+            "1.90 times the clips of one GPU; at least 1.95",
+        ),
+        ([{"by": "clips", "size": "832x480", "gpus": 2, "problem": "stopped"}], "clips on 2 GPUs: stopped"),
+    ],
+)
+def test_gpus_says_what_was_missed(rows, missed):
+    problems = gpus.check(rows)
+
+    assert len(problems) == (1 if missed else 0)
+    assert not missed or missed in problems[0]
+
+
+def test_lightx2v_is_measured_in_every_way_that_its_options_go_together():
+    ways = gpus_lightx2v.WAYS
+    assert len(ways) == 22 and len(set(ways.values())) == 22
+    assert {"ulysses", "ulysses+round-robin", "ulysses+fusion+triton+fp8+heads", "ring+fusion+fp8"} <= ways.keys()
+    assert not {name for name in ways if "triton" in name and "fusion" not in name}
+    assert not {name for name in ways if {"round-robin", "heads"} <= {*name.split("+")}}

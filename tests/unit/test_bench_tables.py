@@ -70,6 +70,18 @@ INVENTED = {
         {"vae": "wan", "stage": "decode", "by": "pack", "size": "832x480", "frames": 81, "tile": None}
         | {"seconds": 0.73, "predicted_gib": 3.76}
     ],
+    "gpus": [
+        {**CLIP, "by": "ours", "gpus": 1, "mode": "none", "step_seconds": 1.77, "gain": 1.0, "apart": 0.0},
+        {**CLIP, "by": "ours", "gpus": 2, "mode": "none", "step_seconds": 0.92, "gain": 1.924, "apart": 0.0}
+        | {"link_bytes": 330e9, "predicted": 1.9, "predicted_hidden": 1.95, "decode_seconds": 0.4},
+        {**CLIP, "by": "ours", "gpus": 2, "mode": "block", "problem": "GPU 1 has gone. Run it again."},
+        {**CLIP, "by": "clips", "gpus": 2, "clips": 6, "seconds": 25.0, "clips_per_hour": 864.0, "gain": 1.98},
+        {**CLIP, "by": "lightx2v", "gpus": 2, "way": "ulysses", "attention": "sage_attn2", "step_seconds": 1.15}
+        | {"gain": 1.8, "apart": 0.01},
+        {**CLIP, "by": "lightx2v", "gpus": 2, "way": "ulysses+fusion", "attention": "sage_attn2"}
+        | {"step_seconds": 1.1, "gain": 1.9, "apart": 0.01},
+        {**CLIP, "by": "lightx2v", "gpus": 2, "way": "ulysses+fp8", "problem": "no vllm"},
+    ],
     "text": [{"precision": "fp8", "device": "gpu", "seconds": 0.7, "padded_seconds": 0.83, "difference": 0.026}],
 }
 for rows in INVENTED.values():
@@ -127,12 +139,25 @@ def test_every_part_has_its_section(docs):
         "| to the GPU | 14.07 | 0.7 | 20.9 |  |  |  |  |  |  |",
         "| wan decode | pack | 832x480x81 |  | 0.73 |  |  | 3.76 |  |  |",
         "| fp8 | gpu |  | 0.70 | 0.83 |  |  | 0.026 |",
+        "A GPU sends 330 GB/s to another one here.",
+        "| 1 | fp8 | 832x480x81 | none | 1.770 | 1.00 |  |  |  | 0.0000 |  |  |  |",
+        "| 2 | fp8 | 832x480x81 | none | 0.920 | 1.92 | 1.90 to 1.95 |  |  | 0.0000 |  |  | 0.40 |",
+        "| ulysses+fusion | 2 | fp8 | 832x480x81 | sage_attn2 | 1.100 | 1.90 | 1.20 | 0.0100 |",
+        "| 2 | fp8 | 832x480x81 | 6 | 25.0 | 864.0 | 1.98 |",
+        "Did not run: fp8 ours 832x480 81 block 2 (GPU 1 has gone); fp8 lightx2v 832x480 81 ulysses+fp8 2 (no vllm).",
     ):
         assert line in text.splitlines(), line
     assert text.startswith("# Benchmarks\n") and "An old page" not in text
     assert "ComfyUI 7.8" in text and "2030-01-02, NVIDIA H200, torch 9." in text and "\npython tools bench X\n" in text
-    assert len(re.findall("^## ", text, re.MULTILINE)) == 9
+    assert len(re.findall("^## ", text, re.MULTILINE)) == 10
     assert "1.50 s/step" in (docs / "peers.svg").read_text()
+    chart = (docs / "gpus.svg").read_text()
+    for bar in (
+        "832x480, 2 GPUs: this pack<", "1.92 times", "832x480, 2 GPUs: computed, at least", "1.90 times",
+        "832x480, 2 GPUs: LightX2V, ulysses+fusion<", "832x480, 2 GPUs: clips an hour", "1.98 times",
+    ):  # fmt: skip
+        assert bar in chart, bar
+    assert "this pack, block" not in chart and "ulysses<" not in chart
 
 
 def test_the_page_is_checked_against_the_rows(docs, capsys):

@@ -9,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from lightx2v_pack.tools import prompts_cli  # noqa: E402
 from lightx2v_pack.tools.clips import cluster as clusters  # noqa: E402
 from lightx2v_pack.tools.clips.queue import ClipQueue  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+from support import examples  # noqa: E402
 
 pytestmark = pytest.mark.slow
 STORE = 80 * 2**20
@@ -205,6 +207,23 @@ def test_a_killed_driver_costs_no_clip_and_the_same_command_goes_on(pack, tmp_pa
     assert sorted(line["prompt"] for line in results if line["status"] == "ok") == prompts
     assert sorted(file.read_text() for file in files) == prompts
     assert len(done_then) >= 6 and done_then == {name: begun(pack, name) for name in done_then}
+
+
+def test_the_pack_itself_makes_in_an_actor_what_it_makes_here(machines, tmp_path, capsys):
+    add(machines)
+    models, file = examples.write_models(tmp_path / "models"), tmp_path / "prompts.txt"
+    file.write_text("a red fox in snow\na boat", encoding="utf-8")
+    words = [str(file), "--models-dir", str(models), *examples.TINY[examples.TEXT_TO_VIDEO], "--seed", "5"]
+    frames = []
+    for name, more in (("here", ()), ("there", ("--cluster", machines.address))):
+        places = ("--output-dir", str(tmp_path / name), "--results", str(tmp_path / f"{name}.jsonl"))
+        assert prompts_cli.main([*words, *places, *more]) == 0, capsys.readouterr().err
+        frames.append([examples.frames_of(file) for file in sorted((tmp_path / name).rglob("*.mp4"))])
+    assert len(frames[0]) == len(frames[1]) == 2
+    assert all(map(np.array_equal, *frames)) and not np.array_equal(*frames[0])
+    results = [json.loads(line) for line in (tmp_path / "there.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in results] == ["ok", "ok"] and results[0]["plan"].startswith("plan: ")
+    assert len({line["worker"] for line in results}) == 1
 
 
 def test_several_gpus_of_one_machine_make_a_clip(call, machines):

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     "engine/sentences",
     "engine/constants.py", "engine/quantities.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
+    "engine/temporary.py",
     "engine/latent_space.py",
     "engine/parallel/split.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
@@ -81,6 +82,7 @@ STDLIB_ONLY = (
     "engine/settings.py",
     "engine/shapes.py",
     "engine/stages/schedule.py",
+    "engine/temporary.py",
     "engine/wan/layout.py",
 )
 

@@ -263,7 +263,7 @@ def check(rows: Sequence[Row]) -> list[str]:
             theirs = f"LightX2V's {best['way']} {best['step_seconds']:.3f}"
             missed.append(f"{case}: {row['step_seconds']:.3f} s a step, {theirs}")
     for row in (row for row in rows if row["by"] == "clips"):
-        least = _LEAST_CLIPS_GAIN.get(row["gpus"])
+        least = _LEAST_CLIPS_GAIN.get(row["gpus"]) if row["size"] in _LEAST_GAIN else None
         if "problem" in row:
             missed.append(f"{row['size']}, clips on {row['gpus']} GPUs: {row['problem']}")
         elif least and row.get("gain", least) < least:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def measure(bench: Bench, size: str, count: int) -> Row:
         for index, file in enumerate(files):
             command = [str(TOOLS), "bench", bench.name, *bench.words, "--weights", str(bench.folder)]
             command += ["--child", f"clips {size}", "--row", str(file)]
-            child = Child(command, file.with_suffix(".log"), {"CUDA_VISIBLE_DEVICES": str(index)})
+            child = Child(command, file.with_suffix(".log"), {"CUDA_VISIBLE_DEVICES": _card(index)})
             stack.callback(child.stop)
             children.append(child)
         until = time.monotonic() + bench.options.limit
@@ -47,6 +48,13 @@ def measure(bench: Bench, size: str, count: int) -> Row:
     seconds = max(row["ended"] for row in rows) - min(row["begun"] for row in rows)
     clips = count * bench.options.clips
     return {"clips": clips, "seconds": seconds, "clips_per_hour": 3600 * clips / seconds}
+
+
+def _card(index: int) -> str:
+    """Return what lets a process see one of the GPUs that this one sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [str(index)] if seen is None else seen.split(",")
+    return named[index] if index < len(named) > 1 else named[0]
 
 
 def _ready(file: Path) -> Path:

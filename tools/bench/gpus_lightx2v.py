@@ -14,11 +14,12 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import pack
+from . import pack, weights
 from .harness import TOOLS, Bench, Row, parse_size, peaks, synchronize, timed, wait_for_turn
 from .peer import Peer, make_noise, make_text
 from .peer_lightx2v import configure, has
@@ -93,22 +94,27 @@ def measure(bench: Bench, count: int) -> None:
 
     Args: count: ranks, of which this process is one.
     """
-    device, is_first = bench.device, int(os.environ.get("RANK", 0)) == 0
-    config = configure(_peer(bench), bench, bench.weights(bench.options.precision))
+    rank = int(os.environ.get("RANK", 0))
+    if torch.cuda.is_available():
+        # Before anything else, so that nothing of this rank is on the first one's card.
+        torch.cuda.set_device(rank)
+    device = bench.device
+    path = weights.ensure_transformer(bench.folder, bench.options, bench.options.precision)
+    config = configure(_peer(bench), bench, path)
     if count > 1:
-        device = _join(config, count)
-    model, scheduler = _load(bench, config, device)
+        _join(config, count)
+    model, scheduler = _load(path, config, device)
     rows: list[Row] = []
     for name in [ALONE] if count == 1 else bench.options.lightx2v:
         row: Row = {"way": name}
         if count > 1:
             _choose(model, WAYS[name])
         try:
-            row |= _sample(bench, model, scheduler, device, is_first)
+            row |= _sample(bench, model, scheduler, device, is_first=rank == 0)
         except _CANNOT as error:
             row["problem"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         rows.append(row | {"attention": config["self_attn_1_type"], "compute": config["dit_quant_scheme"]})
-        if is_first:
+        if rank == 0:
             bench.options.row.write_text(json.dumps({"rows": rows}))
 
 
@@ -117,8 +123,8 @@ def _peer(bench: Bench) -> Peer:
     return Peer(title="LightX2V", runner="lightx2v", precision=bench.options.precision, options=options)
 
 
-def _join(config: dict[str, Any], count: int) -> torch.device:
-    """Join the other ranks as LightX2V does; returns this one's device."""
+def _join(config: dict[str, Any], count: int) -> None:
+    """Join the other ranks, as LightX2V does."""
     import torch.distributed as dist
     from lightx2v.utils.set_config import set_parallel_config
 
@@ -126,22 +132,17 @@ def _join(config: dict[str, Any], count: int) -> torch.device:
     if torch.cuda.is_available():
         from lightx2v_platform.base.nvidia import CudaDevice
 
-        rank = int(os.environ["RANK"])
-        torch.cuda.set_device(rank)
         CudaDevice.init_parallel_env()
-        device = torch.device("cuda", rank)
     else:
         dist.init_process_group("gloo")
-        device = torch.device("cpu")
     set_parallel_config(config)
-    return device
 
 
-def _load(bench: Bench, config: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
+def _load(path: Path, config: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
     from lightx2v.models.networks.wan.distill_model import WanDistillModel
     from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 
-    model = WanDistillModel(str(bench.weights(bench.options.precision)), config, device)
+    model = WanDistillModel(str(path), config, device)
     scheduler = WanStepDistillScheduler(config)
     model.set_scheduler(scheduler)
     return model, scheduler
@@ -158,7 +159,7 @@ def _choose(model: Any, way: Way) -> None:
         block.compute_phases[0].self_attn_1_parallel = ATTN_WEIGHT_REGISTER[way.attn_type]()
 
 
-def _sample(bench: Bench, model: Any, scheduler: Any, device: torch.device, is_first: bool) -> Row:
+def _sample(bench: Bench, model: Any, scheduler: Any, device: torch.device, *, is_first: bool) -> Row:
     """Sample a clip; returns its seconds, and how far the latents are from those of one GPU, where these are known."""
     scheduler.generator = None
     scheduler.prepare(0, list(bench.shape))

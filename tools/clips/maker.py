@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...engine.temporary import make_folder
 from ..headless.errors import CommandError
 from ..headless.places import Here, Task
 from ..headless.progress import Progress
@@ -26,7 +28,10 @@ class ClipMaker:
         timeout: seconds after which a clip has failed.
         gpus: that compute a clip together; None is what the workflow says.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="lightx2v-clips-")).resolve()
+        folder, self._lock = make_folder("lightx2v-clips-")
+        # Where the process is killed, the next one's does it.
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._folder = folder.resolve()
         self._workflow = self._folder / "workflow.json"
         self._workflow.write_bytes(workflow)
         self._timeout, self._gpus = timeout, gpus
@@ -53,12 +58,11 @@ class ClipMaker:
         )
         try:
             self._place.run(task, Progress(None, quiet=True), log)
+            files = [(str(path.relative_to(folder)), path.read_bytes()) for path in log.outputs]
         except CommandError as error:
             return type(error).__name__, str(error)
-        files = []
-        for path in log.outputs:
-            files.append((str(path.relative_to(folder)), path.read_bytes()))
-            path.unlink()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return "made", (files, facts_of(log.engine))
 
     def stop(self) -> None:
