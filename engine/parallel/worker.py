@@ -183,7 +183,7 @@ class _Rank:
 
     def do_decode(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Decode this rank's columns of the latents in the first region to the second, chunk by chunk."""
-        files, shape, frames_shape = value
+        files, shape, frames_shape, pins_frames = value
         latents, frames = regions[0].floats(shape), regions[1].floats(frames_shape)
         decoder = self._decoder_of(files)
         hooks = self._hooks()
@@ -194,7 +194,7 @@ class _Rank:
         before = (own.start - wide.start) * width
         chunks = decoder.decode_chunks(features, hooks)
         mine = (chunk[:, :, before : before + (own.stop - own.start) * width] for chunk in chunks)
-        for number, chunk in enumerate(to_cpu(mine, self._device, pins_frames=True)):
+        for number, chunk in enumerate(to_cpu(mine, self._device, pins_frames)):
             frames[done : done + len(chunk), :, own.start * width : own.stop * width] = chunk
             done += len(chunk)
             self._channel.send(("chunk", (number, len(chunk))))
