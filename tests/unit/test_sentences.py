@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from lightx2v_pack.engine import sentences
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, translated
+from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, read_again, shortened, translated
 from lightx2v_pack.engine.sentences.between import Between
 from lightx2v_pack.engine.sentences.checkpoints import Reading
 from lightx2v_pack.engine.sentences.comfyui import Inputs, Lists, Routes
 from lightx2v_pack.engine.sentences.folders import Folders
+from lightx2v_pack.engine.sentences.kernels import Running
 from lightx2v_pack.engine.sentences.kinds import Parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +193,22 @@ def test_what_is_said_can_be_said_in_chinese_wherever_it_has_been():
         "more": [{"remedy": translated(use, "zh")}],
     }
     assert json.loads(json.dumps(data))["found"][0] == said
+
+
+def test_what_comes_back_from_a_file_in_english_is_what_was_said():
+    timed = Running.ATTENTION_OF(num_tokens=32768, num_heads=40, width=128, blocks="triton")
+    again = read_again(str.__str__(timed), Running.LINEARS_OF, Running.ATTENTION_OF)
+    assert again == timed and translated(again, "zh") == translated(timed, "zh") != timed
+    ended = Running.WITH_LAST_WORDS(how=Running.NOT_BACK(patience=60.0), words="a word")
+    ways = (Running.WITH_LAST_WORDS, Running.NOT_BACK)
+    assert translated(read_again(str.__str__(ended), *ways), "zh") == translated(ended, "zh")
+    for other in ("", "32768 tokens", "it did not come back within a s"):
+        assert type(read_again(other, Running.ATTENTION_OF, Running.NOT_BACK)) is str
+
+
+def test_a_foreign_text_is_cut_and_a_sentence_is_not():
+    said = Lists.IS_OUTSIDE()
+    assert shortened(ValueError(said), 3) is said and shortened(ValueError("a long one"), 3) == "a l"
 
 
 def test_a_list_is_joined_in_each_language():
