@@ -7,7 +7,6 @@ import torch
 from .backends import trials
 from .backends.choose import Backends, Wanted
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
-from .checkpoints.formats import WanArchitecture
 from .checkpoints.transformers import TransformerFiles
 from .errors import LightX2VError, MissingDependencyError, UnsupportedHardwareError
 from .interfaces import Hooks, Transformer, VideoDecoder, VideoEncoder
@@ -44,16 +43,6 @@ def check_loras(wanted: str) -> None:
     """
     if wanted == "lightx2v":
         raise LightX2VError(LightX2V.NO_LORAS())
-
-
-def check_architecture(wanted: str, architecture: WanArchitecture) -> None:
-    """Refuse a model for an engine, of the user's choice, that cannot compute it.
-
-    Raises:
-        LightX2VError: it is image-to-video, and the engine is LightX2V's.
-    """
-    if wanted == "lightx2v" and architecture.takes_image:
-        raise LightX2VError(Running.LIGHTX2V_FOR_TEXT())
 
 
 def confirm(wanted: Wanted, device: torch.device, hooks: Hooks | None = None) -> Backends:

@@ -46,7 +46,7 @@ from .parallel.transformer import GroupTransformer
 from .sentences.sampling import Sampling
 from .settings import EngineSettings, GpuSettings, OffloadSettings
 from .umt5.encoder import Umt5Encoder
-from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES
+from .wan.layout import FLOAT32, IMAGE_KEYS, PHASES, PHASES_WITH_IMAGE
 
 ONE_GPU = GpuSettings()
 
@@ -78,8 +78,6 @@ class TransformerHandle(_Handle):
         offload: OffloadSettings,
         gpus: GpuSettings = ONE_GPU,
     ) -> None:
-        """Raises LightX2VError where the engine of the settings cannot compute this model."""
-        engines.check_architecture(settings.engine, files.format.architecture)
         self.files = files
         self.settings = settings
         self.offload = offload
@@ -257,7 +255,7 @@ class TransformerHandle(_Handle):
     def _weight_sizes(self, compositions: Sequence[Composition]) -> WeightSizes:
         """Return the bytes of the weights in memory, LoRAs included."""
         if not any(each.specs for each in compositions):
-            return weight_sizes(self.files)
+            return weight_sizes(self.files, self.settings.engine)
         pairs = zip(self.files.experts, compositions, strict=True)
         return together([weigh(_specs(files), PHASES, IMAGE_KEYS, loras.specs) for files, loras in pairs])
 
@@ -266,9 +264,13 @@ class TransformerHandle(_Handle):
 
 
 @functools.lru_cache(maxsize=16)
-def weight_sizes(files: TransformerFiles) -> WeightSizes:
-    """Return the bytes of a transformer's weights in memory, of all experts, from the headers."""
-    return together([weigh(_specs(each), PHASES, IMAGE_KEYS) for each in files.experts])
+def weight_sizes(files: TransformerFiles, engine: str = "auto") -> WeightSizes:
+    """Return the bytes of a transformer's weights in memory, of all experts, from the headers.
+
+    Args: engine: of EngineSettings.
+    """
+    phases = PHASES_WITH_IMAGE if engine == "lightx2v" else PHASES
+    return together([weigh(_specs(each), phases, IMAGE_KEYS) for each in files.experts])
 
 
 @functools.lru_cache(maxsize=16)

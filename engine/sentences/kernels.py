@@ -57,10 +57,6 @@ class Running:
     LIGHTX2V_WITHOUT_CUDA = Sentence(
         "engine is 'lightx2v', but no CUDA device was found. LightX2V needs one; set engine to 'auto' or 'portable'."
     )
-    LIGHTX2V_FOR_TEXT = Sentence(
-        "engine is 'lightx2v', which this pack runs for text-to-video models only, and the checkpoint is "
-        "image-to-video. Set engine to 'auto'."
-    )
     # backends/choose.py
     BLOCKS = Sentence("blocks")
     ATTENTION = Sentence("attention")

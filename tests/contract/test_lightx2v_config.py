@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURE = WanArchitecture(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, in_dim=16, out_dim=16, freq_dim=256, text_dim=64
 )
+I2V_2_2 = replace(ARCHITECTURE, in_dim=36)
+I2V_2_1 = replace(I2V_2_2, image_dim=32)
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +29,9 @@ def lightx2v():
     lightx2v_cpu.import_lightx2v()
 
 
-def build(**changes):
+def build(architecture=ARCHITECTURE, **changes):
     chosen = {"attention_op": "torch_sdpa", "matmul_op": "fp8-torchao", "use_triton": True}
-    return words.build_config(ARCHITECTURE, **{**chosen, **changes})
+    return words.build_config(architecture, **{**chosen, **changes})
 
 
 def imported_sources():
@@ -56,6 +59,7 @@ def test_every_op_name_is_registered(changes):
     assert config["rms_norm_type"] in registry.RMS_WEIGHT_REGISTER
     assert config["layer_norm_type"] in registry.LN_WEIGHT_REGISTER
     assert config["cross_attn_1_type"] in registry.ATTN_WEIGHT_REGISTER
+    assert config["cross_attn_2_type"] in registry.ATTN_WEIGHT_REGISTER
 
 
 def test_every_matmul_op_is_registered_and_allowed_by_upstreams_own_list():
@@ -150,6 +154,8 @@ def test_settings_that_upstream_gets_wrong_by_default():
     # rms_norm_type: squares in bfloat16 without sgl-kernel; dit_quantized: 8-bit weights without their scales.
     config = build()
     assert config["use_image_encoder"] is False
+    assert [build(each)["use_image_encoder"] for each in (I2V_2_1, I2V_2_2)] == [True, False]
+    assert [build(each)["task"] for each in (ARCHITECTURE, I2V_2_1, I2V_2_2)] == ["t2v", "i2v", "i2v"]
     assert config["rope_type"] in ("torch_complex_rope", "torch_real_rope")
     assert config["rms_norm_type"] == "torch_native"
     assert config["dit_quantized"] is True

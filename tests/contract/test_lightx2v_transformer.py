@@ -9,7 +9,7 @@ from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support import checkpoints, lightx2v_cpu
 from support.contract_of_a_transformer import CpuContract, travel_as_on_a_gpu
 from support.engine import CPU, conditioning_of, open_transformer
@@ -99,17 +99,9 @@ def test_every_flow_equals_upstreams_bit_for_bit(step):
     assert torch.equal(flow, scheduler.noise_pred)
 
 
-def with_bfloat16_scales(path, folder):
-    """Copy a checkpoint with scales that upstream's loader, which rounds them to bfloat16, leaves as they are."""
-    tensors = load_file(path)
-    tensors = {n: t.bfloat16().float() if n.endswith("weight_scale") else t for n, t in tensors.items()}
-    save_file(tensors, folder / path.name)
-    return folder / path.name
-
-
 def test_fp8_latents_equal_upstreams_bit_for_bit(tmp_path):
     """By the FP8 op that GPUs run, torch._scaled_mm, instead of the dequantising one."""
-    path = with_bfloat16_scales(checkpoints.single_file("fp8"), tmp_path)
+    path = lightx2v_cpu.with_bfloat16_scales(checkpoints.single_file("fp8"), tmp_path)
     expected = lightx2v_cpu.sample_upstream(*upstream(path, "fp8-torchao"), CONTEXT, normal(*SHAPE, seed=5))
     assert torch.equal(sample(build(path, matmul="scaled_mm")), expected)
 

@@ -5,6 +5,7 @@ The model is tiny but has enough blocks and width that copies and compute overla
 
 import functools
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.constants import LATENT_MEAN, LATENT_STD
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalize
+from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.decode import decode_video
 from lightx2v_pack.engine.stages.denoise import run_steps, start
@@ -29,7 +31,7 @@ from lightx2v_pack.engine.system import compute_device
 from lightx2v_pack.tools.make_tiny_checkpoint import TinySizes
 from support import lightx2v_cpu
 from support.attention import ATTENTIONS
-from support.checkpoints import distilled, single_file, vae
+from support.checkpoints import A14B_I2V_SIZES, FLF2V_SIZES, I2V_SIZES, distilled, single_file, vae
 from support.contract_of_a_transformer import GpuContract
 from support.decoders import loaded
 from support.engine import conditioning_of, open_transformer
@@ -57,9 +59,9 @@ class TestContract(GpuContract):
     device = DEVICE
 
 
-def make(path, matmul=None, engine="lightx2v", **settings):
+def make(path, matmul=None, engine="lightx2v", placement=None, **settings):
     settings = EngineSettings(engine=engine, **settings)
-    transformer = open_transformer(resolve_transformer(path), settings, device=DEVICE, matmul=matmul)
+    transformer = open_transformer(resolve_transformer(path), settings, placement, DEVICE, matmul=matmul)
     transformer.load(Hooks())
     return transformer
 
@@ -92,6 +94,31 @@ def test_the_portable_engine_agrees(precision, tolerance):
     path = distilled(precision, SIZES)
     expected = flow_of(make(path, engine="portable", attention="sdpa"))
     assert relative_error(flow_of(make(path, attention="sdpa")), expected) < tolerance
+
+
+# Image to video
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_rows"), [(I2V_SIZES, 257), (FLF2V_SIZES, 18), (A14B_I2V_SIZES, 0)], ids=["I2V", "FLF2V", "Wan2.2"]
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_an_image_is_the_portable_engines_wherever_weights_rest(precision, sizes, num_rows):
+    sizes = replace(sizes, num_layers=5)  # more than there are buffers
+    path, latents = single_file(precision, sizes=sizes), normal(*SHAPE, seed=4).to(DEVICE)
+    rows = normal(num_rows, sizes.image_dim, seed=8) if num_rows else None
+    clip = replace(CONDITIONING, image_tokens=rows, image_latents=normal(20, *SHAPE[1:], seed=9))
+
+    def flow(engine, mode):
+        transformer = make(path, engine=engine, placement=Placement(mode=mode), attention="sdpa")
+        try:
+            return transformer.predict_flow(latents, 937.5, clip, Hooks()).cpu()
+        finally:
+            transformer.unload()
+
+    expected, *others = (flow("lightx2v", mode) for mode in ("none", "block", "phase", "disk"))
+    assert all(torch.equal(each, expected) for each in others)
+    assert relative_error(expected, flow("portable", "none")) < {"bf16": 0.015, "fp8": 0.04}[precision]
 
 
 # Back ends

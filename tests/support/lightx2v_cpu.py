@@ -20,6 +20,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from lightx2v_pack.engine.adapters.lightx2v import bootstrap
+from safetensors.torch import load_file, save_file
 
 # Imported at module level by LightX2V, called by nothing that runs here.
 STAND_INS = ("imageio", "imageio_ffmpeg", "torchvision", "triton")
@@ -157,6 +158,14 @@ class _StandInFinder:
         """Nothing to run."""
 
 
+def with_bfloat16_scales(path, folder):
+    """Copy a checkpoint with scales that upstream's loader, which rounds them to bfloat16, leaves as they are."""
+    tensors = load_file(path)
+    tensors = {n: t.bfloat16().float() if n.endswith("weight_scale") else t for n, t in tensors.items()}
+    save_file(tensors, folder / path.name)
+    return folder / path.name
+
+
 def build_upstream(path, config, device):
     """Return (WanDistillModel, WanStepDistillScheduler) of LightX2V itself, weights read by its own loader."""
     from lightx2v.models.networks.wan.distill_model import WanDistillModel
@@ -170,12 +179,15 @@ def build_upstream(path, config, device):
     return model, scheduler
 
 
-def sample_upstream(model, scheduler, context, noise):
-    """Run LightX2V's own four steps from `noise` [16, T, h, w] and return its latents as float32."""
+def sample_upstream(model, scheduler, context, noise, image=None):
+    """Run LightX2V's own four steps from `noise` [16, T, h, w] and return its latents as float32.
+
+    Args: image: what its image encoder and its VAE gave, by its names.
+    """
     scheduler.generator = None
     scheduler.prepare(0, list(noise.shape))
     scheduler.latents = noise.clone()
-    inputs = {"text_encoder_output": {"context": context[None], "context_null": None}, "image_encoder_output": None}
+    inputs = {"text_encoder_output": {"context": context[None], "context_null": None}, "image_encoder_output": image}
     for index in range(scheduler.infer_steps):
         scheduler.step_pre(index)
         model.infer(inputs)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
-from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.clip import Clip
@@ -108,10 +107,8 @@ def test_more_frames_than_there_are_positions_are_refused():
         given(FLF2V_SIZES, rows=normal(1, 27, 32))
 
 
-def sampled(sizes, entries, **settings):
-    handle = pipeline.load_transformer(
-        distilled("fp8", sizes), settings=EngineSettings(**settings), offload=OffloadSettings()
-    )
+def sampled(sizes, entries):
+    handle = pipeline.load_transformer(distilled("fp8", sizes), settings=EngineSettings(), offload=OffloadSettings())
     return pipeline.sample(
         handle, entries, pipeline.empty_latent(80, 64, 9), SamplingSettings(seed=3, steps=1), hooks=Hooks()
     )
@@ -128,8 +125,3 @@ def test_a_clip_is_made_from_an_image_and_counts_its_rows_in_the_plan():
 def test_an_image_to_video_model_without_an_image_is_refused_before_anything_loads():
     with pytest.raises(ValueError, match="this checkpoint is image-to-video"):
         sampled(I2V_SIZES, [TEXT])
-
-
-def test_lightx2vs_engine_takes_no_image():
-    with pytest.raises(LightX2VError, match="Set engine to 'auto'"):
-        sampled(I2V_SIZES, given(), engine="lightx2v")

@@ -7,13 +7,14 @@ import torch
 from lightx2v_pack.engine.checkpoints.files import resolve_checkpoint, resolve_transformer
 from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
 from lightx2v_pack.engine.constants import GIB
-from lightx2v_pack.engine.handles import weight_sizes
+from lightx2v_pack.engine.handles import TransformerHandle, weight_sizes
 from lightx2v_pack.engine.memory.activations import workspace_sizes
 from lightx2v_pack.engine.memory.clip import Clip
 from lightx2v_pack.engine.memory.needs import sampling_need
 from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.memory.weights import WeightSizes
 from lightx2v_pack.engine.offload import make_units
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
 from lightx2v_pack.engine.wan.layout import FLOAT32, PHASES
 from lightx2v_pack.engine.wan.workspace import Workspace
 from support import checkpoints
@@ -100,6 +101,18 @@ def test_the_published_image_model_has_its_size():
     # Keys and values of 257 rows in 40 blocks, two buffers of 50 MiB, the image's embedding.
     assert (needs[1].vram - needs[0].vram) / 2**20 == pytest.approx(201 + 2 * 50 + 17, abs=5)
     assert (needs[1].ram - needs[0].ram) / 2**20 == pytest.approx(2 * 50, abs=2)
+
+
+def test_lightx2vs_own_compute_moves_the_image_branch_in_every_step():
+    """It makes an image's keys and values anew in each: they are in its blocks, and nothing is there once a clip."""
+    ours, theirs = (weight_sizes(make_files("fp8", WAN_I2V_14B), engine) for engine in ("auto", "lightx2v"))
+    assert (theirs.block, theirs.image_block) == (ours.block + ours.image_block, 0)
+    assert theirs.total == ours.total
+    assert theirs.phase == pytest.approx(6 * 5120**2, rel=0.01)  # the cross-attention is the largest now
+    handle = TransformerHandle(make_files("fp8", WAN_I2V_14B), EngineSettings(engine="lightx2v"), OffloadSettings())
+    backends = choose_kernels(engine="lightx2v")
+    assert handle.sizes(Clip(width=832, height=480, num_frames=81), backends).weights == theirs
+    assert weight_sizes(make_files("fp8"), "lightx2v") == weight_sizes(make_files("fp8"))
 
 
 def test_another_model_has_another_size():

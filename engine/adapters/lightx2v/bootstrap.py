@@ -54,6 +54,7 @@ NEEDED = {
     ),
     "lightx2v.models.networks.wan.infer.offload.transformer_infer": ("WanOffloadTransformerInfer.run_phase",),
     "lightx2v.models.networks.wan.infer.transformer_infer": (
+        "WanTransformerInfer.infer_cross_attn",
         "WanTransformerInfer.infer_main_blocks",
         "WanTransformerInfer.run_block",
     ),

@@ -11,6 +11,8 @@ from typing import Any
 from ...checkpoints.formats import WanArchitecture
 from ...constants import DEFAULT_NUM_FRAMES, DISTILL_SHIFT, DISTILL_STEP_LIST
 
+# The key that says whether rows of CLIP Vision are attended to; read when a model is built, and in every pass.
+USE_IMAGE_ENCODER = "use_image_encoder"
 # Op names of matmul back ends; those that start with OURS are registered by ops.py.
 OURS = "lightx2v_nodes."
 MATMUL_OPS = {
@@ -34,7 +36,7 @@ MATMUL_OPS = {
 def build_config(
     architecture: WanArchitecture, *, attention_op: str, matmul_op: str, use_triton: bool
 ) -> dict[str, Any]:
-    """Return the keys that LightX2V's Wan text-to-video path reads, beyond its own defaults.
+    """Return the keys that LightX2V's Wan text-to-video and image-to-video paths read, beyond its own defaults.
 
     Its offload keys are not among them: the weights are brought by engine/offload. LightX2V's own offload
     computes on a stream of its own while SageAttention 2 launches on the default one, which gives NaN.
@@ -46,7 +48,8 @@ def build_config(
         use_triton: fused Triton kernel for the modulation (GPU).
     """
     config: dict[str, Any] = {
-        "task": "t2v",
+        # A first and a last frame are "i2v" too: its "flf2v" differs in the positions alone, see model.WanModel.
+        "task": "i2v" if architecture.takes_image else "t2v",
         "model_cls": "wan2.1_distill",
         "dim": architecture.dim,
         "num_heads": architecture.num_heads,
@@ -54,12 +57,13 @@ def build_config(
         "in_dim": architecture.in_dim,
         "out_dim": architecture.out_dim,
         "freq_dim": architecture.freq_dim,
-        # T2V has no image encoder; LightX2V's default is True.
-        "use_image_encoder": False,
+        # Wan2.1's image-to-video alone has one; LightX2V's default is True.
+        USE_IMAGE_ENCODER: bool(architecture.image_dim),
         "enable_cfg": False,
         "self_attn_1_type": attention_op,
-        # 512 keys are too few for a quantized attention to pay.
+        # 512 keys of the text, 257 of an image: too few for a quantized attention to pay.
         "cross_attn_1_type": "torch_sdpa",
+        "cross_attn_2_type": "torch_sdpa",
         # The default of both is a package that is not ours to ask for (flashinfer, sgl-kernel), and without
         # sgl-kernel the norm falls back to squares in bfloat16.
         "rope_type": "torch_complex_rope",

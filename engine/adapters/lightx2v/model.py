@@ -16,7 +16,9 @@ from lightx2v.models.networks.wan.infer.transformer_infer import WanTransformerI
 from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
 from lightx2v.utils.set_config import get_default_config
 
+from ...interfaces import Conditioning
 from ...offload import ExpertUnits, Unit
+from .config import USE_IMAGE_ENCODER
 
 
 class WanModel(WanDistillModel):  # type: ignore[misc]
@@ -33,6 +35,7 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         self, config: Mapping[str, Any], tensors: dict[str, torch.Tensor], device: torch.device, loop: type[Any]
     ) -> None:
         self._tensors = tensors
+        self._positions = tensors.get("img_emb.emb_pos")
         self._loop = loop
         config = {**get_default_config(), **config}
         super().__init__("", config, device)
@@ -40,18 +43,43 @@ class WanModel(WanDistillModel):  # type: ignore[misc]
         self.set_scheduler(scheduler)
         scheduler.transformer_infer = None
 
-    def predict(self, latents: torch.Tensor, timestep: float, context: torch.Tensor) -> torch.Tensor:
-        """Return the flow [16, T, h, w] float32 for latents [16, T, h, w] and context [rows, text_dim]."""
+    def predict(self, latents: torch.Tensor, timestep: float, clip: Conditioning) -> torch.Tensor:
+        """Return the flow [16, T, h, w] float32 for latents [16, T, h, w].
+
+        Args: clip: what it is made from, in bfloat16 on the compute device.
+        """
+        inputs = {
+            "text_encoder_output": {"context": clip.text[None]},
+            "image_encoder_output": {
+                "clip_encoder_out": self._placed(clip.image_tokens),
+                "vae_encoder_out": clip.image_latents,
+            },
+        }
+        self._attend_to_image(0 if clip.image_tokens is None else len(clip.image_tokens))
         scheduler = self.scheduler
         scheduler.latents = latents
         scheduler.timesteps = torch.full((1,), timestep, dtype=torch.float32, device=latents.device)
         scheduler.step_pre(0)
-        inputs = {"text_encoder_output": {"context": context[None]}, "image_encoder_output": None}
         try:
             flow: torch.Tensor = self._infer_cond_uncond(inputs, infer_condition=True)
         finally:
             scheduler.clear()
         return flow
+
+    def _placed(self, rows: torch.Tensor | None) -> torch.Tensor | None:
+        """Return rows of CLIP Vision [n, image_dim] with their learned positions, where there are any.
+
+        As the task "flf2v" does (infer/pre_infer.py), which takes no fewer rows than there are positions.
+        """
+        if rows is None or self._positions is None:
+            return rows
+        return rows + self._positions[0, : len(rows)]
+
+    def _attend_to_image(self, num_rows: int) -> None:
+        """Say for the next pass how many rows of CLIP Vision there are; a model may go without, as with none."""
+        loop = self.transformer_infer
+        loop.num_image_rows = num_rows
+        self.config[USE_IMAGE_ENCODER] = loop.has_image_context = num_rows > 0
 
     def release_workspace(self) -> None:
         """Drop what only a pass needs."""
@@ -85,6 +113,9 @@ class _Loop:
     streamer: ExpertUnits
     units: Sequence[Unit]
     """To be set before the first pass."""
+    num_image_rows: int
+    """Of CLIP Vision, before those of the text. To be set before each pass."""
+    has_image_context: bool
     infer_func: Any
 
     def _set_up(self) -> None:
@@ -93,6 +124,25 @@ class _Loop:
 
     def release_workspace(self) -> None:
         """Nothing is kept between passes."""
+
+    def infer_cross_attn(self, phase: Any, x: torch.Tensor, context: torch.Tensor, *others: Any) -> Any:
+        """Attend to an image of any number of rows."""
+        rows = _Rows(context, self.num_image_rows) if self.has_image_context else context
+        return super().infer_cross_attn(phase, x, rows, *others)  # type: ignore[misc]
+
+
+class _Rows:
+    """Rows of an image and of the text after them, [n + m, D], which come apart where the image's end.
+
+    LightX2V cuts them after 257 rows (infer/transformer_infer.py, infer_cross_attn), which is right for one image: the
+    rows of a last frame would count as text.
+    """
+
+    def __init__(self, context: torch.Tensor, num_image_rows: int) -> None:
+        self._image, self._text = context[:num_image_rows], context[num_image_rows:]
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        return self._image if part.start is None else self._text
 
 
 class BlockLoop(_Loop, WanTransformerInfer):  # type: ignore[misc]

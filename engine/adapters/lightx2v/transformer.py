@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ...memory.placement import Placement
 from ...offload import ExpertUnits, Joined, Source, Unit, WeightStreamer, load_tensors, make_units, place_weights
 from ...sentences.lightx2v import LightX2V
 from ...system import release_memory
-from ...wan.layout import PHASES
+from ...wan.layout import PHASES_WITH_IMAGE
 from . import bootstrap
 from .config import build_config
 
@@ -44,8 +44,8 @@ class _Loaded:
     experts: Sequence[_Expert]
     streamer: WeightStreamer
     """Of the blocks of all experts."""
-    context: tuple[Conditioning, torch.Tensor] | None = None
-    """The last conditioning, and its text in bfloat16 on the compute device."""
+    clip: tuple[Conditioning, Conditioning] | None = None
+    """The last conditioning, and the same in bfloat16 on the compute device."""
 
 
 class LightX2VTransformer:
@@ -112,7 +112,7 @@ class LightX2VTransformer:
         if self._loaded is not None:
             for each in self._loaded.experts:
                 each.model.release_workspace()
-            self._loaded.context = None
+            self._loaded.clip = None
             release_memory(self._device)
 
     @torch.no_grad()
@@ -129,11 +129,24 @@ class LightX2VTransformer:
         loaded, own = self._loaded, self._loaded.experts[expert]
         loaded.streamer.course.then = then
         own.model.transformer_infer.streamer.start_pass(hooks, own.units)
-        if loaded.context is None or loaded.context[0] is not conditioning:
-            loaded.context = (conditioning, conditioning.text.to(self._device, torch.bfloat16))
-        flow = own.model.predict(latents.to(self._device), timestep, loaded.context[1])
+        if loaded.clip is None or loaded.clip[0] is not conditioning:
+            loaded.clip = (conditioning, self._on_device(conditioning))
+        flow = own.model.predict(latents.to(self._device), timestep, loaded.clip[1])
         result: torch.Tensor = flow.to(latents.device, torch.float32)
         return result
+
+    def _on_device(self, conditioning: Conditioning) -> Conditioning:
+        """Return it as LightX2V's runner makes it of its encoders' outputs: in bfloat16 (runners/wan/wan_runner.py)."""
+
+        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(self._device, torch.bfloat16)
+
+        return replace(
+            conditioning,
+            text=conditioning.text.to(self._device, torch.bfloat16),
+            image_tokens=moved(conditioning.image_tokens),
+            image_latents=moved(conditioning.image_latents),
+        )
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -181,5 +194,5 @@ class LightX2VTransformer:
         others = load_tensors(checkpoint.others, checkpoint, self._device, hooks)
         others_bytes = sum(each.nbytes for each in others.values())
         model = WanModel(config, others, self._device, PhaseLoop if by_phase else BlockLoop)
-        units = make_units(checkpoint.specs, sizes.num_layers, PHASES, by_phase, name)
+        units = make_units(checkpoint.specs, sizes.num_layers, PHASES_WITH_IMAGE, by_phase, name)
         return _Expert(model=model, checkpoint=checkpoint, units=units, others_bytes=others_bytes)
