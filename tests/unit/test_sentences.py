@@ -253,8 +253,8 @@ def test_a_value_stands_apart_from_chinese_if_it_is_none():
 def test_texts_of_another_language_are_of_the_catalogues_sentences_in_its_order(language):
     texts = json.loads((ROOT / "engine" / "sentences" / f"{language}.json").read_text(encoding="utf-8"))
     known = catalogue()
-    assert texts.keys() - known.keys() == set()
-    assert list(texts) == [each for each in known if each in texts]
+    assert known.keys() - texts.keys() == set(), "say these in the other languages too"
+    assert list(texts) == list(known)
     for name, text in texts.items():
         assert fields_of(text) == known[name].fields, name
         # Names and punctuation are the same everywhere.
