@@ -416,7 +416,7 @@ def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, 
     [("size", {"height": 50}, "height is 50"), ("load", {"checkpoint": "gone"}, "'gone' was not found")],
 )
 def test_a_refusal_is_said_once_and_names_the_right_input(server, node, value, sentence):
-    prompt = graph("once")
+    prompt = text_to_frames() | {"show": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}}}
     prompt[node]["inputs"] |= value
     status, answer = server.post("/prompt", {"prompt": prompt})
     assert status == 400 and list(answer["node_errors"]) == [node]

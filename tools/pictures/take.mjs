@@ -1,6 +1,6 @@
 // Takes the pictures of the help pages in a real editor: node take.mjs CONFIG.json (see take.py).
 //
-// CONFIG: {nodeModules, chromium, url, root, plans: {name: answer of /lightx2v/plan}}
+// CONFIG: {nodeModules, chromium, url, root, plans: {locale: {name: answer of /lightx2v/plan}}}
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -53,8 +53,8 @@ async function open(locale) {
     await page.locator(".p-blockui-mask").waitFor({ state: "hidden", timeout: 60_000 });
 }
 
-async function load(name) {
-    plan = config.plans[name];
+async function load(name, locale) {
+    plan = config.plans[locale][name];
     const graph = JSON.parse(readFileSync(path.join(config.root, "example_workflows", `${name}.json`), "utf-8"));
     // While the editor starts it may still replace the graph by the last one.
     const isThere = (types) => types.every((type) => window.app.graph._nodes.some((node) => node.type === type));
@@ -111,6 +111,8 @@ async function run() {
         const sizes = { width: 192, height: 112, num_frames: 17 };
         const before = widgets.map((widget) => widget.value);
         widgets.forEach((widget) => (widget.value = sizes[widget.name] ?? widget.value));
+        // ComfyUI shows a result that it has in the language of the first run.
+        find("LightX2VSampler").widgets.find((widget) => widget.name === "seed").value = Date.now();
         const done = new Promise((resolve) => app.api.addEventListener("execution_success", resolve, { once: true }));
         await app.queuePrompt(0, 1);
         await done;
@@ -137,7 +139,7 @@ async function takeNode(type, locale) {
         if (!node) {
             node = LiteGraph.createNode(name);
             app.graph.add(node);
-            node.pos = [3000, 1500 * Math.random()];
+            node.pos = [3000, 1000 * app.graph._nodes.length];
             node.setSize([400, node.size[1]]);
             const values = {
                 text_encoder: "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
@@ -162,7 +164,7 @@ try {
     for (const locale of ["en", "zh"]) {
         await open(locale);
         for (const [template, types] of Object.entries(NODES)) {
-            await load(template);
+            await load(template, locale);
             for (const type of types) {
                 if (type === "LightX2VReport") {
                     await run();

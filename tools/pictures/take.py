@@ -30,6 +30,7 @@ from ...engine.memory.needs import Budget
 from ...engine.memory.plan import Wish, plan_run
 from ...engine.panel.forecast import Forecast, Share, describe_transformer
 from ...engine.panel.speed import History, setup_of
+from ...engine.sentences import LANGUAGES, translated
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -85,6 +86,7 @@ def plan(
         matmul=backends.matmul.name,
         offload=found.placement.mode,
         resident_blocks=found.placement.resident_blocks,
+        num_blocks=files.format.architecture.num_layers,
         is_tiled=is_tiled,
         vram=Share(needed=found.vram, available=int(vram * GIB)),
         ram=Share(needed=found.ram, available=budget.ram),
@@ -123,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             "chromium": options.chromium,
             "url": server.url,
             "root": str(ROOT),
-            "plans": PLANS,
+            "plans": {language: translated(PLANS, language) for language in LANGUAGES},
         }
         file = Path(folder, "config.json")
         file.write_text(json.dumps(config), encoding="utf-8")
