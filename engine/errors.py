@@ -47,6 +47,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 class LightX2VError(RuntimeError):
     """Base class of the pack's own errors."""
 
+    def __init_subclass__(cls) -> None:
+        # ComfyUI shows it before the name; the module's own is the folder that the pack is installed in.
+        cls.__module__ = "LightX2V"
+
 
 class CheckpointError(LightX2VError):
     """A checkpoint file or folder cannot be used: missing, truncated, incomplete or of the wrong kind."""

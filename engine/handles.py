@@ -312,10 +312,14 @@ class VaeHandle(_Handle):
         room.companion = running_group(members) if members is not None else None
         return room
 
-    def load_decoder(self, device: torch.device, hooks: Hooks, *, is_whole: bool = False) -> VideoDecoder:
+    def load_decoder(
+        self, device: torch.device, hooks: Hooks, *, is_whole: bool = False, pins_frames: bool = True
+    ) -> VideoDecoder:
         """Return the decoder, loaded.
 
-        Args: is_whole: whether it decodes whole pictures alone, which several GPUs can do together.
+        Args:
+            is_whole: whether it decodes whole pictures alone, which several GPUs can do together.
+            pins_frames: let their frames come through page-locked RAM.
         """
         members = self.members(device) if is_whole else None
 
@@ -324,7 +328,10 @@ class VaeHandle(_Handle):
                 return GroupDecoder(self.files, members)
             return engines.build_decoder(self.files, self.engine, device)
 
-        return self._load("decode", build, device, hooks, members)
+        decoder = self._load("decode", build, device, hooks, members)
+        if isinstance(decoder, GroupDecoder):
+            decoder.pins_frames = pins_frames
+        return decoder
 
     def members(self, device: torch.device) -> Members | None:
         """Return the devices that decode whole pictures together with the host's, or None where it does so alone.

@@ -392,7 +392,7 @@ def decode(
         return video.flatten(0, 1)
 
     def load(plan: VaePlan, device: torch.device, hooks: Hooks) -> VideoDecoder:
-        return handle.load_decoder(device, hooks, is_whole=plan.tile is None)
+        return handle.load_decoder(device, hooks, is_whole=plan.tile is None, pins_frames=plan.pins_frames)
 
     video, records = _run_vae(handle, "decode", clip, tiling, tile, load, work, hooks, host)
     return attach(video, records_of(samples), records)

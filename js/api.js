@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { language, say } from "./texts.js";
 
 const MARGIN = 6;
-const MUTED = "var(--descrip-text, #999)";
+export const MUTED = "var(--descrip-text, #999)";
 export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149" };
 
 /** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */

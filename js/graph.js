@@ -42,7 +42,7 @@ export const WATCHED = [
     ...Object.keys(LOADERS), OFFLOAD, GPUS, ...Object.keys(LORAS), ...Object.keys(SAMPLERS), DECODER, ...Object.keys(SIZES),
 ];
 
-// Links from and to the edge of a subgraph have these instead of a node's id.
+// Links from and to the edge of a subgraph have these instead of a node's id, in newer frontends as texts.
 const SUBGRAPH_INPUT = -10;
 const SUBGRAPH_OUTPUT = -20;
 
@@ -71,7 +71,7 @@ function originOf(node, slot) {
     if (!link) {
         return undefined;
     }
-    if (link.origin_id === SUBGRAPH_INPUT) {
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
         const around = nodeAround(node.graph);
         const name = node.graph.inputs?.[link.origin_slot]?.name;
         const outside = around && originOf(around, link.origin_slot);
@@ -108,7 +108,7 @@ function targetsOf(graph, link) {
     if (!link) {
         return [];
     }
-    if (link.target_id === SUBGRAPH_OUTPUT) {
+    if (Number(link.target_id) === SUBGRAPH_OUTPUT) {
         const around = nodeAround(graph);
         return around ? outputNodes(around, link.target_slot) : [];
     }

@@ -43,7 +43,7 @@ app.registerExtension({
         if (node.comfyClass !== NODE) {
             return;
         }
-        add(node, "lightx2v_lora", { height: 84, width: 340 });
+        add(node, "lightx2v_lora", { height: 88, width: 340 });
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         onWidgetChange(node, refreshSoon);
         refreshSoon();

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { COLORS, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { COLORS, MUTED, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
 import { openDoctor } from "./doctor.js";
 import { say } from "./texts.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
@@ -34,8 +34,13 @@ function headline(color, text, title = "") {
     const dot = element("span", {
         style: { flex: "none", width: "8px", height: "8px", marginTop: "3px", borderRadius: "50%", background: color },
     });
-    const sentence = element("span", { style: { flex: "1", overflowWrap: "anywhere", whiteSpace: "pre-line" } }, text);
-    return element("div", { title, style: { display: "flex", gap: "6px" } }, dot, sentence);
+    const sentence = element("span", { style: { flex: "1", ...clamped(3) } }, text);
+    return element("div", { title: title || text, style: { display: "flex", gap: "6px" } }, dot, sentence);
+}
+
+/** The style of a text of at most so many lines; what is longer ends with an ellipsis, so that panels do not scroll. */
+function clamped(most) {
+    return { display: "-webkit-box", WebkitBoxOrient: "vertical", WebkitLineClamp: most, overflow: "hidden", overflowWrap: "anywhere" };
 }
 
 /** A sentence of the server in short: what to do, and the rest, which may have lines of its own. */
@@ -53,12 +58,18 @@ function describePlan(plan, { parameters, hasSize }) {
     if (!plan.ok) {
         const [advice, rest] = plan.is_absent ? describeAbsence(plan.sentence, parameters) : splitSentence(plan.sentence);
         const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), openDoctor)] : [];
-        return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(rest), ...facts];
+        return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];
     const isSlow = plan.seconds !== null && plan.seconds > LONG_SECONDS;
     const color = sayings.length || isSlow ? COLORS.warn : COLORS.ok;
-    return [headline(color, `${say("fits")} ${duration(plan)}`), ...sayings.flatMap(inShort), ...facts];
+    const shown = sayings.flatMap((sentence) => lines(splitSentence(sentence)[0], sentence));
+    return [headline(color, `${say("fits")} ${duration(plan)}`), ...shown, ...facts];
+}
+
+/** Of a text with lines of its own, such as one a mode, its first sentence; the title has them all. */
+function firstOf(text) {
+    return text.includes("\n") ? text.split("\n")[0].split(/(?<=\. |。)/)[0] : text;
 }
 
 /** Return the rows of an offload node's panel: what it decides, and no more. */
@@ -70,24 +81,17 @@ function describeOffload(plan, { parameters }) {
     return [muted(whereWeightsRest(plan)), ...(isDefault ? [muted(say("offload_default"))] : [])];
 }
 
-/** What is missing, and the server's sentence about it. */
+/** What is missing, and what can be done beside the button. */
 function describeAbsence(sentence, { checkpoint, transformer }) {
     const name = checkpoint ?? transformer;
+    const help = say("absent_help", { folder: checkpoint === undefined ? "models/diffusion_models" : "models/lightx2v" });
     // The one entry of an empty list says what to do, and is no name.
-    return name.startsWith("none found") ? splitSentence(sentence) : [say("absent", { name }), sentence];
+    return [name.startsWith("none found") ? splitSentence(sentence)[0] : say("absent", { name }), help];
 }
 
-/** What a sentence says first; the whole of it is its title. */
-function inShort(sentence) {
-    return lines(splitSentence(sentence)[0]).map((shown) => Object.assign(shown, { title: sentence }));
-}
-
-function lines(text) {
-    const shown = text && muted(text);
-    if (shown) {
-        Object.assign(shown.style, { whiteSpace: "pre-line", overflowWrap: "anywhere" });
-    }
-    return shown ? [shown] : [];
+/** A text of at most two lines, or nothing; `title` is the whole of it. */
+function lines(text, title) {
+    return text ? [element("div", { title, style: { color: MUTED, ...clamped(2) } }, text)] : [];
 }
 
 /** Return what was found out; nothing where the checkpoint could not be read. */
@@ -104,9 +108,10 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
         [...size, plan.is_tiled ? say("tiled") : ""].filter(Boolean).join(" "),
         plan.offload ? whereWeightsRest(plan) : "",
         [memory(say("vram"), plan.vram), memory(say("ram"), plan.ram)].filter(Boolean).join(" \u00b7 "),
-        [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""].filter(Boolean).join(", "),
+        // Least of all, where there is something to say.
+        plan.warnings.length + plan.missing.length || !plan.ok ? "" : [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""].filter(Boolean).join(", "),
     ];
-    const title = [`${plan.engine}: ${[...new Set([plan.attention, plan.matmul])].join(", ")}`, ...plan.reasons, ...plan.loras];
+    const title = [plan.detected, `${plan.engine}: ${[...new Set([plan.attention, plan.matmul])].join(", ")}`, ...plan.reasons, ...plan.loras];
     return [element("div", { title: title.join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
 }
 
@@ -144,7 +149,7 @@ app.registerExtension({
         onWidgetChange(node, refreshSoon);
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         if (type in LOADERS || type === OFFLOAD) {
-            add(node, "lightx2v_plan", { height: type === OFFLOAD ? 48 : 96, width: 340 });
+            add(node, "lightx2v_plan", { height: type === OFFLOAD ? 48 : 112, width: 340 });
             refreshSoon();
         }
     },

@@ -20,7 +20,8 @@ function findNode(executionId) {
     let graph = app.graph;
     let node;
     for (const id of String(executionId).split(":")) {
-        node = graph?.getNodeById?.(isNaN(id) ? id : Number(id));
+        // Numbers in early frontends, texts in newer ones.
+        node = graph?.getNodeById?.(id) ?? graph?.getNodeById?.(Number(id));
         graph = node?.subgraph;
     }
     return node;

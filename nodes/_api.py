@@ -22,6 +22,7 @@ __all__ = [
     "linked_node",
     "node_id_of",
     "output_shown",
+    "refuse",
     "schema",
     "speaking",
     "verdict",
@@ -89,8 +90,8 @@ def linked_node(node: type[io.ComfyNode], name: str) -> tuple[str, dict[str, Any
 def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
     """Answer ComfyUI's validate_inputs: True, or the sentence of the ValueError that `check` raises.
 
-    A linked input arrives as None; it is checked when the node runs. Name as few inputs as possible in
-    validate_inputs: ComfyUI repeats the sentence for each, and leaves out its own checks of them.
+    A linked input arrives as None; it is checked when the node runs. For a validate_inputs that names one input:
+    ComfyUI repeats the sentence for each that is named, and leaves out its own checks of them.
     """
     if any(value is None for value in values):
         return True
@@ -98,6 +99,17 @@ def verdict(check: Callable[..., Any], *values: Any) -> bool | str:
         check(*values)
     except ValueError as error:
         return to_editor(str(error))
+    return True
+
+
+def refuse(check: Callable[..., Any], *values: Any) -> bool:
+    """Answer a validate_inputs that names several inputs: True, or raise the ValueError of `check`.
+
+    Of an error that is raised ComfyUI shows the sentence once, and under no input's name: the sentence has it.
+    """
+    answer = verdict(check, *values)
+    if answer is not True:
+        raise ValueError(answer)
     return True
 
 

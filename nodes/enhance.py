@@ -10,7 +10,7 @@ from ..engine import prompting
 from ..engine.adapters.comfy import progress
 from ..engine.errors import check_choice
 from ..engine.prompting.composing import LANGUAGES, TASKS
-from ._api import graph_inputs_of, io, node_id_of, output_shown, schema, verdict
+from ._api import graph_inputs_of, io, node_id_of, output_shown, refuse, schema
 
 _MAX_SEED = 2**31 - 1
 
@@ -106,8 +106,8 @@ class LightX2VEnhancePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, task: str | None = None, language: str | None = None) -> bool | str:
-        return verdict(_check_choices, task, language)
+    def validate_inputs(cls, task: str | None = None, language: str | None = None) -> bool:
+        return refuse(_check_choices, task, language)
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, image_to_video, progress
 from ..engine.errors import check_choice
-from ._api import io, node_id_of, schema, verdict
+from ._api import io, node_id_of, refuse, schema
 from .latent import check_size, size_inputs
 
 
@@ -82,9 +82,9 @@ class LightX2VImageToVideo(io.ComfyNode):
         width: int | None = None,
         height: int | None = None,
         num_frames: int | None = None,
-    ) -> bool | str:
-        choice = verdict(check_choice, "size", size, image_to_video.SIZES)
-        return choice if choice is not True else verdict(check_size, width, height, num_frames)
+    ) -> bool:
+        refuse(check_choice, "size", size, image_to_video.SIZES)
+        return refuse(check_size, width, height, num_frames)
 
     @classmethod
     def execute(

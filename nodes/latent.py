@@ -6,7 +6,7 @@ from ..engine import pipeline
 from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
 from ..engine.sentences.nodes import Nodes
 from ..engine.shapes import latent_shape
-from ._api import io, schema, verdict
+from ._api import io, refuse, schema
 
 MAX_SIZE = 8192
 MAX_FRAMES = 4097
@@ -84,8 +84,8 @@ class LightX2VEmptyLatent(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, width: int | None = None, height: int | None = None, num_frames: int | None = None
-    ) -> bool | str:
-        return verdict(check_size, width, height, num_frames)
+    ) -> bool:
+        return refuse(check_size, width, height, num_frames)
 
     @classmethod
     def execute(cls, width: int, height: int, num_frames: int, batch_size: int) -> io.NodeOutput:

@@ -14,7 +14,7 @@ from ..engine.checkpoints.transformers import EXPERTS
 from ..engine.constants import PRECISIONS
 from ..engine.settings import COMPILE_MODES, ENGINES, EngineSettings, GpuSettings, OffloadSettings
 from . import sockets
-from ._api import advanced, io, schema, verdict
+from ._api import advanced, io, refuse, schema, verdict
 
 _MODEL_TOOLTIP = "For LightX2V Sampler, or any sampler of ComfyUI with scheduler simple and cfg 1."
 _VAE_USE = "For LightX2V Decode, and for every node that decodes or encodes with a VAE."
@@ -190,9 +190,9 @@ class LightX2VLoadTransformer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, transformer: str | None = None, second_expert: str | None = None) -> bool | str:
-        first = verdict(paths.TRANSFORMERS.resolve, transformer)
-        return verdict(_second_expert, second_expert) if first is True else first
+    def validate_inputs(cls, transformer: str | None = None, second_expert: str | None = None) -> bool:
+        refuse(paths.TRANSFORMERS.resolve, transformer)
+        return refuse(_second_expert, second_expert)
 
     @classmethod
     def fingerprint_inputs(

@@ -14,8 +14,10 @@ from ..engine.shapes import latent_shape, size_problem
 from ._api import advanced, io, linked_node, node_id_of, schema, verdict
 
 _MAX_SEED = 2**64 - 1
-# Nodes that make a latent and take the text for it -> their inputs for the size: the graph says how large it will be.
-_LATENT_WITH_TEXT = {
+# Nodes that make a latent -> their inputs for its size: the graph says how large it will be. Some take the text first.
+_SIZES = {
+    "LightX2VEmptyLatent": ("width", "height", "num_frames", "batch_size"),
+    "EmptyHunyuanLatentVideo": ("width", "height", "length", "batch_size"),
     "LightX2VImageToVideo": ("width", "height", "num_frames", "batch_size"),
     "WanImageToVideo": ("width", "height", "length", "batch_size"),
     "WanFirstLastFrameToVideo": ("width", "height", "length", "batch_size"),
@@ -151,9 +153,9 @@ class LightX2VSampler(io.ComfyNode):
 
 
 def _shape_in_graph(node: type[io.ComfyNode]) -> tuple[int, ...] | None:
-    """Return the shape of the latents that a node with the text as its input will make; None of others, or unknown."""
+    """Return the shape of the latents that will come, by the node that makes them; None where that is not known."""
     kind, inputs = linked_node(node, "latent")
-    size = [inputs.get(name) for name in _LATENT_WITH_TEXT.get(kind, ())]
+    size = [inputs.get(name) for name in _SIZES.get(kind, ())]
     if not size or not all(isinstance(value, int) for value in size):
         return None
     width, height, num_frames, batch = size

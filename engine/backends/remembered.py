@@ -16,9 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..sentences import read_again
 from ..sentences.kernels import Running
 
 logger = logging.getLogger(__name__)
+
+# What the file holds in English: trials, how their processes ended, what was timed.
+_TRIALS = (
+    Running.LIGHTX2V_TRIAL,
+    Running.CHOSEN,
+    Running.ATTENTION,
+    Running.ATTENTION_IN_PLACE,
+    Running.BLOCKS,
+    Running.VAE_KERNELS,
+    Running.MATMUL,
+)
+_ENDS = (Running.WITH_LAST_WORDS, Running.NOT_BACK, Running.OUTPUT_ENDED, Running.EXIT_CODE, Running.SIGNAL)
+_PROBLEMS = (Running.ATTENTION_OF, Running.LINEARS_OF)
 
 # Below ComfyUI's user folder, in one that is no user's and that it serves to nobody (its
 # folder_paths.get_system_user_directory).
@@ -54,9 +68,9 @@ class Notes:
         measured: dict[str, dict[str, float]] = {}
         for line in (*self._lines(), *self._unsaved):
             if line["on"] == combination and "trial" in line:
-                trials.setdefault(line["trial"], line["died"])
+                trials.setdefault(read_again(line["trial"], *_TRIALS), read_again(line["died"], *_ENDS))
             elif line["on"] == combination:
-                measured.setdefault(line["problem"], line["seconds"])
+                measured.setdefault(read_again(line["problem"], *_PROBLEMS), line["seconds"])
         return Findings(trials=trials, measured=measured)
 
     def add_trial(self, combination: str, trial: str, died: str) -> None:

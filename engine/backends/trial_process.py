@@ -62,7 +62,8 @@ class Named:
     """Whether the kernel is one of LightX2V's own."""
 
     def __str__(self) -> str:
-        return f"{'LightX2V ' if self.is_lightx2v else ''}{self.task}: {self.kernel}"
+        chosen = Running.CHOSEN(task=self.task, name=self.kernel)
+        return Running.LIGHTX2V_TRIAL(chosen=chosen) if self.is_lightx2v else chosen
 
 
 class NoChildError(Exception):

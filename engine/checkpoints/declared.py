@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
-from ..sentences import joined
+from ..sentences import joined, shortened
 from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
@@ -88,7 +88,7 @@ def _read(file: Path) -> dict[str, Mapping[str, Any]]:
             found[name.removesuffix(_TENSOR)] = _mapping(json.loads(raw))
     except MALFORMED as error:
         raise CheckpointError(
-            Models.DECLARATION_UNREADABLE(file=file, error=str(error)[:120], download_again=DOWNLOAD_AGAIN)
+            Models.DECLARATION_UNREADABLE(file=file, error=shortened(error, 120), download_again=DOWNLOAD_AGAIN)
         ) from error
     return found
 

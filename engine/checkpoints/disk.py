@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import CheckpointError
+from ..sentences import Said
 from ..sentences.checkpoints import Reading
 
 DOWNLOAD_AGAIN = Reading.DOWNLOAD_AGAIN()
@@ -84,7 +85,8 @@ def is_short_of_memory(error: Exception) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+    said = str(error)
+    return said if isinstance(said, Said) else said.partition("\n")[0]
 
 
 def find_size(path: Path, expected: str) -> int:

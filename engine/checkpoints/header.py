@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MALFORMED, CheckpointError
+from ..sentences import shortened
 from ..sentences.checkpoints import Reading
 from .disk import DOWNLOAD_AGAIN, check_start, find_size, read_start, reading
 
@@ -152,4 +153,6 @@ def _end_of(header: Mapping[str, tuple[TensorInfo, tuple[int, int]]], start: int
 
 
 def _corrupt(path: Path, problem: object) -> CheckpointError:
-    return CheckpointError(Reading.HEADER_CORRUPT(path=path, problem=str(problem)[:300], download_again=DOWNLOAD_AGAIN))
+    return CheckpointError(
+        Reading.HEADER_CORRUPT(path=path, problem=shortened(problem, 300), download_again=DOWNLOAD_AGAIN)
+    )

@@ -10,6 +10,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -74,12 +75,11 @@ class Room:
         Raises:
             NothingFitsError: that was not enough.
         """
-        try:
+        with suppress(NothingFitsError):
             return self.plan_run(sizes)
-        except NothingFitsError:
-            # The host may hold memory that torch does not know of.
-            self._host.make_room(_ALL_OF_IT)
-            return self.plan_run(sizes)
+        # The host may hold memory that torch does not know of.
+        self._host.make_room(_ALL_OF_IT)
+        return self.plan_run(sizes)
 
     def claim_run(self, sizes: Sizes) -> MemoryPlan:
         """Plan a sampling, let the host make room, and plan again with what is there then."""

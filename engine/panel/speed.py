@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -188,6 +187,8 @@ def decode_seconds(card: str, clip: Clip, *, is_tiled: bool) -> float | None:
 
 # A size of less than so many times the work, more or less, tells about another; beyond it a guess is called one.
 _NEAR = 8.0
+# What the file of speeds can mean: seconds of a step or of a pixel, and tokens of a clip.
+_LEAST_SECONDS, _MOST_SECONDS, _MOST_TOKENS = 1e-12, 1e9, 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +261,7 @@ class History:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             steps = {
-                str(key): {int(tokens): _positive(seconds) for tokens, seconds in sizes.items()}
+                str(key): {_tokens(tokens): _positive(seconds) for tokens, seconds in sizes.items()}
                 for key, sizes in data["steps"].items()
             }
             decodes = {str(key): _positive(seconds) for key, seconds in data["decodes"].items()}
@@ -285,9 +286,16 @@ class History:
 
 
 def _positive(number: Any) -> float:
-    if not isinstance(number, float | int) or not 0 < number < math.inf:
+    """Return seconds of a step, or of a pixel."""
+    if not isinstance(number, float | int) or not _LEAST_SECONDS < number < _MOST_SECONDS:
         raise ValueError(Doctor.NO_DURATION(number=number))
     return float(number)
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < _MOST_TOKENS:
+        raise ValueError(Doctor.NO_TOKENS(text=text[:40]))
+    return int(text)
 
 
 def _key(setup: Setup) -> str:

@@ -30,6 +30,8 @@ class GroupDecoder:
     """The decoder, for whole pictures; see interfaces.VideoDecoder."""
 
     def __init__(self, files: VaeFiles, members: Members) -> None:
+        self.pins_frames = True
+        """Whether frames come from the GPUs through page-locked RAM."""
         self._files = files
         self._members = members
         self._group: WorkerGroup | None = None
@@ -75,7 +77,7 @@ class GroupDecoder:
 
         def work() -> None:
             try:
-                value = (self._files, shape, frames_shape)
+                value = (self._files, shape, frames_shape, self.pins_frames)
                 self._answers = group.ask(Gpus.DECODING(), "decode", value, regions, hooks=hooks, on_chunk=note)
                 chunks.put(None)
             except BaseException as error:  # noqa: BLE001 - raised where the frames are asked for

@@ -20,6 +20,7 @@ from ..checkpoints.companions import VaeFiles
 from ..errors import LightX2VError
 from ..interfaces import Conditioning, Hooks, VideoDecoder
 from ..offload.shared import SharedHome
+from ..stages.decode import to_cpu
 from ..wan.experts import WanExperts, build_denoiser
 from ..wan.transformer import WanTransformer
 from .channel import Channel, ClosedError, Region
@@ -182,7 +183,7 @@ class _Rank:
 
     def do_decode(self, value: Any, regions: list[Region]) -> dict[str, Any]:
         """Decode this rank's columns of the latents in the first region to the second, chunk by chunk."""
-        files, shape, frames_shape = value
+        files, shape, frames_shape, pins_frames = value
         latents, frames = regions[0].floats(shape), regions[1].floats(frames_shape)
         decoder = self._decoder_of(files)
         hooks = self._hooks()
@@ -191,9 +192,10 @@ class _Rank:
         features = decoder.prepare(latents, hooks)[..., wide]
         width, done = frames_shape[2] // shape[-1], 0
         before = (own.start - wide.start) * width
-        for number, chunk in enumerate(decoder.decode_chunks(features, hooks)):
-            mine = chunk[:, :, before : before + (own.stop - own.start) * width]
-            frames[done : done + len(chunk), :, own.start * width : own.stop * width].copy_(mine)
+        chunks = decoder.decode_chunks(features, hooks)
+        mine = (chunk[:, :, before : before + (own.stop - own.start) * width] for chunk in chunks)
+        for number, chunk in enumerate(to_cpu(mine, self._device, pins_frames)):
+            frames[done : done + len(chunk), :, own.start * width : own.stop * width] = chunk
             done += len(chunk)
             self._channel.send(("chunk", (number, len(chunk))))
         return self._peaks()

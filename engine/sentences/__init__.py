@@ -70,10 +70,46 @@ class Sentence:
         kept = {name: each if isinstance(each, Said | int | float) else str(each) for name, each in values.items()}
         return Said(self.text.format(**values), self, kept)
 
+    def read(self, text: str) -> Said | None:
+        """Return what was said, from its English text as it comes back from a file; None where it is another's."""
+        match = self._pattern.fullmatch(text)
+        if match is None:
+            return None
+        return self(**{name: float(value) if self.fields[name] else value for name, value in match.groupdict().items()})
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        parts = string.Formatter().parse(self.text)
+        groups = ((re.escape(text), "" if name is None else f"(?P<{name}>.+?)") for text, name, _, _ in parts)
+        return re.compile("".join(text + group for text, group in groups), re.DOTALL)
+
 
 def fields_of(text: str) -> dict[str, str]:
     """Return the name of each parameter of a sentence's text -> its format."""
     return {name: spec or "" for _, name, spec, _ in string.Formatter().parse(text) if name is not None}
+
+
+def shortened(text: object, length: int) -> str:
+    """Return a text of others cut to so many characters; what is said here stays whole."""
+    shown = str(text)
+    return shown if isinstance(shown, Said) else shown[:length]
+
+
+def read_again(text: str, *sentences: Sentence) -> str:
+    """Return a text that comes back from a file as what was said, by the first of `sentences` that it is of, and so its
+    values; else as it is.
+    """
+    for sentence in sentences:
+        try:
+            said = sentence.read(text)
+        except ValueError:
+            continue
+        if said is not None:
+            values = said.values.items()
+            return sentence(
+                **{name: read_again(value, *sentences) if isinstance(value, str) else value for name, value in values}
+            )
+    return text
 
 
 def joined(parts: Iterable[str], between: Sentence) -> str:

@@ -13,7 +13,7 @@ class Reading:
     PTH_OR_ZIP = Sentence("a PyTorch .pth or .zip file")
     USE_SAFETENSORS = Sentence("Use the safetensors version.")
     GGUF = Sentence("a GGUF file")
-    IS_OTHER = Sentence("{path} is {kind}; expected {expected}. {advice}")
+    IS_OTHER = Sentence("{advice} {path} is {kind}; expected {expected}.")
     USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF.")
     GIT_LFS = Sentence("a git-lfs pointer, not the file itself")
     GIT_LFS_PULL = Sentence("Run `git lfs pull`, or download the file.")

@@ -121,4 +121,5 @@ class Doctor:
     # panel/speed.py
     SPEEDS_UNKNOWN = Sentence("speeds of earlier runs are not known: {path} cannot be read ({error}).")
     SPEEDS_FORGOTTEN = Sentence("speeds are forgotten with this process: {path} cannot be written ({error}).")
+    NO_TOKENS = Sentence("{text!r} is no number of tokens")
     NO_DURATION = Sentence("{number!r} is no duration")

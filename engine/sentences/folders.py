@@ -68,7 +68,7 @@ class Folders:
     )
     ODD_INDEX = Sentence("it names files that are no files of its folder")
     NO_INDEX = Sentence("{path} is not an index of safetensors shards ({error}). Download it again.")
-    FOREIGN_FILE = Sentence("{path} holds no transformer to load: {found} is {kind}; {expected} {advice}")
+    FOREIGN_FILE = Sentence("{advice} {path} holds no transformer to load: {found} is {kind}; {expected}")
     AT_ROOT = Sentence("at the root or ")
     PART_MISSING = Sentence(
         "The {part} is missing: expected {file} in {home}; it is {at_root}in {folder}/ of the model repository "

@@ -88,6 +88,7 @@ class Running:
     MEASURED_HERE = Sentence("measured here, {problem}: {seconds}")
     NOT_TAKEN = Sentence("not {names}: {reason}")
     CHOSEN = Sentence("{task}: {name}")
+    LIGHTX2V_TRIAL = Sentence("LightX2V {chosen}")
     CHOSEN_AS = Sentence("{chosen} ({reasons})")
     SLOWER_HERE = Sentence("slower here")
     OTHER_DTYPE = Sentence("computes on {dtypes}, not on {dtype}")

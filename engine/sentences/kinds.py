@@ -52,7 +52,7 @@ class Kinds:
         "models_t5_umt5-xxl-enc-bf16.pth (or -fp8, -int8) or ComfyUI's umt5_xxl_fp16.safetensors"
     )
     EXPECTED = Sentence("expected {wanted}, e.g. {usable}.")
-    IS_OTHER = Sentence("{source} is {kind}; {expected} {advice}")
+    IS_OTHER = Sentence("{advice} {source} is {kind}; {expected}")
     NO_TENSORS = Sentence("{source} holds no tensors; {expected}")
     NOT_RECOGNISED = Sentence("{source} is not recognised: found tensors such as {examples}; {expected}")
     USE_14B = Sentence("Use a 14B model (16 input channels, or 36 for image-to-video).")

@@ -71,7 +71,7 @@ def _fill(
 ) -> None:
     """Write frames to `target` [F, H, W, 3], or add them to it weighted by `weights` [H, W, 1]."""
     done = 0
-    for frames in _to_cpu(_weighted(decoder.decode_chunks(features, hooks), weights), decoder.device, pins_frames):
+    for frames in to_cpu(_weighted(decoder.decode_chunks(features, hooks), weights), decoder.device, pins_frames):
         place = target[done : done + len(frames)]
         if weights is None:
             place.copy_(frames)
@@ -87,8 +87,8 @@ def _weighted(chunks: Iterable[torch.Tensor], weights: torch.Tensor | None) -> I
         yield frames if weights is None else frames * weights
 
 
-def _to_cpu(chunks: Iterable[torch.Tensor], device: torch.device, pins_frames: bool) -> Iterator[torch.Tensor]:
-    """Yield each chunk on the CPU; from a GPU it is copied while the next one is computed.
+def to_cpu(chunks: Iterable[torch.Tensor], device: torch.device, pins_frames: bool) -> Iterator[torch.Tensor]:
+    """Yield each chunk of frames on the CPU; from a GPU it is copied while the next one is computed.
 
     What is yielded is valid until the next chunk is asked for.
     """

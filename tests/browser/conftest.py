@@ -26,7 +26,9 @@ from support.llm_server import LlmServer
 SESSION = Path(__file__).parent / "session.mjs"
 # Steps of most of a second on one core.
 SLOW = TinySizes(num_layers=40, dim=256, ffn_dim=1024)
-SLOW_FILE = "slow.safetensors"
+SLOW_FILE = "slow_4step.safetensors"
+# Offered as a VAE, and is a text encoder.
+OTHER_KIND = "another_vae.safetensors"
 _SESSION_SECONDS = 900
 
 
@@ -40,6 +42,7 @@ def write_models(folder: Path) -> Path:
     examples.write_models(folder)
     shutil.rmtree(folder / "lightx2v")
     shutil.copy(checkpoints.single_file("bf16", sizes=SLOW), folder / "diffusion_models" / SLOW_FILE)
+    shutil.copy(checkpoints.comfy_text_encoder(scaled_fp8=True), folder / "vae" / OTHER_KIND)
     # So that the editor does not ask for it; nothing here loads it.
     (folder / "clip_vision").mkdir()
     (folder / "clip_vision" / "clip_vision_h.safetensors").touch()
@@ -64,9 +67,10 @@ def session_config(url: str, llm: str, shots: Path, *, is_vue: bool, node_module
         "nodeModules": node_modules,
         "chromium": chromium,
         "templates": {path.stem: path.read_text(encoding="utf-8") for path in workflows},
-        "firstTemplate": examples.TEXT_TO_VIDEO.read_text(encoding="utf-8"),
+        "firstTemplate": examples.TEXT_TO_VIDEO.stem,
         "graph": slow_graph(SLOW_FILE),
         "llm": llm,
+        "otherKind": OTHER_KIND,
     }
 
 

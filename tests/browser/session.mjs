@@ -1,8 +1,10 @@
 // One session of a user in a real browser: node session.mjs CONFIG.json prints one JSON line a step.
 //
-// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm}
-// `firstTemplate` names a checkpoint that is not there; the server's HF_ENDPOINT has it. `graph` is an editor workflow
-// whose transformer takes most of a second a step; it has a report node. `llm` is the URL of a language model server.
+// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm, otherKind, steps}
+// `firstTemplate` is the name of the one that loads a checkpoint that is not there; the server's HF_ENDPOINT has it.
+// `graph` is an editor workflow whose transformer takes most of a second a step; it has a report node. `llm` is the URL of
+// a language model server. `otherKind` is a file that is offered as a VAE and is none. `steps` names some of the steps
+// below; without it all are done.
 
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -30,6 +32,20 @@ await page.addInitScript(() => {
     const allNodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
     window.findPanel = (type, name) =>
         allNodes(window.app.graph).find((node) => node.type === type)?.widgets.find((widget) => widget.name === name)?.element;
+});
+await page.addInitScript(() => {
+    /** Pairs of nodes of which one lies over the other, as they are drawn. */
+    window.overlaps = () => {
+        const boxOf = (node) => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+            const [x, y, width, height] = drawn ? [drawn.x, drawn.y, drawn.width, drawn.height] : node.getBounding();
+            // Frames around nodes are drawn outside of them.
+            return { type: node.type, x: x + 1, y: y + 1, right: x + width - 1, bottom: y + height - 1 };
+        };
+        const boxes = window.app.graph.nodes.map(boxOf);
+        const isOver = (one, other) => one.x < other.right && other.x < one.right && one.y < other.bottom && other.y < one.bottom;
+        return boxes.flatMap((one, index) => boxes.slice(index + 1).filter((other) => isOver(one, other)).map((other) => `${one.type} and ${other.type}`));
+    };
 });
 const problems = [];
 let shots = config.shots;
@@ -60,8 +76,17 @@ async function setSetting(id, value) {
     }
 }
 
+/** Panels that had to scroll, by the name of the picture. */
+const cramped = [];
+
 async function shot(name) {
     await page.waitForTimeout(400);
+    const found = await page.evaluate(() => {
+        const panels = window.app.graph.nodes.flatMap((node) => (node.widgets ?? []).filter((widget) => widget.name.startsWith("lightx2v_")));
+        const isCramped = ({ element }) => element?.isConnected && (element.scrollHeight > element.clientHeight + 1 || element.scrollWidth > element.clientWidth + 1);
+        return panels.filter(isCramped).map(({ name, element }) => `${name}: ${element.scrollHeight} of ${element.clientHeight}`);
+    });
+    cramped.push(...found.map((text) => `${name}: ${text}`));
     await page.screenshot({ path: path.join(shots, `${name}.png`) });
 }
 
@@ -205,6 +230,24 @@ const seen = () =>
         };
     });
 const waitForEnd = () => page.waitForFunction(() => window.seen.ended, null, { timeout: 180_000 });
+/** What the editor says of a failure: early frontends in a dialog, newer ones in a panel behind a notice. */
+async function readError(name) {
+    const dialog = page.locator(".p-dialog").filter({ hasText: "Show Report" }).first();
+    const more = page.getByRole("button", { name: /^(View details|See Errors?)$/i }).first();
+    await dialog.or(more).first().waitFor({ timeout: 60_000 });
+    await shot(`refused_${name}`);
+    if (await dialog.isVisible()) {
+        const text = await dialog.innerText();
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "hidden" });
+        return text;
+    }
+    await more.click();
+    await page.waitForTimeout(1000);
+    await shot(`refused_${name}_details`);
+    const text = await page.locator("[data-testid='properties-panel'], .right-side-panel, aside").allInnerTexts();
+    return text.join("\n");
+}
 const queue = () => page.evaluate(() => window.app.queuePrompt(0, 1));
 const waitForStep = (step) =>
     page.waitForFunction((wanted) => window.seen.texts.some((text) => text.startsWith(`step ${wanted}/4`)), step, { timeout: 120_000 });
@@ -269,8 +312,8 @@ const steps = {
     async arrive() {
         const type = "LightX2VLoadCheckpoint";
         await clear();
-        await drop("first.json", config.firstTemplate);
-        await waitForPanel(type, "lightx2v_plan", "found");
+        await drop("first.json", config.templates[config.firstTemplate]);
+        await waitForPanel(type, "lightx2v_plan", "Not here");
         const before = await panelText(type, "lightx2v_plan");
         await zoomTo(type);
         await shot("weights_missing");
@@ -293,6 +336,62 @@ const steps = {
         return { before, offer, others, asked, after: await panelText(type, "lightx2v_plan") };
     },
 
+    /** From an empty graph to a finished clip with the mouse alone, the weights being there. */
+    async firstClip() {
+        await clear();
+        await page.evaluate(() => {
+            window.input = { clicks: 0, keys: 0 };
+            const count = (event, name) => document.addEventListener(event, ({ isTrusted }) => (window.input[name] += isTrusted), true);
+            count("mousedown", "clicks");
+            count("keydown", "keys");
+        });
+        await page.getByRole("button", { name: "Templates", exact: true }).first().click();
+        await page.getByText("ComfyUI-LightX2V", { exact: true }).first().click();
+        await page.waitForTimeout(1000);
+        await shot("first_templates");
+        await page.getByTestId(`template-workflow-${config.firstTemplate}`).click();
+        await waitForPanel("LightX2VLoadCheckpoint", "lightx2v_plan", "Fits");
+        await page.waitForTimeout(1000);
+        await shot("first_opened");
+        // A tiny model for a tiny clip: what the template says takes a processor minutes.
+        for (const [name, value] of [["width", 64], ["height", 64], ["num_frames", 17]]) {
+            await setWidget("LightX2VEmptyLatent", name, value);
+        }
+        await watchRun();
+        await page.getByRole("button", { name: /^Run$/ }).first().click();
+        await waitForEnd();
+        await page.waitForTimeout(1500);
+        await shot("first_clip");
+        const { clicks, keys } = await page.evaluate(() => window.input);
+        const files = await page.evaluate(() => {
+            const found = Object.values(window.app.nodeOutputs).flatMap((output) => output.images ?? output.video ?? []);
+            return found.map((file) => file.filename);
+        });
+        return { clicks, keys, files, ended: (await seen()).ended };
+    },
+
+    /** What is said of a size that does not fit, of a file of another kind, and of a file that is not there. */
+    async refusals() {
+        const type = "LightX2VLoadTransformer";
+        const cases = {
+            size: [["LightX2VEmptyLatent", "width", 8192], ["LightX2VEmptyLatent", "height", 8192], ["LightX2VEmptyLatent", "num_frames", 401]],
+            kind: [["LightX2VLoadVAE", "vae", config.otherKind]],
+            absent: [[type, "transformer", "gone.safetensors"]],
+        };
+        const said = {};
+        for (const [name, values] of Object.entries(cases)) {
+            await load(config.graph);
+            await setWidget("LightX2VTextEncode", "text", `not encoded yet: ${name}`);
+            for (const value of values) {
+                await setWidget(...value);
+            }
+            await watchRun();
+            await page.evaluate(() => window.app.queuePrompt(0, 1).catch(() => {}));
+            said[name] = { text: await readError(name), encoded: (await seen()).texts.some((text) => text.startsWith("encoding text")) };
+        }
+        return said;
+    },
+
     async templates() {
         const dropped = {};
         for (const [name, text] of Object.entries(config.templates)) {
@@ -304,6 +403,7 @@ const steps = {
             await fit();
             await shot(`template_${name}`);
             dropped[name] = await page.evaluate(() => ({
+                overlaps: window.overlaps(),
                 unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
                 values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
             }));
@@ -390,6 +490,19 @@ const steps = {
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
         return { markdown, shown };
+    },
+
+    /** Look at a checkpoint in full, from the doctor. */
+    async verify() {
+        await openTab("lightx2v-doctor");
+        const panel = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        await page.getByText(/^All right/).first().click({ timeout: 30_000 });
+        await panel.getByRole("button", { name: "Check in full" }).first().click();
+        await panel.getByText(/as published|nothing wrong/i).first().waitFor({ timeout: 60_000 });
+        await shot("verified");
+        const shown = await panel.innerText();
+        await openTab(null);
+        return { shown };
     },
 
     /** Enhance a prompt with a server that answers, then with one that is not there. */
@@ -568,5 +681,5 @@ for (const name of wanted) {
     }
     console.log(JSON.stringify({ step: name, seconds: (Date.now() - start) / 1000, ...result }));
 }
-console.log(JSON.stringify({ step: "problems", problems }));
+console.log(JSON.stringify({ step: "problems", problems, cramped }));
 await browser.close();

@@ -396,7 +396,7 @@ def test_bad_input_gets_a_sentence_and_the_next_item_runs(server, changes, sente
 
 @pytest.mark.parametrize("kind", ["LightX2VEmptyLatent", "WanImageToVideo"])
 def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, kind):
-    """The latent of WanImageToVideo has the text before it: its size is read in the graph."""
+    """Nor is the latent made, for which WanImageToVideo takes the text: the graph has its size."""
     latent = size(4096, 4096, 1601)
     if kind == "WanImageToVideo":
         clip = {"width": 4096, "height": 4096, "length": 1601, "batch_size": 1, "vae": ["load", 2]}
@@ -408,8 +408,20 @@ def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, 
     prompt = {name: node for name, node in prompt.items() if node["class_type"] != "ProbeSave"}
     failed = event_of(server.wait(server.queue(prompt)), "execution_error")
     assert failed["node_id"] == "sample" and "NothingFitsError" in failed["exception_type"]
-    # The loader's result may be there already.
-    assert set(failed["executed"]) - {"load"} == (set() if kind == "WanImageToVideo" else {"size"})
+    assert set(failed["executed"]) <= {"load"}
+
+
+@pytest.mark.parametrize(
+    ("node", "value", "sentence"),
+    [("size", {"height": 50}, "height is 50"), ("load", {"checkpoint": "gone"}, "'gone' was not found")],
+)
+def test_a_refusal_is_said_once_and_names_the_right_input(server, node, value, sentence):
+    prompt = graph("once")
+    prompt[node]["inputs"] |= value
+    status, answer = server.post("/prompt", {"prompt": prompt})
+    assert status == 400 and list(answer["node_errors"]) == [node]
+    (error,) = answer["node_errors"][node]["errors"]
+    assert sentence in error["details"]
 
 
 def test_widgets_out_of_range_are_refused(server):

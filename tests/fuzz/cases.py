@@ -3,8 +3,10 @@
 A case is (kind, seed): the same file every time. What reads it may return, or raise one of EXPECTED.
 """
 
+import contextlib
 import io
 import json
+import math
 import random
 import shutil
 import struct
@@ -15,20 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightx2v_pack.engine.backends.remembered import Notes
 from lightx2v_pack.engine.checkpoints.companions import choose_tokenizer, resolve_text_encoder, resolve_vae
-from lightx2v_pack.engine.checkpoints.files import find_tokenizers, resolve_checkpoint, resolve_transformer
+from lightx2v_pack.engine.checkpoints.files import (
+    find_tokenizers,
+    resolve_checkpoint,
+    resolve_experts,
+    resolve_transformer,
+)
 from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
+from lightx2v_pack.engine.checkpoints.transformers import TransformerFiles
 from lightx2v_pack.engine.errors import LightX2VError
 from lightx2v_pack.engine.lora.changes import Stack
+from lightx2v_pack.engine.lora.experts import read_for_experts
 from lightx2v_pack.engine.lora.reader import read_lora
+from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.panel.speed import History, Setup
+from lightx2v_pack.engine.sentences import Said, translated
 from lightx2v_pack.engine.umt5.tokenizer import clean_text, open_tokenizer
 from lightx2v_pack.engine.wan.vae import check_decoder, check_encoder
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
+from lightx2v_pack.tools.clips.jobs import Job
+from lightx2v_pack.tools.clips.results import Results
 from lightx2v_pack.tools.headless.errors import CommandError
 from lightx2v_pack.tools.headless.workflow import read_workflow, silenced_outputs, to_prompt
 from lightx2v_pack.tools.text_files import read_text
 from safetensors.torch import load_file
 from support import checkpoints, loras
+from support.chinese import CHINESE_CHARACTER
 
 from .mutations import change_bytes, change_json, odd_value, write_json
 
@@ -36,6 +52,7 @@ EXPECTED = (LightX2VError, CommandError)
 # ValueError is what text files and workflows in no known encoding end with.
 EXPECTED_OF_TEXT = (*EXPECTED, ValueError)
 SIZES = tiny.TinySizes(dim=64, ffn_dim=128, vae_dim=4)
+IMAGE_SIZES = tiny.TinySizes(dim=64, ffn_dim=128, vae_dim=4, in_dim=36, image_dim=32, image_positions=18)
 PROMPTS = (
     "a red fox in the snow",
     "a" * 60 + "b",
@@ -53,7 +70,16 @@ Read = Callable[[Path], Any]
 
 
 def use_transformer(path: Path) -> None:
-    source = TransformerCheckpoint(resolve_transformer(path))
+    _read_all(resolve_transformer(path))
+
+
+def use_experts(path: Path) -> None:
+    for files in resolve_experts(path).experts:
+        _read_all(files)
+
+
+def _read_all(files: TransformerFiles) -> None:
+    source = TransformerCheckpoint(files)
     for spec in source.specs:
         source.read(spec)
         source.location(spec)
@@ -92,6 +118,60 @@ def use_lora(path: Path) -> None:
         for name in change.names:
             lora.read(name)
     lora.close()
+
+
+def use_lora_for_experts(path: Path) -> None:
+    model = resolve_transformer(checkpoints.single_file("bf16", sizes=SIZES)).header
+    both = read_for_experts(path, model, ("high", "low"))
+    for lora in both.each:
+        if lora is not None:
+            lora.close()
+    str(both.report)
+
+
+def use_findings(path: Path) -> None:
+    """What was remembered may be lost, but no kernel gets another number; what is added is there."""
+    notes = Notes(path)
+    for combination in ("card", "another"):
+        found = notes.about(combination)
+        assert all(isinstance(died, str) for died in found.trials.values())
+        assert all(0 < each < math.inf for seconds in found.measured.values() for each in seconds.values())
+    notes.add_trial("a third", "attention: triton", "SIGSEGV")
+    assert Notes(path).about("a third").trials == {"attention: triton": "SIGSEGV"}
+
+
+def use_speeds(path: Path) -> None:
+    """Whatever is there, a forecast is a duration that JSON has, or none."""
+    history = History(path)
+    for width in (16, 832, 4096):
+        clip = Clip(width=width, height=width, num_frames=81)
+        duration = history.predict(_setup(), clip, 4, is_tiled=False)
+        assert all(each is None or 0 <= each < math.inf for each in (duration.seconds, duration.step_seconds))
+    history.add_decode("a card", Clip(width=16, height=16, num_frames=1), 1.0, is_tiled=True)
+    History(path)
+
+
+@cache
+def _setup() -> Setup:
+    return Setup(
+        card="a card",
+        architecture=resolve_transformer(checkpoints.single_file("bf16", sizes=SIZES)).format.architecture,
+        engine="portable",
+        compute="bf16",
+        attention="sdpa",
+        matmul="bf16",
+        ops="torch",
+        offload="none",
+    )
+
+
+def use_results(path: Path) -> None:
+    job = Job(index=1, prompt=PROMPTS[0], seed=7, key="0123456789abcdef", values=())
+    with contextlib.redirect_stderr(io.StringIO()):
+        results = Results(path, path.parent / "clips")
+        results.is_done(job)
+        results.note(job, "ok", seconds=1.0)
+        assert Results(path, path.parent / "clips").is_done(job)
 
 
 def use_workflow(path: Path) -> None:
@@ -303,6 +383,68 @@ def _lora(convention: str) -> Path:
     return loras.write(checkpoints.scratch() / f"fuzz-{convention[:4]}.safetensors", drawn, convention)
 
 
+def _write_experts(draw: random.Random, folder: Path) -> Path:
+    """Write both experts of Wan2.2, of which one is damaged, renamed, gone, or of another size."""
+    target = folder / "experts"
+    layout = draw.choice((checkpoints.expert_files, checkpoints.experts))
+    shutil.copytree(layout("fp8", SIZES), target)
+    files = sorted(file for file in target.rglob("*.safetensors"))
+    for _ in range(draw.randint(1, 2)):
+        file, kind = draw.choice(files), draw.randrange(4)
+        if not file.is_file():
+            continue
+        if kind == 0:
+            file.unlink()
+        elif kind == 1:
+            noise = draw.choice(("high_noise", "low_noise", "high_noise_low_noise", "wan"))
+            shutil.move(file, file.with_name(file.name.replace("high_noise", noise).replace("low_noise", noise)))
+        elif kind == 2:
+            other = draw.choice(("bf16", "int8"))
+            shutil.copy(checkpoints.single_file(other, sizes=IMAGE_SIZES), file)
+        else:
+            write_safetensors(draw, file, file)
+    return target
+
+
+def _write_lines(draw: random.Random, path: Path, lines: list[dict[str, Any]]) -> Path:
+    """Write lines of JSON, some of which have changed."""
+    written = [write_json(draw, change_json(draw, line) if draw.random() < 0.6 else line) for line in lines]
+    content = b"\n".join(written) + b"\n"
+    path.write_bytes(change_bytes(draw, content) if draw.random() < 0.3 else content)
+    return path
+
+
+def _write_findings(draw: random.Random, folder: Path) -> Path:
+    lines = [
+        {"on": "card", "trial": "attention: triton", "died": ""},
+        {"on": "card", "problem": "32768 tokens", "seconds": {"sdpa": 0.04, "triton": 0.03}},
+        {"on": "another", "trial": "blocks: triton", "died": "SIGSEGV"},
+    ]
+    return _write_lines(draw, folder / "kernels.jsonl", lines)
+
+
+def _write_results(draw: random.Random, folder: Path) -> Path:
+    ok = {"prompt": PROMPTS[0], "seed": 7, "status": "ok", "seconds": 1.0, "outputs": ["a.mp4"], "error": None}
+    return _write_lines(draw, folder / "prompts.results.jsonl", [ok, ok | {"key": "a" * 16}, ok | {"status": "failed"}])
+
+
+def _write_speeds(draw: random.Random, folder: Path) -> Path:
+    target = folder / "speeds.json"
+    history = History(target)
+    history.add_steps(_setup(), 32760, [[2.5]])
+    history.add_steps(_setup(), 75600, [[9.0]])
+    history.add_decode("a card", Clip(width=832, height=480, num_frames=81), 4.0, is_tiled=False)
+    data = json.loads(target.read_bytes())
+    (key,) = data["steps"]
+    data = change_json(draw, data, 1) if draw.random() < 0.3 else data
+    if draw.random() < 0.7 and isinstance(data, dict) and isinstance(data.get("steps"), dict):
+        odd = draw.choice(("0", "-32760", "9" * 400, "1e3", " 5 ", "x", str(2**64)))
+        data["steps"] = {key: {odd: draw.choice((2.5, 5e-324, 1e308)), "32760": draw.choice((2.5, 1e-300, 1e300))}}
+    raw = write_json(draw, data)
+    target.write_bytes(change_bytes(draw, raw) if draw.random() < 0.2 else raw)
+    return target
+
+
 def _use_anything(path: Path) -> None:
     name = path.name.lower()
     uses = [use_transformer, use_checkpoint, use_text_encoder, use_vae, use_lora]
@@ -355,6 +497,17 @@ KINDS: dict[str, Kind] = {
     "tokenizer.json": (_write_tokenizer, use_tokenizer),
     "spiece.model": (_write_spiece, use_tokenizer),
     "LoRA": (_write_lora, use_lora),
+    "LoRA for experts": (_write_lora, use_lora_for_experts),
+    "image model": (
+        in_folder(
+            write_safetensors, lambda: checkpoints.single_file("fp8", sizes=IMAGE_SIZES), "wan_4step.safetensors"
+        ),
+        use_transformer,
+    ),
+    "two experts": (_write_experts, use_experts),
+    "findings": (_write_findings, use_findings),
+    "speeds": (_write_speeds, use_speeds),
+    "results": (_write_results, use_results),
     "workflow": (_write_workflow, use_workflow),
     "text": (_write_text, read_text),
     "nothing": (write_nothing, _use_anything),
@@ -362,9 +515,13 @@ KINDS: dict[str, Kind] = {
 
 
 def check_sentence(error: Exception) -> None:
-    """Refuse an error of ours that says nothing, or too much."""
+    """Refuse an error of ours that says nothing or too much, or that is in no catalogue and so in no other language."""
     if not str(error).strip() or len(str(error)) > 3000:
         raise AssertionError(f"a message of {len(str(error))} characters: {str(error)[:300]}")
+    if isinstance(error, EXPECTED) and not isinstance(str(error), Said):
+        raise AssertionError(f"no sentence of the catalogue: {str(error)[:300]}")
+    if isinstance(str(error), Said) and not CHINESE_CHARACTER.search(translated(str(error), "zh")):
+        raise AssertionError(f"no Chinese: {str(error)[:300]}")
 
 
 def run_case(kind: str, seed: int, folder: Path) -> Exception | None:

@@ -1,10 +1,12 @@
 """LightX2V Enhance Prompt as ComfyUI calls it: what it shows, what it remembers, what it refuses."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support import llm_server
+from support.comfy_nodes import validate
 from support.llm_server import ENHANCED, LlmServer
 
 NODE = "LightX2VEnhancePrompt"
@@ -123,7 +125,7 @@ def test_the_wait_is_shown_second_by_second(execute, shown):
 
 @pytest.mark.parametrize("wrong", [{"task": "v2v"}, {"language": "fr"}])
 def test_choices_are_checked(host, execute, wrong):
-    check = host.classes[NODE].validate_inputs
+    check = functools.partial(validate, host.classes[NODE])
     assert "expected one of" in check(**({"task": "t2v", "language": "auto"} | wrong))
     assert check(task="t2v", language="zh") is True and check(task=None, language="fr") is True
     with pytest.raises(ValueError, match="expected one of"):

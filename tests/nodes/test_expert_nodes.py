@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from support import checkpoints, loras
+from support.comfy_nodes import validate
 
 LOADER = {"engine": "auto", "attention": "auto", "compile": "off"}
 FILE = "wan2.2_t2v_A14b_{}_noise_fp8_4step.safetensors"
@@ -88,8 +89,8 @@ def test_a_folder_with_both_is_a_checkpoint(run, models, load, sample):
 def test_a_second_expert_that_is_not_there_gets_a_sentence_before_the_run(host, models):
     node = host.classes["LightX2VLoadTransformer"]
     for choice in ("auto", "alone", FILE.format("low")):
-        assert node.validate_inputs(transformer=FILE.format("high"), second_expert=choice) is True
-    answer = node.validate_inputs(transformer=FILE.format("high"), second_expert="gone.safetensors")
+        assert validate(node, transformer=FILE.format("high"), second_expert=choice) is True
+    answer = validate(node, transformer=FILE.format("high"), second_expert="gone.safetensors")
     assert "gone.safetensors" in answer and "was not found" in answer
 
 

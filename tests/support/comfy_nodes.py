@@ -22,3 +22,11 @@ def runner(host):
         return clone.EXECUTE_NORMALIZED(**inputs).args
 
     return run
+
+
+def validate(node, *values, **named):
+    """Return True, or the sentence with which a node's validate_inputs refuses values: returned, or raised."""
+    try:
+        return node.validate_inputs(*values, **named)
+    except ValueError as error:
+        return str(error)

@@ -243,7 +243,7 @@ def test_incomplete_block(repository: Path) -> None:
             lambda data: data.replace(b'"shape":[512]', b'"shape":[500]', 1),
             "header of .* corrupt .*1000 bytes, not 1024",
         ),
-        (lambda data: b"GGUF" + data[4:], "is a GGUF file; expected safetensors.*ComfyUI-GGUF"),
+        (lambda data: b"GGUF" + data[4:], "ComfyUI-GGUF.*is a GGUF file; expected safetensors"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
         (lambda data: b"<!DOCTYPE html><html></html>", "is a web page"),
         (lambda data: b"PK\x03\x04" + data[4:], "PyTorch .pth"),
@@ -270,9 +270,9 @@ def test_missing_path(tmp_path: Path) -> None:
     [
         ([], "holds no transformer to load: it is empty; expected block_<i>.safetensors"),
         (["notes.txt"], "found notes.txt"),
-        (["wan2.1-t2v-14b-Q4_K_M.gguf"], "is a GGUF file.*ComfyUI-GGUF"),
-        (["model_index.json"], "diffusers' layout.*native names"),
-        (["distill_model.pt"], "PyTorch .pt file.*safetensors only"),
+        (["wan2.1-t2v-14b-Q4_K_M.gguf"], "ComfyUI-GGUF.*is a GGUF file"),
+        (["model_index.json"], "native names.*diffusers' layout"),
+        (["distill_model.pt"], "safetensors only.*PyTorch .pt file"),
     ],
 )
 def test_folders_without_a_transformer(tmp_path: Path, names: list[str], message: str) -> None:

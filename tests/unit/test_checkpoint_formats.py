@@ -147,7 +147,7 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         },
         "scale .*weight_scale of U8 .*MXFP8",
     ),
-    "NVFP4": (nvfp4, "NVFP4.*use the FP8 or INT8 version"),
+    "NVFP4": (nvfp4, "use the FP8 or INT8 version.*NVFP4"),
     "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "as F8_E5M2; expected BF16"),
     "mixed dtypes": (
         lambda: transformer_header("fp8") | {"blocks.0.ffn.0.weight": TensorInfo("BF16", (512, 256))},
@@ -210,12 +210,12 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
     ),
     "diffusers": (
         lambda: {"condition_embedder.text_embedder.linear_1.weight": SCALAR, "blocks.0.attn1.to_q.weight": SCALAR},
-        "diffusers' layout.*native names",
+        "native names.*diffusers' layout",
     ),
-    "LoRA": (lora, "is a LoRA.*put the LoRA on it with LightX2V LoRA"),
-    "text encoder": (lambda: text_header("bf16"), "T5 text encoder.*Load it as the text encoder"),
+    "LoRA": (lora, "put the LoRA on it with LightX2V LoRA.*is a LoRA"),
+    "text encoder": (lambda: text_header("bf16"), "Load it as the text encoder.*T5 text encoder"),
     "ComfyUI text encoder": (lambda: read_header(checkpoints.comfy_text_encoder()), "T5 text encoder"),
-    "VAE": (vae_header, "is a Wan VAE.*Load it as the VAE"),
+    "VAE": (vae_header, "Load it as the VAE.*is a Wan VAE"),
     "CLIP": (lambda: {"text_model.encoder.layers.0.mlp.fc1.weight": SCALAR}, "CLIP"),
     "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": SCALAR}, "another family"),
     "unknown": (lambda: {"some.weight": SCALAR}, "not recognised: found tensors such as some.weight"),
@@ -228,7 +228,7 @@ def test_transformer_refusals(case: str) -> None:
     make, message = REFUSED_TRANSFORMERS[case]
     with pytest.raises(CheckpointError, match=message) as refusal:
         detect_transformer(make(), "some/file.safetensors")
-    assert str(refusal.value).startswith("some/file.safetensors ")
+    assert "some/file.safetensors " in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -323,10 +323,10 @@ REFUSED_TEXT_ENCODERS: dict[str, tuple[Callable[[], Header], str]] = {
         },
         "64 columns for 5 heads",
     ),
-    "CLIP": (lambda: {"text_model.encoder.layers.0.mlp.fc1.weight": SCALAR}, "CLIP model.*no CLIP"),
+    "CLIP": (lambda: {"text_model.encoder.layers.0.mlp.fc1.weight": SCALAR}, "no CLIP.*CLIP model"),
     "OpenCLIP": (lambda: {"transformer.resblocks.0.ln_1.weight": SCALAR}, "CLIP model"),
     "language model": (lambda: {"model.layers.0.self_attn.q_proj.weight": SCALAR}, "language model"),
-    "transformer": (lambda: transformer_header("fp8"), "Wan transformer; expected a UMT5-XXL.*as the transformer"),
+    "transformer": (lambda: transformer_header("fp8"), "as the transformer.*Wan transformer; expected a UMT5-XXL"),
     "VAE": (vae_header, "is a Wan VAE"),
 }
 

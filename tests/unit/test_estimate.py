@@ -176,7 +176,22 @@ def test_speeds_are_known_after_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"steps": {"a": {"5": -1}}, "decodes": {}}', '{"steps": {"a": 5}}', "[" * 9999]
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"steps": {"a": {"5": -1}}, "decodes": {}}',
+        '{"steps": {"a": 5}}',
+        "[" * 9999,
+        # No sizes of a clip, and no durations of a step: what is estimated from them is no number either.
+        '{"steps": {"a": {"0": 2.5}}, "decodes": {}}',
+        '{"steps": {"a": {"-32760": 2.5}}, "decodes": {}}',
+        '{"steps": {"a": {"%s": 2.5}}, "decodes": {}}' % ("9" * 400),
+        '{"steps": {"a": {"32760": 5e-324}}, "decodes": {}}',
+        '{"steps": {}, "decodes": {"a": 1e308}}',
+    ],
+    ids=lambda text: text[:40],
 )
 def test_a_damaged_file_of_speeds_is_said_and_written_anew(tmp_path, caplog, text):
     file = tmp_path / "speeds.json"

@@ -64,6 +64,8 @@ def test_a_list_in_another_encoding_is_named(prompts, content):
         b"null\n",
         b'{"seed": 0}\n',
         b'{"prompt": "a fox", "seed": null, "status": "ok"}\n',
+        b'{"prompt": "a fox", "seed": Infinity, "status": "ok"}\n',
+        b'{"prompt": "a fox", "seed": 1e999, "status": "ok"}\n',
         b"[" * 50_000 + b"\n",
         b"\xff\xfe\n",
         b"a note of mine\n",

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from lightx2v_pack.engine import sentences
 from lightx2v_pack.engine.errors import CheckpointError
-from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, translated
+from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, fields_of, joined, read_again, shortened, translated
 from lightx2v_pack.engine.sentences.between import Between
 from lightx2v_pack.engine.sentences.checkpoints import Reading
 from lightx2v_pack.engine.sentences.comfyui import Inputs, Lists, Routes
 from lightx2v_pack.engine.sentences.folders import Folders
+from lightx2v_pack.engine.sentences.kernels import Running
 from lightx2v_pack.engine.sentences.kinds import Parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +37,10 @@ STAYS = {
     "engine/adapters/lightx2v/bootstrap.py": ("^pip install ", "a command"),
     "engine/backends/table.py": ("^(pip install|git clone) ", "commands"),
     "engine/backends/trial_process.py": ("^\nimport sys", "a program"),
+    "engine/backends/trials.py": ("^(driver|torch|pack) {}$", "what findings are remembered by"),
     "engine/parallel/channel.py": ("the connection has ended", "no message shows it"),
     "engine/parallel/exchange.py": ("Another GPU has stopped|Connection closed", "no message shows it; what gloo says"),
+    "engine/parallel/group.py": ("^rank {}$", "only in tests are there ranks without a GPU"),
     "engine/system.py": (
         "out of memory|when calling|unable to find|model name",
         "what CUDA, its libraries and Linux say",
@@ -51,10 +54,11 @@ STAYS = {
     "tools/headless/workflow.py": ("^easy [gs]etNode$", "node types"),
     "tools/prompts_cli.py": ("^1 Wan text to video.json$", "a file"),
 }
-# Two words in a row: text, and no name or key. These are keys of tables, though they have a blank in them.
-_TEXT = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
-CHINESE = re.compile("[\u4e00-\u9fff]")
+# Two words in a row, or one beside a value: text, and no name or key.
+_TEXT = re.compile(r"[A-Za-z]{2,} [a-z]{2,}|\b[a-z]{2,}[,;]? \{\}|\{\}[,;]? (?!ms$|min$)[a-z]{2,}\b")
+# Keys of tables, though they have a blank in them.
 _NAMES = {"text encoder", "image encoder", "in the way"}
+CHINESE = re.compile("[\u4e00-\u9fff]")
 # What argparse shows as help, and what the editor shows of a node's schema, which locales/ translates.
 _HELP = {"help", "description", "epilog", "tooltip", "search_aliases", "placeholder", "display_name"}
 
@@ -94,9 +98,16 @@ def texts_of(tree: ast.AST) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and helping & {ast.unparse(target) for target in node.targets}:
             pass_over(node.value)
+        if isinstance(node, ast.JoinedStr) and id(node) not in passed_over:
+            passed_over |= {id(each) for each in node.values if isinstance(each, ast.Constant)}
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in passed_over:
+        if id(node) in passed_over:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            parts = [each.value if isinstance(each, ast.Constant) else "{}" for each in node.values]
+            found.append((node.lineno, "".join(map(str, parts))))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append((node.lineno, node.value))
     return [(line, text) for line, text in found if _TEXT.search(text) and text not in _NAMES]
 
@@ -119,6 +130,11 @@ def test_every_module_that_keeps_a_text_is_there():
     [
         ("say('two words')", True),
         ("say(f'{count} more words')", True),
+        ("say(f'{count} words')", True),
+        ("say(f'all {words}')", True),
+        ("say(f'{name}: {value}')", False),
+        ("say(f'tool: {error}')", False),
+        ("say(f'{seconds} ms')", False),
         ("NOTE = 'two words'\nsay(NOTE)", True),
         ("raise ValueError('two words')", True),
         ("raise AssertionError('two words')", False),
@@ -194,6 +210,22 @@ def test_what_is_said_can_be_said_in_chinese_wherever_it_has_been():
     assert json.loads(json.dumps(data))["found"][0] == said
 
 
+def test_what_comes_back_from_a_file_in_english_is_what_was_said():
+    timed = Running.ATTENTION_OF(num_tokens=32768, num_heads=40, width=128, blocks="triton")
+    again = read_again(str.__str__(timed), Running.LINEARS_OF, Running.ATTENTION_OF)
+    assert again == timed and translated(again, "zh") == translated(timed, "zh") != timed
+    ended = Running.WITH_LAST_WORDS(how=Running.NOT_BACK(patience=60.0), words="a word")
+    ways = (Running.WITH_LAST_WORDS, Running.NOT_BACK)
+    assert translated(read_again(str.__str__(ended), *ways), "zh") == translated(ended, "zh")
+    for other in ("", "32768 tokens", "it did not come back within a s"):
+        assert type(read_again(other, Running.ATTENTION_OF, Running.NOT_BACK)) is str
+
+
+def test_a_foreign_text_is_cut_and_a_sentence_is_not():
+    said = Lists.IS_OUTSIDE()
+    assert shortened(ValueError(said), 3) is said and shortened(ValueError("a long one"), 3) == "a l"
+
+
 def test_a_list_is_joined_in_each_language():
     parts = [Lists.NOT_FOUND(), "b.safetensors", Lists.IS_OUTSIDE()]
     said = joined(parts, Between.AND)
@@ -221,8 +253,8 @@ def test_a_value_stands_apart_from_chinese_if_it_is_none():
 def test_texts_of_another_language_are_of_the_catalogues_sentences_in_its_order(language):
     texts = json.loads((ROOT / "engine" / "sentences" / f"{language}.json").read_text(encoding="utf-8"))
     known = catalogue()
-    assert texts.keys() - known.keys() == set()
-    assert list(texts) == [each for each in known if each in texts]
+    assert known.keys() - texts.keys() == set(), "say these in the other languages too"
+    assert list(texts) == list(known)
     for name, text in texts.items():
         assert fields_of(text) == known[name].fields, name
         # Names and punctuation are the same everywhere.

@@ -7,7 +7,7 @@ options, on a model that is loaded once for each number of GPUs. Many clips: a p
 
     LIGHTX2V_DIR=... python tools bench gpus --gpus 1 2 4 8 --out docs/measurements/$(date +%F)/gpus.jsonl
     python tools bench gpus --gpus 1 2 --parts ours --modes none block --out gpus.jsonl
-    python tools bench gpus --gpus 1 2 --parts lightx2v --lightx2v ulysses ulysses+fusion+triton
+    python tools bench gpus --gpus 1 2 --parts lightx2v --lightx2v ulysses ulysses+fusion+triton --lightx2v-compile
     python tools bench gpus --gpus 1 --dim 256 --ffn-dim 512 --layers 2 --sizes 64x64 --frames 5   # any CPU
 """
 
@@ -49,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--lightx2v", nargs="+", choices=gpus_lightx2v.WAYS, default=tuple(gpus_lightx2v.WAYS), metavar="WAY",
         help=f"options of it: {', '.join(gpus_lightx2v.WAYS)} (all)",
     )  # fmt: skip
+    parser.add_argument("--lightx2v-compile", action="store_true", help="let it use torch.compile")
     add_clip_options(parser)
 
 

@@ -106,7 +106,7 @@ def measure(bench: Bench, count: int) -> None:
     model, scheduler = _load(path, config, device)
     rows: list[Row] = []
     for name in [ALONE] if count == 1 else bench.options.lightx2v:
-        row: Row = {"way": name}
+        row: Row = {"way": f"{name}, compiled" if bench.options.lightx2v_compile else name}
         if count > 1:
             _choose(model, WAYS[name])
         try:
@@ -119,7 +119,8 @@ def measure(bench: Bench, count: int) -> None:
 
 
 def _peer(bench: Bench) -> Peer:
-    options = {"attention": "sage_attn2"} if has("sageattention") else {}
+    options: dict[str, Any] = {"compile": bench.options.lightx2v_compile}
+    options |= {"attention": "sage_attn2"} if has("sageattention") else {}
     return Peer(title="LightX2V", runner="lightx2v", precision=bench.options.precision, options=options)
 
 
@@ -155,6 +156,8 @@ def _choose(model: Any, way: Way) -> None:
     infer = model.transformer_infer
     for field in ("prepost_backend", "a2a_backend", "tensor_fusion", "quant_scheme", "head_parallel"):
         setattr(infer, f"seq_p_{field}", getattr(way, field))
+    # What was compiled for another way.
+    infer.compiled_blocks.clear()
     for block in model.transformer_weights.blocks:
         block.compute_phases[0].self_attn_1_parallel = ATTN_WEIGHT_REGISTER[way.attn_type]()
 

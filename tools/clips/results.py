@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ...engine.errors import MALFORMED
 from ...engine.sentences.tools import Clips
 from .. import console
 from .jobs import Job
@@ -114,7 +115,7 @@ class Results:
                         self._keys.add(str(result["key"]))
                     else:
                         self._old.add(named)
-            except (ValueError, TypeError, LookupError, RecursionError) as error:
+            except MALFORMED as error:
                 problem = Clips.NO_RESULT(
                     name=self.path.name, number=number, kind=type(error).__name__, error=error, path=self.path
                 )

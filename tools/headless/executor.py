@@ -39,7 +39,10 @@ def validation_hooks(host: Host) -> dict[str, Any]:
         check = _own_check(host, class_type)
         if check is None:
             return None
-        verdict = check(**{name: value for name, value in constants.items() if name in checked(class_type)})
+        try:
+            verdict = check(**{name: value for name, value in constants.items() if name in checked(class_type)})
+        except ValueError as error:
+            return str(error)
         return None if verdict is True else str(verdict or Workflows.REJECTS_INPUTS())
 
     return {"custom_check": complain, "checked_by_node": checked}

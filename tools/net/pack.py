@@ -101,7 +101,10 @@ class Pack:
         names = inspect.signature(node_class.validate_inputs).parameters
         if "kwargs" in names:
             return True
-        return node_class.validate_inputs(**{name: value for name, value in values.items() if name in names})
+        try:
+            return node_class.validate_inputs(**{name: value for name, value in values.items() if name in names})
+        except ValueError as error:
+            return str(error)
 
     def fingerprint(self, node: str, **inputs: Any) -> str:
         """Return what ComfyUI tells by that a node has to run again."""

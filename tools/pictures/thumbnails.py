@@ -51,8 +51,9 @@ def draw(title: str, below: str, frames: Sequence[Sequence[Image.Image]]) -> Ima
     """Return a square picture: words above, rows of frames with an arrow from one to the next, a note below."""
     picture = Image.new("RGB", (SIZE, SIZE), PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((MARGIN, 14), title, INK, ImageFont.truetype(FONT, 40))
-    pen.text((MARGIN, 64), below, QUIET, ImageFont.truetype(FONT, 20))
+    # To the right: newer editors put a badge over the left corner.
+    pen.text((SIZE - MARGIN, 14), title, INK, ImageFont.truetype(FONT, 40), anchor="ra")
+    pen.text((SIZE - MARGIN, 64), below, QUIET, ImageFont.truetype(FONT, 20), anchor="ra")
     pen.text((MARGIN, SIZE - FOOT + 12), NOTE, QUIET, ImageFont.truetype(FONT, 15))
     height = (SIZE - HEAD - FOOT - GAP * (len(frames) - 1)) // len(frames)
     across = (SIZE - 2 * MARGIN - 2 * GAP) // len(frames[0])
