@@ -88,6 +88,7 @@ def test_random_text_encoder_is_one_that_loads(tmp_path, precision):
         pytest.param("vae", "--sizes 64x64 --frames 5 --tiles 32", 8, marks=SUITE),
         pytest.param("text", "", 1, marks=SUITE),
         pytest.param("peers", f"{CLIP} --peers pack-bf16-sdpa pack comfyui pack-lightx2v", 4, marks=SUITE),
+        pytest.param("peers", f"{CLIP} --peers pack-bf16-sdpa pack pack-pair --kind t2v i2v i2v-a14b", 9, marks=SUITE),
     ],
 )
 def test_it_runs_on_a_cpu(tmp_path, name, options, count):
@@ -97,7 +98,7 @@ def test_it_runs_on_a_cpu(tmp_path, name, options, count):
 
     assert done.returncode == 0, done.stderr[-2000:]
     rows = read_rows(out)
-    assert {row["part"] for row in rows} == {name}
+    assert {row["part"].partition("-")[0] for row in rows} == {name}
     assert count is None or len(rows) == count
     assert all("problem" in row or row["machine"].startswith("CPU, ") for row in rows)
     assert all(row.get("is_finite", True) for row in rows)
@@ -105,9 +106,14 @@ def test_it_runs_on_a_cpu(tmp_path, name, options, count):
     assert "\n## " in done.stdout
     assert list(tmp_path.iterdir()) == [out]
     if name == "peers":
-        by_name = {row["peer"]: row for row in rows}
-        assert by_name["comfyui"]["problem"] == "not here: COMFYUI_DIR"
-        assert 0 < by_name["pack"]["error"] < 0.1 and by_name["pack"]["cosine"] > 0.99
+        by_name = {(row["part"], row["peer"]): row for row in rows}
+        for part in {row["part"] for row in rows}:
+            assert 0 < by_name[part, "pack"]["error"] < 0.1 and by_name[part, "pack"]["cosine"] > 0.99
+        if "--kind" in options:
+            assert by_name["peers-i2v", "pack-pair"]["problem"] == "not here: a model of kind i2v"
+            assert len(by_name["peers-i2v-a14b", "pack-pair"]["step_seconds"]) == 4
+        else:
+            assert by_name["peers", "comfyui"]["problem"] == "not here: COMFYUI_DIR"
     if name == "caps":
         assert [row.get("same_latents") for row in rows] == ["yes", "yes", None]
     if name == "kernels":
@@ -288,6 +294,54 @@ def test_caps_says_what_was_missed(rows, missed):
 def gpus_row(**changes):
     row = {"by": "ours", "size": "832x480", "precision": "fp8", "mode": "none", "gpus": 2, "step_seconds": 0.92}
     return row | {"gain": 1.92, "apart": 0.0, "is_same_again": True} | changes
+
+
+def peers_row(peer, step, part="peers", **changes):
+    return {"part": part, "peer": peer, "step": step, "is_finite": True, "card": "NVIDIA H200"} | changes
+
+
+T2V = [peers_row("pack", 1.5), peers_row("comfyui-fast", 3.0), peers_row("lightx2v", 2.5)]  # 1.67 times as fast
+
+
+@pytest.mark.parametrize(
+    ("rows", "missed"),
+    [
+        ([peers_row("pack", 2.0), peers_row("comfyui-fast", 3.4)], None),
+        ([peers_row("pack", 2.0), peers_row("comfyui-fast", 3.2)], "peers-i2v: 1.60 times as fast as the fastest"),
+        # Its own rows, LoRAs, and what is no film do not count.
+        (
+            [
+                peers_row("pack", 2.0),
+                peers_row("diffusers", 3.4),
+                peers_row("pack-int8", 2.1),
+                peers_row("comfyui-fast-lora", 2.2),
+                peers_row("lightx2v", 2.3, is_finite=False),
+                peers_row("comfyui", 2.4, problem="stopped after 300 s"),
+            ],
+            None,
+        ),
+        ([peers_row("comfyui-fast", 2.0)], None),
+        ([peers_row("pack", 2.0, problem="Error: no card"), peers_row("comfyui-fast", 2.0)], None),
+        ([peers_row("pack", 2.0, is_finite=False)], "pack: latents are not finite"),
+        ([peers_row("pack", 2.0), peers_row("comfyui-fast", 3.2, card="CPU")], None),
+    ],
+)
+def test_peers_says_where_the_lead_is_less(rows, missed):
+    problems = peers.check([*T2V, *(row | {"part": "peers-i2v"} for row in rows)])
+
+    assert len(problems) == (1 if missed else 0)
+    assert not missed or missed in problems[0]
+
+
+@pytest.mark.parametrize("precision", ["fp8", "bf16"])
+def test_experts_of_a_kind_are_two_models_of_its_shapes(tmp_path, precision):
+    options = argparse.Namespace(dim=256, ffn_dim=512, layers=1)
+
+    for kind, channels in (("t2v", 16), ("i2v-a14b", 36)):
+        folder = weights.ensure_experts(tmp_path, options, precision, kind)
+        high, low = (load_file(folder / f"{name}_noise_model" / "non_block.safetensors") for name in ("high", "low"))
+        assert high["patch_embedding.weight"].shape[1] == low["patch_embedding.weight"].shape[1] == channels
+        assert not torch.equal(high["patch_embedding.weight"], low["patch_embedding.weight"])
 
 
 THEIRS = {"by": "lightx2v", "way": "ulysses+fusion", "size": "832x480", "precision": "fp8", "gpus": 2}

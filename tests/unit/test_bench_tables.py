@@ -40,6 +40,10 @@ INVENTED = {
         {**CLIP, "peer": "shipped", "title": "LightX2V", "steps": 4, "step": 2.0, "is_finite": False},
         {**CLIP, "peer": "gone", "title": "diffusers", "steps": 4, "problem": "not here: diffusers"},
     ],
+    "peers-i2v": [
+        {**CLIP, "peer": "pack", "title": "this pack", "steps": 4, "step": 1.6, "is_finite": True},
+        {**CLIP, "peer": "other", "title": "ComfyUI, FP8", "steps": 4, "step": 3.6, "is_finite": True},
+    ],
     "prompt_to_frames": [
         {
             **CLIP,
@@ -126,6 +130,9 @@ def test_every_part_has_its_section(docs):
         "| ComfyUI, FP8 | fp8 |  |  |  |  | 3.000 | 2.00 |  |  |  |",
         "| LightX2V (not finite) | fp8 |  |  |  |  | 2.000 | 1.33 |  |  |  |",
         "Did not run: diffusers (not here: diffusers).",
+        "## Seconds a step: image to video, Wan2.1",
+        "| ComfyUI, FP8 | fp8 |  |  |  |  | 3.600 | 2.25 |  |  |  |",
+        "![Seconds a step](peers-i2v.svg)",
         "| 832x480x81 | 1 | 1.00 | 7.00 |  |  |  |  | **9.25** | 1.750 |  |",
         "| fp8 | 832x480x81 | 8 |  | auto | block, 6 of 40; whole | 4.90 / 4.93 |  | 7.61 |  | 1.790 |  | yes |",
         "| fp8 | VRAM, sample | 2 | 0.990 | 1.050 | 3.0% |",
@@ -149,8 +156,11 @@ def test_every_part_has_its_section(docs):
         assert line in text.splitlines(), line
     assert text.startswith("# Benchmarks\n") and "An old page" not in text
     assert "ComfyUI 7.8" in text and "2030-01-02, NVIDIA H200, torch 9." in text and "\npython tools bench X\n" in text
-    assert len(re.findall("^## ", text, re.MULTILINE)) == 10
+    assert len(re.findall("^## ", text, re.MULTILINE)) == 11
     assert "1.50 s/step" in (docs / "peers.svg").read_text()
+    chart = (docs / "peers-i2v.svg").read_text()
+    assert "1.60 s/step" in chart and "image to video, Wan2.1; 2030-01-02" in chart
+    assert not (docs / "peers-i2v-a14b.svg").exists()
     chart = (docs / "gpus.svg").read_text()
     for bar in (
         "832x480, 2 GPUs: this pack<", "1.92 times", "832x480, 2 GPUs: computed, at least", "1.90 times",
@@ -189,11 +199,13 @@ def test_what_is_written_by_hand_is_kept(docs):
 def test_of_every_part_the_newest_day_counts(docs):
     write(docs, "2030-02-01", {"text": [{**INVENTED["text"][0], "seconds": 0.61}]})
     write(docs, "2029-12-31", {"loading": [{**INVENTED["loading"][0], "gb_per_s": 99.9}]})
+    write(docs, "2030-03-01", {"peers-i2v": [{**INVENTED["peers-i2v"][0], "step": 1.7}]})
 
     page.main(["--docs", str(docs)])
 
     text = (docs / "benchmarks.md").read_text()
     assert "| 0.61 |" in text and "| 0.70 | 0.83 |" not in text and "| 99.9 |" not in text and "| 20.9 |" in text
+    assert "| 1.500 | 1.00 |" in text and "| 1.700 | 1.00 |" in text and "| 1.600 | 1.00 |" not in text
 
 
 def test_a_part_without_rows_has_no_section(tmp_path):

@@ -85,9 +85,9 @@ class Bench:
         clean_up(self.device)
         return found
 
-    def experts(self, precision: str) -> Path:
+    def experts(self, precision: str, kind: str = "t2v") -> Path:
         """Return the folder of both experts of Wan2.2, whose weights are written where they are not there."""
-        return weights.ensure_experts(self.folder, self.options, precision)
+        return weights.ensure_experts(self.folder, self.options, precision, kind)
 
     def load_transformer(self, precision: str, kind: str = "t2v", **offload: Any) -> pack.TransformerHandle:
         """Return the handle that the nodes would make, with these of the OffloadSettings."""

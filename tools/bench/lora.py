@@ -61,11 +61,11 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 class LoraFiles:
-    """Random LoRAs for the benchmark's checkpoint, written once each."""
+    """Random LoRAs for the benchmark's checkpoint of a kind, written once each."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        template = load_template(bench.folder, bench.options)
+    def __init__(self, bench: Bench, kind: str = "t2v") -> None:
+        self._bench, self._kind = bench, kind
+        template = load_template(bench.folder, bench.options, kind)
         prefix = "blocks.0."
         self.weights = {
             name.removeprefix(prefix).removesuffix(".weight"): weight
@@ -75,7 +75,7 @@ class LoraFiles:
 
     def path(self, rank: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Path:
         """Return a file with a pair for every linear layer of every block; all blocks have the same."""
-        path = self._bench.temporary / f"rank{rank}-{seed}.safetensors"
+        path = self._bench.temporary / f"{self._kind}-rank{rank}-{seed}.safetensors"
         if not path.exists():
             tensors = {}
             for number, (layer, weight) in enumerate(self.weights.items()):

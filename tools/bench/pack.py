@@ -11,12 +11,14 @@ from ...engine.checkpoints.files import resolve_transformer
 from ...engine.checkpoints.source import TransformerCheckpoint
 from ...engine.checkpoints.tae import TaeFormat
 from ...engine.constants import (
+    CLIP_VISION_ROWS,
     DEFAULT_HEIGHT,
     DEFAULT_NUM_FRAMES,
     DEFAULT_WIDTH,
     DISTILL_SHIFT,
     DISTILL_STEPS,
     GIB,
+    MASK_CHANNELS,
     TEXT_ROWS,
 )
 from ...engine.errors import LightX2VError

@@ -42,6 +42,12 @@ PEERS_LORA = (
     "with a LoRA | s/step | more than without | of the LoRA in the weights | beside it, off by",
     "{title} | {step:.3f} | {more:.1%} | {lora_survives:.1%} | {lora_error:.1%}",
 )
+# Sections of peers, by part of the rows: what kind of model they have.
+PEERS_OF = {
+    "peers": "",
+    "peers-i2v": "image to video, Wan2.1",
+    "peers-i2v-a14b": "image to video, an expert of Wan2.2",
+}
 PREDICTION = (
     " | of | runs | least | most | mean error",
     "{precision} | {what} | {runs} | {least:.3f} | {most:.3f} | {mean:.1%}",
@@ -169,6 +175,9 @@ def plain(part: str) -> tuple[str, Callable[[Sequence[Row]], str]]:
 
 
 def peers(rows: Sequence[Row]) -> str:
+    part = rows[0]["part"]
+    kind = PEERS_OF[part]
+    alike = "noise, text, image and weights" if kind else "noise, text and weights"
     done = [row for row in rows if "step" in row]
     ours = [row["step"] for row in done if row["peer"] == OURS]
     compared = [
@@ -179,8 +188,8 @@ def peers(rows: Sequence[Row]) -> str:
     ]
     versions = {f"{row['title'].split()[0].strip(',')} {row['version']}": "" for row in done if "version" in row}
     text = (
-        f"{rows[0]['size']}, {rows[0]['frames']} frames, {rows[0]['steps']} steps; all have the same noise, text "
-        "and weights. s/step is the median without the first step; error and cosine compare the final latents with the "
+        f"{rows[0]['size']}, {rows[0]['frames']} frames, {rows[0]['steps']} steps; all have the same {alike}. "
+        "s/step is the median without the first step; error and cosine compare the final latents with the "
         f"first row's, a BF16 run in plain torch (relative L2 norm of the difference). {', '.join(versions)}"
     )
     steps = {row["peer"]: row["step"] for row in done}
@@ -196,8 +205,8 @@ def peers(rows: Sequence[Row]) -> str:
         if "lora_survives" in row
     ]
     tables = [table(plain, PEERS), *([table(loras, PEERS_LORA)] if loras else [])]
-    chart = "![Seconds a step](peers.svg)"
-    return section("Seconds a step", text.strip(), rows, *tables, chart)
+    chart = f"![Seconds a step]({part}.svg)"
+    return section(f"Seconds a step: {kind}" if kind else "Seconds a step", text.strip(), rows, *tables, chart)
 
 
 def gpus(rows: Sequence[Row]) -> str:
@@ -211,7 +220,9 @@ def draw_peers(rows: Sequence[Row]) -> str | None:
     done = sorted((row for row in rows if "step" in row and "lora_survives" not in row), key=lambda row: row["step"])
     if not done:
         return None
+    kind = PEERS_OF[rows[0]["part"]]
     title = f"{rows[0]['date']}, {rows[0]['size']}, {rows[0]['frames']} frames; {rows[0]['machine']}"
+    title = f"{kind}; {title}" if kind else title
     return plots.bars(title, [(row["title"], row["step"], row["peer"].startswith(OURS)) for row in done], "s/step")
 
 
@@ -270,7 +281,7 @@ def kernels(rows: Sequence[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
-    "peers": ("peers", peers),
+    **{part: (part, peers) for part in PEERS_OF},
     "prompt-to-frames": plain("prompt_to_frames"),
     "does-it-fit": plain("caps"),
     "prediction": ("grid", prediction),
@@ -312,7 +323,7 @@ def make_files(docs: Path) -> dict[Path, str]:
     for name in SECTIONS:
         made = f"<!-- {name} -->\n{found.get(name, '')}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
-    charts = {"peers": draw_peers, "gpus": page_gpus.draw}
+    charts = {**dict.fromkeys(PEERS_OF, draw_peers), "gpus": page_gpus.draw}
     drawn = {docs / f"{part}.svg": draw(newest(rows, part)) for part, draw in charts.items() if newest(rows, part)}
     return {page: text} | {file: chart for file, chart in drawn.items() if chart}
 

@@ -1,10 +1,10 @@
-"""What every peer's run shares: the same noise and text, the clock of its steps, and the row it fills."""
+"""What every peer's run shares: the same noise, text and image, the clock of its steps, and the row it fills."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from . import pack
 from .harness import Bench, Row, clean_up, peaks, synchronize, text_rows
+from .weights import KINDS
 
 SEED = 0
 
@@ -28,6 +29,27 @@ class Peer:
     needs: tuple[str, ...] = ()
     """Packages, "CUDA", and variables that name a checkout."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Collection[str] = tuple(KINDS)
+    """Of weights.KINDS, those that it can be compared with."""
+    kind: str = "t2v"
+    """The kind of this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """The first frame that is given, as a transformer takes it: float32 CPU, bfloat16 numbers."""
+
+    latents: torch.Tensor
+    """[16, T, h, w], normalized."""
+    is_given: torch.Tensor
+    """[4, T, h, w]: 1 where a frame is given."""
+    rows: torch.Tensor | None
+    """[257, 1280] of CLIP Vision; None for a model without them."""
+
+    @property
+    def channels(self) -> torch.Tensor:
+        """[20, T, h, w]: what stands behind the noise in Wan's input."""
+        return torch.cat([self.is_given, self.latents])
 
 
 def make_schedule(bench: Bench) -> pack.Schedule:
@@ -42,6 +64,21 @@ def make_noise(bench: Bench) -> torch.Tensor:
 def make_text() -> torch.Tensor:
     """Return text rows [512, 4096] float32 CPU."""
     return text_rows(torch.Generator().manual_seed(SEED + 1))
+
+
+def make_image(bench: Bench, kind: str) -> Image | None:
+    """Return the image of a kind of model; None for text to video."""
+    width = KINDS[kind].get("image_dim", 0)
+    if "in_dim" not in KINDS[kind]:
+        return None
+    generator = torch.Generator().manual_seed(SEED + 2)
+    is_given = torch.zeros(pack.MASK_CHANNELS, *bench.shape[1:])
+    is_given[:, 0] = 1
+    return Image(
+        latents=torch.randn(bench.shape, generator=generator).bfloat16().float(),
+        is_given=is_given,
+        rows=torch.randn(pack.CLIP_VISION_ROWS, width, generator=generator).bfloat16().float() if width else None,
+    )
 
 
 class Clock:

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from .. import make_tiny_checkpoint as checkpoints
+from . import pack
 from .harness import Bench
 from .lora import LAYER, LoraFiles
-from .peer import SEED, Clock, Peer, make_noise, make_schedule, make_text
+from .peer import SEED, Clock, Peer, make_image, make_noise, make_schedule, make_text
 from .weights import full_model, load_template
 
 
@@ -36,6 +37,7 @@ def prepare(peer: Peer, bench: Bench) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import comfy.clip_vision
     import comfy.sample
     import comfy.samplers
     import comfy.sd
@@ -53,13 +55,13 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     model = patcher.model
     rank = peer.options.get("lora")
     if rank:
-        files, plain = LoraFiles(bench), _weight(model)
+        files, plain = LoraFiles(bench, peer.kind), _weight(model)
         patcher, _ = comfy.sd.load_lora_for_models(patcher, None, load_file(files.path(rank, 0)), 1.0, 0.0)
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     if rank:
         clock.write(**files.survives(_weight(model) - plain, rank))
     clock.loaded()
-    text = [[make_text()[None], {"pooled_output": None}]]
+    text = [[make_text()[None], {"pooled_output": None, **image_keys(peer, bench)}]]
     latents = comfy.sample.sample_custom(
         patcher,
         make_noise(bench)[None],
@@ -82,6 +84,21 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     return latents[0].cpu()
 
 
+def image_keys(peer: Peer, bench: Bench) -> dict[str, Any]:
+    """Return what ComfyUI's WanImageToVideo puts beside the text; nothing for text to video."""
+    import comfy.clip_vision
+
+    image = make_image(bench, peer.kind)
+    if image is None:
+        return {}
+    keys = {"concat_latent_image": pack.denormalize(image.latents)[None], "concat_mask": 1 - image.is_given[None, :1]}
+    if image.rows is None:
+        return keys
+    seen = comfy.clip_vision.Output()
+    seen["penultimate_hidden_states"] = image.rows[None]
+    return {**keys, "clip_vision_output": seen}
+
+
 def _weight(model: Any) -> torch.Tensor:
     """Return what LAYER multiplies with, on the CPU."""
     layer = model.diffusion_model.get_submodule(LAYER)
@@ -93,7 +110,8 @@ def load(peer: Peer, bench: Bench) -> Any:
     """Return ComfyUI's patcher of a model of the full-size weights."""
     import comfy.sd
 
-    template = {name: tensor.to(bench.device) for name, tensor in load_template(bench.folder, bench.options).items()}
+    template = load_template(bench.folder, bench.options, peer.kind)
+    template = {name: tensor.to(bench.device) for name, tensor in template.items()}
     model = full_model(template, bench.options.layers)
     options: dict[str, Any] = {}
     if peer.precision == "fp8":

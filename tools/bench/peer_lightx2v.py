@@ -17,10 +17,15 @@ import torch
 
 from . import pack
 from .harness import Bench, commit_of
-from .peer import Clock, Peer, make_noise, make_text
+from .peer import Clock, Peer, make_image, make_noise, make_text
 
-# The recipe for this model in LightX2V's repository.
-CONFIG = Path("configs") / "distill" / "wan21" / "wan_t2v_distill_fp8_4step_cfg.json"
+_RECIPES = Path("configs") / "distill"
+# The recipe for a kind of model in LightX2V's repository, and the class of models that its runner is registered for.
+RECIPES = {
+    "t2v": (_RECIPES / "wan21" / "wan_t2v_distill_fp8_4step_cfg.json", "wan2.1_distill"),
+    "i2v": (_RECIPES / "wan21" / "wan_i2v_distill_fp8_4step_cfg.json", "wan2.1_distill"),
+    "i2v-a14b": (_RECIPES / "wan22" / "wan_moe_i2v_distill_quant.json", "wan2.2_moe_distill"),
+}
 
 
 def prepare(peer: Peer, bench: Bench) -> None:
@@ -32,25 +37,25 @@ def prepare(peer: Peer, bench: Bench) -> None:
 def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     """Load and sample; return the normalized latents [16, T, h, w]."""
     from lightx2v.models.networks.wan.distill_model import WanDistillModel
-    from lightx2v.models.schedulers.wan.step_distill.scheduler import WanStepDistillScheduler
+    from lightx2v.models.schedulers.wan.step_distill.scheduler import Wan22StepDistillScheduler, WanStepDistillScheduler
 
-    weights = bench.weights(peer.precision)
+    weights = bench.weights(peer.precision, peer.kind)
     config = configure(peer, bench, weights)
     clock.loading()
     home = torch.device("cpu") if config.get("cpu_offload") else bench.device
     model = WanDistillModel(str(weights), config, home)
-    scheduler = WanStepDistillScheduler(config)
+    scheduler = (Wan22StepDistillScheduler if "boundary_step_index" in config else WanStepDistillScheduler)(config)
     model.set_scheduler(scheduler)
     if hasattr(model.transformer_infer, "offload_manager") and not peer.options.get("as_shipped"):
         # As shipped it computes on a stream of its own and SageAttention on the default one: latents of NaN.
         model.transformer_infer.offload_manager.compute_stream = torch.cuda.default_stream(bench.device)
     scheduler.prepare(0, list(bench.shape))
     scheduler.latents = make_noise(bench).to(bench.device)
-    context = make_text().bfloat16().to(bench.device)[None]
+    inputs = make_inputs(peer, bench)
     clock.loaded()
     for index in range(bench.options.steps):
         scheduler.step_pre(index)
-        model.infer({"text_encoder_output": {"context": context}, "image_encoder_output": None})
+        model.infer(inputs)
         scheduler.step_post()
         clock.step()
     version = commit_of(Path(os.environ["LIGHTX2V_DIR"]), "LIGHTX2V_COMMIT")
@@ -59,28 +64,40 @@ def run(peer: Peer, bench: Bench, clock: Clock) -> torch.Tensor:
     return latents.cpu()
 
 
+def make_inputs(peer: Peer, bench: Bench) -> dict[str, Any]:
+    """Return text and image as its runner hands them to the model."""
+    image, encoded = make_image(bench, peer.kind), None
+    if image is not None:
+        rows = None if image.rows is None else image.rows.bfloat16().to(bench.device)
+        encoded = {"clip_encoder_out": rows, "vae_encoder_out": image.channels.bfloat16().to(bench.device)}
+    context = make_text().bfloat16().to(bench.device)[None]
+    return {"text_encoder_output": {"context": context}, "image_encoder_output": encoded}
+
+
 def configure(peer: Peer, bench: Bench, weights: Path) -> dict[str, Any]:
     """Return LightX2V's configuration: its defaults, its recipe, the model's sizes, then the peer's choices."""
     from lightx2v.utils.set_config import get_default_config
 
-    recipe = json.loads((Path(os.environ["LIGHTX2V_DIR"]) / CONFIG).read_text())
-    recipe.pop("dit_quantized_ckpt", None)
+    file, model_class = RECIPES[peer.kind]
+    recipe = json.loads((Path(os.environ["LIGHTX2V_DIR"]) / file).read_text())
+    recipe = {name: value for name, value in recipe.items() if not name.endswith("quantized_ckpt")}
     sizes = pack.resolve_transformer(weights).format.architecture
     steps = bench.options.steps
     attention = peer.options.get("attention", "flash_attn3" if has("flash_attn_interface") else "torch_sdpa")
     config = {
         **get_default_config(),
         **recipe,
-        "task": "t2v",
-        "model_cls": "wan2.1_distill",
+        "task": "i2v" if sizes.takes_image else "t2v",
+        "model_cls": model_class,
         **{name: getattr(sizes, name) for name in ("dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim")},
-        "use_image_encoder": False,
+        "use_image_encoder": bool(sizes.image_dim),
         "infer_steps": steps,
         "denoising_step_list": [1000 * (steps - index) // steps for index in range(steps)],
         "sample_guide_scale": 1.0,
         "target_video_length": bench.options.frames,
         "self_attn_1_type": attention,
         "cross_attn_1_type": attention,
+        "cross_attn_2_type": attention,
     }
     if not has("flashinfer"):
         config["rope_type"] = "torch_real_rope" if peer.options.get("compile") else "torch_complex_rope"

@@ -19,8 +19,8 @@ from . import pack
 PRECISIONS = ("fp8", "int8", "bf16")
 # What a kind of transformer has beside a text-to-video one.
 KINDS: dict[str, dict[str, int]] = {"t2v": {}, "i2v": {"in_dim": 36, "image_dim": 1280}, "i2v-a14b": {"in_dim": 36}}
-_LOW = "t2v-low"
-"""The low-noise expert beside the first kind: other numbers of the same shapes."""
+_LOW = "-low"
+"""Behind a kind: its low-noise expert, other numbers of the same shapes."""
 TEXT_DIM = 4096
 SMALL_TEXT = checkpoints.TinySizes(text_dim=TEXT_DIM, text_layers=24)
 """Of full width and depth, which names the model, for any CPU."""
@@ -46,9 +46,9 @@ def load_template(folder: Path, options: argparse.Namespace, kind: str = "t2v") 
     file = folder / f"template-{_named(kind)}{options.dim}-{options.ffn_dim}.safetensors"
     if not file.exists():
         sizes = checkpoints.TinySizes(
-            dim=options.dim, ffn_dim=options.ffn_dim, num_layers=1, text_dim=TEXT_DIM, **KINDS.get(kind, {})
+            dim=options.dim, ffn_dim=options.ffn_dim, num_layers=1, text_dim=TEXT_DIM, **KINDS[kind.removesuffix(_LOW)]
         )
-        drawn = checkpoints.make_transformer(sizes, seed=int(kind == _LOW))
+        drawn = checkpoints.make_transformer(sizes, seed=int(kind.endswith(_LOW)))
         template = {name: tensor.bfloat16() for name, tensor in drawn.items()}
         file.with_suffix(".part").write_bytes(save(template))
         file.with_suffix(".part").rename(file)
@@ -102,12 +102,12 @@ def ensure_transformer(folder: Path, options: argparse.Namespace, precision: str
     return target
 
 
-def ensure_experts(folder: Path, options: argparse.Namespace, precision: str) -> Path:
-    """Return a folder with links to both experts of Wan2.2 A14B (text to video), which are written below `folder`."""
-    target = folder / f"experts-{precision}-{options.dim}x{options.layers}"
+def ensure_experts(folder: Path, options: argparse.Namespace, precision: str, kind: str = "t2v") -> Path:
+    """Return a folder with links to two experts of a kind, as Wan2.2 A14B has, which are written below `folder`."""
+    target = folder / f"experts-{precision}-{_named(kind)}{options.dim}x{options.layers}"
     target.mkdir(exist_ok=True)
-    for noise, kind in (("high", "t2v"), ("low", _LOW)):
-        link, found = target / f"{noise}_noise_model", ensure_transformer(folder, options, precision, kind)
+    for noise, name in (("high", kind), ("low", kind + _LOW)):
+        link, found = target / f"{noise}_noise_model", ensure_transformer(folder, options, precision, name)
         if not link.exists():
             link.symlink_to(found.resolve(), target_is_directory=True)
     return target
