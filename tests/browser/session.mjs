@@ -205,7 +205,7 @@ async function watchRun() {
     await page.evaluate(async () => {
         const { api } = window.comfyAPI.api;
         const isWatching = window.seen !== undefined;
-        window.seen = { progress: [], texts: [], previews: 0, ended: "", error: "" };
+        window.seen = { progress: [], texts: [], previews: 0, ended: "", said: "" };
         if (isWatching) {
             return;
         }
@@ -213,7 +213,7 @@ async function watchRun() {
         on("progress", ({ value, max, node }) => window.seen.progress.push([String(node), value, max]));
         on("progress_text", ({ text }) => window.seen.texts.push(text));
         on("b_preview", () => (window.seen.previews += 1));
-        on("execution_error", ({ exception_message: message }) => (window.seen.error = message));
+        on("execution_error", ({ exception_message: message }) => (window.seen.said = message));
         for (const name of ["execution_success", "execution_interrupted", "execution_error"]) {
             on(name, () => (window.seen.ended = name));
         }
@@ -651,18 +651,18 @@ const steps = {
         await waitForEnd();
         const run = await seen();
         await waitForPanel("LightX2VReport", "lightx2v_report", "详情");
-        await page.evaluate(() => (window.findPanel("LightX2VReport", "lightx2v_report").querySelector("details").open = true));
-        const report = await panelText("LightX2VReport", "lightx2v_report");
         await zoomTo("LightX2VReport");
         await shot("zh_report");
+        await page.evaluate(() => (window.findPanel("LightX2VReport", "lightx2v_report").querySelector("details").open = true));
+        const report = await panelText("LightX2VReport", "lightx2v_report");
         await setWidget(loader, "engine", "lightx2v");
         await watchRun();
         await queue();
         await waitForEnd();
         await shot("zh_error");
-        const { ended, error } = await seen();
+        const { ended, said } = await seen();
         await setSetting("Comfy.Locale", "en");
-        return { panels, titles, doctor, texts: run.texts, report, ended, error };
+        return { panels, titles, doctor, texts: run.texts, report, ended, said };
     },
 };
 
