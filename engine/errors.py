@@ -34,8 +34,12 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text in which URLs have no user and password, as everything that is printed, logged or reported."""
-    return _CREDENTIALS.sub("", text)
+    """Return a text in which URLs have no user and password, as everything that is printed, logged or reported.
+
+    A text without any is returned as it is: a sentence stays one, for other languages.
+    """
+    plain, count = _CREDENTIALS.subn("", text)
+    return plain if count else text
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

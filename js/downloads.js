@@ -10,6 +10,15 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 // The section on the page, and the timer of the one loop that follows a download, on the page or not.
 let section;
 let timer;
+// Whether all of it is to be seen: somebody asks for a file, which may be any of them.
+let isAsked = false;
+
+/** Unfold everything, now or when the section is made. */
+export function unfoldDownloads() {
+    isAsked = true;
+    section?.content.closest("details")?.setAttribute("open", "");
+    section?.content.querySelectorAll("details").forEach((each) => each.setAttribute("open", ""));
+}
 
 /** A section with what can be downloaded; `onArrival` is called when a download has succeeded. */
 export function describeDownloads(isOpen, onArrival) {
@@ -17,7 +26,7 @@ export function describeDownloads(isOpen, onArrival) {
     const title = element("summary", { style: { cursor: "pointer", fontWeight: "600", padding: "7px 0" } }, say("get_weights"));
     section = { content, onArrival };
     refresh();
-    return element("details", { open: isOpen }, title, content);
+    return element("details", { open: isOpen || isAsked }, title, content);
 }
 
 async function refresh(wasRunning = false) {
@@ -63,7 +72,7 @@ function describeOffer(found) {
         element("div", { style: { padding: "6px 0" } }, variantButton(variant, say("download", { name: variant.name }), found), muted(variant.summary)),
     );
     const folded = element("summary", { style: { cursor: "pointer", padding: "6px 0" } }, say("other_versions", { count: others.length }));
-    return [main, muted(best.summary), element("details", {}, folded, ...rows)];
+    return [main, muted(best.summary), element("details", { open: isAsked }, folded, ...rows)];
 }
 
 /** A button with size and place beside it, which asks before it starts. */

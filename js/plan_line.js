@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { COLORS, MUTED, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
 import { openDoctor } from "./doctor.js";
+import { unfoldDownloads } from "./downloads.js";
 import { say } from "./texts.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
@@ -11,6 +12,11 @@ const LONG_SECONDS = 3600;
 // A sentence that fits into two lines of the panel, in Latin letters; Chinese characters are twice as wide.
 const SHORT_SENTENCE = 90;
 const WIDE = /[\u2e80-\uffef]/g;
+
+const getWeights = () => {
+    unfoldDownloads();
+    openDoctor();
+};
 
 const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const loader = node.graph && findLoader(node);
@@ -57,7 +63,7 @@ function describePlan(plan, { parameters, hasSize }) {
     const facts = describeFacts(plan, parameters, hasSize);
     if (!plan.ok) {
         const [advice, rest] = plan.is_absent ? describeAbsence(plan.sentence, parameters) : splitSentence(plan.sentence);
-        const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), openDoctor)] : [];
+        const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), getWeights)] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];

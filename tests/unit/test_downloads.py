@@ -6,8 +6,10 @@ import threading
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import PUBLISHED
+from lightx2v_pack.engine.errors import without_passwords
 from lightx2v_pack.engine.panel import downloads as panel_downloads
 from lightx2v_pack.engine.panel.downloads import Downloads, Progress
+from lightx2v_pack.engine.sentences.hub import Hub
 from support import checkpoints
 from support.hub_server import HubServer
 
@@ -120,3 +122,9 @@ def test_a_thread_that_cannot_start_is_a_failure(tmp_path, monkeypatch):
     downloads.start(FP8, tmp_path)
     downloads.wait()
     assert downloads.progress == Progress(name="fp8", problem="Restart ComfyUI: can't start new thread.")
+
+
+def test_a_sentence_stays_one_where_there_is_no_password_in_it():
+    said = Hub.STOPPED()
+    assert without_passwords(said) is said
+    assert without_passwords(f"{said} http://me:secret@hub/x") == f"{said} http://hub/x"
