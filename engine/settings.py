@@ -90,6 +90,10 @@ class GpuSettings:
         return tuple(int(number) for number in self.gpus.split(",")) if "," in self.gpus else ()
 
 
+# Outside of these, noise levels in float32 are 0 or 1 alone.
+_SHIFTS = (0.001, 1000.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """One run of the few-step sampler."""
@@ -107,8 +111,9 @@ class SamplingSettings:
         check_choice("method", self.method, SAMPLING_METHODS)
         if self.steps < 1:
             raise ValueError(Settings.ODD_STEPS(steps=self.steps))
-        if not self.shift > 0:
-            raise ValueError(Settings.ODD_SHIFT(shift=self.shift))
+        least, most = _SHIFTS
+        if not least <= self.shift <= most:
+            raise ValueError(Settings.ODD_SHIFT(shift=self.shift, least=f"{least:g}", most=f"{most:g}"))
         if self.high_steps < 0:
             raise ValueError(Settings.ODD_HIGH_STEPS(high_steps=self.high_steps))
 

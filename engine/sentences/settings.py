@@ -27,5 +27,7 @@ class Settings:
         "gpus is {gpus!r}; expected auto, how many GPUs, such as 2, or the numbers of some, such as 0,2."
     )
     ODD_STEPS = Sentence("steps is {steps}; expected at least 1. The checkpoint is distilled for 4.")
-    ODD_SHIFT = Sentence("shift is {shift}; expected more than 0. The checkpoint is distilled for 5.0.")
+    ODD_SHIFT = Sentence(
+        "Set shift to a number from {least} to {most}, not {shift}. The checkpoint is distilled for 5.0."
+    )
     ODD_HIGH_STEPS = Sentence("high_steps is {high_steps}; expected 0 or more. The checkpoint is distilled for 2.")
