@@ -653,8 +653,10 @@ const steps = {
         await waitForPanel("LightX2VReport", "lightx2v_report", "详情");
         await zoomTo("LightX2VReport");
         await shot("zh_report");
-        await page.evaluate(() => (window.findPanel("LightX2VReport", "lightx2v_report").querySelector("details").open = true));
+        const unfold = (isOpen) => (window.findPanel("LightX2VReport", "lightx2v_report").querySelector("details").open = isOpen);
+        await page.evaluate(unfold, true);
         const report = await panelText("LightX2VReport", "lightx2v_report");
+        await page.evaluate(unfold, false);
         await setWidget(loader, "engine", "lightx2v");
         await watchRun();
         await queue();

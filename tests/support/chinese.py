@@ -11,7 +11,7 @@ PROGRAMS = {
     "torch", "triton", "Triton", "Python", "python", "Linux", "Wan", "Transformer", "Latent", "token", "shift",
     "noise", "sdpa", "dequantize", "tokenizers", "sentencepiece", "safetensors", "ftfy", "portable", "lcm", "euler",
     "cpu", "gpu", "samples", "batch", "alpha", "rank", "frames", "off", "on", "git", "wan", "tiny", "plan", "diff",
-    "sgl-kernel", "Markdown",
+    "sgl-kernel", "Markdown", "fps",
 }  # fmt: skip
 
 
