@@ -64,10 +64,7 @@ class Room:
         Raises:
             NothingFitsError: see memory/plan.py.
         """
-        wish = self._wish(self._current)
-        if failed is not None:
-            wish = retry_wish(wish, failed.needs["sample"])
-        return plan_run(sizes, self._budget(assume_evicted), wish)
+        return plan_run(sizes, self._budget(assume_evicted), self._run_wish(failed))
 
     def find_run(self, sizes: Sizes) -> MemoryPlan:
         """Plan a sampling; where nothing fits, the host is asked for all that it can free.
@@ -175,6 +172,11 @@ class Room:
         return find_budget(
             host.device, host.policy, self._offload.vram_budget_gib, held(), assume_evicted=assume_evicted
         )
+
+    def _run_wish(self, failed: MemoryPlan | None) -> Wish:
+        """Return what is asked of a plan for sampling, and of one that is cheaper than the plan that failed."""
+        wish = self._wish(self._current)
+        return wish if failed is None else retry_wish(wish, failed.needs["sample"])
 
     def _wish(self, current: Placement | None) -> Wish:
         return Wish(

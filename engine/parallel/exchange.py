@@ -5,15 +5,17 @@ Row and head counts may differ between ranks: nothing is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from .split import length, split_evenly, split_rows
+
+T = TypeVar("T")
 
 # The widest type that torch copies.
 _UNIT = torch.complex128
@@ -106,8 +108,9 @@ class Ranks:
         work()
         return out
 
-    def _of_others(self, runs: list[slice]) -> list[slice]:
-        return [run for rank, run in enumerate(runs) if rank != self.rank]
+    def _of_others(self, each: Sequence[T]) -> list[T]:
+        """Return of what there is for each rank that of the others."""
+        return [one for rank, one in enumerate(each) if rank != self.rank]
 
     def _swap(self, sent: list[torch.Tensor], arrived: list[torch.Tensor]) -> Callable[[], None]:
         """Start to send something to each other rank, and to take something from it, all contiguous.
@@ -115,7 +118,7 @@ class Ranks:
         Returns:
             what waits until it is there; what is sent may be overwritten then.
         """
-        others = [rank for rank in range(self.size) if rank != self.rank]
+        others = self._of_others(range(self.size))
         moves = [
             dist.P2POp(operation, each, other)
             for operation, parts in ((dist.isend, sent), (dist.irecv, arrived))

@@ -4,6 +4,7 @@ for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..interfaces import Hooks, Host
 from ..memory.budget import find_budget
 from ..memory.needs import Budget, Sizes
 from ..memory.owner import WeightOwner, held
-from ..memory.plan import MemoryPlan, plan_ranks, retry_wish
+from ..memory.plan import MemoryPlan, plan_ranks, plan_run
 from ..memory.room import Room
 from ..settings import OffloadSettings
 from .group import Members, group_of, running_group
@@ -38,17 +39,14 @@ class GroupRoom(Room):
 
     def plan_run(self, sizes: Sizes, *, assume_evicted: bool = True, failed: MemoryPlan | None = None) -> MemoryPlan:
         """See Room.plan_run; the plan has one for each rank."""
-        plan = super().plan_run(sizes, assume_evicted=assume_evicted, failed=failed)
+        budgets, wish = self._budgets(assume_evicted), self._run_wish(failed)
+        plan = plan_run(sizes, _least(budgets), wish)
         loaded = self._owner.engine if self._owner is not None and self._owner.placement == plan.placement else None
-        wish = self._wish(self._current)
-        if failed is not None:
-            wish = retry_wish(wish, failed.needs["sample"])
         current = loaded.placements if isinstance(loaded, GroupTransformer) else ()
-        return plan_ranks(sizes, plan, self._budgets(assume_evicted), wish, current)
+        return plan_ranks(sizes, plan, budgets, wish, current)
 
     def _budget(self, assume_evicted: bool) -> Budget:
-        """Return that of the card which has least."""
-        return min(self._budgets(assume_evicted).values(), key=lambda budget: budget.vram or 0)
+        return _least(self._budgets(assume_evicted))
 
     def _budgets(self, assume_evicted: bool) -> dict[str, Budget]:
         """Return what each card has, by its name."""
@@ -70,3 +68,8 @@ class GroupRoom(Room):
             name: replace(own, vram=min(vram, limit), vram_limit=name if index and vram < limit else own.vram_limit)
             for index, (name, vram) in enumerate(zip(names, found, strict=True))
         }
+
+
+def _least(budgets: Mapping[str, Budget]) -> Budget:
+    """Return that of the card which has least."""
+    return min(budgets.values(), key=lambda budget: budget.vram or 0)
