@@ -79,7 +79,6 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
         may_be_zero: whether all of it may be zero.
     """
     flat = _bytes_of(values)
-    bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0xFF))
     if len(flat) <= _SMALL_BYTES:
         if dtype == torch.float32:
             numbers = flat.view(np.float32)
@@ -87,6 +86,7 @@ def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = 
                 # A number over zero, of all but a few good tensors: it tells them in half of the time.
                 if 0 < numbers.dot(numbers) < np.inf:
                     return ""
+        bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0xFF))
         # One look says both: bits of an exponent that are all set are no number, and where none is set all may be zero.
         largest = (flat.view(bits) & mask).max(initial=0)
         if largest == mask and dtype in _EXPONENTS:

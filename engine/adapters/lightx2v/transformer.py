@@ -23,8 +23,6 @@ from ...wan.layout import PHASES_WITH_IMAGE
 from . import bootstrap
 from .config import build_config
 
-# Facts: lightx2v/common/ops/mm/mm_weight.py and models/networks/wan at the commit of bootstrap.py.
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Expert:
@@ -93,6 +91,7 @@ class LightX2VTransformer:
 
     def use_loras(self, stack: Stack, hooks: Hooks, expert: int = 0) -> None:
         if stack:
+            # Source: lightx2v/common/ops/mm/mm_weight.py and models/networks/wan at the commit of bootstrap.py.
             raise LightX2VError(LightX2V.NO_LORAS())
 
     def unload(self) -> None:
