@@ -25,7 +25,7 @@ from .errors import Cancelled, RunError
 from .node_info import input_specs
 from .progress import Progress
 from .report import NodeRun, RunLog
-from .workflow import Prompt, is_link
+from .workflow import Prompt, is_link, title_of
 
 
 def validation_hooks(host: Host) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def run_prompt(
             io.Hidden.dynprompt: _Graph(prompt),
             io.Hidden.extra_pnginfo: {"workflow": workflow} if workflow else {},
         }
-        return _call(host, node_id, node["class_type"], _title(node), method, inputs, hidden)
+        return _call(host, node_id, node["class_type"], title_of(node), method, inputs, hidden)
 
     for node_id in _in_turn(prompt, order, host, lambda node_id: call(node_id, "check_lazy_status")):
         node = prompt[node_id]
-        title = _title(node)
+        title = title_of(node)
         is_output = _is_output(node, host)
         again = None if kept is None or is_output else kept.get(identities[node_id])
         if again is not None:
@@ -229,10 +229,6 @@ def _links(inputs: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
 
 def _is_output(node: Mapping[str, Any], host: Host) -> bool:
     return bool(host.infos[node["class_type"]].get("output_node"))
-
-
-def _title(node: Mapping[str, Any]) -> str:
-    return str(node.get("_meta", {}).get("title") or node["class_type"])
 
 
 def _call(

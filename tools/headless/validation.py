@@ -14,7 +14,7 @@ from ...engine.sentences.comfyui import Lists
 from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
-from .workflow import Prompt, is_link, types_overlap, unknown_node
+from .workflow import Prompt, is_link, title_of, types_overlap, unknown_node
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _NUM_LISTED = 3
@@ -61,8 +61,9 @@ def validate_prompt(
             constants = {name: None if is_link(value) else value for name, value in node["inputs"].items()}
             complaint = custom_check(node["class_type"], constants)
             found = [complaint] if complaint else []
-        title = node.get("_meta", {}).get("title") or node["class_type"]
-        problems += [Workflows.NODE_PROBLEM(node_id=node_id, title=title, problem=problem) for problem in found]
+        problems += [
+            Workflows.NODE_PROBLEM(node_id=node_id, title=title_of(node), problem=problem) for problem in found
+        ]
     if problems:
         raise WorkflowError("\n".join(problems))
     return order

@@ -310,6 +310,11 @@ def is_link(value: Any) -> bool:
     return isinstance(value, list)
 
 
+def title_of(node: Mapping[str, Any]) -> str:
+    """Return what a node in API format is called: its title, else its class."""
+    return str(node.get("_meta", {}).get("title") or node["class_type"])
+
+
 def unknown_node(node_id: str, class_type: str, *, has_server: bool = False) -> WorkflowError:
     """Return the error for a node that is not available where the workflow is to run."""
     if has_server:
