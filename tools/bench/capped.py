@@ -46,6 +46,7 @@ def run_child(
     case: str,
     load: Callable[[], pack.TransformerHandle],
     entries_of: Callable[[pack.TransformerHandle], list[pack.Conditioning]],
+    steps: int,
 ) -> None:
     """Sample under the case's caps; write the row."""
     vram, ram = list_cases(bench.options)[case]
@@ -56,7 +57,7 @@ def run_child(
         limits.limit_vram(vram, bench.device)
     with limits.watch_ram() as watched:
         handle = load()
-        row = sample(bench, handle, entries_of(handle), bench.options.steps)
+        row = sample(bench, handle, entries_of(handle), steps)
     row |= {"ram_gib": watched.num_bytes / pack.GIB}
     bench.options.row.write_text(json.dumps(row))
 

@@ -99,7 +99,7 @@ def run_child(bench: Bench) -> None:
         settings = {"settings": pack.EngineSettings(), "offload": pack.OffloadSettings()}
         return pack.pipeline.load_transformer(folder, **settings)
 
-    capped.run_child(bench, options.child, load, entries_of)
+    capped.run_child(bench, options.child, load, entries_of, pack.DISTILL_STEPS)
 
 
 def check(rows: Sequence[Row]) -> list[str]:

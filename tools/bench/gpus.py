@@ -40,7 +40,7 @@ _CANCEL_AFTER_SECONDS = 0.3
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", nargs="+", type=int, default=(1, 2), help="how many, 1 first (1 2)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="in this order")
-    parser.add_argument("--precision", choices=("fp8", "bf16", "int8"), default="fp8")
+    parser.add_argument("--precision", choices=weights.PRECISIONS, default="fp8")
     parser.add_argument("--modes", nargs="+", choices=pack.OFFLOAD_MODES, default=("none", "block"))
     parser.add_argument("--sizes", nargs="+", default=("832x480",), metavar="WIDTHxHEIGHT")
     parser.add_argument("--no-decode", action="store_true")

@@ -66,6 +66,7 @@ def run_child(bench: Bench) -> None:
         f"cap-{case}",
         lambda: bench.load_transformer(options.precision, kind),
         lambda handle: conditioning_of(handle, bench, image=1),
+        options.steps,
     )
 
 
