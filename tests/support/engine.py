@@ -42,3 +42,14 @@ def conditioning_of(rows: torch.Tensor) -> Conditioning:
     """Return what one clip is made from: text rows [n, text_dim]."""
     (entry,) = of_rows(rows, rows.shape[-1])
     return entry
+
+
+def with_another_image(whole: Conditioning) -> list[Conditioning]:
+    """Return an image's conditioning without its rows, with these in another order, and without its mask."""
+    no_mask = whole.image_latents.clone()
+    no_mask[:4] = 0
+    return [
+        replace(whole, image_tokens=None),
+        replace(whole, image_tokens=whole.image_tokens.flip(1)),
+        replace(whole, image_latents=no_mask),
+    ]
