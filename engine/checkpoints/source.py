@@ -53,7 +53,7 @@ class TransformerCheckpoint:
         """Args: float32, eight_bit: see list_specs; what is stored in other 8 bits comes with its bytes as they are."""
         self._weights = open_weights(files.files, files.format.prefix)
         specs = list_specs(files, float32, eight_bit)
-        self._content = ContentCheck()
+        self._content = ContentCheck(files.format.architecture.num_layers)
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 

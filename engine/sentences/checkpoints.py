@@ -92,11 +92,33 @@ class Reading:
     ALL_ZEROS = Sentence("is all zeros")
     NO_NUMBERS = Sentence("holds values that are NaN or infinite")
     DAMAGED = Sentence(
-        "{path} is damaged: {name} {fault}, as an interrupted download leaves it. Run `python tools/download.py get "
-        "NAME --replace` in the pack's folder, which checks every file and fetches what is damaged anew, or download "
-        "the file again."
+        "Run `python tools/download.py get NAME --replace` in the pack's folder, which checks every file and fetches "
+        "what is damaged anew, or download the file again: {path} is damaged: {name} {fault}, as an interrupted "
+        "download or a conversion that went wrong leaves it."
     )
     HOLE = Sentence("has {hole} bytes of zeros in a row")
+
+
+class Content:
+    """Numbers that no model of this family has, or hardly."""
+
+    # checkpoints/content.py
+    TOO_LARGE = Sentence("holds numbers up to {size:.3g}, where those of a model are below 65504")
+    TOO_SMALL = Sentence("holds no number above {size:.3g}")
+    LARGE = Sentence("holds numbers up to {size:.3g}, where those of known models are below 100")
+    NO_SCALE = Sentence("holds scales down to {least:.3g}, where every scale is above 0")
+    OTHER_FORMAT = Sentence("is said to be {said}, and what it holds is {found}")
+    NO_WEIGHTS = Sentence("makes the weights of its layer {rms:.3g} on average, where those of a model are 0.001 to 1")
+    ODD_WEIGHTS = Sentence(
+        "makes the weights of its layer {rms:.3g} on average, where those of known models are 0.005 to 0.15"
+    )
+    BY_CHANCE = Sentence("holds numbers as bytes by chance are")
+    ODD_FORM = Sentence("holds numbers of one sign or of one size, as no trained layer does")
+    NO_MODULATION = Sentence("is all zeros, and so is that of every other block")
+    DOUBTFUL = Sentence(
+        "Check the file in full in the doctor, or fetch it anew with `python tools/download.py get NAME --replace`: "
+        "{path} may be damaged or converted wrongly, as {name} {doubt}."
+    )
 
 
 class Models:
