@@ -31,7 +31,9 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +44,12 @@ from ..errors import CheckpointError
 from ..sentences import Said
 from ..sentences.checkpoints import Content, Reading
 from .checks import BLOCK_LINEAR, SCALE_SUFFIXES
-from .disk import Stamp, stamp
+from .disk import Stamp, reading, stamp
 
 logger = logging.getLogger(__name__)
 
 # Up to here a tensor is looked at in full.
-_SMALL_BYTES = 2**18
+SMALL_BYTES = 2**18
 # Of larger ones, and of the form of small ones, a few bytes every so often.
 _EVERY, _SAMPLE_BYTES = 2**19, 32
 _FEW = np.dtype((np.void, _SAMPLE_BYTES))
@@ -63,6 +65,8 @@ _MOST_SKEW, _NEAR_ZERO = 0.25, 0.125
 _MOST_INT8_RMS = 68.0
 # Of fewer numbers nothing is said about their form.
 _FEWEST = 512
+# Of small tensors that are looked at together every so many numbers say how large each is.
+_STEP = 16
 _ONES = np.ones(2**13, np.float32)
 
 
@@ -114,8 +118,8 @@ _NEVER_ZERO = ("weight", *SCALE_SUFFIXES, "gamma")
 _SCALES = tuple(f".{suffix}" for suffix in SCALE_SUFFIXES)
 _MODULATION = re.compile(r"(^|\.)blocks\.\d+\.modulation$")
 # What the whole file has in common is looked for in some of its layers, some in each block.
-_WHERE_FORM_SHOWS = re.compile(r"(attn|Attention)\.q\.|ffn\.(0|gate\.0)\.|wi_0\.")
-_LARGEST_CODE = {torch.float8_e4m3fn: 448, torch.int8: 127}
+_WHERE_FORM_SHOWS = re.compile(r"(^|\.)(self_attn|attn|SelfAttention)\.q\.|ffn\.(0|gate\.0)\.|wi_0\.")
+_LARGEST_CODE = 448
 _OF_TRANSFORMER = re.compile(r"\.(self_attn|cross_attn)\.|\.ffn\.[02]\.")
 # What was found odd in files of this process, by file and what it was then.
 _doubts: dict[tuple[Path, Stamp], dict[str, str]] = {}
@@ -132,7 +136,8 @@ class ContentCheck:
 
     def __init__(self, num_blocks: int = 0) -> None:
         """Args: num_blocks: blocks of the transformer that it is; 0 where it is none or their number is not known."""
-        self._seen: set[tuple[str, int]] = set()
+        self.seen: set[tuple[str, int]] = set()
+        """Name of a tensor and beginning of a part of it, of what was looked at."""
         self._num_blocks = num_blocks
         self._zero_modulations: set[str] = set()
         # Some 8-bit weights, and how large their scales are, by layer; whichever comes second says what they give.
@@ -151,10 +156,22 @@ class ContentCheck:
         Raises:
             CheckpointError: it is damaged or no weights; names the file, the tensor and what to do.
         """
-        if (name, start) in self._seen:
+        if (name, start) in self.seen:
             return
-        self._seen.add((name, start))
-        fault, doubt = self.find(name, values, dtype, start)
+        self.seen.add((name, start))
+        self._tell(path, name, *self.find(name, values, dtype, start))
+
+    def note_scale(self, name: str, level: float) -> None:
+        """Take how large usual scales are."""
+        self._scales[name.rpartition(".")[0]] = level
+
+    def note_sample(self, name: str, path: Path, some: bytes, dtype: torch.dtype, start: int) -> None:
+        """Look at a few bytes of a part that is no hole and has numbers only; see look."""
+        self.seen.add((name, start))
+        if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
+            self._tell(path, name, *self._find_in_weights(name, some, dtype))
+
+    def _tell(self, path: Path, name: str, fault: str, doubt: str) -> None:
         if fault:
             raise damaged(path, name, fault)
         if doubt:
@@ -166,7 +183,7 @@ class ContentCheck:
         if name.endswith(_SCALES):
             return self._find_in_scales(name, flat, dtype)
         # The short end of a large tensor may be rows that are zero.
-        is_short_end = start > 0 and len(flat) <= _SMALL_BYTES
+        is_short_end = start > 0 and len(flat) <= SMALL_BYTES
         fault, doubt, some = _examine(flat, dtype, may_be_zero=is_short_end or may_be_zero(name))
         if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
             some = some or _sample(flat, max(len(flat) // 2**12, 1) * _SAMPLE_BYTES)
@@ -212,8 +229,7 @@ class ContentCheck:
     def _find_in_layer(self, layer: str) -> tuple[str, str]:
         """Return the same of 8-bit weights whose scales are known too."""
         scale, (some, dtype) = self._scales.get(layer), self._codes.get(layer, (b"", torch.int8))
-        # Codes are of 1 and more, up to the largest of their format.
-        if scale is None or not some or _USUAL_RMS[0] <= scale <= _USUAL_RMS[1] / _LARGEST_CODE.get(dtype, 1):
+        if scale is None or not some or _is_usual_scale(scale):
             return "", ""
         form = _form_of(some, dtype, fewest=1)
         return _find_in_rms(f"{layer}.", form.rms * scale) if form is not None else ("", "")
@@ -237,6 +253,120 @@ class ContentCheck:
         for stale in [key for key in _doubts if key[0] == path and key != now]:
             _doubts.pop(stale, None)
         _doubts.setdefault(now, {})[kind] = said
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the bytes of a tensor are looked at."""
+
+    content: ContentCheck
+    name: str
+    path: Path
+    dtype: torch.dtype
+    """What they are."""
+
+    def __call__(self, values: torch.Tensor, start: int = 0) -> None:
+        """See ContentCheck.look."""
+        self.content.look(self.name, self.path, values, self.dtype, start)
+
+
+def look_together(tensors: Sequence[tuple[Look, int, int]], memory: torch.Tensor) -> None:
+    """Look at small tensors that lie one after the other in a memory uint8, at all of them in a few looks; at each
+    alone that these do not clear.
+
+    Args: tensors: of one dtype; where each begins, and its bytes.
+
+    Raises:
+        CheckpointError: see ContentCheck.look.
+    """
+    content = tensors[0][0].content
+    if {(look.name, 0) for look, _, _ in tensors} <= content.seen:
+        return
+    largest = _largest_of_each(tensors, memory)
+    for (look, begin, size), number in zip(tensors, largest, strict=True):
+        if number <= 0:
+            look(memory[begin : begin + size])
+        else:
+            content.seen.add((look.name, 0))
+            if look.name.endswith(_SCALES):
+                content.note_scale(look.name, number)
+
+
+def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Tensor) -> list[float]:
+    """Return a measure of how large each of small tensors is; 0 where it has to be looked at alone.
+
+    Of scales it is their mean, where all are usual; of others the largest exponent of some of the numbers.
+    """
+    names, dtype = [look.name for look, _, _ in tensors], tensors[0][0].dtype
+    alone = [0.0] * len(tensors)
+    bits, width = _FORMATS.get(dtype), dtype.itemsize
+    if bits is None or any(name.endswith(".weight") and BLOCK_LINEAR.search(name) for name in names):
+        return alone
+    step = _STEP if all(begin % (_STEP * width) == 0 for _, begin, _ in tensors) else 1
+    starts = [begin // width // step for _, begin, _ in tensors]
+    if any(name.endswith(_SCALES) for name in names):
+        numbers = _numbers(memory.numpy(), dtype)
+        if not (all(name.endswith(_SCALES) for name in names) and 0 < numbers.min() <= numbers.max() < 2.0**_LARGE):
+            return alone
+        few = numbers[::step]
+        counts = np.diff([*starts, len(few)])
+        levels = (np.add.reduceat(few, starts) / counts).tolist()
+        return [level if _is_usual_scale(level) else 0.0 for level in levels]
+    raw = memory.numpy().view(bits.dtype)
+    # Without a copy of all of them: a sign is the highest bit, which makes a number the largest or below zero.
+    sign = 1 << (8 * width - 1)
+    largest = max(int(raw.max()) & (sign - 1), int(raw.view(f"i{width}").max()))
+    if largest >= bits.large:
+        return alone
+    each = np.maximum.reduceat(raw[::step] & bits.mask, starts).tolist()
+    return [
+        float(number > bits.least or (may_be_zero(name) and not name.endswith("modulation")))
+        for name, number in zip(names, each, strict=True)
+    ]
+
+
+class Samples:
+    """A few bytes of parts of large tensors, taken where these are read and looked at together.
+
+    Where they show something, the part is read once more and looked at alone.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[Look, int, int, int, bytes]] = []
+
+    def take(self, look: Look, memory: torch.Tensor, start: int, offset: int) -> None:
+        """Take a few bytes of a part of a tensor.
+
+        Args:
+            memory: uint8, what was read.
+            start: where the part begins in the tensor.
+            offset: where it lies in the file.
+        """
+        if (look.name, start) not in look.content.seen:
+            self._taken.append((look, start, offset, len(memory), _sample(memory.numpy(), _EVERY)))
+
+    def look(self) -> None:
+        """Look at what was taken.
+
+        Raises:
+            CheckpointError: see ContentCheck.look.
+        """
+        by_dtype: dict[torch.dtype, list[bytes]] = defaultdict(list)
+        for look, _, _, _, some in self._taken:
+            by_dtype[look.dtype].append(some)
+        usual = {dtype for dtype, some in by_dtype.items() if _are_usual(b"".join(some), dtype)}
+        for look, start, offset, num_bytes, some in self._taken:
+            if look.dtype not in usual:
+                with reading(look.path):
+                    raw = np.fromfile(look.path, np.uint8, num_bytes, offset=offset)
+                look(torch.from_numpy(raw), start)
+            else:
+                look.content.note_sample(look.name, look.path, some, look.dtype, start)
+        self._taken.clear()
+
+
+def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
+    return bytes(_SAMPLE_BYTES) not in some and not _find_absurd(some, dtype)
 
 
 def may_be_zero(name: str) -> bool:
@@ -278,23 +408,30 @@ def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero:
 
 def _examine(flat: Any, dtype: torch.dtype, *, may_be_zero: bool) -> tuple[str, str, bytes]:
     """Return what is wrong with the bytes of a tensor, what is odd, and some of a large one."""
-    if len(flat) <= _SMALL_BYTES:
+    if len(flat) <= SMALL_BYTES:
         return *_examine_small(flat, dtype, may_be_zero=may_be_zero), b""
     some = _sample(flat, _EVERY)
-    bits = _FORMATS.get(dtype)
-    if dtype == torch.float8_e4m3fn:
-        # Bytes are searched faster than numbers are compared.
-        largest = 0x7F if b"\x7f" in some or b"\xff" in some else 0
-    else:
-        largest = (np.frombuffer(some, bits.dtype) & bits.mask).max() if bits is not None else 0
-    if bits is not None and largest >= bits.absurd:
-        return _too_large(some, dtype, largest), "", some
+    fault = _find_absurd(some, dtype)
+    if fault:
+        return fault, "", some
     # What is found may lie in two places.
     if may_be_zero or bytes(_SAMPLE_BYTES) not in some:
         return "", "", some
     hole = _longest_hole(flat)
     is_hole = hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE)
     return Reading.HOLE(hole=hole) if is_hole else "", "", some
+
+
+def _find_absurd(some: bytes, dtype: torch.dtype) -> str:
+    """Return what is wrong with the size of numbers, or ""."""
+    bits = _FORMATS.get(dtype)
+    if bits is None:
+        return ""
+    if dtype == torch.float8_e4m3fn:
+        # Bytes are searched faster than numbers are compared.
+        return _NO_NUMBERS if b"\x7f" in some or b"\xff" in some else ""
+    largest = (np.frombuffer(some, bits.dtype) & bits.mask).max(initial=0)
+    return _too_large(some, dtype, largest) if largest >= bits.absurd else ""
 
 
 def _examine_small(flat: Any, dtype: torch.dtype, *, may_be_zero: bool) -> tuple[str, str]:
@@ -358,6 +495,11 @@ def _other_format(some: bytes, dtype: torch.dtype) -> str:
     with np.errstate(all="ignore"):
         form = _form_of(some, other)
     return Content.OTHER_FORMAT(said=_NAMES[dtype], found=_NAMES[other]) if form is not None and form.is_usual else ""
+
+
+def _is_usual_scale(scale: float) -> bool:
+    """Say whether a scale is one of usual weights, whatever their codes are, which are 1 and more, up to 448."""
+    return _USUAL_RMS[0] <= scale <= _USUAL_RMS[1] / _LARGEST_CODE
 
 
 def _find_in_rms(name: str, rms: float) -> tuple[str, str]:
