@@ -102,6 +102,8 @@ class LightX2VImageToVideo(io.ComfyNode):
         negative: list[Any] | None = None,
     ) -> io.NodeOutput:
         formats.check_text(positive)
+        if negative is not None:
+            formats.check_text(negative)
         pictures = image_to_video.Pictures(start=start_image, end=end_image)
         width, height = image_to_video.find_size(pictures, size, width, height)
         clip = {"width": width, "height": height, "num_frames": num_frames}
