@@ -13,9 +13,9 @@ def say(text: str = "", *, end: str = "\n") -> None:
     write(sys.stdout, text + end)
 
 
-def complain(text: str = "", *, end: str = "\n") -> None:
-    """Print to stderr."""
-    write(sys.stderr, text + end)
+def complain(text: str = "", *, by: str = "", end: str = "\n") -> None:
+    """Print to stderr. Args: by: the command, where it is one of several that may have said it."""
+    write(sys.stderr, (f"{by}: " if by else "") + text + end)
 
 
 def write(stream: TextIO | None, text: str) -> None:

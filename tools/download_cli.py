@@ -17,6 +17,7 @@ from ..engine.sentences import Sentence, joined
 from ..engine.sentences.between import Between
 from ..engine.sentences.tools import Command
 from . import console
+from .arguments import Parser
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,12 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    console.complain(f"\ndownload: {message}")
+    console.complain()
+    console.complain(message, by="download")
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="download.py",
         description="List and fetch the published variants of the 4-step Wan2.1-T2V-14B: transformer, text encoder, "
         "tokenizer, VAE and config; models for image to video, and the LoRAs that distill others; verified, where the "

@@ -5,6 +5,15 @@ from __future__ import annotations
 from . import Sentence
 
 
+class Arguments:
+    """Words of a command line."""
+
+    # tools/arguments.py
+    OF_ARGUMENT = Sentence("{name}: {problem}")
+    NO_WHOLE_NUMBER = Sentence("give a whole number from {low} to {high}, not {text!r}.")
+    NO_NUMBER = Sentence("give a number from {low} to {high}, not {text!r}.")
+
+
 class Command:
     """What one command was given, and what came of it."""
 
@@ -74,7 +83,6 @@ class Clips:
         "Make room and start again, or choose another folder or file (--output-dir, --results): {where}: "
         "{reason}.{made}"
     )
-    NO_COUNT = Sentence("expected a number from 1 to {most}, got {text!r}")
     TWO_PLACES = Sentence("Give --cluster or --server, not both.")
     # tools/clips/cluster.py
     WORKER_GONE = Sentence("the process or its machine is gone ({kind}).")

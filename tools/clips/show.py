@@ -49,7 +49,7 @@ class Desk:
             console.say(output)
 
     def failed(self, job: Job, worker: str, error: CommandError, tries: int, *, is_last: bool) -> None:
-        console.complain(f"run_prompts: {error}")
+        console.complain(str(error), by="run_prompts")
         if not is_last:
             self._say(Clips.GOES_TO_ANOTHER(index=job.index))
             return
@@ -60,7 +60,7 @@ class Desk:
     def lost(self, worker: str, reason: str, job: Job | None) -> None:
         self.num_lost += 1
         goes_on = Clips.AND_GOES_TO_ANOTHER(index=job.index) if job else ""
-        console.complain(f"run_prompts: {Clips.LEFT_OUT(worker=worker, reason=reason, goes_on=goes_on)}")
+        console.complain(Clips.LEFT_OUT(worker=worker, reason=reason, goes_on=goes_on), by="run_prompts")
 
     def left(self, seconds: float) -> None:
         done = self.num_made + self.num_failed
