@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _check(root / options.check, options.endpoint, as_json=options.json)
     found = {name: root / name for name in list_checkpoint_folders(root)}
     items = doctor.examine(found, options.models_dir, measures_links=True)
-    console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
+    console.say(
+        json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items, console.language())
+    )
     return int(any(item.state == doctor.MISSING for item in items))
 
 
@@ -64,5 +66,10 @@ def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:
     except LightX2VError as error:
         console.complain(str(error), by="doctor")
         return 2
-    console.say(json.dumps(doctor.as_json(items), indent=2) if as_json else doctor.as_text(items))
+    _show(items, as_json=as_json)
     return int(any(item.state == doctor.MISSING for item in items))
+
+
+def _show(items: list[doctor.Item], *, as_json: bool) -> None:
+    """Print findings; JSON, which programs read, is in English."""
+    console.say(json.dumps(doctor.as_json(items), indent=2) if as_json else doctor.as_text(items, console.language()))

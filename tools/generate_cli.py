@@ -210,8 +210,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
     if not options.benchmark:
         return str(out)
     started = report_table.format_seconds(first["total_seconds"])
-    post = report_table.as_markdown(report_table.as_rows(pipeline.report_of(frames)))
-    return f"{post}\n- {Command.FIRST_RUN(started=started)}"
+    post = report_table.as_markdown(console.spoken(report_table.as_rows(pipeline.report_of(frames))))
+    return f"{post}\n- {console.spoken(Command.FIRST_RUN(started=started))}"
 
 
 def _write(out: Path, frames: torch.Tensor, check_interrupt: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ from ..constants import (
 )
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
-from ..sentences import LANGUAGES, joined
+from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
@@ -282,7 +282,7 @@ DOWNLOAD = routes.Route(
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 LANGUAGE = routes.Route(
-    name="language", method="POST", fields={"client": str, "language": choice(*LANGUAGES)}, answer=remember_language
+    name="language", method="POST", fields={"client": str, "language": routes.language}, answer=remember_language
 )
 
 

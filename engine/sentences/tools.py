@@ -67,7 +67,7 @@ class Clips:
     )
     # tools/clips/show.py
     LEFT_OUT = Sentence("{worker} is left out for now: {reason}{goes_on}")
-    CLIP_BEGINS = Sentence("{number} of {num_jobs}, seed {seed}{on}: {prompt}")
+    CLIP_BEGINS = Sentence("--- {number} of {num_jobs}, seed {seed}{on}: {prompt}")
     ON_WORKER = Sentence(" on {worker}")
     DONE_SO_FAR = Sentence("{done} of {num_jobs} done{failed}; about {time} left")
     GOES_TO_ANOTHER = Sentence("clip {index} goes to another worker")

@@ -36,7 +36,7 @@ class Desk:
         number = self._numbers.setdefault(job.key, len(self._numbers) + 1)
         on = Clips.ON_WORKER(worker=worker) if self.names_workers else ""
         begins = Clips.CLIP_BEGINS(number=number, num_jobs=self.num_jobs, seed=job.seed, on=on, prompt=job.prompt)
-        self._say(f"--- {begins}")
+        self._say(begins)
 
     def made(self, job: Job, worker: str, made: Made, tries: int) -> None:
         outputs = [str(path) for path in made.files]

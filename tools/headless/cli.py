@@ -76,10 +76,13 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
 
 
 def _shorten(message: str) -> str:
-    """Cut messages that list every tensor of a model; the report has them whole."""
+    """Say messages, cut where they list every tensor of a model; the report has them whole."""
+    message = console.spoken(message)
     lines = message.splitlines()
     more = len(lines) - _MAX_ERROR_LINES
-    return message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], Command.MORE_LINES(more=more)])
+    return (
+        message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], console.spoken(Command.MORE_LINES(more=more))])
+    )
 
 
 def _parser() -> Parser:

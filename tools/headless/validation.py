@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...engine.errors import nearest
-from ...engine.sentences import shortened
+from ...engine.sentences import joined, shortened
+from ...engine.sentences.between import Between
 from ...engine.sentences.comfyui import Lists
 from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
@@ -68,7 +69,7 @@ def validate_prompt(
             Workflows.NODE_PROBLEM(node_id=node_id, title=title_of(node), problem=problem) for problem in found
         ]
     if problems:
-        raise WorkflowError("\n".join(problems))
+        raise WorkflowError(joined(problems, Between.LINES))
     return order
 
 
