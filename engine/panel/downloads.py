@@ -55,11 +55,15 @@ def room_for(variant: Variant, models_dir: Path) -> Room:
         rooms = []
         for parts in drives.values():
             free = shutil.disk_usage(_place(parts[0], models_dir)).free
-            rooms.append((max(sum(missing[part] for part in parts) - free, 0), free, parts[0].folder))
+            rooms.append((max(sum(missing[part] for part in parts) - free, 0), free, _top(parts[0])))
     except OSError:
-        return Room(missing_bytes=sum(missing.values()), free_bytes=None, folder=f"models/{variant.parts[0].folder}")
+        return Room(missing_bytes=sum(missing.values()), free_bytes=None, folder=_top(variant.parts[0]))
     lacking, free, folder = max(rooms, key=lambda room: room[0])
-    return Room(missing_bytes=sum(missing.values()), free_bytes=free, lacking_bytes=lacking, folder=f"models/{folder}")
+    return Room(missing_bytes=sum(missing.values()), free_bytes=free, lacking_bytes=lacking, folder=folder)
+
+
+def _top(part: Part) -> str:
+    return f"models/{part.folder.partition('/')[0]}"
 
 
 def _place(part: Part, models_dir: Path) -> Path:

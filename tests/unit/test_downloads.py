@@ -155,7 +155,7 @@ def test_room_is_counted_for_what_is_missing(tmp_path, monkeypatch):
         missing_bytes=FP8.num_bytes,
         free_bytes=10_000_000_000,
         lacking_bytes=FP8.num_bytes - 10_000_000_000,
-        folder=f"models/{FP8.entry}",
+        folder="models/lightx2v",
     )
     # What has arrived, in whole or in part, needs no room.
     folder = models / FP8.entry / "distill_fp8"
