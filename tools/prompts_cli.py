@@ -10,6 +10,7 @@ from pathlib import Path
 from ..engine.parallel.split import MOST_RANKS
 from ..engine.sentences.tools import Clips, Command
 from . import console
+from .arguments import MAX_SEED, Parser, seconds, whole
 from .clips.jobs import Job, make_jobs, read_prompts
 from .clips.queue import ClipQueue, Fixed, Made, Worker, Workers
 from .clips.results import Results
@@ -24,6 +25,7 @@ from .headless.workflow import read_workflow
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 _FAILED, _CANCELLED = 3, 130
+_MOST_RETRIES = 1000
 
 _EPILOG = """\
 PROMPTS.txt (UTF-8) has one prompt a line; empty lines and lines that start with # are skipped.
@@ -170,19 +172,12 @@ def _find_cluster(options: argparse.Namespace) -> Workers:
 
 
 def _complain(message: str, code: int) -> int:
-    console.complain(f"run_prompts: {message}")
+    console.complain(message, by="run_prompts")
     return code
 
 
-def _count(text: str) -> int:
-    """Return how many GPUs are to compute a clip."""
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
-        raise argparse.ArgumentTypeError(Clips.NO_COUNT(most=MOST_RANKS, text=text))
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run_prompts.py",
         description="Make a video for every line of a text file with a workflow file: here, in a running ComfyUI "
         "(--server), or in several. The model stays loaded from one to the next.",
@@ -207,13 +202,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--gpus-per-clip",
-        type=_count,
+        type=whole(1, MOST_RANKS),
         metavar="N",
         help="let N GPUs of a machine compute each clip together; default: as the workflow says, of a cluster one",
     )
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="as for run_workflow.py")
     parser.add_argument("--token", metavar="TOKEN", help="as for run_workflow.py")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first prompt; the next ones count up")
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="of the first prompt; the next ones count up"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: PROMPTS.results.jsonl")
     parser.add_argument(
         "--prompt-input", default="LightX2VTextEncode.text", metavar="NODE.INPUT", help="default: %(default)s"
@@ -228,9 +225,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="as for run_workflow.py"
     )
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of one prompt; it then counts as failed")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="of one prompt; it then counts as failed")
     parser.add_argument(
-        "--retries", type=int, default=2, metavar="N", help="how often a prompt is tried again (default: %(default)s)"
+        "--retries",
+        type=whole(0, _MOST_RETRIES),
+        default=2,
+        metavar="N",
+        help="how often a prompt is tried again (default: %(default)s)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what the whole list took, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress; errors are still printed")

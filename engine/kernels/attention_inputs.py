@@ -69,13 +69,21 @@ def _squares(words):
 
 
 @triton.jit
+def rotate_pair(first, second, cos, sin):
+    """Return a pair of values rotated.
+
+    Each has one product in the fused addition, and says which: left to itself the compiler chooses by what is around,
+    and some heads of a row would differ in their last bit from the same heads among all of them.
+    """
+    return tl.fma(first, cos, -(second * sin)), tl.fma(first, sin, second * cos)
+
+
+@triton.jit
 def _rotate(words, factor, weight, cos, sin):
     """Return the pairs of words, times factor and their weights, rotated."""
     first, second = _unpack(words)
     first_weight, second_weight = _unpack(weight)
-    first = first * factor * first_weight
-    second = second * factor * second_weight
-    return first * cos - second * sin, first * sin + second * cos
+    return rotate_pair(first * factor * first_weight, second * factor * second_weight, cos, sin)
 
 
 @triton.jit
@@ -303,9 +311,7 @@ def prepare(
         factors: fp32 [N, 2], what the norms multiply the rows of q and k with, where these are some heads of longer
             rows; see norm_factors.
     """
-    if factors is None:
-        factors = norm_factors(q, k, eps)
-    of_queries, of_keys = factors.t().contiguous()
+    of_queries, of_keys = separate_factors(q, k, eps, factors)
     query_scales = quantize_queries(q, norms[0], of_queries, rotary)
     sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)
     mean, peaks = column_statistics(sums, num_summed, find_peaks(v))
@@ -360,6 +366,19 @@ def factors_of(x: torch.Tensor, eps: float) -> torch.Tensor:
 def norm_factors(q: torch.Tensor, k: torch.Tensor, eps: float) -> torch.Tensor:
     """Return what the RMS norms multiply the rows of q and k [N, H, 128] with, fp32 [N, 2]."""
     return torch.stack([factors_of(part, eps) for part in (q, k)], dim=1)
+
+
+def separate_factors(
+    q: torch.Tensor, k: torch.Tensor, eps: float, factors: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return norm_factors of q and of k, each fp32 [N] in memory of its own, whose alignment depends on nothing.
+
+    Args: factors: [N, 2], where they are known.
+    """
+    if factors is None:
+        return factors_of(q, eps), factors_of(k, eps)
+    of_queries, of_keys = factors.unbind(1)
+    return of_queries.clone(), of_keys.clone()
 
 
 def sum_sample(

@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_inputs import KEY_BLOCK, codes_of, mean_of_sums, norm_factors, sum_sample
+from .attention_inputs import KEY_BLOCK, codes_of, mean_of_sums, rotate_pair, separate_factors, sum_sample
 
 # Rows and columns of a program that finds the spread of v, and rows of a step.
 _SPREAD_ROWS, _SPREAD_COLUMNS, _SPREAD_STEP = 256, 512, 8
@@ -66,10 +66,7 @@ def _rotate(x, weight, mean, factor, cosines, sines, is_row, pair, places, row_w
     """Return sums and differences of pairs of columns, normalized, rotated and, of keys, less their mean."""
     first, second = _unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
     first_weight, second_weight = _unpack(tl.load(weight + pair))
-    first = first * factor * first_weight
-    second = second * factor * second_weight
-    turned = first * cosines - second * sines
-    second = first * sines + second * cosines
+    turned, second = rotate_pair(first * factor * first_weight, second * factor * second_weight, cosines, sines)
     if IS_KEY:
         turned = tl.where(is_row, turned - tl.load(mean + 2 * pair), 0.0)
         second = tl.where(is_row, second - tl.load(mean + 2 * pair + 1), 0.0)
@@ -230,9 +227,7 @@ def prepare(
             rows; see norm_factors.
     """
     rows, heads, _ = k.shape
-    if factors is None:
-        factors = norm_factors(q, k, eps)
-    of_queries, of_keys = factors.t().contiguous()
+    of_queries, of_keys = separate_factors(q, k, eps, factors)
     query_scales = q.new_empty(heads, rows, dtype=torch.float32)
     _quantize(q, norms[0], of_queries, None, rotary, query_scales)
     sums, num_summed = sum_sample(k, norms[1], of_keys, rotary)

@@ -13,18 +13,28 @@ from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.files import AUTO_SECOND, NO_SECOND
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..checkpoints.transformers import EXPERTS
-from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
+from ..constants import (
+    DEFAULT_HEIGHT,
+    DEFAULT_NUM_FRAMES,
+    DEFAULT_WIDTH,
+    DISTILL_STEPS,
+    MAX_FRAMES,
+    MAX_GIB,
+    MAX_SIZE,
+    MAX_STEPS,
+    PRECISIONS,
+)
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
-from ..sentences import LANGUAGES, joined
+from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
-from .downloads import Downloads
-from .forecast import Forecast, Question, describe_lora, forecast
+from .downloads import Downloads, room_for
+from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
 from .verify import Verifications
 
 _downloads = Downloads()
@@ -48,19 +58,24 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
-        return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
+        return asdict(_not_chosen(values[kind], error))
+    try:
+        second = _second_expert(values)
+    except ValueError as error:
+        return asdict(_not_chosen(values["second_expert"], error))
     given: dict[str, Any] = dict(values)
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
         gpus = GpuSettings(gpus=str(given.get("gpus", "1")).replace(" ", ""))
-        loras = tuple(
-            (paths.LORAS.resolve(str(given[name])), str(given.get(f"{name}_expert", EXPERT_CHOICES[0])))
-            for name in _LORAS
-            if name in given
-        )
-        second = _second_expert(given)
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
+    loras = []
+    for name in filter(given.__contains__, _LORAS):
+        try:
+            lora = paths.LORAS.resolve(str(given[name]))
+        except ValueError as error:
+            return asdict(Forecast(ok=False, sentence=str(error), waits_for=str(given[name])))
+        loras.append((lora, str(given.get(f"{name}_expert", EXPERT_CHOICES[0]))))
     host.follow_host_device()
     question = Question(
         path=path,
@@ -76,7 +91,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         policy=memory.host_policy(),
         second=second,
         first_is=str(given.get("expert", "auto")),
-        loras=loras,
+        loras=tuple(loras),
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
         clip=Clip(
             width=given.get("width", DEFAULT_WIDTH),
@@ -100,10 +115,14 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
     if "lora" not in values:
         raise ValueError(Doctor.LORA_NEEDS_NAME())
     try:
-        path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
-        second = _second_expert(values)
+        file = paths.LORAS.resolve(str(values["lora"]))
     except ValueError as error:
-        return {"ok": False, "sentence": str(error)}
+        is_published = any(values["lora"] in lora.file_names for lora in PUBLISHED_LORAS.values())
+        return asdict(LoraLine(ok=False, sentence=str(error), is_published=is_published))
+    try:
+        path, second = _MODELS[kind].resolve(str(values[kind])), _second_expert(values)
+    except ValueError:
+        return asdict(WAITING_LORA)
     question = Question(
         path=path,
         is_checkpoint=kind == _WHOLE,
@@ -113,8 +132,14 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
         loras=((file, str(values.get("lora_expert", EXPERT_CHOICES[0]))),),
         clip=Clip(width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT, num_frames=DEFAULT_NUM_FRAMES),
     )
-    ok, sentence = describe_lora(question)
-    return {"ok": ok, "sentence": sentence}
+    return asdict(describe_lora(question))
+
+
+def _not_chosen(name: Value, error: ValueError) -> Forecast:
+    """Return the answer about a model that the lists do not have, by its name as it was chosen."""
+    if isinstance(error, paths.NotThereError):
+        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name))
+    return Forecast(ok=False, sentence=str(error))
 
 
 def _second_expert(values: Mapping[str, Value]) -> Path | str:
@@ -151,8 +176,9 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
+    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress."""
     host.follow_host_device()
+    folder = paths.models_folder()
     offers = [
         (advice.variant, [] if advice.step_seconds is None else [str(advice)]) for advice in doctor.rank_files_here()
     ]
@@ -163,20 +189,14 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
             "summary": joined([variant.summary, *notes], Between.SEMICOLON),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
+            "room": asdict(room_for(variant, folder)),
         }
         for variant, notes in offers
     ]
-    folder = paths.models_folder()
-    try:
-        free_bytes: int | None = doctor.free_disk_bytes(folder)
-    except OSError:
-        # The doctor's list says so.
-        free_bytes = None
     return {
         "variants": variants,
         "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
-        "free_bytes": free_bytes,
         "progress": asdict(_downloads.progress),
     }
 
@@ -243,14 +263,14 @@ PLAN = routes.Route(
         "attention": choice(*ATTENTION_CHOICES),
         "compile": choice(*COMPILE_MODES),
         "offload": choice(*OFFLOAD_MODES),
-        "vram_budget_gib": number(float, 0, 1024),
+        "vram_budget_gib": number(float, 0, MAX_GIB),
         "vae_tiling": choice(*TILING_MODES),
         "gpus": plain_name,
-        "width": number(int, 1, 8192),
-        "height": number(int, 1, 8192),
-        "frames": number(int, 1, 4097),
+        "width": number(int, 1, MAX_SIZE),
+        "height": number(int, 1, MAX_SIZE),
+        "frames": number(int, 1, MAX_FRAMES),
         "batch": number(int, 1, 4096),
-        "steps": number(int, 1, 50),
+        "steps": number(int, 1, MAX_STEPS),
         "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
@@ -272,7 +292,7 @@ DOWNLOAD = routes.Route(
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 LANGUAGE = routes.Route(
-    name="language", method="POST", fields={"client": str, "language": choice(*LANGUAGES)}, answer=remember_language
+    name="language", method="POST", fields={"client": str, "language": routes.language}, answer=remember_language
 )
 
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 from . import Sentence
 
 
+class Arguments:
+    """Words of a command line."""
+
+    # tools/arguments.py
+    OF_ARGUMENT = Sentence("{name}: {problem}")
+    NO_WHOLE_NUMBER = Sentence("give a whole number from {low} to {high}, not {text!r}.")
+    NO_NUMBER = Sentence("give a number from {low} to {high}, not {text!r}.")
+
+
 class Command:
     """What one command was given, and what came of it."""
 
@@ -58,7 +67,7 @@ class Clips:
     )
     # tools/clips/show.py
     LEFT_OUT = Sentence("{worker} is left out for now: {reason}{goes_on}")
-    CLIP_BEGINS = Sentence("{number} of {num_jobs}, seed {seed}{on}: {prompt}")
+    CLIP_BEGINS = Sentence("--- {number} of {num_jobs}, seed {seed}{on}: {prompt}")
     ON_WORKER = Sentence(" on {worker}")
     DONE_SO_FAR = Sentence("{done} of {num_jobs} done{failed}; about {time} left")
     GOES_TO_ANOTHER = Sentence("clip {index} goes to another worker")
@@ -74,7 +83,6 @@ class Clips:
         "Make room and start again, or choose another folder or file (--output-dir, --results): {where}: "
         "{reason}.{made}"
     )
-    NO_COUNT = Sentence("expected a number from 1 to {most}, got {text!r}")
     TWO_PLACES = Sentence("Give --cluster or --server, not both.")
     # tools/clips/cluster.py
     WORKER_GONE = Sentence("the process or its machine is gone ({kind}).")

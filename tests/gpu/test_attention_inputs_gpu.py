@@ -166,7 +166,8 @@ def test_a_new_number_of_rows_compiles_nothing():
     kernels = [kernel for name, kernel in vars(attention_inputs).items() if name.endswith("_kernel")]
 
     def run(tokens):
-        q, k, v, norms, rotary, _ = problem(tokens, 2)
+        # A number of heads that no other test has: nothing is compiled for it yet.
+        q, k, v, norms, rotary, _ = problem(tokens, 7)
         factors = attention_inputs.norm_factors(q, k, EPS)
         attention_inputs.prepare(q.clone(), k.clone(), v, norms, EPS, rotary, key_groups=1, factors=factors)
         attention_inputs.prepare(q, k, v, norms, EPS, rotary, key_groups=1)

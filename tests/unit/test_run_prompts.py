@@ -199,7 +199,8 @@ def test_a_workflow_that_no_gpus_can_share_is_refused(class_type, known):
 def test_a_clip_is_made_by_one_to_eight_gpus(prompts, capsys, count):
     with pytest.raises(SystemExit):
         prompts("a fox\n", b"", "--gpus-per-clip", count)
-    assert f"expected a number from 1 to 8, got '{count}'" in capsys.readouterr().err
+    said = f"run_prompts.py: --gpus-per-clip: give a whole number from 1 to 8, not '{count}'."
+    assert said in capsys.readouterr().err
 
 
 def test_who_makes_a_clip_gets_the_gpus_of_the_command(prompts, made, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """tools/run_workflow.py as a command: exit codes, messages, cancel, timeout, failures."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -45,12 +46,37 @@ def test_exit_code_and_message(arguments, code, words):
         ("LightX2VLoadCheckpoint.checkpoint=../../etc", "'../../etc'"),
         ("LightX2VSampler.method=dpm", "method is 'dpm'"),
         ("LightX2VSampler.cfg=7", "has no value 'cfg'"),
+        ("LightX2VSampler.shift=NaN", "'NaN' is not a value of type FLOAT"),
+        ("LightX2VSampler.shift=-Infinity", "'-Infinity' is not a value of type FLOAT"),
+        ("LightX2VSampler.shift=1e999", "'1e999' is not a value of type FLOAT"),
+        (f"LightX2VSampler.shift={'9' * 400}", "is not a value of type FLOAT"),
+        ("CreateVideo.fps=NaN", "is not a value of type FLOAT"),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(setting, words, run):
     done = run(TEXT_TO_VIDEO, *SIZE, "--set", setting)
     assert (done.code, done.stdout) == (2, "")
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (math.nan, "is nan; expected a value of type FLOAT"),
+        (10**400, "expected a value of type"),
+        (-math.inf, "is -inf;"),
+    ],
+)
+def test_values_in_a_file_that_are_no_numbers_are_refused(value, said, run, tmp_path):
+    nodes = {
+        "1": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 32, "height": 32, "length": 5}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+        "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": value}},
+        "4": {"class_type": "SaveVideo", "inputs": {"video": ["3", 0], "filename_prefix": "a"}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(nodes), encoding="utf-8")
+    done = run(tmp_path / "graph.json")
+    assert done.code == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_empty_models_folder_says_what_to_put_where(run, tmp_path):

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..arguments import number
 from .harness import TOOLS
 
 _CLIP = "--width 64 --height 64 --frames 5"
@@ -44,7 +45,7 @@ def main(words: list[str]) -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python tools bench all", description=__doc__, formatter_class=form)
     names = [name for name, *_ in PLAN]
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all (10)")
+    parser.add_argument("--minutes", type=number(), default=10.0, help="for all (10)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the rows, NAME.jsonl each")
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--small", action="store_true", help="tiny sizes, for any CPU")

@@ -119,7 +119,7 @@ class Results:
                 problem = Clips.NO_RESULT(
                     name=self.path.name, number=number, kind=type(error).__name__, error=error, path=self.path
                 )
-                console.complain(f"run_prompts: {problem}")
+                console.complain(problem, by="run_prompts")
 
     def _append(self, text: str) -> None:
         """Add a line; one that was cut in the middle ends where it is."""

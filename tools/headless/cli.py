@@ -10,6 +10,7 @@ from typing import Any
 
 from ...engine.sentences.tools import Command
 from .. import console
+from ..arguments import Parser, seconds
 from .errors import Cancelled, CommandError, RunError
 from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
@@ -68,21 +69,24 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
     for path in log.outputs:
         console.say(str(path))
     for warning in log.warnings:
-        console.complain(f"run_workflow: {warning}")
+        console.complain(warning, by="run_workflow")
     if error:
-        console.complain(f"run_workflow: {_shorten(str(error))}")
+        console.complain(_shorten(str(error)), by="run_workflow")
     return (error.exit_code if error else 0), report
 
 
 def _shorten(message: str) -> str:
-    """Cut messages that list every tensor of a model; the report has them whole."""
+    """Say messages, cut where they list every tensor of a model; the report has them whole."""
+    message = console.spoken(message)
     lines = message.splitlines()
     more = len(lines) - _MAX_ERROR_LINES
-    return message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], Command.MORE_LINES(more=more)])
+    return (
+        message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], console.spoken(Command.MORE_LINES(more=more))])
+    )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run_workflow.py",
         description="Run a ComfyUI workflow file (API format, or as saved by the editor): here, with the LightX2V "
         "nodes and a few core nodes, or with --server in a running ComfyUI.",
@@ -117,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report: seconds, peaks, versions")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="cancel the run after this long")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="cancel the run after this long")
     parser.add_argument("--quiet", action="store_true", help="no progress, no log; errors are still printed")
     return parser
 
