@@ -42,9 +42,9 @@ class Reading:
     NO_NAME = Sentence("{path!r} is no name of a file ({error}); expected {expected}.")
     # checkpoints/header.py
     SAFETENSORS_FILE = Sentence("a safetensors file")
-    HEADER_CORRUPT = Sentence("The header of {path} is corrupt ({problem}). {download_again}")
+    HEADER_CORRUPT = Sentence("{download_again} The header of {path} is corrupt ({problem}).")
     TRUNCATED = Sentence("truncated")
-    OTHER_LENGTH = Sentence("{path} is {state}: found {size} bytes, expected {expected}. {download_again}")
+    OTHER_LENGTH = Sentence("{download_again} {path} is {state}: found {size} bytes, expected {expected}.")
     ODD_DTYPE = Sentence("a dtype {dtype!r}")
     ODD_BYTES = Sentence("{dtype} {shape} takes {num_bytes} bytes, not {found}")
     LONGER_THAN_HEADER = Sentence("longer than its header says")
@@ -52,12 +52,16 @@ class Reading:
     LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
     ODD_SHAPE = Sentence("{name} of shape {shape} at {end}")
     NO_SAFETENSORS = Sentence(
-        "{path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a header length "
-        "that fits its {size} bytes. {download_again}"
+        "{download_again} {path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a "
+        "header length that fits its {size} bytes."
     )
     HEADER_TOO_LONG = Sentence(
-        "{path} is not read: its header is of {length} bytes, where the largest of a real model are below "
-        "{max_header_bytes}. {download_again}"
+        "{download_again} {path} is not read: its header is of {length} bytes, where the largest of a real model are "
+        "below {max_header_bytes}."
+    )
+    TOO_MANY_TENSORS = Sentence(
+        "{download_again} {path} is not read: its header names {num_tensors} tensors, where a real model has fewer "
+        "than {most}."
     )
     HOLE_IN_FILE = Sentence("{name} begins at byte {begin}, expected {reached}")
     # checkpoints/pth.py
@@ -135,7 +139,7 @@ class Models:
     )
     NO_DECLARATION = Sentence("{said!r} in place of a table")
     DECLARATION_UNREADABLE = Sentence(
-        "{file} declares its quantization in a form that cannot be read ({error}). {download_again}"
+        "{download_again} {file} declares its quantization in a form that cannot be read ({error})."
     )
     # checkpoints/names.py
     UNDISTILLED = Sentence(
