@@ -294,7 +294,7 @@ def _is_transformer_name(name: str) -> bool:
 
 
 def _is_index(name: str) -> bool:
-    """Say by its name whether a file lists the shards of a transformer; without them it is a part of one all the same."""
+    """Say by its name whether a file lists the shards of a transformer; without them it is part of one too."""
     return name.lower().endswith(_INDEX_ENDING) and not _NOT_TRANSFORMER.search(name)
 
 
