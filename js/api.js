@@ -119,6 +119,25 @@ export function muted(...children) {
     return element("div", { style: { color: MUTED } }, ...children);
 }
 
+/** A text of at most so many lines; what is longer ends with an ellipsis, so that panels do not scroll. */
+function clamped(most) {
+    return { display: "-webkit-box", WebkitBoxOrient: "vertical", WebkitLineClamp: most, overflow: "hidden", overflowWrap: "anywhere" };
+}
+
+/** The first row of a panel: a dot and a sentence. */
+export function headline(color, text, title = "") {
+    const dot = element("span", {
+        style: { flex: "none", width: "8px", height: "8px", marginTop: "3px", borderRadius: "50%", background: color },
+    });
+    const sentence = element("span", { style: { flex: "1", ...clamped(3) } }, text);
+    return element("div", { title: title || text, style: { display: "flex", gap: "6px" } }, dot, sentence);
+}
+
+/** A text of at most two lines below it, or nothing; `title` is the whole of it. */
+export function lines(text, title) {
+    return text ? [element("div", { title, style: { color: MUTED, ...clamped(2) } }, text)] : [];
+}
+
 export function debounce(milliseconds, run) {
     let timer;
     return () => {

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
-import { describeDownloads } from "./downloads.js";
+import { describeDownloads, unfoldDownloads } from "./downloads.js";
 import { say } from "./texts.js";
 import { describeCheck } from "./verify.js";
 
@@ -105,8 +105,16 @@ function render(container) {
     fill(list, bar);
 }
 
+/** A button that leads to what can be downloaded. */
+export function getWeightsButton() {
+    return button(say("get_weights"), say("get_weights_title"), () => {
+        unfoldDownloads();
+        openDoctor();
+    });
+}
+
 /** Open the tab. */
-export function openDoctor() {
+function openDoctor() {
     if (app.extensionManager.sidebarTab.activeSidebarTabId !== DOCTOR_TAB) {
         app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${DOCTOR_TAB}`);
     }

@@ -75,19 +75,27 @@ function describeOffer(found) {
     return [main, muted(best.summary), element("details", { open: isAsked }, folded, ...rows)];
 }
 
-/** A button with size and place beside it, which asks before it starts. */
-function variantButton(variant, label, { free_bytes: free, models_folder: folder }) {
-    const isTight = free !== null && free < variant.num_bytes;
-    const size = { size: gigabytes(variant.num_bytes), folder: variant.folder, free: free === null ? "?" : gigabytes(free) };
-    const facts = element("div", { title: folder, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : "download_size", size));
+/** A button with size and place beside it, which asks before it starts, if there is room. */
+function variantButton(variant, label, { models_folder: models }) {
+    const { room } = variant;
+    const size = { size: gigabytes(variant.num_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : gigabytes(room.free_bytes) };
+    const isTight = room.lacking_bytes > 0;
+    const facts = element("div", { title: models, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : "download_size", size));
     const built = element("div", {});
-    const ask = () => {
+    const ask = async () => {
+        // Somebody may have made room since.
+        const { variants } = await fetchJson("downloads");
+        const now = variants.find(({ name }) => name === variant.name).room;
         const start = button(say("download_start", size), "", () => send(variant.name));
+        start.disabled = now.lacking_bytes > 0;
         const stop = button(say("not_now"), "", () => built.replaceChildren(offer, facts));
+        const lacks = say("download_lacks", { lacking: gigabytes(now.lacking_bytes), folder: now.folder });
         const style = { display: "flex", flexWrap: "wrap", gap: "6px" };
-        built.replaceChildren(element("div", { style }, start, stop), element("div", { style: { margin: "3px 0" } }, say("download_ask", size)));
+        const said = start.disabled ? problem(lacks) : element("div", { style: { margin: "3px 0" } }, say("download_ask", size));
+        Object.assign(start.style, start.disabled ? { opacity: 0.5, cursor: "not-allowed" } : {});
+        built.replaceChildren(element("div", { style }, start, stop), said);
     };
-    const offer = button(label, folder, ask);
+    const offer = button(label, models, () => ask().catch((error) => built.append(problem(error.message))));
     built.append(offer, facts);
     return built;
 }

@@ -2,13 +2,15 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { COLORS, answeredPanels, element, fetchJson, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { COLORS, answeredPanels, fetchJson, headline, lines, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { getWeightsButton } from "./doctor.js";
+import { splitSentence } from "./sentence.js";
 import { say } from "./texts.js";
 import { LOADERS, describeLora } from "./graph.js";
 
 const NODE = "LightX2VLora";
 
-const { add, refreshSoon } = answeredPanels((node) => {
+const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const question = node.graph && describeLora(node);
     if (!question) {
         return { text: say("lora_connect") };
@@ -18,15 +20,18 @@ const { add, refreshSoon } = answeredPanels((node) => {
 
 async function answer(question) {
     try {
-        const { ok, sentence } = await fetchJson("lora", question);
-        return [said(sentence, ok ? undefined : COLORS.missing)];
+        const line = await fetchJson("lora", question);
+        if (line.ok || line.waits) {
+            return [wrapped(muted(line.sentence))];
+        }
+        const [advice, rest] = splitSentence(line.sentence);
+        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton()] : []), ...lines(rest, line.sentence)];
     } catch (error) {
-        return [said(error.message, COLORS.warn)];
+        return [headline(COLORS.warn, error.message)];
     }
 }
 
-function said(sentence, color) {
-    const shown = color ? element("div", { style: { color } }, sentence) : muted(sentence);
+function wrapped(shown) {
     shown.style.overflowWrap = "anywhere";
     return shown;
 }
@@ -49,5 +54,6 @@ app.registerExtension({
         refreshSoon();
     },
     afterConfigureGraph: refreshSoon,
-    refreshComboInNodes: refreshSoon,
+    // A file may have arrived, though the question is the same.
+    refreshComboInNodes: refreshAll,
 });

@@ -2,21 +2,13 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { COLORS, MUTED, answeredPanels, button, element, fetchJson, formatSeconds, gib, muted, onNodeEvent, onWidgetChange } from "./api.js";
-import { openDoctor } from "./doctor.js";
-import { unfoldDownloads } from "./downloads.js";
-import { say } from "./texts.js";
+import { COLORS, MUTED, answeredPanels, element, fetchJson, formatSeconds, gib, headline, lines, muted, onNodeEvent, onWidgetChange } from "./api.js";
+import { getWeightsButton } from "./doctor.js";
+import { firstOf, splitSentence } from "./sentence.js";
+import { joined, say } from "./texts.js";
 import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
 
 const LONG_SECONDS = 3600;
-// A sentence that fits into two lines of the panel, in Latin letters; Chinese characters are twice as wide.
-const SHORT_SENTENCE = 90;
-const WIDE = /[\u2e80-\uffef]/g;
-
-const getWeights = () => {
-    unfoldDownloads();
-    openDoctor();
-};
 
 const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     const loader = node.graph && findLoader(node);
@@ -36,46 +28,24 @@ async function answer(run, describe) {
     }
 }
 
-function headline(color, text, title = "") {
-    const dot = element("span", {
-        style: { flex: "none", width: "8px", height: "8px", marginTop: "3px", borderRadius: "50%", background: color },
-    });
-    const sentence = element("span", { style: { flex: "1", ...clamped(3) } }, text);
-    return element("div", { title: title || text, style: { display: "flex", gap: "6px" } }, dot, sentence);
-}
-
-/** The style of a text of at most so many lines; what is longer ends with an ellipsis, so that panels do not scroll. */
-function clamped(most) {
-    return { display: "-webkit-box", WebkitBoxOrient: "vertical", WebkitLineClamp: most, overflow: "hidden", overflowWrap: "anywhere" };
-}
-
-/** A sentence of the server in short: what to do, and the rest, which may have lines of its own. */
-function splitSentence(sentence) {
-    // A file's name says enough; where it lies is in the title.
-    const short = sentence.replace(/(?<=^|[\s'"(“（：，。])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g, "");
-    const width = short.length + (short.match(WIDE)?.length ?? 0);
-    const cut = short.includes("\n") ? short.indexOf("\n") : width > SHORT_SENTENCE ? short.search(/[.:] |[。：]/) + 1 : 0;
-    return cut > 0 ? [short.slice(0, cut).replace(/:$/, ".").replace(/：$/, "。"), short.slice(cut).trim()] : [short, ""];
-}
-
 /** Return the rows of a loader's panel for an answer of /lightx2v/plan: one verdict, then what it rests on. */
 function describePlan(plan, { parameters, hasSize }) {
     const facts = describeFacts(plan, parameters, hasSize);
+    if (plan.waits_for) {
+        // The LoRA's own node says it; one of another pack may not.
+        const [advice] = splitSentence(plan.sentence);
+        return [headline(MUTED, say("waiting_for_lora", { name: plan.waits_for }), plan.sentence), ...lines(advice, plan.sentence)];
+    }
     if (!plan.ok) {
-        const [advice, rest] = plan.is_absent ? describeAbsence(plan.sentence, parameters) : splitSentence(plan.sentence);
-        const help = plan.is_absent || plan.missing.length ? [button(say("get_weights"), say("get_weights_title"), getWeights)] : [];
+        const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : splitSentence(plan.sentence);
+        const help = plan.is_absent || plan.missing.length ? [getWeightsButton()] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];
     const isSlow = plan.seconds !== null && plan.seconds > LONG_SECONDS;
     const color = sayings.length || isSlow ? COLORS.warn : COLORS.ok;
     const shown = sayings.flatMap((sentence) => lines(splitSentence(sentence)[0], sentence));
-    return [headline(color, `${say("fits")} ${duration(plan)}`), ...shown, ...facts];
-}
-
-/** Of a text with lines of its own, such as one a mode, its first sentence; the title has them all. */
-function firstOf(text) {
-    return text.includes("\n") ? text.split("\n")[0].split(/(?<=\. |。)/)[0] : text;
+    return [headline(color, joined("sentences", [say("fits"), duration(plan)])), ...shown, ...facts];
 }
 
 /** Return the rows of an offload node's panel: what it decides, and no more. */
@@ -88,16 +58,10 @@ function describeOffload(plan, { parameters }) {
 }
 
 /** What is missing, and what can be done beside the button. */
-function describeAbsence(sentence, { checkpoint, transformer }) {
-    const name = checkpoint ?? transformer;
+function describeAbsence({ sentence, absent: name }, { checkpoint }) {
     const help = say("absent_help", { folder: checkpoint === undefined ? "models/diffusion_models" : "models/lightx2v" });
     // The one entry of an empty list says what to do, and is no name.
     return [name.startsWith("none found") ? splitSentence(sentence)[0] : say("absent", { name }), help];
-}
-
-/** A text of at most two lines, or nothing; `title` is the whole of it. */
-function lines(text, title) {
-    return text ? [element("div", { title, style: { color: MUTED, ...clamped(2) } }, text)] : [];
 }
 
 /** Return what was found out; nothing where the checkpoint could not be read. */
@@ -108,16 +72,17 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
     const size = [
         say("size", { width, height, frames }),
         batch > 1 ? say("videos", { count: batch }) : "",
-        hasSize ? "" : `(${say("no_size")})`,
+        hasSize ? "" : say("no_size"),
+        plan.is_tiled ? say("tiled") : "",
     ];
     const facts = [
-        [...size, plan.is_tiled ? say("tiled") : ""].filter(Boolean).join(" "),
+        joined("facts", size),
         plan.offload ? whereWeightsRest(plan) : "",
         [memory(say("vram"), plan.vram), memory(say("ram"), plan.ram)].filter(Boolean).join(" \u00b7 "),
         // Least of all, where there is something to say.
-        plan.warnings.length + plan.missing.length || !plan.ok ? "" : [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""].filter(Boolean).join(", "),
+        plan.warnings.length + plan.missing.length || !plan.ok ? "" : joined("facts", [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""]),
     ];
-    const title = [plan.detected, `${plan.engine}: ${[...new Set([plan.attention, plan.matmul])].join(", ")}`, ...plan.reasons, ...plan.loras];
+    const title = [plan.detected, say("engine", { engine: plan.engine, backends: joined("facts", [...new Set([plan.attention, plan.matmul])]) }), ...plan.reasons, ...plan.loras];
     return [element("div", { title: title.join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
 }
 

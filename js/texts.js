@@ -4,6 +4,8 @@ import { app } from "../../scripts/app.js";
 
 const TEXTS = {
     en: {
+        sentences: "{first} {second}",
+        facts: "{first}, {second}",
         fits: "Fits.",
         takes: "Takes {time} ({basis}).",
         takes_about: "Takes about {time} ({basis}).",
@@ -15,6 +17,8 @@ const TEXTS = {
         basis_rough: "a rough guess from much smaller clips",
         absent: "Not here: {name}",
         absent_help: "Or put one into {folder} and press R.",
+        waiting_for_lora: "Waiting for the LoRA {name}",
+        engine: "{engine}: {backends}",
         no_plan: "No plan: {problem}",
         get_weights: "Get the weights",
         get_weights_title: "Open the LightX2V tab, which downloads them",
@@ -54,6 +58,7 @@ const TEXTS = {
         other_versions: "Other versions ({count})",
         download_size: "{size} to {folder}; {free} free",
         download_tight: "{size} to {folder}; only {free} free",
+        download_lacks: "Make room first: {lacking} more are needed on the drive of {folder}.",
         download_start: "Start: {size}",
         not_now: "Not now",
         download_ask: "This fetches {size} into {folder}. What has arrived is kept if you stop.",
@@ -84,6 +89,8 @@ const TEXTS = {
         report_details: "Details",
     },
     zh: {
+        sentences: "{first}{second}",
+        facts: "{first}，{second}",
         fits: "放得下。",
         takes: "需要 {time}（{basis}）。",
         takes_about: "大约需要 {time}（{basis}）。",
@@ -95,6 +102,8 @@ const TEXTS = {
         basis_rough: "根据小得多的视频粗略推测",
         absent: "没有找到：{name}",
         absent_help: "或者放入 {folder}，然后按 R。",
+        waiting_for_lora: "等待 LoRA {name}",
+        engine: "{engine}：{backends}",
         no_plan: "没有方案：{problem}",
         get_weights: "获取权重",
         get_weights_title: "打开 LightX2V 标签页进行下载",
@@ -115,7 +124,7 @@ const TEXTS = {
         loras: "{count} 个 LoRA",
         vram: "显存",
         ram: "内存",
-        memory: "{name} 需要 {needed}，可用 {available} GiB",
+        memory: "{name}需要 {needed}，可用 {available} GiB",
         lora_connect: "连接 LightX2V 加载器后，这里显示 LoRA 有多少生效。",
         video_length: "{frames} 帧 = {seconds} 秒视频（{rate} fps）",
         set_size: "设置宽度和高度",
@@ -134,6 +143,7 @@ const TEXTS = {
         other_versions: "其他版本（{count}）",
         download_size: "{size}，存到 {folder}；剩余 {free}",
         download_tight: "{size}，存到 {folder}；只剩 {free}",
+        download_lacks: "请先腾出空间：{folder} 所在的硬盘还差 {lacking}。",
         download_start: "开始：{size}",
         not_now: "以后再说",
         download_ask: "将下载 {size} 到 {folder}。停止时已下载的部分会保留。",
@@ -169,6 +179,12 @@ const TEXTS = {
 export function language() {
     const locale = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? navigator.language ?? "en";
     return String(locale).toLowerCase().startsWith("zh") ? "zh" : "en";
+}
+
+/** Join texts, of which some may be empty, by the text that stands between two: sentences, facts. */
+export function joined(name, parts) {
+    const [first = "", ...others] = parts.filter(Boolean);
+    return others.reduce((whole, each) => say(name, { first: whole, second: each }), first);
 }
 
 /** Return a text by name, with its {holes} filled from `values`. */

@@ -277,6 +277,13 @@ def list_checkpoint_folders(root: Path) -> list[str]:
     return sorted(found - {""})
 
 
+def list_transformer_folders(root: Path) -> list[str]:
+    """List those of `list_checkpoint_folders` that hold a transformer or both experts themselves, as
+    `resolve_transformer` takes them: not a repository, which has a folder for each precision.
+    """
+    return [name for name in list_checkpoint_folders(root) if _holds_transformer(root / name)]
+
+
 def _leave_out(path: str, error: OSError) -> None:
     logger.warning("%s", Folders.NOT_SEARCHED(path=path, error=error))
 

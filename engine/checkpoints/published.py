@@ -1,5 +1,5 @@
-"""The published variants of the 4-step Wan2.1-T2V-14B, those of image to video, and the LoRAs that distill others:
-which files of which repositories each needs. Names only.
+"""The published variants of the 4-step Wan2.1-T2V-14B, those of image to video, the LoRAs that distill others, and the
+ordinary models that these are for: which files of which repositories each needs. Names only.
 
 The hub's own listing decides what is fetched, how big it is and what its hash is (adapters/hub); this table says
 where to look in it. Sizes here are for showing before the hub is asked.
@@ -22,6 +22,7 @@ from .kinds import MODEL_REPOSITORY
 SINGLE_FILE_REPOSITORY = "lightx2v/Wan2.1-Distill-Models"
 WAN22_REPOSITORY = "lightx2v/Wan2.2-Distill-Models"
 COMFY_REPOSITORY = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+COMFY_WAN22_REPOSITORY = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 WAN21_LORA_REPOSITORY = "lightx2v/Wan2.1-Distill-Loras"
 WAN22_LORA_REPOSITORY = "lightx2v/Wan2.2-Distill-Loras"
 LORA_FOLDER = "loras"
@@ -80,6 +81,11 @@ class Variant:
         return tuple(dict.fromkeys(part.repository for part in self.parts))
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files, of a variant of single files."""
+        return tuple(PurePosixPath(part.patterns[0]).name for part in self.parts)
+
+    @property
     def is_folder(self) -> bool:
         """Whether LightX2V Load Checkpoint takes it as one folder; else its files go to separate loaders."""
         return self.parts[0].keeps_path
@@ -124,6 +130,8 @@ _COMFY_VAE_BYTES = 254_000_000
 _CLIP_VISION_BYTES = 1_264_219_396
 _IMAGE_MODEL_8_BIT_BYTES = 17_000_000_000
 _IMAGE_EXPERT_8_BIT_BYTES = 15_007_794_120
+_COMFY_8_BIT_BYTES = 14_290_000_000
+_COMFY_IMAGE_MODEL_8_BIT_BYTES = 16_401_356_938
 _LORA_BYTES = 631_000_000
 _LORA_OF_IMAGE_MODEL_BYTES = 739_000_000
 _LORA_OF_EXPERT_BYTES = 614_000_000
@@ -196,6 +204,11 @@ def _companions(text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
     )
 
 
+def _clip_vision() -> Part:
+    path = "split_files/clip_vision/clip_vision_h.safetensors"
+    return _single_part("CLIP Vision", _CLIP_VISION_BYTES, COMFY_REPOSITORY, path, "clip_vision")
+
+
 _FP8_SINGLE = "wan2.1_t2v_14b_scaled_fp8_e4m3_lightx2v_4step"
 _FP8_T5 = ("umt5_xxl_fp8_e4m3fn_scaled", _COMFY_T5_FP8_BYTES)
 
@@ -253,33 +266,34 @@ _PRECISIONS = {"fp8": "scaled_fp8_e4m3_", "int8": "int8_"}
 def _image_model(size: str, precision: str) -> Variant:
     """Return Wan2.1's image to video, trained at a size, with CLIP Vision as ComfyUI's CLIPVisionLoader takes it."""
     transformer = f"wan2.1_i2v_{size}_{_PRECISIONS[precision]}lightx2v_4step"
-    vision = "split_files/clip_vision/clip_vision_h.safetensors"
     return Variant(
         name=f"wan2.1-i2v-{size}-{precision}",
         summary=Published.WAN21_IMAGE(size=size),
         precision=precision,
         parts=(
             *_single_parts(transformer, _IMAGE_MODEL_8_BIT_BYTES, *_FP8_T5),
-            _single_part("CLIP Vision", _CLIP_VISION_BYTES, COMFY_REPOSITORY, vision, "clip_vision"),
+            _clip_vision(),
         ),
+    )
+
+
+def _experts(num_bytes: int, repository: str, path: str) -> tuple[Part, ...]:
+    """Return both experts of Wan2.2 with their companions; `path` has a hole for the noise."""
+    experts = {Published.EXPERT(noise=noise): path.format(noise=noise) for noise in ("high", "low")}
+    return (
+        *(_single_part(what, num_bytes, repository, file, "diffusion_models") for what, file in experts.items()),
+        *_companions(*_FP8_T5),
     )
 
 
 def _image_experts(precision: str) -> Variant:
     """Return Wan2.2's image to video: two experts."""
-    rest = f"noise_{_PRECISIONS[precision]}lightx2v_4step.safetensors"
-    experts = {Published.EXPERT(noise=noise): f"wan2.2_i2v_A14b_{noise}_{rest}" for noise in ("high", "low")}
+    path = f"wan2.2_i2v_A14b_{{noise}}_noise_{_PRECISIONS[precision]}lightx2v_4step.safetensors"
     return Variant(
         name=f"wan2.2-i2v-{precision}",
         summary=Published.WAN22_IMAGE(),
         precision=precision,
-        parts=(
-            *(
-                _single_part(what, _IMAGE_EXPERT_8_BIT_BYTES, WAN22_REPOSITORY, file, "diffusion_models")
-                for what, file in experts.items()
-            ),
-            *_companions(*_FP8_T5),
-        ),
+        parts=_experts(_IMAGE_EXPERT_8_BIT_BYTES, WAN22_REPOSITORY, path),
     )
 
 
@@ -339,7 +353,46 @@ _LORAS = (
     ),
 )
 PUBLISHED_LORAS = {lora.name: lora for lora in _LORAS}
-ALL_PUBLISHED = PUBLISHED | PUBLISHED_IMAGE_MODELS | PUBLISHED_LORAS
+
+
+def _ordinary(model: str, name: str, lora: str, parts: tuple[Part, ...]) -> Variant:
+    """Return a model that is not distilled, which a LoRA of the list distills."""
+    return Variant(
+        name=f"{name}-ordinary-fp8",
+        summary=Published.ORDINARY(model=model, lora=lora),
+        precision="fp8",
+        parts=parts,
+    )
+
+
+def _ordinary_file(file: str, num_bytes: int) -> tuple[Part, ...]:
+    path = f"split_files/diffusion_models/{file}_14B_fp8_scaled.safetensors"
+    transformer = _single_part(Parts.TRANSFORMER(), num_bytes, COMFY_REPOSITORY, path, "diffusion_models")
+    return (transformer, *_companions(*_FP8_T5))
+
+
+def _ordinary_experts(kind: str) -> tuple[Part, ...]:
+    path = f"split_files/diffusion_models/wan2.2_{kind}_{{noise}}_noise_14B_fp8_scaled.safetensors"
+    return _experts(_COMFY_8_BIT_BYTES, COMFY_WAN22_REPOSITORY, path)
+
+
+# Names and sizes: file listings of Comfy-Org's two repositories, which ComfyUI's own templates name too.
+_ORDINARY = (
+    _ordinary("Wan2.1 T2V 14B", "wan2.1-t2v", "wan2.1-t2v-lora", _ordinary_file("wan2.1_t2v", _COMFY_8_BIT_BYTES)),
+    *(
+        _ordinary(
+            f"Wan2.1 I2V 14B {size}",
+            f"wan2.1-i2v-{size}",
+            "wan2.1-i2v-lora",
+            (*_ordinary_file(f"wan2.1_i2v_{size}", _COMFY_IMAGE_MODEL_8_BIT_BYTES), _clip_vision()),
+        )
+        for size in ("480p", "720p")
+    ),
+    _ordinary("Wan2.2 T2V A14B", "wan2.2-t2v", "wan2.2-t2v-loras", _ordinary_experts("t2v")),
+    _ordinary("Wan2.2 I2V A14B", "wan2.2-i2v", "wan2.2-i2v-loras", _ordinary_experts("i2v")),
+)
+PUBLISHED_ORDINARY = {model.name: model for model in _ORDINARY}
+ALL_PUBLISHED = PUBLISHED | PUBLISHED_IMAGE_MODELS | PUBLISHED_LORAS | PUBLISHED_ORDINARY
 
 
 def find_variant(name: str) -> Variant:

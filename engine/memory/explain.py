@@ -33,13 +33,16 @@ def explain_run(sizes: Sizes, budget: Budget, mode: str, best_for: Callable[[Cli
             for each in modes
             if each in ("block", "phase")
         }
-    needs = {name: sampling_need(sizes, each, on_gpu=on_gpu) for name, each in placements.items()}
+    # Modes that need the same share a line.
+    needs: dict[str, list[str]] = {}
+    for name, each in placements.items():
+        needs.setdefault(sampling_need(sizes, each, on_gpu=on_gpu).describe(budget), []).append(name)
     there = Need(vram=budget.vram or 0, ram=budget.ram).describe(budget)
     bound = Memory.KEPT(vram_limit=budget.vram_limit) if budget.vram_limit else ""
     lines = [
         _advise(sizes, best_for),
         Memory.NEEDED(cause=cause, clip=sizes.clip, precision=sizes.backends.precision.upper()),
-        *(Memory.MODE_NEEDS(mode=mode, need=need.describe(budget)) for mode, need in needs.items()),
+        *(Memory.MODES_NEED(modes=joined(names, Between.COMMA), need=need) for need, names in needs.items()),
         Memory.THERE_ARE(there=there, bound=bound),
     ]
     return joined(lines, Between.LINES)

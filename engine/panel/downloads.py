@@ -1,16 +1,23 @@
-"""The one download that the editor may start: a published variant, in a thread, with progress to ask for."""
+"""The one download that the editor may start: a published variant, in a thread, with progress to ask for.
+
+And what there is room for.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import logging
+import os
+import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..adapters.hub.download import download
-from ..checkpoints.published import Variant
+from ..checkpoints.published import Part, Variant
 from ..errors import LightX2VError, without_passwords
 from ..sentences.hub import Hub
 from .background import Background, StoppedError
@@ -18,6 +25,74 @@ from .background import Background, StoppedError
 logger = logging.getLogger(__name__)
 
 _PACE_SECONDS, _LEAST_SECONDS = 30.0, 2.0
+# What an interrupted download leaves; see adapters/hub/download.py.
+_BEGUN_FILE = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part")
+# Published sizes are rounded, so what is there may look a little smaller.
+_WHOLE_SHARE = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a variant still needs on the drives of the model folders, and what is there."""
+
+    missing_bytes: int
+    """Of the variant, about; what has arrived is not counted."""
+    free_bytes: int | None
+    """On the drive that lacks most, else on that of the first part; None where it cannot be looked at."""
+    lacking_bytes: int = 0
+    """By which that drive is too full."""
+    folder: str
+    """A folder on that drive, from models/ on."""
+
+
+def room_for(variant: Variant, models_dir: Path) -> Room:
+    """Return whether a variant has room, by published sizes and what is here; the hub is not asked."""
+    drives: dict[object, list[Part]] = {}
+    missing = {part: _missing_bytes(part, models_dir) for part in variant.parts}
+    try:
+        for part in variant.parts:
+            drives.setdefault(_device(_place(part, models_dir)), []).append(part)
+        rooms = []
+        for parts in drives.values():
+            free = shutil.disk_usage(_place(parts[0], models_dir)).free
+            rooms.append((max(sum(missing[part] for part in parts) - free, 0), free, _top(parts[0])))
+    except OSError:
+        return Room(missing_bytes=sum(missing.values()), free_bytes=None, folder=_top(variant.parts[0]))
+    lacking, free, folder = max(rooms, key=lambda room: room[0])
+    return Room(missing_bytes=sum(missing.values()), free_bytes=free, lacking_bytes=lacking, folder=folder)
+
+
+def _top(part: Part) -> str:
+    return f"models/{part.folder.partition('/')[0]}"
+
+
+def _place(part: Part, models_dir: Path) -> Path:
+    """Return the folder that is there and that a part's folder is, or will be made in."""
+    folder = models_dir / part.folder
+    return next((place for place in (folder, *folder.parents) if os.path.isdir(place)), folder)
+
+
+def _device(place: Path) -> object:
+    return place.stat().st_dev
+
+
+def _missing_bytes(part: Part, models_dir: Path) -> int:
+    home = models_dir / part.folder
+    patterns = part.patterns if part.keeps_path else [PurePosixPath(part.patterns[0]).name]
+    here = max(_bytes_here(home / pattern) for pattern in patterns)
+    return 0 if here >= _WHOLE_SHARE * part.num_bytes else part.num_bytes - here
+
+
+def _bytes_here(pattern: Path) -> int:
+    """Return the bytes of the files in a folder that match, whole ones and begun ones."""
+    if not os.path.isdir(pattern.parent):
+        return 0
+    found = 0
+    for entry in os.scandir(pattern.parent):
+        begun = _BEGUN_FILE.fullmatch(entry.name)
+        if fnmatch.fnmatchcase(begun[1] if begun else entry.name, pattern.name) and entry.is_file():
+            found += entry.stat().st_size
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

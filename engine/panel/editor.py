@@ -13,7 +13,7 @@ from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.files import AUTO_SECOND, NO_SECOND
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..checkpoints.transformers import EXPERTS
 from ..constants import (
     DEFAULT_HEIGHT,
@@ -33,8 +33,8 @@ from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
 from . import doctor
-from .downloads import Downloads
-from .forecast import Forecast, Question, describe_lora, forecast
+from .downloads import Downloads, room_for
+from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
 from .verify import Verifications
 
 _downloads = Downloads()
@@ -58,19 +58,24 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         path = _MODELS[kind].resolve(str(values[kind]))
     except ValueError as error:
-        return asdict(Forecast(ok=False, sentence=str(error), is_absent=True))
+        return asdict(_not_chosen(values[kind], error))
+    try:
+        second = _second_expert(values)
+    except ValueError as error:
+        return asdict(_not_chosen(values["second_expert"], error))
     given: dict[str, Any] = dict(values)
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
         gpus = GpuSettings(gpus=str(given.get("gpus", "1")).replace(" ", ""))
-        loras = tuple(
-            (paths.LORAS.resolve(str(given[name])), str(given.get(f"{name}_expert", EXPERT_CHOICES[0])))
-            for name in _LORAS
-            if name in given
-        )
-        second = _second_expert(given)
     except ValueError as error:
         return asdict(Forecast(ok=False, sentence=str(error)))
+    loras = []
+    for name in filter(given.__contains__, _LORAS):
+        try:
+            lora = paths.LORAS.resolve(str(given[name]))
+        except ValueError as error:
+            return asdict(Forecast(ok=False, sentence=str(error), waits_for=str(given[name])))
+        loras.append((lora, str(given.get(f"{name}_expert", EXPERT_CHOICES[0]))))
     host.follow_host_device()
     question = Question(
         path=path,
@@ -86,7 +91,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         policy=memory.host_policy(),
         second=second,
         first_is=str(given.get("expert", "auto")),
-        loras=loras,
+        loras=tuple(loras),
         uses=frozenset(part for part in _PARTS if given.get(f"uses_{part}") == "1"),
         clip=Clip(
             width=given.get("width", DEFAULT_WIDTH),
@@ -110,10 +115,14 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
     if "lora" not in values:
         raise ValueError(Doctor.LORA_NEEDS_NAME())
     try:
-        path, file = _MODELS[kind].resolve(str(values[kind])), paths.LORAS.resolve(str(values["lora"]))
-        second = _second_expert(values)
+        file = paths.LORAS.resolve(str(values["lora"]))
     except ValueError as error:
-        return {"ok": False, "sentence": str(error)}
+        is_published = any(values["lora"] in lora.file_names for lora in PUBLISHED_LORAS.values())
+        return asdict(LoraLine(ok=False, sentence=str(error), is_published=is_published))
+    try:
+        path, second = _MODELS[kind].resolve(str(values[kind])), _second_expert(values)
+    except ValueError:
+        return asdict(WAITING_LORA)
     question = Question(
         path=path,
         is_checkpoint=kind == _WHOLE,
@@ -123,8 +132,14 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
         loras=((file, str(values.get("lora_expert", EXPERT_CHOICES[0]))),),
         clip=Clip(width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT, num_frames=DEFAULT_NUM_FRAMES),
     )
-    ok, sentence = describe_lora(question)
-    return {"ok": ok, "sentence": sentence}
+    return asdict(describe_lora(question))
+
+
+def _not_chosen(name: Value, error: ValueError) -> Forecast:
+    """Return the answer about a model that the lists do not have, by its name as it was chosen."""
+    if isinstance(error, paths.NotThereError):
+        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name))
+    return Forecast(ok=False, sentence=str(error))
 
 
 def _second_expert(values: Mapping[str, Value]) -> Path | str:
@@ -161,8 +176,9 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, the best for this card first, where to, what is free there, and the progress."""
+    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress."""
     host.follow_host_device()
+    folder = paths.models_folder()
     offers = [
         (advice.variant, [] if advice.step_seconds is None else [str(advice)]) for advice in doctor.rank_files_here()
     ]
@@ -173,20 +189,14 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
             "summary": joined([variant.summary, *notes], Between.SEMICOLON),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
+            "room": asdict(room_for(variant, folder)),
         }
         for variant, notes in offers
     ]
-    folder = paths.models_folder()
-    try:
-        free_bytes: int | None = doctor.free_disk_bytes(folder)
-    except OSError:
-        # The doctor's list says so.
-        free_bytes = None
     return {
         "variants": variants,
         "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
-        "free_bytes": free_bytes,
         "progress": asdict(_downloads.progress),
     }
 

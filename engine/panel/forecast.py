@@ -100,10 +100,30 @@ class Forecast:
     tokens: int = 0
     is_absent: bool = False
     """No such model is there."""
+    absent: str = ""
+    """The name of what is not there, as it was chosen: of the model, or of its second expert."""
+    waits_for: str = ""
+    """Name of the LoRA that something is wrong with, which its own node says."""
     missing: tuple[str, ...] = ()
     """Parts that the checkpoint lacks, one sentence each."""
     warnings: tuple[str, ...] = ()
     """What may make the picture another one than is meant, one sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraLine:
+    """What is said of a LoRA on its node."""
+
+    ok: bool
+    sentence: str
+    """How much of it applies, or what is wrong and what to do."""
+    is_published: bool = False
+    """It is not there, and can be downloaded."""
+    waits: bool = False
+    """Something is wrong with the transformer, which its loader says."""
+
+
+WAITING_LORA = LoraLine(ok=False, sentence=Doctor.WAITING_FOR_TRANSFORMER(), waits=True)
 
 
 def forecast(question: Question) -> Forecast:
@@ -117,6 +137,10 @@ def forecast(question: Question) -> Forecast:
         missing = checkpoint.missing if checkpoint else ()
         if files is None:
             return Forecast(ok=False, sentence=joined(missing, Between.BLANK), missing=missing, tokens=clip.tokens)
+        for lora, expert in question.loras:
+            line = _describe_lora(lora, files, expert)
+            if not line.ok:
+                return Forecast(ok=False, sentence=line.sentence, waits_for=lora.name, tokens=clip.tokens)
         answer = _forecast_run(question, files, checkpoint)
     except LightX2VError as error:
         return Forecast(ok=False, sentence=str(error), tokens=clip.tokens)
@@ -127,18 +151,23 @@ def forecast(question: Question) -> Forecast:
     return replace(answer, missing=missing)
 
 
-def describe_lora(question: Question) -> tuple[bool, str]:
+def describe_lora(question: Question) -> LoraLine:
     """Say whether the first LoRA of a question can be put on its transformer, and how much of it applies or why not."""
     lora, expert = question.loras[0]
     try:
         files, _ = _find(question)
-        if files is None:
-            return False, Doctor.NO_TRANSFORMER_YET()
-        return True, str(_read_lora(lora, _signature(lora), files, expert).report)
+    except (LightX2VError, OSError, *MALFORMED):
+        files = None
+    return WAITING_LORA if files is None else _describe_lora(lora, files, expert)
+
+
+def _describe_lora(lora: Path, files: TransformerFiles, expert: str) -> LoraLine:
+    try:
+        return LoraLine(ok=True, sentence=str(_read_lora(lora, _signature(lora), files, expert).report))
     except LightX2VError as error:
-        return False, str(error)
+        return LoraLine(ok=False, sentence=str(error))
     except (OSError, *MALFORMED) as error:
-        return False, cannot_be_used(lora, error)
+        return LoraLine(ok=False, sentence=cannot_be_used(lora, error))
 
 
 def cannot_be_used(path: Path, error: BaseException) -> str:

@@ -13,7 +13,8 @@ class Lists:
     DOWNLOAD_IT = Sentence("download it in the side bar's LightX2V tab (or with tools/download.py)")
     LINK_TO = Sentence("{link} is a link to {target}, which cannot be reached.")
     NONE_FOUND = Sentence("none found: {put}")
-    CHOOSE_ONE = Sentence("Choose one of: {listed}.{fetch} {what} {name!r} {found}.")
+    CHOOSE_ANOTHER = Sentence("Choose another {what} than {name!r}, which {found}. There are: {listed}.{fetch}")
+    CHOOSE_PART = Sentence("Choose {parts} instead of {name!r}, which is the folder around: it holds no {what} itself.")
     PUT_CHECKPOINT = Sentence("put the checkpoint folder in models/lightx2v")
     PUT_TRANSFORMER = Sentence("put a Wan2.1 4-step safetensors file in models/diffusion_models")
     PUT_TEXT_ENCODER = Sentence("put a umt5_xxl file in models/text_encoders")
@@ -28,7 +29,7 @@ class Lists:
     HAVE_ANOTHER = Sentence(" To have another, {download}.")
     IN_ALL = Sentence("{listed} ({num_names} in all)")
     OR = Sentence("{download}, or ")
-    BROKEN_LINK = Sentence("Make {name} lead to a file again, or choose one of: {listed}. {where}")
+    BROKEN_LINK = Sentence("Make {name} lead to a file again, or choose another: {listed}. {where}")
 
 
 class Routes:

@@ -112,7 +112,7 @@ class Doctor:
     LANGUAGE_NEEDS_CLIENT = Sentence("language needs client, the editor's client id, and language.")
     DOWNLOAD_NEEDS_NAME = Sentence("download needs variant, a name of the list, or empty to stop.")
     # panel/forecast.py
-    NO_TRANSFORMER_YET = Sentence("There is no transformer yet that it could be put on.")
+    WAITING_FOR_TRANSFORMER = Sentence("Waiting for the transformer: its loader says what is missing or wrong.")
     CHOOSE_ANOTHER = Sentence("Choose another, or fetch {name} again: it cannot be used ({kind}: {error}).")
     FITS = Sentence("Fits.")
     BLOCKS = Sentence("{num_layers} blocks, {size}")

@@ -9,7 +9,7 @@ class Memory:
     """RAM and VRAM."""
 
     # memory/explain.py
-    MODE_NEEDS = Sentence("  {mode}: {need}")
+    MODES_NEED = Sentence("  {modes}: {need}")
     USE_OR_CLOSE = Sentence("Use {sizes}, or close other programs.")
     USE_LARGEST_OR_CLOSE = Sentence("Use {sizes}, the largest that fit, or close other programs.")
     NOTHING_FITS = Sentence("No size fits. Close other programs.")

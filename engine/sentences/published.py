@@ -24,6 +24,7 @@ class Published:
         "LoRA: an ordinary {model}, one that is not distilled, draws in 4 steps without CFG; {several}with LightX2V "
         "LoRA at strength 1"
     )
+    ORDINARY = Sentence("an ordinary {model}, not distilled: with the LoRA {lora} at strength 1 it draws in 4 steps")
     UNKNOWN_VARIANT = Sentence("variant is {name!r}; expected one of: {names}.")
     GONE = Sentence(
         "The {what} is not in {repository} any more: expected {patterns} there, or one of its other places. The "

@@ -68,6 +68,7 @@ def session_config(url: str, llm: str, shots: Path, *, is_vue: bool, node_module
         "chromium": chromium,
         "templates": {path.stem: path.read_text(encoding="utf-8") for path in workflows},
         "firstTemplate": examples.TEXT_TO_VIDEO.stem,
+        "loraTemplate": examples.WITH_LORAS.stem,
         "graph": slow_graph(SLOW_FILE),
         "llm": llm,
         "otherKind": OTHER_KIND,

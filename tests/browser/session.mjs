@@ -1,7 +1,8 @@
 // One session of a user in a real browser: node session.mjs CONFIG.json prints one JSON line a step.
 //
-// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, templates: {name: text}, graph, llm, otherKind, steps}
-// `firstTemplate` is the name of the one that loads a checkpoint that is not there; the server's HF_ENDPOINT has it.
+// CONFIG: {nodeModules, chromium, url, isVue, shots, firstTemplate, loraTemplate, templates: {name: text}, graph, llm, otherKind, steps}
+// `firstTemplate` is the name of the one that loads a checkpoint that is not there; the server's HF_ENDPOINT has it;
+// `loraTemplate` that of one with LoRAs.
 // `graph` is an editor workflow whose transformer takes most of a second a step; it has a report node. `llm` is the URL of
 // a language model server. `otherKind` is a file that is offered as a VAE and is none. `steps` names some of the steps
 // below; without it all are done.
@@ -58,6 +59,15 @@ page.on("pageerror", (error) => {
     if (OURS.test(error.stack ?? "")) {
         problems.push(error.stack);
     }
+});
+
+// The files of this suite are tiny, and their sizes on the list are not: what the drive has room for is pretended.
+const EMPTY_DRIVE = { lacking_bytes: 0, free_bytes: 59_000_000_000 };
+let drive = EMPTY_DRIVE;
+await page.route(/\/lightx2v\/downloads(\?|$)/, async (route) => {
+    const found = await (await route.fetch()).json();
+    found.variants.forEach(({ room }) => Object.assign(room, drive));
+    await route.fulfill({ json: found });
 });
 
 async function settle() {
@@ -336,6 +346,28 @@ const steps = {
         return { before, offer, others, asked, after: await panelText(type, "lightx2v_plan") };
     },
 
+    /** The same where the drive is too full, and then has room. */
+    async fullDrive() {
+        drive = { lacking_bytes: 12_300_000_000, free_bytes: 10_000_000_000 };
+        await openTab("lightx2v-doctor");
+        const tab = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        const offer = tab.getByRole("button", { name: /^Download FP8 for / });
+        await tab.locator("details").first().evaluate((element) => (element.open = true));
+        await offer.waitFor({ timeout: 30_000 });
+        const found = {};
+        for (const name of ["full", "free"]) {
+            await offer.click();
+            const start = tab.getByRole("button", { name: /^Start: / });
+            await start.waitFor();
+            await shot(`drive_${name}`);
+            found[name] = { isEnabled: await start.isEnabled(), text: await start.locator("xpath=../..").innerText() };
+            await tab.getByRole("button", { name: "Not now" }).click();
+            drive = EMPTY_DRIVE;
+        }
+        await openTab(null);
+        return found;
+    },
+
     /** From an empty graph to a finished clip with the mouse alone, the weights being there. */
     async firstClip() {
         await clear();
@@ -404,6 +436,13 @@ const steps = {
             await shot(`template_${name}`);
             dropped[name] = await page.evaluate(() => ({
                 overlaps: window.overlaps(),
+                // What the steps of the note are drawn in, and whether all of it is to be seen.
+                notes: window.app.graph.nodes.filter((node) => node.type === "MarkdownNote").map((node) => {
+                    const drawn = document.querySelector(`[data-node-id="${node.id}"]`) ?? node.widgets[0].element;
+                    const note = drawn?.querySelector(".tiptap, .comfy-markdown-content");
+                    const step = note?.querySelector("h2");
+                    return { pixels: step ? parseFloat(getComputedStyle(step).fontSize) : 0, hidden: note ? note.scrollHeight - note.clientHeight : 0 };
+                }),
                 unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
                 values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
             }));
@@ -438,6 +477,35 @@ const steps = {
         const refused = await panelText(type, "lightx2v_plan");
         await shot("plan_does_not_fit");
         return { before, offload, refused, delays };
+    },
+
+    /** What loader and LoRA say while something is wrong with one of them, and which of them is red. */
+    async waiting() {
+        const [loader, lora] = ["LightX2VLoadTransformer", "LightX2VLora"];
+        const panels = { [loader]: "lightx2v_plan", [lora]: "lightx2v_lora" };
+        const cases = {
+            transformer: [loader, "transformer", "gone.safetensors"],
+            expert: [loader, "second_expert", "gone_low_noise_of_the_second_expert_of_wan_with_a_long_name.safetensors"],
+            lora: [lora, "lora", "gone_lora_with_a_name_as_long_as_the_names_of_loras_are_in_general.safetensors"],
+        };
+        const said = {};
+        for (const [name, value] of Object.entries(cases)) {
+            await clear();
+            await drop("loras.json", config.templates[config.loraTemplate]);
+            await waitForPanel(loader, panels[loader], "Fits");
+            await waitForPanel(lora, panels[lora], "apply");
+            await setWidget(...value);
+            await waitForPanel(value[0], panels[value[0]], "gone");
+            const other = value[0] === loader ? lora : loader;
+            await waitForPanel(other, panels[other], "Waiting");
+            await fit();
+            await shot(`waiting_${name}`);
+            const isRed = ([type, panel]) => [...window.findPanel(type, panel).querySelectorAll("*")]
+                .some(({ style }) => [style.color, style.background].includes("rgb(248, 81, 73)"));
+            const describe = async (type) => ({ text: await panelText(type, panels[type]), isRed: await page.evaluate(isRed, [type, panels[type]]) });
+            said[name] = { loader: await describe(loader), lora: await describe(lora) };
+        }
+        return said;
     },
 
     /** Put the loader and its offload node into a subgraph; size and sampler stay outside. */

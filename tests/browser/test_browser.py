@@ -69,6 +69,24 @@ def test_a_first_visit_ends_with_the_weights_in_place(step):
     assert arrival["after"].startswith("Fits.") and "fp8 file, bf16 compute, 2 blocks" in arrival["after"]
 
 
+def test_a_download_without_room_cannot_be_started(step):
+    full, free = (step("fullDrive")[name] for name in ("full", "free"))
+    assert not full["isEnabled"] and "Make room first: 12.3 GB more are needed" in full["text"]
+    # Somebody has made room meanwhile.
+    assert free["isEnabled"] and "Make room" not in free["text"]
+
+
+def test_a_problem_is_said_by_the_node_that_has_it(step):
+    waiting = step("waiting")
+    for name in ("transformer", "expert"):
+        said = waiting[name]
+        assert said["loader"]["isRed"] and said["loader"]["text"].startswith("Not here: gone")
+        assert not said["lora"]["isRed"] and said["lora"]["text"].startswith("Waiting for the transformer")
+    said = waiting["lora"]
+    assert said["lora"]["isRed"] and said["lora"]["text"].startswith("Choose another LoRA than 'gone_lora")
+    assert not said["loader"]["isRed"] and said["loader"]["text"].startswith("Waiting for the LoRA gone_lora")
+
+
 def test_a_first_clip_takes_few_clicks_and_no_typing(step):
     first = step("firstClip")
     assert first["ended"] == "execution_success" and any(name.endswith(".mp4") for name in first["files"])
@@ -93,6 +111,7 @@ def test_a_dropped_template_loads_unchanged(step, has_panels, workflow):
     graph = json.loads(workflow.read_text(encoding="utf-8"))
     assert found["unknown"] == []
     assert found["overlaps"] == [] or not has_panels
+    assert all(note["pixels"] >= 12 and note["hidden"] <= 1 for note in found["notes"]) or not has_panels
     for node in graph["nodes"]:
         if node["type"].startswith("LightX2V"):
             assert (found["values"][str(node["id"])] or []) == node.get("widgets_values", [])

@@ -19,7 +19,19 @@ from support.chinese import CHINESE_CHARACTER, english_in
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the panels read and do not show: states, kinds and engines by name.
-NOT_SHOWN = {"state", "kind", "engine", "basis", "offload", "models_folder", "attention", "matmul", "sentence_id"}
+NOT_SHOWN = {
+    "state",
+    "kind",
+    "engine",
+    "basis",
+    "offload",
+    "models_folder",
+    "attention",
+    "matmul",
+    "sentence_id",
+    "absent",
+    "waits_for",
+}
 CHINESE, ENGLISH = "a-chinese-editor", "an-english-editor"
 
 

@@ -53,7 +53,9 @@ def test_checkpoints_are_folders_and_single_files(paths, filled):
 
 def test_other_combos_list_their_folder_and_the_checkpoints(paths, filled):
     assert paths.TRANSFORMERS.options()[:2] == [f"sub{os.sep}other.safetensors", "wan_fp8.safetensors"]
-    assert set(paths.CHECKPOINTS.options()) < set(paths.TRANSFORMERS.options())
+    # A repository is no transformer; its folders are.
+    assert set(paths.CHECKPOINTS.options()) - {REPOSITORY} < set(paths.TRANSFORMERS.options())
+    assert REPOSITORY not in paths.TRANSFORMERS.options()
     assert [Path(name).name for name in paths.TEXT_ENCODERS.options()] == [
         "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
         "models_t5_umt5-xxl-enc-fp8.pth",
@@ -105,13 +107,17 @@ def test_roots_of_extra_model_paths_count_too(paths, filled, tmp_path):
 def test_paths_outside_the_model_folders_are_refused(paths, filled, name):
     (filled.parent / "secret").mkdir()
     for choice in (paths.CHECKPOINTS, paths.TRANSFORMERS, paths.TEXT_ENCODERS, paths.TOKENIZERS, paths.VAES):
-        with pytest.raises(ValueError, match=r"^Choose one of: .* is a path outside the model folders\.$"):
+        with pytest.raises(
+            ValueError, match=r"^Choose another .* than .*, which is a path outside the model folders\."
+        ):
             choice.resolve(name)
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "", ".", "lightx2v"])
 def test_a_name_that_is_not_offered_is_refused_with_the_choices(paths, filled, name):
-    with pytest.raises(ValueError, match=r"^Choose one of: .* was not found in the model folders\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Choose another checkpoint than .*, which was not found in the model folders\. "
+    ):
         paths.CHECKPOINTS.resolve(name)
 
 
@@ -285,7 +291,7 @@ def test_a_link_to_nothing_is_not_offered_and_named(paths, models_dir, name):
     with pytest.raises(ValueError) as caught:
         paths.TRANSFORMERS.resolve(name)
     assert str(caught.value) == (
-        "Make wan.safetensors lead to a file again, or choose one of: other.safetensors. "
+        "Make wan.safetensors lead to a file again, or choose another: other.safetensors. "
         f"{link} is a link to /mnt/unplugged/wan.safetensors, which cannot be reached."
     )
 
@@ -294,8 +300,11 @@ def test_only_the_nearest_names_are_listed(paths, models_dir):
     put(models_dir, *(f"loras/style_{index:03}.safetensors" for index in range(200)), "loras/Red-Fox_v2.safetensors")
     with pytest.raises(ValueError) as caught:
         paths.LORAS.resolve("red_fox_v1.safetensors")
-    assert str(caught.value).startswith("Choose one of: Red-Fox_v2.safetensors, ")
-    assert "(201 in all)" in str(caught.value) and len(str(caught.value)) < 220
+    assert str(caught.value).startswith(
+        "Choose another LoRA than 'red_fox_v1.safetensors', which was not found in the model folders. "
+        "There are: Red-Fox_v2.safetensors, "
+    )
+    assert "(201 in all)" in str(caught.value) and len(str(caught.value)) < 240
 
 
 def test_a_fingerprint_of_what_cannot_be_looked_at(paths, models_dir):
@@ -306,3 +315,18 @@ def test_a_fingerprint_of_what_cannot_be_looked_at(paths, models_dir):
     (folder / "loop.pth").symlink_to("loop.pth")
     assert paths.fingerprint(folder) != before
     assert paths.fingerprint(folder / "gone.pth") == paths.fingerprint(folder / "gone.pth")
+
+
+def test_a_transformer_loader_offers_folders_that_hold_one_and_names_them_for_one_that_does_not(paths, models_dir):
+    """A repository has a folder a precision; its own name is one for the loader of checkpoints."""
+    folder = models_dir / "lightx2v"
+    put(folder, "wan/distill_fp8/block_0.safetensors", "wan/distill_int8/block_0.safetensors")
+    put(folder, "pair/distill_fp8/high_noise_model/block_0.safetensors")
+    put(folder, "pair/distill_fp8/low_noise_model/block_0.safetensors")
+    experts = [f"pair/distill_fp8/{noise}_noise_model" for noise in ("high", "low")]
+    folders = ["pair/distill_fp8", *experts, "wan/distill_fp8", "wan/distill_int8"]
+    assert paths.TRANSFORMERS.names() == folders
+    assert paths.CHECKPOINTS.names() == sorted([*folders, "pair", "wan"])
+    # From a workflow that was saved before.
+    with pytest.raises(ValueError, match=r"^Choose wan/distill_fp8 or wan/distill_int8 instead of 'wan'"):
+        paths.TRANSFORMERS.resolve("wan")

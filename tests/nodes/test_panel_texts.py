@@ -1,9 +1,16 @@
 """What the panels say: every text is there in both languages, with the same holes; every one that is said exists. And
 which nodes they follow."""
 
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
+from lightx2v_pack.engine.sentences import LANGUAGES, translated
+from lightx2v_pack.engine.sentences.comfyui import Lists
+from lightx2v_pack.engine.sentences.settings import Settings
 from support.node_schemas import read_golden
 
 JS = Path(__file__).resolve().parents[2] / "js"
@@ -57,3 +64,60 @@ def test_the_plan_line_follows_every_node_that_says_how_a_loader_loads():
     given = {each["type"] for name, node in nodes.items() if "Load" in name for each in node["inputs"]}
     own = {name for name, node in nodes.items() for each in node["outputs"] if each["type"] in given}
     assert own == {"LightX2VOffload", "LightX2VGPUs"} and own <= names
+
+
+def split(*sentences):
+    """Return what the panels make of sentences of the server: a headline and the rest of each."""
+    if not shutil.which("node"):
+        pytest.skip("node is not on the PATH")
+    script = (
+        f'import {{ splitSentence }} from "{(JS / "sentence.js").as_uri()}";'
+        f"console.log(JSON.stringify({json.dumps(sentences)}.map(splitSentence)));"
+    )
+    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+NAMES = (
+    "wan2.2_i2v_A14b_low_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors",
+    "my lora v1. final: it's mine.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_headline_about_a_file_names_it(name, language):
+    listed, fetch = "one.safetensors, two.safetensors (12 in all)", ""
+    said = [
+        Lists.CHOOSE_ANOTHER(what="LoRA", name=name, found=found(), listed=listed, fetch=fetch)
+        for found in (Lists.NOT_FOUND, Lists.IS_OUTSIDE)
+    ]
+    said.append(Lists.CHOOSE_PART(parts="wan/distill_fp8 or wan/distill_int8", name=name, what="transformer"))
+    for headline, rest in split(*(translated(each, language) for each in said)):
+        assert name in headline and "one.safetensors" not in headline
+        assert headline.endswith((".", "\u3002")) and rest != headline
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_headline_does_not_end_where_a_list_of_choices_begins(language):
+    said = Settings.NO_CHOICE(name="attention", value="x" * 60, choices="auto, sdpa, triton, sage_attn2, flash_attn3")
+    ((headline, _),) = split(translated(said, language))
+    assert "auto" in headline
+
+
+def test_a_path_in_a_headline_is_the_files_name():
+    said = "/home/me/ComfyUI/models/lightx2v/wan/block_1.safetensors ends after 12 bytes; download it again, please."
+    assert split(said)[0][0].startswith("block_1.safetensors ends")
+
+
+def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
+    """Chinese has no blank between sentences, nor between words."""
+    assert texts("zh")["sentences"] == "{first}{second}" and texts("en")["sentences"] == "{first} {second}"
+    for name, text in texts("zh").items():
+        assert not re.search(
+            "[\u3000-\u303f\uff00-\uffef] | [\u3000-\u303f\uff00-\uffef]|[\u4e00-\u9fff] [\u4e00-\u9fff]", text
+        ), name
+        # A name that is Chinese too.
+        assert "{name} " not in text or name.startswith(("download_", "waiting")) or "LoRA" in text, name
+    panel = (JS / "plan_line.js").read_text(encoding="utf-8")
+    assert not re.search(r"`\$\{say\([^`]*\} |join\(\", ?\"\)|join\(\" \"\)|`\(\$\{", panel)

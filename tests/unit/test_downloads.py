@@ -2,13 +2,14 @@
 
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import PUBLISHED
 from lightx2v_pack.engine.errors import without_passwords
 from lightx2v_pack.engine.panel import downloads as panel_downloads
-from lightx2v_pack.engine.panel.downloads import Downloads, Progress
+from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, room_for
 from lightx2v_pack.engine.sentences.hub import Hub
 from support import checkpoints
 from support.hub_server import HubServer
@@ -128,3 +129,66 @@ def test_a_sentence_stays_one_where_there_is_no_password_in_it():
     said = Hub.STOPPED()
     assert without_passwords(said) is said
     assert without_passwords(f"{said} http://me:secret@hub/x") == f"{said} http://hub/x"
+
+
+# What there is room for
+
+
+class _Disks:
+    """Free bytes by folder name, each a drive of its own; everything else lies on the first."""
+
+    def __init__(self, monkeypatch, **free):
+        self._free = free
+        monkeypatch.setattr(
+            panel_downloads.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[self._of(place)])
+        )
+        monkeypatch.setattr(panel_downloads, "_device", self._of)
+
+    def _of(self, place):
+        return next((name for name in self._free if name in place.parts), next(iter(self._free)))
+
+
+def test_room_is_counted_for_what_is_missing(tmp_path, monkeypatch):
+    models = tmp_path / "models"
+    _Disks(monkeypatch, models=10_000_000_000)
+    assert room_for(FP8, models) == Room(
+        missing_bytes=FP8.num_bytes,
+        free_bytes=10_000_000_000,
+        lacking_bytes=FP8.num_bytes - 10_000_000_000,
+        folder="models/lightx2v",
+    )
+    # What has arrived, in whole or in part, needs no room.
+    folder = models / FP8.entry / "distill_fp8"
+    folder.mkdir(parents=True)
+    for name, size in (
+        ("models_t5_umt5-xxl-enc-fp8.pth", 6_730_000_000),
+        (".block_3.safetensors.0123456789ab.part", 5),
+    ):
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    assert room_for(FP8, models).missing_bytes == FP8.num_bytes - 6_730_000_000 - 5
+    _Disks(monkeypatch, models=30_000_000_000)
+    assert room_for(FP8, models).lacking_bytes == 0
+
+
+def test_room_is_counted_by_drive(tmp_path, monkeypatch):
+    """Folders of models may be links to other drives: one of them may be full while another has room."""
+    single = PUBLISHED["fp8-single"]
+    transformer, *others = single.parts
+    for folder in {part.folder for part in single.parts}:
+        (tmp_path / folder).mkdir()
+    _Disks(monkeypatch, models=100_000_000_000, diffusion_models=5_000_000_000)
+    room = room_for(single, tmp_path)
+    assert room.lacking_bytes == transformer.num_bytes - 5_000_000_000 and room.free_bytes == 5_000_000_000
+    assert room.folder == "models/diffusion_models"
+    _Disks(monkeypatch, models=1_000_000_000, diffusion_models=100_000_000_000)
+    assert room_for(single, tmp_path).lacking_bytes == sum(part.num_bytes for part in others) - 1_000_000_000
+
+
+def test_a_drive_that_cannot_be_looked_at_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    def fail(place):
+        raise OSError("not now")
+
+    monkeypatch.setattr(panel_downloads.shutil, "disk_usage", fail)
+    room = room_for(FP8, tmp_path)
+    assert (room.missing_bytes, room.free_bytes, room.lacking_bytes) == (FP8.num_bytes, None, 0)

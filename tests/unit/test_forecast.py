@@ -1,6 +1,7 @@
 """What the plan line answers, on tiny checkpoints and pretended machines."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def test_a_part_that_the_graph_uses_and_is_missing_is_a_no(checkpoint):
 def test_what_cannot_run_gets_its_sentence(checkpoint, changes, sentence):
     answer = ask(checkpoint, **changes)
     assert not answer.ok and sentence in answer.sentence
+
+
+def test_modes_that_need_the_same_are_one_line(checkpoint):
+    """As they do where the frames take it all, and the weights nothing beside them."""
+    text = ask(checkpoint, width=8192, height=8192, num_frames=4097).sentence
+    (need,) = [line for line in text.splitlines() if line.startswith("  ")]
+    assert re.fullmatch(r"  none, block, phase, disk: \d+\.\d GiB of RAM", need)
 
 
 def test_a_broken_checkpoint_gets_its_sentence(checkpoint):

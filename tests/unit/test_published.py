@@ -9,6 +9,7 @@ from lightx2v_pack.engine.checkpoints.published import (
     PUBLISHED,
     PUBLISHED_IMAGE_MODELS,
     PUBLISHED_LORAS,
+    PUBLISHED_ORDINARY,
     SINGLE_FILE_REPOSITORY,
     DownloadError,
     choose_files,
@@ -135,5 +136,22 @@ def test_an_image_model_comes_with_all_that_its_nodes_load(name):
 
 
 def test_names_of_models_and_loras_are_different():
-    assert len(ALL_PUBLISHED) == len(PUBLISHED) + len(PUBLISHED_IMAGE_MODELS) + len(PUBLISHED_LORAS)
+    tables = (PUBLISHED, PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, PUBLISHED_ORDINARY)
+    assert len(ALL_PUBLISHED) == sum(map(len, tables))
     assert not any(variant.is_lora for variant in PUBLISHED.values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED_LORAS)
+def test_an_ordinary_model_is_there_for_every_lora_with_all_that_its_nodes_load(name):
+    models = [model for model in PUBLISHED_ORDINARY.values() if f"LoRA {name} " in model.summary]
+    assert models
+    for model in models:
+        listings = {repository: set() for repository in model.repositories}
+        for part in model.parts:
+            listings[part.repository].update((part.patterns[0], "README.md"))
+        files = [file.target for file in choose_files(model, listings)]
+        assert "not distilled" in model.summary and model.name.startswith(name.rpartition("-")[0])
+        assert sum(file.startswith("diffusion_models/wan2.") for file in files) == (2 if "wan2.2" in name else 1)
+        assert {"text_encoders", "vae"} < {file.partition("/")[0] for file in files}
+        assert any(file.startswith("clip_vision/") for file in files) == (name == "wan2.1-i2v-lora")
+        assert not any("lightx2v" in file for file in files)

@@ -18,9 +18,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...checkpoints.files import list_checkpoint_folders
+from ...checkpoints.files import list_checkpoint_folders, list_transformer_folders
 from ...checkpoints.folders import walk
 from ...errors import nearest
+from ...sentences import joined
+from ...sentences.between import Between
 from ...sentences.comfyui import Lists
 from ...sentences.kinds import Parts
 
@@ -107,6 +109,10 @@ def _checkpoint_folders(folder: str) -> list[str]:
     return [name for root in _existing_roots(folder) for name in list_checkpoint_folders(root)]
 
 
+def _transformer_folders(folder: str) -> list[str]:
+    return [name for root in _existing_roots(folder) for name in list_transformer_folders(root)]
+
+
 def _text_encoder_files(folder: str) -> list[str]:
     return [name for name in _all_files(folder) if _TEXT_ENCODER_FILE.search(os.path.basename(name))]
 
@@ -134,6 +140,10 @@ def _tokenizer_folders(folder: str) -> list[str]:
 
 
 _DOWNLOAD = Lists.DOWNLOAD_IT()
+
+
+class NotThereError(ValueError):
+    """Nothing of that name is in the model folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +187,8 @@ class ModelChoice:
         """Return the path of a name, which may have another system's separators, or lead by another link.
 
         Raises:
-            ValueError: it is not offered.
+            NotThereError: there is nothing of that name.
+            ValueError: it is not offered for another reason.
         """
         for is_meant in (_is_equal, _has_other_separators, _is_another_way):
             for folder, find in self.sources:
@@ -187,25 +198,31 @@ class ModelChoice:
                         paths = [root / offered for root in roots if os.path.exists(root / offered)]
                         if paths:
                             return paths[0]
-        raise ValueError(self._describe_unknown(name))
+        raise self._refusal(name)
 
-    def _describe_unknown(self, name: str) -> str:
+    def _refusal(self, name: str) -> ValueError:
         names = self.names()
         if not names:
             fetch = Lists.OR(download=_DOWNLOAD) if self.is_published else ""
-            return Lists.NOTHING_THERE(what=self.what, fetch=fetch, put=self.put)
+            return NotThereError(Lists.NOTHING_THERE(what=self.what, fetch=fetch, put=self.put))
+        inside = [each for each in names if name and each.startswith(name.replace("\\", "/").rstrip("/") + "/")]
+        if inside:
+            parts = joined(nearest(name, inside), Between.OR)
+            return ValueError(Lists.CHOOSE_PART(parts=parts, name=name, what=self.what))
         listed = ", ".join(nearest(name, names))
         if len(names) > 3:
             listed = Lists.IN_ALL(listed=listed, num_names=len(names))
-        if _leads_outside(name):
-            found = Lists.IS_OUTSIDE()
-        else:
-            broken = next(filter(None, (_broken_link(name, folder) for folder, _ in self.sources)), None)
-            if broken:
-                return Lists.BROKEN_LINK(name=broken.name, listed=listed, where=_target_of(broken))
-            found = Lists.NOT_FOUND()
         fetch = Lists.HAVE_ANOTHER(download=_DOWNLOAD) if self.is_published else ""
-        return Lists.CHOOSE_ONE(listed=listed, fetch=fetch, what=self.what, name=name, found=found)
+        if _leads_outside(name):
+            outside = Lists.IS_OUTSIDE()
+            return ValueError(
+                Lists.CHOOSE_ANOTHER(listed=listed, fetch=fetch, what=self.what, name=name, found=outside)
+            )
+        broken = next(filter(None, (_broken_link(name, folder) for folder, _ in self.sources)), None)
+        if broken:
+            return ValueError(Lists.BROKEN_LINK(name=broken.name, listed=listed, where=_target_of(broken)))
+        found = Lists.NOT_FOUND()
+        return NotThereError(Lists.CHOOSE_ANOTHER(listed=listed, fetch=fetch, what=self.what, name=name, found=found))
 
 
 CHECKPOINTS = ModelChoice(
@@ -216,7 +233,7 @@ CHECKPOINTS = ModelChoice(
 )
 TRANSFORMERS = ModelChoice(
     what=Parts.TRANSFORMER(),
-    sources=(("diffusion_models", _all_files), (FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
+    sources=(("diffusion_models", _all_files), (FOLDER, _transformer_folders), (FOLDER, _transformer_files)),
     put=Lists.PUT_TRANSFORMER(),
     is_published=True,
 )
