@@ -52,6 +52,7 @@ from .headless.errors import Cancelled, CommandError, RunError
 from .headless.places import interruptible
 from .headless.progress import Progress, logging_to
 from .mp4 import write_mp4
+from .saving import problem_of_file, refusal, save
 
 _EPILOG = """\
 exit codes:
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CommandError as caught:
         error = caught
     except OSError as caught:
-        error = RunError(Command.NO_ROOM(caught=caught))
+        error = RunError(refusal(Path(caught.filename or options.models_dir), "--models-dir", caught))
     else:
         progress.clear()
         console.say(result)
@@ -206,22 +207,12 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
             del frames
             frames = _explained(make)
         if out:
-            _explained(lambda: _write(out, frames, check_interrupt))
+            save({out: lambda path: write_mp4(path, frames, FRAME_RATE, check_interrupt=check_interrupt)})
     if not options.benchmark:
         return str(out)
     started = report_table.format_seconds(first["total_seconds"])
     post = report_table.as_markdown(console.spoken(report_table.as_rows(pipeline.report_of(frames))))
     return f"{post}\n- {console.spoken(Command.FIRST_RUN(started=started))}"
-
-
-def _write(out: Path, frames: torch.Tensor, check_interrupt: Callable[[], None]) -> None:
-    """Write the video beside its place first, so that what is there is whole."""
-    part = out.with_name(f"{out.stem}.part.mp4")
-    try:
-        write_mp4(part, frames, FRAME_RATE, check_interrupt=check_interrupt)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _show(progress: Progress, done: int, total: int, what: str) -> None:
@@ -240,10 +231,18 @@ def _check_out(out: Path, is_replaced: bool) -> None:
     """Refuse before the run what would fail after it."""
     if out.suffix.lower() != ".mp4":
         raise UsageError(Command.NO_MP4(out=out))
-    if not out.resolve().parent.is_dir():
+    try:
+        has_folder = out.resolve().parent.exists()
+        is_there = out.exists() and not out.is_dir()
+    except OSError as error:
+        raise UsageError(refusal(out, "--out", error)) from error
+    if not has_folder:
         raise UsageError(Command.NO_FOLDER(out=out))
-    if out.is_dir() or (out.exists() and not is_replaced):
+    if is_there and not is_replaced:
         raise UsageError(Command.EXISTS(out=out))
+    problem = problem_of_file(out, "--out")
+    if problem:
+        raise UsageError(problem)
 
 
 def _find_checkpoint(models_dir: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.parallel.split import MOST_RANKS
-from ..engine.sentences.tools import Clips, Command
+from ..engine.sentences.tools import Clips
 from . import console
 from .arguments import MAX_SEED, Parser, seconds, whole
 from .clips.jobs import Job, make_jobs, read_prompts
@@ -22,6 +22,7 @@ from .headless.places import Here, Place, Server
 from .headless.progress import Progress, logging_to
 from .headless.report import write_report
 from .headless.workflow import read_workflow
+from .saving import problem_of_file, problem_of_folder, refusal
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 _FAILED, _CANCELLED = 3, 130
@@ -43,7 +44,7 @@ sooner: a list is done sooner where each GPU makes its own.
 exit codes:
   0    every prompt has its video
   2    wrong command line, or the workflow or a value in it is wrong
-  3    some prompts failed, and the others were made; or a file of results cannot be written
+  3    some prompts failed, and the others were made; or results cannot be written
   4    no server can be reached; they want a login, or are not ComfyUI
   130  cancelled with Ctrl-C; started again, it goes on with the prompts that are not done
 
@@ -60,8 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     results_file = options.results or options.prompts.with_suffix(".results.jsonl")
     try:
         prompts = read_prompts(options.prompts)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return _complain(Clips.NO_PROMPTS_FILE(path=options.prompts, reason=error.strerror), 2)
+    except ValueError as error:
         return _complain(str(error), 2)
+    problem = problem_of_folder(options.output_dir, "--output-dir")
+    if problem is None and options.report:
+        problem = problem_of_file(options.report, "--report")
+    if problem:
+        return _complain(problem, _FAILED)
     jobs = make_jobs(
         prompts,
         workflow=options.workflow,
@@ -74,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = Results(results_file, options.output_dir)
         results.adopt(jobs)
     except OSError as error:
-        return _complain(Clips.NO_RESULTS_FILE(results_file=results_file, reason=error.strerror), _FAILED)
+        return _complain(refusal(results_file, "--results", error), _FAILED)
     waiting = [job for job in jobs if not results.is_done(job)]
     if not options.quiet:
         console.complain(Clips.COUNT(num_prompts=len(jobs), num_done=len(jobs) - len(waiting)))
@@ -93,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             write_report(options.report, desk.summary())
         except OSError as error:
-            _complain(Command.NO_REPORT_FILE(path=options.report, reason=error.strerror), _FAILED)
+            _complain(refusal(options.report, "--report", error), _FAILED)
             code = code or _FAILED
     return code
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from ..arguments import number
+from ..saving import problem_of_folder
 from .harness import TOOLS
 
 _CLIP = "--width 64 --height 64 --frames 5"
@@ -51,6 +52,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--small", action="store_true", help="tiny sizes, for any CPU")
     parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
     options = parser.parse_args(words)
+    problem = problem_of_folder(options.out, "--out")
+    if problem:
+        parser.error(problem)
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.perf_counter() + 60 * options.minutes
     chosen = [entry for entry in PLAN if entry[0] in options.parts]

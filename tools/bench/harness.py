@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from ..arguments import number, whole
+from ..saving import problem_of_file
 from . import pack, weights
 
 Row = dict[str, Any]
@@ -238,7 +239,10 @@ def parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--time-limit", type=number(), default=0.0, help="seconds after which nothing more is started")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.out and (problem := problem_of_file(options.out, "--out")):
+        parser.error(problem)
+    return options
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from ...engine.sentences.tools import Command
 from .. import console
 from ..arguments import Parser, seconds
-from .errors import Cancelled, CommandError, RunError
+from ..saving import problem_of_file, problem_of_folder, refusal
+from .errors import Cancelled, CommandError, RunError, WorkflowError
 from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
 from .report import RunLog, build_report, write_report
@@ -23,8 +24,8 @@ _MAX_ERROR_LINES = 20
 _EPILOG = """\
 exit codes:
   0    done; stdout has the path of every result, one a line
-  2    wrong command line, or the workflow or a value in it is wrong; nothing was run
-  3    the run failed, or took longer than --timeout
+  2    wrong command line, the workflow or a value in it is wrong, or results cannot be written; nothing was run
+  3    the run failed, took longer than --timeout, or what it made is in another place, which is said
   4    the server cannot be reached, wants a login, or is not ComfyUI
   130  cancelled with Ctrl-C
 
@@ -64,7 +65,7 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
         try:
             write_report(options.report, report)
         except OSError as caught:
-            error = error or RunError(Command.NO_REPORT_FILE(path=options.report, reason=caught.strerror))
+            error = error or RunError(refusal(options.report, "--report", caught))
     progress.clear()
     for path in log.outputs:
         console.say(str(path))
@@ -133,6 +134,11 @@ def comfy_folder(name: str) -> Path:
 
 
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
+    problem = problem_of_folder(options.output_dir, "--output-dir")
+    if problem is None and options.report:
+        problem = problem_of_file(options.report, "--report")
+    if problem:
+        raise WorkflowError(problem)
     place: Place = Here(options.models_dir, options.output_dir)
     if options.server:
         place = Server(options.server, options.header, options.token)
