@@ -19,7 +19,8 @@ The bounds, and why they are where they are:
                         and below 1e-5, ten times and a five hundredth of what is known; a text encoder's are not known.
     form of numbers     weights are of either sign alike (|mean| below 2 % of the root mean square, here 25 %) and many
                         are near zero (a tenth is within an eighth of it). FP8 read as INT8, BF16 read as FP16, and the
-                        other way round, are not. Error where the bytes are so as the other format; else a warning.
+                        other way round, are not. Error where the bytes are so as the other format; else a warning,
+                        outside of blocks and of a VAE, where kernels may lean to one side, from 70 %.
     INT8 codes          warning above 68 of root mean square: bytes by chance have 74, a matrix with a scale a row or
                         fewer 20 to 50.
     modulation          begins as random numbers, so none is zero: error where that of every block is, warning of one.
@@ -61,7 +62,7 @@ _ALL_ZEROS, _NO_NUMBERS = Reading.ALL_ZEROS(), Reading.NO_NUMBERS()
 _ABSURD, _LARGE, _LEAST = 16, 10, -30
 _LARGE_SQUARE, _LEAST_SQUARE = 4.0**_LARGE, 4.0**_LEAST
 _POSSIBLE_RMS, _USUAL_RMS = (1e-9, 10.0), (1e-5, 1.0)
-_MOST_SKEW, _NEAR_ZERO = 0.25, 0.125
+_MOST_SKEW, _MOST_SKEW_OUTSIDE, _NEAR_ZERO = 0.25, 0.7, 0.125
 _MOST_INT8_RMS = 68.0
 # Of fewer numbers nothing is said about their form.
 _FEWEST = 512
@@ -117,6 +118,11 @@ _NAMES = {torch.float8_e4m3fn: "FP8 E4M3", torch.int8: "INT8", torch.bfloat16: "
 _NEVER_ZERO = ("weight", *SCALE_SUFFIXES, "gamma")
 _SCALES = tuple(f".{suffix}" for suffix in SCALE_SUFFIXES)
 _MODULATION = re.compile(r"(^|\.)blocks\.\d+\.modulation$")
+# Matrices outside of a transformer's blocks, and all kernels of a VAE, whose norms are called gamma.
+_OTHER_MATRIX = re.compile(
+    r"(^|\.)(text_embedding\.[02]|time_embedding\.[02]|time_projection\.1|head\.head|patch_embedding|img_emb\.proj\.[13])"
+    r"\.weight$|^((encoder|decoder)\.(?!block|final)|conv[12]\.).*weight$"
+)
 # What the whole file has in common is looked for in some of its layers, some in each block.
 _WHERE_FORM_SHOWS = re.compile(r"(^|\.)(self_attn|attn|SelfAttention)\.q\.|ffn\.(0|gate\.0)\.|wi_0\.")
 _LARGEST_CODE = 448
@@ -168,7 +174,7 @@ class ContentCheck:
     def note_sample(self, name: str, path: Path, some: bytes, dtype: torch.dtype, start: int) -> None:
         """Look at a few bytes of a part that is no hole and has numbers only; see look."""
         self.seen.add((name, start))
-        if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
+        if start == 0 and _is_matrix(name):
             self._tell(path, name, *self._find_in_weights(name, some, dtype))
 
     def _tell(self, path: Path, name: str, fault: str, doubt: str) -> None:
@@ -185,7 +191,7 @@ class ContentCheck:
         # The short end of a large tensor may be rows that are zero.
         is_short_end = start > 0 and len(flat) <= SMALL_BYTES
         fault, doubt, some = _examine(flat, dtype, may_be_zero=is_short_end or may_be_zero(name))
-        if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
+        if start == 0 and _is_matrix(name):
             some = some or _sample(flat, max(len(flat) // 2**12, 1) * _SAMPLE_BYTES)
             return (_other_format(some, dtype) or fault, "") if fault else self._find_in_weights(name, some, dtype)
         if fault:
@@ -213,6 +219,7 @@ class ContentCheck:
         if dtype.itemsize == 1:
             self._codes[layer] = some, dtype
             fault, doubt = self._find_in_layer(layer)
+        is_in_block = BLOCK_LINEAR.search(name) is not None
         is_looked_at = dtype.itemsize > 1 or _WHERE_FORM_SHOWS.search(name)
         form = _form_of(some, dtype) if is_looked_at else None
         if form is None:
@@ -224,7 +231,8 @@ class ContentCheck:
             fault, doubt = _find_in_rms(name, form.rms)
         if dtype == torch.int8 and form.rms > _MOST_INT8_RMS:
             doubt = doubt or Content.BY_CHANCE()
-        return fault, doubt or ("" if form.is_usual else Content.ODD_FORM())
+        is_odd = not form.is_usual if is_in_block else form.skew > _MOST_SKEW_OUTSIDE
+        return fault, doubt or (Content.ODD_FORM() if is_odd else "")
 
     def _find_in_layer(self, layer: str) -> tuple[str, str]:
         """Return the same of 8-bit weights whose scales are known too."""
@@ -232,7 +240,7 @@ class ContentCheck:
         if scale is None or not some or _is_usual_scale(scale):
             return "", ""
         form = _form_of(some, dtype, fewest=1)
-        return _find_in_rms(f"{layer}.", form.rms * scale) if form is not None else ("", "")
+        return _find_in_rms(f"{layer}.weight", form.rms * scale) if form is not None else ("", "")
 
     def _find_zero_modulation(self, name: str) -> tuple[str, str]:
         with self._lock:
@@ -300,7 +308,7 @@ def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Ten
     names, dtype = [look.name for look, _, _ in tensors], tensors[0][0].dtype
     alone = [0.0] * len(tensors)
     bits, width = _FORMATS.get(dtype), dtype.itemsize
-    if bits is None or any(name.endswith(".weight") and BLOCK_LINEAR.search(name) for name in names):
+    if bits is None or any(map(_is_matrix, names)):
         return alone
     step = _STEP if all(begin % (_STEP * width) == 0 for _, begin, _ in tensors) else 1
     starts = [begin // width // step for _, begin, _ in tensors]
@@ -367,6 +375,11 @@ class Samples:
 
 def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
     return bytes(_SAMPLE_BYTES) not in some and not _find_absurd(some, dtype)
+
+
+def _is_matrix(name: str) -> bool:
+    """Say whether a tensor of this name is the matrix or the kernel of a layer."""
+    return name.endswith(".weight") and bool(BLOCK_LINEAR.search(name) or _OTHER_MATRIX.search(name))
 
 
 def may_be_zero(name: str) -> bool:
@@ -468,6 +481,8 @@ class _Form(NamedTuple):
     """What numbers look like."""
 
     rms: float
+    skew: float
+    """|mean| by the root mean square: 0 is as many of either sign, 1 a constant."""
     is_usual: bool
     """Whether they look like a trained matrix, see above."""
 
@@ -479,12 +494,13 @@ def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST) -> _Form | 
     numbers = _numbers(some, dtype)[: len(_ONES)]
     count = len(numbers)
     rms = math.sqrt(float(numbers.dot(numbers)) / count)
-    is_usual = abs(float(numbers.dot(_ONES[:count]))) < _MOST_SKEW * rms * count
+    skew = abs(float(numbers.dot(_ONES[:count]))) / count / rms if rms else 1.0
+    is_usual = skew < _MOST_SKEW
     if is_usual and dtype.itemsize > 1:
         is_usual = _USUAL_RMS[0] < rms < _POSSIBLE_RMS[1]
     if is_usual and dtype == torch.float16:
         is_usual = bool(np.abs(numbers).min() < _NEAR_ZERO * rms)
-    return _Form(rms, is_usual)
+    return _Form(rms, skew, is_usual)
 
 
 def _other_format(some: bytes, dtype: torch.dtype) -> str:
@@ -505,8 +521,9 @@ def _is_usual_scale(scale: float) -> bool:
 def _find_in_rms(name: str, rms: float) -> tuple[str, str]:
     if not _POSSIBLE_RMS[0] <= rms <= _POSSIBLE_RMS[1]:
         return Content.NO_WEIGHTS(rms=rms), ""
-    is_usual = _USUAL_RMS[0] <= rms <= _USUAL_RMS[1] or not _OF_TRANSFORMER.search(name)
-    return "", "" if is_usual else Content.ODD_WEIGHTS(rms=rms)
+    is_large = rms > _USUAL_RMS[1] and _OF_TRANSFORMER.search(name)
+    is_small = rms < _USUAL_RMS[0] and not _OTHER_MATRIX.search(name)
+    return "", Content.ODD_WEIGHTS(rms=rms) if is_large or is_small else ""
 
 
 def _numbers(some: Any, dtype: torch.dtype) -> Any:

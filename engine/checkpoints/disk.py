@@ -118,6 +118,15 @@ def check_start(path: Path, start: bytes, expected: str, *, may_be_zip: bool = F
             raise CheckpointError(Reading.IS_OTHER(path=path, kind=kind, expected=expected, advice=advice))
 
 
+def check_ending(path: Path, start: bytes, expected: str) -> None:
+    """Raise where a file that is not called so begins as a safetensors file: its name alone is wrong."""
+    length = int.from_bytes(start[:8], "little")
+    if path.suffix.lower() != ".safetensors" and start[8:9] == b"{" and 2 <= length <= os.stat(path).st_size - 8:
+        raise CheckpointError(
+            Reading.IS_OTHER(path=path, kind=Reading.SAFETENSORS_FILE(), expected=expected, advice=Reading.RENAME())
+        )
+
+
 def read_start(file: BinaryIO) -> bytes:
     """Return as many first bytes as `check_start` looks at."""
     return file.read(_LONGEST_START)

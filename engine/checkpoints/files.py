@@ -22,7 +22,7 @@ from ..sentences.folders import Folders
 from ..sentences.kinds import Kinds, Parts
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
-from .disk import find_size, list_folder, read_small, stamp
+from .disk import check_ending, find_size, list_folder, read_small, read_start, reading, stamp
 from .folders import walk
 from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
 from .header import TensorInfo, check_number, read_header
@@ -186,6 +186,8 @@ def _resolve_one(path: Path) -> TransformerFiles:
     else:
         find_size(path, Folders.FILE_OR_FOLDER())
         if not _is_safetensors(path.name):
+            with reading(path), path.open("rb") as opened:
+                check_ending(path, read_start(opened), Folders.EXPECTED_TRANSFORMER())
             raise _refuse(path, [path.name])
         check_whole(path)
         layout, files = "single", (path,)

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import MALFORMED, CheckpointError
 from ..sentences.checkpoints import Reading
-from .disk import check_start, find_size, first_line, is_short_of_memory, read_start, reading, unreadable
+from .disk import check_ending, check_start, find_size, first_line, is_short_of_memory, read_start, reading, unreadable
 
 _EXPECTED = Reading.PTH_FILE()
 _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
@@ -42,7 +42,9 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
     """
     find_size(path, _EXPECTED)
     with reading(path), path.open("rb") as file:
-        check_start(path, read_start(file), _EXPECTED, may_be_zip=True)
+        start = read_start(file)
+        check_start(path, start, _EXPECTED, may_be_zip=True)
+        check_ending(path, start, _EXPECTED)
     try:
         _check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -54,6 +56,8 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
         if is_short_of_memory(error):
             raise unreadable(path, error) from error
         said = first_line(error) or type(error).__name__
+        if not zipfile.is_zipfile(path):
+            said = Reading.NO_ARCHIVE()
         raise CheckpointError(Reading.NO_PTH(path=path, said=said)) from error
     if not isinstance(loaded, dict) or not all(_is_entry(*item) for item in loaded.items()):
         kind = Reading.NESTED() if isinstance(loaded, dict) else type(loaded).__name__

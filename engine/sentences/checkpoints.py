@@ -17,6 +17,7 @@ class Reading:
     USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version in safetensors, or load GGUF with ComfyUI-GGUF.")
     GIT_LFS = Sentence("a git-lfs pointer, not the file itself")
     GIT_LFS_PULL = Sentence("Run `git lfs pull`, or download the file.")
+    RENAME = Sentence("Give it a name that ends in .safetensors.")
     WEB_PAGE = Sentence("a web page")
     LOG_IN = Sentence("Log in or accept the licence on the model page, then download the file again.")
     UNREADABLE = Sentence("{path} cannot be read: {reason}. Check the drive and the file.")
@@ -70,13 +71,14 @@ class Reading:
         "{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
         "accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
     )
+    NO_ARCHIVE = Sentence("it is no archive as torch.save writes it since PyTorch 1.6")
     NESTED = Sentence("nested data")
     NO_STATE_DICT = Sentence(
         "{path} holds {kind}; expected a flat dict of tensors (a state dict). Use the original file."
     )
     NO_PTH = Sentence(
-        "{path} cannot be read as a PyTorch file: {said} It is probably truncated or an old pickle; download it "
-        "again or use a .safetensors version of it."
+        "Download {path} again, or use a .safetensors version of it: it cannot be read as a PyTorch file, and is "
+        "probably truncated or an old pickle ({said})."
     )
     NO_PLAIN_TENSOR = Sentence(
         "{path} holds {name} of shape {shape} in another form than numbers one after the other; expected a flat dict "

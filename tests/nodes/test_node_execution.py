@@ -343,7 +343,9 @@ def test_a_damaged_part_of_a_checkpoint_is_an_error_of_the_loader(run, models_di
     cut(damaged, damaged)
     with pytest.raises(CheckpointError) as refused:
         run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)
-    assert str(refused.value).startswith(f"{damaged} cannot be read as a PyTorch file: ")
+    assert str(refused.value).startswith(
+        f"Download {damaged} again, or use a .safetensors version of it: it cannot be "
+    )
     assert "It is probably truncated or an old pickle; download it again" in str(refused.value)
 
 

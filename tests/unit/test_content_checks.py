@@ -182,6 +182,11 @@ WRONG = {
         lambda folder: change_each(folder, "head.modulation", lambda each: each - 3e38),
         r"head\.modulation holds numbers up to 3e\+38",
     ),
+    "an embedding": (
+        ("fp8", "bf16"),
+        lambda folder: change_each(folder, "time_projection.1.weight", lambda each: each * 1000),
+        r"time_projection\.1\.weight makes the weights of its layer",
+    ),
     "weights": (
         ("bf16",),
         lambda folder: change_each(folder, "1.ffn.0.weight", lambda each: each * 1000),
@@ -313,6 +318,33 @@ def test_a_damaged_vae_is_named(tmp_path, name, value) -> None:
         match=f"{file} is damaged: {name} (is all zeros|holds (values that are NaN|numbers up to 1e.30))",
     ):
         pipeline.decode(handle, torch.zeros(1, 16, 1, 4, 4), hooks=Hooks())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda each: each * 10_000, "makes the weights of its layer"),
+        (lambda each: each * 1e-12, "holds no number above|makes the weights of its layer"),
+        (lambda each: each.bfloat16().view(torch.float16), "is said to be FP16, and what it holds is BF16"),
+        (lambda each: each.half().view(torch.bfloat16), "is said to be BF16, and what it holds is FP16|makes the weights"),
+    ],
+    ids=["large", "small", "BF16", "FP16"],
+)
+@pytest.mark.parametrize("kind", ["wan", "tae"])
+def test_kernels_that_no_vae_has_are_named(tmp_path, kind, make, message) -> None:
+    source = checkpoints.vae() if kind == "wan" else checkpoints.tae()
+    file = Path(shutil.copy(source, tmp_path / f"{source.stem}.safetensors"))
+    change_each(tmp_path, "weight", make)
+    with pytest.raises(CheckpointError, match=rf"{file} is damaged: \S+weight .*({message})"):
+        pipeline.decode(pipeline.load_vae(file, offload=OffloadSettings()), torch.zeros(1, 16, 1, 4, 4), hooks=Hooks())
+
+
+@pytest.mark.parametrize("make", [torch.abs, lambda each: each * 0 + 0.1, lambda each: -each.abs()])
+def test_kernels_of_one_sign_are_a_warning(tmp_path, make, caplog) -> None:
+    file = Path(shutil.copy(checkpoints.vae(), tmp_path / "wan_2.1_vae.safetensors"))
+    change_each(tmp_path, "decoder.conv1.weight", make)
+    pipeline.decode(pipeline.load_vae(file, offload=OffloadSettings()), torch.zeros(1, 16, 1, 4, 4), hooks=Hooks())
+    assert f"{file} may be damaged or converted wrongly, as decoder.conv1.weight holds numbers of one" in caplog.text
 
 
 # Tensors of the real size, of which only a part is looked at

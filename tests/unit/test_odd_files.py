@@ -463,6 +463,39 @@ BAD_HEADERS = {
 }
 
 
+@pytest.mark.parametrize("ending", [".pth", ".bin", ".pt", ".PTH"])
+@pytest.mark.parametrize("kind", ["fp8", "vae", "lora"])
+def test_a_safetensors_file_of_another_name_is_to_be_renamed(tmp_path, kind, ending) -> None:
+    source = checkpoints.vae() if kind == "vae" else checkpoints.single_file("fp8")
+    if kind == "lora":
+        source = loras.write(tmp_path / "x.safetensors", loras.draw(checkpoints.transformer_weights()))
+    file = Path(shutil.copy(source, tmp_path / f"model{ending}"))
+    readers = (resolve_transformer, resolve_vae, lambda path: resolve_text_encoder(path, None))
+    for read in (*readers, lambda path: read_lora(path, MODEL)):
+        with pytest.raises(
+            CheckpointError, match=rf"^Give it a name that ends in .safetensors. {file} is a safetensors"
+        ):
+            read(file)
+
+
+@pytest.mark.parametrize("ending", [".gguf", ".ckpt", ".sft", ""])
+def test_a_transformer_of_another_name_is_to_be_renamed(tmp_path, ending) -> None:
+    file = Path(shutil.copy(checkpoints.single_file("int8"), tmp_path / f"model{ending}"))
+    with pytest.raises(CheckpointError, match=rf"^Give it a name that ends in .safetensors. {file} is a safetensors"):
+        resolve_transformer(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80\x02}q\x00.", b"\x80\x04N.", b"nonsense " * 30], ids=["dict", "none", "text"]
+)
+def test_an_old_pickle_is_told_in_our_words(tmp_path, content) -> None:
+    file = tmp_path / "vae.pth"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{file}") as found:
+        resolve_vae(file)
+    assert "mmap" not in str(found.value) and "_use_new_zipfile" not in str(found.value)
+
+
 @pytest.mark.parametrize("num_bytes", [316, 572, 828])
 def test_a_header_whose_length_is_the_first_letter_of_a_web_page(tmp_path, num_bytes) -> None:
     raw = json.dumps(entry()).encode().ljust(num_bytes)

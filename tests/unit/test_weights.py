@@ -84,7 +84,10 @@ BAD_PTH = {
         "holds nested data; expected a flat",
     ),
     "not a dict": (lambda path: torch.save([torch.ones(1)], path), "holds list; expected a flat dict"),
-    "old pickle": (write_old_pickle, "cannot be read as a PyTorch file.*download it again or use a .safetensors"),
+    "old pickle": (
+        write_old_pickle,
+        "^Download .* again, or use a .safetensors version of it: it cannot be read as a PyTorch file",
+    ),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "cannot be read as a PyTorch file"),
     "truncated": (write_truncated, "cannot be read as a PyTorch file.*probably truncated"),
     "empty": (lambda path: path.touch(), "cannot be read as a PyTorch file"),
