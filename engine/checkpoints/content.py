@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 SMALL_BYTES = 2**18
 # Of larger ones, and of the form of small ones, a few bytes every so often.
 _EVERY, _SAMPLE_BYTES = 2**19, 32
+_MEDIUM_BYTES, _LEAST_SAMPLE = 2**21, 2**12
 _FEW = np.dtype((np.void, _SAMPLE_BYTES))
 # Zeros in a row that are no weights: a hundred rows of the 14B model's.
 _HOLE_BYTES = 2**19
@@ -64,8 +65,8 @@ _LARGE_SQUARE, _LEAST_SQUARE = 4.0**_LARGE, 4.0**_LEAST
 _POSSIBLE_RMS, _USUAL_RMS = (1e-9, 10.0), (1e-5, 1.0)
 _MOST_SKEW, _MOST_SKEW_OUTSIDE, _NEAR_ZERO = 0.25, 0.7, 0.125
 _MOST_INT8_RMS = 68.0
-# Of fewer numbers nothing is said about their form.
-_FEWEST = 512
+# Of fewer numbers nothing is said about their form, or about their size.
+_FEWEST, _FEWEST_FOR_SIZE = 512, 64
 # Of small tensors that are looked at together every so many numbers say how large each is.
 _STEP = 16
 _ONES = np.ones(2**13, np.float32)
@@ -192,7 +193,7 @@ class ContentCheck:
         is_short_end = start > 0 and len(flat) <= SMALL_BYTES
         fault, doubt, some = _examine(flat, dtype, may_be_zero=is_short_end or may_be_zero(name))
         if start == 0 and _is_matrix(name):
-            some = some or _sample(flat, max(len(flat) // 2**12, 1) * _SAMPLE_BYTES)
+            some = some or _sample(flat)
             return (_other_format(some, dtype) or fault, "") if fault else self._find_in_weights(name, some, dtype)
         if fault:
             return fault, ""
@@ -351,7 +352,7 @@ class Samples:
             offset: where it lies in the file.
         """
         if (look.name, start) not in look.content.seen:
-            self._taken.append((look, start, offset, len(memory), _sample(memory.numpy(), _EVERY)))
+            self._taken.append((look, start, offset, len(memory), _sample(memory.numpy())))
 
     def look(self) -> None:
         """Look at what was taken.
@@ -423,7 +424,7 @@ def _examine(flat: Any, dtype: torch.dtype, *, may_be_zero: bool) -> tuple[str, 
     """Return what is wrong with the bytes of a tensor, what is odd, and some of a large one."""
     if len(flat) <= SMALL_BYTES:
         return *_examine_small(flat, dtype, may_be_zero=may_be_zero), b""
-    some = _sample(flat, _EVERY)
+    some = _sample(flat)
     fault = _find_absurd(some, dtype)
     if fault:
         return fault, "", some
@@ -487,13 +488,15 @@ class _Form(NamedTuple):
     """Whether they look like a trained matrix, see above."""
 
 
-def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST) -> _Form | None:
+def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST_FOR_SIZE) -> _Form | None:
     """Return what numbers look like; None of too few, or of another format."""
     if len(some) < fewest * dtype.itemsize or (dtype not in _FORMATS and dtype != torch.int8):
         return None
     numbers = _numbers(some, dtype)[: len(_ONES)]
     count = len(numbers)
     rms = math.sqrt(float(numbers.dot(numbers)) / count)
+    if count < _FEWEST:
+        return _Form(rms, 0.0, is_usual=True)
     skew = abs(float(numbers.dot(_ONES[:count]))) / count / rms if rms else 1.0
     is_usual = skew < _MOST_SKEW
     if is_usual and dtype.itemsize > 1:
@@ -506,7 +509,7 @@ def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST) -> _Form | 
 def _other_format(some: bytes, dtype: torch.dtype) -> str:
     """Return that odd numbers are usual ones of another format, or ""."""
     other = _MIXED_UP.get(dtype)
-    if other is None:
+    if other is None or len(some) < _FEWEST * other.itemsize:
         return ""
     with np.errstate(all="ignore"):
         form = _form_of(some, other)
@@ -531,9 +534,11 @@ def _numbers(some: Any, dtype: torch.dtype) -> Any:
     return _AS_NUMBERS[dtype](np.frombuffer(some, np.uint8))
 
 
-def _sample(flat: Any, every: int) -> bytes:
-    """Return a few bytes every so many, which are whole numbers of any format."""
-    some: bytes = flat[: len(flat) // _SAMPLE_BYTES * _SAMPLE_BYTES].view(_FEW)[:: every // _SAMPLE_BYTES].tobytes()
+def _sample(flat: Any) -> bytes:
+    """Return a few bytes in every part of a tensor, 4096 of a small one; whole numbers of any format."""
+    step = _EVERY if len(flat) > _MEDIUM_BYTES else max(len(flat) // _LEAST_SAMPLE, 1) * _SAMPLE_BYTES
+    whole = flat[: len(flat) // _SAMPLE_BYTES * _SAMPLE_BYTES]
+    some: bytes = whole.view(_FEW)[:: step // _SAMPLE_BYTES].tobytes()
     return some
 
 

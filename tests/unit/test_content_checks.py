@@ -12,6 +12,7 @@ from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.checkpoints.content import ContentCheck, doubts_about, find_fault, find_fault_in_full
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
+from lightx2v_pack.engine.checkpoints.tae import TaeFormat
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.offload.reader import Progress, load_to_ram
@@ -184,7 +185,7 @@ WRONG = {
     ),
     "an embedding": (
         ("fp8", "bf16"),
-        lambda folder: change_each(folder, "time_projection.1.weight", lambda each: each * 1000),
+        lambda folder: change_each(folder, "time_projection.1.weight", lambda each: each * 20_000),
         r"time_projection\.1\.weight makes the weights of its layer",
     ),
     "weights": (
@@ -326,14 +327,22 @@ def test_a_damaged_vae_is_named(tmp_path, name, value) -> None:
         (lambda each: each * 10_000, "makes the weights of its layer"),
         (lambda each: each * 1e-12, "holds no number above|makes the weights of its layer"),
         (lambda each: each.bfloat16().view(torch.float16), "is said to be FP16, and what it holds is BF16"),
-        (lambda each: each.half().view(torch.bfloat16), "is said to be BF16, and what it holds is FP16|makes the weights"),
+        (
+            lambda each: each.half().view(torch.bfloat16),
+            "is said to be BF16, and what it holds is FP16|makes the weights",
+        ),
     ],
     ids=["large", "small", "BF16", "FP16"],
 )
 @pytest.mark.parametrize("kind", ["wan", "tae"])
 def test_kernels_that_no_vae_has_are_named(tmp_path, kind, make, message) -> None:
-    source = checkpoints.vae() if kind == "wan" else checkpoints.tae()
-    file = Path(shutil.copy(source, tmp_path / f"{source.stem}.safetensors"))
+    file = tmp_path / f"{kind}.safetensors"
+    if kind == "wan":
+        shutil.copy(checkpoints.vae(), file)
+    else:
+        shapes = TaeFormat(widths=(16, 16, 8, 8)).shapes()
+        drawn = torch.Generator().manual_seed(1)
+        save_file({name: 0.1 * torch.randn(shape, generator=drawn) for name, shape in shapes.items()}, file)
     change_each(tmp_path, "weight", make)
     with pytest.raises(CheckpointError, match=rf"{file} is damaged: \S+weight .*({message})"):
         pipeline.decode(pipeline.load_vae(file, offload=OffloadSettings()), torch.zeros(1, 16, 1, 4, 4), hooks=Hooks())
