@@ -24,6 +24,13 @@ DEFAULT_HEIGHT = 480
 DEFAULT_NUM_FRAMES = 81
 FRAME_RATE = 16
 
+# The most that can be asked for: of pixels a side, frames, clips of a batch, steps, and GiB of a limit.
+MAX_SIZE = 8192
+MAX_FRAMES = 4097
+MAX_BATCH = 64
+MAX_STEPS = 50
+MAX_GIB = 1024
+
 # The distillation's schedule. Source: model card of
 # lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v (4 steps, shift 5.0, no CFG).
 NUM_TRAIN_TIMESTEPS = 1000

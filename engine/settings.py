@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .backends.table import ATTENTION_CHOICES
-from .constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS
+from .constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS, MAX_GIB, MAX_STEPS
 from .errors import check_choice
 from .sentences.settings import Settings
 
@@ -58,12 +58,12 @@ class OffloadSettings:
     def __post_init__(self) -> None:
         check_choice(Settings.OFFLOAD_MODE(), self.mode, OFFLOAD_MODES)
         check_choice(Settings.VAE_TILING(), self.vae_tiling, TILING_MODES)
-        if self.vram_budget_gib < 0 or self.pinned_ram_limit_gib < 0:
-            raise ValueError(
-                Settings.NEGATIVE_LIMITS(
-                    vram_budget_gib=self.vram_budget_gib, pinned_ram_limit_gib=self.pinned_ram_limit_gib
-                )
-            )
+        for name, gib in (
+            ("vram_budget_gib", self.vram_budget_gib),
+            ("pinned_ram_limit_gib", self.pinned_ram_limit_gib),
+        ):
+            if not 0 <= gib <= MAX_GIB:
+                raise ValueError(Settings.ODD_LIMIT(name=name, gib=gib, most=MAX_GIB))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ class GpuSettings:
         return tuple(int(number) for number in self.gpus.split(",")) if "," in self.gpus else ()
 
 
-# Outside of these, noise levels in float32 are 0 or 1 alone.
-_SHIFTS = (0.001, 1000.0)
+SHIFTS = (0.001, 1000.0)
+"""The least and the most; outside of these, noise levels in float32 are 0 or 1 alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +109,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, SAMPLING_METHODS)
-        if self.steps < 1:
-            raise ValueError(Settings.ODD_STEPS(steps=self.steps))
-        least, most = _SHIFTS
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(Settings.ODD_STEPS(steps=self.steps, most=MAX_STEPS))
+        least, most = SHIFTS
         if not least <= self.shift <= most:
             raise ValueError(Settings.ODD_SHIFT(shift=self.shift, least=f"{least:g}", most=f"{most:g}"))
         if self.high_steps < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .constants import LATENT_CHANNELS, PATCH_SIZE, SIZE_MULTIPLE, VAE_STRIDE
+from .constants import LATENT_CHANNELS, MAX_FRAMES, MAX_SIZE, PATCH_SIZE, SIZE_MULTIPLE, VAE_STRIDE
 from .sentences import joined
 from .sentences.between import Between
 from .sentences.sizes import Sizes
@@ -12,6 +12,13 @@ from .sentences.sizes import Sizes
 
 def size_problem(width: int, height: int, num_frames: int) -> str | None:
     """Return a sentence that says what is wrong with a video size, or None."""
+    for name, value, limit in (
+        ("width", width, MAX_SIZE),
+        ("height", height, MAX_SIZE),
+        ("num_frames", num_frames, MAX_FRAMES),
+    ):
+        if value > limit:
+            return Sizes.TOO_LARGE(name=name, value=value, limit=limit)
     for name, value in (("width", width), ("height", height)):
         if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
             low = max(value // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
@@ -32,7 +39,7 @@ def latent_shape(width: int, height: int, num_frames: int) -> tuple[int, int, in
     """Return (channels, T, h, w) of the latents of a video.
 
     Raises:
-        ValueError: width or height is not a multiple of 16, or num_frames is not 4n+1.
+        ValueError: width or height is not a multiple of 16, num_frames is not 4n+1, or one is absurd.
     """
     problem = size_problem(width, height, num_frames)
     if problem:

@@ -9,6 +9,7 @@ from typing import Any
 from ..engine import prompting
 from ..engine.adapters.comfy import progress
 from ..engine.errors import check_choice
+from ..engine.inputs import check_image
 from ..engine.prompting.composing import LANGUAGES, TASKS
 from ._api import graph_inputs_of, io, node_id_of, output_shown, refuse, schema
 
@@ -127,7 +128,10 @@ class LightX2VEnhancePrompt(io.ComfyNode):
         instructions: str = "",
         image: Any = None,
     ) -> io.NodeOutput:
-        picture = prompting.make_data_url(image) if image is not None and task == "i2v" else ""
+        picture = ""
+        if image is not None and task == "i2v":
+            check_image(image, "image")
+            picture = prompting.make_data_url(image)
         question = prompting.Question(
             text=text, task=task, language=language, instructions=instructions, picture=picture
         )

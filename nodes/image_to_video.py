@@ -7,8 +7,9 @@ from typing import Any
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, image_to_video, progress
 from ..engine.errors import check_choice
+from ..engine.shapes import latent_shape
 from ._api import io, node_id_of, refuse, schema
-from .latent import check_size, size_inputs
+from .latent import size_inputs
 
 
 class LightX2VImageToVideo(io.ComfyNode):
@@ -84,7 +85,7 @@ class LightX2VImageToVideo(io.ComfyNode):
         num_frames: int | None = None,
     ) -> bool:
         refuse(check_choice, "size", size, image_to_video.SIZES)
-        return refuse(check_size, width, height, num_frames)
+        return refuse(latent_shape, width, height, num_frames)
 
     @classmethod
     def execute(
@@ -102,6 +103,8 @@ class LightX2VImageToVideo(io.ComfyNode):
         negative: list[Any] | None = None,
     ) -> io.NodeOutput:
         formats.check_text(positive)
+        if negative is not None:
+            formats.check_text(negative)
         pictures = image_to_video.Pictures(start=start_image, end=end_image)
         width, height = image_to_video.find_size(pictures, size, width, height)
         clip = {"width": width, "height": height, "num_frames": num_frames}

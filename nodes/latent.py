@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from ..engine import pipeline
-from ..engine.constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, FRAME_RATE, SIZE_MULTIPLE, VAE_STRIDE
-from ..engine.sentences.nodes import Nodes
+from ..engine.constants import (
+    DEFAULT_HEIGHT,
+    DEFAULT_NUM_FRAMES,
+    DEFAULT_WIDTH,
+    FRAME_RATE,
+    MAX_BATCH,
+    MAX_FRAMES,
+    MAX_SIZE,
+    SIZE_MULTIPLE,
+    VAE_STRIDE,
+)
 from ..engine.shapes import latent_shape
 from ._api import io, refuse, schema
-
-MAX_SIZE = 8192
-MAX_FRAMES = 4097
-MAX_BATCH = 64
-
-
-def check_size(width: int, height: int, num_frames: int) -> None:
-    """Raise ValueError where there is no video of this size."""
-    for name, value, limit in (
-        ("width", width, MAX_SIZE),
-        ("height", height, MAX_SIZE),
-        ("num_frames", num_frames, MAX_FRAMES),
-    ):
-        if value > limit:
-            raise ValueError(Nodes.TOO_LARGE(name=name, value=value, limit=limit))
-    latent_shape(width, height, num_frames)
 
 
 def size_inputs(*, made_for: str, batch: str) -> list[io.Input]:
@@ -85,7 +78,7 @@ class LightX2VEmptyLatent(io.ComfyNode):
     def validate_inputs(
         cls, width: int | None = None, height: int | None = None, num_frames: int | None = None
     ) -> bool:
-        return refuse(check_size, width, height, num_frames)
+        return refuse(latent_shape, width, height, num_frames)
 
     @classmethod
     def execute(cls, width: int, height: int, num_frames: int, batch_size: int) -> io.NodeOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..engine.constants import MAX_GIB
 from ..engine.settings import OFFLOAD_MODES, TILING_MODES, OffloadSettings
 from . import sockets
 from ._api import advanced, io, schema
@@ -34,7 +35,7 @@ class LightX2VOffload(io.ComfyNode):
                     "vram_budget_gib",
                     default=0.0,
                     min=0.0,
-                    max=1024.0,
+                    max=float(MAX_GIB),
                     step=0.5,
                     tooltip=(
                         "GiB of VRAM that torch may reserve in all while the pack runs. 0 = what is free, and what "
@@ -46,7 +47,7 @@ class LightX2VOffload(io.ComfyNode):
                         "pinned_ram_limit_gib",
                         default=0.0,
                         min=0.0,
-                        max=1024.0,
+                        max=float(MAX_GIB),
                         step=0.5,
                         tooltip=(
                             "GiB of page-locked RAM the pack may use for streaming; what is beyond it streams more "

@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 from ..engine import pipeline, report_table
+from ..engine.adapters.comfy import formats
 from ..engine.adapters.comfy.language import to_editor
+from ..engine.inputs import check_floats
 from ..engine.sentences.nodes import Nodes
+from ..engine.sentences.tensors import Tensors
 from ._api import io, output_shown, schema
 
 
@@ -48,7 +51,12 @@ class LightX2VReport(io.ComfyNode):
     def execute(cls, image: Any = None, latent: dict[str, Any] | None = None) -> io.NodeOutput:
         if image is None and latent is None:
             raise ValueError(Nodes.NOTHING_TO_REPORT())
-        report = pipeline.report_of(image if image is not None else latent["samples"])
+        if image is None:
+            reported = formats.latent_samples(latent, lambda _: None)
+        else:
+            check_floats(image, "image", Tensors.CONNECT_IMAGE())
+            reported = image
+        report = pipeline.report_of(reported)
         text = json.dumps(report, indent=2)
         rows = to_editor(report_table.as_rows(report))
         markdown = report_table.as_markdown(rows)

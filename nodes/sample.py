@@ -6,7 +6,7 @@ from typing import Any
 
 from ..engine.adapters.comfy import formats, image_to_video, progress, sampling
 from ..engine.adapters.comfy.carried import handle_of
-from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS, SIZE_MULTIPLE
+from ..engine.constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS, MAX_STEPS, SIZE_MULTIPLE
 from ..engine.errors import check_choice
 from ..engine.panel import forecast
 from ..engine.settings import SAMPLING_METHODS, SamplingSettings
@@ -79,7 +79,7 @@ class LightX2VSampler(io.ComfyNode):
                     "steps",
                     default=DISTILL_STEPS,
                     min=1,
-                    max=50,
+                    max=MAX_STEPS,
                     tooltip="The model is distilled for 4; other numbers usually look worse.",
                 ),
                 io.Float.Input(
@@ -95,7 +95,7 @@ class LightX2VSampler(io.ComfyNode):
                         "high_steps",
                         default=DISTILL_HIGH_STEPS,
                         min=0,
-                        max=50,
+                        max=MAX_STEPS,
                         optional=True,
                         tooltip=(
                             "Of both experts of Wan2.2: the first so many steps are the high-noise expert's, the rest "

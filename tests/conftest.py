@@ -14,6 +14,8 @@ SLOW_SUITES = [ROOT / "tests" / name for name in ("contract", "browser")]
 
 # Tiny models on few cores: one thread an operator is faster than waiting for the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests read English, whatever the machine speaks.
+os.environ["LANGUAGE"] = "en"
 
 runpy.run_path(str(ROOT / "tools" / "register_pack.py"))
 # Its asserts explain themselves as those of a test file do.

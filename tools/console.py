@@ -1,21 +1,34 @@
-"""Printing that never fails: a result is not lost because nobody could be told of it."""
+"""Printing that never fails, in the language of the user: a result is not lost because nobody could be told of it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
+
+from ..engine.sentences import translated
+from ..engine.sentences.languages import language_of_environment
+
+
+def language() -> str:
+    """Return the language of the user."""
+    return language_of_environment(os.environ)
+
+
+def spoken(data: Any) -> Any:
+    """Return a text, or data with texts, in the language of the user."""
+    return translated(data, language())
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
     """Print to stdout."""
-    write(sys.stdout, text + end)
+    write(sys.stdout, spoken(text) + end)
 
 
-def complain(text: str = "", *, end: str = "\n") -> None:
-    """Print to stderr."""
-    write(sys.stderr, text + end)
+def complain(text: str = "", *, by: str = "", end: str = "\n") -> None:
+    """Print to stderr. Args: by: the command, where it is one of several that may have said it."""
+    write(sys.stderr, (f"{by}: " if by else "") + spoken(text) + end)
 
 
 def write(stream: TextIO | None, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,15 +12,14 @@ from ..engine.panel import doctor
 from ..engine.panel.verify import verify
 from ..engine.sentences.tools import Command
 from . import console
+from .arguments import Parser
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; returns 1 when something is missing."""
-    parser = argparse.ArgumentParser(
-        prog="doctor.py", description="Show what this machine has and lacks for the LightX2V nodes."
-    )
+    parser = Parser(prog="doctor.py", description="Show what this machine has and lacks for the LightX2V nodes.")
     parser.add_argument(
         "--models-dir",
         type=Path,
@@ -39,14 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub for --check (default: HF_ENDPOINT)")
     options = parser.parse_args(arguments)
     if not options.models_dir.is_dir():
-        console.complain(f"doctor: {Command.NO_MODELS_FOLDER(models_dir=options.models_dir)}")
+        console.complain(Command.NO_MODELS_FOLDER(models_dir=options.models_dir), by="doctor")
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
     if options.check:
         return _check(root / options.check, options.endpoint, as_json=options.json)
     found = {name: root / name for name in list_checkpoint_folders(root)}
     items = doctor.examine(found, options.models_dir, measures_links=True)
-    console.say(json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items))
+    console.say(
+        json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items, console.language())
+    )
     return int(any(item.state == doctor.MISSING for item in items))
 
 
@@ -64,7 +64,12 @@ def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:
     try:
         items = verify(path, on_progress=show, endpoint=endpoint)
     except LightX2VError as error:
-        console.complain(f"doctor: {error}")
+        console.complain(str(error), by="doctor")
         return 2
-    console.say(json.dumps(doctor.as_json(items), indent=2) if as_json else doctor.as_text(items))
+    _show(items, as_json=as_json)
     return int(any(item.state == doctor.MISSING for item in items))
+
+
+def _show(items: list[doctor.Item], *, as_json: bool) -> None:
+    """Print findings; JSON, which programs read, is in English."""
+    console.say(json.dumps(doctor.as_json(items), indent=2) if as_json else doctor.as_text(items, console.language()))

@@ -17,6 +17,7 @@ from ..engine.sentences import Sentence, joined
 from ..engine.sentences.between import Between
 from ..engine.sentences.tools import Command
 from . import console
+from .arguments import Parser
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,12 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    console.complain(f"\ndownload: {message}")
+    console.complain()
+    console.complain(message, by="download")
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="download.py",
         description="List and fetch the published variants of the 4-step Wan2.1-T2V-14B: transformer, text encoder, "
         "tokenizer, VAE and config; models for image to video, and the LoRAs that distill others; verified, where the "
@@ -100,7 +102,7 @@ def _list(_: argparse.Namespace) -> None:
     for advice in rank_files_here():
         _describe(advice.variant)
         if advice.step_seconds is not None:
-            console.say(_INDENT + Command.ON_THIS_CARD(advice=advice))
+            console.say(_INDENT + console.spoken(Command.ON_THIS_CARD(advice=advice)))
     for other in ALL_PUBLISHED.values():
         if other.name not in PUBLISHED:
             _describe(other)
@@ -111,10 +113,10 @@ _INDENT = " " * (_WIDTH + 12)
 
 
 def _describe(variant: Variant) -> None:
-    console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {variant.summary}")
-    parts = ", ".join(f"{part.what} {_size(part.num_bytes)}" for part in variant.parts)
+    console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {console.spoken(variant.summary)}")
+    parts = ", ".join(f"{console.spoken(part.what)} {_size(part.num_bytes)}" for part in variant.parts)
     console.say(f"{_INDENT}{parts}")
-    console.say(f"{_INDENT}{joined(variant.repositories, Between.AND)}")
+    console.say(f"{_INDENT}{console.spoken(joined(variant.repositories, Between.AND))}")
 
 
 def _get(options: argparse.Namespace) -> None:
@@ -145,7 +147,7 @@ def _show_plan(plan: Plan) -> None:
             state = Command.THERE
         elif file.is_in_the_way:
             state = Command.IN_THE_WAY
-        console.say(f"{state():>10}  {file.remote.num_bytes:>15,}  {file.target}")
+        console.say(f"{console.spoken(state()):>10}  {file.remote.num_bytes:>15,}  {file.target}")
     console.say(
         Command.ALL_FILES(size=_size(plan.num_bytes), num_files=len(plan.files), missing=_size(plan.missing_bytes))
     )
@@ -181,8 +183,8 @@ class _Display:
     def _line(self, done: int, total: int, what: str, now: float) -> str:
         fetched, seconds = done - (self._first or 0), now - self._started
         speed = f"{_size(int(fetched / seconds))}/s" if seconds > 1 else ""
-        share = Command.OF_TOTAL(done=_size(done), total=_size(total))
-        line = f"{100 * done // max(total, 1):3d} %  {share}  {speed:>9}  {what}"
+        share = console.spoken(Command.OF_TOTAL(done=_size(done), total=_size(total)))
+        line = f"{100 * done // max(total, 1):3d} %  {share}  {speed:>9}  {console.spoken(what)}"
         columns = shutil.get_terminal_size().columns - 1
         return line[:columns].ljust(columns) if self._is_live else line
 

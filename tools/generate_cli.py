@@ -20,6 +20,9 @@ from ..engine.constants import (
     DISTILL_SHIFT,
     DISTILL_STEPS,
     FRAME_RATE,
+    MAX_FRAMES,
+    MAX_GIB,
+    MAX_STEPS,
     PRECISIONS,
 )
 from ..engine.errors import CheckpointError, LightX2VError
@@ -33,6 +36,7 @@ from ..engine.settings import (
     ENGINES,
     OFFLOAD_MODES,
     SAMPLING_METHODS,
+    SHIFTS,
     TEXT_DEVICES,
     TILING_MODES,
     EngineSettings,
@@ -42,11 +46,13 @@ from ..engine.settings import (
 from ..engine.stages.conditioning import of_rows
 from ..engine.system import is_out_of_memory
 from . import console
+from .arguments import MAX_SEED, Parser, number, whole
 from .headless.cli import comfy_folder
 from .headless.errors import Cancelled, CommandError, RunError
 from .headless.places import interruptible
 from .headless.progress import Progress, logging_to
 from .mp4 import write_mp4
+from .saving import problem_of_file, refusal, save
 
 _EPILOG = """\
 exit codes:
@@ -82,18 +88,18 @@ def main(arguments: list[str] | None = None) -> int:
     except CommandError as caught:
         error = caught
     except OSError as caught:
-        error = RunError(Command.NO_ROOM(caught=caught))
+        error = RunError(refusal(Path(caught.filename or options.models_dir), "--models-dir", caught))
     else:
         progress.clear()
         console.say(result)
         return 0
     progress.clear()
-    console.complain(f"generate: {error}")
+    console.complain(str(error), by="generate")
     return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="generate.py",
         description="Make a video from a prompt with the pack's engine, without a graph and without ComfyUI.",
         epilog=_EPILOG,
@@ -104,8 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.mp4 if it is there")
     size = f"{DEFAULT_WIDTH}x{DEFAULT_HEIGHT}"
     parser.add_argument("--size", default=size, metavar="WxH", help="multiples of 16 (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=DEFAULT_NUM_FRAMES, help="4n+1 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--frames", type=whole(1, MAX_FRAMES), default=DEFAULT_NUM_FRAMES, help="4n+1 (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), default=0, help="default: %(default)s")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -127,11 +135,11 @@ def _parser() -> argparse.ArgumentParser:
         ("tiling", TILING_MODES),
     ):
         more.add_argument(f"--{name}", choices=choices, default="auto", help="default: auto")
-    more.add_argument("--vram-budget", type=float, default=0.0, metavar="GIB", help="0: what is free")
+    more.add_argument("--vram-budget", type=number(0, MAX_GIB), default=0.0, metavar="GIB", help="0: what is free")
     more.add_argument("--text-device", choices=TEXT_DEVICES, default="cpu", help="default: cpu")
     more.add_argument("--method", choices=SAMPLING_METHODS, default="lcm", help="default: lcm")
-    more.add_argument("--steps", type=int, default=DISTILL_STEPS, help="default: %(default)s")
-    more.add_argument("--shift", type=float, default=DISTILL_SHIFT, help="default: %(default)s")
+    more.add_argument("--steps", type=whole(1, MAX_STEPS), default=DISTILL_STEPS, help="default: %(default)s")
+    more.add_argument("--shift", type=number(*SHIFTS), default=DISTILL_SHIFT, help="default: %(default)s")
     return parser
 
 
@@ -199,22 +207,12 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
             del frames
             frames = _explained(make)
         if out:
-            _explained(lambda: _write(out, frames, check_interrupt))
+            save({out: lambda path: write_mp4(path, frames, FRAME_RATE, check_interrupt=check_interrupt)})
     if not options.benchmark:
         return str(out)
     started = report_table.format_seconds(first["total_seconds"])
-    post = report_table.as_markdown(report_table.as_rows(pipeline.report_of(frames)))
-    return f"{post}\n- {Command.FIRST_RUN(started=started)}"
-
-
-def _write(out: Path, frames: torch.Tensor, check_interrupt: Callable[[], None]) -> None:
-    """Write the video beside its place first, so that what is there is whole."""
-    part = out.with_name(f"{out.stem}.part.mp4")
-    try:
-        write_mp4(part, frames, FRAME_RATE, check_interrupt=check_interrupt)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    post = report_table.as_markdown(console.spoken(report_table.as_rows(pipeline.report_of(frames))))
+    return f"{post}\n- {console.spoken(Command.FIRST_RUN(started=started))}"
 
 
 def _show(progress: Progress, done: int, total: int, what: str) -> None:
@@ -223,7 +221,7 @@ def _show(progress: Progress, done: int, total: int, what: str) -> None:
 
 
 def _read_size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
     if not found:
         raise UsageError(Command.NO_SIZE(text=text, width=DEFAULT_WIDTH, height=DEFAULT_HEIGHT))
     return int(found[1]), int(found[2])
@@ -233,10 +231,18 @@ def _check_out(out: Path, is_replaced: bool) -> None:
     """Refuse before the run what would fail after it."""
     if out.suffix.lower() != ".mp4":
         raise UsageError(Command.NO_MP4(out=out))
-    if not out.resolve().parent.is_dir():
+    try:
+        has_folder = out.resolve().parent.exists()
+        is_there = out.exists() and not out.is_dir()
+    except OSError as error:
+        raise UsageError(refusal(out, "--out", error)) from error
+    if not has_folder:
         raise UsageError(Command.NO_FOLDER(out=out))
-    if out.is_dir() or (out.exists() and not is_replaced):
+    if is_there and not is_replaced:
         raise UsageError(Command.EXISTS(out=out))
+    problem = problem_of_file(out, "--out")
+    if problem:
+        raise UsageError(problem)
 
 
 def _find_checkpoint(models_dir: Path) -> Path:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.parallel.split import MOST_RANKS
-from ..engine.sentences.tools import Clips, Command
+from ..engine.sentences.tools import Clips
 from . import console
+from .arguments import MAX_SEED, Parser, seconds, whole
 from .clips.jobs import Job, make_jobs, read_prompts
 from .clips.queue import ClipQueue, Fixed, Made, Worker, Workers
 from .clips.results import Results
@@ -21,9 +22,11 @@ from .headless.places import Here, Place, Server
 from .headless.progress import Progress, logging_to
 from .headless.report import write_report
 from .headless.workflow import read_workflow
+from .saving import problem_of_file, problem_of_folder, refusal
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 _FAILED, _CANCELLED = 3, 130
+_MOST_RETRIES = 1000
 
 _EPILOG = """\
 PROMPTS.txt (UTF-8) has one prompt a line; empty lines and lines that start with # are skipped.
@@ -41,7 +44,7 @@ sooner: a list is done sooner where each GPU makes its own.
 exit codes:
   0    every prompt has its video
   2    wrong command line, or the workflow or a value in it is wrong
-  3    some prompts failed, and the others were made; or a file of results cannot be written
+  3    some prompts failed, and the others were made; or results cannot be written
   4    no server can be reached; they want a login, or are not ComfyUI
   130  cancelled with Ctrl-C; started again, it goes on with the prompts that are not done
 
@@ -58,8 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     results_file = options.results or options.prompts.with_suffix(".results.jsonl")
     try:
         prompts = read_prompts(options.prompts)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return _complain(Clips.NO_PROMPTS_FILE(path=options.prompts, reason=error.strerror), 2)
+    except ValueError as error:
         return _complain(str(error), 2)
+    problem = problem_of_folder(options.output_dir, "--output-dir")
+    if problem is None and options.report:
+        problem = problem_of_file(options.report, "--report")
+    if problem:
+        return _complain(problem, _FAILED)
     jobs = make_jobs(
         prompts,
         workflow=options.workflow,
@@ -72,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = Results(results_file, options.output_dir)
         results.adopt(jobs)
     except OSError as error:
-        return _complain(Clips.NO_RESULTS_FILE(results_file=results_file, reason=error.strerror), _FAILED)
+        return _complain(refusal(results_file, "--results", error), _FAILED)
     waiting = [job for job in jobs if not results.is_done(job)]
     if not options.quiet:
         console.complain(Clips.COUNT(num_prompts=len(jobs), num_done=len(jobs) - len(waiting)))
@@ -91,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             write_report(options.report, desk.summary())
         except OSError as error:
-            _complain(Command.NO_REPORT_FILE(path=options.report, reason=error.strerror), _FAILED)
+            _complain(refusal(options.report, "--report", error), _FAILED)
             code = code or _FAILED
     return code
 
@@ -170,19 +180,12 @@ def _find_cluster(options: argparse.Namespace) -> Workers:
 
 
 def _complain(message: str, code: int) -> int:
-    console.complain(f"run_prompts: {message}")
+    console.complain(message, by="run_prompts")
     return code
 
 
-def _count(text: str) -> int:
-    """Return how many GPUs are to compute a clip."""
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_RANKS:
-        raise argparse.ArgumentTypeError(Clips.NO_COUNT(most=MOST_RANKS, text=text))
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run_prompts.py",
         description="Make a video for every line of a text file with a workflow file: here, in a running ComfyUI "
         "(--server), or in several. The model stays loaded from one to the next.",
@@ -207,13 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--gpus-per-clip",
-        type=_count,
+        type=whole(1, MOST_RANKS),
         metavar="N",
         help="let N GPUs of a machine compute each clip together; default: as the workflow says, of a cluster one",
     )
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="as for run_workflow.py")
     parser.add_argument("--token", metavar="TOKEN", help="as for run_workflow.py")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first prompt; the next ones count up")
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="of the first prompt; the next ones count up"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: PROMPTS.results.jsonl")
     parser.add_argument(
         "--prompt-input", default="LightX2VTextEncode.text", metavar="NODE.INPUT", help="default: %(default)s"
@@ -228,9 +233,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="as for run_workflow.py"
     )
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of one prompt; it then counts as failed")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="of one prompt; it then counts as failed")
     parser.add_argument(
-        "--retries", type=int, default=2, metavar="N", help="how often a prompt is tried again (default: %(default)s)"
+        "--retries",
+        type=whole(0, _MOST_RETRIES),
+        default=2,
+        metavar="N",
+        help="how often a prompt is tried again (default: %(default)s)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what the whole list took, as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress; errors are still printed")

@@ -30,6 +30,9 @@ _FRAME_BYTES = int(3.5 * 64 * 3 * 4)
 # float32 means of 16 channels per latent cell and frame, twice while they are joined.
 _MEAN_BYTES = 2 * 16 * 4
 
+# What convolutions work in beside their tensors: tiles of 32 took up to 30 MB more than those on an H200.
+_WORKSPACE_BYTES = 32 * 2**20
+
 # The tiny autoencoder: elements per latent cell at its widest place, 64 channels of 4 frames, twice
 # while two and two are joined.
 _TAE = 2 * 4 * 64 * 64
@@ -54,7 +57,7 @@ def encode_bytes(
     tiles = tile_cells * ((base_dim * (_KEPT + _WORKING) + _COLOURS) * element_bytes + _FRAME_BYTES)
     finishing = cells * (base_dim * _FINISHING * element_bytes + latent_frames * _MEAN_BYTES)
     shared = base_dim * (cells * latent_frames * _SHARED + base_dim * _WEIGHTS) * element_bytes
-    return int((max(tiles, finishing) + shared) * ALLOCATOR_SLACK)
+    return int((max(tiles, finishing) + shared) * ALLOCATOR_SLACK) + _WORKSPACE_BYTES
 
 
 def tae_encode_bytes(height: int, width: int, tile: Tile | None, element_bytes: int = 2) -> int:

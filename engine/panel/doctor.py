@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -39,7 +40,7 @@ from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
-from ..sentences import joined
+from ..sentences import ENGLISH, joined, translated
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from .advice import Advice, rank_files
@@ -130,15 +131,24 @@ def summarize(items: list[Item]) -> str:
     return Doctor.ONE_TO_DO() if to_do == 1 else Doctor.TO_DO(count=to_do)
 
 
-def as_text(items: list[Item]) -> str:
+def as_text(items: list[Item], language: str = ENGLISH) -> str:
     """Return the verdict and items as a table for a terminal, problems first, remedies on lines of their own."""
-    width = max(len(item.name) for item in items)
-    lines = [summarize(items), ""]
-    for item in sorted(items, key=lambda item: (MISSING, WARN, OK).index(item.state)):
-        lines.append(f"{item.state:7}  {item.name:{width}}  {item.found}")
-        if item.remedy:
-            lines.append(f"{'':{width + 11}}-> {item.remedy}")
+    said = [
+        [item.state, *(translated(each, language) for each in (item.name, item.found, item.remedy))]
+        for item in sorted(items, key=lambda item: (MISSING, WARN, OK).index(item.state))
+    ]
+    width = max(_columns_of(name) for _, name, _, _ in said)
+    lines = [translated(summarize(items), language), ""]
+    for state, name, found, remedy in said:
+        lines.append(f"{state:7}  {name}{' ' * (width - _columns_of(name))}  {found}")
+        if remedy:
+            lines.append(f"{'':{width + 11}}-> {remedy}")
     return "\n".join(lines)
+
+
+def _columns_of(text: str) -> int:
+    """Return how wide a terminal shows a text: Chinese characters take two columns."""
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def _examine_card(machine: Machine) -> list[Item]:

@@ -15,10 +15,20 @@ from ..backends.table import ATTENTION_CHOICES
 from ..checkpoints.files import AUTO_SECOND, NO_SECOND
 from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant
 from ..checkpoints.transformers import EXPERTS
-from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH, DISTILL_STEPS, PRECISIONS
+from ..constants import (
+    DEFAULT_HEIGHT,
+    DEFAULT_NUM_FRAMES,
+    DEFAULT_WIDTH,
+    DISTILL_STEPS,
+    MAX_FRAMES,
+    MAX_GIB,
+    MAX_SIZE,
+    MAX_STEPS,
+    PRECISIONS,
+)
 from ..lora.experts import EXPERT_CHOICES
 from ..memory.clip import Clip
-from ..sentences import LANGUAGES, joined
+from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
@@ -253,14 +263,14 @@ PLAN = routes.Route(
         "attention": choice(*ATTENTION_CHOICES),
         "compile": choice(*COMPILE_MODES),
         "offload": choice(*OFFLOAD_MODES),
-        "vram_budget_gib": number(float, 0, 1024),
+        "vram_budget_gib": number(float, 0, MAX_GIB),
         "vae_tiling": choice(*TILING_MODES),
         "gpus": plain_name,
-        "width": number(int, 1, 8192),
-        "height": number(int, 1, 8192),
-        "frames": number(int, 1, 4097),
+        "width": number(int, 1, MAX_SIZE),
+        "height": number(int, 1, MAX_SIZE),
+        "frames": number(int, 1, MAX_FRAMES),
         "batch": number(int, 1, 4096),
-        "steps": number(int, 1, 50),
+        "steps": number(int, 1, MAX_STEPS),
         "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
@@ -282,7 +292,7 @@ DOWNLOAD = routes.Route(
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 LANGUAGE = routes.Route(
-    name="language", method="POST", fields={"client": str, "language": choice(*LANGUAGES)}, answer=remember_language
+    name="language", method="POST", fields={"client": str, "language": routes.language}, answer=remember_language
 )
 
 

@@ -8,8 +8,6 @@ from . import Sentence
 class Nodes:
     """What a node was given."""
 
-    # nodes/latent.py
-    TOO_LARGE = Sentence("{name} is {value}; expected at most {limit}.")
     # nodes/lora.py
     OTHER_LOADER = Sentence(
         "Put {lora} on with LoraLoaderModelOnly: LightX2V LoRA is for transformers of LightX2V loaders, and this one "

@@ -23,7 +23,20 @@ class Sampling:
         "of the latents NaN or infinite, so the video would be black or noise. The model was {name}, computed by "
         "ComfyUI."
     )
+    ONLY_IN_COMFYUI = Sentence(
+        "Run the workflow in ComfyUI (run_workflow.py --server URL), or leave the conditioning as the text encoder "
+        "made it: it has {found}, which ComfyUI's samplers heed and which are not here."
+    )
+    ENTRIES = Sentence("{count:d} entries")
     # adapters/comfy/wan_model.py
+    ODD_NOISE_LEVELS = Sentence(
+        "Connect the SIGMAS of a scheduler node that has this model, such as BasicScheduler: the noise levels are "
+        "{levels}; expected numbers from 1 down to 0."
+    )
+    NO_TEXT = Sentence(
+        "Connect 'LightX2V Text Encode', or CLIPTextEncode with a CLIPLoader of type 'wan': the condition '{name}' has "
+        "no text."
+    )
     NOT_FOR_CFG = Sentence(
         "{found}; the checkpoint is distilled for cfg 1, where a step takes half the time or less and no negative "
         "prompt is needed."

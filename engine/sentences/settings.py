@@ -19,14 +19,11 @@ class Settings:
     )
     OFFLOAD_MODE = Sentence("offload mode")
     VAE_TILING = Sentence("VAE tiling")
-    NEGATIVE_LIMITS = Sentence(
-        "vram_budget_gib is {vram_budget_gib} and pinned_ram_limit_gib is {pinned_ram_limit_gib}; expected 0 "
-        "(measure) or more."
-    )
+    ODD_LIMIT = Sentence("Set {name} to a number from 0 (measure) to {most}, not {gib}.")
     ODD_GPUS = Sentence(
         "gpus is {gpus!r}; expected auto, how many GPUs, such as 2, or the numbers of some, such as 0,2."
     )
-    ODD_STEPS = Sentence("steps is {steps}; expected at least 1. The checkpoint is distilled for 4.")
+    ODD_STEPS = Sentence("Set steps to a number from 1 to {most}, not {steps}. The checkpoint is distilled for 4.")
     ODD_SHIFT = Sentence(
         "Set shift to a number from {least} to {most}, not {shift}. The checkpoint is distilled for 5.0."
     )

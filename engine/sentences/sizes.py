@@ -9,6 +9,7 @@ class Sizes:
     """What a size or a shape may be."""
 
     # shapes.py
+    TOO_LARGE = Sentence("{name} is {value}; expected at most {limit}.")
     NO_MULTIPLE = Sentence("{name} is {value}; expected a multiple of {multiple}. Use {nearest}.")
     ODD_NUMBER_OF_FRAMES = Sentence("num_frames is {num_frames}; expected 4n+1 (1, 5, 9, ... 81). Use {nearest}.")
     LATENT = Sentence("latent samples have shape {shape}; expected [batch, {channels}, frames, height/8, width/8]")

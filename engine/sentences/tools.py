@@ -5,6 +5,36 @@ from __future__ import annotations
 from . import Sentence
 
 
+class Arguments:
+    """Words of a command line."""
+
+    # tools/arguments.py
+    OF_ARGUMENT = Sentence("{name}: {problem}")
+    NO_WHOLE_NUMBER = Sentence("give a whole number from {low} to {high}, not {text!r}.")
+    NO_NUMBER = Sentence("give a number from {low} to {high}, not {text!r}.")
+
+
+class Saving:
+    """Files that a command leaves."""
+
+    # tools/saving.py
+    CHOOSE = Sentence("Choose another place for {option}: {reason}.")
+    MAKE_ROOM = Sentence("Make room, or choose another place for {option}: the drive of {path} is full.")
+    FILE_IN_THE_WAY = Sentence("{path} is a file, where a folder has to be")
+    IS_FOLDER = Sentence("{path} is a folder")
+    TOO_LONG = Sentence("the name {name} is too long")
+    READ_ONLY = Sentence("the drive of {path} can only be read")
+    FORBIDDEN = Sentence("there is no right to write {path}")
+    REFUSED = Sentence("{path} cannot be written ({said})")
+    THE_FOLDER = Sentence("results")
+    ELSEWHERE = Sentence("Take what was made from {elsewhere}. {why}")
+    LOST = Sentence("{why} Then run it again with the same seed: {path} was not written, nor anywhere else.")
+    # tools/headless/core_nodes.py
+    OUTSIDE = Sentence("{prefix} is outside the output folder")
+    # tools/clips/results.py
+    OTHER_FOLDER = Sentence("{file} is there, and not in {folder}. {why}")
+
+
 class Command:
     """What one command was given, and what came of it."""
 
@@ -21,10 +51,7 @@ class Command:
     # tools/doctor_cli.py
     NO_MODELS_FOLDER = Sentence("Give --models-dir ComfyUI's models folder: {models_dir} is no folder.")
     CHECKED = Sentence("{percent:3} % of {total:.1f} GB, {what}")
-    # tools/prompts_cli.py
-    NO_REPORT_FILE = Sentence("Choose another file for --report: {path}: {reason}.")
     # tools/generate_cli.py
-    NO_ROOM = Sentence("Make room, or choose a folder that can be written: {caught}.")
     NO_PROMPT = Sentence('There is no prompt. Say what the video shows: generate.py "a red fox in the snow".')
     FIRST_RUN = Sentence("first run of the process, with loading: {started}")
     NO_SIZE = Sentence("--size is {text!r}; expected width and height, as {width}x{height}.")
@@ -58,14 +85,13 @@ class Clips:
     )
     # tools/clips/show.py
     LEFT_OUT = Sentence("{worker} is left out for now: {reason}{goes_on}")
-    CLIP_BEGINS = Sentence("{number} of {num_jobs}, seed {seed}{on}: {prompt}")
+    CLIP_BEGINS = Sentence("--- {number} of {num_jobs}, seed {seed}{on}: {prompt}")
     ON_WORKER = Sentence(" on {worker}")
     DONE_SO_FAR = Sentence("{done} of {num_jobs} done{failed}; about {time} left")
     GOES_TO_ANOTHER = Sentence("clip {index} goes to another worker")
     AND_GOES_TO_ANOTHER = Sentence(" Clip {index} goes to another worker.")
     OF_THEM_FAILED = Sentence(", {num_failed} of them failed")
     # tools/prompts_cli.py
-    NO_RESULTS_FILE = Sentence("Choose another file with --results, or make room: {results_file}: {reason}.")
     COUNT = Sentence("{num_prompts} prompts, {num_done} of them done")
     SOME_FAILED = Sentence("{num_failed} of {num_waiting} prompts failed; {path} says why.")
     CANCELLED = Sentence("Cancelled; started again, it goes on with the prompts that are not done.")
@@ -74,7 +100,6 @@ class Clips:
         "Make room and start again, or choose another folder or file (--output-dir, --results): {where}: "
         "{reason}.{made}"
     )
-    NO_COUNT = Sentence("expected a number from 1 to {most}, got {text!r}")
     TWO_PLACES = Sentence("Give --cluster or --server, not both.")
     # tools/clips/cluster.py
     WORKER_GONE = Sentence("the process or its machine is gone ({kind}).")
@@ -86,6 +111,7 @@ class Clips:
     NO_WORKER = Sentence("a worker could not be started ({error}).")
     # tools/clips/jobs.py
     NO_PROMPTS = Sentence("{path} has no prompt: expected one a line.")
+    NO_PROMPTS_FILE = Sentence("Give a text file with one prompt a line: {path} cannot be read ({reason}).")
     # tools/clips/queue.py
     OTHERS_GONE = Sentence("The workers that had not tried this clip yet are gone.")
     NOBODY_CAME = Sentence("No worker has come: no machine has a free GPU, or as many as --gpus-per-clip wants.")

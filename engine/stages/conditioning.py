@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from ..constants import TEXT_ROWS
+from ..inputs import check_finite
 from ..interfaces import Conditioning
 from ..sentences.stages import Stages
+from ..sentences.tensors import Tensors
 
 # Widths other text encoders produce, to say where a wrong conditioning comes from.
 _KNOWN_WIDTHS = {768: "SD 1.5 (CLIP-L)", 1024: "SD 2 (CLIP-H)", 1280: "CLIP-G", 2048: "SDXL", 3584: "Qwen2.5-VL"}
@@ -26,7 +28,7 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         records: report records of the stages that made the rows.
 
     Raises:
-        ValueError: wrong rank or width.
+        ValueError: wrong rank or width, or NaN among them.
     """
     found = Stages.CONDITIONING_SHAPE(shape=list(rows.shape))
     remedy = Stages.USE_TEXT_ENCODE()
@@ -38,6 +40,7 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         raise ValueError(
             Stages.ODD_CONDITIONING(found=found, rows=TEXT_ROWS, width=text_dim, guess=guess, remedy=remedy)
         )
+    check_finite(rows, Tensors.ROWS(), Tensors.ENCODE_AGAIN())
     missing = max(TEXT_ROWS - rows.shape[-2], 0)
     entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)
     return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]

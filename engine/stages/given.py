@@ -14,10 +14,12 @@ import torch
 
 from ..checkpoints.formats import WanArchitecture
 from ..constants import LATENT_CHANNELS, MASK_CHANNELS
+from ..inputs import check_finite, check_floats, describe
 from ..interfaces import Conditioning
 from ..latent_space import normalize
 from ..memory.clip import Clip
 from ..sentences.stages import Stages
+from ..sentences.tensors import Tensors
 from ..shapes import video_shape
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def _image_latents(latents: torch.Tensor, mask: torch.Tensor | None) -> list[tor
 
 
 def _check_latents(latents: torch.Tensor, clip: Clip) -> None:
+    check_floats(latents, Tensors.IMAGE_LATENTS(), Tensors.USE(image_nodes=_IMAGE_NODES))
     shape = list(latents.shape)
     if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
         channels = shape[1] if len(shape) > 1 else 0
@@ -135,9 +138,12 @@ def _check_latents(latents: torch.Tensor, clip: Clip) -> None:
 
 
 def _check_mask(mask: torch.Tensor, clip: Clip) -> None:
+    name, use = Tensors.MASK(), Tensors.USE(image_nodes=_IMAGE_NODES)
+    if not isinstance(mask, torch.Tensor):
+        raise ValueError(Tensors.NO_FLOATS(remedy=use, name=name, found=describe(mask)))
     shape, (_, frames, height, width) = list(mask.shape), clip.latent_shape
     fits = len(shape) == 5 and shape[0] in (1, clip.batch) and shape[1] in (1, MASK_CHANNELS)
-    if not fits or shape[2] > frames or shape[3:] != [height, width]:
+    if not fits or not 0 < shape[2] <= frames or shape[3:] != [height, width]:
         raise ValueError(
             Stages.ODD_MASK(
                 image_nodes=_IMAGE_NODES,
@@ -148,6 +154,9 @@ def _check_mask(mask: torch.Tensor, clip: Clip) -> None:
                 width=width,
             )
         )
+    low, high = (float(each) for each in torch.aminmax(mask.float()))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(Tensors.MASK_RANGE(image_nodes=_IMAGE_NODES, name=name, low=low, high=high))
 
 
 def _check_rows(rows: torch.Tensor, architecture: WanArchitecture) -> None:
@@ -158,3 +167,5 @@ def _check_rows(rows: torch.Tensor, architecture: WanArchitecture) -> None:
         raise ValueError(Stages.ODD_CLIP_VISION(shape=list(rows.shape), width=width, guess=guess))
     if most and rows.shape[1] > most:
         raise ValueError(Stages.TOO_MANY_ROWS(num_rows=rows.shape[1], most=most))
+    check_floats(rows, Tensors.VISION_ROWS(), Tensors.LOAD_VISION())
+    check_finite(rows, Tensors.VISION_ROWS(), Tensors.LOAD_VISION())

@@ -104,11 +104,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(found):
         "a UNet's node": "model_channels (FreeU",
         "a part of ComfyUI's Wan": "diffusion_model.freqs load the model with",
         "unloaded between steps": "unloaded between two steps",
+        "noise levels NaN": "the noise levels are 1, nan, 0; expected numbers from 1 down to 0",
+        "noise levels 14.61": "the noise levels are 14.61, 2, 0; expected",
+        "noise levels -0.5": "the noise levels are 1, -0.5, 0; expected",
+        "text of NaN": "the text of the conditioning holds NaN",
+        "text of whole numbers": "the text of the conditioning is int64 of shape",
+        "text of another model": "60]; expected [1, 512, 64] from UMT5-XXL",
+        "no text": "the condition 'positive' has no text",
     }
     assert set(found["refusals"]) == set(words)
     for name, sentences in found["refusals"].items():
         for sentence in sentences:
             assert sentence is not None and words[name] in sentence, (name, sentence)
+    assert found["nothing loaded for them"] and found["noise levels of few kinds"] == [None] * 3
     assert found["unknown key"]
     assert "768" in found["wrong text"]
 

@@ -55,10 +55,57 @@ def test_what_comfyuis_samplers_heed_is_not_plain(formats, key):
     assert not formats.is_plain([[torch.zeros(1, 2, 4), {"pooled_output": None, key: 0.5}]])
 
 
-@pytest.mark.parametrize("conditioning", [[], None, [[None, {}]], [["text", {}]]])
+@pytest.mark.parametrize("conditioning", [[], None, ()])
 def test_an_empty_conditioning_is_refused(formats, conditioning):
     with pytest.raises(ValueError, match=r"conditioning is empty; expected the output of 'LightX2V Text Encode'"):
         formats.check_text(conditioning)
+
+
+ROWS = torch.zeros(1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "found"),
+    [
+        (ROWS, "the conditioning is float32 of shape [1, 2, 4]"),
+        ({"a": 1}, "the conditioning is dict"),
+        ("text", "the conditioning is str"),
+        ([[None, {}]], "entry 1 of the conditioning is [NoneType, dict]"),
+        ([["text", {}]], "entry 1 of the conditioning is [str, dict]"),
+        ([ROWS], "entry 1 of the conditioning is float32 of shape [1, 2, 4]"),
+        ([[ROWS]], "entry 1 of the conditioning is list"),
+        ([[ROWS, {}], [ROWS, None]], "entry 2 of the conditioning is [float32 of shape [1, 2, 4], NoneType]"),
+        ([[ROWS, {}], {}], "entry 2 of the conditioning is dict"),
+        ([[ROWS.long(), {}]], "the text of the conditioning is int64 of shape [1, 2, 4]"),
+        ([[ROWS > 0, {}]], "the text of the conditioning is bool of shape [1, 2, 4]"),
+    ],
+)
+def test_what_is_no_conditioning_is_named(formats, conditioning, found):
+    with pytest.raises(ValueError) as error:
+        formats.check_text(conditioning)
+    assert str(error.value).startswith("Connect 'LightX2V Text Encode', or CLIPTextEncode") and found in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("latent", "found"),
+    [
+        (None, "the latent is NoneType"),
+        (torch.zeros(1, 16, 1, 2, 2), "the latent is float32 of shape [1, 16, 1, 2, 2]"),
+        ([], "the latent is list"),
+        ({}, "the latent is an empty one"),
+        ({"noise_mask": 1, "batch_index": 0}, "the latent is one with noise_mask, batch_index"),
+        ({"samples": None}, "the latent's samples is NoneType"),
+        ({"samples": [0.0]}, "the latent's samples is list"),
+        ({"samples": torch.zeros(1, 16, 1, 2, 2, dtype=torch.int64)}, "samples is int64 of shape [1, 16, 1, 2, 2]"),
+        ({"samples": torch.zeros(1, 16, 1, 2, 2, dtype=torch.complex64)}, "samples is complex64 of shape"),
+    ],
+)
+def test_what_is_no_latent_is_named(formats, latent, found):
+    with pytest.raises(ValueError) as error:
+        formats.latent_samples(latent)
+    assert str(error.value).startswith("Connect 'LightX2V Empty Latent'") and found in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 16, 60, 104), (1, 4, 3, 60, 104), (1, 16, 3, 61, 104)])

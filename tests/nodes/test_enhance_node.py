@@ -98,6 +98,21 @@ def test_the_first_frame_is_sent_for_i2v(execute):
     assert shown["image_url"]["url"].startswith("data:image/jpeg;base64,") and plain == TEXT
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.rand(1, 48, 64, 3) * 255, "Bring the values of image to 0 to 1"),
+        (torch.rand(48, 64, 3), "image is float32 of shape"),
+        (torch.zeros(0, 48, 64, 3), "image is empty"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_anybody_is_asked(execute, image, said):
+    with LlmServer() as server:
+        with pytest.raises(ValueError, match=said):
+            execute(**(WIDGETS | {"task": "i2v"}), url=server.url, image=image)
+        assert not server.asked
+
+
 def test_cancel_stops_the_wait(execute, shown, monkeypatch):
     import comfy.model_management as mm
 

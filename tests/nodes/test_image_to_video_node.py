@@ -170,6 +170,19 @@ def test_several_pictures_are_the_first_frames(make):
         ({}, "Connect start_image, end_image or both"),
         ({"start_image": picture(count=10)}, "10 first and 0 last frames are given, and the video has 9"),
         ({"start_image": picture(), "positive": []}, "conditioning is empty"),
+        ({"start_image": picture(), "positive": [prompt()[0][0]]}, "entry 1 of the conditioning is float32 of shape"),
+        ({"start_image": picture(), "negative": [[None, {}]]}, r"entry 1 of the conditioning is \[NoneType, dict\]"),
+        ({"start_image": picture()[0]}, r"start_image is float32 of shape \[90, 130, 3\]"),
+        ({"end_image": picture()[None]}, r"end_image is float32 of shape \[1, 1, 90, 130, 3\]"),
+        ({"start_image": picture(channels=2)}, r"start_image is float32 of shape \[1, 90, 130, 2\]"),
+        ({"start_image": picture(channels=1)}, r"expected \[pictures, height, width, 3 or 4\]"),
+        ({"start_image": picture(count=0)}, r"start_image is empty, float32 of shape \[0, 90, 130, 3\]"),
+        ({"start_image": picture(height=0)}, "start_image is empty"),
+        ({"start_image": picture(), "end_image": (picture() * 255).byte()}, "end_image is uint8 of shape"),
+        ({"start_image": "a.png"}, "Connect an IMAGE, such as Load Image's: start_image is str"),
+        ({"start_image": picture() * 255}, "Bring the values of start_image to 0 to 1"),
+        ({"end_image": picture() * 2 - 1}, r"end_image to 0 to 1 .* they are -1 to 1"),
+        ({"start_image": picture() * 3}, "they are .* to 3"),
         ({"start_image": picture(), "vae": object()}, "holds no VAE"),
         ({"start_image": picture(), "width": 72}, "width is 72; expected a multiple of 16"),
     ],
@@ -179,11 +192,37 @@ def test_what_cannot_be_is_said_in_a_sentence(make, inputs, said):
         make(**inputs)
 
 
-def test_a_picture_that_becomes_nan_is_named(make):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_picture_that_holds_no_numbers_is_named(make, value):
     broken = picture()
-    broken[0, 45, 65, 0] = torch.nan
-    with pytest.raises(ValueError, match="made NaN or infinity of the picture"):
+    broken[0, 45, 65, 0] = value
+    with pytest.raises(ValueError, match=r"Connect another picture.*start_image holds NaN or infinity"):
         make(start_image=broken)
+
+
+def test_what_resizing_leaves_beyond_0_and_1_is_no_fault(make):
+    stripes = torch.zeros(1, 40, 60, 3)
+    stripes[:, ::3] = 1
+    resized = torch.nn.functional.interpolate(stripes.movedim(-1, 1), size=(90, 130), mode="bicubic").movedim(1, -1)
+    assert resized.min() < -0.1 and resized.max() > 1.1
+    latents = make(start_image=resized, end_image=torch.zeros(1, 90, 130, 3))[0][0][1]["concat_latent_image"]
+    assert latents.isfinite().all()
+
+
+def test_a_vae_that_makes_nan_of_a_picture_is_named(make):
+    class WanVAE(torch.nn.Module):
+        pass
+
+    class HalfPrecisionVAE:
+        """ComfyUI's, as it overflows in half precision."""
+
+        first_stage_model, latent_channels, latent_dim = WanVAE(), 16, 3
+
+        def encode(self, frames):
+            return torch.full((1, 16, 3, 6, 8), torch.nan)
+
+    with pytest.raises(ValueError, match="made NaN or infinity of the picture"):
+        make(start_image=picture(), vae=HalfPrecisionVAE())
 
 
 def test_choices_are_checked_before_a_run(host):

@@ -96,6 +96,10 @@ def ask(instance, method, name, body=None, accepted=""):
         ("zh-CN,zh;q=0.9,en;q=0.8", True),
         ("fr, ZH-TW;q=0.2", True),
         ("en-US,en;q=0.9,zh;q=0.8", False),
+        ("en;q=0.5, zh;q=0.9", True),
+        ("zh_CN", True),
+        ("zh-Hans-CN", True),
+        ("zh;q=0", False),
     ],
 )
 def test_a_route_answers_in_the_language_that_is_asked_for(server_of_two, accepted, is_chinese):
@@ -108,6 +112,15 @@ def test_a_route_answers_in_the_language_that_is_asked_for(server_of_two, accept
 @pytest.mark.parametrize("body", [{}, {"client": "a"}, {"language": "zh"}, {"client": "a", "language": "fr"}])
 def test_a_language_is_not_noted_without_a_client_or_for_one_that_is_not_spoken(server_of_two, body):
     assert ask(server_of_two, "POST", "language", body)[0] == 400
+
+
+@pytest.mark.parametrize("tag", ["zh-CN", "zh_CN", "zh-Hans", "ZH"])
+def test_an_editor_may_name_its_language_in_any_spelling(server_of_two, host, models_dir, tag):
+    assert ask(server_of_two, "POST", "language", {"client": "third", "language": tag})[0] == 200
+    said = server_of_two.post(
+        "third", lambda: host.classes["LightX2VLoadCheckpoint"].validate_inputs(checkpoint="gone")
+    )
+    assert CHINESE_CHARACTER.match(said)
 
 
 def test_a_prompt_is_checked_in_the_language_of_its_editor(server_of_two, host, models_dir):

@@ -164,6 +164,39 @@ def test_conditioning_of_another_model_is_refused(run, loaded, shape, sentence):
         sample(run, loaded, [[torch.zeros(shape), {}]])
 
 
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"strength": 0.5},
+        {"area": (3, 4, 0, 0), "strength": 1.0},
+        {"mask": torch.ones(1, 6, 8), "mask_strength": 1.0},
+        {"control": "a ControlNet"},
+        {"start_percent": 0.0, "end_percent": 0.5},
+    ],
+    ids=lambda extras: next(iter(extras)),
+)
+def test_what_only_comfyuis_samplers_heed_is_refused_without_them(run, loaded, extras):
+    (rows, plain), *_ = encode(run, loaded)
+    with pytest.raises(ValueError, match=r"Run the workflow in ComfyUI \(run_workflow.py --server URL\)") as error:
+        sample(run, loaded, [[rows, {**plain, **extras}]])
+    assert next(iter(extras)) in str(error.value) and loaded.transformer.model.lightx2v_handle.owner.is_loaded is False
+    with pytest.raises(ValueError, match="it has 2 entries, which ComfyUI's samplers heed"):
+        sample(run, loaded, [[rows, plain], [rows, plain]])
+
+
+@pytest.mark.parametrize(
+    "latent", [{"noise_mask": None}, {"samples": None}, {"samples": torch.zeros(1, 16, 1, 2, 2).bool()}]
+)
+def test_what_is_no_latent_is_refused_wherever_one_is_taken(run, loaded, latent):
+    for call in (
+        lambda: sample(run, loaded, latent=latent),
+        lambda: run("LightX2VDecode", vae=loaded.vae, latent=latent, tiling="auto"),
+        lambda: run("LightX2VReport", latent=latent),
+    ):
+        with pytest.raises(ValueError, match="Connect 'LightX2V Empty Latent', EmptyHunyuanLatentVideo"):
+            call()
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 60, 104), (1, 4, 2, 6, 8)])
 def test_latents_of_another_model_are_refused(run, loaded, shape):
     latent = {"samples": torch.zeros(shape)}

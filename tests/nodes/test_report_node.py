@@ -2,9 +2,16 @@
 
 import json
 
+import pytest
 import torch
 from lightx2v_pack.engine import report
 from lightx2v_pack.engine.report_table import as_markdown, as_rows
+
+
+@pytest.mark.parametrize("image", ["a.png", [torch.zeros(1, 16, 16, 3)], torch.zeros(1, 16, 16, 3).byte()])
+def test_what_is_no_image_is_named(run, image):
+    with pytest.raises(ValueError, match="Connect an IMAGE, such as Load Image's: image is "):
+        run("LightX2VReport", image=image)
 
 
 def test_the_editor_gets_json_rows_and_markdown_of_one_report(host):

@@ -5,10 +5,13 @@ files copies them first (`shutil.copytree`).
 """
 
 import atexit
+import functools
+import inspect
 import shutil
 import tempfile
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
@@ -20,7 +23,23 @@ FLF2V_SIZES = tiny.TinySizes(in_dim=36, image_dim=32, image_positions=18)
 A14B_I2V_SIZES = tiny.TinySizes(in_dim=36)
 
 
-@cache
+Arguments, Made = ParamSpec("Arguments"), TypeVar("Made")
+
+
+def once(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Make each thing once, however its arguments are given: by place, by name, or left to their defaults."""
+    signature, made = inspect.signature(make), functools.cache(make)
+
+    @functools.wraps(make)
+    def find(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        return made(*given.args, **given.kwargs)
+
+    return find
+
+
+@once
 def scratch() -> Path:
     """Return a folder that is removed when the interpreter ends."""
     folder = Path(tempfile.mkdtemp(prefix="lightx2v-tests-"))
@@ -28,57 +47,57 @@ def scratch() -> Path:
     return folder
 
 
-@cache
+@once
 def transformer_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
     """Return the float32 weights that every transformer file here is made from."""
     return tiny.make_transformer(sizes, SEED)
 
 
-@cache
+@once
 def text_encoder_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
     """Return the float32 weights, under Wan's names, that every text encoder file here is made from."""
     return tiny.make_text_encoder(sizes, SEED)
 
 
-@cache
+@once
 def vae_weights(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
     """Return the float32 weights that every VAE file here is made from."""
     return tiny.make_vae(sizes, SEED)
 
 
-@cache
+@once
 def spiece_model(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> bytes:
     """Return the trained SentencePiece model."""
     return tiny.train_tokenizer(sizes.vocab_size)
 
 
-@cache
+@once
 def repository(sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return a model repository with distill_fp8/, distill_int8/ and distill_models/."""
     return tiny.write_checkpoint(_folder("repository", sizes), sizes=sizes, seed=SEED)
 
 
-@cache
+@once
 def distilled(precision: str, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the repository's transformer: a folder of blocks in fp8 and int8, one file in bf16."""
     names = {"bf16": "distill_models/distill_model.safetensors", "fp8": "distill_fp8", "int8": "distill_int8"}
     return repository(sizes) / names[precision]
 
 
-@cache
+@once
 def single_file(precision: str, prefix: str = "", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the transformer as one file of fp8, int8 or bf16, alone in its folder."""
     path = _folder(f"single-{precision}-{prefix}", sizes) / tiny.SINGLE_FILE_NAMES[precision]
     return tiny.write_single_file(path, transformer_weights(sizes), precision, prefix=prefix)
 
 
-@cache
+@once
 def expert_weights(noise: str, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> tiny.Tensors:
     """Return the float32 weights of one of the experts below: high | low."""
     return tiny.make_transformer(sizes, {"high": 11, "low": 12}[noise])
 
 
-@cache
+@once
 def experts(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return a folder with the two experts of Wan2.2 in folders of blocks, high_noise_model/ and low_noise_model/."""
     folder = _folder(f"experts-{precision}", sizes)
@@ -87,7 +106,7 @@ def experts(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) 
     return folder
 
 
-@cache
+@once
 def expert_files(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return a folder with the same as two files, wan2.2_t2v_A14b_{high,low}_noise_<precision>_4step.safetensors."""
     folder = _folder(f"expert-files-{precision}", sizes)
@@ -97,14 +116,14 @@ def expert_files(precision: str = "fp8", sizes: tiny.TinySizes = tiny.DEFAULT_SI
     return folder
 
 
-@cache
+@once
 def comfy_transformer(prefix: str = "", has_marker: bool = True, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the transformer as ComfyUI's scaled FP8 file, alone in its folder."""
     path = _folder(f"comfy-{prefix}{has_marker}", sizes) / tiny.COMFY_SINGLE_FILE_NAME
     return tiny.write_comfy_transformer(path, transformer_weights(sizes), prefix=prefix, has_marker=has_marker)
 
 
-@cache
+@once
 def comfy_text_encoder(scaled_fp8: bool = False, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return ComfyUI's umt5_xxl_fp16 or umt5_xxl_fp8_e4m3fn_scaled file, alone in its folder."""
     name = "umt5_xxl_fp8_e4m3fn_scaled" if scaled_fp8 else "umt5_xxl_fp16"
@@ -112,14 +131,14 @@ def comfy_text_encoder(scaled_fp8: bool = False, sizes: tiny.TinySizes = tiny.DE
     return tiny.write_comfy_text_encoder(path, text_encoder_weights(sizes), spiece_model(sizes), scaled_fp8=scaled_fp8)
 
 
-@cache
+@once
 def text_encoder(precision: str, suffix: str = ".safetensors", sizes: tiny.TinySizes = tiny.DEFAULT_SIZES) -> Path:
     """Return the text encoder under Wan's names as fp8, int8 or bf16, alone in its folder."""
     path = _folder(f"umt5-{precision}", sizes) / f"models_t5_umt5-xxl-enc-{precision}{suffix}"
     return tiny.write_text_encoder(path, text_encoder_weights(sizes), precision)
 
 
-@cache
+@once
 def vae(
     suffix: str = ".safetensors", dtype: torch.dtype = torch.float32, sizes: tiny.TinySizes = tiny.DEFAULT_SIZES
 ) -> Path:

@@ -258,11 +258,12 @@ def test_servers_share_a_list(servers, tmp_path):
 
 def test_a_report_that_cannot_be_written_is_a_sentence_and_its_folder_is_made(servers, tmp_path):
     _, call = servers(1)
+    (tmp_path / "prompts.results.jsonl").write_bytes(b"")
     code, results, _, error = call("a fox\n", "--report", str(tmp_path))
-    assert (code, [line["status"] for line in results]) == (3, ["ok"])
-    assert f"run_prompts: Choose another file for --report: {tmp_path}: " in error
+    assert (code, results) == (3, [])
+    assert f"run_prompts: Choose another place for --report: {tmp_path} is a folder." in error
     code, *_ = call("a fox\n", "--report", str(tmp_path / "new" / "report.json"))
-    assert code == 0 and json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))["clips"] == 0
+    assert code == 0 and json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))["clips"] == 1
 
 
 def test_the_clips_of_a_server_that_dies_are_made_by_the_others(servers):

@@ -46,3 +46,11 @@ def test_conditioning_of_another_model_gets_a_sentence(shape, part):
         of_rows(torch.zeros(shape), 4096)
     with pytest.raises(ValueError, match="CLIPLoader with type 'wan'"):
         of_rows(torch.zeros(shape), 4096)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_text_that_holds_no_numbers_is_named_before_it_makes_a_black_video(value):
+    rows = torch.ones(1, 512, 64)
+    rows[0, 3, 5] = value
+    with pytest.raises(ValueError, match=r"Encode the prompt again.*text of the conditioning holds NaN or infinity"):
+        of_rows(rows, 64)

@@ -13,7 +13,7 @@ FLOORS = (
     "engine/sentences",
     "engine/constants.py", "engine/quantities.py", "engine/errors.py", "engine/system.py", "engine/shapes.py",
     "engine/temporary.py",
-    "engine/latent_space.py",
+    "engine/latent_space.py", "engine/inputs.py",
     "engine/parallel/split.py",
     "engine/checkpoints", "engine/backends/versions.py", "engine/backends/table.py", "engine/settings.py",
     "engine/lora/report.py", "engine/lora/changes.py", "engine/interfaces.py", "engine/progress.py", "engine/kernels",

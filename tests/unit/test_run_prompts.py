@@ -4,11 +4,13 @@ import json
 import os
 
 import pytest
+from lightx2v_pack.engine.sentences.tools import Saving
 from lightx2v_pack.tools import prompts_cli
 from lightx2v_pack.tools.clips.jobs import make_jobs
 from lightx2v_pack.tools.clips.results import Results
 from lightx2v_pack.tools.headless.errors import WorkflowError
 from lightx2v_pack.tools.headless.several_gpus import use_gpus
+from lightx2v_pack.tools.saving import NotSavedError
 from support import examples
 
 
@@ -99,6 +101,23 @@ def test_results_that_cannot_be_noted_are_said_before_anything_is_made(prompts, 
     assert "Traceback" not in error and str(place) in error
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "a" * 300])
+@pytest.mark.parametrize("option", ["--output-dir", "--report"])
+def test_places_that_cannot_be_written_are_said_before_anything_is_made(prompts, tmp_path, option, place):
+    (tmp_path / "file").write_bytes(b"")
+    if option == "--report" and place == "file":
+        place = "file/report.json"
+    code, tried, error = prompts("a fox\n", b"", option, str(tmp_path / place))
+    assert (code, tried) == (3, [])
+    assert f"run_prompts: Choose another place for {option}: " in error and "Traceback" not in error
+
+
+def test_a_list_that_cannot_be_read_is_a_sentence(capsys, tmp_path):
+    for path in (tmp_path, tmp_path / "gone.txt"):
+        assert prompts_cli.main([str(path)]) == 2
+        assert f"Give a text file with one prompt a line: {path} cannot be read" in capsys.readouterr().err
+
+
 @pytest.fixture
 def made(monkeypatch):
     """Let every clip be made at once, as a file whose name may be given: made(name)."""
@@ -142,6 +161,38 @@ def test_a_disk_that_fills_up_names_what_is_made_and_it_is_not_made_again(prompt
     file.write_bytes(b"the first one")
     assert prompts("a fox\na boat\n", b"", *where)[:2] == (0, [(0, "a fox"), (1, "a boat")])
     assert file.read_bytes() == b"the first one"
+
+
+def test_a_clip_whose_folder_is_a_file_goes_to_the_folder_of_all(prompts, monkeypatch, tmp_path):
+    def run(place, task, progress, log):
+        (task.output_dir / "video").mkdir(parents=True)
+        (task.output_dir / "video" / "fox.mp4").write_bytes(b"a clip")
+        log.outputs.append(task.output_dir / "video" / "fox.mp4")
+
+    monkeypatch.setattr(prompts_cli.Here, "run", run)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "video").write_bytes(b"")
+    where = ("--output-dir", str(out))
+    code, _, error = prompts("a fox\n", b"", *where)
+    (file,) = out.glob("00001_s0_*.mp4")
+    assert code == 0 and file.read_bytes() == b"a clip"
+    assert f"run_prompts: {file} is there, and not in {out / 'video'}. Choose another place for results: " in error
+    assert prompts("a fox\n", None, *where)[0] == 0 and list(out.glob("*.mp4")) == [file]
+
+
+def test_a_list_ends_where_what_is_made_has_no_place(prompts, monkeypatch, tmp_path):
+    """Each prompt after it would cost minutes, and have none either."""
+    tried = []
+
+    def run(place, task, progress, log):
+        tried.append(task)
+        raise NotSavedError(Saving.ELSEWHERE(elsewhere="/tmp/fox.mp4", why="Make room."))
+
+    monkeypatch.setattr(prompts_cli.Here, "run", run)
+    code, _, error = prompts("a fox\na boat\n", b"", "--output-dir", str(tmp_path / "out"))
+    assert (code, len(tried)) == (3, 1)
+    assert "run_prompts: Take what was made from /tmp/fox.mp4. Make room." in error
 
 
 def test_another_value_is_another_clip_and_overwrites_none(prompts, made, tmp_path):
@@ -199,7 +250,8 @@ def test_a_workflow_that_no_gpus_can_share_is_refused(class_type, known):
 def test_a_clip_is_made_by_one_to_eight_gpus(prompts, capsys, count):
     with pytest.raises(SystemExit):
         prompts("a fox\n", b"", "--gpus-per-clip", count)
-    assert f"expected a number from 1 to 8, got '{count}'" in capsys.readouterr().err
+    said = f"run_prompts.py: --gpus-per-clip: give a whole number from 1 to 8, not '{count}'."
+    assert said in capsys.readouterr().err
 
 
 def test_who_makes_a_clip_gets_the_gpus_of_the_command(prompts, made, monkeypatch, tmp_path):

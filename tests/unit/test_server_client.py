@@ -177,14 +177,17 @@ def test_addresses():
         server.read_address("")
 
 
-@pytest.mark.parametrize("kind", ["a file", "below a file", "a file of that name"])
-def test_a_folder_that_cannot_be_written_is_a_sentence(comfy, run, tmp_path, kind):
-    if kind == "a file of that name":
-        (tmp_path / "output" / "a.png").mkdir(parents=True)
-    else:
-        (tmp_path / "output").write_bytes(b"") if kind == "a file" else (tmp_path / "other").write_bytes(b"")
-    arguments = ("--output-dir", tmp_path / "other" / "x") if kind == "below a file" else ()
-    done, report = run(*arguments)
-    assert (done.code, done.stdout) == (3, "")
-    assert "Make room, or choose a folder that can be written (--output-dir)" in done.stderr
+@pytest.mark.parametrize("kind", ["a file", "below a file"])
+def test_a_folder_that_cannot_be_written_is_refused_before_a_job_is_queued(comfy, run, tmp_path, kind):
+    file = tmp_path / ("output" if kind == "a file" else "other")
+    file.write_bytes(b"")
+    done, report = run(*(("--output-dir", file / "x") if kind == "below a file" else ()))
+    assert (done.code, done.stdout) == (2, "")
+    assert f"Choose another place for --output-dir: {file} is a file, where a folder has to be." in done.stderr
     assert json.loads(report)["status"] == "failed"
+
+
+def test_a_folder_of_a_results_name_leaves_it_another(comfy, run, tmp_path):
+    (tmp_path / "output" / "a.png").mkdir(parents=True)
+    done, _ = run()
+    assert (done.code, done.stdout) == (0, f"{tmp_path / 'output' / 'a (1).png'}\n"), done.stderr

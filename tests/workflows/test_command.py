@@ -1,15 +1,18 @@
 """tools/run_workflow.py as a command: exit codes, messages, cancel, timeout, failures."""
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import tempfile
 
 import pytest
 from lightx2v_pack.tools.headless.progress import Progress
 from PIL import Image
-from support.examples import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, set_options, without_clip_vision
+from support.examples import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, frames_of, set_options, without_clip_vision
 from support.scripts import run_script
 
 SIZE = set_options("LightX2VEmptyLatent.width=32", "LightX2VEmptyLatent.height=32", "LightX2VEmptyLatent.num_frames=5")
@@ -45,12 +48,37 @@ def test_exit_code_and_message(arguments, code, words):
         ("LightX2VLoadCheckpoint.checkpoint=../../etc", "'../../etc'"),
         ("LightX2VSampler.method=dpm", "method is 'dpm'"),
         ("LightX2VSampler.cfg=7", "has no value 'cfg'"),
+        ("LightX2VSampler.shift=NaN", "'NaN' is not a value of type FLOAT"),
+        ("LightX2VSampler.shift=-Infinity", "'-Infinity' is not a value of type FLOAT"),
+        ("LightX2VSampler.shift=1e999", "'1e999' is not a value of type FLOAT"),
+        (f"LightX2VSampler.shift={'9' * 400}", "is not a value of type FLOAT"),
+        ("CreateVideo.fps=NaN", "is not a value of type FLOAT"),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(setting, words, run):
     done = run(TEXT_TO_VIDEO, *SIZE, "--set", setting)
     assert (done.code, done.stdout) == (2, "")
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (math.nan, "is nan; expected a value of type FLOAT"),
+        (10**400, "expected a value of type"),
+        (-math.inf, "is -inf;"),
+    ],
+)
+def test_values_in_a_file_that_are_no_numbers_are_refused(value, said, run, tmp_path):
+    nodes = {
+        "1": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 32, "height": 32, "length": 5}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+        "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": value}},
+        "4": {"class_type": "SaveVideo", "inputs": {"video": ["3", 0], "filename_prefix": "a"}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(nodes), encoding="utf-8")
+    done = run(tmp_path / "graph.json")
+    assert done.code == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_empty_models_folder_says_what_to_put_where(run, tmp_path):
@@ -106,10 +134,23 @@ def test_a_placeholder_names_the_file_and_a_mark_of_the_encoding_is_no_matter(ru
     assert result.name == "s7_00001_.mp4" and re.fullmatch(r"20\d\d", result.parent.name)
 
 
-def test_a_report_that_cannot_be_written_loses_no_result(run, tmp_path):
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(run, tmp_path):
     (tmp_path / "report").mkdir()
     done = run(TEXT_TO_VIDEO, *SIZE, "--report", tmp_path / "report")
-    assert done.code == 3 and f"Choose another file for --report: {tmp_path / 'report'}: " in done.stderr
+    said = f"run_workflow: Choose another place for --report: {tmp_path / 'report'} is a folder.\n"
+    assert (done.code, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_a_report_that_finds_no_room_at_the_end_loses_no_result(run, tmp_path, monkeypatch):
+    original = Progress.finish_node
+
+    def finish_node(progress):
+        (tmp_path / "report").mkdir(exist_ok=True)
+        return original(progress)
+
+    monkeypatch.setattr(Progress, "finish_node", finish_node)
+    done = run(TEXT_TO_VIDEO, *SIZE, "--report", tmp_path / "report")
+    assert done.code == 3 and f"Choose another place for --report: {tmp_path / 'report'} is a folder." in done.stderr
     assert [result.is_file() for result in done.results] == [True]
 
 
@@ -118,9 +159,49 @@ def test_an_output_folder_that_cannot_be_written_is_a_sentence(run, tmp_path, pl
     (tmp_path / "file").write_bytes(b"")
     report = tmp_path / "report.json"
     done = run(TEXT_TO_VIDEO, *SIZE, "--output-dir", tmp_path / place, "--report", report)
-    assert (done.code, done.stdout) == (3, "")
-    assert "Traceback" not in done.stderr and str(tmp_path / "file") in done.stderr
+    said = f"Choose another place for --output-dir: {tmp_path / 'file'} is a file, where a folder has to be."
+    assert (done.code, done.stdout, done.stderr) == (2, "", f"run_workflow: {said}\n")
     assert json.loads(report.read_text(encoding="utf-8"))["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("there/fox", "there is a file, where a folder has to be"),
+        ("a" * 300, f"the name {'a' * 60} is too long"),
+        (f"{'b' * 300}/fox", "is too long"),
+        ("../fox", "../fox is outside the output folder"),
+        ("fox\0", "cannot be written (embedded null byte)"),
+    ],
+)
+def test_a_prefix_under_which_nothing_can_be_saved_is_refused_before_anything_runs(run, tmp_path, prefix, said):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "there").write_bytes(b"")
+    done = run(TEXT_TO_VIDEO, *SIZE, "--set", f"SaveVideo.filename_prefix={json.dumps(prefix)}")
+    assert done.code == 2 and done.stdout == "" and said in done.stderr, done.stderr
+    assert "Choose another place for filename_prefix: " in done.stderr and "step 1" not in done.stderr
+    assert os.listdir(tmp_path / "output") == ["there"]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_film_that_has_no_place_is_put_elsewhere(run, tmp_path, monkeypatch, reason):
+    from lightx2v_pack.tools.headless import core_nodes
+
+    def write_mp4(path, *args, **kwargs):
+        if path.is_relative_to(tmp_path / "output"):
+            path.write_bytes(b"half")
+            raise OSError(reason, os.strerror(reason))
+        original(path, *args, **kwargs)
+
+    original = core_nodes.write_mp4
+    monkeypatch.setattr(core_nodes, "write_mp4", write_mp4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    done = run(TEXT_TO_VIDEO, *SIZE)
+    (film,) = (tmp_path / "temporary").rglob("*.mp4")
+    assert len(frames_of(film)) == 5
+    assert done.code == 3 and f"run_workflow: Take what was made from {film}. " in done.stderr
+    assert not [path for path in (tmp_path / "output").rglob("*") if path.suffix == ".mp4"]
 
 
 @pytest.mark.slow

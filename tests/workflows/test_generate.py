@@ -1,8 +1,10 @@
 """tools/generate.py: a prompt becomes a video without a graph, and a benchmark becomes a post."""
 
+import errno
 import os
 import shutil
 import signal
+import tempfile
 
 import av
 import numpy as np
@@ -87,13 +89,16 @@ def test_a_benchmark_can_leave_its_video(generate, tmp_path):
         ((PROMPT, "--size", "480p"), "--size is '480p'; expected width and height, as 832x480"),
         ((PROMPT, "--size", "50x32"), "width is 50; expected a multiple of 16"),
         ((PROMPT, "--frames", "80"), "num_frames is 80; expected 4n+1"),
-        ((PROMPT, "--steps", "0"), "steps is 0; expected at least 1"),
-        ((PROMPT, "--vram-budget", "-1"), "vram_budget_gib is -1.0"),
+        ((PROMPT, "--size", "99999999x32"), "width is 99999999; expected at most 8192"),
+        ((PROMPT, "--size", f"32x{'9' * 5000}"), "expected width and height, as 832x480"),
         ((PROMPT, "--checkpoint", "gone"), "gone does not exist"),
         ((PROMPT, "--precision", "int8"), "has no int8 transformer"),
         ((PROMPT, "--out", "fox.avi"), "expected a name that ends in .mp4"),
         ((PROMPT, "--out", "gone/fox.mp4"), "The folder of --out"),
         ((PROMPT, "--out", "there.mp4"), "is there already"),
+        ((PROMPT, "--out", "there.mp4/fox.mp4"), "there.mp4 is a file, where a folder has to be"),
+        ((PROMPT, "--out", f"{'a' * 260}.mp4"), f"the name {'a' * 60} is too long"),
+        ((PROMPT, "--out", f"{'a' * 260}/fox.mp4"), "is too long"),
         ((PROMPT, "--models-dir", "."), "There is no checkpoint in lightx2v"),
     ],
 )
@@ -104,6 +109,41 @@ def test_what_cannot_run_is_said_before_anything_runs(generate, tmp_path, monkey
     assert (code, said) == (2, "")
     assert error.startswith("generate: ") and sentence in error and "Traceback" not in error
     assert os.listdir(tmp_path) == ["there.mp4"] and (tmp_path / "there.mp4").read_bytes() == b"kept"
+
+
+def test_a_film_without_a_place_is_put_elsewhere_or_said_to_be_lost(generate, tmp_path, monkeypatch):
+    """The drive fills while the film is written: a file may have so many bytes, here, or anywhere."""
+    full = [tmp_path / "full"]
+    full[0].mkdir()
+
+    def write_mp4(path, *args, **kwargs):
+        if any(path.is_relative_to(folder) for folder in full):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, *args, **kwargs)
+
+    original = generate_cli.write_mp4
+    monkeypatch.setattr(generate_cli, "write_mp4", write_mp4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("temporary", "home"):
+        (tmp_path / name).mkdir()
+    out = full[0] / "fox.mp4"
+    out.write_bytes(b"the old one")
+    room = f"Make room, or choose another place for results: the drive of {out} is full."
+    for place in ("temporary", "home"):
+        code, said, error = generate(PROMPT, *SIZE, "--out", out, "--overwrite")
+        (film,) = (tmp_path / place).rglob("fox.mp4")
+        assert (code, said) == (3, "") and len(frames_of(film)) == 5
+        assert error.endswith(f"generate: Take what was made from {film}. {room}\n")
+        assert os.listdir(full[0]) == ["fox.mp4"] and out.read_bytes() == b"the old one"
+        full.append(tmp_path / place)
+    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
+    code, said, error = generate(PROMPT, *SIZE, "--out", out, "--overwrite")
+    assert (code, said) == (3, "") and f"{room} Then run it again with the same seed: {out} was not written" in error
+    assert os.listdir(tmp_path / "temporary") == [] and out.read_bytes() == b"the old one"
 
 
 def test_a_missing_part_is_a_sentence(generate, tmp_path):

@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..arguments import number
+from ..saving import problem_of_folder
 from .harness import TOOLS
 
 _CLIP = "--width 64 --height 64 --frames 5"
@@ -44,12 +46,15 @@ def main(words: list[str]) -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python tools bench all", description=__doc__, formatter_class=form)
     names = [name for name, *_ in PLAN]
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all (10)")
+    parser.add_argument("--minutes", type=number(), default=10.0, help="for all (10)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the rows, NAME.jsonl each")
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--small", action="store_true", help="tiny sizes, for any CPU")
     parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
     options = parser.parse_args(words)
+    problem = problem_of_folder(options.out, "--out")
+    if problem:
+        parser.error(problem)
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.perf_counter() + 60 * options.minutes
     chosen = [entry for entry in PLAN if entry[0] in options.parts]

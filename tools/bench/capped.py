@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..arguments import number
 from . import pack
 from .harness import Bench, Row, report_row, wait_for_turn
 from .memory import limits
@@ -18,8 +19,10 @@ CAPS = (8.0, 12.0, 16.0, 24.0)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--caps", type=float, nargs="*", default=CAPS, help="GiB of VRAM, context included")
-    parser.add_argument("--ram-gib", type=float, nargs="*", default=[60.0, 30.0], help="of RAM, under the second cap")
+    parser.add_argument("--caps", type=number(), nargs="*", default=CAPS, help="GiB of VRAM, context included")
+    parser.add_argument(
+        "--ram-gib", type=number(), nargs="*", default=[60.0, 30.0], help="of RAM, under the second cap"
+    )
 
 
 def list_cases(options: argparse.Namespace) -> dict[str, tuple[float, float]]:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import torch
 
+from ..arguments import whole
 from . import gpus_clips, gpus_lightx2v, pack, weights
 from .harness import Bench, Row, add_clip_options, clean_up, parse_size, text_rows, wait_for_turn
 
@@ -38,13 +39,13 @@ _CANCEL_AFTER_SECONDS = 0.3
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", nargs="+", type=int, default=(1, 2), help="how many, 1 first (1 2)")
+    parser.add_argument("--gpus", nargs="+", type=whole(), default=(1, 2), help="how many, 1 first (1 2)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="in this order")
     parser.add_argument("--precision", choices=weights.PRECISIONS, default="fp8")
     parser.add_argument("--modes", nargs="+", choices=pack.OFFLOAD_MODES, default=("none", "block"))
     parser.add_argument("--sizes", nargs="+", default=("832x480",), metavar="WIDTHxHEIGHT")
     parser.add_argument("--no-decode", action="store_true")
-    parser.add_argument("--clips", type=int, default=3, help="of each GPU, where all make clips (3)")
+    parser.add_argument("--clips", type=whole(), default=3, help="of each GPU, where all make clips (3)")
     parser.add_argument(
         "--lightx2v", nargs="+", choices=gpus_lightx2v.WAYS, default=tuple(gpus_lightx2v.WAYS), metavar="WAY",
         help=f"options of it: {', '.join(gpus_lightx2v.WAYS)} (all)",

@@ -31,6 +31,8 @@ from typing import Any
 
 import torch
 
+from ..arguments import number, whole
+from ..saving import problem_of_file
 from . import pack, weights
 
 Row = dict[str, Any]
@@ -224,26 +226,31 @@ def parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"python tools bench {name}", description=module.__doc__, formatter_class=form)
     module.add_options(parser)
-    parser.add_argument("--dim", type=int, default=5120, help="of the transformer; below 1000 all models are small")
-    parser.add_argument("--ffn-dim", type=int, default=13824)
-    parser.add_argument("--layers", type=int, default=40, help="width 5120 always has 40")
+    parser.add_argument("--dim", type=whole(), default=5120, help="of the transformer; below 1000 all models are small")
+    parser.add_argument("--ffn-dim", type=whole(), default=13824)
+    parser.add_argument("--layers", type=whole(), default=40, help="width 5120 always has 40")
     parser.add_argument("--out", type=Path, help="append the rows there as JSON lines, as they are done")
     parser.add_argument("--weights", type=Path, help="keep the weights in this folder, or find them there")
     parser.add_argument("--keep", choices=weights.PRECISIONS, help="of --weights, delete all but these after use")
     parser.add_argument("--folder", type=Path, help="for temporary files, weights among them")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a process of its own may take (300)")
-    parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which nothing more is started")
+    parser.add_argument(
+        "--limit", type=number(), default=300.0, help="seconds that a process of its own may take (300)"
+    )
+    parser.add_argument("--time-limit", type=number(), default=0.0, help="seconds after which nothing more is started")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.out and (problem := problem_of_file(options.out, "--out")):
+        parser.error(problem)
+    return options
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Add the size of a clip and the number of steps."""
-    parser.add_argument("--width", type=int, default=pack.DEFAULT_WIDTH)
-    parser.add_argument("--height", type=int, default=pack.DEFAULT_HEIGHT)
-    parser.add_argument("--frames", type=int, default=pack.DEFAULT_NUM_FRAMES)
-    parser.add_argument("--steps", type=int, default=pack.DISTILL_STEPS, help="the first one warms up (default 4)")
+    parser.add_argument("--width", type=whole(), default=pack.DEFAULT_WIDTH)
+    parser.add_argument("--height", type=whole(), default=pack.DEFAULT_HEIGHT)
+    parser.add_argument("--frames", type=whole(), default=pack.DEFAULT_NUM_FRAMES)
+    parser.add_argument("--steps", type=whole(), default=pack.DISTILL_STEPS, help="the first one warms up (default 4)")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..arguments import whole
 from . import capped, pack
 from .harness import Bench, Row, add_clip_options, clean_up, text_rows, vram_problems
 from .weights import KINDS, PRECISIONS
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kinds", nargs="+", choices=tuple(KINDS), default=["t2v", "i2v"], help="others beside the first"
     )
     parser.add_argument("--modes", nargs="+", default=["none", "block"])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=whole(), default=2)
     capped.add_options(parser)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..arguments import number, whole
 from . import harness, pack
 from .harness import Bench, Row
 from .weights import PRECISIONS
@@ -37,10 +38,10 @@ PARTS = ("ops", "cross", "matmul", "attention", "profile")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8", help="of the profiled model")
-    parser.add_argument("--tokens", type=int, help="instead of those of the clip")
-    parser.add_argument("--error-tokens", type=int, default=5003, help="tokens of the comparison with fp32 (5003)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="how long a kernel is repeated (0.3)")
-    parser.add_argument("--top", type=int, default=25, help="kernels of the profile (25)")
+    parser.add_argument("--tokens", type=whole(), help="instead of those of the clip")
+    parser.add_argument("--error-tokens", type=whole(), default=5003, help="tokens of the comparison with fp32 (5003)")
+    parser.add_argument("--seconds", type=number(), default=0.3, help="how long a kernel is repeated (0.3)")
+    parser.add_argument("--top", type=whole(0), default=25, help="kernels of the profile (25)")
     harness.add_clip_options(parser)
 
 

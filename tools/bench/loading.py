@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import number, whole
 from . import pack
 from .harness import Bench, Row, clean_up, event_seconds, timed
 from .memory import limits
@@ -27,8 +28,8 @@ from .weights import PRECISIONS
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
-    parser.add_argument("--threads", type=int, nargs="+", default=(8, 1, 4, 16, 8), help="that read, a load each")
-    parser.add_argument("--compute-ms", type=float, default=42.7, help="of a block, for the pace (42.7)")
+    parser.add_argument("--threads", type=whole(), nargs="+", default=(8, 1, 4, 16, 8), help="that read, a load each")
+    parser.add_argument("--compute-ms", type=number(), default=42.7, help="of a block, for the pace (42.7)")
 
 
 def measure(bench: Bench) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..arguments import whole
 from . import pack
 from .harness import Bench, Row, add_clip_options, clean_up, report_row, text_rows, timed
 from .weights import PRECISIONS, load_template
@@ -41,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp8")
     parser.add_argument("--cases", nargs="+", default=["64", "128", "32+32+32+32+32", "160"], help="ranks of a stack")
     parser.add_argument("--streamed", nargs="+", default=["64"], help="cases that run in mode block too")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=whole(), default=3)
 
 
 def measure(bench: Bench) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import make_tiny_checkpoint as checkpoints
+from ..arguments import whole
 from . import pack, weights
 from .harness import NUM_WORDS, Bench, Row, add_clip_options, clean_up, report_row, timed
 
@@ -24,7 +25,7 @@ SENTENCE = "a red fox runs through fresh snow at dawn while the camera follows f
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, nargs="+", default=(1, 1, 1), help="clips of each run (1 1 1)")
+    parser.add_argument("--batch", type=whole(), nargs="+", default=(1, 1, 1), help="clips of each run (1 1 1)")
     parser.add_argument("--precision", choices=weights.PRECISIONS, default="fp8")
     parser.add_argument("--text-precision", choices=weights.PRECISIONS, default="fp8")
     parser.add_argument("--text-device", choices=("cpu", "gpu"), default="cpu")

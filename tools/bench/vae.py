@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import whole
 from . import pack, peer_comfyui, weights
 from .harness import Bench, Row, clean_up, parse_size, peaks, timed
 from .peer import Peer
@@ -37,9 +38,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vaes", nargs="+", choices=VAES, default=("wan", "tae"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--sizes", nargs="+", default=("832x480", "1280x720"), help="WIDTHxHEIGHT ...")
-    parser.add_argument("--frames", type=int, default=pack.DEFAULT_NUM_FRAMES)
-    parser.add_argument("--tiles", type=int, nargs="*", default=(64, 48, 32), help="sizes, in latent cells (64 48 32)")
-    parser.add_argument("--runs", type=int, default=2, help="timed runs after one to warm up; the fastest counts")
+    parser.add_argument("--frames", type=whole(), default=pack.DEFAULT_NUM_FRAMES)
+    parser.add_argument(
+        "--tiles", type=whole(), nargs="*", default=(64, 48, 32), help="sizes, in latent cells (64 48 32)"
+    )
+    parser.add_argument("--runs", type=whole(), default=2, help="timed runs after one to warm up; the fastest counts")
 
 
 def measure(bench: Bench) -> Iterator[Row]:

@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import number
 from .limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=("override", "jit"), default="override", help="default: %(default)s")
     parser.add_argument("--shared", choices=("part", "real"), default="part", help="default: %(default)s")
     parser.add_argument("--windows", action="store_true", help="hide what torch and the pack lack on Windows")
-    parser.add_argument("--vram-gib", type=float, help="memory that torch may take")
+    parser.add_argument("--vram-gib", type=number(), help="memory that torch may take")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="-- -m MODULE ... or -- SCRIPT ...")
     return parser
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...engine.sentences.tools import Clips
 from ..headless.errors import Cancelled, RunError, ServerError, WorkflowError
+from ..saving import save_bytes
 from .jobs import Job
 from .queue import Made, Worker, WorkerLostError
 
@@ -117,13 +118,12 @@ class RayWorker:
         if kind != "made":
             raise _ERRORS.get(kind, RunError)(value)
         files, facts = value
-        placed = []
+        contents = {}
         for place, content in files:
             path = folder / place
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            placed.append(path)
-        return Made(files=placed, seconds=round(time.perf_counter() - start, 3), facts=facts)
+            contents[path] = content
+        save_bytes(contents)
+        return Made(files=list(contents), seconds=round(time.perf_counter() - start, 3), facts=facts)
 
     def stop(self) -> None:
         self.actor.stop.options(concurrency_group="io").remote()

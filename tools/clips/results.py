@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import MALFORMED
-from ...engine.sentences.tools import Clips
+from ...engine.sentences.tools import Clips, Saving
 from .. import console
+from ..saving import refusal
 from .jobs import Job
 
 _FIRST_FILE = re.compile(r"\d{5}_s-?\d+_(?P<key>[0-9a-f]{8})$")
@@ -84,7 +85,8 @@ class Results:
     def publish(self, job: Job, folder: Path, files: Sequence[Path]) -> list[Path]:
         """Move a worker's files to their place, each whole; in its sub-folders, under the clip's name.
 
-        The first file comes last: where it is, the others are.
+        The first file comes last: where it is, the others are. Where a sub-folder cannot be written, a file goes to the
+        folder of all, which is said.
 
         Raises:
             OSError: there is no room, or no right to.
@@ -94,10 +96,16 @@ class Results:
             more = "" if number == 1 else f"_{number}"
             place = file.resolve().relative_to(folder.resolve())
             target = self._output_dir / place.with_name(f"{job.name}{more}{file.suffix}")
-            target.parent.mkdir(parents=True, exist_ok=True)
             with file.open("rb+") as content:
                 os.fsync(content.fileno())
-            os.replace(file, target)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+            except OSError as error:
+                folder, target = target.parent, self._output_dir / target.name
+                os.replace(file, target)
+                why = refusal(folder, Saving.THE_FOLDER(), error)
+                console.complain(Saving.OTHER_FOLDER(file=target, folder=folder, why=why), by="run_prompts")
             placed.append(target)
         return placed[::-1]
 
@@ -119,7 +127,7 @@ class Results:
                 problem = Clips.NO_RESULT(
                     name=self.path.name, number=number, kind=type(error).__name__, error=error, path=self.path
                 )
-                console.complain(f"run_prompts: {problem}")
+                console.complain(problem, by="run_prompts")
 
     def _append(self, text: str) -> None:
         """Add a line; one that was cut in the middle ends where it is."""

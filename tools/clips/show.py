@@ -36,7 +36,7 @@ class Desk:
         number = self._numbers.setdefault(job.key, len(self._numbers) + 1)
         on = Clips.ON_WORKER(worker=worker) if self.names_workers else ""
         begins = Clips.CLIP_BEGINS(number=number, num_jobs=self.num_jobs, seed=job.seed, on=on, prompt=job.prompt)
-        self._say(f"--- {begins}")
+        self._say(begins)
 
     def made(self, job: Job, worker: str, made: Made, tries: int) -> None:
         outputs = [str(path) for path in made.files]
@@ -49,7 +49,7 @@ class Desk:
             console.say(output)
 
     def failed(self, job: Job, worker: str, error: CommandError, tries: int, *, is_last: bool) -> None:
-        console.complain(f"run_prompts: {error}")
+        console.complain(str(error), by="run_prompts")
         if not is_last:
             self._say(Clips.GOES_TO_ANOTHER(index=job.index))
             return
@@ -60,7 +60,7 @@ class Desk:
     def lost(self, worker: str, reason: str, job: Job | None) -> None:
         self.num_lost += 1
         goes_on = Clips.AND_GOES_TO_ANOTHER(index=job.index) if job else ""
-        console.complain(f"run_prompts: {Clips.LEFT_OUT(worker=worker, reason=reason, goes_on=goes_on)}")
+        console.complain(Clips.LEFT_OUT(worker=worker, reason=reason, goes_on=goes_on), by="run_prompts")
 
     def left(self, seconds: float) -> None:
         done = self.num_made + self.num_failed

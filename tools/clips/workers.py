@@ -59,7 +59,7 @@ class PlaceWorker:
             self._progress.clear()
         seconds = round(time.perf_counter() - start, 3)
         for warning in log.warnings:
-            self._progress.log(f"run_prompts: {warning}")
+            self._progress.log(warning, by="run_prompts")
         return Made(files=log.outputs, seconds=seconds, facts=facts_of(log.engine))
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from ...engine.errors import nearest
 from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
 from .node_info import InputSpec, NodeInfo, input_specs
+from .validation import is_number
 from .workflow import Prompt, unknown_node
 
 
@@ -93,6 +94,8 @@ def _parse(spec: InputSpec, text: str, assignment: str) -> Any:
     if spec.type in ("STRING", "COMBO"):
         return value if isinstance(value, str) else text
     expected = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,)}[spec.type]
-    if isinstance(value, expected) and isinstance(value, bool) == (spec.type == "BOOLEAN"):
+    is_right = isinstance(value, expected) and isinstance(value, bool) == (spec.type == "BOOLEAN")
+    # JSON as Python reads it has NaN and infinities.
+    if is_right and is_number(value):
         return value
     raise WorkflowError(Workflows.NOT_OF_TYPE(assignment=assignment, text=text, type=spec.type))

@@ -10,7 +10,9 @@ from typing import Any
 
 from ...engine.sentences.tools import Command
 from .. import console
-from .errors import Cancelled, CommandError, RunError
+from ..arguments import Parser, seconds
+from ..saving import problem_of_file, problem_of_folder, refusal
+from .errors import Cancelled, CommandError, RunError, WorkflowError
 from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
 from .report import RunLog, build_report, write_report
@@ -22,8 +24,8 @@ _MAX_ERROR_LINES = 20
 _EPILOG = """\
 exit codes:
   0    done; stdout has the path of every result, one a line
-  2    wrong command line, or the workflow or a value in it is wrong; nothing was run
-  3    the run failed, or took longer than --timeout
+  2    wrong command line, the workflow or a value in it is wrong, or results cannot be written; nothing was run
+  3    the run failed, took longer than --timeout, or what it made is in another place, which is said
   4    the server cannot be reached, wants a login, or is not ComfyUI
   130  cancelled with Ctrl-C
 
@@ -63,26 +65,29 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
         try:
             write_report(options.report, report)
         except OSError as caught:
-            error = error or RunError(Command.NO_REPORT_FILE(path=options.report, reason=caught.strerror))
+            error = error or RunError(refusal(options.report, "--report", caught))
     progress.clear()
     for path in log.outputs:
         console.say(str(path))
     for warning in log.warnings:
-        console.complain(f"run_workflow: {warning}")
+        console.complain(warning, by="run_workflow")
     if error:
-        console.complain(f"run_workflow: {_shorten(str(error))}")
+        console.complain(_shorten(str(error)), by="run_workflow")
     return (error.exit_code if error else 0), report
 
 
 def _shorten(message: str) -> str:
-    """Cut messages that list every tensor of a model; the report has them whole."""
+    """Say messages, cut where they list every tensor of a model; the report has them whole."""
+    message = console.spoken(message)
     lines = message.splitlines()
     more = len(lines) - _MAX_ERROR_LINES
-    return message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], Command.MORE_LINES(more=more)])
+    return (
+        message if more <= 0 else "\n".join([*lines[:_MAX_ERROR_LINES], console.spoken(Command.MORE_LINES(more=more))])
+    )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="run_workflow.py",
         description="Run a ComfyUI workflow file (API format, or as saved by the editor): here, with the LightX2V "
         "nodes and a few core nodes, or with --server in a running ComfyUI.",
@@ -117,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output-dir", type=Path, default=comfy_folder("output"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a JSON report: seconds, peaks, versions")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="cancel the run after this long")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="cancel the run after this long")
     parser.add_argument("--quiet", action="store_true", help="no progress, no log; errors are still printed")
     return parser
 
@@ -129,6 +134,11 @@ def comfy_folder(name: str) -> Path:
 
 
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
+    problem = problem_of_folder(options.output_dir, "--output-dir")
+    if problem is None and options.report:
+        problem = problem_of_file(options.report, "--report")
+    if problem:
+        raise WorkflowError(problem)
     place: Place = Here(options.models_dir, options.output_dir)
     if options.server:
         place = Server(options.server, options.header, options.token)

@@ -8,6 +8,8 @@ weights give the same conditioning and frames as the pack's own nodes; in ComfyU
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,11 +25,13 @@ from PIL.PngImagePlugin import PngInfo
 from ...engine import pipeline
 from ...engine.adapters.comfy import formats, progress
 from ...engine.adapters.comfy.vae import LightX2VVAE
-from ...engine.sentences.tools import Workflows
+from ...engine.sentences.tools import Saving, Workflows
 from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
+from ..saving import problem_of_file, save
 
 _MAX_RESOLUTION = 16384
+_PREFIX = "filename_prefix"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -210,19 +214,26 @@ class SaveVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return _prefix_problem(filename_prefix, "output", ".mp4") or True
+
+    @classmethod
     def execute(cls, video: Video, filename_prefix: str, format: str, codec: str) -> io.NodeOutput:
         _, height, width, _ = video.images.shape
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
+        folder, name, counter, subfolder = _find_place(filename_prefix, "output", width, height)
         file = f"{name}_{counter:05}_.mp4"
-        write_mp4(
-            Path(folder, file),
-            video.images,
-            video.frame_rate,
-            metadata={key: json.dumps(value) for key, value in _metadata(cls.hidden).items()},
-            check_interrupt=comfy.model_management.throw_exception_if_processing_interrupted,
-        )
+        metadata = {key: json.dumps(value) for key, value in _metadata(cls.hidden).items()}
+
+        def write(path: Path) -> None:
+            write_mp4(
+                path,
+                video.images,
+                video.frame_rate,
+                metadata=metadata,
+                check_interrupt=comfy.model_management.throw_exception_if_processing_interrupted,
+            )
+
+        save({Path(folder, file): write})
         return io.NodeOutput(ui=_shown_files([file], subfolder, "output") | {"animated": (True,)})
 
 
@@ -242,17 +253,22 @@ class SaveImage(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return _prefix_problem(filename_prefix, cls.folder_type, ".png") or True
+
+    @classmethod
     def execute(cls, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> io.NodeOutput:
         _, height, width, _ = images.shape
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_directory_by_type(cls.folder_type), width, height
-        )
+        folder, name, counter, subfolder = _find_place(filename_prefix, cls.folder_type, width, height)
         info = PngInfo()
         for key, value in _metadata(cls.hidden).items():
             info.add_text(key, json.dumps(value))
         files = [f"{name}_{counter + index:05}_.png" for index in range(len(images))]
-        for file, image in zip(files, images, strict=True):
-            Image.fromarray(to_bytes(image)).save(Path(folder, file), pnginfo=info, compress_level=4)
+
+        def write(image: torch.Tensor) -> Callable[[Path], None]:
+            return lambda path: Image.fromarray(to_bytes(image)).save(path, pnginfo=info, compress_level=4)
+
+        save({Path(folder, file): write(image) for file, image in zip(files, images, strict=True)})
         return io.NodeOutput(ui=_shown_files(files, subfolder, cls.folder_type))
 
 
@@ -290,6 +306,27 @@ def _values(picture: Image.Image, channels: int) -> torch.Tensor:
     """Return the bytes of a picture as [1, H, W, channels] in [0, 1]."""
     data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return data.view(1, picture.height, picture.width, channels).float() / 255
+
+
+def _prefix_problem(prefix: str | None, folder_type: str, suffix: str) -> str | None:
+    """Return a sentence that says why nothing can be saved under a prefix, or None; a linked one is not known yet."""
+    if prefix is None:
+        return None
+    root, path = folder_paths.get_directory_by_type(folder_type), os.path.normpath(prefix)
+    folder = os.path.abspath(os.path.join(root, os.path.dirname(path)))
+    if not Path(folder).is_relative_to(os.path.abspath(root)):
+        return Saving.CHOOSE(option=_PREFIX, reason=Saving.OUTSIDE(prefix=prefix))
+    return problem_of_file(Path(folder, f"{os.path.basename(path)}_00001_{suffix}"), _PREFIX)
+
+
+def _find_place(prefix: str, folder_type: str, width: int, height: int) -> tuple[str, str, int, str]:
+    """Return folder, name, number and sub-folder of the next file; of a folder that cannot be made too."""
+    root = folder_paths.get_directory_by_type(folder_type)
+    try:
+        return folder_paths.get_save_image_path(prefix, root, width, height)[:4]
+    except OSError:
+        subfolder, name = os.path.split(os.path.normpath(prefix))
+        return os.path.join(root, subfolder), name, 1, subfolder
 
 
 def _metadata(hidden: Any) -> dict[str, Any]:

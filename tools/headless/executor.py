@@ -21,7 +21,7 @@ from comfy_api.latest import io
 from ...engine.report import StageRecord, build_report, records_of
 from ...engine.sentences.tools import Workflows
 from .boot import Host
-from .errors import Cancelled, RunError
+from .errors import Cancelled, CommandError, RunError
 from .node_info import input_specs
 from .progress import Progress
 from .report import NodeRun, RunLog
@@ -243,6 +243,8 @@ def _call(
             return asyncio.run(output) if inspect.iscoroutine(output) else output
     except interrupt as error:
         raise Cancelled(Workflows.CANCELLED_IN(node_id=node_id, title=title)) from error
+    except CommandError:
+        raise
     except Exception as error:
         kind = type(error).__name__
         raise RunError(Workflows.NODE_FAILED(node_id=node_id, title=title, kind=kind, error=error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import time
@@ -37,7 +38,7 @@ class Progress:
     def start_node(self, title: str, *, again: bool = False) -> None:
         """Begin a node's line. Args: again: it had begun before, and is counted."""
         self._index += not again
-        self._title = title
+        self._title = console.spoken(title)
         self._text = ""
         self._started = time.perf_counter()
         self._draw(self._label())
@@ -51,7 +52,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show what the current node is doing; the first line of `text` has to do."""
-        self._text = text.partition("\n")[0][:_NOTE_WIDTH]
+        self._text = console.spoken(text).partition("\n")[0][:_NOTE_WIDTH]
         self._draw(f"{self._label()} {self._text}")
 
     def finish_node(self) -> float:
@@ -60,11 +61,11 @@ class Progress:
         self.log(f"{self._label()} {seconds:8.2f} s")
         return seconds
 
-    def log(self, text: str) -> None:
-        """Print lines that stay."""
+    def log(self, text: str, *, by: str = "") -> None:
+        """Print lines that stay. Args: by: the command that says so."""
         if not self._quiet:
             self._draw("")
-            console.write(self._stream, f"{text}\n")
+            console.write(self._stream, (f"{by}: " if by else "") + f"{console.spoken(text)}\n")
 
     def clear(self) -> None:
         """Remove the live line."""
@@ -88,6 +89,10 @@ class ProgressHandler(logging.Handler):
         self._progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple) and record.args:
+            # Other handlers get the record too, and stay with English.
+            record = copy.copy(record)
+            record.args = tuple(console.spoken(each) if isinstance(each, str) else each for each in record.args)
         self._progress.log(self.format(record))
 
 

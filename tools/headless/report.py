@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from ..saving import write_whole
 from .errors import Cancelled, CommandError
 
 
@@ -59,8 +60,12 @@ def build_report(log: RunLog, *, workflow: Path, seconds: float, error: CommandE
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    content = (json.dumps(report, indent=2) + "\n").encode()
+
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    write_whole(path, write)
 
 
 def peak_ram_bytes() -> int:

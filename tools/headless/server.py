@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit
 
 from ...engine.sentences.tools import Workflows
+from ..saving import save_bytes
 from .errors import Cancelled, RunError, ServerError, WorkflowError
 from .node_info import NodeInfo
 from .progress import Progress
@@ -335,17 +336,16 @@ class _Job:
         folder = self._output_dir / str(entry.get("subfolder") or "").replace("\\", "/")
         if not folder.resolve().is_relative_to(self._output_dir.resolve()):
             raise ServerError(Workflows.OUTSIDE(base=self._base, entry=dict(entry)))
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / Path(entry["filename"]).name
         async with session.get(f"{self._base}/view?{urlencode(entry)}") as answer:
             if answer.status != 200:
                 raise ServerError(Workflows.NO_VIEW(base=self._base, status=answer.status, filename=entry["filename"]))
             content = await answer.read()
         number = 1
-        while path.exists() and path.read_bytes() != content:
+        while path.exists() and (path.is_dir() or path.read_bytes() != content):
             path = folder / f"{Path(entry['filename']).stem} ({number}){Path(entry['filename']).suffix}"
             number += 1
-        path.write_bytes(content)
+        save_bytes({path: content})
         return path
 
 

@@ -6,10 +6,13 @@ checked (as ComfyUI does since 0.10), and any problem stops the run (ComfyUI run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...engine.errors import nearest
+from ...engine.sentences import joined, shortened
+from ...engine.sentences.between import Between
 from ...engine.sentences.comfyui import Lists
 from ...engine.sentences.tools import Workflows
 from .errors import WorkflowError
@@ -18,6 +21,7 @@ from .workflow import Prompt, is_link, title_of, types_overlap, unknown_node
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _NUM_LISTED = 3
+_NUM_SHOWN = 60
 
 CustomCheck = Callable[[str, dict[str, Any]], str | None]
 """(class, inputs with None for links) -> what the node's own validate_inputs complains about, or None."""
@@ -65,7 +69,7 @@ def validate_prompt(
             Workflows.NODE_PROBLEM(node_id=node_id, title=title_of(node), problem=problem) for problem in found
         ]
     if problems:
-        raise WorkflowError("\n".join(problems))
+        raise WorkflowError(joined(problems, Between.LINES))
     return order
 
 
@@ -132,9 +136,19 @@ def _convert(spec: InputSpec, inputs: dict[str, Any]) -> str | None:
     try:
         if convert:
             inputs[spec.name] = convert(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
+        return Workflows.NO_SUCH_TYPE(name=spec.name, value=shortened(value, _NUM_SHOWN), type=spec.type)
+    if convert in (int, float) and not is_number(inputs[spec.name]):
         return Workflows.NO_SUCH_TYPE(name=spec.name, value=value, type=spec.type)
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value of an input is one that a float can hold: no NaN, no infinity, nothing of 400 digits."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _value_problem(spec: InputSpec, value: Any) -> str | None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..arguments import whole
 from . import compare, models
 
 HERE = Path(__file__).resolve().parent
@@ -63,11 +64,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="few wide blocks on a card, instead of all else on the CPU")
     wide = parser.add_argument_group("with --gpu")
     wide.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to see that it works")
-    wide.add_argument("--dim", type=int, default=5120)
-    wide.add_argument("--ffn-dim", type=int, default=13824)
-    wide.add_argument("--layers", type=int, default=4)
-    wide.add_argument("--text-dim", type=int, default=4096)
-    wide.add_argument("--vae-dim", type=int, default=96)
+    wide.add_argument("--dim", type=whole(), default=5120)
+    wide.add_argument("--ffn-dim", type=whole(), default=13824)
+    wide.add_argument("--layers", type=whole(), default=4)
+    wide.add_argument("--text-dim", type=whole(), default=4096)
+    wide.add_argument("--vae-dim", type=whole(), default=96)
     wide.add_argument("--size", default="832x480x5", metavar="WxHxF")
     return parser.parse_args(words)
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
+from ... import inputs
 from ...interfaces import Conditioning
 from ...report import records_of
+from ...sentences import joined
+from ...sentences.between import Between
 from ...sentences.comfyui import Inputs
+from ...sentences.tensors import Tensors
 from ...shapes import latent_problem
 from ...stages.conditioning import of_rows
 from ...stages.given import Given
@@ -49,23 +53,40 @@ def read_given(extras: Mapping[str, Any]) -> Given:
 
 
 def check_text(conditioning: Any) -> None:
-    """Raise where a CONDITIONING has no text.
+    """Raise where a CONDITIONING is none: entries of text rows and of what goes with them.
 
     Raises:
-        ValueError: there is no entry, or it is not a tensor.
+        ValueError: there is no entry, or one is something else.
     """
-    if not conditioning or not isinstance(conditioning[0][0], torch.Tensor):
+    remedy = Tensors.CONNECT_TEXT()
+    if conditioning is None or (isinstance(conditioning, Sequence) and not len(conditioning)):
         raise ValueError(Inputs.EMPTY_CONDITIONING())
+    if not isinstance(conditioning, list | tuple):
+        raise ValueError(Tensors.NO_CONDITIONING(remedy=remedy, found=inputs.describe(conditioning)))
+    for number, entry in enumerate(conditioning, start=1):
+        is_pair = isinstance(entry, list | tuple) and len(entry) > 1 and isinstance(entry[1], Mapping)
+        if not is_pair or not isinstance(entry[0], torch.Tensor):
+            raise ValueError(Tensors.ODD_ENTRY(remedy=remedy, number=number, found=_describe_entry(entry)))
+        inputs.check_floats(entry[0], Tensors.ROWS(), remedy)
+
+
+def _describe_entry(entry: Any) -> str:
+    if not isinstance(entry, list | tuple) or len(entry) < 2:
+        return inputs.describe(entry)
+    return Tensors.PAIR(first=inputs.describe(entry[0]), second=inputs.describe(entry[1]))
 
 
 def is_plain(conditioning: Any) -> bool:
     """Say whether a CONDITIONING is one prompt for the whole clip and all steps."""
-    return len(conditioning) == 1 and not any(conditioning[0][1].get(key) is not None for key in _SAMPLER_KEYS)
+    return len(conditioning) == 1 and not sampler_keys(conditioning)
 
 
-def latent_samples(
-    latent: dict[str, Any], problem_of: Callable[[Sequence[int]], str | None] = latent_problem
-) -> torch.Tensor:
+def sampler_keys(conditioning: Any) -> list[str]:
+    """Return the keys of a CONDITIONING that ComfyUI's samplers heed."""
+    return [key for key in _SAMPLER_KEYS if any(extras.get(key) is not None for _, extras, *_ in conditioning)]
+
+
+def latent_samples(latent: Any, problem_of: Callable[[Sequence[int]], str | None] = latent_problem) -> torch.Tensor:
     """Return the samples [B, 16, T, h, w] of a LATENT.
 
     Args:
@@ -74,9 +95,17 @@ def latent_samples(
     Raises:
         ValueError: the latent is not that of a Wan2.1 video.
     """
+    remedy = Tensors.CONNECT_LATENT()
+    if not isinstance(latent, Mapping):
+        raise ValueError(Tensors.NO_LATENT(remedy=remedy, found=inputs.describe(latent)))
+    if "samples" not in latent:
+        keys = joined(map(str, latent), Between.COMMA)
+        found = Tensors.LATENT_KEYS(keys=keys) if keys else Tensors.WITH_NOTHING()
+        raise ValueError(Tensors.NO_LATENT(remedy=remedy, found=found))
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError(Inputs.NESTED_LATENT())
+    inputs.check_floats(samples, Tensors.SAMPLES(), remedy)
     problem = problem_of(samples.shape)
     if problem:
         raise ValueError(problem)

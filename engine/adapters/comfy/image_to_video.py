@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ... import pipeline
+from ... import inputs, pipeline
 from ...interfaces import Hooks
 from ...sentences.refusals import Refusals
 from ...stages import given_frames
@@ -40,6 +40,11 @@ class Pictures:
     """[n, H, W, 3 or 4] in [0, 1]: the first n frames, in order; None is none."""
     end: torch.Tensor | None
     """The last ones."""
+
+    def __post_init__(self) -> None:
+        for name, each in (("start_image", self.start), ("end_image", self.end)):
+            if each is not None:
+                inputs.check_image(each, name)
 
     @property
     def shape(self) -> torch.Size:

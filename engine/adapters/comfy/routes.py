@@ -1,8 +1,8 @@
 """HTTP routes on ComfyUI's server: checks what a client sends, answers from a worker thread.
 
 What is answered is engine/panel/editor.py. A request that is not understood gets status 400 and a sentence. All
-sentences are in the first language of the request's Accept-Language that is spoken here, else in English. Nothing
-that a client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST
+sentences are in the language of the request's Accept-Language that is spoken here, else in English. Nothing that a
+client sends becomes a path: names are looked up among those that the nodes offer. GET changes nothing; POST
 takes JSON only, which a page of another site cannot send.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 import server
 from aiohttp import web
 
-from ...sentences import ENGLISH, LANGUAGES, translated
+from ...sentences import LANGUAGES, translated
 from ...sentences.comfyui import Routes
+from ...sentences.languages import language_of, language_of_header
 
 PREFIX = "/lightx2v"
 _MAX_TEXT = 300
@@ -55,6 +56,14 @@ def choice(*options: str) -> Check:
         return text
 
     return check
+
+
+def language(text: str) -> str:
+    """Accept the tag of a language that is spoken here; returns which of LANGUAGES it is."""
+    found = language_of(text)
+    if found is None:
+        raise ValueError(Routes.NO_CHOICE(text=text, options=", ".join(LANGUAGES)))
+    return found
 
 
 def number(kind: type[int] | type[float], low: float, high: float) -> Check:
@@ -112,19 +121,13 @@ def read_parameters(route: Route, parameters: Mapping[str, Any]) -> dict[str, Va
 
 
 async def _respond(route: Route, workers: ThreadPoolExecutor, request: web.Request) -> web.Response:
-    language = read_language(request.headers.get("Accept-Language", ""))
+    language = language_of_header(request.headers.get("Accept-Language", ""))
     try:
         values = read_parameters(route, request.query if route.method == "GET" else await _read_json(request))
         data = await asyncio.get_running_loop().run_in_executor(workers, route.answer, values)
     except ValueError as error:
         return web.json_response({"error": translated(str(error), language)}, status=400)
     return web.json_response(translated(data, language))
-
-
-def read_language(accepted: str) -> str:
-    """Return the first of LANGUAGES that an Accept-Language header names, e.g. zh-CN,zh;q=0.9,en;q=0.8."""
-    tags = (each.partition(";")[0].strip().lower().partition("-")[0] for each in accepted.split(","))
-    return next((tag for tag in tags if tag in LANGUAGES), ENGLISH)
 
 
 async def _read_json(request: web.Request) -> dict[str, Any]:

@@ -25,8 +25,11 @@ from ...interfaces import Hooks
 from ...latent_space import broken_share
 from ...memory.clip import Clip
 from ...report import attach, measure, records_of
+from ...sentences import joined
+from ...sentences.between import Between
 from ...sentences.sampling import Sampling
 from ...settings import SamplingSettings
+from ...stages.conditioning import of_rows
 from ...stages.denoise import NUM_SEEDS, ClipState, start
 from ...stages.given import with_given
 from ...stages.schedule import build_schedule
@@ -112,6 +115,8 @@ def sample(
     formats.check_text(conditioning)
     _warn_of_shift(model, settings.shift)
     is_alone = isinstance(model, HandleOnly)
+    if is_alone and not formats.is_plain(conditioning):
+        raise ValueError(_only_in_comfyui(conditioning))
     if is_ours and (is_alone or is_plain(model)) and formats.is_plain(conditioning):
         if not is_alone:
             refusals.check_model(model)
@@ -127,8 +132,25 @@ def sample(
     else:
         if is_ours:
             pipeline.warn_of_doubts(view_of(model))
+        else:
+            _check_width(model, conditioning)
         samples = _sample_natively(model, conditioning, empty, settings, hooks)
     return formats.replace_samples(latent, samples)
+
+
+def _only_in_comfyui(conditioning: list[Any]) -> str:
+    """Return a sentence that says what of a CONDITIONING nobody here heeds, where ComfyUI's samplers are not."""
+    found = formats.sampler_keys(conditioning)
+    entries = [Sampling.ENTRIES(count=len(conditioning))] if len(conditioning) > 1 else []
+    return Sampling.ONLY_IN_COMFYUI(found=joined([*entries, *found], Between.COMMA))
+
+
+def _check_width(model: Any, conditioning: list[Any]) -> None:
+    """Raise where text rows are not what another loader's model takes, before it loads."""
+    width = getattr(getattr(model.model, "diffusion_model", None), "text_dim", None)
+    if isinstance(width, int):
+        for rows, *_ in conditioning:
+            of_rows(rows, width)
 
 
 def _sample_natively(
@@ -184,7 +206,7 @@ def _of_clip(conditioning: list[Any], index: int) -> list[Any]:
     """Return a CONDITIONING for one clip of a batch: of several prompts and images its own, as ComfyUI deals them."""
     return [
         [
-            rows[index % len(rows)][None] if rows.dim() == 3 else rows,
+            rows[index % len(rows)][None] if rows.dim() == 3 else rows[None],
             extras | {key: extras[key][index % len(extras[key])][None] for key in _OF_CLIPS & extras.keys()},
         ]
         for rows, extras in conditioning

@@ -13,7 +13,7 @@ import comfy.model_management as mm
 import comfy.sd
 import torch
 
-from ... import pipeline
+from ... import inputs, pipeline
 from ...checkpoints.companions import VaeFiles
 from ...constants import LATENT_CHANNELS, VAE_STRIDE
 from ...errors import LightX2VError
@@ -22,6 +22,7 @@ from ...memory.clip import Clip
 from ...memory.needs import vae_bytes
 from ...memory.tiles import Tile
 from ...report import attach, records_of
+from ...sentences.tensors import Tensors
 from ...sentences.vae import Vae
 from ...shapes import decoding_problem
 from ...wan.vae import compute_dtype
@@ -109,7 +110,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
 
         Raises:
             CheckpointError: the VAE's file holds a decoder only.
-            ValueError: these are no frames.
+            ValueError: these are no frames, or their values are far from 0 to 1.
         """
         return self._encode(pixel_samples, None, not_video)
 
@@ -141,6 +142,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
     def _decode(self, samples: torch.Tensor, tile: Tile | None) -> torch.Tensor:
         if getattr(samples, "is_nested", False):
             raise ValueError(Vae.NESTED_LATENT())
+        inputs.check_floats(samples, Tensors.SAMPLES(), Tensors.CONNECT_LATENT())
         problem = decoding_problem(samples.shape)
         if problem:
             raise ValueError(problem)
@@ -149,6 +151,7 @@ class LightX2VVAE(comfy.sd.VAE):  # type: ignore[misc]
         return self._hand_over(frames.view(len(samples), -1, *frames.shape[1:]))
 
     def _encode(self, frames: torch.Tensor, tile: Tile | None, not_video: bool | None) -> torch.Tensor:
+        inputs.check_pictures(frames, Tensors.FRAMES())
         if frames.dim() == 4 and (self.not_video if not_video is None else not_video):
             frames = frames[:, None]
         with progress.reporting(progress.executing_node()) as hooks:

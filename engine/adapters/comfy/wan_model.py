@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -300,6 +300,9 @@ def sample_with(
     rows = _check_given(guider.conds, architecture, clip) if architecture.takes_image else 0
     largest = replace(_clip_of(_shape_of_window(noise.shape, guider.model_options)), image_rows=rows)
     levels = [float(sigma) for sigma in sigmas]
+    if not all(0 <= level <= 1 + _SIGMA_TOLERANCE for level in levels):
+        raise ValueError(Sampling.ODD_NOISE_LEVELS(levels=_listed(levels)))
+    _check_text(guider.conds, handle.text_dim)
     _warn_unusual(levels)
     conds, cfg = guider.conds, getattr(guider, "cfg", None)
     times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
@@ -337,7 +340,24 @@ def _experts_of(model: Any, sigmas: Sequence[float]) -> list[int]:
         return [0] * max(len(sigmas) - 1, 1)
     options = model.model_options.get("transformer_options", {})
     shift = getattr(model.get_model_object("model_sampling"), "shift", DISTILL_SHIFT)
+    if sigmas[0] < sigmas[-1]:
+        # Towards noise, as a flipped schedule goes: the same experts, from the end.
+        return experts_of(sigmas[::-1], shift, options.get(HIGH_STEPS))[::-1]
     return experts_of(sigmas, shift, options.get(HIGH_STEPS))
+
+
+def _check_text(conds: Mapping[str, Sequence[Mapping[str, Any]]], text_dim: int) -> None:
+    """Raise where a condition has no text rows of this model's width, before anything is loaded.
+
+    Raises:
+        ValueError: see stages/conditioning.py.
+    """
+    for name, entries in conds.items():
+        for cond in entries or ():
+            rows = cond.get("cross_attn")
+            if not isinstance(rows, torch.Tensor):
+                raise ValueError(Sampling.NO_TEXT(name=name))
+            of_rows(rows, text_dim)
 
 
 def _check_given(conds: dict[str, list[dict[str, Any]]], architecture: WanArchitecture, clip: Clip) -> int:

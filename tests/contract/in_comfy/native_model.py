@@ -244,7 +244,26 @@ with torch.inference_mode():
     ]  # fmt: skip
     hooks = comfy.hooks.create_hook_lora({}, 1.0, 0.0)
     refusals["LoRA hook"] = [refused(ksampler, model, pos=[[rows, {"hooks": hooks}]])]
+    calls()
+    at = lambda levels, on=model: refused(  # noqa: E731
+        custom.SamplerCustom().sample, on, True, SEED, 1.0, positive, negative, euler, torch.tensor(levels), empty
+    )
+    # Karras' of Stable Diffusion, among others.
+    for name, levels in (("NaN", [1.0, torch.nan, 0.0]), ("14.61", [14.6146, 2.0, 0.0]), ("-0.5", [1.0, -0.5, 0.0])):
+        refusals[f"noise levels {name}"] = [at(levels)]
+    text = rows.clone()
+    text[0, 0, 0] = torch.nan
+    for name, found in (
+        ("text of NaN", text), ("text of whole numbers", rows.long()), ("text of another model", rows[..., :60])
+    ):  # fmt: skip
+        odd = [[found, {}]]
+        refusals[name] = [refused(ours, model, pos=odd), refused(ours, model, pos=[*odd, [rows, {}]])]
+        if not name.endswith("numbers"):
+            refusals[name] += [refused(ksampler, model, pos=odd), refused(ours, plain, pos=odd)]
+    refusals["no text"] = [refused(ksampler, model, pos=[[None, {}]])]
     answers["refusals"] = refusals
+    answers["nothing loaded for them"] = not calls()
+    answers["noise levels of few kinds"] = [at([]), at([1.0]), at([0.0, 0.5, 1.0])]
     calls()
     ksampler(model, pos=[[rows, {"nobody_knows": 1}]])
     answers["unknown key"] = any("nobody_knows" in line for line in said())

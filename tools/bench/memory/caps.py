@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from ...arguments import number, whole
 from ...make_tiny_checkpoint import TOKENIZER_FOLDER
 from .. import pack
 from ..harness import Bench, Row, parse_size, wait_for_turn
@@ -62,13 +63,13 @@ class Case:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=("fp8",))
     parser.add_argument("--sizes", nargs="+", default=("832x480", "1280x720"), help="WIDTHxHEIGHT ...")
-    parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--caps", type=float, nargs="*", default=CAPS, help="GiB of VRAM, context included")
+    parser.add_argument("--frames", type=whole(), default=81)
+    parser.add_argument("--caps", type=number(), nargs="*", default=CAPS, help="GiB of VRAM, context included")
     parser.add_argument("--modes", nargs="+", default=("auto",), help="of the capped runs: auto none block phase disk")
     parser.add_argument(
         "--alternatives", nargs="*", default=("block", "phase"), help="further modes, uncapped, two steps (block phase)"
     )
-    parser.add_argument("--ram-gib", type=float, help="let the process use no more RAM, and read from the drive")
+    parser.add_argument("--ram-gib", type=number(), help="let the process use no more RAM, and read from the drive")
     parser.add_argument("--text-encoder", type=Path, help="a real one, tokenizer beside it")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ...arguments import whole
 from .. import pack
 from ..harness import Bench, Row, clean_up, first_line, parse_size, report_row, text_rows
 from ..weights import PRECISIONS
@@ -35,7 +36,7 @@ MOST_ESTIMATE_ERROR = 0.1
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=("fp8", "bf16"))
     parser.add_argument("--sizes", nargs="+", default=("832x480", "1280x720"), help="WIDTHxHEIGHT ...")
-    parser.add_argument("--frames", type=int, nargs="+", default=(17, 49, 81))
+    parser.add_argument("--frames", type=whole(), nargs="+", default=(17, 49, 81))
     parser.add_argument("--modes", nargs="+", default=MODES, help="none | block | phase | disk (longest clip) | GiB")
 
 

@@ -1,0 +1,134 @@
+"""Files that commands leave: what cannot be written is known before, and nothing is left half."""
+
+import errno
+import os
+import re
+
+import pytest
+from lightx2v_pack.tools import __main__ as commands
+from lightx2v_pack.tools import saving
+from support.rights import NOBODY, needs_rights, open_folder
+
+
+def says(problem, option="--out"):
+    assert problem is not None and (problem.startswith((f"Choose another place for {option}: ", "Make room")))
+    return problem.partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file/fox.mp4", "{file} is a file, where a folder has to be."),
+        ("file/a/b/fox.mp4", "{file} is a file, where a folder has to be."),
+        ("folder", "{folder} is a folder."),
+        ("a" * 300 + ".mp4", "the name " + "a" * 60 + " is too long."),
+        ("b" * 300 + "/fox.mp4", "the name fox.mp4 is too long."),
+        ("fox\0.mp4", "embedded null byte"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_known_before(tmp_path, name, said):
+    (tmp_path / "file").write_bytes(b"kept")
+    (tmp_path / "folder").mkdir()
+    said = said.format(file=tmp_path / "file", folder=tmp_path / "folder")
+    assert said in says(saving.problem_of_file(tmp_path / name, "--out"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and (tmp_path / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("name", ["fox.mp4", "new/folder/fox.mp4", "file", "b" * 250 + ".mp4"])
+def test_nothing_is_left_of_the_try(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"kept")
+    assert saving.problem_of_file(tmp_path / name, "--out") is None
+    assert saving.problem_of_folder(tmp_path / "new" / "folder", "--output-dir") is None
+    assert saving.problem_of_folder(tmp_path, "--output-dir") is None
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"kept"
+
+
+@needs_rights
+@pytest.mark.parametrize("name", ["fox.mp4", "new/fox.mp4", "there.mp4"])
+def test_a_folder_without_the_right_to_write_is_known_before(name):
+    with open_folder() as folder:
+        (folder / "there.mp4").write_bytes(b"kept")
+        folder.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(NOBODY)
+        try:
+            problems = [
+                saving.problem_of_file(folder / name, "--out"), saving.problem_of_folder(folder / "new", "--out")
+            ]  # fmt: skip
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+        for problem in problems:
+            assert says(problem).startswith(f"there is no right to write {folder}")
+        assert os.listdir(folder) == ["there.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "Make room, or choose another place for --out: the drive of {path} is full."),
+        (errno.EROFS, "Choose another place for --out: the drive of {path} can only be read."),
+        (errno.EIO, "Choose another place for --out: {path} cannot be written (Input/output error)."),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(tmp_path, number, said):
+    error = OSError(number, os.strerror(number))
+    assert saving.refusal(tmp_path, "--out", error) == said.format(path=tmp_path)
+
+
+def full_after(written, folder):
+    """Return a writer that finds no room in a folder once there is so much in it."""
+
+    def write(path):
+        path.write_bytes(b"half")
+        if path.is_relative_to(folder) and len(list(folder.rglob("*.png"))) > written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(b"whole")
+
+    return write
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_of_several_files_those_that_have_no_room_go_elsewhere(tmp_path, monkeypatch, written):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    out = tmp_path / "out"
+    with pytest.raises(saving.NotSavedError) as error:
+        saving.save({out / f"{number}.png": full_after(written, out) for number in range(4)})
+    (elsewhere,) = (tmp_path / "temporary").iterdir()
+    assert str(error.value).startswith(f"Take what was made from {elsewhere}. Make room")
+    found = {path.name: path.read_bytes() for folder in (out, elsewhere) for path in folder.iterdir()}
+    assert found == {f"{number}.png": b"whole" for number in range(4)}
+    assert len(list(out.iterdir())) == written
+
+
+def test_a_file_is_replaced_whole_through_a_link_and_a_device_stays_one(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    saving.write_whole(tmp_path / "link", lambda path: path.write_bytes(b"new"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    saving.write_whole(tmp_path / "pipe", lambda path: path.write_bytes(b"through"))
+    assert os.read(reader, 100) == b"through" and not re.search("part", " ".join(os.listdir(tmp_path)))
+    os.close(reader)
+
+
+def test_what_is_cancelled_leaves_nothing(tmp_path):
+    def write(path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        saving.save({tmp_path / "out" / "fox.mp4": write})
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("words", "place"), [(["bench", "vae"], "file/rows.jsonl"), (["bench", "all"], "file")])
+def test_a_benchmark_says_so_before_it_measures(tmp_path, capsys, words, place):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        commands.main([*words, "--out", str(tmp_path / place)])
+    assert ended.value.code == 2
+    assert f"{tmp_path / 'file'} is a file, where a folder has to be." in capsys.readouterr().err
