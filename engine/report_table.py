@@ -141,9 +141,8 @@ def as_markdown(rows: dict[str, Any]) -> str:
 
 def _applied(lora: dict[str, Any]) -> str:
     matched, left_out = sum(lora["matched"].values()), sum(lora["left_out"].values())
-    return Report.LORA(
-        title=lora["lora"], strength=lora["strength"], num_matched=matched, num_tensors=matched + left_out
-    )
+    sentence = Report.IDLE_LORA if lora.get("is_idle") else Report.LORA
+    return sentence(title=lora["lora"], strength=lora["strength"], num_matched=matched, num_tensors=matched + left_out)
 
 
 def _memory(num_bytes: int, planned: int | None) -> str:

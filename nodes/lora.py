@@ -7,13 +7,12 @@ from typing import Any
 
 from ..engine.adapters.comfy import paths
 from ..engine.adapters.comfy.carried import handle_of, with_lora
+from ..engine.lora.changes import MOST_STRENGTH, check_strength
 from ..engine.lora.experts import EXPERT_CHOICES
 from ..engine.sentences.nodes import Nodes
 from ._api import io, schema, verdict
 
 logger = logging.getLogger(__name__)
-
-_MOST_STRENGTH = 100.0
 
 
 class LightX2VLora(io.ComfyNode):
@@ -40,8 +39,8 @@ class LightX2VLora(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-_MOST_STRENGTH,
-                    max=_MOST_STRENGTH,
+                    min=-MOST_STRENGTH,
+                    max=MOST_STRENGTH,
                     step=0.01,
                     tooltip="1 is as it was trained, 0 is none, below 0 is the opposite. The file's alpha is honoured.",
                 ),
@@ -72,6 +71,7 @@ class LightX2VLora(io.ComfyNode):
         handle = handle_of(transformer)
         if handle is None:
             raise ValueError(Nodes.OTHER_LOADER(lora=lora, model=type(transformer.model).__name__))
+        check_strength(strength, lora)
         read = handle.read_lora(paths.LORAS.resolve(lora), expert)
-        logger.info("LightX2V: LoRA %s", read.report)
+        logger.log(logging.WARNING if read.report.is_idle else logging.INFO, "LightX2V: LoRA %s", read.report)
         return io.NodeOutput(with_lora(transformer, read, strength))

@@ -19,12 +19,12 @@ Shape = tuple["int | str", ...]
 FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
 _SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8": "int8"}
 # LightX2V's and ComfyUI's names for the scale of X.weight.
-_SCALE_SUFFIXES = ("weight_scale", "scale_weight")
+SCALE_SUFFIXES = ("weight_scale", "scale_weight")
 # What stands beside a weight and changes nothing of it.
 _BESIDE = re.compile(r"\.(comfy_quant|input_scale|scale_input)$|(^|\.)(scaled_fp8|spiece_model)$")
 _LORA_PART = re.compile(r"\.lora_|\.lora\.")
 # The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
-_BLOCK_LINEAR = re.compile(
+BLOCK_LINEAR = re.compile(
     r"block(s)?\.\d+\.((self_|cross_)?attn\.([qkvo]|[kv]_img)|ffn\.(0|2|gate\.0|fc1|fc2)"
     r"|layer\.0\.SelfAttention\.[qkvo]|layer\.1\.DenseReluDense\.w(i_0|i_1|o))\.weight$"
 )
@@ -118,7 +118,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
         CheckpointError: mixed or unknown dtypes, 8-bit weights whose scales are missing or odd, or other
             weights in 8 bits.
     """
-    linears = [name for name in expected if name in header and _BLOCK_LINEAR.search(name)]
+    linears = [name for name in expected if name in header and BLOCK_LINEAR.search(name)]
     dtypes = sorted({header[name].dtype for name in linears})
     schemes = {_SCHEME_OF_DTYPE.get(dtype) for dtype in dtypes}
     scheme = schemes.pop() if len(schemes) == 1 else None
@@ -138,7 +138,7 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
     def scale_name(linear: str, suffix: str) -> str:
         return linear.removesuffix("weight") + suffix
 
-    suffix = next((s for s in _SCALE_SUFFIXES if any(scale_name(name, s) in header for name in linears)), None)
+    suffix = next((s for s in SCALE_SUFFIXES if any(scale_name(name, s) in header for name in linears)), None)
     if suffix is None:
         if (wanted, scheme) == ("text encoder", "fp8"):
             return None

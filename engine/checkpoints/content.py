@@ -1,45 +1,150 @@
-"""Whether what is read of a file can be weights: no holes of zeros, as interrupted downloads leave, and only numbers.
+"""Whether what is read of a file can be weights: no holes of zeros, as interrupted downloads leave, only numbers, and
+such as a model of this family can have.
 
 Small tensors (scales, norms, biases) are looked at in full, of large ones a few bytes in every part that is read
-anyway; where these are zero, the part is looked at in full. Each part is looked at once.
+anyway; where these are zero, the part is looked at in full. Each part is looked at once. What cannot be right is an
+error; what is only unheard of is a warning, once a kind and model, and stays in mind for the plan line and the doctor.
+
+The bounds, and why they are where they are:
+
+    size of a number    error from 65,536: Wan's models, their text encoder and their VAE are all published in FP16 too,
+                        whose largest number is 65,504. Warning from 1,024: of trained norms, biases, modulations and
+                        scales the demo's largest is 4, and no model here needs a hundred.
+                        A norm without any number above 2^-30 is as good as zero.
+    scales              error where one is zero or below: a scale is the largest absolute value of its row by 448 or
+                        127, and converters keep it above zero (LightX2V: the value is taken as 1e-5 at least).
+    linear weights      root mean square, times scales: of Wan 14B 0.005 to 0.1, of the demo's 0.07 to 0.15. Error above
+                        10, where a layer would make 700 of an input of 1 at Wan's width (scales of ones give 30 to
+                        150), and below 1e-9, where BF16 has lost it beside every bias. Warning of a transformer above 1
+                        and below 1e-5, ten times and a five hundredth of what is known; a text encoder's are not known.
+    form of numbers     weights are of either sign alike (|mean| below 2 % of the root mean square, here 25 %) and many
+                        are near zero (a tenth is within an eighth of it). FP8 read as INT8, BF16 read as FP16, and the
+                        other way round, are not. Error where the bytes are so as the other format; else a warning.
+    INT8 codes          warning above 68 of root mean square: bytes by chance have 74, a matrix with a scale a row or
+                        fewer 20 to 50.
+    modulation          begins as random numbers, so none is zero: error where that of every block is, warning of one.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..sentences.checkpoints import Reading
+from ..sentences import Said
+from ..sentences.checkpoints import Content, Reading
+from .checks import BLOCK_LINEAR, SCALE_SUFFIXES
+from .disk import Stamp, reading, stamp
+
+logger = logging.getLogger(__name__)
 
 # Up to here a tensor is looked at in full.
-_SMALL_BYTES = 2**18
-# Of larger ones eight bytes every so often.
-_EVERY = 2**19
+SMALL_BYTES = 2**18
+# Of larger ones, and of the form of small ones, a few bytes every so often.
+_EVERY, _SAMPLE_BYTES = 2**19, 32
+_FEW = np.dtype((np.void, _SAMPLE_BYTES))
 # Zeros in a row that are no weights: a hundred rows of the 14B model's.
 _HOLE_BYTES = 2**19
 _PAGE, _PART_BYTES = 4096, 2**24
 _ALL_ZEROS, _NO_NUMBERS = Reading.ALL_ZEROS(), Reading.NO_NUMBERS()
-# Bits of an exponent that are all set in infinity and NaN; e4m3fn has NaN alone.
-_EXPONENTS: dict[torch.dtype, tuple[Any, int]] = {
-    torch.float32: (np.uint32, 0x7F800000),
-    torch.float16: (np.uint16, 0x7C00),
-    torch.bfloat16: (np.uint16, 0x7F80),
-    torch.float8_e4m3fn: (np.uint8, 0x7F),
-    torch.float8_e5m2: (np.uint8, 0x7C),
+# Exponents of two, see above.
+_ABSURD, _LARGE, _LEAST = 16, 10, -30
+_LARGE_SQUARE, _LEAST_SQUARE = 4.0**_LARGE, 4.0**_LEAST
+_POSSIBLE_RMS, _USUAL_RMS = (1e-9, 10.0), (1e-5, 1.0)
+_MOST_SKEW, _NEAR_ZERO = 0.25, 0.125
+_MOST_INT8_RMS = 68.0
+# Of fewer numbers nothing is said about their form.
+_FEWEST = 512
+# Of small tensors that are looked at together every so many numbers say how large each is.
+_STEP = 16
+_ONES = np.ones(2**13, np.float32)
+
+
+class _Bits(NamedTuple):
+    """How a format has its numbers; all but the first are bits of an exponent."""
+
+    dtype: Any
+    mask: int
+    """All set in infinity and NaN; e4m3fn has NaN alone."""
+    absurd: int
+    large: int
+    least: int
+
+
+def _bits(dtype: Any, width: int, mantissa: int) -> _Bits:
+    bias, mask = 2 ** (width - 1) - 1, 2**width - 1
+    marks = (min(max(bias + exponent, 0), mask) for exponent in (_ABSURD, _LARGE, _LEAST))
+    return _Bits(dtype, mask << mantissa, *(mark << mantissa for mark in marks))
+
+
+_FORMATS: dict[torch.dtype, _Bits] = {
+    torch.float32: _bits(np.uint32, 8, 23),
+    torch.float16: _bits(np.uint16, 5, 10),
+    torch.bfloat16: _bits(np.uint16, 8, 7),
+    torch.float8_e4m3fn: _Bits(np.uint8, 0x7F, 0x7F, 0x7F, 0),
+    torch.float8_e5m2: _Bits(np.uint8, 0x7C, 0x7C, 0x7C, 0),
 }
+_OTHERS = _Bits(np.uint8, 0xFF, 0x100, 0x100, 0)
+_E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+_AS_NUMBERS: dict[torch.dtype, Callable[[Any], Any]] = {
+    torch.float64: lambda raw: raw.view(np.float64).astype(np.float32),
+    torch.float32: lambda raw: raw.view(np.float32),
+    torch.float16: lambda raw: raw.view(np.float16).astype(np.float32),
+    torch.bfloat16: lambda raw: (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32),
+    torch.float8_e4m3fn: _E4M3.take,
+    torch.float8_e5m2: lambda raw: (raw.astype(np.uint16) << 8).view(np.float16).astype(np.float32),
+    torch.int8: lambda raw: raw.view(np.int8).astype(np.float32),
+}
+# What a file may be taken for whose header names another format.
+_MIXED_UP = {
+    torch.float8_e4m3fn: torch.int8,
+    torch.int8: torch.float8_e4m3fn,
+    torch.bfloat16: torch.float16,
+    torch.float16: torch.bfloat16,
+}
+_NAMES = {torch.float8_e4m3fn: "FP8 E4M3", torch.int8: "INT8", torch.bfloat16: "BF16", torch.float16: "FP16"}
 # Names of what is zero nowhere in a trained model; a bias may be.
-_NEVER_ZERO = ("weight", "weight_scale", "scale_weight", "gamma")
+_NEVER_ZERO = ("weight", *SCALE_SUFFIXES, "gamma")
+_SCALES = tuple(f".{suffix}" for suffix in SCALE_SUFFIXES)
+_MODULATION = re.compile(r"(^|\.)blocks\.\d+\.modulation$")
+# What the whole file has in common is looked for in some of its layers, some in each block.
+_WHERE_FORM_SHOWS = re.compile(r"(^|\.)(self_attn|attn|SelfAttention)\.q\.|ffn\.(0|gate\.0)\.|wi_0\.")
+_LARGEST_CODE = 448
+_OF_TRANSFORMER = re.compile(r"\.(self_attn|cross_attn)\.|\.ffn\.[02]\.")
+# What was found odd in files of this process, by file and what it was then.
+_doubts: dict[tuple[Path, Stamp], dict[str, str]] = {}
+
+
+def doubts_about(files: Iterable[Path]) -> tuple[str, ...]:
+    """Return what was odd in files when this process last read them, a sentence each; nothing is read."""
+    known = {path for path, _ in _doubts}
+    return tuple(said for file in files if file in known for said in _doubts.get((file, stamp(file)), {}).values())
 
 
 class ContentCheck:
     """Looks at the tensors of one model."""
 
-    def __init__(self) -> None:
-        self._seen: set[tuple[str, int]] = set()
+    def __init__(self, num_blocks: int = 0) -> None:
+        """Args: num_blocks: blocks of the transformer that it is; 0 where it is none or their number is not known."""
+        self.seen: set[tuple[str, int]] = set()
+        """Name of a tensor and beginning of a part of it, of what was looked at."""
+        self._num_blocks = num_blocks
+        self._zero_modulations: set[str] = set()
+        # Some 8-bit weights, and how large their scales are, by layer; whichever comes second says what they give.
+        self._codes: dict[str, tuple[bytes, torch.dtype]] = {}
+        self._scales: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
 
     def look(self, name: str, path: Path, values: torch.Tensor, dtype: torch.dtype, start: int = 0) -> None:
         """Look at a tensor, or at a part of a large one.
@@ -49,16 +154,219 @@ class ContentCheck:
             start: where the part begins; the same part is looked at once.
 
         Raises:
-            CheckpointError: it is damaged; names the file, the tensor and what to do.
+            CheckpointError: it is damaged or no weights; names the file, the tensor and what to do.
         """
-        if (name, start) in self._seen:
+        if (name, start) in self.seen:
             return
-        self._seen.add((name, start))
-        # The short end of a large tensor may be rows that are zero.
-        is_short_end = start > 0 and values.nbytes <= _SMALL_BYTES
-        fault = find_fault(values, dtype, may_be_zero=is_short_end or may_be_zero(name))
+        self.seen.add((name, start))
+        self._tell(path, name, *self.find(name, values, dtype, start))
+
+    def note_scale(self, name: str, level: float) -> None:
+        """Take how large usual scales are."""
+        self._scales[name.rpartition(".")[0]] = level
+
+    def note_sample(self, name: str, path: Path, some: bytes, dtype: torch.dtype, start: int) -> None:
+        """Look at a few bytes of a part that is no hole and has numbers only; see look."""
+        self.seen.add((name, start))
+        if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
+            self._tell(path, name, *self._find_in_weights(name, some, dtype))
+
+    def _tell(self, path: Path, name: str, fault: str, doubt: str) -> None:
         if fault:
             raise damaged(path, name, fault)
+        if doubt:
+            self._say(path, name, doubt)
+
+    def find(self, name: str, values: torch.Tensor, dtype: torch.dtype, start: int = 0) -> tuple[str, str]:
+        """Return what is wrong with a tensor or a part of one, and what is odd about it, each or ""."""
+        flat = _bytes_of(values)
+        if name.endswith(_SCALES):
+            return self._find_in_scales(name, flat, dtype)
+        # The short end of a large tensor may be rows that are zero.
+        is_short_end = start > 0 and len(flat) <= SMALL_BYTES
+        fault, doubt, some = _examine(flat, dtype, may_be_zero=is_short_end or may_be_zero(name))
+        if start == 0 and name.endswith(".weight") and BLOCK_LINEAR.search(name):
+            some = some or _sample(flat, max(len(flat) // 2**12, 1) * _SAMPLE_BYTES)
+            return (_other_format(some, dtype) or fault, "") if fault else self._find_in_weights(name, some, dtype)
+        if fault:
+            return fault, ""
+        if name.endswith("modulation") and _MODULATION.search(name) and not flat.any():
+            return self._find_zero_modulation(name)
+        return "", doubt
+
+    def _find_in_scales(self, name: str, flat: Any, dtype: torch.dtype) -> tuple[str, str]:
+        numbers = flat.view(np.float32) if dtype == torch.float32 else _numbers(flat, dtype)
+        if not len(numbers):
+            return "", ""
+        least, most = float(numbers.min()), float(numbers.max())
+        if not 0 < least <= most < 2.0**_ABSURD:
+            fault, doubt = _examine_small(flat, dtype, may_be_zero=False)
+            return fault or ("" if least > 0 else Content.NO_SCALE(least=least)), doubt
+        layer = name.rpartition(".")[0]
+        # A few rows are out of proportion: not their mean.
+        self._scales[layer] = math.sqrt(least * most)
+        return self._find_in_layer(layer)
+
+    def _find_in_weights(self, name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]:
+        fault = doubt = ""
+        layer = name.rpartition(".")[0]
+        if dtype.itemsize == 1:
+            self._codes[layer] = some, dtype
+            fault, doubt = self._find_in_layer(layer)
+        is_looked_at = dtype.itemsize > 1 or _WHERE_FORM_SHOWS.search(name)
+        form = _form_of(some, dtype) if is_looked_at else None
+        if form is None:
+            return fault, doubt
+        mixed_up = "" if form.is_usual else _other_format(some, dtype)
+        if mixed_up:
+            return mixed_up, ""
+        if dtype.itemsize > 1:
+            fault, doubt = _find_in_rms(name, form.rms)
+        if dtype == torch.int8 and form.rms > _MOST_INT8_RMS:
+            doubt = doubt or Content.BY_CHANCE()
+        return fault, doubt or ("" if form.is_usual else Content.ODD_FORM())
+
+    def _find_in_layer(self, layer: str) -> tuple[str, str]:
+        """Return the same of 8-bit weights whose scales are known too."""
+        scale, (some, dtype) = self._scales.get(layer), self._codes.get(layer, (b"", torch.int8))
+        if scale is None or not some or _is_usual_scale(scale):
+            return "", ""
+        form = _form_of(some, dtype, fewest=1)
+        return _find_in_rms(f"{layer}.", form.rms * scale) if form is not None else ("", "")
+
+    def _find_zero_modulation(self, name: str) -> tuple[str, str]:
+        with self._lock:
+            self._zero_modulations.add(name)
+            is_every = len(self._zero_modulations) == self._num_blocks
+        return (Content.NO_MODULATION(), "") if is_every else ("", _ALL_ZEROS)
+
+    def _say(self, path: Path, name: str, doubt: str) -> None:
+        """Log what is odd, once a kind, and keep it in mind."""
+        kind = doubt.sentence.id if isinstance(doubt, Said) else doubt
+        with self._lock:
+            if kind in self._said:
+                return
+            self._said.add(kind)
+        said = Content.DOUBTFUL(path=path, name=name, doubt=doubt)
+        logger.warning("LightX2V: %s", said)
+        now = (path, stamp(path))
+        for stale in [key for key in _doubts if key[0] == path and key != now]:
+            _doubts.pop(stale, None)
+        _doubts.setdefault(now, {})[kind] = said
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the bytes of a tensor are looked at."""
+
+    content: ContentCheck
+    name: str
+    path: Path
+    dtype: torch.dtype
+    """What they are."""
+
+    def __call__(self, values: torch.Tensor, start: int = 0) -> None:
+        """See ContentCheck.look."""
+        self.content.look(self.name, self.path, values, self.dtype, start)
+
+
+def look_together(tensors: Sequence[tuple[Look, int, int]], memory: torch.Tensor) -> None:
+    """Look at small tensors that lie one after the other in a memory uint8, at all of them in a few looks; at each
+    alone that these do not clear.
+
+    Args: tensors: of one dtype; where each begins, and its bytes.
+
+    Raises:
+        CheckpointError: see ContentCheck.look.
+    """
+    content = tensors[0][0].content
+    if {(look.name, 0) for look, _, _ in tensors} <= content.seen:
+        return
+    largest = _largest_of_each(tensors, memory)
+    for (look, begin, size), number in zip(tensors, largest, strict=True):
+        if number <= 0:
+            look(memory[begin : begin + size])
+        else:
+            content.seen.add((look.name, 0))
+            if look.name.endswith(_SCALES):
+                content.note_scale(look.name, number)
+
+
+def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Tensor) -> list[float]:
+    """Return a measure of how large each of small tensors is; 0 where it has to be looked at alone.
+
+    Of scales it is their mean, where all are usual; of others the largest exponent of some of the numbers.
+    """
+    names, dtype = [look.name for look, _, _ in tensors], tensors[0][0].dtype
+    alone = [0.0] * len(tensors)
+    bits, width = _FORMATS.get(dtype), dtype.itemsize
+    if bits is None or any(name.endswith(".weight") and BLOCK_LINEAR.search(name) for name in names):
+        return alone
+    step = _STEP if all(begin % (_STEP * width) == 0 for _, begin, _ in tensors) else 1
+    starts = [begin // width // step for _, begin, _ in tensors]
+    if any(name.endswith(_SCALES) for name in names):
+        numbers = _numbers(memory.numpy(), dtype)
+        if not (all(name.endswith(_SCALES) for name in names) and 0 < numbers.min() <= numbers.max() < 2.0**_LARGE):
+            return alone
+        few = numbers[::step]
+        counts = np.diff([*starts, len(few)])
+        levels = (np.add.reduceat(few, starts) / counts).tolist()
+        return [level if _is_usual_scale(level) else 0.0 for level in levels]
+    raw = memory.numpy().view(bits.dtype)
+    # Without a copy of all of them: a sign is the highest bit, which makes a number the largest or below zero.
+    sign = 1 << (8 * width - 1)
+    largest = max(int(raw.max()) & (sign - 1), int(raw.view(f"i{width}").max()))
+    if largest >= bits.large:
+        return alone
+    each = np.maximum.reduceat(raw[::step] & bits.mask, starts).tolist()
+    return [
+        float(number > bits.least or (may_be_zero(name) and not name.endswith("modulation")))
+        for name, number in zip(names, each, strict=True)
+    ]
+
+
+class Samples:
+    """A few bytes of parts of large tensors, taken where these are read and looked at together.
+
+    Where they show something, the part is read once more and looked at alone.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[Look, int, int, int, bytes]] = []
+
+    def take(self, look: Look, memory: torch.Tensor, start: int, offset: int) -> None:
+        """Take a few bytes of a part of a tensor.
+
+        Args:
+            memory: uint8, what was read.
+            start: where the part begins in the tensor.
+            offset: where it lies in the file.
+        """
+        if (look.name, start) not in look.content.seen:
+            self._taken.append((look, start, offset, len(memory), _sample(memory.numpy(), _EVERY)))
+
+    def look(self) -> None:
+        """Look at what was taken.
+
+        Raises:
+            CheckpointError: see ContentCheck.look.
+        """
+        by_dtype: dict[torch.dtype, list[bytes]] = defaultdict(list)
+        for look, _, _, _, some in self._taken:
+            by_dtype[look.dtype].append(some)
+        usual = {dtype for dtype, some in by_dtype.items() if _are_usual(b"".join(some), dtype)}
+        for look, start, offset, num_bytes, some in self._taken:
+            if look.dtype not in usual:
+                with reading(look.path):
+                    raw = np.fromfile(look.path, np.uint8, num_bytes, offset=offset)
+                look(torch.from_numpy(raw), start)
+            else:
+                look.content.note_sample(look.name, look.path, some, look.dtype, start)
+        self._taken.clear()
+
+
+def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
+    return bytes(_SAMPLE_BYTES) not in some and not _find_absurd(some, dtype)
 
 
 def may_be_zero(name: str) -> bool:
@@ -72,44 +380,24 @@ def damaged(path: Path, name: str, fault: str) -> CheckpointError:
 
 
 def find_fault(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = False) -> str:
-    """Return what is wrong with the content of a tensor, or "".
+    """Return what is wrong with the content of a tensor by itself, or "".
 
     Args:
         values, dtype: see ContentCheck.look.
         may_be_zero: whether all of it may be zero.
     """
-    flat = _bytes_of(values)
-    if len(flat) <= _SMALL_BYTES:
-        if dtype == torch.float32:
-            numbers = flat.view(np.float32)
-            with np.errstate(all="ignore"):
-                # A number over zero, of all but a few good tensors: it tells them in half of the time.
-                if 0 < numbers.dot(numbers) < np.inf:
-                    return ""
-        bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0xFF))
-        # One look says both: bits of an exponent that are all set are no number, and where none is set all may be zero.
-        largest = (flat.view(bits) & mask).max(initial=0)
-        if largest == mask and dtype in _EXPONENTS:
-            return _NO_NUMBERS
-        return _ALL_ZEROS if not largest and len(flat) and not may_be_zero and not flat.any() else ""
-    words = flat[: len(flat) // 8 * 8].view(np.uint64)[:: _EVERY // 8]
-    some = words.tobytes()
-    if _has_no_number(some, dtype):
-        return _NO_NUMBERS
-    # Bytes are searched faster than numbers are compared; what is found may lie in two words.
-    if may_be_zero or bytes(8) not in some or words.all():
-        return ""
-    hole = _longest_hole(flat)
-    return Reading.HOLE(hole=hole) if hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE) else ""
+    return _examine(_bytes_of(values), dtype, may_be_zero=may_be_zero)[0]
 
 
 def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero: bool = False) -> str:
     """Return the same after a look at every byte."""
     flat = _bytes_of(values)
-    bits, mask = _EXPONENTS.get(dtype, (np.uint8, 0))
-    parts = (flat[start : start + _PART_BYTES].view(bits) for start in range(0, len(flat), _PART_BYTES))
-    if mask and any((part & mask).max() == mask for part in parts):
-        return _NO_NUMBERS
+    bits = _FORMATS.get(dtype)
+    if bits is not None:
+        parts = (flat[start : start + _PART_BYTES].view(bits.dtype) for start in range(0, len(flat), _PART_BYTES))
+        largest = max(((part & bits.mask).max(initial=0) for part in parts), default=0)
+        if largest >= bits.absurd:
+            return _too_large(flat, dtype, largest)
     if may_be_zero or not len(flat):
         return ""
     if not flat.any():
@@ -118,14 +406,118 @@ def find_fault_in_full(values: torch.Tensor, dtype: torch.dtype, *, may_be_zero:
     return Reading.HOLE(hole=hole) if hole >= _HOLE_BYTES else ""
 
 
-def _has_no_number(some: bytes, dtype: torch.dtype) -> bool:
-    """Say whether infinity or NaN is among numbers."""
+def _examine(flat: Any, dtype: torch.dtype, *, may_be_zero: bool) -> tuple[str, str, bytes]:
+    """Return what is wrong with the bytes of a tensor, what is odd, and some of a large one."""
+    if len(flat) <= SMALL_BYTES:
+        return *_examine_small(flat, dtype, may_be_zero=may_be_zero), b""
+    some = _sample(flat, _EVERY)
+    fault = _find_absurd(some, dtype)
+    if fault:
+        return fault, "", some
+    # What is found may lie in two places.
+    if may_be_zero or bytes(_SAMPLE_BYTES) not in some:
+        return "", "", some
+    hole = _longest_hole(flat)
+    is_hole = hole >= min(_HOLE_BYTES, len(flat) // _PAGE * _PAGE)
+    return Reading.HOLE(hole=hole) if is_hole else "", "", some
+
+
+def _find_absurd(some: bytes, dtype: torch.dtype) -> str:
+    """Return what is wrong with the size of numbers, or ""."""
+    bits = _FORMATS.get(dtype)
+    if bits is None:
+        return ""
     if dtype == torch.float8_e4m3fn:
-        return b"\x7f" in some or b"\xff" in some
-    if dtype not in _EXPONENTS:
-        return False
-    bits, mask = _EXPONENTS[dtype]
-    return bool((np.frombuffer(some, bits) & mask).max() == mask)
+        # Bytes are searched faster than numbers are compared.
+        return _NO_NUMBERS if b"\x7f" in some or b"\xff" in some else ""
+    largest = (np.frombuffer(some, bits.dtype) & bits.mask).max(initial=0)
+    return _too_large(some, dtype, largest) if largest >= bits.absurd else ""
+
+
+def _examine_small(flat: Any, dtype: torch.dtype, *, may_be_zero: bool) -> tuple[str, str]:
+    if dtype == torch.float32:
+        numbers = flat.view(np.float32)
+        with np.errstate(all="ignore"):
+            # One number of all but a few good tensors says enough, in half of the time.
+            if _LEAST_SQUARE < numbers.dot(numbers) < _LARGE_SQUARE:
+                return "", ""
+    bits = _FORMATS.get(dtype, _OTHERS)
+    # One look says all: which bits of an exponent the largest number has.
+    largest = (flat.view(bits.dtype) & bits.mask).max(initial=0)
+    if largest >= bits.absurd:
+        return _too_large(flat, dtype, largest), ""
+    if largest >= bits.large:
+        return "", Content.LARGE(size=_largest(flat, dtype))
+    if largest <= bits.least and len(flat) and not may_be_zero:
+        if not flat.any():
+            return _ALL_ZEROS, ""
+        if largest < bits.least:
+            return Content.TOO_SMALL(size=_largest(flat, dtype)), ""
+    return "", ""
+
+
+def _too_large(some: Any, dtype: torch.dtype, largest: int) -> str:
+    return _NO_NUMBERS if largest == _FORMATS[dtype].mask else Content.TOO_LARGE(size=_largest(some, dtype))
+
+
+def _largest(some: Any, dtype: torch.dtype) -> float:
+    return float(np.abs(_numbers(some, dtype)).max())
+
+
+class _Form(NamedTuple):
+    """What numbers look like."""
+
+    rms: float
+    is_usual: bool
+    """Whether they look like a trained matrix, see above."""
+
+
+def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST) -> _Form | None:
+    """Return what numbers look like; None of too few, or of another format."""
+    if len(some) < fewest * dtype.itemsize or (dtype not in _FORMATS and dtype != torch.int8):
+        return None
+    numbers = _numbers(some, dtype)[: len(_ONES)]
+    count = len(numbers)
+    rms = math.sqrt(float(numbers.dot(numbers)) / count)
+    is_usual = abs(float(numbers.dot(_ONES[:count]))) < _MOST_SKEW * rms * count
+    if is_usual and dtype.itemsize > 1:
+        is_usual = _USUAL_RMS[0] < rms < _POSSIBLE_RMS[1]
+    if is_usual and dtype == torch.float16:
+        is_usual = bool(np.abs(numbers).min() < _NEAR_ZERO * rms)
+    return _Form(rms, is_usual)
+
+
+def _other_format(some: bytes, dtype: torch.dtype) -> str:
+    """Return that odd numbers are usual ones of another format, or ""."""
+    other = _MIXED_UP.get(dtype)
+    if other is None:
+        return ""
+    with np.errstate(all="ignore"):
+        form = _form_of(some, other)
+    return Content.OTHER_FORMAT(said=_NAMES[dtype], found=_NAMES[other]) if form is not None and form.is_usual else ""
+
+
+def _is_usual_scale(scale: float) -> bool:
+    """Say whether a scale is one of usual weights, whatever their codes are, which are 1 and more, up to 448."""
+    return _USUAL_RMS[0] <= scale <= _USUAL_RMS[1] / _LARGEST_CODE
+
+
+def _find_in_rms(name: str, rms: float) -> tuple[str, str]:
+    if not _POSSIBLE_RMS[0] <= rms <= _POSSIBLE_RMS[1]:
+        return Content.NO_WEIGHTS(rms=rms), ""
+    is_usual = _USUAL_RMS[0] <= rms <= _USUAL_RMS[1] or not _OF_TRANSFORMER.search(name)
+    return "", "" if is_usual else Content.ODD_WEIGHTS(rms=rms)
+
+
+def _numbers(some: Any, dtype: torch.dtype) -> Any:
+    """Return bytes in a format as float32."""
+    return _AS_NUMBERS[dtype](np.frombuffer(some, np.uint8))
+
+
+def _sample(flat: Any, every: int) -> bytes:
+    """Return a few bytes every so many, which are whole numbers of any format."""
+    some: bytes = flat[: len(flat) // _SAMPLE_BYTES * _SAMPLE_BYTES].view(_FEW)[:: every // _SAMPLE_BYTES].tobytes()
+    return some
 
 
 def _bytes_of(values: torch.Tensor) -> Any:

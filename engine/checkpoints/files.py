@@ -25,7 +25,7 @@ from .declared import check_declared
 from .disk import find_size, list_folder, read_small, stamp
 from .folders import walk
 from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
-from .header import TensorInfo, read_header
+from .header import TensorInfo, check_number, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
 from .transformers import EXPERTS, TransformerFiles, find_counterpart, join, noise_of, word_of
 from .vocabulary import TOKENIZER_FILES
@@ -199,6 +199,7 @@ def _resolve_one(path: Path) -> TransformerFiles:
                 Folders.SEVERAL_TRANSFORMERS(path=path, name=", ".join(f.name for f in files), twice=min(twice))
             )
         header.update(tensors)
+        check_number(path, len(header))
     if layout == "blocks":
         _check_block_files(path, files, find_missing_blocks(header))
     found = detect_transformer(header, str(path))
@@ -269,7 +270,7 @@ def list_checkpoint_folders(root: Path) -> list[str]:
         return []
     found: set[str] = set()
     for folder, entries in walk(root, _leave_out, skip=("loras",), links_last=True):
-        if any(_is_transformer_name(entry.name) for entry in entries):
+        if any(_is_transformer_name(entry.name) or _is_index(entry.name) for entry in entries):
             name = folder.replace(os.sep, "/")
             parts = name.split("/")
             above = [depth for depth, part in enumerate(parts) if is_a_version(Path(part))]
@@ -292,6 +293,11 @@ def _is_transformer_name(name: str) -> bool:
     return _is_safetensors(name) and not _NOT_TRANSFORMER.search(name)
 
 
+def _is_index(name: str) -> bool:
+    """Say by its name whether a file lists the shards of a transformer; without them it is part of one too."""
+    return name.lower().endswith(_INDEX_ENDING) and not _NOT_TRANSFORMER.search(name)
+
+
 def _is_safetensors(name: str) -> bool:
     return name.lower().endswith(".safetensors")
 
@@ -306,7 +312,7 @@ def _holds_transformer(folder: Path) -> bool:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(_is_transformer_name(name) for name in _names_in(folder))
+    return any(_is_transformer_name(name) or _is_index(name) for name in _names_in(folder))
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -390,9 +396,9 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
         taken = [*non_block[:1], *(blocks[index] for index in sorted(blocks))]
         _note_leftovers(folder, names, taken, notes)
         return "blocks", tuple(folder / name for name in taken)
-    if not names:
+    index_files = [name for name in everything if _is_index(name)]
+    if not names and not index_files:
         raise _refuse(folder, everything)
-    index_files = [name for name in everything if name.lower().endswith(_INDEX_ENDING)]
     shards = [match for name in names if (match := _SHARD_FILE.fullmatch(name))]
     expected = set(names)
     if index_files:

@@ -26,6 +26,8 @@ DTYPE_BYTES = {
 # Of a header, whose work holds Python's lock. The published ones take 0.2 MB; what training tools note about a LoRA is
 # a few more.
 _MAX_HEADER_BYTES = 10_000_000
+# Of tensors, each of which takes its time too; a whole model with text encoder and VAE has 4,000.
+_MAX_TENSORS = 30_000
 _MAX_RANK, _MAX_SIZE = 8, 2**63
 _MAX_NAME_CHARACTERS = 512
 
@@ -108,13 +110,26 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int, int]:
             )
         file.seek(8)
         raw = file.read(length)
+    # Counted before they are read: one each, but where a name is spelled otherwise.
+    check_number(path, raw.count(b'"data_offsets"'))
     try:
         table = json.loads(raw)
     except MALFORMED as error:
         raise _corrupt(path, error) from error
     if not isinstance(table, dict):
         raise _corrupt(path, Reading.NO_TABLE())
+    check_number(path, len(table))
     return table, 8 + length, size
+
+
+def check_number(path: Path, num_tensors: int) -> None:
+    """Raise CheckpointError where a file or a folder has more tensors than a model."""
+    if num_tensors > _MAX_TENSORS:
+        raise CheckpointError(
+            Reading.TOO_MANY_TENSORS(
+                path=path, num_tensors=num_tensors, most=_MAX_TENSORS, download_again=DOWNLOAD_AGAIN
+            )
+        )
 
 
 def _parse_entry(name: str, entry: dict[str, Any], start: int) -> tuple[TensorInfo, tuple[int, int]]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from .content import ContentCheck
+from .content import ContentCheck, Look
 from .transformers import TransformerFiles
 from .weights import FileRange, TensorSpec, open_weights
 
@@ -53,7 +53,7 @@ class TransformerCheckpoint:
         """Args: float32, eight_bit: see list_specs; what is stored in other 8 bits comes with its bytes as they are."""
         self._weights = open_weights(files.files, files.format.prefix)
         specs = list_specs(files, float32, eight_bit)
-        self._content = ContentCheck()
+        self._content = ContentCheck(files.format.architecture.num_layers)
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 
@@ -93,10 +93,7 @@ class TransformerCheckpoint:
             return None
         dtype = _EIGHT_BIT.get(self._weights.header[stored].dtype, spec.dtype)
         place = self._weights.location(stored, dtype)
-        if place is None:
-            return None
-        path = place.path
-        return replace(place, look=lambda start, values: self._content.look(stored, path, values, dtype, start))
+        return place and replace(place, look=Look(self._content, stored, place.path, dtype))
 
     def close(self) -> None:
         """Drop the mappings; `read` opens them again."""

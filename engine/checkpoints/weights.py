@@ -5,7 +5,7 @@ What the names mean is checkpoints/formats.py; what is done with the tensors, th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..sentences.checkpoints import Reading
+from .content import Look
 from .disk import first_line, is_short_of_memory, unreadable
 from .header import TensorInfo, read_header
 from .pth import is_pth, load_pth
@@ -55,18 +56,12 @@ class FileRange:
     path: Path
     offset: int
     num_bytes: int
-    look: Callable[[int, torch.Tensor], None] | None = field(default=None, compare=False, repr=False)
-    """Called with where a part of it begins and the bytes uint8 of that part, when they have been read; may raise."""
+    look: Look | None = field(default=None, compare=False, repr=False)
+    """How what lies there is looked at when it has been read; whose tensor it is."""
 
     def part(self, start: int, num_bytes: int) -> FileRange:
         """Return a part of it."""
-        look = self.look
-        return FileRange(
-            self.path,
-            self.offset + start,
-            num_bytes,
-            None if look is None else lambda begin, values: look(start + begin, values),
-        )
+        return FileRange(self.path, self.offset + start, num_bytes, self.look)
 
 
 class Weights(Mapping[str, torch.Tensor]):

@@ -15,6 +15,11 @@ from ..errors import CheckpointError
 from ..sentences.loras import Loras
 from .report import LoraReport
 
+# Of a strength, either way; ComfyUI's own loaders have the same. Ten times what anybody uses.
+MOST_STRENGTH = 100.0
+# Of a number of a LoRA, and of what it adds after its factors: the largest of FP16, in which LoRAs are published.
+MOST_NUMBER = 65504.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -50,13 +55,30 @@ class Lora:
         """Return one of its tensors in fp32 on the CPU.
 
         Raises:
-            CheckpointError: it holds NaN or infinity.
+            CheckpointError: it holds NaN or infinity, or numbers that no LoRA has.
         """
         values = self.tensors[name].detach().to("cpu", torch.float32)
-        # The sum says it at a fraction of the time; finite values may add up to infinity.
-        if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
+        largest = _largest(values)
+        # NaN is no number that compares.
+        if not largest < math.inf:
             raise CheckpointError(Loras.NO_NUMBERS(title=self.title, name=name))
+        if largest > MOST_NUMBER:
+            raise CheckpointError(Loras.TOO_LARGE(title=self.title, name=name, size=largest))
         return values
+
+    def check_effect(self, values: torch.Tensor, change: Change, strength: float) -> None:
+        """Raise where what a change makes of its numbers, by alpha, rank and strength, is none of a model.
+
+        Raises:
+            CheckpointError: names all three.
+        """
+        largest = _largest(values)
+        if not largest <= MOST_NUMBER:
+            raise CheckpointError(
+                Loras.ODD_EFFECT(
+                    title=self.title, strength=strength, factor=change.factor, target=change.target, size=largest
+                )
+            )
 
     def close(self) -> None:
         """Drop the mapping of its file; `read` maps it again."""
@@ -84,10 +106,9 @@ class Stack:
         """Return the stack with one more; what adds up to a strength of 0 is not in it.
 
         Raises:
-            ValueError: the strength is no finite number.
+            ValueError: the strength is no number that makes sense.
         """
-        if not math.isfinite(strength):
-            raise ValueError(Loras.ODD_STRENGTH(title=lora.title, strength=strength))
+        check_strength(strength, lora.title)
         strengths = {each.identity: (each, number) for each, number in self.entries}
         _, before = strengths.get(lora.identity, (lora, 0.0))
         strengths[lora.identity] = (lora, before + strength)
@@ -105,6 +126,20 @@ class Stack:
     def as_facts(self) -> list[dict[str, object]]:
         """Return the stack as the run report shows it."""
         return [{"lora": lora.title, "strength": strength, **lora.report.as_data()} for lora, strength in self.entries]
+
+
+def check_strength(strength: float, title: str) -> None:
+    """Raise ValueError where a strength is no number, or none that makes sense."""
+    if not abs(strength) <= MOST_STRENGTH:
+        raise ValueError(Loras.ODD_STRENGTH(title=title, strength=strength, most=MOST_STRENGTH))
+
+
+def _largest(values: torch.Tensor) -> float:
+    """Return the largest absolute value; NaN where there is one."""
+    if not values.numel():
+        return 0.0
+    low, high = (float(each) for each in torch.aminmax(values))
+    return max(-low, high) if low == low else low
 
 
 def fits(change: Change, shapes: Iterable[tuple[int, ...]], model: Header) -> bool:

@@ -193,7 +193,9 @@ class Composition:
                 values = part.lora.read(part.change.names[1]).flatten(1)
             else:
                 values = torch.eye(rows) if rows < columns else self._full(part)
-            torch.mul(values, part.factor, out=filled[:, start : start + self._rank(part)])
+            made = filled[:, start : start + self._rank(part)]
+            torch.mul(values, part.factor, out=made)
+            part.lora.check_effect(made, part.change, part.strength)
             start += self._rank(part)
         return filled
 
@@ -215,13 +217,15 @@ class Composition:
         value = self._original(spec.name)
         for part in _ordered(self._merged[spec.name]):
             change, lora = part.change, part.lora
-            if change.rank:
-                down, up = (lora.read(name).flatten(1) for name in change.names)
-                value += (part.factor * up @ down).view(spec.shape)
-            elif change.replaces:
+            if change.replaces:
                 value = lora.read(change.names[0]).view(spec.shape).clone()
-            else:
-                value += part.factor * lora.read(change.names[0]).view(spec.shape)
+                continue
+            added = lora.read(change.names[-1])
+            if change.rank:
+                added = added.flatten(1) @ lora.read(change.names[0]).flatten(1)
+            added = part.factor * added.view(spec.shape)
+            lora.check_effect(added, change, part.strength)
+            value += added
         return value.to(spec.dtype)
 
 

@@ -57,7 +57,8 @@ def read_for_experts(path: Path, model: Header, names: Sequence[str], expert: st
     if None not in each and len(each) > 1:
         left_out = {group: found for group, found in left_out.items() if group != other_expert("low")}
     notes = (*first.report.notes, *_notes(path, names, expert))
-    report = replace(first.report, left_out=left_out, notes=notes)
+    is_idle = all(lora.report.is_idle for lora in each if lora is not None)
+    report = replace(first.report, left_out=left_out, notes=notes, is_idle=is_idle)
     return ExpertLoras(each=tuple(lora and replace(lora, report=report) for lora in each), report=report)
 
 

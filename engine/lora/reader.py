@@ -25,7 +25,7 @@ from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.kinds import Kinds
 from ..sentences.lora_files import LoraFiles
-from .changes import Change, Lora, fits
+from .changes import Change, Lora, check_strength, fits
 from .keys import Foreign, Name, Spellings
 from .report import LoraReport
 
@@ -85,7 +85,7 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
     titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
     reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
     changes = reading.changes(expert, _peft_scale(path, metadata, weights.header), lambda name: weights[name])
-    report = reading.report(path.name, changes)
+    report = reading.report(path.name, changes, is_idle=_is_idle(changes, weights))
     weights.close()
     identity = (str(path), size, changed, expert)
     return Lora(
@@ -118,7 +118,8 @@ def lora_of_patches(patches: Sequence[Patch], model: Header, *, title: str, iden
             changes[target].clear()
         changes[target].append(change)
     flat = [change for group in changes.values() for change in group]
-    return Lora(identity=identity, title=title, changes=tuple(flat), tensors=tensors, report=_report(title, flat))
+    report = _report(title, flat, is_idle=_is_idle(flat, tensors))
+    return Lora(identity=identity, title=title, changes=tuple(flat), tensors=tensors, report=report)
 
 
 def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> tuple[Change, dict[str, torch.Tensor]]:
@@ -142,6 +143,7 @@ def _change_of_patch(patch: Patch, target: str, number: int, model: Header) -> t
     if not fits(change, [tuple(each.shape) for each in parts.values()], model):
         shapes = joined((str(list(each.shape)) for each in parts.values()), Between.AND)
         raise CheckpointError(LoraFiles.OTHER_SHAPE(key=patch.key, shapes=shapes, shape=list(model[target].shape)))
+    check_strength(patch.strength, patch.key)
     _check_factor(change.factor, LoraFiles.FACTOR_FOR(key=patch.key))
     return change, parts
 
@@ -200,9 +202,9 @@ class _Reading:
         self._add_notes(has_scale=peft_scale is not None)
         return changes
 
-    def report(self, title: str, changes: Sequence[Change]) -> LoraReport:
+    def report(self, title: str, changes: Sequence[Change], *, is_idle: bool) -> LoraReport:
         """Return how much of the file applies."""
-        return _report(title, changes, self._left_out, tuple(self._notes))
+        return _report(title, changes, self._left_out, tuple(self._notes), is_idle=is_idle)
 
     def _add(self, name: str, meaning: Name) -> None:
         parts = self._parts[meaning.module, meaning.expert]
@@ -340,6 +342,8 @@ def _report(
     changes: Sequence[Change],
     left_out: Mapping[str, Sequence[str]] | None = None,
     notes: tuple[str, ...] = (),
+    *,
+    is_idle: bool,
 ) -> LoraReport:
     matched: dict[str, int] = defaultdict(int)
     for change in changes:
@@ -352,7 +356,24 @@ def _report(
         ranks=tuple(sorted({change.rank for change in pairs})),
         factors=tuple(sorted({change.factor for change in pairs})),
         notes=notes,
+        is_idle=is_idle,
     )
+
+
+def _is_idle(changes: Iterable[Change], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether nothing is added to the model: as a rule the first tensors say that something is.
+
+    A half of each pair that is zero is what training begins with.
+    """
+
+    def adds(change: Change) -> bool:
+        return change.replaces or (change.factor != 0 and all(_has_numbers(tensors[name]) for name in change.names))
+
+    return not any(map(adds, changes))
+
+
+def _has_numbers(tensor: torch.Tensor) -> bool:
+    return bool(tensor.detach().float().any())
 
 
 def _part_of(target: str) -> str:

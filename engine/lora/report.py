@@ -26,6 +26,8 @@ class LoraReport:
     """alpha / rank of the pairs, ascending, each once."""
     notes: tuple[str, ...] = ()
     """Whole sentences."""
+    is_idle: bool = False
+    """Whether it changes nothing: what it would add is zero."""
 
     @property
     def num_matched(self) -> int:
@@ -48,7 +50,8 @@ class LoraReport:
         for group, names in self.left_out.items():
             more = ", ..." if len(names) > 3 else ""
             line = Loras.LEFT_OUT(line=line, num_names=len(names), group=group, names=", ".join(names[:3]), more=more)
-        return joined([Loras.WHOLE(line=line), *self.notes], Between.BLANK)
+        idle = [Loras.CHANGES_NOTHING(title=self.title)] if self.is_idle else []
+        return joined([*idle, Loras.WHOLE(line=line), *self.notes], Between.BLANK)
 
     def as_data(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -59,6 +62,7 @@ class LoraReport:
             "ranks": list(self.ranks),
             "factors": list(self.factors),
             "notes": list(self.notes),
+            "is_idle": self.is_idle,
             "line": str(self),
         }
 

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..checkpoints.content import SMALL_BYTES, Look, Samples, look_together
 from ..checkpoints.disk import unreadable
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..errors import CheckpointError
@@ -45,13 +46,22 @@ class Piece:
     num_bytes: int
     place: FileRange | slice
     """Where it lies in a file; or which elements of the tensor it is, where they must be converted."""
+    start: int = 0
+    """Where it begins in its tensor."""
+    together: tuple[tuple[Look, int, int], ...] = ()
+    """Of small tensors that are brought together: each, where it begins in the piece, and its bytes."""
+
+    samples: Samples = field(default_factory=Samples, compare=False)
+    """Of the large pieces that are brought with it, which are looked at when all are there."""
 
     def write(self, source: Source, memory: torch.Tensor) -> None:
-        """Write the piece to its CPU memory uint8 [num_bytes]."""
+        """Write the piece to its CPU memory uint8 [num_bytes], and look at it, or take samples where it is large."""
         if isinstance(self.place, FileRange):
             _read_file(self.place, memory)
-            if self.place.look is not None:
-                self.place.look(0, memory)
+            if self.together:
+                look_together(self.together, memory)
+            elif self.place.look is not None:
+                self.samples.take(self.place.look, memory, self.start, self.place.offset)
         else:
             memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
 
@@ -98,11 +108,13 @@ class Reader:
             piece.write(self._source, memory[piece.offset : piece.offset + piece.num_bytes])
 
     def pieces(self, unit: Unit, part: int = 0, num_parts: int = 1) -> Iterator[Piece]:
-        """Yield every num_parts-th piece of a unit until the reader is closed. For jobs."""
-        for piece in _cut(unit, self._source)[part::num_parts]:
+        """Yield every num_parts-th piece of a unit until the reader is closed, and look at what was read. For jobs."""
+        samples = Samples()
+        for piece in _cut(unit, self._source, samples)[part::num_parts]:
             if self._is_closed.is_set():
                 raise futures.CancelledError
             yield piece
+        samples.look()
         self._source.close()
 
     def close(self) -> None:
@@ -263,9 +275,9 @@ def _run(job: Callable[[], None]) -> None:
         job()
 
 
-def _cut(unit: Unit, source: Source) -> list[Piece]:
-    """Return a unit's tensors, large ones in several pieces."""
-    pieces = []
+def _cut(unit: Unit, source: Source, samples: Samples) -> list[Piece]:
+    """Return a unit's tensors, large ones in several pieces, small ones that lie one after the other in one."""
+    pieces: list[Piece] = []
     for name, spec in unit.specs.items():
         place, width = source.location(spec), spec.dtype.itemsize
         for offset in range(0, spec.num_bytes, _PIECE_BYTES):
@@ -273,8 +285,37 @@ def _cut(unit: Unit, source: Source) -> list[Piece]:
             part: FileRange | slice = slice(offset // width, (offset + size) // width)
             if place is not None:
                 part = place.part(offset, size)
-            pieces.append(Piece(spec, unit.offsets[name] + offset, size, part))
+            piece = Piece(spec, unit.offsets[name] + offset, size, part, offset, samples=samples)
+            joined = _joined(pieces[-1], piece) if pieces else None
+            if joined is None:
+                pieces.append(_with_look(piece))
+            else:
+                pieces[-1] = joined
     return pieces
+
+
+def _with_look(piece: Piece) -> Piece:
+    """Return a piece as one of which further small tensors may be brought; others as they are."""
+    place = piece.place
+    if not isinstance(place, FileRange) or place.look is None or piece.start or piece.num_bytes > SMALL_BYTES:
+        return piece
+    return replace(piece, together=((place.look, 0, piece.num_bytes),))
+
+
+def _joined(first: Piece, second: Piece) -> Piece | None:
+    """Return two pieces of small tensors as one, where they follow each other in file and unit."""
+    second = _with_look(second)
+    size = first.num_bytes + second.num_bytes
+    if not (first.together and second.together) or first.spec.dtype != second.spec.dtype or size > _PIECE_BYTES:
+        return None
+    one, other = first.place, second.place
+    assert isinstance(one, FileRange) and isinstance(other, FileRange)
+    follows_in_file = one.path == other.path and one.offset + one.num_bytes == other.offset
+    if not follows_in_file or first.offset + first.num_bytes != second.offset:
+        return None
+    (look, _, num_bytes), *_ = second.together
+    together = (*first.together, (look, first.num_bytes, num_bytes))
+    return replace(first, num_bytes=size, place=replace(one, num_bytes=size), together=together)
 
 
 def _read_file(place: FileRange, memory: torch.Tensor) -> None:

@@ -33,6 +33,7 @@ from ..backends.table import (
     why_not,
 )
 from ..backends.trials import find_findings, find_machine
+from ..checkpoints.content import doubts_about
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
 from ..checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, Variant
@@ -446,10 +447,19 @@ def _examine_checkpoint(name: str, path: Path, machine: Machine) -> Item:
     if checkpoint.missing:
         remedy = joined(checkpoint.missing, Between.BLANK)
         return Item(kind=CHECKPOINT, name=name, state=MISSING, found=found, remedy=remedy)
-    if checkpoint.transformer is not None and checkpoint.transformer.warnings:
-        remedy = joined(checkpoint.transformer.warnings, Between.BLANK)
+    warnings = _warnings(checkpoint)
+    if warnings:
+        remedy = joined(warnings, Between.BLANK)
         return Item(kind=CHECKPOINT, name=name, state=WARN, found=found, remedy=remedy)
     return Item(kind=CHECKPOINT, name=name, state=OK, found=found)
+
+
+def _warnings(checkpoint: Checkpoint) -> list[str]:
+    """Return what is known of a whole checkpoint's files that a user should know."""
+    of_transformer = checkpoint.transformer.warnings if checkpoint.transformer else ()
+    files = [*(checkpoint.transformer.every_file if checkpoint.transformer else ())]
+    files += [file for file in (checkpoint.text_encoder, checkpoint.vae) if file is not None]
+    return [*of_transformer, *doubts_about(dict.fromkeys(files))]
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import report, shapes, system
+from ..checkpoints.content import doubts_about
 from ..checkpoints.files import AUTO_SECOND, Checkpoint, is_a_version, resolve_checkpoint, resolve_experts
 from ..checkpoints.transformers import TransformerFiles
 from ..errors import MALFORMED, LightX2VError, NothingFitsError
@@ -230,7 +231,11 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         loras=tuple(str(lora.report) for lora in loras),
         reasons=backends.reasons,
         tokens=question.clip.tokens,
-        warnings=(*files.warnings, *([handle.doubts] if handle.doubts and not question.has_own_sampler else [])),
+        warnings=(
+            *files.warnings,
+            *doubts_about(files.every_file),
+            *([handle.doubts] if handle.doubts and not question.has_own_sampler else []),
+        ),
     )
     try:
         plan = handle.room(host).plan_run(sizes)

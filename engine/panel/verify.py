@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapters.hub import client
-from ..checkpoints.content import find_fault_in_full, may_be_zero
+from ..checkpoints.content import ContentCheck, find_fault_in_full, may_be_zero
 from ..checkpoints.disk import reading
 from ..checkpoints.files import Checkpoint, resolve_checkpoint
 from ..checkpoints.pth import is_pth
@@ -50,7 +50,8 @@ def verify(path: Path, *, on_progress: OnProgress = _nothing, endpoint: str | No
     Raises:
         CheckpointError: it is no checkpoint, or its headers are damaged already.
     """
-    files = files_of(resolve_checkpoint(path))
+    checkpoint = resolve_checkpoint(path)
+    files, checks = files_of(checkpoint), _checks_of(checkpoint)
     published, unasked = _published_hashes(files, endpoint)
     names = [file.name for file in files]
     total, done = sum(file.stat().st_size for file in files), 0
@@ -61,7 +62,7 @@ def verify(path: Path, *, on_progress: OnProgress = _nothing, endpoint: str | No
             digests.update(chunk)
             done += len(chunk)
             on_progress(done, total, file.name)
-        item = _item(file, digests, published.get(file.name, ()), unasked)
+        item = _item(file, digests, published.get(file.name, ()), unasked, checks.get(file))
         # Experts in folders of their own have files of the same names.
         is_one_of_two = names.count(file.name) > 1
         items.append(replace(item, name=f"{file.parent.name}/{file.name}") if is_one_of_two else item)
@@ -120,7 +121,22 @@ def _published_hashes(files: Iterable[Path], endpoint: str | None) -> tuple[dict
     return found, ""
 
 
-def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile], unasked: str) -> Item:
+def _checks_of(checkpoint: Checkpoint) -> dict[Path, ContentCheck]:
+    """Return what looks at the files of each transformer together: not all is seen in one of them."""
+    checks: dict[Path, ContentCheck] = {}
+    for each in checkpoint.transformer.experts if checkpoint.transformer else ():
+        check = ContentCheck(each.format.architecture.num_layers)
+        checks |= dict.fromkeys(each.files, check)
+    return checks
+
+
+def _item(
+    file: Path,
+    digests: _Digests,
+    published: Iterable[client.RemoteFile],
+    unasked: str,
+    check: ContentCheck | None,
+) -> Item:
     found = f"sha256 {digests.sha256}"
     if any(map(digests.match, published)):
         return Item(name=file.name, state=OK, found=Verifying.AS_PUBLISHED(found=found))
@@ -129,9 +145,11 @@ def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile],
     if same_size:
         remedy = Verifying.FETCH_ANEW(name=file.name)
         return Item(name=file.name, state=MISSING, found=Verifying.NOT_AS_PUBLISHED(found=found), remedy=remedy)
-    fault = _fault_in(file)
+    fault, doubt = _find_in(file, check or ContentCheck())
     if fault:
         return Item(name=file.name, state=MISSING, found=Verifying.DAMAGED(fault=fault, found=found), remedy=_REMEDY)
+    if doubt:
+        return Item(name=file.name, state=WARN, found=Verifying.DOUBTFUL(doubt=doubt, found=found), remedy=_REMEDY)
     whose = Verifying.NOT_ASKED(unasked=unasked) if unasked else Verifying.NOT_PUBLISHED()
     return Item(name=file.name, state=WARN if unasked else OK, found=Verifying.NOTHING_WRONG(whose=whose, found=found))
 
@@ -139,20 +157,23 @@ def _item(file: Path, digests: _Digests, published: Iterable[client.RemoteFile],
 _REMEDY = Verifying.DOWNLOAD_AGAIN()
 
 
-def _fault_in(file: Path) -> str:
-    """Return what is wrong with the first damaged tensor of a file, or ""."""
+def _find_in(file: Path, check: ContentCheck) -> tuple[str, str]:
+    """Return what is wrong with the first damaged tensor of a file, and what is odd about the first odd one."""
+    doubtful = ""
     if not (is_pth(file) or file.suffix.lower() == ".safetensors"):
-        return ""
+        return "", ""
     weights = open_weights([file])
     try:
         for name in weights:
             tensor = weights[name]
             fault = find_fault_in_full(tensor, tensor.dtype, may_be_zero=may_be_zero(name))
-            if fault:
-                return Verifying.IN_TENSOR(name=name, fault=fault)
+            of_model, doubt = ("", "") if fault else check.find(name, tensor, tensor.dtype)
+            if fault or of_model:
+                return Verifying.IN_TENSOR(name=name, fault=fault or of_model), ""
+            doubtful = doubtful or (Verifying.IN_TENSOR(name=name, fault=doubt) if doubt else "")
     finally:
         weights.close()
-    return ""
+    return "", doubtful
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ class Reading:
     NO_NAME = Sentence("{path!r} is no name of a file ({error}); expected {expected}.")
     # checkpoints/header.py
     SAFETENSORS_FILE = Sentence("a safetensors file")
-    HEADER_CORRUPT = Sentence("The header of {path} is corrupt ({problem}). {download_again}")
+    HEADER_CORRUPT = Sentence("{download_again} The header of {path} is corrupt ({problem}).")
     TRUNCATED = Sentence("truncated")
-    OTHER_LENGTH = Sentence("{path} is {state}: found {size} bytes, expected {expected}. {download_again}")
+    OTHER_LENGTH = Sentence("{download_again} {path} is {state}: found {size} bytes, expected {expected}.")
     ODD_DTYPE = Sentence("a dtype {dtype!r}")
     ODD_BYTES = Sentence("{dtype} {shape} takes {num_bytes} bytes, not {found}")
     LONGER_THAN_HEADER = Sentence("longer than its header says")
@@ -52,12 +52,16 @@ class Reading:
     LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
     ODD_SHAPE = Sentence("{name} of shape {shape} at {end}")
     NO_SAFETENSORS = Sentence(
-        "{path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a header length "
-        "that fits its {size} bytes. {download_again}"
+        "{download_again} {path} is not a safetensors file, or cut off in its header: its first 8 bytes do not give a "
+        "header length that fits its {size} bytes."
     )
     HEADER_TOO_LONG = Sentence(
-        "{path} is not read: its header is of {length} bytes, where the largest of a real model are below "
-        "{max_header_bytes}. {download_again}"
+        "{download_again} {path} is not read: its header is of {length} bytes, where the largest of a real model are "
+        "below {max_header_bytes}."
+    )
+    TOO_MANY_TENSORS = Sentence(
+        "{download_again} {path} is not read: its header names {num_tensors} tensors, where a real model has fewer "
+        "than {most}."
     )
     HOLE_IN_FILE = Sentence("{name} begins at byte {begin}, expected {reached}")
     # checkpoints/pth.py
@@ -92,11 +96,33 @@ class Reading:
     ALL_ZEROS = Sentence("is all zeros")
     NO_NUMBERS = Sentence("holds values that are NaN or infinite")
     DAMAGED = Sentence(
-        "{path} is damaged: {name} {fault}, as an interrupted download leaves it. Run `python tools/download.py get "
-        "NAME --replace` in the pack's folder, which checks every file and fetches what is damaged anew, or download "
-        "the file again."
+        "Run `python tools/download.py get NAME --replace` in the pack's folder, which checks every file and fetches "
+        "what is damaged anew, or download the file again: {path} is damaged: {name} {fault}, as an interrupted "
+        "download or a conversion that went wrong leaves it."
     )
     HOLE = Sentence("has {hole} bytes of zeros in a row")
+
+
+class Content:
+    """Numbers that no model of this family has, or hardly."""
+
+    # checkpoints/content.py
+    TOO_LARGE = Sentence("holds numbers up to {size:.3g}, where those of a model are below 65504")
+    TOO_SMALL = Sentence("holds no number above {size:.3g}")
+    LARGE = Sentence("holds numbers up to {size:.3g}, where those of known models are below 100")
+    NO_SCALE = Sentence("holds scales down to {least:.3g}, where every scale is above 0")
+    OTHER_FORMAT = Sentence("is said to be {said}, and what it holds is {found}")
+    NO_WEIGHTS = Sentence("makes the weights of its layer {rms:.3g} on average, where those of a model are 0.001 to 1")
+    ODD_WEIGHTS = Sentence(
+        "makes the weights of its layer {rms:.3g} on average, where those of known models are 0.005 to 0.15"
+    )
+    BY_CHANCE = Sentence("holds numbers as bytes by chance are")
+    ODD_FORM = Sentence("holds numbers of one sign or of one size, as no trained layer does")
+    NO_MODULATION = Sentence("is all zeros, and so is that of every other block")
+    DOUBTFUL = Sentence(
+        "Check the file in full in the doctor, or fetch it anew with `python tools/download.py get NAME --replace`: "
+        "{path} may be damaged or converted wrongly, as {name} {doubt}."
+    )
 
 
 class Models:
@@ -113,7 +139,7 @@ class Models:
     )
     NO_DECLARATION = Sentence("{said!r} in place of a table")
     DECLARATION_UNREADABLE = Sentence(
-        "{file} declares its quantization in a form that cannot be read ({error}). {download_again}"
+        "{download_again} {file} declares its quantization in a form that cannot be read ({error})."
     )
     # checkpoints/names.py
     UNDISTILLED = Sentence(

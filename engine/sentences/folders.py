@@ -43,7 +43,7 @@ class Folders:
         "there, or download {folder}/ from {model_repository}."
     )
     FILES_MISSING = Sentence(
-        "{folder} is incomplete: {num_absent} of {num_expected} files are missing ({absent}). Download them again."
+        "Download what is missing of {folder}: {num_absent} of {num_expected} files are missing ({absent})."
     )
     LEFT_OVER_FILES = Sentence(
         "Of {folder} {leftovers}{more} are not used: they are not part of the model that its other files make. "

@@ -10,16 +10,30 @@ class Loras:
 
     # lora/changes.py
     NO_NUMBERS = Sentence(
-        "LoRA {title} cannot be used: {name} holds values that are NaN or infinite. The training or a conversion "
-        "went wrong; use another version of the file."
+        "Use another version of LoRA {title}: {name} holds values that are NaN or infinite. The training or a "
+        "conversion went wrong."
     )
-    ODD_STRENGTH = Sentence("The strength of LoRA {title} is {strength}; expected a number such as 1.0.")
+    TOO_LARGE = Sentence(
+        "Use another version of LoRA {title}: {name} holds numbers up to {size:.3g}, where those of a LoRA are below "
+        "65504. The training or a conversion went wrong."
+    )
+    ODD_EFFECT = Sentence(
+        "Set a lower strength, or use another version of LoRA {title}: with strength {strength:g} and alpha/rank "
+        "{factor:g} it adds numbers up to {size:.3g} to {target}, where those of a model are below 65504."
+    )
+    ODD_STRENGTH = Sentence(
+        "Set the strength of LoRA {title} to a number such as 1.0: it is {strength}; expected -{most:g} to {most:g}."
+    )
     # lora/report.py
     APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts})")
     OF_GROUP = Sentence("{count} {group}")
     WITH_RANKS = Sentence("{line}, rank {ranks}, alpha/rank {factors}")
     LEFT_OUT = Sentence("{line}; left out: {num_names} of {group} ({names}{more})")
     WHOLE = Sentence("{line}.")
+    CHANGES_NOTHING = Sentence(
+        "Use another version of {title}: it changes nothing, as everything that it adds is zero (a LoRA begins so "
+        "before it is trained)."
+    )
     SPAN = Sentence("{first} to {last}")
     # lora/placed.py
     LOADING = Sentence("loading LoRAs")

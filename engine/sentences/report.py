@@ -57,6 +57,9 @@ class Report:
     SEED = Sentence("seed")
     SHIFT = Sentence("shift")
     LORA = Sentence("{title} at {strength:g}, {num_matched:d} of {num_tensors:d} tensors apply")
+    IDLE_LORA = Sentence(
+        "{title} at {strength:g} changes nothing: {num_matched:d} of {num_tensors:d} tensors apply, and add zero"
+    )
     PLAN = Sentence("plan")
     MEASURED_HERE = Sentence("measured here, {problem}")
     SECONDS_PER_STEP = Sentence("seconds per step")

@@ -61,8 +61,8 @@ class Sampling:
         "Check the checkpoint in the doctor: a damaged file does this, and `python tools/download.py get` mends it."
     )
     STOPPED = Sentence(
-        "Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the video "
-        "would be black or noise. Running: {facts}. {advice}"
+        "{advice} Sampling stopped at step {step} of {steps}: {share:.1f} % of the latents are NaN or infinite, so the "
+        "video would be black or noise. Running: {facts}."
     )
     SET_ATTENTION = Sentence("attention to 'sdpa'")
     SET_COMPILE = Sentence("compile to 'off'")
@@ -71,6 +71,8 @@ class Sampling:
         "Set {settings} to rule out a kernel, then check the checkpoint in the doctor: a damaged file does this, and "
         "`python tools/download.py get` mends it."
     )
+    LORA_AT = Sentence("{title} at strength {strength:g}")
+    WITHOUT_LORAS = Sentence("Sample without the LoRAs first, or with lower strengths ({loras}). {advice}")
     # handles.py
     ONE_GPU = Sentence(
         "Set engine to 'auto', or gpus of LightX2V GPUs to 1: LightX2V's own compute runs on one GPU here."

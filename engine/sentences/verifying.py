@@ -19,6 +19,7 @@ class Verifying:
     NOT_PUBLISHED = Sentence("no published file of this name has its size")
     STOPPED = Sentence("Stopped.")
     DAMAGED = Sentence("damaged: {fault}; {found}")
+    DOUBTFUL = Sentence("maybe damaged or converted wrongly: {doubt}; {found}")
     IN_TENSOR = Sentence("{name} {fault}")
     NOTHING_WRONG = Sentence("nothing wrong inside; {whose}; {found}")
     AS_PUBLISHED = Sentence("as published; {found}")

@@ -133,9 +133,13 @@ def _check_finite(latents: torch.Tensor, step: int, steps: int, transformer: Tra
     if not share:
         return
     running = transformer.describe()
-    facts = ", ".join(f"{name} {value}" for name, value in running.items())
+    loras = joined(
+        (Sampling.LORA_AT(title=each["lora"], strength=each["strength"]) for each in running.get("loras", ())),
+        Between.COMMA,
+    )
+    facts = ", ".join(f"{name} {value}" for name, value in running.items() if isinstance(value, str | int | float))
     raise NonFiniteLatentsError(
-        Sampling.STOPPED(step=step, steps=steps, share=100 * share, facts=facts, advice=_advice(running))
+        Sampling.STOPPED(step=step, steps=steps, share=100 * share, facts=facts, advice=_advice(running, loras))
     )
 
 
@@ -147,7 +151,8 @@ _PLAINER = (
 )
 
 
-def _advice(running: Mapping[str, Any]) -> str:
-    """Return what to try, without what is so already."""
+def _advice(running: Mapping[str, Any], loras: str) -> str:
+    """Return what to try, without what is so already; LoRAs first."""
     settings = [advice for name, plain, advice in _PLAINER if running.get(name) not in plain]
-    return Sampling.RULE_OUT(settings=joined(settings, Between.THEN)) if settings else Sampling.CHECK()
+    advice = Sampling.RULE_OUT(settings=joined(settings, Between.THEN)) if settings else Sampling.CHECK()
+    return Sampling.WITHOUT_LORAS(loras=loras, advice=advice) if loras else advice

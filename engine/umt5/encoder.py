@@ -65,8 +65,9 @@ class Umt5Encoder:
             hooks.check_interrupt()
             weights = open_weights([self._files.path], self._files.format.prefix)
             self._embedding = weights[_file_name("shared.weight", self._files.format.naming)]
-            self._model = _build_model(self._files.format, weights)
-            _read_ahead(self._files.path, self._model, hooks)
+            content = ContentCheck()
+            self._model, linears = _build_model(self._files.format, weights, content)
+            _read_ahead(self._files.path, linears, content, hooks)
         self._model.to(self._device, self._dtype)
 
     def unload(self) -> None:
@@ -143,14 +144,16 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def _build_model(text_format: TextEncoderFormat, weights: Weights) -> TextModel:
-    """Return the encoder on the tensors of the file: no second copy.
+def _build_model(
+    text_format: TextEncoderFormat, weights: Weights, content: ContentCheck
+) -> tuple[TextModel, dict[str, torch.Tensor]]:
+    """Return the encoder on the tensors of the file, no second copy, and those of its linear layers by name.
 
     It has no embedding: of the largest tensor only the rows of a prompt are ever needed, so they are looked up on
     the CPU and given to the model.
     """
 
-    content = ContentCheck()
+    linears: dict[str, torch.Tensor] = {}
 
     def read(stored: str) -> torch.Tensor:
         tensor = weights[stored]
@@ -165,12 +168,13 @@ def _build_model(text_format: TextEncoderFormat, weights: Weights) -> TextModel:
         if text_format.scale_suffix:
             scale = read(stored.removesuffix("weight") + text_format.scale_suffix)
         # Looked at where it is read: a page here and there of a drive would take longer than all of it.
-        return StoredLinear(weights[stored], scale)
+        linears[stored] = weights[stored]
+        return StoredLinear(linears[stored], scale)
 
-    return TextModel(text_format, get, get_linear)
+    return TextModel(text_format, get, get_linear), linears
 
 
-def _read_ahead(path: Path, model: TextModel, hooks: Hooks) -> None:
+def _read_ahead(path: Path, linears: dict[str, torch.Tensor], content: ContentCheck, hooks: Hooks) -> None:
     """Touch the pages of mapped tensors, if there is RAM for all: reading is loading, and faster on several threads.
 
     Takes a few hundredths of a second where the system still has the file in memory.
@@ -178,20 +182,18 @@ def _read_ahead(path: Path, model: TextModel, hooks: Hooks) -> None:
     Raises:
         CheckpointError: what was read is damaged.
     """
-    tensors = {name: module.stored for name, module in model.named_modules() if isinstance(module, StoredLinear)}
-    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in tensors.values()):
+    if system.free_ram_bytes() < sum(tensor.nbytes for tensor in linears.values()):
         return
     readers = ThreadPoolExecutor(_NUM_READERS, "lightx2v-text-reader")
-    content = ContentCheck()
 
     def read(name: str, stored: torch.Tensor) -> None:
         _touch(stored)
-        content.look(f"{name}.weight", path, stored, stored.dtype)
+        content.look(name, path, stored, stored.dtype)
 
     try:
-        for index, done in enumerate([readers.submit(read, *item) for item in tensors.items()]):
+        for index, done in enumerate([readers.submit(read, *item) for item in linears.items()]):
             hooks.check_interrupt()
-            hooks.on_progress(index, len(tensors), Text.LOADING())
+            hooks.on_progress(index, len(linears), Text.LOADING())
             done.result()
     finally:
         readers.shutdown(cancel_futures=True)

@@ -443,7 +443,7 @@ const steps = {
                     const step = note?.querySelector("h2");
                     return { pixels: step ? parseFloat(getComputedStyle(step).fontSize) : 0, hidden: note ? note.scrollHeight - note.clientHeight : 0 };
                 }),
-                unknown: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
+                marked: window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type),
                 values: Object.fromEntries(window.app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? null])),
             }));
         }

@@ -75,6 +75,23 @@ def test_a_file_that_applies_to_nothing_says_so_on_its_node(graph, models):
         graph.put_on(("sd.safetensors", 1.0))
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), 1e30, -100.01])
+def test_a_strength_that_makes_no_sense_is_refused_on_its_node(graph, strength):
+    with pytest.raises(ValueError, match=r"^Set the strength of LoRA motion.safetensors to a number such as 1.0"):
+        graph.put_on(("motion.safetensors", strength))
+
+
+@pytest.mark.parametrize("half", ["down", "up", "both"])
+def test_a_lora_that_changes_nothing_is_a_warning_of_its_node(graph, models, half, caplog):
+    drawn = loras.draw(WEIGHTS, modules=["blocks.0.ffn.0"])
+    (down, up) = drawn.pairs["blocks.0.ffn.0"]
+    drawn.pairs["blocks.0.ffn.0"] = down * (half == "up"), up * (half == "down")
+    loras.write(models / "loras" / "zero.safetensors", drawn)
+    graph.put_on(("zero.safetensors", 1.0))
+    said = [each for each in caplog.records if "zero.safetensors" in each.getMessage()]
+    assert [each.levelname for each in said] == ["WARNING"] and "it changes nothing" in said[0].getMessage()
+
+
 def test_the_model_of_another_loader_is_refused_by_name(run, models):
     other = SimpleNamespace(model=type("WAN21", (), {})())
     with pytest.raises(ValueError, match=r"LoraLoaderModelOnly.*\(WAN21\)"):

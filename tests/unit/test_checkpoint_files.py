@@ -13,6 +13,7 @@ from lightx2v_pack.engine.checkpoints.files import (
     resolve_transformer,
 )
 from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.panel import doctor
 from safetensors.torch import load_file, save_file
 from support import checkpoints
 
@@ -180,8 +181,36 @@ def test_shards(tmp_path: Path, has_index: bool) -> None:
     assert (found.layout, [file.name for file in found.files]) == ("sharded", shards)
     assert found.format.architecture.num_layers == 2
     (tmp_path / shards[1]).unlink()
-    with pytest.raises(CheckpointError, match=f"1 of 3 files are missing \\({shards[1]}\\)"):
+    with pytest.raises(CheckpointError, match=f"^Download .*: 1 of 3 files are missing \\({shards[1]}\\)"):
         resolve_transformer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("model.safetensors.index.json", 2),
+        ("diffusion_pytorch_model.safetensors.index.json", 14),
+        ("WAN.SAFETENSORS.INDEX.JSON", 1),
+    ],
+)
+def test_an_index_without_its_shards_is_listed_and_names_them(tmp_path: Path, name: str, total: int) -> None:
+    folder = tmp_path / "lightx2v" / "mine"
+    folder.mkdir(parents=True)
+    shards = [f"model-{index:05}-of-{total:05}.safetensors" for index in range(1, total + 1)]
+    (folder / name).write_text(json.dumps({"weight_map": {f"tensor {i}": shard for i, shard in enumerate(shards)}}))
+    assert list_checkpoint_folders(tmp_path / "lightx2v") == ["mine"]
+    for resolve in (resolve_transformer, resolve_checkpoint):
+        with pytest.raises(CheckpointError, match=f"^Download .*{total} of {total} files .*{shards[0]}"):
+            resolve(folder)
+    items = {item.name: item for item in doctor.examine({"mine": folder}, tmp_path)}
+    assert items["mine"].state == "warn" and shards[0] in items["mine"].remedy
+
+
+@pytest.mark.parametrize("name", ["umt5.safetensors.index.json", "index.json", "model.safetensors.index.txt"])
+def test_other_indices_are_no_transformer(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("{}")
+    assert list_checkpoint_folders(tmp_path) == []
 
 
 def test_damaged_shard_index(tmp_path: Path) -> None:
@@ -235,7 +264,7 @@ def test_incomplete_block(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-100], "truncated: found .* bytes, expected .*Download the file again"),
+        (lambda data: data[:-100], "^Download the file again.*truncated: found .* bytes, expected "),
         (lambda data: data[:1000], "cut off in its header"),
         (lambda data: data + b"x", "longer than its header says"),
         (lambda data: data[:8] + b"{" * 50 + data[58:], "header of .* is corrupt"),

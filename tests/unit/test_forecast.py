@@ -9,14 +9,17 @@ import pytest
 import torch
 from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.backends import remembered, trials
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.handles import TransformerHandle
 from lightx2v_pack.engine.interfaces import Hooks, Host
 from lightx2v_pack.engine.memory.clip import Clip
+from lightx2v_pack.engine.panel import doctor, speed
 from lightx2v_pack.engine.panel import forecast as module
-from lightx2v_pack.engine.panel import speed
 from lightx2v_pack.engine.panel.forecast import Question, forecast
 from lightx2v_pack.engine.settings import EngineSettings, HostPolicy, OffloadSettings, SamplingSettings
+from safetensors.torch import load_file, save_file
 from support import checkpoints, loras
 from support.engine import conditioning_of
 from support.pretended_card import pretend_card
@@ -173,6 +176,23 @@ def test_a_name_that_promises_nothing_is_a_warning_until_something_does(tmp_path
     assert not caplog.text
     pipeline.warn_of_doubts(handle.with_lora(handle.read_lora(distill), -1.0))
     assert DOUBT.format(name) in caplog.text
+
+
+@pytest.mark.parametrize("name", ["blocks.0.modulation", "blocks.1.norm3.weight", "blocks.0.self_attn.norm_q.weight"])
+def test_what_a_load_found_odd_is_a_warning_from_then_on(checkpoint, name):
+    file = checkpoint / "distill_fp8" / f"block_{name[7]}.safetensors"
+    tensors = load_file(file)
+    tensors[name].fill_(0 if "modulation" in name else 5000)
+    save_file(tensors, file)
+    assert ask(checkpoint).warnings == ()
+    source = TransformerCheckpoint(resolve_transformer(file.parent))
+    for spec in source.specs:
+        source.read(spec)
+    source.close()
+    (warning,) = ask(checkpoint).warnings
+    assert f"{file} may be damaged or converted wrongly, as {name} " in warning
+    items = {item.name: item for item in doctor.examine({"mine": checkpoint}, checkpoint.parent)}
+    assert (items["mine"].state, items["mine"].remedy) == ("warn", warning)
 
 
 def test_what_a_folder_holds_beside_its_model_is_a_warning(checkpoint):

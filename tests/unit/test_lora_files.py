@@ -2,17 +2,24 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.checkpoints.files import resolve_transformer
 from lightx2v_pack.engine.checkpoints.header import TensorInfo
 from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.handles import TransformerHandle
+from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.lora.changes import Stack
+from lightx2v_pack.engine.lora.experts import read_for_experts
 from lightx2v_pack.engine.lora.reader import Patch, lora_of_patches, read_lora
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
 from safetensors.torch import save_file
 from support import loras
 from support.checkpoints import distilled, transformer_weights
+from support.engine import conditioning_of
 
 WEIGHTS = transformer_weights()
 MODEL = resolve_transformer(distilled("bf16")).header
@@ -305,6 +312,70 @@ def test_values_that_are_no_numbers_are_an_error(value, tmp_path):
         read(with_extra(tmp_path, **{"diffusion_model.blocks.0.self_attn.q.alpha": torch.tensor(value)}))
 
 
+@pytest.mark.parametrize("value", [1e30, -1e9, 7e4])
+@pytest.mark.parametrize("half", [0, 1])
+def test_numbers_that_no_lora_has_are_an_error(value, half, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=BLOCKS[:1])
+    drawn.pairs[BLOCKS[0]][half][3, 2] = value
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn))
+    name = ("lora_down", "lora_up")[half]
+    with pytest.raises(
+        CheckpointError, match=rf"^Use another version of LoRA x.safetensors: .*{name}.weight holds num"
+    ):
+        deltas_of(lora)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "strength"), [(1e30, 1.0), (-1e10, 1.0), (4e8, 100.0)], ids=["alpha", "negative", "both"]
+)
+@pytest.mark.parametrize("module", ["blocks.1.ffn.2", "head.head", "patch_embedding"])
+def test_what_alpha_and_strength_make_of_good_numbers_is_looked_at(module, alpha, strength, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=[module])
+    file = loras.write(tmp_path / "x.safetensors", replace(drawn, alpha=alpha))
+    files = resolve_transformer(distilled("fp8"))
+    handle = TransformerHandle(files, EngineSettings(compile="off"), OffloadSettings(mode="none"))
+    handle = handle.with_lora(handle.read_lora(file), strength)
+    settings = SamplingSettings(seed=1, method="euler", steps=4, shift=5.0)
+    with pytest.raises(CheckpointError, match=rf"^Set a lower .* LoRA x\.safetensors: .* to {module}\.weight") as said:
+        pipeline.sample(
+            handle, [conditioning_of(torch.ones(4, 64))], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks()
+        )
+    assert f"with strength {strength:g} and alpha/rank {alpha / 4:g} it adds" in str(said.value)
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e30, 100.5, -101.0])
+def test_a_strength_that_makes_no_sense_is_refused(strength, tmp_path):
+    lora = read(loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS[:1])))
+    with pytest.raises(ValueError, match=r"^Set the strength of LoRA x\.safetensors .* expected -100 to 100"):
+        Stack().add(lora, strength)
+    with pytest.raises(ValueError, match=r"^Set the strength of LoRA .*blocks"):
+        lora_of(patches_of(loras.draw(WEIGHTS, modules=BLOCKS[:1]), strength))
+    assert Stack().add(lora, 100.0).add(lora, -100.0) == Stack()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda drawn: replace(drawn, pairs={name: (down, up * 0) for name, (down, up) in drawn.pairs.items()}),
+        lambda drawn: replace(drawn, pairs={name: (down * -0.0, up) for name, (down, up) in drawn.pairs.items()}),
+        lambda drawn: replace(drawn, alpha=0.0),
+        lambda drawn: replace(drawn, pairs={}, full={"blocks.0.modulation": torch.zeros(1, 6, 256)}),
+    ],
+    ids=["up", "down", "alpha", "difference"],
+)
+def test_a_lora_that_adds_zero_says_that_it_changes_nothing(change, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=BLOCKS)
+    file = loras.write(tmp_path / "x.safetensors", change(drawn))
+    report = read(file).report
+    assert report.is_idle and str(report).startswith("Use another version of x.safetensors: it changes nothing, as")
+    assert read_for_experts(file, resolve_transformer(distilled("bf16")).header, ("high", "low")).report.is_idle
+    assert Stack().add(read(file), 0.5).as_facts()[0]["is_idle"]
+    # One pair of many is enough.
+    mixed = change(drawn)
+    mixed = replace(mixed, pairs={**mixed.pairs, BLOCKS[-1]: drawn.pairs[BLOCKS[-1]]}, alpha=mixed.alpha or None)
+    assert not read(loras.write(tmp_path / "y.safetensors", mixed)).report.is_idle
+
+
 def test_a_truncated_file_is_an_error(tmp_path):
     path = loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS))
     path.write_bytes(path.read_bytes()[:-10])
@@ -396,14 +467,15 @@ def test_a_stack_does_not_depend_on_the_order_and_adds_up(tmp_path):
             Stack().add(first, strength)
 
 
-def test_only_headers_and_alphas_are_read(tmp_path, monkeypatch):
+def test_only_headers_alphas_and_one_pair_are_read(tmp_path, monkeypatch):
     path = loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, alpha=2.0, modules=BLOCKS))
     from lightx2v_pack.engine.checkpoints.weights import SafetensorsWeights
 
     names, get = [], SafetensorsWeights.__getitem__
     monkeypatch.setattr(SafetensorsWeights, "__getitem__", lambda self, name: names.append(name) or get(self, name))
     read(path)
-    assert len(names) == len(BLOCKS) and all(name.endswith(".alpha") for name in names)
+    alphas = [name for name in names if name.endswith(".alpha")]
+    assert len(alphas) == len(BLOCKS) and len(names) == len(alphas) + 2
 
 
 def test_a_14b_lora_matches_a_14b_checkpoint(tmp_path):

@@ -481,6 +481,25 @@ def test_headers_that_no_file_has(tmp_path, case) -> None:
     assert time.monotonic() - before < 2
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"t{number}" for number in range(120_000)],
+        [f"blocks.{number}.modulation" for number in range(90_000)],
+        [f"blocks.0.self_attn.q{number}.lora_down.weight" for number in range(60_000)],
+        [f"decoder.conv{number}.weight" for number in range(30_001)],
+    ],
+    ids=["names", "blocks", "LoRA", "VAE"],
+)
+def test_more_tensors_than_a_model_has_are_refused_at_once(tmp_path, names) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    file = write_header(tmp_path / "model.safetensors", dict.fromkeys(names, empty))
+    readers = (resolve_transformer, resolve_checkpoint, resolve_vae, lambda path: resolve_text_encoder(path, None))
+    for read in (*readers, lambda path: read_lora(path, MODEL)):
+        with pytest.raises(CheckpointError, match=f"^Download .*{file} is not read: its header names {len(names)} "):
+            read(file)
+
+
 @pytest.mark.parametrize("size", [10_000_001, 100_000_000, 2**40])
 def test_headers_of_a_size_that_no_file_has(tmp_path, size) -> None:
     file = tmp_path / "model.safetensors"

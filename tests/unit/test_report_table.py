@@ -56,6 +56,15 @@ def test_facts_say_what_ran_and_on_what(built):
     assert f"torch {torch.__version__}" in facts["versions"]
 
 
+@pytest.mark.parametrize(
+    ("is_idle", "said"), [(True, "changes nothing: 2 of 3 tensors apply, and add"), (False, ", 2 of 3")]
+)
+def test_a_lora_that_changes_nothing_is_told_from_others(built, is_idle, said):
+    lora = {"lora": "x", "strength": 0.5, "matched": {"ffn": 2}, "left_out": {"a VAE": 1}, "is_idle": is_idle}
+    built["stages"][1]["details"]["loras"] = [lora]
+    assert dict(fact_rows(built))["LoRA"].startswith(f"x at 0.5{' ' if is_idle else ''}{said}")
+
+
 def test_the_milliseconds_of_each_candidate_are_posted(built):
     measured = {"32768 tokens, 40 heads of 128, in triton blocks": {"triton": 0.0757, "triton_int8": 0.0462}}
     built["stages"][1]["details"] = DETAILS | {"measured": measured}

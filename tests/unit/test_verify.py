@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -73,7 +74,14 @@ def test_one_byte_of_difference_is_found(hub, folder, name) -> None:
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [(0, "is all zeros"), (float("nan"), "holds values that are NaN"), (float("inf"), "holds values that are NaN")],
+    [
+        (0, "is all zeros"),
+        (float("nan"), "holds values that are NaN"),
+        (float("inf"), "holds values that are NaN"),
+        (1, "makes the weights of its layer"),
+        (-0.001, "holds scales down to -0.001"),
+        (1e6, "holds numbers up to 1e+06"),
+    ],
 )
 def test_without_the_hub_the_content_is_looked_at(folder, value, found) -> None:
     file = folder / "block_1.safetensors"
@@ -84,11 +92,34 @@ def test_without_the_hub_the_content_is_looked_at(folder, value, found) -> None:
     bad = items.pop(file.name)
     assert (
         bad.state == "missing"
-        and f"blocks.1.ffn.0.weight_scale {found}" in bad.found
+        and re.search(rf"blocks\.1\.ffn\.0\.weight(_scale)? {re.escape(found)}", bad.found)
         and "download.py get" in bad.remedy
     )
     for item in items.values():
         assert item.state == "warn" and item.found.startswith("nothing wrong inside; the hub was not asked (")
+
+
+@pytest.mark.parametrize("value", [3000.0, 20000.0, -60000.0])
+def test_what_is_only_odd_is_a_warning(hub, tmp_path, value) -> None:
+    file = Path(shutil.copy(checkpoints.single_file("fp8"), tmp_path / "mine.safetensors"))
+    tensors = load_file(file)
+    tensors["blocks.1.norm3.weight"][5] = value
+    save_file(tensors, file)
+    (item,) = verify(file, endpoint=hub.url)
+    assert item.state == "warn" and "download.py get" in item.remedy
+    assert item.found.startswith("maybe damaged or converted wrongly: blocks.1.norm3.weight holds numbers up to ")
+
+
+def test_modulations_that_are_zero_in_every_file_are_found(folder) -> None:
+    for index in range(2):
+        file = folder / f"block_{index}.safetensors"
+        tensors = load_file(file)
+        tensors[f"blocks.{index}.modulation"].zero_()
+        save_file(tensors, file)
+    items = {item.name: item for item in verify(folder, endpoint=NOWHERE)}
+    assert "blocks.0.modulation is all zeros" in items["block_0.safetensors"].found
+    assert items["block_1.safetensors"].state == "missing"
+    assert "and so is that of every other block" in items["block_1.safetensors"].found
 
 
 def test_a_file_that_was_never_published_is_looked_at(hub, tmp_path) -> None:
