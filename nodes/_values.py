@@ -16,6 +16,8 @@ from ..engine.sentences import Sentence, shortened
 from ..engine.sentences.nodes import Nodes
 
 _SHOWN = 60
+# Whose range the node checks itself, as it knows which LoRA it is of.
+_IN_THE_NODE = {"strength"}
 # What an object of a type has that nothing else has, and where one comes from. By attribute, not by class: a pack may
 # be imported twice.
 _OBJECTS: dict[str, tuple[str, Sentence]] = {
@@ -69,8 +71,8 @@ def _inputs_of(node: Any) -> tuple[_Input, ...]:
         _Input(
             name=each.id,
             type=str(each.get_io_type() if hasattr(each, "get_io_type") else each.io_type),
-            low=getattr(each, "min", None),
-            high=getattr(each, "max", None),
+            low=None if each.id in _IN_THE_NODE else getattr(each, "min", None),
+            high=None if each.id in _IN_THE_NODE else getattr(each, "max", None),
             optional=bool(each.optional),
             lazy=bool(each.lazy),
         )
@@ -96,6 +98,8 @@ def _number(given: _Input, value: Any) -> int | float:
     if given.type == "INT":
         # 64.0 is what nodes that compute give for 64.
         is_number = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if not is_number and low is None:
+        raise ValueError(Nodes.NO_NUMBER_AT_ALL(name=given.name, found=_found(value)))
     # NaN is between no two numbers.
     if not is_number or (low is not None and not value >= low) or (high is not None and not value <= high):
         sentence = Nodes.NO_WHOLE_NUMBER if given.type == "INT" else Nodes.NO_NUMBER

@@ -18,6 +18,7 @@ class Nodes:
     NO_TEXT = Sentence("Give {name} a text: what comes there is {found}.")
     NO_WHOLE_NUMBER = Sentence("Give {name} a whole number from {low} to {high}: what comes there is {found}.")
     NO_NUMBER = Sentence("Give {name} a number from {low} to {high}: what comes there is {found}.")
+    NO_NUMBER_AT_ALL = Sentence("Give {name} a number: what comes there is {found}.")
     # nodes/lora.py
     OTHER_LOADER = Sentence(
         "Put {lora} on with LoraLoaderModelOnly: LightX2V LoRA is for transformers of LightX2V loaders, and this one "

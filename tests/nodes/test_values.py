@@ -88,3 +88,9 @@ def test_a_node_that_is_asked_what_it_needs_has_no_lazy_inputs_yet(host):
     node = host.classes["LightX2VSampler"]
     with pytest.raises(ValueError, match="Connect the MODEL of a loader, such as LightX2V Load Checkpoint, to "):
         node.check_lazy_status(transformer=None, conditioning=None, latent=None, **SAMPLER)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], torch.zeros(3)])
+def test_a_strength_that_is_no_number_is_named(run, value):
+    with pytest.raises(ValueError, match="Give strength a number: what comes there is "):
+        run("LightX2VLora", transformer=Model(), lora="x", strength=value)
