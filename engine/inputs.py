@@ -11,6 +11,8 @@ import torch
 
 from .sentences.tensors import Tensors
 
+# That one can compute with; others only store.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What one resize by bicubic interpolation leaves of values from 0 to 1, whose overshoot is at most 0.45.
 _LEAST, _MOST = -0.5, 1.5
 
@@ -18,7 +20,11 @@ _LEAST, _MOST = -0.5, 1.5
 def describe(value: Any) -> str:
     """Return what a value is, for messages: of a tensor its type of numbers and its shape, else its class."""
     if isinstance(value, torch.Tensor):
-        return Tensors.FOUND(kind=str(value.dtype).removeprefix("torch."), shape=list(value.shape))
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.layout != torch.strided or value.device.type == "meta":
+            # Sparse, or without values.
+            kind = f"{kind} ({value.device.type}, {str(value.layout).removeprefix('torch.')})"
+        return Tensors.FOUND(kind=kind, shape=list(value.shape))
     return type(value).__name__
 
 
@@ -33,7 +39,8 @@ def check_floats(value: Any, name: str, remedy: str) -> None:
     Raises:
         ValueError: says what it is.
     """
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+    is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type != "meta"
+    if not is_plain or value.dtype not in _FLOATS:
         raise ValueError(Tensors.NO_FLOATS(remedy=remedy, name=name, found=describe(value)))
 
 

@@ -16,10 +16,11 @@ import torch
 
 from . import shapes
 from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
+from .checkpoints.disk import is_short_of_memory
 from .checkpoints.files import find_tokenizers, holds_tokenizer, resolve_checkpoint, resolve_experts
 from .checkpoints.transformers import TransformerFiles
 from .constants import DISTILL_SHIFT, DISTILL_STEPS
-from .errors import CheckpointError, NonFiniteLatentsError, check_choice
+from .errors import CheckpointError, NonFiniteLatentsError, NothingFitsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
@@ -35,6 +36,7 @@ from .sentences import joined
 from .sentences.between import Between
 from .sentences.folders import Folders
 from .sentences.sampling import Sampling
+from .sentences.sizes import Sizes
 from .sentences.stages import Stages
 from .sentences.text import Text
 from .settings import TEXT_DEVICES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings, SamplingSettings
@@ -225,8 +227,15 @@ def empty_latent(width: int, height: int, num_frames: int, batch_size: int = 1) 
 
     Raises:
         ValueError: width or height is not a multiple of 16, or num_frames is not 4n+1.
+        NothingFitsError: there is no RAM for it.
     """
-    return torch.zeros((batch_size, *shapes.latent_shape(width, height, num_frames)))
+    shape = (batch_size, *shapes.latent_shape(width, height, num_frames))
+    try:
+        return torch.zeros(shape)
+    except RuntimeError as error:
+        if not is_short_of_memory(error):
+            raise
+        raise NothingFitsError(Sizes.NO_ROOM_FOR_LATENT(shape=list(shape))) from error
 
 
 def check_size(handle: TransformerHandle, shape: Sequence[int], *, host: Host | None = None) -> None:

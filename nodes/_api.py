@@ -5,6 +5,7 @@ ComfyUI 0.3.64 is the oldest supported version; what newer ones added is passed 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io
 
 from ..engine.adapters.comfy.language import errors_to_editor, to_editor
+from ._values import check_values
 
 __all__ = [
     "CATEGORY",
@@ -69,10 +71,20 @@ def graph_inputs_of(node: type[io.ComfyNode]) -> dict[str, Any]:
 
 
 def speaking(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Let a node say what goes wrong in it in the language of the editor whose graph it is in; returns it."""
+    """Let a node say what goes wrong in it, and with what links bring it, in the language of the editor whose graph it
+    is in; returns it.
+    """
     for name in {"execute", "check_lazy_status"} & vars(node).keys():
-        setattr(node, name, classmethod(errors_to_editor()(getattr(node, name).__func__)))
+        setattr(node, name, classmethod(errors_to_editor()(_with_checks(name, getattr(node, name).__func__))))
     return node
+
+
+def _with_checks(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(node: type[io.ComfyNode], **values: Any) -> Any:
+        return method(node, **check_values(node, values, is_asked=name == "check_lazy_status"))
+
+    return call
 
 
 def linked_node(node: type[io.ComfyNode], name: str) -> tuple[str, dict[str, Any]]:

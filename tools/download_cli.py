@@ -18,6 +18,7 @@ from ..engine.sentences.between import Between
 from ..engine.sentences.tools import Command
 from . import console
 from .arguments import Parser
+from .saving import problem_of_folder
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,6 +126,9 @@ def _get(options: argparse.Namespace) -> None:
     if options.dry_run:
         _show_plan(plan_download(variant, models_dir, endpoint=options.endpoint))
         return
+    problem = problem_of_folder(models_dir, "--models-dir")
+    if problem:
+        raise LightX2VError(problem)
     # The pack shows one line for the whole; huggingface_hub would show one a file.
     from huggingface_hub.utils import disable_progress_bars
 

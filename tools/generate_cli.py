@@ -187,6 +187,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
 
     def make() -> torch.Tensor:
         progress.start_run(3)
+        # Before a prompt is encoded for a size that does not fit.
+        pipeline.check_size(loaded.transformer, (1, *shapes.latent_shape(width, height, options.frames)))
         progress.start_node(Report.ENCODE_PROMPT())
         rows = pipeline.encode_text(loaded.text_encoder, prompt, device=options.text_device, hooks=hooks)
         progress.finish_node()

@@ -72,6 +72,18 @@ class Inputs:
         "The latent holds several tensors (video with audio, of another model); expected one of shape [batch, 16, "
         "frames, height/8, width/8]. Use 'LightX2V Empty Latent'."
     )
+    ODD_AREA = Sentence(
+        "Use ConditioningSetArea, or ConditioningSetAreaPercentageVideo for shares of the video: the conditioning's "
+        "area is {area}; expected height, width, y and x."
+    )
+    AREA_OUTSIDE = Sentence(
+        "Move the conditioning's area into the video, which is {width}x{height} with {num_frames} frames: it is "
+        "{area}, sizes and then places in latent cells (8 pixels, 4 frames) or shares."
+    )
+    ODD_MASK = Sentence(
+        "Use ConditioningSetMask with a MASK: the conditioning's mask is {found}; expected [masks, height, width]."
+    )
+    ODD_STRENGTH = Sentence("Set the conditioning's {name} to a number: it is {found}.")
     # adapters/comfy/native_vae.py
     USE_VAE = Sentence("Connect the vae of a LightX2V loader, or of VAELoader with wan_2.1_vae.safetensors.")
     OTHER_VAE = Sentence(

@@ -22,6 +22,10 @@ class Sizes:
     )
     NO_FRAMES = Sentence("{found}, as an IMAGE has it.")
     TOO_SMALL = Sentence("{found}, of at least {width}x{height} pixels.")
+    # pipeline.py
+    NO_ROOM_FOR_LATENT = Sentence(
+        "Make the video smaller, shorter, or one of fewer clips: there is no RAM for latents of shape {shape}."
+    )
     # memory/clip.py
     CLIP = Sentence("{width}x{height} with {num_frames} frames")
     CLIPS = Sentence("{batch} clips of {clip}")

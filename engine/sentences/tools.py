@@ -184,6 +184,7 @@ class Workflows:
     )
     # tools/headless/core_nodes.py
     NO_PICTURE = Sentence("there is no picture {image} in {folder}.")
+    ODD_PICTURE = Sentence("Choose a picture for Load Image, such as a PNG or JPEG: {path} is none, or is damaged.")
     # tools/headless/executor.py
     REJECTS_INPUTS = Sentence("the node rejects its inputs.")
     KEPT = Sentence("kept from the last prompt")

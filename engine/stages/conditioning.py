@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..constants import TEXT_ROWS
-from ..inputs import check_finite
+from ..inputs import check_finite, check_floats
 from ..interfaces import Conditioning
 from ..sentences.stages import Stages
 from ..sentences.tensors import Tensors
@@ -30,9 +30,17 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
     Raises:
         ValueError: wrong rank or width, or NaN among them.
     """
+    check_rows(rows, text_dim)
+    missing = max(TEXT_ROWS - rows.shape[-2], 0)
+    entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)
+    return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]
+
+
+def check_rows(rows: torch.Tensor, text_dim: int, ranks: Sequence[int] = (2, 3)) -> None:
+    """Raise where text rows are not what a transformer takes; see of_rows. Args: ranks: how many axes they may have."""
     found = Stages.CONDITIONING_SHAPE(shape=list(rows.shape))
     remedy = Stages.USE_TEXT_ENCODE()
-    if rows.ndim not in (2, 3) or not rows.numel():
+    if rows.ndim not in ranks or not rows.numel():
         raise ValueError(Stages.ODD_CONDITIONING(found=found, rows=TEXT_ROWS, width=text_dim, guess="", remedy=remedy))
     if rows.shape[-1] != text_dim:
         source = _KNOWN_WIDTHS.get(rows.shape[-1])
@@ -40,10 +48,8 @@ def of_rows(rows: torch.Tensor, text_dim: int, records: Sequence[Any] = ()) -> l
         raise ValueError(
             Stages.ODD_CONDITIONING(found=found, rows=TEXT_ROWS, width=text_dim, guess=guess, remedy=remedy)
         )
+    check_floats(rows, Tensors.ROWS(), Tensors.CONNECT_TEXT())
     check_finite(rows, Tensors.ROWS(), Tensors.ENCODE_AGAIN())
-    missing = max(TEXT_ROWS - rows.shape[-2], 0)
-    entries = torch.nn.functional.pad(rows, (0, 0, 0, missing)).reshape(-1, rows.shape[-2] + missing, text_dim)
-    return [Conditioning(text=entry, num_text=_count_text(entry), records=tuple(records)) for entry in entries.unbind()]
 
 
 def _count_text(entry: torch.Tensor) -> int:

@@ -111,6 +111,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(found):
         "text of whole numbers": "the text of the conditioning is int64 of shape",
         "text of another model": "60]; expected [1, 512, 64] from UMT5-XXL",
         "no text": "the condition 'positive' has no text",
+        "an area outside": "Move the conditioning's area into the video, which is 64x48 with 5 frames",
+        "a mask that is none": "Use ConditioningSetMask with a MASK: the conditioning's mask is float32 of shape [3]",
+        "two axes of text": "conditioning has shape [20, 64]; expected [1, 512, 64]",
+        "no prompt at all": "the condition 'positive' has no text",
+        "noise levels of two axes": "the noise levels are float32 of shape [1, 2]",
     }
     assert set(found["refusals"]) == set(words)
     for name, sentences in found["refusals"].items():

@@ -413,7 +413,7 @@ def test_a_size_that_does_not_fit_is_refused_before_the_text_is_encoded(server, 
 
 @pytest.mark.parametrize(
     ("node", "value", "sentence"),
-    [("size", {"height": 50}, "height is 50"), ("load", {"checkpoint": "gone"}, "'gone' was not found")],
+    [("size", {"height": 50}, "height is 50"), ("load", {"checkpoint": "gone"}, "'gone', which was not found")],
 )
 def test_a_refusal_is_said_once_and_names_the_right_input(server, node, value, sentence):
     prompt = text_to_frames() | {"show": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}}}

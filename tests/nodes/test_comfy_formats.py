@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightx2v_pack.engine import report
+from lightx2v_pack.engine.memory.clip import Clip
 
 
 @pytest.fixture
@@ -89,6 +90,51 @@ def test_what_is_no_conditioning_is_named(formats, conditioning, found):
 
 
 @pytest.mark.parametrize(
+    ("extras", "said"),
+    [
+        (
+            {"area": (0, 0, 0, 0)},
+            r"Move the conditioning's area into the video, which is 64x48 with 5 frames: it is \(0,",
+        ),
+        ({"area": (4, 4, 6, 0)}, "Move the conditioning's area"),
+        ({"area": (50, 50, 100, 100)}, "Move the conditioning's area"),
+        ({"area": (4, 4, -1, 0)}, "Move the conditioning's area"),
+        ({"area": (1, 4, 4, 2, 0, 0)}, "Move the conditioning's area"),
+        ({"area": ("percentage", 0.5, 0.5, 0.5, 0.0, 0.0, 1.0)}, "Move the conditioning's area"),
+        ({"area": ("percentage", 0.5, 0.5, 0.0, 0.0)}, "or ConditioningSetAreaPercentageVideo for shares"),
+        ({"area": "x"}, "the conditioning's area is x; expected height, width, y and x"),
+        ({"area": (4, 4, 0)}, "the conditioning's area is"),
+        ({"area": (4, torch.nan, 0, 0)}, "the conditioning's area is"),
+        ({"mask": "x"}, "Use ConditioningSetMask with a MASK: the conditioning's mask is str"),
+        ({"mask": torch.ones(6, 8)}, r"mask is float32 of shape \[6, 8\]; expected \[masks, height, width\]"),
+        ({"mask": torch.ones(1, 0, 8)}, "mask is float32 of shape"),
+        ({"strength": torch.nan}, "Set the conditioning's strength to a number: it is nan"),
+        ({"mask_strength": torch.inf}, "Set the conditioning's mask_strength to a number"),
+        ({"strength": "1"}, "strength to a number: it is 1"),
+    ],
+)
+def test_a_place_that_is_none_is_named(formats, extras, said):
+    with pytest.raises(ValueError, match=said):
+        formats.check_places(extras, Clip(width=64, height=48, num_frames=5))
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {},
+        {"area": (4, 4, 5, 7), "strength": 0.5},
+        {"area": (600, 800, 0, 0), "strength": 1},
+        {"area": [1, 4, 4, 1, 0, 0]},
+        {"area": ("percentage", 1.0, 0.5, 0.5, 0.0, 0.4, 0.9)},
+        {"mask": torch.ones(1, 90, 130), "mask_strength": 1.0},
+        {"mask": torch.zeros(1, 2, 6, 8), "strength": 0.0},
+    ],
+)
+def test_a_place_in_the_video_is_none_of_our_business(formats, extras):
+    formats.check_places(extras, Clip(width=64, height=48, num_frames=5))
+
+
+@pytest.mark.parametrize(
     ("latent", "found"),
     [
         (None, "the latent is NoneType"),
@@ -100,6 +146,9 @@ def test_what_is_no_conditioning_is_named(formats, conditioning, found):
         ({"samples": [0.0]}, "the latent's samples is list"),
         ({"samples": torch.zeros(1, 16, 1, 2, 2, dtype=torch.int64)}, "samples is int64 of shape [1, 16, 1, 2, 2]"),
         ({"samples": torch.zeros(1, 16, 1, 2, 2, dtype=torch.complex64)}, "samples is complex64 of shape"),
+        ({"samples": torch.zeros(1, 16, 1, 2, 2).to(torch.float8_e4m3fn)}, "samples is float8_e4m3fn of shape"),
+        ({"samples": torch.zeros(1, 16, 1, 2, 2).to_sparse()}, "samples is float32 (cpu, sparse_coo) of shape"),
+        ({"samples": torch.zeros(1, 16, 1, 2, 2, device="meta")}, "samples is float32 (meta, strided) of shape"),
     ],
 )
 def test_what_is_no_latent_is_named(formats, latent, found):

@@ -260,7 +260,7 @@ def test_empty_model_folders_say_what_to_do(host, models_dir):
         ),
         (
             "LightX2VLoadTransformer",
-            {"transformer": "tiny", "engine": "lightx2v", "attention": "auto", "compile": "on"},
+            {"transformer": "tiny/distill_fp8", "engine": "lightx2v", "attention": "auto", "compile": "on"},
             "Set compile to 'auto', or engine to 'auto': compile is 'on' and engine is 'lightx2v'",
         ),
         ("LightX2VLoadCheckpoint", LOADER | {"checkpoint": "../tiny"}, "is a path outside the model folders"),

@@ -132,3 +132,11 @@ def test_a_benchmark_says_so_before_it_measures(tmp_path, capsys, words, place):
         commands.main([*words, "--out", str(tmp_path / place)])
     assert ended.value.code == 2
     assert f"{tmp_path / 'file'} is a file, where a folder has to be." in capsys.readouterr().err
+
+
+def test_a_download_says_so_before_it_asks_anybody(tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    words = ["get", "int8", "--models-dir", str(tmp_path / "file" / "models"), "--endpoint", "http://127.0.0.1:9"]
+    assert commands.main(["download", *words]) == 3
+    said = f"download: Choose another place for --models-dir: {tmp_path / 'file'} is a file, where a folder has to be."
+    assert said in capsys.readouterr().err

@@ -81,6 +81,30 @@ def test_values_in_a_file_that_are_no_numbers_are_refused(value, said, run, tmp_
     assert done.code == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("link", [["2", "a"], ["2", 0.0], ["2", None], ["2", True], ["2"], ["gone", 0]])
+def test_a_link_to_no_output_is_a_sentence(link, run, tmp_path):
+    nodes = {
+        "1": {"class_type": "PreviewImage", "inputs": {"images": link}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(nodes), encoding="utf-8")
+    done = run(tmp_path / "graph.json")
+    assert done.code == 2 and "Node 1: input 'images' is linked to [" in done.stderr
+    assert "which is no output of this workflow" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_named(content, run, tmp_path):
+    (tmp_path / "x.png").write_bytes(content)
+    nodes = {
+        "1": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": str(tmp_path / "x.png")}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(nodes), encoding="utf-8")
+    done = run(tmp_path / "graph.json")
+    assert f"Choose a picture for Load Image, such as a PNG or JPEG: {tmp_path / 'x.png'} is none" in done.stderr
+
+
 def test_empty_models_folder_says_what_to_put_where(run, tmp_path):
     done = run(TEXT_TO_VIDEO, models=tmp_path)
     assert done.code == 2

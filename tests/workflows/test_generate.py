@@ -146,6 +146,12 @@ def test_a_film_without_a_place_is_put_elsewhere_or_said_to_be_lost(generate, tm
     assert os.listdir(tmp_path / "temporary") == [] and out.read_bytes() == b"the old one"
 
 
+def test_a_size_that_does_not_fit_is_a_sentence_before_a_prompt_is_encoded(generate, tmp_path):
+    code, said, error = generate(PROMPT, "--size", "8192x8192", "--frames", "4097", "--out", tmp_path / "fox.mp4")
+    assert (code, said) == (3, "") and "Traceback" not in error and "[1/3]" not in error
+    assert "8192x8192 with 4097 frames" in error and os.listdir(tmp_path) == []
+
+
 def test_a_missing_part_is_a_sentence(generate, tmp_path):
     shutil.copytree(checkpoints.repository() / "distill_fp8", tmp_path / "alone", copy_function=os.symlink)
     for path in (tmp_path / "alone").iterdir():

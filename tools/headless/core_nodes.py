@@ -19,7 +19,7 @@ import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ...engine import pipeline
@@ -29,6 +29,7 @@ from ...engine.sentences.tools import Saving, Workflows
 from ...engine.settings import OffloadSettings
 from ..mp4 import to_bytes, write_mp4
 from ..saving import problem_of_file, save
+from .errors import WorkflowError
 
 _MAX_RESOLUTION = 16384
 _PREFIX = "filename_prefix"
@@ -86,7 +87,12 @@ class LoadImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        with Image.open(folder_paths.get_annotated_filepath(image)) as file:
+        path = folder_paths.get_annotated_filepath(image)
+        try:
+            file = Image.open(path)
+        except UnidentifiedImageError as error:
+            raise WorkflowError(Workflows.ODD_PICTURE(path=path)) from error
+        with file:
             picture = ImageOps.exif_transpose(file)
             colours = picture.convert("RGB")
             alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None

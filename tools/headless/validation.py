@@ -87,7 +87,7 @@ def _topological_order(prompt: Prompt, outputs: list[str]) -> list[str]:
         open_nodes.append(node_id)
         for name, value in prompt[node_id]["inputs"].items():
             if is_link(value):
-                if len(value) != 2 or str(value[0]) not in prompt:
+                if len(value) != 2 or str(value[0]) not in prompt or type(value[1]) is not int:
                     raise WorkflowError(Workflows.NO_SUCH_OUTPUT(node_id=node_id, name=name, value=value))
                 visit(str(value[0]))
         open_nodes.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from ... import inputs
 from ...interfaces import Conditioning
+from ...memory.clip import Clip
 from ...report import records_of
 from ...sentences import joined
 from ...sentences.between import Between
@@ -76,6 +78,44 @@ def _describe_entry(entry: Any) -> str:
     return Tensors.PAIR(first=inputs.describe(entry[0]), second=inputs.describe(entry[1]))
 
 
+def check_places(extras: Mapping[str, Any], clip: Clip) -> None:
+    """Raise where a condition is for a place in the video, or of a strength, that is none: ComfyUI's samplers would end
+    in a tensor operation.
+
+    Args:
+        extras: of an entry of a CONDITIONING, or a condition of a guider.
+        clip: the video.
+
+    Raises:
+        ValueError: says which.
+    """
+    for name in ("strength", "mask_strength"):
+        strength = extras.get(name)
+        if strength is not None and not (isinstance(strength, int | float) and math.isfinite(strength)):
+            raise ValueError(Inputs.ODD_STRENGTH(name=name, found=strength))
+    mask = extras.get("mask")
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() > 2 and mask.numel()):
+        raise ValueError(Inputs.ODD_MASK(found=inputs.describe(mask)))
+    area = extras.get("area")
+    if area is not None:
+        _check_area(area, clip)
+
+
+def _check_area(area: Any, clip: Clip) -> None:
+    """Source of what an area is: ComfyUI comfy/samplers.py (get_area_and_mult)."""
+    is_share = isinstance(area, list | tuple) and area[:1] in (["percentage"], ("percentage",))
+    values = list(area[1:] if is_share else area) if isinstance(area, list | tuple) else []
+    are_numbers = all(isinstance(each, int | float) and math.isfinite(each) for each in values)
+    if len(values) not in ((6,) if is_share else (4, 6)) or not are_numbers:
+        raise ValueError(Inputs.ODD_AREA(area=area))
+    axes = len(values) // 2
+    cells = clip.latent_shape[-axes:]
+    starts = [round(start * size) if is_share else start for start, size in zip(values[axes:], cells, strict=True)]
+    if min(values[:axes]) <= 0 or any(not 0 <= start < size for start, size in zip(starts, cells, strict=True)):
+        width, height, frames = clip.width, clip.height, clip.num_frames
+        raise ValueError(Inputs.AREA_OUTSIDE(width=width, height=height, num_frames=frames, area=area))
+
+
 def is_plain(conditioning: Any) -> bool:
     """Say whether a CONDITIONING is one prompt for the whole clip and all steps."""
     return len(conditioning) == 1 and not sampler_keys(conditioning)
@@ -116,7 +156,8 @@ def latent_samples(latent: Any, problem_of: Callable[[Sequence[int]], str | None
 def warn_unused(latent: dict[str, Any]) -> None:
     """Say what of a LATENT is not used: a noise mask, and other places in a batch than the clips have in this one."""
     places = latent.get("batch_index")
-    if places is not None and list(places) != list(range(len(latent["samples"]))):
+    expected = list(range(len(latent["samples"]))) if places is not None else []
+    if places is not None and not (isinstance(places, Sequence) and list(places) == expected):
         logger.warning("LightX2V: %s", Inputs.IDLE_BATCH_INDEX())
     if latent.get("noise_mask") is not None:
         logger.warning("LightX2V: %s", Inputs.IDLE_NOISE_MASK())

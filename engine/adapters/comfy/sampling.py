@@ -113,6 +113,8 @@ def sample(
     empty = formats.latent_samples(latent)
     formats.warn_unused(latent)
     formats.check_text(conditioning)
+    for _, extras, *_ in conditioning:
+        formats.check_places(extras, Clip.of_latents(empty.shape))
     _warn_of_shift(model, settings.shift)
     is_alone = isinstance(model, HandleOnly)
     if is_alone and not formats.is_plain(conditioning):

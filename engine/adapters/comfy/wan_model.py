@@ -26,11 +26,12 @@ from ...checkpoints.formats import WanArchitecture
 from ...checkpoints.source import list_specs
 from ...constants import DISTILL_SHIFT, DISTILL_STEPS, LATENT_CHANNELS, PATCH_SIZE
 from ...handles import TransformerHandle
+from ...inputs import describe
 from ...interfaces import Conditioning, Hooks, Transformer
 from ...memory.clip import Clip
 from ...report import attach, records_of
 from ...sentences.sampling import Sampling
-from ...stages.conditioning import of_rows
+from ...stages.conditioning import check_rows, of_rows
 from ...stages.given import NO_IMAGE, check_given
 from ...stages.schedule import build_schedule, experts_of
 from . import formats, memory, progress, refusals
@@ -299,10 +300,12 @@ def sample_with(
     clip = _clip_of(noise.shape)
     rows = _check_given(guider.conds, architecture, clip) if architecture.takes_image else 0
     largest = replace(_clip_of(_shape_of_window(noise.shape, guider.model_options)), image_rows=rows)
+    if sigmas.dim() != 1:
+        raise ValueError(Sampling.ODD_NOISE_LEVELS(levels=describe(sigmas)))
     levels = [float(sigma) for sigma in sigmas]
     if not all(0 <= level <= 1 + _SIGMA_TOLERANCE for level in levels):
         raise ValueError(Sampling.ODD_NOISE_LEVELS(levels=_listed(levels)))
-    _check_text(guider.conds, handle.text_dim)
+    _check_conds(guider.conds, handle.text_dim, clip)
     _warn_unusual(levels)
     conds, cfg = guider.conds, getattr(guider, "cfg", None)
     times = [float(time) for time in model.get_model_object("model_sampling").timestep(sigmas)]
@@ -346,18 +349,22 @@ def _experts_of(model: Any, sigmas: Sequence[float]) -> list[int]:
     return experts_of(sigmas, shift, options.get(HIGH_STEPS))
 
 
-def _check_text(conds: Mapping[str, Sequence[Mapping[str, Any]]], text_dim: int) -> None:
-    """Raise where a condition has no text rows of this model's width, before anything is loaded.
+def _check_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]], text_dim: int, clip: Clip) -> None:
+    """Raise where a condition has no text rows of this model's width, or is for no place, before anything is loaded.
 
     Raises:
-        ValueError: see stages/conditioning.py.
+        ValueError: see stages/conditioning.py and formats.check_places.
     """
+    if "positive" in conds and not conds["positive"]:
+        raise ValueError(Sampling.NO_TEXT(name="positive"))
     for name, entries in conds.items():
         for cond in entries or ():
             rows = cond.get("cross_attn")
             if not isinstance(rows, torch.Tensor):
                 raise ValueError(Sampling.NO_TEXT(name=name))
-            of_rows(rows, text_dim)
+            # ComfyUI's samplers take the first axis for clips.
+            check_rows(rows, text_dim, ranks=(3,))
+            formats.check_places(cond, clip)
 
 
 def _check_given(conds: dict[str, list[dict[str, Any]]], architecture: WanArchitecture, clip: Clip) -> int:

@@ -260,6 +260,12 @@ with torch.inference_mode():
         refusals[name] = [refused(ours, model, pos=odd), refused(ours, model, pos=[*odd, [rows, {}]])]
         if not name.endswith("numbers"):
             refusals[name] += [refused(ksampler, model, pos=odd), refused(ours, plain, pos=odd)]
+    nowhere = [[rows, {"area": (50, 50, 100, 100), "strength": 1.0}]]
+    refusals["an area outside"] = [refused(ksampler, model, pos=nowhere), refused(ours, plain, pos=nowhere)]
+    refusals["a mask that is none"] = [refused(ksampler, model, pos=[[rows, {"mask": torch.ones(3)}]])]
+    refusals["two axes of text"] = [refused(ksampler, model, pos=[[rows[0], {}]])]
+    refusals["no prompt at all"] = [refused(ksampler, model, pos=[])]
+    refusals["noise levels of two axes"] = [at([[1.0, 0.0]])]
     refusals["no text"] = [refused(ksampler, model, pos=[[None, {}]])]
     answers["refusals"] = refusals
     answers["nothing loaded for them"] = not calls()
