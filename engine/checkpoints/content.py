@@ -54,7 +54,6 @@ SMALL_BYTES = 2**18
 # Of larger ones, and of the form of small ones, a few bytes every so often.
 _EVERY, _SAMPLE_BYTES = 2**19, 32
 _MEDIUM_BYTES, _LEAST_SAMPLE = 2**21, 2**12
-_FEW = np.dtype((np.void, _SAMPLE_BYTES))
 # Zeros in a row that are no weights: a hundred rows of the 14B model's.
 _HOLE_BYTES = 2**19
 _PAGE, _PART_BYTES = 4096, 2**24
@@ -335,43 +334,50 @@ def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Ten
 
 
 class Samples:
-    """A few bytes of parts of large tensors, taken where these are read and looked at together.
+    """A few bytes of parts of large tensors, which are looked at together when all are there.
 
     Where they show something, the part is read once more and looked at alone.
     """
 
     def __init__(self) -> None:
-        self._taken: list[tuple[Look, int, int, int, bytes]] = []
+        self._parts: list[tuple[Look, int, int, torch.Tensor]] = []
 
-    def take(self, look: Look, memory: torch.Tensor, start: int, offset: int) -> None:
-        """Take a few bytes of a part of a tensor.
+    def add(self, look: Look, memory: torch.Tensor, start: int, offset: int) -> None:
+        """Add a part of a tensor.
 
         Args:
-            memory: uint8, what was read.
+            memory: uint8 on any device, where it is and stays until it is looked at.
             start: where the part begins in the tensor.
             offset: where it lies in the file.
         """
         if (look.name, start) not in look.content.seen:
-            self._taken.append((look, start, offset, len(memory), _sample(memory.numpy())))
+            self._parts.append((look, start, offset, memory))
 
     def look(self) -> None:
-        """Look at what was taken.
+        """Look at what was added; waits for what writes it, where that is on the current stream of its device.
 
         Raises:
             CheckpointError: see ContentCheck.look.
         """
+        if not self._parts:
+            return
+        # One gather for all: bytes that are far apart come from memory, not from a cache.
+        few = [_few(memory) for *_, memory in self._parts]
+        taken = torch.cat(few).cpu().numpy().tobytes()
+        ends = np.cumsum([part.numel() for part in few]).tolist()
+        found = [taken[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
         by_dtype: dict[torch.dtype, list[bytes]] = defaultdict(list)
-        for look, _, _, _, some in self._taken:
+        for (look, *_), some in zip(self._parts, found, strict=True):
             by_dtype[look.dtype].append(some)
         usual = {dtype for dtype, some in by_dtype.items() if _are_usual(b"".join(some), dtype)}
-        for look, start, offset, num_bytes, some in self._taken:
+        for (look, start, offset, memory), some in zip(self._parts, found, strict=True):
             if look.dtype not in usual:
                 with reading(look.path):
-                    raw = np.fromfile(look.path, np.uint8, num_bytes, offset=offset)
+                    raw = np.fromfile(look.path, np.uint8, len(memory), offset=offset)
                 look(torch.from_numpy(raw), start)
             else:
                 look.content.note_sample(look.name, look.path, some, look.dtype, start)
-        self._taken.clear()
+        self._parts.clear()
 
 
 def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
@@ -536,10 +542,14 @@ def _numbers(some: Any, dtype: torch.dtype) -> Any:
 
 def _sample(flat: Any) -> bytes:
     """Return a few bytes in every part of a tensor, 4096 of a small one; whole numbers of any format."""
-    step = _EVERY if len(flat) > _MEDIUM_BYTES else max(len(flat) // _LEAST_SAMPLE, 1) * _SAMPLE_BYTES
-    whole = flat[: len(flat) // _SAMPLE_BYTES * _SAMPLE_BYTES]
-    some: bytes = whole.view(_FEW)[:: step // _SAMPLE_BYTES].tobytes()
+    some: bytes = _few(torch.from_numpy(flat)).numpy().tobytes()
     return some
+
+
+def _few(flat: torch.Tensor) -> torch.Tensor:
+    """Return the same as a view uint8 [parts, 32] of what is uint8 [bytes]."""
+    step = _EVERY if len(flat) > _MEDIUM_BYTES else max(len(flat) // _LEAST_SAMPLE, 1) * _SAMPLE_BYTES
+    return flat.as_strided(((len(flat) - _SAMPLE_BYTES) // step + 1, _SAMPLE_BYTES), (step, 1))
 
 
 def _bytes_of(values: torch.Tensor) -> Any:

@@ -54,14 +54,17 @@ class Piece:
     samples: Samples = field(default_factory=Samples, compare=False)
     """Of the large pieces that are brought with it, which are looked at when all are there."""
 
-    def write(self, source: Source, memory: torch.Tensor) -> None:
-        """Write the piece to its CPU memory uint8 [num_bytes], and look at it, or take samples where it is large."""
+    def write(self, source: Source, memory: torch.Tensor, home: torch.Tensor | None = None) -> None:
+        """Write the piece to CPU memory uint8 [num_bytes], and look at it; where it is large, with the samples.
+
+        Args: home: where it goes from there; None where it stays.
+        """
         if isinstance(self.place, FileRange):
             _read_file(self.place, memory)
             if self.together:
                 look_together(self.together, memory)
             elif self.place.look is not None:
-                self.samples.take(self.place.look, memory, self.start, self.place.offset)
+                self.samples.add(self.place.look, memory if home is None else home, self.start, self.place.offset)
         else:
             memory.view(self.spec.dtype).copy_(source.read(self.spec, self.place))
 
@@ -138,17 +141,18 @@ class _Ring:
 
     def send(self, reader: Reader, source: Source, unit: Unit, target: torch.Tensor, part: int, num_parts: int) -> None:
         """Bring every num_parts-th piece of a unit to its device memory. A job for a reader."""
-        for piece in reader.pieces(unit, part, num_parts):
-            memory = target[piece.offset : piece.offset + piece.num_bytes]
-            chunk, copied = self._free.get()
-            try:
-                copied.synchronize()
-                piece.write(source, chunk.tensor[: piece.num_bytes])
-                with self._streams.stream(self._stream):
+        # Samples are looked at on the device, behind the copies.
+        with self._streams.stream(self._stream):
+            for piece in reader.pieces(unit, part, num_parts):
+                memory = target[piece.offset : piece.offset + piece.num_bytes]
+                chunk, copied = self._free.get()
+                try:
+                    copied.synchronize()
+                    piece.write(source, chunk.tensor[: piece.num_bytes], memory)
                     memory.copy_(chunk.tensor[: piece.num_bytes], non_blocking=True)
                     copied.record()
-            finally:
-                self._free.put((chunk, copied))
+                finally:
+                    self._free.put((chunk, copied))
 
     def finish(self) -> None:
         """Wait for the last copy."""

@@ -29,9 +29,9 @@ def before_every_read(monkeypatch, call):
     """
     write = Piece.write
 
-    def write_after_call(piece, source, memory):
+    def write_after_call(piece, source, memory, home=None):
         if isinstance(piece.place, FileRange):
             call(piece)
-        write(piece, source, memory)
+        write(piece, source, memory, home)
 
     monkeypatch.setattr(Piece, "write", write_after_call)
