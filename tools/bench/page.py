@@ -187,10 +187,11 @@ def peers(rows: Sequence[Row]) -> str:
         for row in done
     ]
     versions = {f"{row['title'].split()[0].strip(',')} {row['version']}": "" for row in done if "version" in row}
+    others = f" {', '.join(versions)}." if versions else ""
     text = (
         f"{rows[0]['size']}, {rows[0]['frames']} frames, {rows[0]['steps']} steps; all have the same {alike}. "
         "s/step is the median without the first step; error and cosine compare the final latents with the "
-        f"first row's, a BF16 run in plain torch (relative L2 norm of the difference). {', '.join(versions)}"
+        f"first row's, a BF16 run in plain torch (relative L2 norm of the difference).{others}"
     )
     steps = {row["peer"]: row["step"] for row in done}
     plain = [row for row in compared if "lora_survives" not in row]
@@ -206,7 +207,7 @@ def peers(rows: Sequence[Row]) -> str:
     ]
     tables = [table(plain, PEERS), *([table(loras, PEERS_LORA)] if loras else [])]
     chart = f"![Seconds a step]({part}.svg)"
-    return section(f"Seconds a step: {kind}" if kind else "Seconds a step", text.strip(), rows, *tables, chart)
+    return section(f"Seconds a step: {kind}" if kind else "Seconds a step", text, rows, *tables, chart)
 
 
 def gpus(rows: Sequence[Row]) -> str:
