@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.parallel.split import MOST_RANKS
-from ..engine.sentences.tools import Clips
+from ..engine.sentences.tools import Clips, Saving
 from . import console
 from .arguments import MAX_SEED, Parser, seconds, whole
 from .clips.jobs import Job, make_jobs, read_prompts
 from .clips.queue import ClipQueue, Fixed, Made, Worker, Workers
-from .clips.results import Results
+from .clips.results import RESULTS, Results
 from .clips.show import Desk
 from .clips.workers import PlaceWorker
 from .headless.cli import comfy_folder
 from .headless.errors import CommandError, WorkflowError
 from .headless.places import Here, Place, Server
 from .headless.progress import Progress, logging_to
-from .headless.report import write_report
+from .headless.report import REPORT, write_report
 from .headless.workflow import read_workflow
-from .saving import problem_of_file, problem_of_folder, refusal
+from .saving import NotSavedError, problem_of_file, problem_of_folder, problem_of_kind, refusal
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent
 _FAILED, _CANCELLED = 3, 130
@@ -66,8 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _complain(str(error), 2)
     problem = problem_of_folder(options.output_dir, "--output-dir")
+    problem = problem or problem_of_kind(results_file, "--results", RESULTS)
     if problem is None and options.report:
-        problem = problem_of_file(options.report, "--report")
+        problem = _problem_of_report(options.report, results_file)
     if problem:
         return _complain(problem, _FAILED)
     jobs = make_jobs(
@@ -100,10 +102,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.report:
         try:
             write_report(options.report, desk.summary())
+        except NotSavedError as error:
+            code = _complain(str(error), code or _FAILED)
         except OSError as error:
-            _complain(refusal(options.report, "--report", error), _FAILED)
-            code = code or _FAILED
+            code = _complain(refusal(options.report, "--report", error), code or _FAILED)
     return code
+
+
+def _problem_of_report(report: Path, results_file: Path) -> str | None:
+    """Return a sentence that says why the report cannot be written; or None."""
+    problem = problem_of_file(report, "--report", REPORT)
+    if problem is None and os.path.realpath(report) == os.path.realpath(results_file):
+        return Saving.CHOOSE(option="--report", reason=Saving.ARE_RESULTS(path=report))
+    return problem
 
 
 def _run(options: argparse.Namespace, jobs: Sequence[Job], desk: Desk) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.sentences import shortened
+from ..engine.sentences import Sentence, shortened
 from ..engine.sentences.tools import Saving
 from .headless.errors import CommandError
 
@@ -25,9 +27,41 @@ Write = Callable[[Path], None]
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
+# What is looked at of a file that is there: far more than a report has, far less than a model.
+_JUDGED_BYTES = 4 * 2**20
 # A drive that has less is full; a name that is shown, and one that fits everywhere.
 _PROBE_BYTES = 64 * 1024
 _SHOWN, _SHORT = 60, 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a command keeps in a file. One that is there is replaced, or added to, where it is of this kind only."""
+
+    other: Sentence
+    """Says that a `path` holds something else."""
+    records: Sequence[Sequence[str]]
+    """The keys that a JSON object of this kind has, of which one is enough; in the order in which they are written."""
+    in_lines: bool
+    """Whether there is one a line, where others may be among them, or one in all."""
+
+    def holds(self, content: bytes) -> bool:
+        """Say whether a file that begins so is of this kind; an empty one is."""
+        if not content.strip():
+            return True
+        if not self.in_lines:
+            return self._is_record(content)
+        lines = [line for line in content.split(b"\n") if line.strip()]
+        # One that was cut, or that somebody has written into it, makes no other file of it.
+        return 2 * sum(map(self._is_record, lines)) >= len(lines)
+
+    def _is_record(self, text: bytes) -> bool:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            heads = [json.dumps({keys[0]: 0})[:-2].encode() for keys in self.records]
+            return self.in_lines and any(text.startswith(head) or head.startswith(text) for head in heads)
+        return isinstance(found, dict) and any(found.keys() >= set(keys) for keys in self.records)
 
 
 class NotSavedError(CommandError):
@@ -44,18 +78,35 @@ def problem_of_folder(folder: Path, option: str) -> str | None:
     return _problem(folder / f"{_hidden()}.probe", folder, option)
 
 
-def problem_of_file(path: Path, option: str) -> str | None:
+def problem_of_file(path: Path, option: str, kind: Kind | None = None) -> str | None:
     """Return a sentence that says why a file cannot be written at a path, in a folder that need not be there yet; or
     None. What is there stays as it is.
 
-    Args: option: that names the file.
+    Args:
+        option: that names the file.
+        kind: of what is written; None where the caller sees to a file that is there.
     """
     try:
         if path.is_dir():
             return Saving.CHOOSE(option=option, reason=Saving.IS_FOLDER(path=path))
     except (OSError, ValueError) as error:
         return refusal(path, option, error)
-    return _problem(path, path, option)
+    return (problem_of_kind(path, option, kind) if kind else None) or _problem(path, path, option)
+
+
+def problem_of_kind(path: Path, option: str, kind: Kind) -> str | None:
+    """Return a sentence where a file is there that holds something else than what a command writes; or None.
+
+    Args: option: that names the file.
+    """
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(_JUDGED_BYTES)
+    except (OSError, ValueError) as error:
+        return refusal(path, option, error)
+    return None if kind.holds(content) else Saving.CHOOSE(option=option, reason=kind.other(path=path))
 
 
 def refusal(path: Path, option: str, error: OSError | ValueError) -> str:

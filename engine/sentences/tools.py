@@ -29,9 +29,16 @@ class Saving:
     THE_FOLDER = Sentence("results")
     ELSEWHERE = Sentence("Take what was made from {elsewhere}. {why}")
     LOST = Sentence("{why} Then run it again with the same seed: {path} was not written, nor anywhere else.")
+    # tools/headless/report.py
+    NO_REPORT = Sentence("{path} is there already, and is no report of this command")
+    # tools/bench/harness.py
+    NO_ROWS = Sentence("{path} is there already, and holds no rows of a benchmark")
+    # tools/prompts_cli.py
+    ARE_RESULTS = Sentence("{path} is the results file")
     # tools/headless/core_nodes.py
     OUTSIDE = Sentence("{prefix} is outside the output folder")
     # tools/clips/results.py
+    NO_RESULTS = Sentence("{path} is there already, and holds no results of run_prompts")
     OTHER_FOLDER = Sentence("{file} is there, and not in {folder}. {why}")
 
 

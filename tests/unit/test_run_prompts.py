@@ -267,3 +267,21 @@ def test_who_makes_a_clip_gets_the_gpus_of_the_command(prompts, made, monkeypatc
     # Whoever computes it, it is the same clip.
     code, _, error = prompts("a fox\n", None, *folder, "--gpus-per-clip", "2", "--seed", "7")
     assert code == 0 and "1 of them done" in error and asked == [None, 4]
+
+
+@pytest.mark.parametrize("results", [None, b""])
+def test_the_report_is_no_results_file(prompts, tmp_path, results):
+    (tmp_path / "link").symlink_to(tmp_path)
+    code, tried, error = prompts("a fox\n", results, "--report", str(tmp_path / "link" / "prompts.results.jsonl"))
+    assert (code, tried) == (3, []) and "prompts.results.jsonl is the results file.\n" in error
+
+
+def test_a_report_replaces_no_clip_of_the_same_name(made, prompts, tmp_path):
+    """It is there when the list is done, and was not before."""
+    made("fox.mp4")
+    inputs = {"prompt_input": "LightX2VTextEncode.text", "seed_input": "LightX2VSampler.seed"}
+    (first,) = make_jobs(["a fox"], workflow=tmp_path / "none.json", values=[], seed=0, **inputs)
+    clip = tmp_path / "out" / f"{first.name}.mp4"
+    code, _, error = prompts("a fox\n", b"", "--output-dir", str(clip.parent), "--report", str(clip))
+    assert clip.read_bytes() == b"a clip"
+    assert code == 3 and f"Choose another place for --report: {clip} is there already, and is no report" in error

@@ -1,12 +1,17 @@
 """Files that commands leave: what cannot be written is known before, and nothing is left half."""
 
 import errno
+import json
 import os
 import re
 
 import pytest
 from lightx2v_pack.tools import __main__ as commands
 from lightx2v_pack.tools import saving
+from lightx2v_pack.tools.bench.harness import ROWS
+from lightx2v_pack.tools.clips.results import RESULTS
+from lightx2v_pack.tools.headless.report import REPORT
+from support.examples import TEXT_TO_VIDEO
 from support.rights import NOBODY, needs_rights, open_folder
 
 
@@ -140,3 +145,73 @@ def test_a_download_says_so_before_it_asks_anybody(tmp_path, capsys):
     assert commands.main(["download", *words]) == 3
     said = f"download: Choose another place for --models-dir: {tmp_path / 'file'} is a file, where a folder has to be."
     assert said in capsys.readouterr().err
+
+
+# The first bytes of a safetensors file: the length of its header, whose lowest byte may well be a brace.
+LORA = b'{\0\0\0\0\0\0\0{"a": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}' + bytes(4000)
+OTHERS = {
+    "a.safetensors": LORA,
+    "notes.md": b"# Notes\n\nA line: {}\n",
+    "graph.json": b'{"1": {"class_type": "LightX2VSampler", "inputs": {"seed": 1}}}',
+    "editor.json": b'{"nodes": [], "links": [], "version": 0.4}',
+    "list.json": b'[{"prompt": "a fox", "seed": 0, "status": "ok"}]',
+    "seeds.jsonl": b'{"prompt": "a fox", "seed": 0}\n{"prompt": "a boat", "seed": 1}\n',
+    "page.md": b'The file has\n\n{"prompt": "a fox", "seed": 0, "status": "ok"}\n\nfor each clip.\n',
+    "prompts.txt": b"a fox\n",
+    "null.json": b"null",
+    "latin.txt": b"f\xfcr mich\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [
+        ("prompts", "--results", "holds no results of run_prompts"),
+        ("prompts", "--report", "is no report of this command"),
+        ("workflow", "--report", "is no report of this command"),
+        ("bench vae", "--out", "holds no rows of a benchmark"),
+    ],
+)
+def test_a_file_of_somebody_else_is_neither_added_to_nor_replaced(
+    tmp_path, monkeypatch, capsys, command, option, said, name
+):
+    monkeypatch.setattr("lightx2v_pack.tools.headless.places.Here.run", lambda *_: pytest.fail("it began"))
+    (tmp_path / name).write_bytes(OTHERS[name])
+    (tmp_path / "list.txt").write_bytes(b"a fox\n")
+    given = {"prompts": [str(tmp_path / "list.txt")], "workflow": [TEXT_TO_VIDEO], "bench vae": []}[command]
+    folders = [] if command == "bench vae" else ["--output-dir", str(tmp_path / "out")]
+    try:
+        code = commands.main([*command.split(), *map(str, given), *folders, option, str(tmp_path / name)])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == (3 if command == "prompts" else 2)
+    error = capsys.readouterr().err
+    assert f"Choose another place for {option}: {tmp_path / name} is there already, and {said}." in error
+    assert (tmp_path / name).read_bytes() == OTHERS[name]
+
+
+@pytest.mark.parametrize("kind", [RESULTS, ROWS, REPORT])
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file_is_anybodys(tmp_path, kind, content):
+    (tmp_path / "file").write_bytes(content)
+    assert saving.problem_of_file(tmp_path / "file", "--out", kind) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (RESULTS, b'{"prompt": "a fox", "seed": 0, "status": "ok"}\n'),
+        (RESULTS, b'{"prompt": "a fox", "seed"'),
+        (RESULTS, b'{"pro'),
+        (RESULTS, b'a note\n{"prompt": "a fox", "seed": 0, "status": "failed", "key": "1"}\n'),
+        (ROWS, b'{"part": "vae", "date": "2026-11-29", "command": "python tools bench vae", "seconds": 1}\n{"part'),
+        (REPORT, json.dumps({"clips": 1, "made": 1, "failed": 0, "workers": {}}).encode()),
+        # A long list: only its beginning is looked at.
+        (RESULTS, b'{"prompt": "a fox", "seed": 0, "status": "ok"}\n' * 100_000),
+    ],
+    ids=lambda value: repr(value[:30]) if isinstance(value, bytes) else None,
+)
+def test_a_file_of_the_same_kind_is_gone_on_with(tmp_path, kind, content):
+    (tmp_path / "file").write_bytes(content)
+    assert saving.problem_of_file(tmp_path / "file", "--out", kind) is None

@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 
+from ...engine.sentences.tools import Saving
 from ..arguments import number, whole
-from ..saving import problem_of_file
+from ..saving import Kind, problem_of_file
 from . import pack, weights
 
 Row = dict[str, Any]
@@ -41,6 +42,7 @@ Shape = tuple[int, int, int, int]
 TOOLS = Path(__file__).resolve().parent.parent
 NUM_WORDS = 40
 """Rows of a text that are not padding."""
+ROWS = Kind(other=Saving.NO_ROWS, records=(("part", "date", "command"),), in_lines=True)
 # Between what is planned of the VRAM and what is taken, where models take turns.
 _MOST_OFF = 0.1
 # Of a command, what says where things are kept and how long it may take.
@@ -240,7 +242,7 @@ def parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    if options.out and (problem := problem_of_file(options.out, "--out")):
+    if options.out and (problem := problem_of_file(options.out, "--out", ROWS)):
         parser.error(problem)
     return options
 

@@ -15,8 +15,10 @@ from typing import Any
 from ...engine.errors import MALFORMED
 from ...engine.sentences.tools import Clips, Saving
 from .. import console
-from ..saving import refusal
+from ..saving import Kind, refusal
 from .jobs import Job
+
+RESULTS = Kind(other=Saving.NO_RESULTS, records=(("prompt", "seed", "status"),), in_lines=True)
 
 _FIRST_FILE = re.compile(r"\d{5}_s-?\d+_(?P<key>[0-9a-f]{8})$")
 

@@ -11,11 +11,11 @@ from typing import Any
 from ...engine.sentences.tools import Command
 from .. import console
 from ..arguments import Parser, seconds
-from ..saving import problem_of_file, problem_of_folder, refusal
+from ..saving import NotSavedError, problem_of_file, problem_of_folder, refusal
 from .errors import Cancelled, CommandError, RunError, WorkflowError
 from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
-from .report import RunLog, build_report, write_report
+from .report import REPORT, RunLog, build_report, write_report
 
 _PACK_ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -64,6 +64,8 @@ def run(arguments: list[str] | None = None) -> tuple[int, dict[str, Any]]:
     if options.report:
         try:
             write_report(options.report, report)
+        except NotSavedError as caught:
+            error = error or caught
         except OSError as caught:
             error = error or RunError(refusal(options.report, "--report", caught))
     progress.clear()
@@ -136,7 +138,7 @@ def comfy_folder(name: str) -> Path:
 def _run(options: argparse.Namespace, progress: Progress, log: RunLog) -> None:
     problem = problem_of_folder(options.output_dir, "--output-dir")
     if problem is None and options.report:
-        problem = problem_of_file(options.report, "--report")
+        problem = problem_of_file(options.report, "--report", REPORT)
     if problem:
         raise WorkflowError(problem)
     place: Place = Here(options.models_dir, options.output_dir)

@@ -10,8 +10,16 @@ from typing import Any
 
 import psutil
 
-from ..saving import write_whole
+from ...engine.sentences.tools import Saving
+from ..saving import Kind, NotSavedError, problem_of_kind, write_whole
 from .errors import Cancelled, CommandError
+
+REPORT = Kind(
+    other=Saving.NO_REPORT,
+    # Of a workflow (build_report), and of a list of prompts (clips/show.py).
+    records=(("workflow", "server", "status", "seconds", "nodes", "outputs"), ("clips", "made", "failed", "workers")),
+    in_lines=False,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,15 @@ def build_report(log: RunLog, *, workflow: Path, seconds: float, error: CommandE
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report as JSON; folders are made."""
+    """Write a report as JSON; folders are made, and one that is there is replaced.
+
+    Raises:
+        OSError: it cannot be written.
+        NotSavedError: something else is there.
+    """
+    problem = problem_of_kind(path, "--report", REPORT)
+    if problem:
+        raise NotSavedError(problem)
     content = (json.dumps(report, indent=2) + "\n").encode()
 
     def write(part: Path) -> None:
