@@ -37,7 +37,7 @@ function describePlan(plan, { parameters, hasSize }) {
         return [headline(MUTED, say("waiting_for_lora", { name: plan.waits_for }), plan.sentence), ...lines(advice, plan.sentence)];
     }
     if (!plan.ok) {
-        const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : splitSentence(plan.sentence);
+        const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : describeProblem(plan);
         const help = plan.is_absent || plan.missing.length ? [getWeightsButton()] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
@@ -55,6 +55,13 @@ function describeOffload(plan, { parameters }) {
     }
     const isDefault = parameters.offload === "auto" && !parameters.vram_budget_gib && parameters.vae_tiling === "auto";
     return [muted(whereWeightsRest(plan)), ...(isDefault ? [muted(say("offload_default"))] : [])];
+}
+
+/** What is wrong in short, and more about it; of parts that the checkpoint lacks, each. */
+function describeProblem({ sentence, missing }) {
+    const lacks = missing.length > 1 && sentence.startsWith(missing[0]);
+    const [[first, rest], ...others] = (lacks ? missing : [sentence]).map(splitSentence);
+    return [joined("sentences", [first, ...others.map(([other]) => other)]), rest];
 }
 
 /** What is missing, and what can be done beside the button. */
