@@ -7,7 +7,7 @@ here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -499,9 +499,13 @@ def _run_vae(
     raise AssertionError("attempts end with a result or an error")
 
 
-def report_of(tensor: torch.Tensor) -> dict[str, Any]:
-    """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON."""
-    return build_report(records_of(tensor))
+def report_of(tensor: torch.Tensor, host_versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON.
+
+    Args:
+        host_versions: of the program that the pack runs in, by its name.
+    """
+    return build_report(records_of(tensor), host_versions)
 
 
 def _check_finite(samples: torch.Tensor) -> None:
