@@ -246,7 +246,7 @@ QUESTIONS = [
     ("lora", {"checkpoint": "tiny"}),
     ("doctor", {}),
     ("downloads", {}),
-    ("downloads", {"file_1": "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors", "file_2": "gone.safetensors"}),
+    ("downloads", {"file_1": "wan_2.1_vae.safetensors", "file_2": "gone.safetensors"}),
     ("verification", {}),
 ]
 
