@@ -257,7 +257,9 @@ function describeClip(sampler) {
     const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
     // A sampler of ComfyUI has steps and cfg of the user's own choice.
     const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
-    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), has_own_sampler, ...choice };
+    // Only ours has a shift and high_steps, which the model is distilled for.
+    const sampling = widgetValues(sampler, sampler.type === OWN_SAMPLER ? ["steps", "shift", "high_steps"] : ["steps"]);
+    return { width, height, frames, batch, ...sampling, has_own_sampler, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(

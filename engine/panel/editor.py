@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.files import AUTO_SECOND, NO_SECOND
 from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant, heading_of
 from ..checkpoints.transformers import EXPERTS
 from ..constants import (
@@ -31,7 +30,17 @@ from ..memory.clip import Clip
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
-from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
+from ..settings import (
+    COMPILE_MODES,
+    ENGINES,
+    OFFLOAD_MODES,
+    SHIFTS,
+    TILING_MODES,
+    EngineSettings,
+    GpuSettings,
+    OffloadSettings,
+    SamplingSettings,
+)
 from . import doctor
 from .downloads import Downloads, offers_for, room_for
 from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
@@ -64,7 +73,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         second = _second_expert(values)
     except ValueError as error:
-        return asdict(_not_chosen(values["second_expert"], error))
+        return asdict(replace(_not_chosen(values["second_expert"], error), absent_is_second=True))
     given: dict[str, Any] = dict(values)
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
@@ -102,6 +111,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             batch=given.get("batch", 1),
         ),
         steps=given.get("steps", DISTILL_STEPS),
+        sampling=_sampling(given),
         has_own_sampler=given.get("has_own_sampler") == "1",
     )
     return asdict(forecast(question))
@@ -140,13 +150,19 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
 def _not_chosen(name: Value, error: ValueError) -> Forecast:
     """Return the answer about a model that the lists do not have, by its name as it was chosen."""
     if isinstance(error, paths.NotThereError):
-        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name))
+        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name), choices=error.choices)
     return Forecast(ok=False, sentence=str(error))
 
 
 def _second_expert(values: Mapping[str, Value]) -> Path | str:
-    choice = str(values.get("second_expert", AUTO_SECOND))
-    return choice if choice in (AUTO_SECOND, NO_SECOND) else paths.TRANSFORMERS.resolve(choice)
+    return paths.resolve_second_expert(str(values.get("second_expert", paths.AUTO)), str(values.get("transformer", "")))
+
+
+def _sampling(given: Mapping[str, Any]) -> SamplingSettings | None:
+    """Return the settings of LightX2V Sampler, which alone has a shift."""
+    if "shift" not in given:
+        return None
+    return SamplingSettings(seed=0, **{name: given[name] for name in ("steps", "shift", "high_steps") if name in given})
 
 
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
@@ -281,6 +297,8 @@ PLAN = routes.Route(
         "frames": number(int, 1, MAX_FRAMES),
         "batch": number(int, 1, 4096),
         "steps": number(int, 1, MAX_STEPS),
+        "shift": number(float, *SHIFTS),
+        "high_steps": number(int, 0, MAX_STEPS),
         "has_own_sampler": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),

@@ -155,3 +155,12 @@ def test_links_to_nothing_beside_a_model_do_not_break_its_plan(host, models_dir)
         (folder / name).symlink_to(target)
     answer = editor.answer_plan({"transformer": "more/wan.safetensors", "width": 64, "height": 48, "frames": 5})
     assert answer["ok"], answer["sentence"]
+
+
+def test_a_name_that_is_not_there_comes_with_those_that_are(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+
+    assert editor.answer_plan({"checkpoint": "gone"})["choices"] == ""
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    answer = editor.answer_plan({"checkpoint": "gone"})
+    assert answer["is_absent"] and not answer["absent_is_second"] and "tiny" in answer["choices"]

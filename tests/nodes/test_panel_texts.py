@@ -1,15 +1,20 @@
 """What the panels say: every text is there in both languages, with the same holes; every one that is said exists. And
 which nodes they follow."""
 
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from lightx2v_pack.engine.sentences import LANGUAGES, translated
+from lightx2v_pack.engine import sentences
+from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, translated
 from lightx2v_pack.engine.sentences.comfyui import Lists
+from lightx2v_pack.engine.sentences.folders import Folders
+from lightx2v_pack.engine.sentences.kinds import Parts
 from lightx2v_pack.engine.sentences.settings import Settings
 from support.node_schemas import read_golden
 
@@ -66,9 +71,9 @@ def test_the_plan_line_follows_every_node_that_says_how_a_loader_loads():
     assert own == {"LightX2VOffload", "LightX2VGPUs"} and own <= names
 
 
-def split(*sentences):
+def split(*said):
     """Return what the panels make of sentences of the server: a headline and the rest of each."""
-    return evaluate("sentence.js", "splitSentence", f"{json.dumps(sentences)}.map(splitSentence)")
+    return evaluate("sentence.js", "splitSentence", f"{json.dumps(said)}.map(splitSentence)")
 
 
 def evaluate(file, names, expression):
@@ -76,7 +81,9 @@ def evaluate(file, names, expression):
     if not shutil.which("node"):
         pytest.skip("node is not on the PATH")
     script = f'import {{ {names} }} from "{(JS / file).as_uri()}"; console.log(JSON.stringify({expression}));'
-    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -110,6 +117,60 @@ def test_a_headline_does_not_end_where_a_list_of_choices_begins(language):
 def test_a_path_in_a_headline_is_the_files_name():
     said = "/home/me/ComfyUI/models/lightx2v/wan/block_1.safetensors ends after 12 bytes; download it again, please."
     assert split(said)[0][0].startswith("block_1.safetensors ends")
+
+
+FOLDERS = ("/models/lightx2v/i2v", "C:\\ComfyUI\\models\\lightx2v\\i2v", "/my models/lightx2v/i2v, the first")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_panel_says_every_word_of_a_sentence_about_a_folder(language):
+    """Whatever the values are: only what is before the last name of a path is left out."""
+    for folder in FOLDERS:
+        said = [
+            sentence(**{name: 1 if spec else folder for name, spec in sentence.fields.items()})
+            for sentence in catalogue()
+        ]
+        whole = [translated(each, language) for each in said]
+        for text, (headline, rest) in zip(whole, split(*whole), strict=True):
+            shown = plain(headline + rest)
+            assert folder not in text or "i2v" in shown, text
+            # A word that meets a value goes on with its path.
+            for word in re.split(r"[\s;:.,()\u3000-\u303f\uff00-\uffef]+", text.replace(folder, "\0")):
+                kept = word.rpartition("/")[2] if word.startswith("/") else word
+                assert "\0" in word or kept in shown, text
+
+
+def catalogue():
+    modules = [
+        importlib.import_module(f"{sentences.__name__}.{each.name}")
+        for each in pkgutil.iter_modules(sentences.__path__)
+    ]
+    classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    return [value for each in classes for value in vars(each).values() if isinstance(value, Sentence)]
+
+
+def plain(text):
+    """Return a text without blanks, and without the stops that a headline may end with instead of a colon."""
+    return re.sub(r"[\s:.\uff1a\u3002]", "", text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("home", FOLDERS[:2])
+def test_a_missing_part_is_said_with_its_place(home, language):
+    said = Folders.PART_MISSING(
+        part=Parts.TEXT_ENCODER(),
+        file="models_t5_umt5-xxl-enc-fp8.pth",
+        home=home,
+        at_root=Folders.AT_ROOT(),
+        folder="google",
+        model_repository="lightx2v/Wan2.1-Distill-Models",
+    )
+    ((headline, rest),) = split(translated(said, language))
+    assert " i2v" in rest and "google/" in rest and "lightx2v/Wan2.1-Distill-Models" in rest
+    assert (
+        headline
+        == {"en": "The text encoder is missing.", "zh": "\u7f3a\u5c11\u6587\u672c\u7f16\u7801\u5668\u3002"}[language]
+    )
 
 
 def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
