@@ -24,7 +24,14 @@ export function unfoldDownloads(name = "") {
     if (section?.content.isConnected) {
         const whole = section.content.closest("details");
         whole.setAttribute("open", "");
-        refresh().then(() => whole.scrollIntoView({ block: "nearest" }));
+        offerAnew().then(() => whole.scrollIntoView({ block: "nearest" }));
+    }
+}
+
+/** Look anew at what the graph lacks; a download that runs is followed as it is. */
+async function offerAnew() {
+    if (section?.content.isConnected && timer === undefined) {
+        await refresh();
     }
 }
 
@@ -45,6 +52,7 @@ async function refresh(wasRunning = false) {
         const { progress } = found;
         content.replaceChildren(...(progress.is_running ? [describeProgress(progress)] : [...describeEnd(progress), ...describeOffer(found, named)]));
         clearTimeout(timer);
+        timer = undefined;
         if (progress.is_running) {
             timer = setTimeout(() => refresh(true), POLL_MS);
         } else if (wasRunning && progress.is_complete) {
@@ -150,3 +158,9 @@ function describeEnd(progress) {
     }
     return progress.problem ? [problem(progress.problem)] : [];
 }
+
+app.registerExtension({
+    name: "lightx2v.downloads",
+    // Another graph lacks other files.
+    afterConfigureGraph: offerAnew,
+});
