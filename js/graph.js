@@ -40,6 +40,9 @@ const LORAS = {
     LoraLoader: ["lora_name", "strength_model"],
 };
 const MOST_LORAS = 10;
+// Nodes of ComfyUI itself that load a part of a model.
+const HOST_LOADERS = ["CLIPLoader", "CLIPVisionLoader", "LoraLoader", "LoraLoaderModelOnly", "UNETLoader", "VAELoader"];
+const FILE = /\.(safetensors|sft|pth|pt|ckpt|bin|gguf)$/i;
 // What a loader's transformer travels as: itself, and in a guider.
 const TRAVELS_AS = ["MODEL", "GUIDER"];
 const DECODER = "LightX2VDecode";
@@ -191,6 +194,36 @@ export function describeLora(node) {
     const lora_expert = widgetValue(node, "expert");
     const given = loader && { ...widgetValues(loader, [LOADERS[loader.type], "precision", ...PAIR]), lora, lora_expert };
     return given?.lora && given[LOADERS[loader.type]] ? dropMissing(given) : undefined;
+}
+
+/** All nodes that take part in a run, of a graph and of the subgraphs in it. */
+function activeNodes(graph) {
+    const active = (graph?.nodes ?? []).filter((node) => !BYPASSED.includes(node.mode));
+    return active.flatMap((node) => [node, ...(node.subgraph ? activeNodes(node.subgraph) : [])]);
+}
+
+/**
+ * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own}:
+ * the one that is asked for first, then transformers and LoRAs; which these are; and which the pack's own nodes name.
+ */
+export function missingFiles(asked) {
+    const found = activeNodes(app.rootGraph ?? app.graph).flatMap((node) => {
+        const isOwn = node.type.startsWith("LightX2V");
+        const main = [LOADERS[node.type], LORAS[node.type]?.[0], node.type in LOADERS && PAIR[0]];
+        const widgets = isOwn || HOST_LOADERS.includes(node.type) ? node.widgets ?? [] : [];
+        return widgets.flatMap((widget) => {
+            const name = widgetValue(node, widget.name);
+            const { values } = widget.options ?? {};
+            const listed = typeof values === "function" ? values(widget, node) : values;
+            const isFile = typeof name === "string" && (FILE.test(name) || widget.name === LOADERS[node.type]);
+            const isMissing = isFile && Array.isArray(listed) && !listed.includes(name);
+            return isMissing || (isFile && name === asked) ? [{ name, isOwn: isOwn && isMissing, isMain: main.includes(widget.name) }] : [];
+        });
+    });
+    const rank = ({ name, isMain }) => (name === asked ? 0 : isMain ? 1 : 2);
+    found.sort((one, other) => rank(one) - rank(other));
+    const names = (files) => [...new Set(files.map(({ name }) => name))];
+    return { names: names(found), main: names(found.filter(({ isMain }) => isMain)), own: names(found.filter(({ isOwn }) => isOwn)) };
 }
 
 const dropMissing = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));

@@ -32,7 +32,7 @@ async function answer(question, isTwice) {
             return [wrapped(muted(line.sentence))];
         }
         const [advice, rest] = splitSentence(line.sentence);
-        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton()] : []), ...lines(rest, line.sentence)];
+        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton(question.lora)] : []), ...lines(rest, line.sentence)];
     } catch (error) {
         return [headline(COLORS.warn, error.message)];
     }

@@ -38,7 +38,7 @@ function describePlan(plan, { parameters, hasSize }) {
     }
     if (!plan.ok) {
         const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : describeProblem(plan);
-        const help = plan.is_absent || plan.missing.length ? [getWeightsButton()] : [];
+        const help = plan.is_absent || plan.missing.length ? [getWeightsButton(plan.absent || parameters.checkpoint)] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];

@@ -12,7 +12,7 @@ from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant, heading_of
 from ..checkpoints.transformers import EXPERTS
 from ..constants import (
     DEFAULT_HEIGHT,
@@ -42,7 +42,7 @@ from ..settings import (
     SamplingSettings,
 )
 from . import doctor
-from .downloads import Downloads, room_for
+from .downloads import Downloads, offers_for, room_for
 from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
 from .verify import Verifications
 
@@ -51,6 +51,8 @@ _verifications = Verifications()
 _PARTS = ("text_encoder", "vae")
 # Names of LoRAs, one each.
 _LORAS = tuple(f"lora_{number}" for number in range(1, 11))
+# Names of files that somebody lacks, one each.
+_WANTED = tuple(f"file_{number}" for number in range(1, 21))
 _WHOLE = "checkpoint"
 _MODELS = {_WHOLE: paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
 
@@ -193,7 +195,10 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress."""
+    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress.
+
+    And which of it brings the files that are asked for, and which of these nothing brings.
+    """
     host.follow_host_device()
     folder = paths.models_folder()
     offers = [
@@ -204,14 +209,19 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         {
             "name": variant.name,
             "summary": joined([variant.summary, *notes], Between.SEMICOLON),
+            "heading": heading_of(variant),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
             "room": asdict(room_for(variant, folder)),
         }
         for variant, notes in offers
     ]
+    wanted = [str(values[name]) for name in _WANTED if name in values]
+    brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], folder)
     return {
         "variants": variants,
+        "wanted": [{"name": offer.variant.name, "files": offer.files} for offer in brought],
+        "unlisted": unlisted,
         "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
         "progress": asdict(_downloads.progress),
@@ -305,7 +315,7 @@ LORA = routes.Route(
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
-DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
+DOWNLOADS = routes.Route(name="downloads", fields=dict.fromkeys(_WANTED, str), answer=answer_downloads)
 DOWNLOAD = routes.Route(
     name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )

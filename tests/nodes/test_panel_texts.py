@@ -73,12 +73,14 @@ def test_the_plan_line_follows_every_node_that_says_how_a_loader_loads():
 
 def split(*said):
     """Return what the panels make of sentences of the server: a headline and the rest of each."""
+    return evaluate("sentence.js", "splitSentence", f"{json.dumps(said)}.map(splitSentence)")
+
+
+def evaluate(file, names, expression):
+    """Return the value of an expression of what a file of js/ exports; without a browser."""
     if not shutil.which("node"):
         pytest.skip("node is not on the PATH")
-    script = (
-        f'import {{ splitSentence }} from "{(JS / "sentence.js").as_uri()}";'
-        f"console.log(JSON.stringify({json.dumps(said)}.map(splitSentence)));"
-    )
+    script = f'import {{ {names} }} from "{(JS / file).as_uri()}"; console.log(JSON.stringify({expression}));'
     done = subprocess.run(
         ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
     )
@@ -283,3 +285,55 @@ def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):
     assert read_graph(changed(2, mode=4), ask)["transformer"] == "wan"
     assert read_graph(changed(2, mode=2), ask) is None
     assert read_graph(changed(3, mode=4), "graphs.isSwitchedOff(find(3))")
+
+
+def offers(variants, *wanted):
+    found = {
+        "variants": [{"name": name} for name in variants],
+        "wanted": [{"name": name, "files": []} for name in wanted],
+    }
+    shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
+    first = [each["variant"]["name"] for each in shown["wanted"]]
+    return first, shown.get("best", {}).get("name"), [each["name"] for each in shown["others"]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], ([], "fp8", ["int8", "image", "lora"])),
+        # The usual offer is what is wanted.
+        (["fp8"], ([], "fp8", ["int8", "image", "lora"])),
+        (["image"], (["image"], "fp8", ["int8", "lora"])),
+        (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
+        (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
+    ],
+)
+def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
+    assert offers(["fp8", "int8", "image", "lora"], *wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "main", "label"),
+    [
+        (["vae", "wan/high", "low"], ["wan/high", "low"], ["high", "low"]),
+        (["a\\vae", "t5"], [], ["vae"]),
+        (["lora", "t5"], ["lora", "high"], ["lora"]),
+    ],
+)
+def test_a_download_is_named_by_the_files_that_are_missing(files, main, label):
+    assert evaluate("offers.js", "labelOf", f"labelOf({json.dumps(files)}, {json.dumps({'main': main})})") == label
+
+
+def test_variants_are_listed_under_their_headings():
+    variants = [{"name": name, "heading": heading} for name, heading in (("a", "x"), ("b", "x"), ("c", "y"))]
+    groups = evaluate("offers.js", "groupByHeading", f"groupByHeading({json.dumps(variants)})")
+    assert [(heading, [each["name"] for each in group]) for heading, group in groups] == [
+        ("x", ["a", "b"]),
+        ("y", ["c"]),
+    ]
+
+
+def test_no_more_is_asked_for_than_the_route_takes():
+    names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
+    asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
+    assert asked == {f"file_{number + 1}": f"{number}.safetensors" for number in range(20)}
