@@ -19,6 +19,12 @@ const PAIR = ["second_expert", "expert"];
 const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
+// Nodes that put pictures into a condition -> their inputs for them.
+const PICTURES = {
+    LightX2VImageToVideo: ["start_image", "end_image"],
+    WanImageToVideo: ["start_image"],
+    WanFirstLastFrameToVideo: ["start_image", "end_image"],
+};
 // Sampler -> its input for the latent.
 const SAMPLERS = {
     [OWN_SAMPLER]: "latent",
@@ -85,8 +91,14 @@ function originOf(node, slot) {
 }
 
 function resolved(origin, slot) {
-    if (!origin || BYPASSED.includes(origin.mode)) {
+    if (!origin || origin.mode === BYPASSED[0]) {
         return undefined;
+    }
+    if (origin.mode === BYPASSED[1]) {
+        // It passes on what it gets of the same type.
+        const type = origin.outputs?.[slot]?.type;
+        const passed = origin.inputs?.findIndex((input) => input.type === type) ?? -1;
+        return passed < 0 ? undefined : originOf(origin, passed);
     }
     if (origin.type === REROUTE) {
         return originOf(origin, 0);
@@ -156,6 +168,23 @@ function loaderBehind(node, seen = new Set()) {
     const input = node.inputs?.find((each) => each.type === "MODEL");
     const origin = input && !seen.has(node) ? inputNode(node, input.name) : undefined;
     return !origin || origin.type in LOADERS ? origin : loaderBehind(origin, seen.add(node));
+}
+
+export const isSwitchedOff = (node) => BYPASSED.includes(node.mode);
+
+/** Whether a node before this one puts the same file on the same expert of the transformer. */
+export function isPutOnBefore(node) {
+    const [own] = lorasOf(node);
+    return own !== undefined && lorasBefore(node).some((other) => other.file === own.file && overlap(own, other));
+}
+
+const overlap = ({ expert: one = "both" }, { expert: other = "both" }) => one === other || [one, other].includes("both");
+
+/** The LoRAs that nodes before this one put on its transformer. */
+function lorasBefore(node, seen = new Set()) {
+    const input = node.inputs?.find((each) => each.type === "MODEL");
+    const origin = input && !seen.has(node) ? inputNode(node, input.name) : undefined;
+    return origin ? [...lorasOf(origin), ...lorasBefore(origin, seen.add(node))] : [];
 }
 
 /** Parameters of GET /lightx2v/lora for a LoRA node; undefined where no loader or file is known. */
@@ -251,6 +280,8 @@ function describeClip(sampler) {
     const latent = inputNode(sampler, SAMPLERS[sampler.type]);
     const names = SIZES[latent?.type] ?? [];
     const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
+    const condition = inputNode(sampler, "conditioning") ?? inputNode(sampler, "positive");
+    const has_picture = PICTURES[condition?.type]?.some((name) => inputNode(condition, name)) ? 1 : undefined;
     const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
@@ -259,7 +290,7 @@ function describeClip(sampler) {
     const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
     // Only ours has a shift and high_steps, which the model is distilled for.
     const sampling = widgetValues(sampler, sampler.type === OWN_SAMPLER ? ["steps", "shift", "high_steps"] : ["steps"]);
-    return { width, height, frames, batch, ...sampling, has_own_sampler, ...choice };
+    return { width, height, frames, batch, ...sampling, has_own_sampler, has_picture, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(

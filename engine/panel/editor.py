@@ -113,6 +113,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         steps=given.get("steps", DISTILL_STEPS),
         sampling=_sampling(given),
         has_own_sampler=given.get("has_own_sampler") == "1",
+        has_picture=given.get("has_picture") == "1",
     )
     return asdict(forecast(question))
 
@@ -300,6 +301,7 @@ PLAN = routes.Route(
         "shift": number(float, *SHIFTS),
         "high_steps": number(int, 0, MAX_STEPS),
         "has_own_sampler": choice("0", "1"),
+        "has_picture": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
         **{f"{name}_expert": choice(*EXPERT_CHOICES) for name in _LORAS},

@@ -27,6 +27,7 @@ from ..quantities import format_bytes
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
+from ..sentences.refusals import Refusals
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings, SamplingSettings
 from . import speed
 
@@ -58,6 +59,8 @@ class Question:
     """What LightX2V Sampler is set to; None where another one samples."""
     has_own_sampler: bool = False
     """Whether a sampler of the host runs it, whose steps and cfg the user chooses."""
+    has_picture: bool = False
+    """Whether the condition that is sampled has a picture in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,8 @@ def forecast(question: Question) -> Forecast:
         return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
         answer = replace(answer, ok=False, sentence=joined(missing, Between.BLANK))
+    if question.has_picture and not files.format.architecture.takes_image and answer.ok:
+        answer = replace(answer, ok=False, sentence=Refusals.NOT_FOR_TEXT_MODEL(joined=Refusals.PICTURE()))
     return replace(answer, missing=missing)
 
 

@@ -164,3 +164,13 @@ def test_a_name_that_is_not_there_comes_with_those_that_are(host, models_dir):
     shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
     answer = editor.answer_plan({"checkpoint": "gone"})
     assert answer["is_absent"] and not answer["absent_is_second"] and "tiny" in answer["choices"]
+
+
+def test_a_text_to_video_model_with_a_picture_is_refused_before_the_run(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    values = {"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5}
+    assert editor.answer_plan(values)["ok"]
+    answer = editor.answer_plan(values | {"has_picture": "1"})
+    assert not answer["ok"] and "load an image-to-video model" in answer["sentence"] and answer["detected"]

@@ -236,3 +236,104 @@ def test_no_more_is_asked_for_than_the_route_takes():
     names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
     asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
     assert asked == {f"file_{number + 1}": f"{number}.safetensors" for number in range(20)}
+
+
+# A graph that the panels read: nodes as (type, mode, {input: (node, slot) it is linked to, or a value}, output types).
+SAMPLING = {"steps": 4, "shift": 5, "high_steps": 2}
+T2V = {
+    1: ("LightX2VLoadTransformer", 0, {"transformer": "wan"}, ["MODEL"]),
+    2: ("LightX2VLora", 0, {"transformer": (1, 0), "lora": "fast", "strength": 1, "expert": "both"}, ["MODEL"]),
+    3: ("LightX2VLora", 0, {"transformer": (2, 0), "lora": "fast", "strength": 1, "expert": "both"}, ["MODEL"]),
+    4: ("CLIPTextEncode", 0, {}, ["CONDITIONING"]),
+    5: ("LoadImage", 0, {}, ["IMAGE"]),
+    6: (
+        "LightX2VImageToVideo",
+        0,
+        {"positive": (4, 0), "start_image": (5, 0), "width": 64, "height": 48, "num_frames": 5, "batch_size": 1},
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
+    7: ("LightX2VSampler", 0, {"transformer": (3, 0), "conditioning": (6, 0), "latent": (6, 2)} | SAMPLING, ["LATENT"]),
+}
+
+
+@pytest.fixture
+def read_graph(tmp_path):
+    """Return a function that builds a graph of the nodes above and what graph.js makes of it."""
+    if not shutil.which("node"):
+        pytest.skip("node is not on the PATH")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "app.js").write_text("export const app = {};")
+    shutil.copytree(JS, tmp_path / "extensions" / "pack", ignore=shutil.ignore_patterns("docs"))
+
+    def read_graph(nodes, expression):
+        described = [[number, *node] for number, node in nodes.items()]
+        script = f"""
+            import * as graphs from "./extensions/pack/graph.js";
+            const graph = {{ links: {{}}, nodes: [] }};
+            const find = (id) => graph.nodes.find((node) => node.id === id);
+            graph.getNodeById = find;
+            for (const [id, type, mode, inputs, outputs] of {json.dumps(described)}) {{
+                const node = {{ id, type, mode, graph, inputs: [], widgets: [] }};
+                node.outputs = outputs.map((each) => ({{ type: each, links: [] }}));
+                for (const [name, value] of Object.entries(inputs)) {{
+                    if (!Array.isArray(value)) {{
+                        node.widgets.push({{ name, value }});
+                        continue;
+                    }}
+                    const [origin_id, origin_slot] = value;
+                    const link = Object.keys(graph.links).length + 1;
+                    const output = find(origin_id).outputs[origin_slot];
+                    graph.links[link] = {{ origin_id, origin_slot, target_id: id, target_slot: node.inputs.length }};
+                    output.links.push(link);
+                    node.inputs.push({{ name, type: output.type, link }});
+                }}
+                graph.nodes.push(node);
+            }}
+            console.log(JSON.stringify({expression} ?? null));
+        """
+        (tmp_path / "ask.js").write_text(script)
+        done = subprocess.run(["node", tmp_path / "ask.js"], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    return read_graph
+
+
+def changed(number, mode=None, **inputs):
+    """Return the graph with another mode or other inputs of one node."""
+    kind, usual, given, outputs = T2V[number]
+    return T2V | {number: (kind, usual if mode is None else mode, given | inputs, outputs)}
+
+
+def test_the_plan_is_asked_with_what_the_sampler_is_set_to(read_graph):
+    ask = "graphs.describeRun(find(1)).parameters"
+    asked = read_graph(T2V, ask)
+    assert asked["steps"] == 4 and asked["shift"] == 5 and asked["high_steps"] == 2 and asked["has_picture"] == 1
+    assert "has_picture" not in read_graph(changed(5, mode=4), ask)
+    sampler = ("KSampler", 0, {"model": (3, 0), "positive": (6, 0), "latent_image": (6, 2)} | SAMPLING, ["LATENT"])
+    asked = read_graph(T2V | {7: sampler}, ask)
+    assert "shift" not in asked and asked["has_own_sampler"] == asked["has_picture"] == 1
+
+
+@pytest.mark.parametrize(
+    ("graph", "is_twice"),
+    [
+        (T2V, True),
+        (changed(2, lora="other"), False),
+        (changed(2, mode=4), False),
+        (changed(3, mode=4), False),
+        (changed(2, strength=0), False),
+        (changed(2, expert="high"), True),
+        (changed(2, expert="high") | {3: changed(3, expert="low")[3]}, False),
+    ],
+)
+def test_a_file_that_another_node_puts_on_is_known(read_graph, graph, is_twice):
+    assert read_graph(graph, "graphs.isPutOnBefore(find(3))") is is_twice
+    assert read_graph(graph, "graphs.isPutOnBefore(find(2))") is False
+
+
+def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):
+    ask = "graphs.describeLora(find(3))"
+    assert read_graph(changed(2, mode=4), ask)["transformer"] == "wan"
+    assert read_graph(changed(2, mode=2), ask) is None
+    assert read_graph(changed(3, mode=4), "graphs.isSwitchedOff(find(3))")
