@@ -186,6 +186,58 @@ def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
     assert not re.search(r"`\$\{say\([^`]*\} |join\(\", ?\"\)|join\(\" \"\)|`\(\$\{", panel)
 
 
+def offers(variants, *wanted):
+    found = {
+        "variants": [{"name": name} for name in variants],
+        "wanted": [{"name": name, "files": []} for name in wanted],
+    }
+    shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
+    first = [each["variant"]["name"] for each in shown["wanted"]]
+    return first, shown.get("best", {}).get("name"), [each["name"] for each in shown["others"]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], ([], "fp8", ["int8", "image", "lora"])),
+        # The usual offer is what is wanted.
+        (["fp8"], ([], "fp8", ["int8", "image", "lora"])),
+        (["image"], (["image"], "fp8", ["int8", "lora"])),
+        (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
+        (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
+    ],
+)
+def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
+    assert offers(["fp8", "int8", "image", "lora"], *wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "main", "label"),
+    [
+        (["vae", "wan/high", "low"], ["wan/high", "low"], ["high", "low"]),
+        (["a\\vae", "t5"], [], ["vae"]),
+        (["lora", "t5"], ["lora", "high"], ["lora"]),
+    ],
+)
+def test_a_download_is_named_by_the_files_that_are_missing(files, main, label):
+    assert evaluate("offers.js", "labelOf", f"labelOf({json.dumps(files)}, {json.dumps({'main': main})})") == label
+
+
+def test_variants_are_listed_under_their_headings():
+    variants = [{"name": name, "heading": heading} for name, heading in (("a", "x"), ("b", "x"), ("c", "y"))]
+    groups = evaluate("offers.js", "groupByHeading", f"groupByHeading({json.dumps(variants)})")
+    assert [(heading, [each["name"] for each in group]) for heading, group in groups] == [
+        ("x", ["a", "b"]),
+        ("y", ["c"]),
+    ]
+
+
+def test_no_more_is_asked_for_than_the_route_takes():
+    names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
+    asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
+    assert asked == {f"file_{number + 1}": f"{number}.safetensors" for number in range(20)}
+
+
 # A graph that the panels read: nodes as (type, mode, {input: (node, slot) it is linked to, or a value}, output types).
 SAMPLING = {"steps": 4, "shift": 5, "high_steps": 2}
 T2V = {
@@ -285,55 +337,3 @@ def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):
     assert read_graph(changed(2, mode=4), ask)["transformer"] == "wan"
     assert read_graph(changed(2, mode=2), ask) is None
     assert read_graph(changed(3, mode=4), "graphs.isSwitchedOff(find(3))")
-
-
-def offers(variants, *wanted):
-    found = {
-        "variants": [{"name": name} for name in variants],
-        "wanted": [{"name": name, "files": []} for name in wanted],
-    }
-    shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
-    first = [each["variant"]["name"] for each in shown["wanted"]]
-    return first, shown.get("best", {}).get("name"), [each["name"] for each in shown["others"]]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [
-        ([], ([], "fp8", ["int8", "image", "lora"])),
-        # The usual offer is what is wanted.
-        (["fp8"], ([], "fp8", ["int8", "image", "lora"])),
-        (["image"], (["image"], "fp8", ["int8", "lora"])),
-        (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
-        (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
-    ],
-)
-def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
-    assert offers(["fp8", "int8", "image", "lora"], *wanted) == expected
-
-
-@pytest.mark.parametrize(
-    ("files", "main", "label"),
-    [
-        (["vae", "wan/high", "low"], ["wan/high", "low"], ["high", "low"]),
-        (["a\\vae", "t5"], [], ["vae"]),
-        (["lora", "t5"], ["lora", "high"], ["lora"]),
-    ],
-)
-def test_a_download_is_named_by_the_files_that_are_missing(files, main, label):
-    assert evaluate("offers.js", "labelOf", f"labelOf({json.dumps(files)}, {json.dumps({'main': main})})") == label
-
-
-def test_variants_are_listed_under_their_headings():
-    variants = [{"name": name, "heading": heading} for name, heading in (("a", "x"), ("b", "x"), ("c", "y"))]
-    groups = evaluate("offers.js", "groupByHeading", f"groupByHeading({json.dumps(variants)})")
-    assert [(heading, [each["name"] for each in group]) for heading, group in groups] == [
-        ("x", ["a", "b"]),
-        ("y", ["c"]),
-    ]
-
-
-def test_no_more_is_asked_for_than_the_route_takes():
-    names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
-    asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
-    assert asked == {f"file_{number + 1}": f"{number}.safetensors" for number in range(20)}
