@@ -7,7 +7,7 @@ here are in ComfyUI's convention: un-normalized float32 CPU [B, 16, T, h, w].
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer
 from .checkpoints.disk import is_short_of_memory
 from .checkpoints.files import find_tokenizers, holds_tokenizer, resolve_checkpoint, resolve_experts
 from .checkpoints.transformers import TransformerFiles
-from .constants import DISTILL_SHIFT, DISTILL_STEPS
 from .errors import CheckpointError, NonFiniteLatentsError, NothingFitsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
@@ -500,9 +499,13 @@ def _run_vae(
     raise AssertionError("attempts end with a result or an error")
 
 
-def report_of(tensor: torch.Tensor) -> dict[str, Any]:
-    """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON."""
-    return build_report(records_of(tensor))
+def report_of(tensor: torch.Tensor, host_versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the run report that a tensor of `encode_text`, `sample`, `decode` or `encode_video` carries, as JSON.
+
+    Args:
+        host_versions: of the program that the pack runs in, by its name.
+    """
+    return build_report(records_of(tensor), host_versions)
 
 
 def _check_finite(samples: torch.Tensor) -> None:
@@ -518,18 +521,8 @@ def warn_of_doubts(handle: TransformerHandle) -> None:
 
 
 def _warn_unusual(settings: SamplingSettings, samples: torch.Tensor, experts: Sequence[str]) -> None:
-    if settings.steps != DISTILL_STEPS or settings.shift != DISTILL_SHIFT:
-        logger.warning(
-            "LightX2V: %s",
-            Sampling.UNUSUAL_STEPS(
-                steps=settings.steps, shift=settings.shift, distill_steps=DISTILL_STEPS, distill_shift=DISTILL_SHIFT
-            ),
-        )
-    if len(experts) > 1 and 2 * settings.high_steps != settings.steps:
-        logger.warning(
-            "LightX2V: %s",
-            Sampling.UNUSUAL_BOUNDARY(high_steps=min(settings.high_steps, settings.steps), steps=settings.steps),
-        )
+    for doubt in settings.doubts(len(experts)):
+        logger.warning("LightX2V: %s", doubt)
     if bool(samples.any()):
         logger.warning("LightX2V: %s", Sampling.LATENT_NOT_EMPTY())
     if len(samples) > 1:

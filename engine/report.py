@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -22,6 +22,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import system
+from .backends.trials import pack_version
 from .memory.needs import Need
 from .sentences.report import Report
 
@@ -112,8 +113,12 @@ def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
     return _records.get(tensor.untyped_storage(), ())
 
 
-def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
-    """Return the run report as plain JSON data: stages, totals, device, versions."""
+def build_report(records: Sequence[StageRecord], host_versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the run report as plain JSON data: stages, totals, device, versions.
+
+    Args:
+        host_versions: of the program that the pack runs in, by its name.
+    """
     return {
         "stages": [record.as_data() for record in records],
         "total_seconds": round(sum(record.seconds for record in records), 4),
@@ -123,7 +128,13 @@ def build_report(records: Sequence[StageRecord]) -> dict[str, Any]:
         "device": _describe_device(),
         "driver": system.driver_version(),
         "system": Report.SYSTEM_IS(system=platform.platform(), cpu=system.cpu_name(), size=_describe_size()),
-        "versions": {"python": sys.version.split()[0], "os": platform.platform(), **_versions()},
+        "versions": {
+            "lightx2v-nodes": pack_version(),
+            **(host_versions or {}),
+            "python": sys.version.split()[0],
+            "os": platform.platform(),
+            **_versions(),
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""What a user chose, as frozen dataclasses. No behaviour beyond checking the values."""
+"""What a user chose, as frozen dataclasses. No behaviour beyond checking the values and doubting them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .backends.table import ATTENTION_CHOICES
 from .constants import DISTILL_HIGH_STEPS, DISTILL_SHIFT, DISTILL_STEPS, MAX_GIB, MAX_STEPS
 from .errors import check_choice
+from .sentences.sampling import Sampling
 from .sentences.settings import Settings
 
 ENGINES = ("auto", "lightx2v", "portable")
@@ -116,6 +117,24 @@ class SamplingSettings:
             raise ValueError(Settings.ODD_SHIFT(shift=self.shift, least=f"{least:g}", most=f"{most:g}"))
         if self.high_steps < 0:
             raise ValueError(Settings.ODD_HIGH_STEPS(high_steps=self.high_steps))
+
+    def doubts(self, num_experts: int) -> list[str]:
+        """Return what is unlike the distillation and may spoil the picture, one sentence each."""
+        doubts: list[str] = []
+        if self.steps != DISTILL_STEPS or self.shift != DISTILL_SHIFT:
+            doubts.append(
+                Sampling.UNUSUAL_STEPS(
+                    steps=self.steps, shift=self.shift, distill_steps=DISTILL_STEPS, distill_shift=DISTILL_SHIFT
+                )
+            )
+        if num_experts == 1 or 2 * self.high_steps == self.steps:
+            return doubts
+        if 0 < self.high_steps < self.steps:
+            doubts.append(Sampling.UNUSUAL_BOUNDARY(high_steps=self.high_steps, steps=self.steps))
+        else:
+            expert = "low" if self.high_steps else "high"
+            doubts.append(Sampling.IDLE_EXPERT(expert=expert, high_steps=self.high_steps, steps=self.steps))
+        return doubts
 
 
 @dataclass(frozen=True, kw_only=True)

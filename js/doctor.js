@@ -105,10 +105,10 @@ function render(container) {
     fill(list, bar);
 }
 
-/** A button that leads to what can be downloaded. */
-export function getWeightsButton() {
+/** A button that leads to what can be downloaded, first what brings the file of this name. */
+export function getWeightsButton(name) {
     return button(say("get_weights"), say("get_weights_title"), () => {
-        unfoldDownloads();
+        unfoldDownloads(name);
         openDoctor();
     });
 }

@@ -1,8 +1,11 @@
-// Getting the weights: one button for this card, the other published variants folded, and the progress of the download.
+// Getting the weights: a button for what the graph names and lacks, one for this card, the other published variants
+// folded, and the progress of the download.
 
 import { app } from "../../scripts/app.js";
 import { COLORS, button, element, fetchJson, formatSeconds, gigabytes, muted, postJson, progressBar } from "./api.js";
-import { say } from "./texts.js";
+import { missingFiles } from "./graph.js";
+import { groupByHeading, labelOf, splitOffers, wantedParameters } from "./offers.js";
+import { joined, say } from "./texts.js";
 
 const POLL_MS = 1000;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
@@ -10,14 +13,26 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 // The section on the page, and the timer of the one loop that follows a download, on the page or not.
 let section;
 let timer;
-// Whether all of it is to be seen: somebody asks for a file, which may be any of them.
+// Whether it is to be seen: somebody asks for a file, by its name.
 let isAsked = false;
+let asked = "";
 
-/** Unfold everything, now or when the section is made. */
-export function unfoldDownloads() {
+/** Unfold the section, now or when it is made, with what brings a file first. */
+export function unfoldDownloads(name = "") {
     isAsked = true;
-    section?.content.closest("details")?.setAttribute("open", "");
-    section?.content.querySelectorAll("details").forEach((each) => each.setAttribute("open", ""));
+    asked = name;
+    if (section?.content.isConnected) {
+        const whole = section.content.closest("details");
+        whole.setAttribute("open", "");
+        offerAnew().then(() => whole.scrollIntoView({ block: "nearest" }));
+    }
+}
+
+/** Look anew at what the graph lacks; a download that runs is followed as it is. */
+async function offerAnew() {
+    if (section?.content.isConnected && timer === undefined) {
+        await refresh();
+    }
 }
 
 /** A section with what can be downloaded; `onArrival` is called when a download has succeeded. */
@@ -32,10 +47,12 @@ export function describeDownloads(isOpen, onArrival) {
 async function refresh(wasRunning = false) {
     const { content, onArrival } = section;
     try {
-        const found = await fetchJson("downloads");
+        const named = missingFiles(asked);
+        const found = await fetchJson("downloads", wantedParameters(named));
         const { progress } = found;
-        content.replaceChildren(...(progress.is_running ? [describeProgress(progress)] : [...describeEnd(progress), ...describeOffer(found)]));
+        content.replaceChildren(...(progress.is_running ? [describeProgress(progress)] : [...describeEnd(progress), ...describeOffer(found, named)]));
         clearTimeout(timer);
+        timer = undefined;
         if (progress.is_running) {
             timer = setTimeout(() => refresh(true), POLL_MS);
         } else if (wasRunning && progress.is_complete) {
@@ -57,30 +74,52 @@ async function send(name) {
     }
 }
 
-/** What the button for this machine says; a card without its maker's name. */
+/** What the button for this machine says; a card without its maker's name, and nothing where there is none. */
 function labelFor(variant, card) {
     const name = variant.name.toUpperCase();
-    return card === "CPU" ? say("download_here", { name }) : say("download_for", { name, card: card.replace(/^NVIDIA (GeForce )?/, "") });
+    return card === "CPU" ? say("download", { name }) : say("download_for", { name, card: card.replace(/^NVIDIA (GeForce )?/, "") });
 }
 
-/** One button for the file that is fastest here, and the other ones folded. */
-function describeOffer(found) {
-    const [best, ...others] = found.variants;
-    const main = variantButton(best, labelFor(best, found.card), found);
-    Object.assign(main.firstChild.style, { padding: "6px 12px", fontWeight: "600", width: "100%" });
-    const rows = others.map((variant) =>
-        element("div", { style: { padding: "6px 0" } }, variantButton(variant, say("download", { name: variant.name }), found), muted(variant.summary)),
-    );
+/** First what brings the files that are missing, then the file that is fastest here; the other ones folded. */
+function describeOffer(found, named) {
+    const { wanted, best, others } = splitOffers(found);
+    const isWanted = wanted.length > 0;
+    const unlisted = found.unlisted.filter((name) => named.own.includes(name)).map((name) => problem(say("not_listed", { name })));
+    const first = wanted.flatMap(({ variant, files }) => {
+        const label = say("download", { name: joined("facts", labelOf(files, named)) });
+        return [mainButton(variant, label, found), muted(say("download_brings", variant))];
+    });
+    const usual = best
+        ? [heading(best.heading), (isWanted ? variantButton : mainButton)(best, labelFor(best, found.card), found), muted(best.summary)]
+        : [];
+    const rows = groupByHeading(others).flatMap(([text, variants]) => [
+        heading(text),
+        ...variants.map((variant) =>
+            element("div", { style: { padding: "6px 0" } }, variantButton(variant, say("download", { name: variant.name }), found), muted(variant.summary)),
+        ),
+    ]);
     const folded = element("summary", { style: { cursor: "pointer", padding: "6px 0" } }, say("other_versions", { count: others.length }));
-    return [main, muted(best.summary), element("details", { open: isAsked }, folded, ...rows)];
+    return [...unlisted, ...first, ...usual, element("details", { open: isAsked && !isWanted }, folded, ...rows)];
+}
+
+function heading(text) {
+    return element("div", { style: { fontWeight: "600", padding: "10px 0 2px" } }, text);
+}
+
+/** The button of what somebody most likely wants. */
+function mainButton(variant, label, found) {
+    const built = variantButton(variant, label, found);
+    Object.assign(built.firstChild.style, { padding: "6px 12px", fontWeight: "600", width: "100%", overflowWrap: "anywhere" });
+    return built;
 }
 
 /** A button with size and place beside it, which asks before it starts, if there is room. */
 function variantButton(variant, label, { models_folder: models }) {
     const { room } = variant;
-    const size = { size: gigabytes(variant.num_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : gigabytes(room.free_bytes) };
+    // What is here is not fetched again.
+    const size = { size: gigabytes(room.missing_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : gigabytes(room.free_bytes) };
     const isTight = room.lacking_bytes > 0;
-    const facts = element("div", { title: models, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : "download_size", size));
+    const facts = element("div", { title: models, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : room.missing_bytes ? "download_size" : "download_arrived", size));
     const built = element("div", {});
     const ask = async () => {
         // Somebody may have made room since.
@@ -119,3 +158,9 @@ function describeEnd(progress) {
     }
     return progress.problem ? [problem(progress.problem)] : [];
 }
+
+app.registerExtension({
+    name: "lightx2v.downloads",
+    // Another graph lacks other files.
+    afterConfigureGraph: offerAnew,
+});

@@ -19,6 +19,12 @@ const PAIR = ["second_expert", "expert"];
 const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
+// Nodes that put pictures into a condition -> their inputs for them.
+const PICTURES = {
+    LightX2VImageToVideo: ["start_image", "end_image"],
+    WanImageToVideo: ["start_image"],
+    WanFirstLastFrameToVideo: ["start_image", "end_image"],
+};
 // Sampler -> its input for the latent.
 const SAMPLERS = {
     [OWN_SAMPLER]: "latent",
@@ -34,6 +40,9 @@ const LORAS = {
     LoraLoader: ["lora_name", "strength_model"],
 };
 const MOST_LORAS = 10;
+// Nodes of ComfyUI itself that load a part of a model.
+const HOST_LOADERS = ["CLIPLoader", "CLIPVisionLoader", "LoraLoader", "LoraLoaderModelOnly", "UNETLoader", "VAELoader"];
+const FILE = /\.(safetensors|sft|pth|pt|ckpt|bin|gguf)$/i;
 // What a loader's transformer travels as: itself, and in a guider.
 const TRAVELS_AS = ["MODEL", "GUIDER"];
 const DECODER = "LightX2VDecode";
@@ -82,8 +91,14 @@ function originOf(node, slot) {
 }
 
 function resolved(origin, slot) {
-    if (!origin || BYPASSED.includes(origin.mode)) {
+    if (!origin || origin.mode === BYPASSED[0]) {
         return undefined;
+    }
+    if (origin.mode === BYPASSED[1]) {
+        // It passes on what it gets of the same type.
+        const type = origin.outputs?.[slot]?.type;
+        const passed = origin.inputs?.findIndex((input) => input.type === type) ?? -1;
+        return passed < 0 ? undefined : originOf(origin, passed);
     }
     if (origin.type === REROUTE) {
         return originOf(origin, 0);
@@ -155,6 +170,23 @@ function loaderBehind(node, seen = new Set()) {
     return !origin || origin.type in LOADERS ? origin : loaderBehind(origin, seen.add(node));
 }
 
+export const isSwitchedOff = (node) => BYPASSED.includes(node.mode);
+
+/** Whether a node before this one puts the same file on the same expert of the transformer. */
+export function isPutOnBefore(node) {
+    const [own] = lorasOf(node);
+    return own !== undefined && lorasBefore(node).some((other) => other.file === own.file && overlap(own, other));
+}
+
+const overlap = ({ expert: one = "both" }, { expert: other = "both" }) => one === other || [one, other].includes("both");
+
+/** The LoRAs that nodes before this one put on its transformer. */
+function lorasBefore(node, seen = new Set()) {
+    const input = node.inputs?.find((each) => each.type === "MODEL");
+    const origin = input && !seen.has(node) ? inputNode(node, input.name) : undefined;
+    return origin ? [...lorasOf(origin), ...lorasBefore(origin, seen.add(node))] : [];
+}
+
 /** Parameters of GET /lightx2v/lora for a LoRA node; undefined where no loader or file is known. */
 export function describeLora(node) {
     const loader = loaderBehind(node);
@@ -162,6 +194,36 @@ export function describeLora(node) {
     const lora_expert = widgetValue(node, "expert");
     const given = loader && { ...widgetValues(loader, [LOADERS[loader.type], "precision", ...PAIR]), lora, lora_expert };
     return given?.lora && given[LOADERS[loader.type]] ? dropMissing(given) : undefined;
+}
+
+/** All nodes that take part in a run, of a graph and of the subgraphs in it. */
+function activeNodes(graph) {
+    const active = (graph?.nodes ?? []).filter((node) => !BYPASSED.includes(node.mode));
+    return active.flatMap((node) => [node, ...(node.subgraph ? activeNodes(node.subgraph) : [])]);
+}
+
+/**
+ * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own}:
+ * the one that is asked for first, then transformers and LoRAs; which these are; and which the pack's own nodes name.
+ */
+export function missingFiles(asked) {
+    const found = activeNodes(app.rootGraph ?? app.graph).flatMap((node) => {
+        const isOwn = node.type.startsWith("LightX2V");
+        const main = [LOADERS[node.type], LORAS[node.type]?.[0], node.type in LOADERS && PAIR[0]];
+        const widgets = isOwn || HOST_LOADERS.includes(node.type) ? node.widgets ?? [] : [];
+        return widgets.flatMap((widget) => {
+            const name = widgetValue(node, widget.name);
+            const { values } = widget.options ?? {};
+            const listed = typeof values === "function" ? values(widget, node) : values;
+            const isFile = typeof name === "string" && (FILE.test(name) || widget.name === LOADERS[node.type]);
+            const isMissing = isFile && Array.isArray(listed) && !listed.includes(name);
+            return isMissing || (isFile && name === asked) ? [{ name, isOwn: isOwn && isMissing, isMain: main.includes(widget.name) }] : [];
+        });
+    });
+    const rank = ({ name, isMain }) => (name === asked ? 0 : isMain ? 1 : 2);
+    found.sort((one, other) => rank(one) - rank(other));
+    const names = (files) => [...new Set(files.map(({ name }) => name))];
+    return { names: names(found), main: names(found.filter(({ isMain }) => isMain)), own: names(found.filter(({ isOwn }) => isOwn)) };
 }
 
 const dropMissing = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
@@ -218,13 +280,17 @@ function describeClip(sampler) {
     const latent = inputNode(sampler, SAMPLERS[sampler.type]);
     const names = SIZES[latent?.type] ?? [];
     const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
+    const condition = inputNode(sampler, "conditioning") ?? inputNode(sampler, "positive");
+    const has_picture = PICTURES[condition?.type]?.some((name) => inputNode(condition, name)) ? 1 : undefined;
     const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
     const choice = tiling && tiling !== "auto" ? { vae_tiling: tiling } : {};
     // A sampler of ComfyUI has steps and cfg of the user's own choice.
     const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
-    return { width, height, frames, batch, steps: widgetValue(sampler, "steps"), has_own_sampler, ...choice };
+    // Only ours has a shift and high_steps, which the model is distilled for.
+    const sampling = widgetValues(sampler, sampler.type === OWN_SAMPLER ? ["steps", "shift", "high_steps"] : ["steps"]);
+    return { width, height, frames, batch, ...sampling, has_own_sampler, has_picture, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(

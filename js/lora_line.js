@@ -6,26 +6,33 @@ import { COLORS, answeredPanels, fetchJson, headline, lines, muted, onNodeEvent,
 import { getWeightsButton } from "./doctor.js";
 import { splitSentence } from "./sentence.js";
 import { say } from "./texts.js";
-import { LOADERS, describeLora } from "./graph.js";
+import { LOADERS, describeLora, isPutOnBefore, isSwitchedOff } from "./graph.js";
 
 const NODE = "LightX2VLora";
 
 const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
+    if (isSwitchedOff(node)) {
+        return { text: say("lora_off") };
+    }
     const question = node.graph && describeLora(node);
     if (!question) {
         return { text: say("lora_connect") };
     }
-    return { question, answer: () => answer(question) };
+    const isTwice = isPutOnBefore(node);
+    return { question: [question, isTwice], answer: () => answer(question, isTwice) };
 });
 
-async function answer(question) {
+async function answer(question, isTwice) {
     try {
         const line = await fetchJson("lora", question);
+        if (line.ok && isTwice) {
+            return [headline(COLORS.warn, say("lora_twice"), line.sentence), ...lines(line.sentence, line.sentence)];
+        }
         if (line.ok || line.waits) {
             return [wrapped(muted(line.sentence))];
         }
         const [advice, rest] = splitSentence(line.sentence);
-        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton()] : []), ...lines(rest, line.sentence)];
+        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton(question.lora)] : []), ...lines(rest, line.sentence)];
     } catch (error) {
         return [headline(COLORS.warn, error.message)];
     }

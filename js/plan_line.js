@@ -37,8 +37,8 @@ function describePlan(plan, { parameters, hasSize }) {
         return [headline(MUTED, say("waiting_for_lora", { name: plan.waits_for }), plan.sentence), ...lines(advice, plan.sentence)];
     }
     if (!plan.ok) {
-        const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : splitSentence(plan.sentence);
-        const help = plan.is_absent || plan.missing.length ? [getWeightsButton()] : [];
+        const [advice, rest] = plan.is_absent ? describeAbsence(plan, parameters) : describeProblem(plan);
+        const help = plan.is_absent || plan.missing.length ? [getWeightsButton(plan.absent || parameters.checkpoint)] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
     const sayings = [...plan.warnings, ...plan.missing];
@@ -57,9 +57,20 @@ function describeOffload(plan, { parameters }) {
     return [muted(whereWeightsRest(plan)), ...(isDefault ? [muted(say("offload_default"))] : [])];
 }
 
+/** What is wrong in short, and more about it; of parts that the checkpoint lacks, each. */
+function describeProblem({ sentence, missing }) {
+    const lacks = missing.length > 1 && sentence.startsWith(missing[0]);
+    const [[first, rest], ...others] = (lacks ? missing : [sentence]).map(splitSentence);
+    return [joined("sentences", [first, ...others.map(([other]) => other)]), rest];
+}
+
 /** What is missing, and what can be done beside the button. */
-function describeAbsence({ sentence, absent: name }, { checkpoint }) {
-    const help = say("absent_help", { folder: checkpoint === undefined ? "models/diffusion_models" : "models/lightx2v" });
+function describeAbsence({ sentence, absent: name, absent_is_second: isSecond, choices }, { checkpoint }) {
+    if (isSecond) {
+        return [say("absent_second", { name }), say("absent_second_help")];
+    }
+    const folder = checkpoint === undefined ? "models/diffusion_models" : "models/lightx2v";
+    const help = choices ? say("choose_one", { names: choices }) : say("absent_help", { folder });
     // The one entry of an empty list says what to do, and is no name.
     return [name.startsWith("none found") ? splitSentence(sentence)[0] : say("absent", { name }), help];
 }
@@ -80,7 +91,7 @@ function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1
         plan.offload ? whereWeightsRest(plan) : "",
         [memory(say("vram"), plan.vram), memory(say("ram"), plan.ram)].filter(Boolean).join(" \u00b7 "),
         // Least of all, where there is something to say.
-        plan.warnings.length + plan.missing.length || !plan.ok ? "" : joined("facts", [plan.detected, plan.loras.length ? say("loras", { count: plan.loras.length }) : ""]),
+        plan.warnings.length + plan.missing.length || !plan.ok ? "" : joined("facts", [plan.detected, countLoras(plan.loras.length)]),
     ];
     const title = [plan.detected, say("engine", { engine: plan.engine, backends: joined("facts", [...new Set([plan.attention, plan.matmul])]) }), ...plan.reasons, ...plan.loras];
     return [element("div", { title: title.join("\n") }, ...facts.filter(Boolean).map((fact) => muted(fact)))];
@@ -90,6 +101,10 @@ function whereWeightsRest(plan) {
     const { num_blocks: blocks, resident_blocks: kept } = plan;
     const name = plan.offload === "none" && !plan.vram ? "rests_none_cpu" : `rests_${plan.offload}${kept && plan.offload !== "phase" ? "_kept" : ""}`;
     return say(name, { kept, blocks });
+}
+
+function countLoras(count) {
+    return count === 0 ? "" : count === 1 ? say("one_lora") : say("loras", { count });
 }
 
 function memory(name, bytes) {

@@ -3,8 +3,9 @@
 // What fits into two lines of a panel, in Latin letters; Chinese characters are twice as wide.
 const SHORT = 90;
 const WIDE = /[\u2e80-\uffef]/g;
-// A folder before a file's name, which says enough; where it lies is in the title.
-const FOLDER = /(?<=^|[\s'"(“（：，。])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\n]+[\\/])+(?=[^\\/\s])/g;
+// A folder before a file's name, which says enough; where it lies is in the title. It ends at a blank and at a stop of
+// a sentence, whose next words may have slashes too: of "/a/my models/b" what is left is "my models/b".
+const FOLDER = /(?<=^|[\s'"(“（：，。])(?:[A-Za-z]:[\\/]|\/)(?:[^\\/:*?"<>|\s;,()[\]{}'=\u3000-\u303f\uff00-\uffef]+[\\/])+(?=[^\\/:*?"<>|\s;,.)\u3000-\u303f\uff00-\uffef])/g;
 // Names between quotes, which may have full stops and colons of their own.
 const QUOTED = /(?<![^\s(（：，])'[^'\n]*'|"[^"\n]*"/g;
 // Where a headline may end: at a full stop or a colon, but not where a list of choices begins.

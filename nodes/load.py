@@ -192,14 +192,15 @@ class LightX2VLoadTransformer(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, transformer: str | None = None, second_expert: str | None = None) -> bool:
         refuse(paths.TRANSFORMERS.resolve, transformer)
-        return refuse(_second_expert, second_expert)
+        return refuse(paths.resolve_second_expert, second_expert, transformer or "")
 
     @classmethod
     def fingerprint_inputs(
         cls, transformer: str, second_expert: str = paths.AUTO, expert: str = paths.AUTO, **_: object
     ) -> str:
         path = paths.TRANSFORMERS.resolve(transformer)
-        return paths.fingerprint(*resolve_experts(path, _second_expert(second_expert), expert).every_file)
+        second = paths.resolve_second_expert(second_expert, transformer)
+        return paths.fingerprint(*resolve_experts(path, second, expert).every_file)
 
     @classmethod
     def execute(
@@ -215,17 +216,13 @@ class LightX2VLoadTransformer(io.ComfyNode):
     ) -> io.NodeOutput:
         handle = pipeline.load_transformer(
             paths.TRANSFORMERS.resolve(transformer),
-            second=_second_expert(second_expert),
+            second=paths.resolve_second_expert(second_expert, transformer),
             first_is=expert,
             settings=EngineSettings(engine=engine, attention=attention, compile=compile),
             offload=offload or OffloadSettings(),
             gpus=gpus or GpuSettings(),
         )
         return io.NodeOutput(make_model(handle))
-
-
-def _second_expert(choice: str) -> Path | str:
-    return choice if choice in (paths.AUTO, NO_SECOND) else paths.TRANSFORMERS.resolve(choice)
 
 
 class LightX2VLoadTextEncoder(io.ComfyNode):

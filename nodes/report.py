@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..engine import pipeline, report_table
-from ..engine.adapters.comfy import formats
+from ..engine.adapters.comfy import formats, host
 from ..engine.adapters.comfy.language import to_editor
 from ..engine.inputs import check_floats
 from ..engine.sentences.nodes import Nodes
@@ -56,7 +56,7 @@ class LightX2VReport(io.ComfyNode):
         else:
             check_floats(image, "image", Tensors.CONNECT_IMAGE())
             reported = image
-        report = pipeline.report_of(reported)
+        report = pipeline.report_of(reported, host.versions())
         text = json.dumps(report, indent=2)
         rows = to_editor(report_table.as_rows(report))
         markdown = report_table.as_markdown(rows)

@@ -27,7 +27,7 @@ from .folders import walk
 from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
 from .header import TensorInfo, check_number, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
-from .transformers import EXPERTS, TransformerFiles, find_counterpart, join, noise_of, word_of
+from .transformers import EXPERTS, TransformerFiles, find_counterpart, is_guess, join, noise_of, word_of
 from .vocabulary import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,11 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
     other = second if isinstance(second, Path) else find_counterpart(path) if second == AUTO_SECOND else None
     if other is None:
         return replace(first, noise=first_is) if first_is in EXPERTS else first
-    return join(first, _resolve_one(other), first_is)
+    joined = join(first, _resolve_one(other), first_is)
+    if second != AUTO_SECOND or not is_guess(path):
+        return joined
+    guess = Folders.EXPERTS_BY_WORD(title=joined.title)
+    return replace(joined, notes=(*joined.notes, guess))
 
 
 def _resolve_one(path: Path) -> TransformerFiles:

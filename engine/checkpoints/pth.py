@@ -65,7 +65,8 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in loaded.items():
         if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise CheckpointError(Reading.NO_PLAIN_TENSOR(path=path, name=name, shape=list(tensor.shape)))
-    return loaded
+    # Parameters too, which nobody is going to train here.
+    return {name: tensor.detach() for name, tensor in loaded.items()}
 
 
 def _is_entry(name: Any, tensor: Any) -> bool:

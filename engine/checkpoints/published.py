@@ -59,6 +59,21 @@ class Part:
     num_bytes: int
     """As published; rounded where the listing shows rounded sizes."""
 
+    def holds(self, name: str) -> bool:
+        """Whether a file or folder, by the name that a loader has for it on any system, is of this part."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        home = PurePosixPath(self.folder).name
+        if not self.keeps_path or home not in path.parts:
+            return path.name == PurePosixPath(self.patterns[0]).name
+        below = "/".join(path.parts[path.parts.index(home) + 1 :])
+        precision_folder = below.partition("/")[0]
+        if precision_folder in PRECISION_FOLDERS.values() and not self.patterns[0].startswith(f"{precision_folder}/"):
+            # There it is looked for only where its own folder lacks it.
+            return False
+        return not below or any(
+            pattern.startswith(f"{below}/") or fnmatch.fnmatchcase(below, pattern) for pattern in self.patterns
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -74,6 +89,10 @@ class Variant:
     def num_bytes(self) -> int:
         """Bytes of all parts, about."""
         return sum(part.num_bytes for part in self.parts)
+
+    def parts_of(self, name: str) -> tuple[Part, ...]:
+        """Return the parts that hold a file or folder; none where it is of no part."""
+        return tuple(part for part in self.parts if part.holds(name))
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -298,11 +317,9 @@ def _image_experts(precision: str) -> Variant:
 
 
 # Names: LightX2V's model cards of the two repositories.
-_IMAGE_MODELS = (
-    *(_image_model(size, precision) for size in ("480p", "720p") for precision in _PRECISIONS),
-    *map(_image_experts, _PRECISIONS),
-)
-PUBLISHED_IMAGE_MODELS = {variant.name: variant for variant in _IMAGE_MODELS}
+_IMAGE_MODELS = tuple(_image_model(size, precision) for size in ("480p", "720p") for precision in _PRECISIONS)
+_EXPERTS = tuple(map(_image_experts, _PRECISIONS))
+PUBLISHED_IMAGE_MODELS = {variant.name: variant for variant in (*_IMAGE_MODELS, *_EXPERTS)}
 
 
 def _lora(model: str, name: str, repository: str, **files: int) -> Variant:
@@ -393,6 +410,18 @@ _ORDINARY = (
 )
 PUBLISHED_ORDINARY = {model.name: model for model in _ORDINARY}
 ALL_PUBLISHED = PUBLISHED | PUBLISHED_IMAGE_MODELS | PUBLISHED_LORAS | PUBLISHED_ORDINARY
+_HEADINGS: Mapping[str, tuple[Variant, ...]] = {
+    Published.TEXT_TO_VIDEO(): _VARIANTS,
+    Published.IMAGE_TO_VIDEO(): _IMAGE_MODELS,
+    Published.EXPERTS(): _EXPERTS,
+    Published.LORAS(): _LORAS,
+    Published.ORDINARY_MODELS(): _ORDINARY,
+}
+
+
+def heading_of(variant: Variant) -> str:
+    """Return what a list of all published variants says above those of this kind."""
+    return next(heading for heading, variants in _HEADINGS.items() if variant in variants)
 
 
 def find_variant(name: str) -> Variant:

@@ -29,6 +29,8 @@ EXPERTS = ("high", "low")
 _START = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[HL]))"
 _SAID = re.compile(rf"{_START}((?i:high|low))(?i:[ _.-]?noise)")
 _WORD = re.compile(rf"{_START}((?i:high|low))(?=(?i:noise)|[^a-z]|$)")
+# Where it is said which Wan a file is.
+_NO_EXPERT, _HAS_EXPERTS = re.compile(r"(?i)wan[ ._-]?2[._]1(?!\d)"), re.compile(r"(?i)wan[ ._-]?2[._]2(?!\d)|a14b")
 # Of two files of one size so much is compared, in so many places: every weight of two experts differs.
 _PROBES, _PROBE_BYTES = 64, 4096
 
@@ -133,8 +135,11 @@ def word_of(path: Path) -> str:
 def find_counterpart(path: Path) -> Path | None:
     """Return the other expert of a file or folder: what has the other word in its name, or in its folder's.
 
-    The words high and low count by themselves, as what decides is that there is such a file.
+    The words high and low count by themselves, as what decides is that there is such a file; but not in names that say
+    Wan2.1, which has no experts.
     """
+    if not noise_of(path) and _NO_EXPERT.search(f"{path.parent.name}/{path.name}"):
+        return None
     names, folders = _other_names(path.name), [path.parent.with_name(name) for name in _other_names(path.parent.name)]
     places = [path.parent / name for name in names]
     places += [folder / name for folder in folders for name in (*names, path.name)]
@@ -155,6 +160,11 @@ def join(first: TransformerFiles, second: TransformerFiles, first_is: str = "aut
     noise = first_is if first_is in EXPERTS else _tell(first, second)
     high, low = (first, second) if noise == "high" else (second, first)
     return replace(high, noise="high", second=replace(low, noise="low"))
+
+
+def is_guess(path: Path) -> bool:
+    """Say whether nothing but the word high or low in its name, or its folder's, tells an expert."""
+    return not noise_of(path) and not _HAS_EXPERTS.search(f"{path.parent.name}/{path.name}")
 
 
 def _tell(first: TransformerFiles, second: TransformerFiles) -> str:

@@ -41,7 +41,8 @@ _FOREIGN_PARTS = (
     (LoraFiles.REPLACED_WEIGHTS(), re.compile(r"\.(?:set_weight|reshape_weight)$")),
     (LoraFiles.REFERENCE_BRANCH(), re.compile(r"_loras\.(?:down|up)\.weight$")),
 )
-# Before a module's name, dots as underscores; taken off again and again, longest first.
+# Before a module's name, dots as underscores; taken off again and again, longest first, up to so many.
+_MOST_PREFIXES = 12
 _PREFIXES = sorted(
     (
         "_",
@@ -157,7 +158,7 @@ class Spellings:
 
     def _find(self, spelled: str, part: str) -> Name:
         rest, expert = _fold(spelled), ""
-        while True:
+        for _ in range(_MOST_PREFIXES):
             if rest in self._modules:
                 return Name(part, self._modules[rest], expert)
             for prefix, which in _EXPERTS.items():
@@ -169,6 +170,7 @@ class Spellings:
                 if not prefix:
                     return Name("", expert=expert, group=self._group_of(rest))
                 rest = rest.removeprefix(prefix)
+        return Name("", expert=expert, group=LoraFiles.LACKED_MODULES())
 
     def _group_of(self, rest: str) -> str:
         """Say what a module that the checkpoint lacks belongs to."""

@@ -30,6 +30,7 @@ from .keys import Foreign, Name, Spellings
 from .report import LoraReport
 
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_NUMBERS = _DTYPES | {"I64", "I32", "I16", "I8", "U8"}
 # Of adapter_config.json, which names modules.
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_REPEATS = 3
@@ -84,7 +85,8 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
     size, changed = stamp(path)
     titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
     reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
-    changes = reading.changes(expert, _peft_scale(path, metadata, weights.header), lambda name: weights[name])
+    peft_scale = _peft_scale(path, metadata, weights.header, reading.notes)
+    changes = reading.changes(expert, peft_scale, lambda name: weights[name])
     report = reading.report(path.name, changes, is_idle=_is_idle(changes, weights))
     weights.close()
     identity = (str(path), size, changed, expert)
@@ -170,7 +172,7 @@ class _Reading:
         self._header = header
         self._model = model
         self._left_out: dict[str, list[str]] = defaultdict(list)
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         self._widths: set[int] = set()
         self._parts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._spelled: dict[str, str] = {}
@@ -204,13 +206,13 @@ class _Reading:
 
     def report(self, title: str, changes: Sequence[Change], *, is_idle: bool) -> LoraReport:
         """Return how much of the file applies."""
-        return _report(title, changes, self._left_out, tuple(self._notes), is_idle=is_idle)
+        return _report(title, changes, self._left_out, tuple(self.notes), is_idle=is_idle)
 
     def _add(self, name: str, meaning: Name) -> None:
         parts = self._parts[meaning.module, meaning.expert]
         if meaning.part in parts:
             raise CheckpointError(LoraFiles.TWICE(subject=self.subject, part=parts[meaning.part], name=name))
-        if self._header[name].dtype not in _DTYPES:
+        if self._header[name].dtype not in (_DTYPES if meaning.part != "alpha" else _NUMBERS):
             raise CheckpointError(LoraFiles.ODD_DTYPE(subject=self.subject, name=name, dtype=self._header[name].dtype))
         parts[meaning.part] = name
 
@@ -232,7 +234,7 @@ class _Reading:
                 names = self._parts.pop((module, marked)).values()
                 self._left_out[other_expert(whose)] += names
         whose = LoraFiles.ONE_HALF(expert=expert)
-        self._notes.append(LoraFiles.BOTH_EXPERTS(each=LoraFiles.OWN_HALF() if self._is_expert else whose))
+        self.notes.append(LoraFiles.BOTH_EXPERTS(each=LoraFiles.OWN_HALF() if self._is_expert else whose))
 
     def _pair(
         self,
@@ -302,14 +304,14 @@ class _Reading:
     def _add_notes(self, *, has_scale: bool) -> None:
         is_peft = any(name.startswith("base_model.model.") for name in self._header)
         if is_peft and not has_scale and not any("alpha" in parts for parts in self._parts.values()):
-            self._notes.append(LoraFiles.PEFT_WITHOUT_ALPHA())
+            self.notes.append(LoraFiles.PEFT_WITHOUT_ALPHA())
         if _IMAGE_BRANCH in self._left_out or _IMAGE_INPUT in self._left_out:
-            self._notes.append(LoraFiles.FOR_IMAGE())
+            self.notes.append(LoraFiles.FOR_IMAGE())
         expert = _NAMED_EXPERT.search(self._titles)
         if expert and not self._is_expert:
-            self._notes.append(LoraFiles.NAMED_EXPERT(lower=expert[1].lower()))
+            self.notes.append(LoraFiles.NAMED_EXPERT(lower=expert[1].lower()))
         if promises_distilled(self._titles):
-            self._notes.append(LoraFiles.DISTILLS())
+            self.notes.append(LoraFiles.DISTILLS())
 
     def _nothing(self) -> str:
         """Return the sentence for a file of which nothing applies."""
@@ -383,11 +385,15 @@ def _part_of(target: str) -> str:
     return next(part for part, starts in _PARTS.items() if inner.startswith(starts))
 
 
-def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Callable[[str, int], float] | None:
+def _peft_scale(
+    path: Path, metadata: Mapping[str, str], header: Header, notes: list[str]
+) -> Callable[[str, int], float] | None:
     """Return what PEFT multiplies pairs with, by their first name and rank, where settings of PEFT come with the file.
 
     They are in it (diffusers), or in adapter_config.json beside it. What else training tools note about a file, such as
     ss_network_alpha, is in `.alpha` or folded into the weights.
+
+    Args: notes: takes what is to be said of them.
     """
     config: Any = None
     beside = path.parent / "adapter_config.json"
@@ -399,6 +405,10 @@ def _peft_scale(path: Path, metadata: Mapping[str, str], header: Header) -> Call
             config = json.loads(read_small(beside, _MAX_CONFIG_BYTES, LoraFiles.PEFT_SETTINGS()))
         if config is None or config.get("lora_alpha") is None:
             return None
+        ranks = {info.shape[0] for name, info in header.items() if ".lora_A" in name and info.shape}
+        if not config.get("rank_pattern") and config.get("r") and int(config["r"]) not in ranks:
+            notes.append(LoraFiles.PEFT_OF_ANOTHER(rank=config["r"], own=", ".join(map(str, sorted(ranks)))))
+            return lambda name, rank: 1.0
         alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
         alphas = {_pattern(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
     except (*MALFORMED, re.error) as error:

@@ -1,6 +1,6 @@
 """The one download that the editor may start: a published variant, in a thread, with progress to ask for.
 
-And what there is room for.
+And what there is room for, and which variants bring the files that somebody lacks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -93,6 +93,50 @@ def _bytes_here(pattern: Path) -> int:
         if fnmatch.fnmatchcase(begun[1] if begun else entry.name, pattern.name) and entry.is_file():
             found += entry.stat().st_size
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A variant that brings files which are not here."""
+
+    variant: Variant
+    files: tuple[str, ...]
+    """Those of the wanted names that it holds."""
+
+
+def offers_for(names: Iterable[str], variants: Sequence[Variant], models_dir: Path) -> tuple[list[Offer], list[str]]:
+    """Choose the variants that bring files or folders, by the names that loaders have for them, the first name first.
+
+    Of those that hold a name, the one is chosen that holds most of the other names too, then the one of which most is
+    here, then the first.
+
+    Args:
+        names: what is wanted; what is here is left out.
+        variants: best first.
+        models_dir: ComfyUI's models folder.
+
+    Returns:
+        The offers, and the names that no variant holds.
+    """
+    missing = {part: _missing_bytes(part, models_dir) for part in {part for each in variants for part in each.parts}}
+
+    def is_here(name: str) -> bool:
+        found = [parts for variant in variants if (parts := variant.parts_of(name))]
+        return any(not any(missing[part] for part in parts) for parts in found)
+
+    remaining = [name for name in dict.fromkeys(names) if not is_here(name)]
+    offers, unlisted = [], []
+    while remaining:
+        holding = [variant for variant in variants if variant.parts_of(remaining[0])]
+        if not holding:
+            unlisted.append(remaining.pop(0))
+            continue
+        held = {variant.name: tuple(filter(variant.parts_of, remaining)) for variant in holding}
+        lacking = {each.name: sum(missing[part] for part in each.parts) / each.num_bytes for each in holding}
+        best = min(holding, key=lambda variant: (-len(held[variant.name]), lacking[variant.name]))
+        offers.append(Offer(variant=best, files=held[best.name]))
+        remaining = [name for name in remaining if name not in held[best.name]]
+    return offers, unlisted
 
 
 @dataclass(frozen=True, kw_only=True)

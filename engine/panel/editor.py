@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.files import AUTO_SECOND, NO_SECOND
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant, heading_of
 from ..checkpoints.transformers import EXPERTS
 from ..constants import (
     DEFAULT_HEIGHT,
@@ -31,9 +30,19 @@ from ..memory.clip import Clip
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
-from ..settings import COMPILE_MODES, ENGINES, OFFLOAD_MODES, TILING_MODES, EngineSettings, GpuSettings, OffloadSettings
+from ..settings import (
+    COMPILE_MODES,
+    ENGINES,
+    OFFLOAD_MODES,
+    SHIFTS,
+    TILING_MODES,
+    EngineSettings,
+    GpuSettings,
+    OffloadSettings,
+    SamplingSettings,
+)
 from . import doctor
-from .downloads import Downloads, room_for
+from .downloads import Downloads, offers_for, room_for
 from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
 from .verify import Verifications
 
@@ -42,6 +51,8 @@ _verifications = Verifications()
 _PARTS = ("text_encoder", "vae")
 # Names of LoRAs, one each.
 _LORAS = tuple(f"lora_{number}" for number in range(1, 11))
+# Names of files that somebody lacks, one each.
+_WANTED = tuple(f"file_{number}" for number in range(1, 21))
 _WHOLE = "checkpoint"
 _MODELS = {_WHOLE: paths.CHECKPOINTS, "transformer": paths.TRANSFORMERS}
 
@@ -62,7 +73,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
     try:
         second = _second_expert(values)
     except ValueError as error:
-        return asdict(_not_chosen(values["second_expert"], error))
+        return asdict(replace(_not_chosen(values["second_expert"], error), absent_is_second=True))
     given: dict[str, Any] = dict(values)
     try:
         settings = EngineSettings(**{key: given[key] for key in ("engine", "attention", "compile") if key in given})
@@ -100,7 +111,9 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
             batch=given.get("batch", 1),
         ),
         steps=given.get("steps", DISTILL_STEPS),
+        sampling=_sampling(given),
         has_own_sampler=given.get("has_own_sampler") == "1",
+        has_picture=given.get("has_picture") == "1",
     )
     return asdict(forecast(question))
 
@@ -138,13 +151,19 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
 def _not_chosen(name: Value, error: ValueError) -> Forecast:
     """Return the answer about a model that the lists do not have, by its name as it was chosen."""
     if isinstance(error, paths.NotThereError):
-        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name))
+        return Forecast(ok=False, sentence=str(error), is_absent=True, absent=str(name), choices=error.choices)
     return Forecast(ok=False, sentence=str(error))
 
 
 def _second_expert(values: Mapping[str, Value]) -> Path | str:
-    choice = str(values.get("second_expert", AUTO_SECOND))
-    return choice if choice in (AUTO_SECOND, NO_SECOND) else paths.TRANSFORMERS.resolve(choice)
+    return paths.resolve_second_expert(str(values.get("second_expert", paths.AUTO)), str(values.get("transformer", "")))
+
+
+def _sampling(given: Mapping[str, Any]) -> SamplingSettings | None:
+    """Return the settings of LightX2V Sampler, which alone has a shift."""
+    if "shift" not in given:
+        return None
+    return SamplingSettings(seed=0, **{name: given[name] for name in ("steps", "shift", "high_steps") if name in given})
 
 
 def _model_kind(route: str, values: Mapping[str, Value]) -> str:
@@ -176,7 +195,10 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
-    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress."""
+    """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress.
+
+    And which of it brings the files that are asked for, and which of these nothing brings.
+    """
     host.follow_host_device()
     folder = paths.models_folder()
     offers = [
@@ -187,14 +209,19 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         {
             "name": variant.name,
             "summary": joined([variant.summary, *notes], Between.SEMICOLON),
+            "heading": heading_of(variant),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
             "room": asdict(room_for(variant, folder)),
         }
         for variant, notes in offers
     ]
+    wanted = [str(values[name]) for name in _WANTED if name in values]
+    brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], folder)
     return {
         "variants": variants,
+        "wanted": [{"name": offer.variant.name, "files": offer.files} for offer in brought],
+        "unlisted": unlisted,
         "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
         "progress": asdict(_downloads.progress),
@@ -271,7 +298,10 @@ PLAN = routes.Route(
         "frames": number(int, 1, MAX_FRAMES),
         "batch": number(int, 1, 4096),
         "steps": number(int, 1, MAX_STEPS),
+        "shift": number(float, *SHIFTS),
+        "high_steps": number(int, 0, MAX_STEPS),
         "has_own_sampler": choice("0", "1"),
+        "has_picture": choice("0", "1"),
         **{f"uses_{part}": choice("0", "1") for part in _PARTS},
         **dict.fromkeys(_LORAS, plain_name),
         **{f"{name}_expert": choice(*EXPERT_CHOICES) for name in _LORAS},
@@ -285,7 +315,7 @@ LORA = routes.Route(
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
-DOWNLOADS = routes.Route(name="downloads", fields={}, answer=answer_downloads)
+DOWNLOADS = routes.Route(name="downloads", fields=dict.fromkeys(_WANTED, str), answer=answer_downloads)
 DOWNLOAD = routes.Route(
     name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
 )

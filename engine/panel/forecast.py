@@ -27,7 +27,8 @@ from ..quantities import format_bytes
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
-from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings
+from ..sentences.refusals import Refusals
+from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings, SamplingSettings
 from . import speed
 
 _history = speed.History()
@@ -54,8 +55,12 @@ class Question:
     """What is put on the transformer, at any strength but 0, and on which expert."""
     clip: Clip
     steps: int = 4
+    sampling: SamplingSettings | None = None
+    """What LightX2V Sampler is set to; None where another one samples."""
     has_own_sampler: bool = False
     """Whether a sampler of the host runs it, whose steps and cfg the user chooses."""
+    has_picture: bool = False
+    """Whether the condition that is sampled has a picture in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,10 @@ class Forecast:
     """No such model is there."""
     absent: str = ""
     """The name of what is not there, as it was chosen: of the model, or of its second expert."""
+    absent_is_second: bool = False
+    """It is the second expert."""
+    choices: str = ""
+    """What can be chosen instead of what is not there."""
     waits_for: str = ""
     """Name of the LoRA that something is wrong with, which its own node says."""
     missing: tuple[str, ...] = ()
@@ -149,6 +158,8 @@ def forecast(question: Question) -> Forecast:
         return Forecast(ok=False, sentence=cannot_be_used(question.path, error), tokens=clip.tokens)
     if checkpoint is not None and _lacks(checkpoint, question.uses):
         answer = replace(answer, ok=False, sentence=joined(missing, Between.BLANK))
+    if question.has_picture and not files.format.architecture.takes_image and answer.ok:
+        answer = replace(answer, ok=False, sentence=Refusals.NOT_FOR_TEXT_MODEL(joined=Refusals.PICTURE()))
     return replace(answer, missing=missing)
 
 
@@ -235,6 +246,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
             *files.warnings,
             *doubts_about(files.every_file),
             *([handle.doubts] if handle.doubts and not question.has_own_sampler else []),
+            *(question.sampling.doubts(len(files.names)) if question.sampling else []),
         ),
     )
     try:

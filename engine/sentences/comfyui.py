@@ -24,6 +24,11 @@ class Lists:
     NOTHING_THERE = Sentence(
         "No {what} was found. To have one, {fetch}{put}; then press R in the editor and choose it."
     )
+    SECOND_NOT_THERE = Sentence("Set second_expert (among the advanced inputs) to 'auto'. {problem}")
+    SECOND_LEFT_OVER = Sentence(
+        "Set second_expert (among the advanced inputs) to 'auto': {first!r} holds both experts and needs no second "
+        "one, and {name!r} is not there."
+    )
     IS_OUTSIDE = Sentence("is a path outside the model folders")
     NOT_FOUND = Sentence("was not found in the model folders")
     HAVE_ANOTHER = Sentence(" To have another, {download}.")

@@ -83,6 +83,10 @@ class Folders:
         "{other}-noise expert (second_expert of 'LightX2V Load Transformer', or a folder with both in 'LightX2V Load "
         "Checkpoint'), or sample with one after the other."
     )
+    EXPERTS_BY_WORD = Sentence(
+        "Choose 'alone' as second_expert of 'LightX2V Load Transformer' if these are two models and not both experts "
+        "of one: only the words high and low in their names make {title} a pair."
+    )
     SAME_NOISE = Sentence(
         "Choose a {other_noise}-noise file beside {title}: {other} is the {noise}-noise expert by its name too. Where "
         "a name is wrong, say with 'expert' of 'LightX2V Load Transformer' which the first one is."

@@ -64,6 +64,7 @@ class Parts:
     # checkpoints/files.py, checkpoints/published.py, adapters/comfy/paths.py
     CHECKPOINT = Sentence("checkpoint")
     TRANSFORMER = Sentence("transformer")
+    SECOND_EXPERT = Sentence("second expert")
     TEXT_ENCODER = Sentence("text encoder")
     TOKENIZER = Sentence("tokenizer")
     CONFIG = Sentence("config")

@@ -87,6 +87,10 @@ class LoraFiles:
         "and [rows, rank]. Download it again."
     )
     ODD_ALPHA = Sentence("{subject} has {name} of shape {shape}; expected one number. Download it again.")
+    PEFT_OF_ANOTHER = Sentence(
+        "Its PEFT settings (adapter_config.json) are another LoRA's and are not used: they say rank {rank}, and it has "
+        "{own}. It is taken as made with an alpha as large as its rank."
+    )
     PEFT_WITHOUT_ALPHA = Sentence(
         "It was saved by PEFT, and adapter_config.json is not beside it: it is taken as made with an alpha as large "
         "as its rank."

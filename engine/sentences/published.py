@@ -33,3 +33,8 @@ class Published:
     LEADS_OUTSIDE = Sentence("{repository} lists {path!r}, which leads outside the models folder. Refused.")
     BLOCKS = Sentence("transformer blocks")
     REST = Sentence("rest of the transformer")
+    TEXT_TO_VIDEO = Sentence("Text to video")
+    IMAGE_TO_VIDEO = Sentence("Image to video")
+    EXPERTS = Sentence("Experts of Wan2.2")
+    LORAS = Sentence("LoRAs for ordinary models")
+    ORDINARY_MODELS = Sentence("Ordinary models for the LoRAs")

@@ -91,6 +91,10 @@ class Sampling:
     UNUSUAL_BOUNDARY = Sentence(
         "the high-noise expert has {high_steps:d} of {steps:d} steps; the experts are distilled for half of them each."
     )
+    IDLE_EXPERT = Sentence(
+        "the {expert}-noise expert is never used: high_steps is {high_steps:d} and there are {steps:d} steps; the "
+        "experts are distilled for half of them each."
+    )
     LATENT_NOT_EMPTY = Sentence("the input latent is not empty; the sampler starts from pure noise and ignores it.")
     BATCH = Sentence("batch of {num_clips:d} clips, seeds {seed:d} to {last:d}.")
     STEPS_OF_EXPERT = Sentence("{expert}-noise expert: steps {first:d} to {last:d} of {steps:d}, sigma {sigmas}.")

@@ -329,7 +329,7 @@ const steps = {
         await shot("weights_missing");
         await press(type, "lightx2v_plan", "Get the weights");
         // One button for this machine, which says what it costs and asks.
-        const first = page.getByRole("button", { name: /^Download FP8 for / });
+        const first = page.getByRole("button", { name: /^Download FP8( for |$)/ });
         await first.waitFor({ timeout: 30_000 });
         const offer = await first.locator("xpath=..").innerText();
         const others = await page.getByText(/^Other versions/).innerText();
@@ -351,7 +351,7 @@ const steps = {
         drive = { lacking_bytes: 12_300_000_000, free_bytes: 10_000_000_000 };
         await openTab("lightx2v-doctor");
         const tab = page.locator(".side-bar-panel, .sidebar-content-container").first();
-        const offer = tab.getByRole("button", { name: /^Download FP8 for / });
+        const offer = tab.getByRole("button", { name: /^Download FP8( for |$)/ });
         await tab.locator("details").first().evaluate((element) => (element.open = true));
         await offer.waitFor({ timeout: 30_000 });
         const found = {};

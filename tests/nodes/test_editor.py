@@ -63,6 +63,24 @@ def test_measuring_again_forgets_what_was_found_out(host, tmp_path):
         editor.measure_again({})
 
 
+def test_the_downloads_that_bring_missing_files_are_named(host, models_dir):
+    from lightx2v_pack.engine.adapters.comfy.routes import read_parameters
+    from lightx2v_pack.engine.panel import editor
+
+    image, vae = "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors", "wan_2.1_vae.safetensors"
+    values = read_parameters(editor.DOWNLOADS, {"file_1": image, "file_2": "C:\\mine.safetensors", "file_3": vae})
+    answer = editor.answer_downloads(values)
+    assert answer["wanted"] == [{"name": "wan2.1-i2v-480p-fp8", "files": (image, vae)}]
+    assert answer["unlisted"] == ["C:\\mine.safetensors"]
+    (offer,) = (variant for variant in answer["variants"] if variant["name"] == "wan2.1-i2v-480p-fp8")
+    assert offer["heading"] == "Image to video" and offer["folder"] == "models/diffusion_models"
+    assert offer["room"]["missing_bytes"] == offer["num_bytes"]
+    # The list itself is the same whatever is asked for.
+    plain = editor.answer_downloads({})
+    assert plain["wanted"] == plain["unlisted"] == []
+    assert [each["name"] for each in plain["variants"]] == [each["name"] for each in answer["variants"]]
+
+
 def test_notes_lie_in_comfyuis_user_folder(host, tmp_path, monkeypatch):
     import asyncio
 
@@ -137,3 +155,22 @@ def test_links_to_nothing_beside_a_model_do_not_break_its_plan(host, models_dir)
         (folder / name).symlink_to(target)
     answer = editor.answer_plan({"transformer": "more/wan.safetensors", "width": 64, "height": 48, "frames": 5})
     assert answer["ok"], answer["sentence"]
+
+
+def test_a_name_that_is_not_there_comes_with_those_that_are(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+
+    assert editor.answer_plan({"checkpoint": "gone"})["choices"] == ""
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    answer = editor.answer_plan({"checkpoint": "gone"})
+    assert answer["is_absent"] and not answer["absent_is_second"] and "tiny" in answer["choices"]
+
+
+def test_a_text_to_video_model_with_a_picture_is_refused_before_the_run(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    values = {"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5}
+    assert editor.answer_plan(values)["ok"]
+    answer = editor.answer_plan(values | {"has_picture": "1"})
+    assert not answer["ok"] and "load an image-to-video model" in answer["sentence"] and answer["detected"]

@@ -160,3 +160,57 @@ def test_the_doctor_describes_both(host, models):
 
     items = {item["name"]: item for item in editor.answer_doctor({})}
     assert "two experts of 2 blocks" in items["wan22"]["found"]
+
+
+SIZE = {"width": 64, "height": 48, "frames": 5}
+
+
+def refusals(host, values):
+    """Return the plan of a loader's values, and what ComfyUI's check of the node says."""
+    from lightx2v_pack.engine.panel import editor
+
+    plan = editor.answer_plan(values | SIZE)
+    with pytest.raises(ValueError) as refused:
+        host.classes["LightX2VLoadTransformer"].validate_inputs(**values)
+    return plan, str(refused.value)
+
+
+def test_a_second_expert_that_is_not_there_is_told_by_its_input(host, models):
+    plan, refused = refusals(host, {"transformer": HIGH, "second_expert": "gone.safetensors"})
+    assert plan["is_absent"] and plan["absent_is_second"] and plan["absent"] == "gone.safetensors"
+    assert plan["sentence"] == refused
+    assert refused.startswith("Set second_expert (among the advanced inputs) to 'auto'. Choose another second expert")
+    assert "'gone.safetensors'" in refused and "transformer" not in refused
+
+
+@pytest.mark.parametrize("name", ["../gone.safetensors", "/gone.safetensors", ""])
+def test_a_second_expert_that_is_not_offered_is_told_by_its_input(host, models, name):
+    plan, refused = refusals(host, {"transformer": HIGH, "second_expert": name})
+    assert plan["sentence"] == refused and refused.startswith("Set second_expert ")
+
+
+def test_a_folder_of_both_experts_needs_no_second_one_that_is_left_over(host, models):
+    plan, refused = refusals(host, {"transformer": "wan22", "second_expert": "gone.safetensors"})
+    assert not plan["ok"] and not plan["is_absent"] and plan["sentence"] == refused
+    assert refused.startswith("Set second_expert (among the advanced inputs) to 'auto': 'wan22' holds both experts")
+
+
+def test_what_the_sampler_is_set_to_is_doubted_before_the_run(host, models):
+    from lightx2v_pack.engine.panel import editor
+
+    def warnings(**sampling):
+        answer = editor.answer_plan({"transformer": HIGH, **SIZE, **sampling})
+        assert answer["ok"]
+        return answer["warnings"]
+
+    usual = {"steps": 4, "shift": 5.0, "high_steps": 2}
+    assert warnings(**usual) == warnings(steps=20) == ()
+    (said,) = warnings(**usual | {"shift": 0.1})
+    assert said.startswith("steps 4 and shift 0.1; ")
+    (said,) = warnings(**usual | {"high_steps": 1})
+    assert said.startswith("the high-noise expert has 1 of 4 steps; ")
+    for high_steps, idle in ((30, "low"), (20, "low"), (0, "high")):
+        _, said = warnings(steps=20, shift=5.0, high_steps=high_steps)
+        assert said.startswith(f"the {idle}-noise expert is never used: ")
+    one = editor.answer_plan({"transformer": "one.safetensors", **SIZE, **usual, "high_steps": 0})
+    assert one["ok"] and not any("noise expert" in said for said in one["warnings"])

@@ -246,6 +246,7 @@ QUESTIONS = [
     ("lora", {"checkpoint": "tiny"}),
     ("doctor", {}),
     ("downloads", {}),
+    ("downloads", {"file_1": "wan_2.1_vae.safetensors", "file_2": "gone.safetensors"}),
     ("verification", {}),
 ]
 

@@ -1,15 +1,20 @@
 """What the panels say: every text is there in both languages, with the same holes; every one that is said exists. And
 which nodes they follow."""
 
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from lightx2v_pack.engine.sentences import LANGUAGES, translated
+from lightx2v_pack.engine import sentences
+from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, translated
 from lightx2v_pack.engine.sentences.comfyui import Lists
+from lightx2v_pack.engine.sentences.folders import Folders
+from lightx2v_pack.engine.sentences.kinds import Parts
 from lightx2v_pack.engine.sentences.settings import Settings
 from support.node_schemas import read_golden
 
@@ -66,15 +71,19 @@ def test_the_plan_line_follows_every_node_that_says_how_a_loader_loads():
     assert own == {"LightX2VOffload", "LightX2VGPUs"} and own <= names
 
 
-def split(*sentences):
+def split(*said):
     """Return what the panels make of sentences of the server: a headline and the rest of each."""
+    return evaluate("sentence.js", "splitSentence", f"{json.dumps(said)}.map(splitSentence)")
+
+
+def evaluate(file, names, expression):
+    """Return the value of an expression of what a file of js/ exports; without a browser."""
     if not shutil.which("node"):
         pytest.skip("node is not on the PATH")
-    script = (
-        f'import {{ splitSentence }} from "{(JS / "sentence.js").as_uri()}";'
-        f"console.log(JSON.stringify({json.dumps(sentences)}.map(splitSentence)));"
+    script = f'import {{ {names} }} from "{(JS / file).as_uri()}"; console.log(JSON.stringify({expression}));'
+    done = subprocess.run(
+        ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
     )
-    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -110,6 +119,60 @@ def test_a_path_in_a_headline_is_the_files_name():
     assert split(said)[0][0].startswith("block_1.safetensors ends")
 
 
+FOLDERS = ("/models/lightx2v/i2v", "C:\\ComfyUI\\models\\lightx2v\\i2v", "/my models/lightx2v/i2v, the first")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_panel_says_every_word_of_a_sentence_about_a_folder(language):
+    """Whatever the values are: only what is before the last name of a path is left out."""
+    for folder in FOLDERS:
+        said = [
+            sentence(**{name: 1 if spec else folder for name, spec in sentence.fields.items()})
+            for sentence in catalogue()
+        ]
+        whole = [translated(each, language) for each in said]
+        for text, (headline, rest) in zip(whole, split(*whole), strict=True):
+            shown = plain(headline + rest)
+            assert folder not in text or "i2v" in shown, text
+            # A word that meets a value goes on with its path.
+            for word in re.split(r"[\s;:.,()\u3000-\u303f\uff00-\uffef]+", text.replace(folder, "\0")):
+                kept = word.rpartition("/")[2] if word.startswith("/") else word
+                assert "\0" in word or kept in shown, text
+
+
+def catalogue():
+    modules = [
+        importlib.import_module(f"{sentences.__name__}.{each.name}")
+        for each in pkgutil.iter_modules(sentences.__path__)
+    ]
+    classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    return [value for each in classes for value in vars(each).values() if isinstance(value, Sentence)]
+
+
+def plain(text):
+    """Return a text without blanks, and without the stops that a headline may end with instead of a colon."""
+    return re.sub(r"[\s:.\uff1a\u3002]", "", text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("home", FOLDERS[:2])
+def test_a_missing_part_is_said_with_its_place(home, language):
+    said = Folders.PART_MISSING(
+        part=Parts.TEXT_ENCODER(),
+        file="models_t5_umt5-xxl-enc-fp8.pth",
+        home=home,
+        at_root=Folders.AT_ROOT(),
+        folder="google",
+        model_repository="lightx2v/Wan2.1-Distill-Models",
+    )
+    ((headline, rest),) = split(translated(said, language))
+    assert " i2v" in rest and "google/" in rest and "lightx2v/Wan2.1-Distill-Models" in rest
+    assert (
+        headline
+        == {"en": "The text encoder is missing.", "zh": "\u7f3a\u5c11\u6587\u672c\u7f16\u7801\u5668\u3002"}[language]
+    )
+
+
 def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
     """Chinese has no blank between sentences, nor between words."""
     assert texts("zh")["sentences"] == "{first}{second}" and texts("en")["sentences"] == "{first} {second}"
@@ -121,3 +184,156 @@ def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
         assert "{name} " not in text or name.startswith(("download_", "waiting")) or "LoRA" in text, name
     panel = (JS / "plan_line.js").read_text(encoding="utf-8")
     assert not re.search(r"`\$\{say\([^`]*\} |join\(\", ?\"\)|join\(\" \"\)|`\(\$\{", panel)
+
+
+def offers(variants, *wanted):
+    found = {
+        "variants": [{"name": name} for name in variants],
+        "wanted": [{"name": name, "files": []} for name in wanted],
+    }
+    shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
+    first = [each["variant"]["name"] for each in shown["wanted"]]
+    return first, shown.get("best", {}).get("name"), [each["name"] for each in shown["others"]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([], ([], "fp8", ["int8", "image", "lora"])),
+        # The usual offer is what is wanted.
+        (["fp8"], ([], "fp8", ["int8", "image", "lora"])),
+        (["image"], (["image"], "fp8", ["int8", "lora"])),
+        (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
+        (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
+    ],
+)
+def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
+    assert offers(["fp8", "int8", "image", "lora"], *wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "main", "label"),
+    [
+        (["vae", "wan/high", "low"], ["wan/high", "low"], ["high", "low"]),
+        (["a\\vae", "t5"], [], ["vae"]),
+        (["lora", "t5"], ["lora", "high"], ["lora"]),
+    ],
+)
+def test_a_download_is_named_by_the_files_that_are_missing(files, main, label):
+    assert evaluate("offers.js", "labelOf", f"labelOf({json.dumps(files)}, {json.dumps({'main': main})})") == label
+
+
+def test_variants_are_listed_under_their_headings():
+    variants = [{"name": name, "heading": heading} for name, heading in (("a", "x"), ("b", "x"), ("c", "y"))]
+    groups = evaluate("offers.js", "groupByHeading", f"groupByHeading({json.dumps(variants)})")
+    assert [(heading, [each["name"] for each in group]) for heading, group in groups] == [
+        ("x", ["a", "b"]),
+        ("y", ["c"]),
+    ]
+
+
+def test_no_more_is_asked_for_than_the_route_takes():
+    names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
+    asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
+    assert asked == {f"file_{number + 1}": f"{number}.safetensors" for number in range(20)}
+
+
+# A graph that the panels read: nodes as (type, mode, {input: (node, slot) it is linked to, or a value}, output types).
+SAMPLING = {"steps": 4, "shift": 5, "high_steps": 2}
+T2V = {
+    1: ("LightX2VLoadTransformer", 0, {"transformer": "wan"}, ["MODEL"]),
+    2: ("LightX2VLora", 0, {"transformer": (1, 0), "lora": "fast", "strength": 1, "expert": "both"}, ["MODEL"]),
+    3: ("LightX2VLora", 0, {"transformer": (2, 0), "lora": "fast", "strength": 1, "expert": "both"}, ["MODEL"]),
+    4: ("CLIPTextEncode", 0, {}, ["CONDITIONING"]),
+    5: ("LoadImage", 0, {}, ["IMAGE"]),
+    6: (
+        "LightX2VImageToVideo",
+        0,
+        {"positive": (4, 0), "start_image": (5, 0), "width": 64, "height": 48, "num_frames": 5, "batch_size": 1},
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
+    7: ("LightX2VSampler", 0, {"transformer": (3, 0), "conditioning": (6, 0), "latent": (6, 2)} | SAMPLING, ["LATENT"]),
+}
+
+
+@pytest.fixture
+def read_graph(tmp_path):
+    """Return a function that builds a graph of the nodes above and what graph.js makes of it."""
+    if not shutil.which("node"):
+        pytest.skip("node is not on the PATH")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "app.js").write_text("export const app = {};")
+    shutil.copytree(JS, tmp_path / "extensions" / "pack", ignore=shutil.ignore_patterns("docs"))
+
+    def read_graph(nodes, expression):
+        described = [[number, *node] for number, node in nodes.items()]
+        script = f"""
+            import * as graphs from "./extensions/pack/graph.js";
+            const graph = {{ links: {{}}, nodes: [] }};
+            const find = (id) => graph.nodes.find((node) => node.id === id);
+            graph.getNodeById = find;
+            for (const [id, type, mode, inputs, outputs] of {json.dumps(described)}) {{
+                const node = {{ id, type, mode, graph, inputs: [], widgets: [] }};
+                node.outputs = outputs.map((each) => ({{ type: each, links: [] }}));
+                for (const [name, value] of Object.entries(inputs)) {{
+                    if (!Array.isArray(value)) {{
+                        node.widgets.push({{ name, value }});
+                        continue;
+                    }}
+                    const [origin_id, origin_slot] = value;
+                    const link = Object.keys(graph.links).length + 1;
+                    const output = find(origin_id).outputs[origin_slot];
+                    graph.links[link] = {{ origin_id, origin_slot, target_id: id, target_slot: node.inputs.length }};
+                    output.links.push(link);
+                    node.inputs.push({{ name, type: output.type, link }});
+                }}
+                graph.nodes.push(node);
+            }}
+            console.log(JSON.stringify({expression} ?? null));
+        """
+        (tmp_path / "ask.js").write_text(script)
+        done = subprocess.run(["node", tmp_path / "ask.js"], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    return read_graph
+
+
+def changed(number, mode=None, **inputs):
+    """Return the graph with another mode or other inputs of one node."""
+    kind, usual, given, outputs = T2V[number]
+    return T2V | {number: (kind, usual if mode is None else mode, given | inputs, outputs)}
+
+
+def test_the_plan_is_asked_with_what_the_sampler_is_set_to(read_graph):
+    ask = "graphs.describeRun(find(1)).parameters"
+    asked = read_graph(T2V, ask)
+    assert asked["steps"] == 4 and asked["shift"] == 5 and asked["high_steps"] == 2 and asked["has_picture"] == 1
+    assert "has_picture" not in read_graph(changed(5, mode=4), ask)
+    sampler = ("KSampler", 0, {"model": (3, 0), "positive": (6, 0), "latent_image": (6, 2)} | SAMPLING, ["LATENT"])
+    asked = read_graph(T2V | {7: sampler}, ask)
+    assert "shift" not in asked and asked["has_own_sampler"] == asked["has_picture"] == 1
+
+
+@pytest.mark.parametrize(
+    ("graph", "is_twice"),
+    [
+        (T2V, True),
+        (changed(2, lora="other"), False),
+        (changed(2, mode=4), False),
+        (changed(3, mode=4), False),
+        (changed(2, strength=0), False),
+        (changed(2, expert="high"), True),
+        (changed(2, expert="high") | {3: changed(3, expert="low")[3]}, False),
+    ],
+)
+def test_a_file_that_another_node_puts_on_is_known(read_graph, graph, is_twice):
+    assert read_graph(graph, "graphs.isPutOnBefore(find(3))") is is_twice
+    assert read_graph(graph, "graphs.isPutOnBefore(find(2))") is False
+
+
+def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):
+    ask = "graphs.describeLora(find(3))"
+    assert read_graph(changed(2, mode=4), ask)["transformer"] == "wan"
+    assert read_graph(changed(2, mode=2), ask) is None
+    assert read_graph(changed(3, mode=4), "graphs.isSwitchedOff(find(3))")

@@ -374,6 +374,15 @@ def test_a_hole_in_a_large_tensor_is_seen(dtype, begin) -> None:
         assert 786_432 - 8192 <= int(re.fullmatch(r"has (\d+) bytes of zeros in a row", found)[1]) <= 786_432
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("num_rows", [128, 256, 600])
+def test_a_hole_in_a_matrix_is_called_that_whatever_is_around_it(dtype, num_rows) -> None:
+    weight = (torch.randn(5120, 5120, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    weight[:num_rows] = 0
+    fault, _ = ContentCheck().find("blocks.0.self_attn.q.weight", weight, dtype)
+    assert "bytes of zeros in a row" in fault
+
+
 @pytest.mark.parametrize("num_rows", [1, 20, 80])
 def test_rows_that_are_zero_are_no_hole(num_rows) -> None:
     values = large(torch.float8_e4m3fn, 5120 * 2000).view(2000, 5120)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
-from lightx2v_pack.engine.checkpoints.published import PUBLISHED
+from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, heading_of
 from lightx2v_pack.engine.errors import without_passwords
 from lightx2v_pack.engine.panel import downloads as panel_downloads
-from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, room_for
+from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, offers_for, room_for
 from lightx2v_pack.engine.sentences.hub import Hub
 from support import checkpoints
 from support.hub_server import HubServer
@@ -192,3 +192,89 @@ def test_a_drive_that_cannot_be_looked_at_is_no_reason_to_refuse(tmp_path, monke
     monkeypatch.setattr(panel_downloads.shutil, "disk_usage", fail)
     room = room_for(FP8, tmp_path)
     assert (room.missing_bytes, room.free_bytes, room.lacking_bytes) == (FP8.num_bytes, None, 0)
+
+
+# What brings the files that a workflow names
+
+IMAGE, VAE, T5 = (
+    "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors",
+    "wan_2.1_vae.safetensors",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+)
+HIGH, LOW = (f"wan2.2_i2v_A14b_{noise}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors" for noise in ("high", "low"))
+ORDINARY, LORA = "wan2.1_t2v_14B_fp8_scaled.safetensors", "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors"
+CLIP_VISION = "clip_vision_h.safetensors"
+REPOSITORY = "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
+BLOCK = f"{REPOSITORY}\\distill_int8\\block_3.safetensors"
+
+
+def offered(models, *names):
+    offers, unlisted = offers_for(names, list(ALL_PUBLISHED.values()), models)
+    return [(offer.variant.name, *offer.files) for offer in offers], unlisted
+
+
+def put_in_place(models, *names):
+    """Whole files, as long as published, of single files."""
+    for part in {part for variant in ALL_PUBLISHED.values() for part in variant.parts if not part.keeps_path}:
+        name = part.patterns[0].rpartition("/")[2]
+        if name in names:
+            (models / part.folder).mkdir(parents=True, exist_ok=True)
+            with (models / part.folder / name).open("wb") as file:
+                file.truncate(part.num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([IMAGE], [("wan2.1-i2v-480p-fp8", IMAGE)]),
+        ([VAE, CLIP_VISION, T5, IMAGE], [("wan2.1-i2v-480p-fp8", VAE, CLIP_VISION, T5, IMAGE)]),
+        ([HIGH, LOW, VAE], [("wan2.2-i2v-fp8", HIGH, LOW, VAE)]),
+        ([f"wan\\{LOW}"], [("wan2.2-i2v-fp8", f"wan\\{LOW}")]),
+        ([LORA, ORDINARY, T5], [("wan2.1-t2v-lora", LORA), ("wan2.1-t2v-ordinary-fp8", ORDINARY, T5)]),
+        ([REPOSITORY], [("fp8", REPOSITORY)]),
+        ([f"{REPOSITORY}/distill_int8"], [("int8", f"{REPOSITORY}/distill_int8")]),
+        ([BLOCK], [("int8", BLOCK)]),
+        (["models_t5_umt5-xxl-enc-bf16.pth"], [("bf16", "models_t5_umt5-xxl-enc-bf16.pth")]),
+        (["wan_2.1_vae.safetensors", "fp8"], [("fp8-single", VAE)]),
+    ],
+)  # fmt: skip
+def test_a_missing_file_is_brought_by_what_holds_it(tmp_path, names, expected):
+    found, unlisted = offered(tmp_path, *names)
+    assert found == expected
+    assert unlisted == [name for name in names if name == "fp8"]
+
+
+def test_every_published_file_has_a_download(tmp_path):
+    for variant in ALL_PUBLISHED.values():
+        if not variant.is_folder:
+            for name in variant.file_names:
+                assert any(name in files for _, *files in offered(tmp_path, name)[0]), name
+
+
+def test_what_is_in_no_list_is_told_and_hides_nothing(tmp_path):
+    found, unlisted = offered(tmp_path, "mine.safetensors", IMAGE, "..\\..\\x", "")
+    assert found == [("wan2.1-i2v-480p-fp8", IMAGE)] and unlisted == ["mine.safetensors", "..\\..\\x", ""]
+
+
+def test_what_is_here_is_not_brought_again(tmp_path):
+    put_in_place(tmp_path, HIGH, VAE)
+    assert offered(tmp_path, HIGH, LOW, VAE)[0] == [("wan2.2-i2v-fp8", LOW)]
+    pair = ALL_PUBLISHED["wan2.2-i2v-fp8"]
+    assert room_for(pair, tmp_path).missing_bytes == sum(part.num_bytes for part in pair.parts[1:3])
+    put_in_place(tmp_path, LOW)
+    assert offered(tmp_path, HIGH, LOW, VAE) == ([], [])
+
+
+def test_a_companion_is_brought_by_the_model_that_is_here(tmp_path):
+    put_in_place(tmp_path, IMAGE)
+    assert offered(tmp_path, VAE)[0] == [("wan2.1-i2v-480p-fp8", VAE)]
+
+
+def test_a_list_of_variants_has_short_headings():
+    headings = {variant.name: heading_of(variant) for variant in ALL_PUBLISHED.values()}
+    assert headings["fp8"] == headings["bf16-single"] == "Text to video"
+    assert headings["wan2.1-i2v-720p-int8"] == "Image to video" and headings["wan2.2-i2v-fp8"] == "Experts of Wan2.2"
+    assert headings["wan2.2-t2v-loras"].startswith("LoRAs")
+    assert headings["wan2.2-i2v-ordinary-fp8"].startswith("Ordinary models")
+    # Each once, one after the other.
+    assert len(dict.fromkeys(headings.values())) == 5

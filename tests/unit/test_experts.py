@@ -4,12 +4,13 @@ import functools
 import gc
 import itertools
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from lightx2v_pack.engine import engines, pipeline
-from lightx2v_pack.engine.checkpoints.files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.files import resolve_experts, resolve_transformer
 from lightx2v_pack.engine.constants import GIB
 from lightx2v_pack.engine.errors import CheckpointError, NothingFitsError
 from lightx2v_pack.engine.handles import TransformerHandle
@@ -415,6 +416,24 @@ def test_the_log_names_experts_steps_and_noise_levels(caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("high", "low", "is_pair"),
+    [
+        ("wan2.1_distill_high_quality", "wan2.1_distill_low_quality", False),
+        ("Wan2_1-low-vram", "Wan2_1-high-vram", False),
+        ("high/wan_distill", "low/wan_distill", True),
+        ("my_high", "my_low", True),
+    ],
+)
+def test_words_alone_make_no_experts_of_wan_2_1_and_are_said_elsewhere(high, low, is_pair, tmp_path):
+    for name, path in zip((high, low), sorted(expert_files("bf16").iterdir()), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / f"{name}.safetensors")
+    found = resolve_experts(tmp_path / f"{high}.safetensors")
+    assert (found.second is not None) is is_pair
+    assert any("only the words high and low" in note for note in found.warnings) is is_pair
+
+
 def test_a_pair_of_files_is_the_same_model_as_a_pair_of_folders():
     """Whichever of them is named."""
     high, low = sorted(expert_files("bf16").iterdir())

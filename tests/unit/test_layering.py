@@ -30,6 +30,7 @@ TOUCHED_IN = {
     "comfy": "engine/adapters/comfy",
     "comfy_api": "nodes/_api.py",
     "comfy_execution": "engine/adapters/comfy",
+    "comfyui_version": "engine/adapters/comfy",
     "diffusers": None,
     "folder_paths": "engine/adapters/comfy",
     "huggingface_hub": "engine/adapters/hub",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from lightx2v_pack.engine.lora.changes import Stack
 from lightx2v_pack.engine.lora.experts import read_for_experts
 from lightx2v_pack.engine.lora.reader import Patch, lora_of_patches, read_lora
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings, SamplingSettings
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import loras
 from support.checkpoints import distilled, transformer_weights
 from support.engine import conditioning_of
@@ -145,6 +146,34 @@ def test_what_a_trainer_notes_about_alpha_changes_nothing(tmp_path):
 def test_a_peft_file_without_its_settings_says_so(tmp_path):
     lora = read(loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS), "peft"))
     assert "adapter_config.json is not beside it" in str(lora.report)
+
+
+@pytest.mark.parametrize("r", [2, 8, 64])
+def test_settings_of_peft_of_another_rank_are_another_loras(r, tmp_path):
+    loras.write_peft_config(tmp_path, r=r, lora_alpha=128)
+    drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn, "diffusers"))
+    assert [change.factor for change in lora.changes] == [1.0]
+    assert f"another LoRA's and are not used: they say rank {r}, and it has 4" in str(lora.report)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_alpha_may_be_a_whole_number(dtype, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
+    path = loras.write(tmp_path / "x.safetensors", drawn, "lightx2v")
+    alpha = {"diffusion_model.blocks.0.self_attn.q.alpha": torch.tensor(2, dtype=dtype)}
+    save_file(load_file(path) | alpha, path)
+    assert [change.factor for change in read(path).changes] == [0.5]
+
+
+@pytest.mark.parametrize("start", ["_" * 230, "lora_unet_" * 22, "transformer_1_" * 16])
+def test_names_with_many_prefixes_take_no_time(start, tmp_path):
+    tensors = {f"{start}{number}.lora_down.weight": torch.zeros(0) for number in range(20_000)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    begun = time.thread_time()
+    with pytest.raises(CheckpointError):
+        read(tmp_path / "x.safetensors")
+    assert time.thread_time() - begun < 5
 
 
 def test_settings_of_peft_that_cannot_be_read_are_an_error(tmp_path):

@@ -3,12 +3,14 @@ import json
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from lightx2v_pack.engine import report
 
 CPU = torch.device("cpu")
+PROJECT = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_a_stage_is_timed_and_its_peak_of_ram_is_seen():
@@ -40,6 +42,7 @@ def test_records_travel_with_tensors_and_end_with_them():
     assert built["total_seconds"] == 3.0
     assert built["peak_ram_bytes"] == 9
     assert built["versions"]["torch"] == torch.__version__
+    assert built["versions"]["lightx2v-nodes"].partition("-")[0] in PROJECT
     json.dumps(built)
     alive = weakref.ref(second)
     del latents, second

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from lightx2v_pack.engine import pipeline
 from lightx2v_pack.engine.checkpoints.companions import resolve_vae
 from lightx2v_pack.engine.checkpoints.weights import PthWeights
 from lightx2v_pack.engine.errors import CheckpointError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalize, normalize
 from lightx2v_pack.engine.memory.decoder import decode_bytes
+from lightx2v_pack.engine.settings import OffloadSettings
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import save_file
 from support.cancel import CancelAfter, Cancelled
@@ -79,6 +81,20 @@ def test_a_file_without_an_encoder_and_with_a_prefix_decodes_the_same(prefix):
     path = write(f"{prefix}decoder.safetensors", weights)
     latents = clip(2)
     assert torch.equal(decode(load_decoder(path), latents), decode(load_decoder(vae()), latents))
+
+
+@pytest.mark.parametrize("dim", [8, 16])
+def test_parameters_decode_as_tensors_do(dim, tmp_path):
+    """As torch.save leaves them of a module's named_parameters."""
+    path = vae(".pth", torch.float32, tiny.TinySizes(vae_dim=dim))
+    file = tmp_path / "vae.pth"
+    torch.save({name: torch.nn.Parameter(each) for name, each in torch.load(path).items()}, file)
+    latents = normal(1, 16, 2, 4, 4)
+    frames = [
+        pipeline.decode(pipeline.load_vae(each, offload=OffloadSettings()), latents, hooks=Hooks())
+        for each in (path, file)
+    ]
+    assert torch.equal(*frames)
 
 
 def test_chunks_are_frames_of_one_then_four():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,3 +27,12 @@ def find_host(claim: Callable[[Any, int, int], None] | None = None) -> Host:
 def follow_host_device() -> None:
     """Compute on the CPU where ComfyUI does (--cpu), although there may be a GPU."""
     system.use_cpu_only(mm.is_device_cpu(mm.get_torch_device()))
+
+
+def versions() -> dict[str, str]:
+    """Return ComfyUI's version by its name; nothing where something else stands in for it."""
+    try:
+        found = importlib.import_module("comfyui_version")
+    except ModuleNotFoundError:
+        return {}
+    return {"ComfyUI": str(found.__version__)}

@@ -13,14 +13,20 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...checkpoints.files import list_checkpoint_folders, list_transformer_folders
+from ...checkpoints.files import (
+    AUTO_SECOND,
+    NO_SECOND,
+    list_checkpoint_folders,
+    list_transformer_folders,
+    resolve_transformer,
+)
 from ...checkpoints.folders import walk
-from ...errors import nearest
+from ...errors import LightX2VError, nearest
 from ...sentences import joined
 from ...sentences.between import Between
 from ...sentences.comfyui import Lists
@@ -145,6 +151,11 @@ _DOWNLOAD = Lists.DOWNLOAD_IT()
 class NotThereError(ValueError):
     """Nothing of that name is in the model folders."""
 
+    def __init__(self, sentence: str, choices: str = "") -> None:
+        super().__init__(sentence)
+        self.choices = choices
+        """Names of what is there instead."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
@@ -222,7 +233,8 @@ class ModelChoice:
         if broken:
             return ValueError(Lists.BROKEN_LINK(name=broken.name, listed=listed, where=_target_of(broken)))
         found = Lists.NOT_FOUND()
-        return NotThereError(Lists.CHOOSE_ANOTHER(listed=listed, fetch=fetch, what=self.what, name=name, found=found))
+        sentence = Lists.CHOOSE_ANOTHER(listed=listed, fetch=fetch, what=self.what, name=name, found=found)
+        return NotThereError(sentence, listed)
 
 
 CHECKPOINTS = ModelChoice(
@@ -237,6 +249,7 @@ TRANSFORMERS = ModelChoice(
     put=Lists.PUT_TRANSFORMER(),
     is_published=True,
 )
+_SECOND_EXPERTS = replace(TRANSFORMERS, what=Parts.SECOND_EXPERT())
 TEXT_ENCODERS = ModelChoice(
     what=Parts.TEXT_ENCODER(),
     sources=(("text_encoders", _all_files), (FOLDER, _text_encoder_files)),
@@ -257,6 +270,32 @@ VAES = ModelChoice(
     sources=(("vae", _all_files), ("vae_approx", _tiny_vae_files), (FOLDER, _vae_files)),
     put=Lists.PUT_VAE(),
 )
+
+
+def resolve_second_expert(name: str, first: str) -> Path | str:
+    """Return the path of the transformer that goes with the one named `first`; auto and alone stay as they are.
+
+    Raises:
+        NotThereError: there is nothing of that name.
+        ValueError: it is not offered for another reason, or `first` is a folder of both experts.
+    """
+    if name in (AUTO_SECOND, NO_SECOND):
+        return name
+    try:
+        return _SECOND_EXPERTS.resolve(name)
+    except NotThereError as error:
+        if _holds_both_experts(first):
+            raise ValueError(Lists.SECOND_LEFT_OVER(name=name, first=first)) from None
+        raise NotThereError(Lists.SECOND_NOT_THERE(problem=error), error.choices) from None
+    except ValueError as error:
+        raise ValueError(Lists.SECOND_NOT_THERE(problem=error)) from None
+
+
+def _holds_both_experts(name: str) -> bool:
+    try:
+        return resolve_transformer(TRANSFORMERS.resolve(name)).second is not None
+    except (ValueError, LightX2VError):
+        return False
 
 
 def _leads_outside(name: str) -> bool:

@@ -1,0 +1,46 @@
+// What the list of downloads shows, and in which order: values only, no elements.
+
+// What the route takes: names, and characters of each.
+const MOST_NAMES = 20;
+const MOST_CHARACTERS = 300;
+
+/** Parameters of GET /lightx2v/downloads for the files that the graph names and lacks. */
+export function wantedParameters({ names }) {
+    const asked = names.filter((name) => name.length <= MOST_CHARACTERS).slice(0, MOST_NAMES);
+    return Object.fromEntries(asked.map((name, index) => [`file_${index + 1}`, name]));
+}
+
+/**
+ * What comes first, what is best for this machine, and the rest. Where the best is all that is wanted it has its usual
+ * place; it is undefined where it is among several that are.
+ */
+export function splitOffers({ variants, wanted }) {
+    const [first, ...others] = variants;
+    if (wanted.length === 1 && wanted[0].name === first.name) {
+        return { wanted: [], best: first, others };
+    }
+    const names = wanted.map(({ name }) => name);
+    return {
+        wanted: wanted.map(({ name, files }) => ({ variant: variants.find((variant) => variant.name === name), files })),
+        best: names.includes(first.name) ? undefined : first,
+        others: others.filter(({ name }) => !names.includes(name)),
+    };
+}
+
+/** The files that a button is named by: transformers and LoRAs, else the first; without their folders. */
+export function labelOf(files, { main }) {
+    const named = files.filter((name) => main.includes(name));
+    return (named.length ? named : files.slice(0, 1)).map((name) => name.split(/[\\/]/).at(-1));
+}
+
+/** Neighbours with the same heading together: [[heading, variants], ...]. */
+export function groupByHeading(variants) {
+    const groups = [];
+    for (const variant of variants) {
+        if (groups.at(-1)?.[0] !== variant.heading) {
+            groups.push([variant.heading, []]);
+        }
+        groups.at(-1)[1].push(variant);
+    }
+    return groups;
+}
