@@ -41,13 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     remembered.keep_in(options.models_dir.parent / "user" / remembered.FILE)
     root = options.models_dir / "lightx2v"
     if options.check:
-        return _check(root / options.check, options.endpoint, as_json=options.json)
+        return _check(_named(options.check, root), options.endpoint, as_json=options.json)
     found = {name: root / name for name in list_checkpoint_folders(root)}
     items = doctor.examine(found, options.models_dir, measures_links=True)
     console.say(
         json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items, console.language())
     )
     return int(any(item.state == doctor.MISSING for item in items))
+
+
+def _named(name: str, root: Path) -> Path:
+    """Return where a checkpoint is: one of the models of this name, else what is at this path."""
+    path = Path(name)
+    return path if not (root / name).exists() and path.exists() else root / name
 
 
 def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:

@@ -88,6 +88,10 @@ class Inputs:
     ODD_MASK = Sentence(
         "Use ConditioningSetMask with a MASK: the conditioning's mask is {found}; expected [masks, height, width]."
     )
+    MASK_BOUNDS = Sentence(
+        "Set set_cond_area of 'Conditioning (Set Mask)' to 'default': it is 'mask bounds', which ComfyUI's samplers "
+        "know for pictures only, and this is a video."
+    )
     ODD_STRENGTH = Sentence("Set the conditioning's {name} to a number: it is {found}.")
     # adapters/comfy/native_vae.py
     USE_VAE = Sentence("Connect the vae of a LightX2V loader, or of VAELoader with wan_2.1_vae.safetensors.")

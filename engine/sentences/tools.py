@@ -210,6 +210,10 @@ class Workflows:
         "Cannot reach ComfyUI at {base}: {error}. Is it running there? Start it with 'python main.py', or check "
         "address and port."
     )
+    NO_ANSWER = Sentence(
+        "Restart the ComfyUI at {base}, or check address and port: it takes connections and has not answered for "
+        "{seconds:g} s."
+    )
     NO_ADDRESS = Sentence(
         "Give --server an address such as http://127.0.0.1:8188, with nothing behind a ? or #; what a proxy wants to "
         "know goes into --header or --token."

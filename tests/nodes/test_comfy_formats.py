@@ -108,6 +108,10 @@ def test_what_is_no_conditioning_is_named(formats, conditioning, found):
         ({"mask": "x"}, "Use ConditioningSetMask with a MASK: the conditioning's mask is str"),
         ({"mask": torch.ones(6, 8)}, r"mask is float32 of shape \[6, 8\]; expected \[masks, height, width\]"),
         ({"mask": torch.ones(1, 0, 8)}, "mask is float32 of shape"),
+        (
+            {"mask": torch.ones(1, 64, 64), "set_area_to_bounds": True, "mask_strength": 1.0},
+            r"Set set_cond_area of 'Conditioning \(Set Mask\)' to 'default': it is 'mask bounds'",
+        ),
         ({"strength": torch.nan}, "Set the conditioning's strength to a number: it is nan"),
         ({"mask_strength": torch.inf}, "Set the conditioning's mask_strength to a number"),
         ({"strength": "1"}, "strength to a number: it is 1"),
@@ -126,7 +130,7 @@ def test_a_place_that_is_none_is_named(formats, extras, said):
         {"area": (600, 800, 0, 0), "strength": 1},
         {"area": [1, 4, 4, 1, 0, 0]},
         {"area": ("percentage", 1.0, 0.5, 0.5, 0.0, 0.4, 0.9)},
-        {"mask": torch.ones(1, 90, 130), "mask_strength": 1.0},
+        {"mask": torch.ones(1, 90, 130), "mask_strength": 1.0, "set_area_to_bounds": False},
         {"mask": torch.zeros(1, 2, 6, 8), "strength": 0.0},
     ],
 )

@@ -25,6 +25,10 @@ class FakeComfy:
         self.requests = []
         self.statuses = {}
         """Path -> (status, body, content type) instead of the answer."""
+        self.seconds = 0.0
+        """That a job takes."""
+        self.silent = set()
+        """Paths that get no answer."""
         self.events = []
         """Sent before the job's end: texts, bytes, or functions of the prompt's id that return JSON data."""
         self.outputs = {"2": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
@@ -38,6 +42,8 @@ class FakeComfy:
 
     async def handle(self, request):
         self.requests.append((request.path, dict(request.headers)))
+        if request.path in self.silent:
+            await asyncio.sleep(60)
         if self.dies_at and len(self.texts) >= self.dies_at:
             return web.Response(status=503, text="gone")
         if request.path in self.statuses:
@@ -68,6 +74,7 @@ class FakeComfy:
         if self.dies_at and len(self.texts) >= self.dies_at:
             await socket.close()
             return socket
+        await asyncio.sleep(self.seconds)
         for event in self.events:
             if isinstance(event, bytes):
                 await socket.send_bytes(event)

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import time
 
 import pytest
 from lightx2v_pack.tools.headless import server
@@ -191,3 +192,23 @@ def test_a_folder_of_a_results_name_leaves_it_another(comfy, run, tmp_path):
     (tmp_path / "output" / "a.png").mkdir(parents=True)
     done, _ = run()
     assert (done.code, done.stdout) == (0, f"{tmp_path / 'output' / 'a (1).png'}\n"), done.stderr
+
+
+@pytest.mark.parametrize("path", ["/object_info", "/ws", "/prompt", "/view"])
+@pytest.mark.parametrize("limit", ["--timeout", "its own"])
+def test_a_server_that_never_answers_is_left(comfy, run, monkeypatch, path, limit):
+    """It takes the connection; from one request on it says nothing, to what cancels the job neither."""
+    comfy.silent = {path, "/queue", "/interrupt"}
+    monkeypatch.setattr(server, "_CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.5 if limit == "its own" else 60.0)
+    begun = time.monotonic()
+    done, _ = run(*(("--timeout", "0.5") if limit == "--timeout" else ()))
+    assert (done.code, done.stdout) == (4, "")
+    assert f"the ComfyUI at {comfy.url}, or check address and port: it takes connections and has not" in done.stderr
+    assert time.monotonic() - begun < 10
+
+
+def test_a_job_may_be_silent_for_longer_than_a_request(comfy, run, monkeypatch):
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.3)
+    comfy.seconds = 1.0
+    assert run()[0].code == 0

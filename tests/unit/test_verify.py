@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -194,12 +195,14 @@ def test_what_is_no_checkpoint_ends_the_check_with_its_sentence(tmp_path) -> Non
     assert "holds no transformer" in checks.state.problem and not checks.state.is_running
 
 
-def test_the_command_checks_a_checkpoint(hub, folder, capsys) -> None:
+def test_the_command_checks_a_checkpoint(hub, folder, capsys, monkeypatch) -> None:
     models = ["--models-dir", str(folder.parent.parent), "--json", "--endpoint", hub.url, "--check"]
     assert doctor_cli.main([*models, "distill_fp8"]) == 0
     out, err = capsys.readouterr()
     assert [item["state"] for item in json.loads(out)] == ["ok"] * len(FILES) and "100 % of 0.0 GB" in err
     (folder / "Wan2.1_VAE.pth").write_bytes((folder / "Wan2.1_VAE.pth").read_bytes()[:-1] + b"x")
     assert doctor_cli.main([*models, "distill_fp8"]) == 1
+    monkeypatch.chdir(folder.parent.parent.parent)
+    assert doctor_cli.main([*models, os.path.relpath(folder)]) == 1
     assert doctor_cli.main([*models, "elsewhere"]) == 2
     assert "elsewhere does not exist" in capsys.readouterr().err

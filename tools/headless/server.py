@@ -29,7 +29,10 @@ from .workflow import Prompt
 if TYPE_CHECKING:
     import aiohttp
 
-_ANSWER_SECONDS = 30
+# Until a server says the first or the next piece of an answer: it reads files before it takes a job.
+_ANSWER_SECONDS = 60.0
+# The same for what has been given up.
+_CANCEL_SECONDS = 5.0
 # How long another thread's wish to stop may go unseen.
 _STOP_SECONDS = 0.2
 # A server that answers no ping for half as long is lost: its machine may be off, of which no message comes.
@@ -80,10 +83,15 @@ def run_on_server(
         raise Cancelled(Workflows.TOLD_TO_STOP()) from None
     except aiohttp.ClientResponseError as error:
         raise _refusal(base, error.status, error.message) from error
+    except aiohttp.ServerTimeoutError as error:
+        job.cancel()
+        raise ServerError(Workflows.NO_ANSWER(base=base, seconds=_ANSWER_SECONDS)) from error
     except aiohttp.ClientError as error:
         raise ServerError(Workflows.CANNOT_REACH(base=base, error=error)) from error
     except asyncio.TimeoutError:
         job.cancel()
+        if job.waits_for_answer and timeout:
+            raise ServerError(Workflows.NO_ANSWER(base=base, seconds=timeout)) from None
         raise RunError(Workflows.TIMEOUT(timeout=timeout)) from None
 
 
@@ -166,6 +174,9 @@ class _Job:
         self._prompt: Prompt = {}
         self._prompt_id = str(uuid.uuid4())
         self._current: str | None = None
+        self._is_sent = False
+        self.waits_for_answer = True
+        """Whether a request is under way, rather than the job."""
 
     async def run(
         self,
@@ -175,19 +186,26 @@ class _Job:
         import aiohttp
 
         client_id = uuid.uuid4().hex
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_SECONDS)
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_SECONDS, sock_read=_ANSWER_SECONDS)
         async with aiohttp.ClientSession(timeout=patience, headers=self._headers) as session:
             self._prompt = build_prompt(await self._get_json(session, "/object_info"))
             socket_url = f"ws{self._base[4:]}/ws?clientId={client_id}"
             # No limit on message size: previews and node texts may be large.
-            async with session.ws_connect(socket_url, max_msg_size=0, heartbeat=_HEARTBEAT_SECONDS) as socket:
+            closing = aiohttp.ClientWSTimeout(ws_close=_CANCEL_SECONDS)
+            async with session.ws_connect(
+                socket_url, max_msg_size=0, heartbeat=_HEARTBEAT_SECONDS, timeout=closing
+            ) as socket:
                 graph = workflow()
                 await self._queue(session, client_id, {"workflow": graph} if graph else {})
+                self.waits_for_answer = False
                 await self._follow(socket)
+                self.waits_for_answer = True
             await self._fetch_results(session)
 
     def cancel(self) -> None:
         """Remove the job from the queue, or interrupt it if it runs. Other people's jobs go on."""
+        if not self._is_sent:
+            return
         for path, body in (("/queue", {"delete": [self._prompt_id]}), ("/interrupt", {"prompt_id": self._prompt_id})):
             request = urllib.request.Request(
                 self._base + path,
@@ -195,9 +213,10 @@ class _Job:
                 {**self._headers, "Content-Type": "application/json"},
             )
             try:
-                urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()
+                urllib.request.urlopen(request, timeout=_CANCEL_SECONDS).close()
             except OSError as error:
                 self._progress.log(Workflows.NOT_CANCELLED(base=self._base, error=error))
+                return
 
     async def _get_json(self, session: aiohttp.ClientSession, path: str) -> Any:
         async with session.get(self._base + path) as answer:
@@ -219,6 +238,7 @@ class _Job:
             "client_id": client_id,
             "extra_data": {"extra_pnginfo": extra_pnginfo},
         }
+        self._is_sent = True
         async with session.post(f"{self._base}/prompt", json=body) as answer:
             text = await answer.text()
             if answer.status == 400 and text.startswith("{"):

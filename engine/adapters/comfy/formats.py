@@ -96,6 +96,9 @@ def check_places(extras: Mapping[str, Any], clip: Clip) -> None:
     mask = extras.get("mask")
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() > 2 and mask.numel()):
         raise ValueError(Inputs.ODD_MASK(found=inputs.describe(mask)))
+    if mask is not None and extras.get("set_area_to_bounds"):
+        # ComfyUI 0.3.64 comfy/samplers.py (get_mask_aabb): of masks of two axes.
+        raise ValueError(Inputs.MASK_BOUNDS())
     area = extras.get("area")
     if area is not None:
         _check_area(area, clip)
