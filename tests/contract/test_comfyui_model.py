@@ -113,6 +113,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(found):
         "no text": "the condition 'positive' has no text",
         "an area outside": "Move the conditioning's area into the video, which is 64x48 with 5 frames",
         "a mask that is none": "Use ConditioningSetMask with a MASK: the conditioning's mask is float32 of shape [3]",
+        "bounds of a mask": "Set set_cond_area of 'Conditioning (Set Mask)' to 'default'",
         "two axes of text": "conditioning has shape [20, 64]; expected [1, 512, 64]",
         "no prompt at all": "the condition 'positive' has no text",
         "noise levels of two axes": "the noise levels are float32 of shape [1, 2]",
