@@ -78,9 +78,9 @@ def test_a_download_without_room_cannot_be_started(step):
 
 def test_a_problem_is_said_by_the_node_that_has_it(step):
     waiting = step("waiting")
-    for name in ("transformer", "expert"):
+    for name, start in (("transformer", "Not here: gone"), ("expert", "second_expert is not here: gone")):
         said = waiting[name]
-        assert said["loader"]["isRed"] and said["loader"]["text"].startswith("Not here: gone")
+        assert said["loader"]["isRed"] and said["loader"]["text"].startswith(start)
         assert not said["lora"]["isRed"] and said["lora"]["text"].startswith("Waiting for the transformer")
     said = waiting["lora"]
     assert said["lora"]["isRed"] and said["lora"]["text"].startswith("Choose another LoRA than 'gone_lora")
