@@ -33,26 +33,34 @@ BLOCK_LINEAR = re.compile(
 def find_prefix(
     header: Header, prefixes: Iterable[str], pattern: str, source: str, anywhere: str | None = None
 ) -> str | None:
-    """Return what stands before the names that match a whole regular expression: one of `prefixes`, the first that is
-    there, or else whatever stands before all of them.
+    """Return what stands before the names that match a whole regular expression: the one of `prefixes` that is there,
+    or else whatever stands before all of them.
 
     Args:
         source: subject of the sentence.
         anywhere: what to look for behind prefixes that are not known; None is `pattern`.
 
     Raises:
-        CheckpointError: they stand behind several prefixes, none of which is known.
+        CheckpointError: they stand behind several prefixes.
     """
     whole = re.compile(pattern)
-    for prefix in prefixes:
-        if any(name.startswith(prefix) and whole.fullmatch(name, len(prefix)) for name in header):
-            return prefix
-    whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
-    found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
+    known = {
+        prefix: {name for name in header if name.startswith(prefix) and whole.fullmatch(name, len(prefix))}
+        for prefix in prefixes
+    }
+    found = [prefix for prefix, names in known.items() if names]
+    # The same names may be read in two ways; other names are another model.
+    found = [prefix for prefix in found if prefix == found[0] or known[prefix].isdisjoint(known[found[0]])]
+    if not found:
+        whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
+        found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
     if len(found) > 1:
         raise CheckpointError(
             Models.SEVERAL_MODELS(
-                source=source, num_found=len(found), prefixes=", ".join(found[:3]), more=", ..." if found[3:] else ""
+                source=source,
+                num_found=len(found),
+                prefixes=", ".join(each or Models.NO_PREFIX() for each in found[:3]),
+                more=", ..." if found[3:] else "",
             )
         )
     return found[0] if found else None

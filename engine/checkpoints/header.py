@@ -27,7 +27,7 @@ DTYPE_BYTES = {
 # a few more.
 _MAX_HEADER_BYTES = 10_000_000
 # Of tensors, each of which takes its time too; a whole model with text encoder and VAE has 4,000.
-_MAX_TENSORS = 30_000
+_MAX_TENSORS = 12_000
 _MAX_RANK, _MAX_SIZE = 8, 2**63
 _MAX_NAME_CHARACTERS = 512
 

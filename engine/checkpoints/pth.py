@@ -22,7 +22,7 @@ from .disk import check_ending, check_start, find_size, first_line, is_short_of_
 _EXPECTED = Reading.PTH_FILE()
 _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
 # Of the pickle, which names the tensors; the text encoder's takes 0.04 MB.
-_MAX_PICKLE_BYTES = 2 * 2**20
+_MAX_PICKLE_BYTES = 2**19
 # Of values in values; a tensor has four.
 _MAX_DEPTH = 16
 # What reading a pickle or an archive of another making ends with.

@@ -159,6 +159,7 @@ class Models:
     SEVERAL_MODELS = Sentence(
         "{source} holds {num_found} models, under {prefixes}{more}; expected one. Use a file with one of them."
     )
+    NO_PREFIX = Sentence("no prefix")
     SEVERAL_TENSORS = Sentence("{num_missing} tensors are")
     ONE_TENSOR = Sentence("a tensor is")
     ONE_BLOCK_IS = Sentence("block {number} is")

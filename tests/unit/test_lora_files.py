@@ -168,7 +168,7 @@ def test_alpha_may_be_a_whole_number(dtype, tmp_path):
 
 @pytest.mark.parametrize("start", ["_" * 230, "lora_unet_" * 22, "transformer_1_" * 16])
 def test_names_with_many_prefixes_take_no_time(start, tmp_path):
-    tensors = {f"{start}{number}.lora_down.weight": torch.zeros(0) for number in range(20_000)}
+    tensors = {f"{start}{number}.lora_down.weight": torch.zeros(0) for number in range(10_000)}
     save_file(tensors, tmp_path / "x.safetensors")
     begun = time.thread_time()
     with pytest.raises(CheckpointError):

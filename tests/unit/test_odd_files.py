@@ -305,6 +305,21 @@ def test_names_that_promise_four_steps(path, expected) -> None:
     assert path_promises_distilled(Path(path)) == expected
 
 
+@pytest.mark.parametrize("prefixes", [("", "model.diffusion_model."), ("diffusion_model.", "model.diffusion_model.")])
+@pytest.mark.parametrize("is_one_file", [True, False])
+def test_two_models_in_one_place_are_refused_by_name(tmp_path, prefixes, is_one_file) -> None:
+    tensors = load_file(checkpoints.single_file("bf16"))
+    parts = [{prefix + name: each.clone() for name, each in tensors.items()} for prefix in prefixes]
+    if is_one_file:
+        save_file(parts[0] | parts[1], tmp_path / "both.safetensors")
+    else:
+        for name, part in zip("ab", parts, strict=True):
+            save_file(part, tmp_path / f"{name}.safetensors")
+    place = tmp_path / "both.safetensors" if is_one_file else tmp_path
+    with pytest.raises(CheckpointError, match=r"2 models, under|more than one transformer"):
+        resolve_transformer(place)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "net.", "student.model.", "model.diffusion_model."])
 def test_whatever_stands_before_all_names_is_left_off(tmp_path, prefix) -> None:
     for precision in ("bf16", "int8"):
