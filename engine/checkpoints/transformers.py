@@ -30,7 +30,7 @@ _START = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[HL]))"
 _SAID = re.compile(rf"{_START}((?i:high|low))(?i:[ _.-]?noise)")
 _WORD = re.compile(rf"{_START}((?i:high|low))(?=(?i:noise)|[^a-z]|$)")
 # Where it is said which Wan a file is.
-_NO_EXPERT, _HAS_EXPERTS = re.compile(r"(?i)wan[ ._-]?2[._]1(?!\d)"), re.compile(r"(?i)wan[ ._-]?2[._]2(?!\d)|a14b")
+_NO_EXPERT, _HAS_EXPERTS = re.compile(r"(?i)wan[ ._-]?2[._]?1(?!\d)"), re.compile(r"(?i)wan[ ._-]?2[._]?2(?!\d)|a14b")
 # Of two files of one size so much is compared, in so many places: every weight of two experts differs.
 _PROBES, _PROBE_BYTES = 64, 4096
 
