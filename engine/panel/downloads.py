@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,10 +45,20 @@ class Room:
     """A folder on that drive, from models/ on."""
 
 
-def room_for(variant: Variant, models_dir: Path) -> Room:
-    """Return whether a variant has room, by published sizes and what is here; the hub is not asked."""
+def find_missing(variants: Iterable[Variant], models_dir: Path) -> dict[Part, int]:
+    """Return what of each part of the variants is not here, by published sizes; the hub is not asked."""
+    parts = {part for variant in variants for part in variant.parts}
+    return {part: _missing_bytes(part, models_dir) for part in parts}
+
+
+def room_for(variant: Variant, models_dir: Path, missing: Mapping[Part, int] | None = None) -> Room:
+    """Return whether a variant has room.
+
+    Args: missing: see find_missing, where it is known.
+    """
     drives: dict[object, list[Part]] = {}
-    missing = {part: _missing_bytes(part, models_dir) for part in variant.parts}
+    missing = find_missing([variant], models_dir) if missing is None else missing
+    needed = sum(missing[part] for part in variant.parts)
     try:
         for part in variant.parts:
             drives.setdefault(_device(_place(part, models_dir)), []).append(part)
@@ -57,9 +67,9 @@ def room_for(variant: Variant, models_dir: Path) -> Room:
             free = shutil.disk_usage(_place(parts[0], models_dir)).free
             rooms.append((max(sum(missing[part] for part in parts) - free, 0), free, _top(parts[0])))
     except OSError:
-        return Room(missing_bytes=sum(missing.values()), free_bytes=None, folder=_top(variant.parts[0]))
+        return Room(missing_bytes=needed, free_bytes=None, folder=_top(variant.parts[0]))
     lacking, free, folder = max(rooms, key=lambda room: room[0])
-    return Room(missing_bytes=sum(missing.values()), free_bytes=free, lacking_bytes=lacking, folder=folder)
+    return Room(missing_bytes=needed, free_bytes=free, lacking_bytes=lacking, folder=folder)
 
 
 def _top(part: Part) -> str:
@@ -104,7 +114,9 @@ class Offer:
     """Those of the wanted names that it holds."""
 
 
-def offers_for(names: Iterable[str], variants: Sequence[Variant], models_dir: Path) -> tuple[list[Offer], list[str]]:
+def offers_for(
+    names: Iterable[str], variants: Sequence[Variant], missing: Mapping[Part, int]
+) -> tuple[list[Offer], list[str]]:
     """Choose the variants that bring files or folders, by the names that loaders have for them, the first name first.
 
     Of those that hold a name, the one is chosen that holds most of the other names too, then the one of which most is
@@ -113,12 +125,11 @@ def offers_for(names: Iterable[str], variants: Sequence[Variant], models_dir: Pa
     Args:
         names: what is wanted; what is here is left out.
         variants: best first.
-        models_dir: ComfyUI's models folder.
+        missing: of their parts, see find_missing.
 
     Returns:
         The offers, and the names that no variant holds.
     """
-    missing = {part: _missing_bytes(part, models_dir) for part in {part for each in variants for part in each.parts}}
 
     def is_here(name: str) -> bool:
         found = [parts for variant in variants if (parts := variant.parts_of(name))]

@@ -42,7 +42,7 @@ from ..settings import (
     SamplingSettings,
 )
 from . import doctor
-from .downloads import Downloads, offers_for, room_for
+from .downloads import Downloads, find_missing, offers_for, room_for
 from .forecast import WAITING_LORA, Forecast, LoraLine, Question, describe_lora, forecast
 from .verify import Verifications
 
@@ -205,6 +205,8 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         (advice.variant, [] if advice.step_seconds is None else [str(advice)]) for advice in doctor.rank_files_here()
     ]
     offers += [(other, []) for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
+    # Once for all: variants share parts, and the editor asks each second while one is fetched.
+    missing = find_missing([variant for variant, _ in offers], folder)
     variants = [
         {
             "name": variant.name,
@@ -212,12 +214,12 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
             "heading": heading_of(variant),
             "num_bytes": variant.num_bytes,
             "folder": f"models/{variant.entry.partition('/')[0]}",
-            "room": asdict(room_for(variant, folder)),
+            "room": asdict(room_for(variant, folder, missing)),
         }
         for variant, notes in offers
     ]
     wanted = [str(values[name]) for name in _WANTED if name in values]
-    brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], folder)
+    brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], missing)
     return {
         "variants": variants,
         "wanted": [{"name": offer.variant.name, "files": offer.files} for offer in brought],

@@ -9,7 +9,7 @@ from lightx2v_pack.engine.checkpoints.kinds import MODEL_REPOSITORY
 from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, heading_of
 from lightx2v_pack.engine.errors import without_passwords
 from lightx2v_pack.engine.panel import downloads as panel_downloads
-from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, offers_for, room_for
+from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, find_missing, offers_for, room_for
 from lightx2v_pack.engine.sentences.hub import Hub
 from support import checkpoints
 from support.hub_server import HubServer
@@ -209,7 +209,8 @@ BLOCK = f"{REPOSITORY}\\distill_int8\\block_3.safetensors"
 
 
 def offered(models, *names):
-    offers, unlisted = offers_for(names, list(ALL_PUBLISHED.values()), models)
+    variants = list(ALL_PUBLISHED.values())
+    offers, unlisted = offers_for(names, variants, find_missing(variants, models))
     return [(offer.variant.name, *offer.files) for offer in offers], unlisted
 
 
