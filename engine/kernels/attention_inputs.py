@@ -49,7 +49,7 @@ _KEY_WARPS = {1: 16, 4: 4}
 
 
 @triton.jit
-def _unpack(words):
+def unpack(words):
     """Return the two BF16 of each word in fp32."""
     return (words << 16).to(tl.float32, bitcast=True), (words >> 16 << 16).to(tl.float32, bitcast=True)
 
@@ -64,7 +64,7 @@ def _codes(first, second):
 
 @triton.jit
 def _squares(words):
-    first, second = _unpack(words)
+    first, second = unpack(words)
     return first * first + second * second
 
 
@@ -81,13 +81,13 @@ def rotate_pair(first, second, cos, sin):
 @triton.jit
 def _rotate(words, factor, weight, cos, sin):
     """Return the pairs of words, times factor and their weights, rotated."""
-    first, second = _unpack(words)
-    first_weight, second_weight = _unpack(weight)
+    first, second = unpack(words)
+    first_weight, second_weight = unpack(weight)
     return rotate_pair(first * factor * first_weight, second * factor * second_weight, cos, sin)
 
 
 @triton.jit
-def _load_angles(table, rows, is_row, columns, HALF: tl.constexpr):
+def load_angles(table, rows, is_row, columns, HALF: tl.constexpr):
     """Return cosines or sines for the words of a head."""
     return tl.load(table + rows * HALF + columns, mask=is_row, other=0.0)
 
@@ -108,8 +108,8 @@ def _queries_kernel(
     pairs = tl.arange(0, HALF)[None, None, :]
     columns = heads[None, :, None] * HALF + pairs
     factor = tl.load(factors + rows, mask=is_row, other=0.0)
-    cosines = _load_angles(cos, rows, is_row, pairs, HALF)
-    sines = _load_angles(sin, rows, is_row, pairs, HALF)
+    cosines = load_angles(cos, rows, is_row, pairs, HALF)
+    sines = load_angles(sin, rows, is_row, pairs, HALF)
     for start in range(0, HEADS, EACH):
         is_head = (start + heads < HEADS)[None, :, None]
         words = tl.load(q + rows * row_words + start * HALF + columns, mask=is_row & is_head, other=0)
@@ -158,8 +158,8 @@ def _sums_kernel(
             tl.load(k + rows * row_words + head * HALF + columns, mask=is_row, other=0),
             factor,
             tl.load(weight + head * HALF + columns),
-            _load_angles(cos, rows, is_row, columns, HALF),
-            _load_angles(sin, rows, is_row, columns, HALF),
+            load_angles(cos, rows, is_row, columns, HALF),
+            load_angles(sin, rows, is_row, columns, HALF),
         )
         place = sums + (tl.program_id(0) * HEADS + head) * (2 * HALF) + 2 * pairs
         tl.store(place, tl.sum(first, axis=0))
@@ -227,8 +227,8 @@ def _keys_kernel(
             tl.load(k + rows * row_words + place, mask=is_row, other=0),
             factor,
             tl.load(weight + place),
-            _load_angles(cos, rows, is_row, columns, HALF),
-            _load_angles(sin, rows, is_row, columns, HALF),
+            load_angles(cos, rows, is_row, columns, HALF),
+            load_angles(sin, rows, is_row, columns, HALF),
         )
         first = tl.where(is_row, first - tl.load(mean + 2 * place), 0.0)
         second = tl.where(is_row, second - tl.load(mean + 2 * place + 1), 0.0)

@@ -25,7 +25,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_inputs import KEY_BLOCK, codes_of, mean_of_sums, rotate_pair, separate_factors, sum_sample
+from .attention_inputs import (
+    KEY_BLOCK,
+    codes_of,
+    load_angles,
+    mean_of_sums,
+    rotate_pair,
+    separate_factors,
+    sum_sample,
+    unpack,
+)
 
 # Rows and columns of a program that finds the spread of v, and rows of a step.
 _SPREAD_ROWS, _SPREAD_COLUMNS, _SPREAD_STEP = 256, 512, 8
@@ -36,12 +45,6 @@ KEYS_A_SCALE = KEY_BLOCK // 2
 _NUM_WARPS = {"codes": 4, "spread": 4, "values": 4}
 # Adding this to a float rounds it half to even and leaves the integer in the low bits.
 _ROUNDER = tl.constexpr(12582912.0)
-
-
-@triton.jit
-def _unpack(words):
-    """Return the two BF16 of each word in fp32."""
-    return (words << 16).to(tl.float32, bitcast=True), (words >> 16 << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -57,15 +60,10 @@ def _hadamard(SIZE: tl.constexpr):
 
 
 @triton.jit
-def _load_angles(table, places, is_row, columns, HALF: tl.constexpr):
-    return tl.load(table + places * HALF + columns, mask=is_row, other=0.0)
-
-
-@triton.jit
 def _rotate(x, weight, mean, factor, cosines, sines, is_row, pair, places, row_words, IS_KEY: tl.constexpr):
     """Return sums and differences of pairs of columns, normalized, rotated and, of keys, less their mean."""
-    first, second = _unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
-    first_weight, second_weight = _unpack(tl.load(weight + pair))
+    first, second = unpack(tl.load(x + places * row_words + pair, mask=is_row, other=0))
+    first_weight, second_weight = unpack(tl.load(weight + pair))
     turned, second = rotate_pair(first * factor * first_weight, second * factor * second_weight, cosines, sines)
     if IS_KEY:
         turned = tl.where(is_row, turned - tl.load(mean + 2 * pair), 0.0)
@@ -99,8 +97,8 @@ def _codes_kernel(
     left = tl.arange(0, HALF // 2)[None, :]
     right = left + HALF // 2
     factor = tl.load(factors + places, mask=is_row, other=0.0)
-    left_cos, right_cos = _load_angles(cos, places, is_row, left, HALF), _load_angles(cos, places, is_row, right, HALF)
-    left_sin, right_sin = _load_angles(sin, places, is_row, left, HALF), _load_angles(sin, places, is_row, right, HALF)
+    left_cos, right_cos = load_angles(cos, places, is_row, left, HALF), load_angles(cos, places, is_row, right, HALF)
+    left_sin, right_sin = load_angles(sin, places, is_row, left, HALF), load_angles(sin, places, is_row, right, HALF)
     turn = _hadamard(HALF // 2)
     begin = tl.program_id(1) * EACH
     for head in range(begin, tl.minimum(begin + EACH, HEADS)):
