@@ -77,11 +77,7 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     if problem:
         raise NotSavedError(problem)
     content = (json.dumps(report, indent=2) + "\n").encode()
-
-    def write(part: Path) -> None:
-        part.write_bytes(content)
-
-    write_whole(path, write)
+    write_whole(path, lambda part: part.write_bytes(content))
 
 
 def peak_ram_bytes() -> int:
