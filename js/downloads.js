@@ -94,7 +94,7 @@ function describeOffer(found, named) {
         const label = say("download", { name: joined("facts", labelOf(files, named, variant.instead)) });
         const isFaster = Object.keys(variant.instead).length > 0;
         const reason = isFaster ? [muted(say("download_faster", { card: nameOf(found.card) }))] : [];
-        return [mainButton(variant, label, found), ...reason, muted(say("download_brings", variant))];
+        return [mainButton(variant, label, found), ...reason, muted(variant.parts.length ? variant.summary : say("download_brings", variant))];
     });
     const usual = best
         ? [heading(best.heading), (isWanted ? variantButton : mainButton)(best, labelFor(best, found.card), found), muted(best.summary)]

@@ -66,6 +66,8 @@ function addHelper(node) {
     const content = addPanel(node, "lightx2v_size", { height: hasPicture ? 96 : 80, width: 300 });
     const buttons = PRESETS.map((size) => button(size.join("x"), "", () => setSize(node, size)));
     const size = muted();
+    // One line: what does not fit is in its title.
+    Object.assign(size.style, { whiteSpace: "nowrap", overflow: "hidden", textOverflow: "ellipsis", flex: "none" });
     const length = muted();
     const grid = element("div", { style: { display: "grid", gridTemplateColumns: "repeat(3, 1fr)", gap: "4px" } }, ...buttons);
     content.append(grid, ...(hasPicture ? [size] : []), length);
