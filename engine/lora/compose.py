@@ -93,6 +93,11 @@ class Composition:
         widths = [spec.shape[0] for spec in self.specs if spec.name.endswith(".lora_down") and _is_in_block(spec.name)]
         return max(widths, default=0)
 
+    @property
+    def rank(self) -> int:
+        """The highest of a layer's branch in a block."""
+        return max((self._total_rank(target) for target in self._branches if _is_in_block(target)), default=0)
+
     def read(self, spec: TensorSpec, elements: slice | None = None) -> torch.Tensor:
         """Return one of `specs`; see Source."""
         if elements is None:
