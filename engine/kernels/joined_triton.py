@@ -21,8 +21,8 @@ from .quantize import LARGEST
 _LARGEST = LARGEST[torch.float8_e4m3fn]
 _SMALL = tl.constexpr(1 / _LARGEST)
 _REST = tl.constexpr(REST)
-# Rows of x that a program takes, and columns of a row that it moves at a time.
-_ROWS, _COLUMNS = 16, 2048
+# Rows of x that a program takes, and columns that it moves at a time: of those rows, where it has to, and of a weight's.
+_ROWS, _FEW_COLUMNS, _COLUMNS = 16, 128, 2048
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def join_inputs(
     """Write the columns of a branch beside its input; see Ops.join_inputs."""
     _inputs_kernel[(triton.cdiv(len(x), _ROWS),)](
         hidden, down_scale, x, scale, out, hidden.stride(0), x.stride(0), len(x), usual_scale(x.shape[1]),
-        **_sizes(hidden, x, out.shape[1]), ROWS=_ROWS, num_warps=4,
+        **_sizes(hidden, x, out.shape[1]), COLUMNS=_FEW_COLUMNS, ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def join_weight(
     room = out.shape[1] - weight.shape[1]
     _weight_kernel[(len(weight),)](
         up, down_scale, weight, scale, out, out_scale, up.stride(0), weight.stride(0), out.stride(0),
-        usual_scale(weight.shape[1]), **_sizes(up, weight, room), num_warps=4,
+        usual_scale(weight.shape[1]), **_sizes(up, weight, room), COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
 
 
@@ -153,5 +153,4 @@ def _sizes(branch: torch.Tensor, wide: torch.Tensor, room: int) -> dict[str, int
         "RANK": rank,
         "INNER": max(16, triton.next_power_of_2(rank)),
         "FILL": triton.next_power_of_2(rest) if rest else 0,
-        "COLUMNS": _COLUMNS,
     }
