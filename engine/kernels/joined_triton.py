@@ -21,7 +21,7 @@ from .quantize import LARGEST
 _LARGEST = LARGEST[torch.float8_e4m3fn]
 _SMALL = tl.constexpr(1 / _LARGEST)
 _REST = tl.constexpr(REST)
-# Rows of x that a program takes, and columns that it moves at a time: of those rows, where it has to, and of a weight's.
+# Rows of x that a program takes, and columns that it moves at a time: of those rows, where they shrink, and of weights.
 _ROWS, _FEW_COLUMNS, _COLUMNS = 16, 128, 2048
 
 
