@@ -20,6 +20,7 @@ from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
 from ..sentences.kinds import Kinds, Parts
+from .cast import check_cast
 from .checks import describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import check_ending, find_size, list_folder, read_small, read_start, reading, stamp
@@ -197,8 +198,9 @@ def _resolve_one(path: Path) -> TransformerFiles:
         layout, files = "single", (path,)
     stamps = tuple(map(stamp, files))
     header: dict[str, TensorInfo] = {}
+    tables: dict[Path, dict[str, TensorInfo]] = {}
     for file in files:
-        tensors = read_header(file)
+        tables[file] = tensors = read_header(file)
         twice = header.keys() & tensors.keys()
         if twice:
             raise CheckpointError(
@@ -211,6 +213,8 @@ def _resolve_one(path: Path) -> TransformerFiles:
     found = detect_transformer(header, str(path))
     check_declared(files, found.precision, str(path), wanted="transformer")
     named = strip_prefix(header, found.prefix)
+    if found.is_cast:
+        check_cast(tables)
     return TransformerFiles(
         files=files,
         layout=layout,

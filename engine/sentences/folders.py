@@ -131,7 +131,10 @@ class Folders:
     ODD_HEADS = Sentence(
         "{source} has attention of {d_kv} columns for {num_heads} heads; expected a multiple. Use {usable}."
     )
-    PLAIN_CAST = Sentence("{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+    PLAIN_CAST = Sentence(
+        "{source} holds FP8 weights without scales: they are taken as a plain cast of the original. Of small weights a "
+        "scaled file keeps more."
+    )
     OTHER_VAE = Sentence(
         "{source} is a VAE of {z_dim} latent channels (48: Wan2.2 5B) and {channels} image channels in {dtypes}; "
         "expected {latent_channels} and 3 in BF16, F16 or F32. Use {vae}."

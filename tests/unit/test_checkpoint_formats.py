@@ -96,6 +96,13 @@ ACCEPTED_TRANSFORMERS = {
         "weight_scale",
         "",
     ),
+    "a plain cast to fp8": (lambda: without(transformer_header("fp8"), "_scale$"), "fp8", None, ""),
+    "all of it cast to fp8": (
+        lambda: cast(add_prefix(transformer_header("bf16"), "diffusion_model."), {"BF16": "F8_E4M3"}),
+        "fp8",
+        None,
+        "diffusion_model.",
+    ),
     "prefix model.": (lambda: add_prefix(transformer_header("int8"), "model."), "int8", "weight_scale", "model."),
 }
 
@@ -131,11 +138,10 @@ def nvfp4() -> Header:
 
 
 REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
-    "fp8 without scales": (
-        lambda: without(transformer_header("fp8"), "_scale$"),
-        "FP8 weights without scales.*blocks.0.self_attn.q.weight.*Use a scaled file: distill_fp8",
+    "int8 without scales": (
+        lambda: without(transformer_header("int8"), "_scale$"),
+        "Use a file with scales, distill_fp8.*INT8 weights without them.*blocks.0.self_attn.q.weight",
     ),
-    "int8 without scales": (lambda: without(transformer_header("int8"), "_scale$"), "INT8 weights without scales"),
     "one scale missing": (
         lambda: without(transformer_header("fp8"), r"blocks\.1\.ffn\.2\.weight_scale"),
         "incomplete: the scale blocks.1.ffn.2.weight_scale is missing",
@@ -148,14 +154,24 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         "scale .*weight_scale of U8 .*MXFP8",
     ),
     "NVFP4": (nvfp4, "use the FP8 or INT8 version.*NVFP4"),
-    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "as F8_E5M2; expected BF16"),
+    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "fp8_e4m3fn.*as F8_E5M2"),
     "mixed dtypes": (
         lambda: transformer_header("fp8") | {"blocks.0.ffn.0.weight": TensorInfo("BF16", (512, 256))},
         "as BF16 and F8_E4M3",
     ),
-    "8-bit tensors outside the blocks": (
-        lambda: transformer_header("fp8") | {"head.head.weight": TensorInfo("F8_E4M3", (64, 256))},
-        "stores head.head.weight as F8_E4M3; expected 8-bit weights in the blocks' linear layers only",
+    "INT8 outside the blocks": (
+        lambda: transformer_header("int8") | {"head.head.weight": TensorInfo("I8", (64, 256))},
+        "stores head.head.weight as I8, where 8-bit weights are expected in the blocks' linear layers only",
+    ),
+    "a scale of another shape outside the blocks": (
+        lambda: (
+            transformer_header("fp8")
+            | {
+                "head.head.weight": TensorInfo("F8_E4M3", (64, 256)),
+                "head.head.weight_scale": TensorInfo("F32", (64, 8)),
+            }
+        ),
+        r"a scale head.head.weight_scale of F32 \[64, 8\]; expected one number or \[64, 1\]",
     ),
     "part of an image branch": (
         lambda: transformer_header("bf16") | {"img_emb.proj.0.bias": TensorInfo("BF16", (8,))},
@@ -302,7 +318,7 @@ REFUSED_TEXT_ENCODERS: dict[str, tuple[Callable[[], Header], str]] = {
         ),
         "T5 v1.1 encoder, as Flux.*expected a UMT5-XXL",
     ),
-    "int8 without scales": (lambda: without(text_header("int8"), "_scale$"), "INT8 weights without scales"),
+    "int8 without scales": (lambda: without(text_header("int8"), "_scale$"), "INT8 weights without them"),
     "8-bit embedding beside scaled layers": (
         lambda: text_header("fp8") | {"token_embedding.weight": TensorInfo("F8_E4M3", (400, 64))},
         "stores token_embedding.weight as F8_E4M3",
