@@ -72,6 +72,8 @@ _NON_BLOCK_FILE = "non_block.safetensors"
 _SHARD_FILE = re.compile(r"(.+)-(\d{1,5})-of-(\d{1,5})\.safetensors", re.IGNORECASE)
 _INDEX_ENDING = ".safetensors.index.json"
 _MAX_INDEX_BYTES = 32 * 2**20
+# What the root of a pipeline of diffusers has; it names the pipeline's class.
+_PIPELINE_FILE, _MAX_PIPELINE_BYTES = "model_index.json", 2**20
 _TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
 _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
 # Safetensors files that sit beside transformers and are none.
@@ -91,7 +93,6 @@ _PARTS = {
 }
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
-    ("model_index.json", Folders.DIFFUSERS(), Kinds.USE_NATIVE_MODEL()),
     ("*.gguf", Reading.GGUF(), Folders.USE_EIGHT_BIT()),
     ("*.pt", Folders.PT(), Folders.SAFETENSORS_ONLY()),
     ("*.pth", Folders.PTH(), Folders.SAFETENSORS_ONLY()),
@@ -508,6 +509,12 @@ def _refuse(path: Path, files: list[str]) -> CheckpointError:
     if experts:
         return _refuse_experts(path, experts)
     expected = Folders.EXPECTED_AS_IN(transformer=_PARTS["transformer"], transformer_files=TRANSFORMER_FILES)
+    pipeline = next((name for name in files if name.lower() == _PIPELINE_FILE), None)
+    if pipeline is not None:
+        kind, advice = _describe_pipeline(path / pipeline)
+        return CheckpointError(
+            Folders.FOREIGN_FILE(path=path, found=pipeline, kind=kind, expected=expected, advice=advice)
+        )
     for pattern, kind, advice in _FOREIGN_FILES:
         found = next((name for name in files if Path(name.lower()).match(pattern)), None)
         if found is not None:
@@ -516,6 +523,19 @@ def _refuse(path: Path, files: list[str]) -> CheckpointError:
             )
     there = Folders.FOUND(names=", ".join(files[:4])) if files else Folders.EMPTY()
     return CheckpointError(Folders.NO_TRANSFORMER(path=path, there=there, expected=expected))
+
+
+def _describe_pipeline(path: Path) -> tuple[str, str]:
+    """Return what a folder with a pipeline of diffusers is, and what to do."""
+    try:
+        said = json.loads(read_small(path, _MAX_PIPELINE_BYTES, Folders.EXPECTED_PIPELINE()))["_class_name"]
+    except (CheckpointError, *MALFORMED):
+        said = None
+    if not isinstance(said, str) or not said.isidentifier():
+        return Folders.DIFFUSERS(), Folders.USE_NATIVE_WAN()
+    if said.startswith("Wan"):
+        return Folders.DIFFUSERS_WAN(name=said[:60]), Kinds.USE_NATIVE_MODEL()
+    return Folders.DIFFUSERS_OTHER(name=said[:60]), Kinds.USE_OWN_NODES()
 
 
 def _expert_folders(folder: Path, names: Iterable[str]) -> list[Path]:

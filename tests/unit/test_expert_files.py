@@ -166,7 +166,7 @@ def test_folders_are_listed_with_what_holds_both(tmp_path):
 
 def test_several_pairs_in_a_folder_are_chosen_from(tmp_path):
     put(tmp_path, a_high_noise="high", a_low_noise="low", b_high_noise=("high", "fp8"), b_low_noise=("low", "fp8"))
-    with pytest.raises(CheckpointError, match="Choose one of the files in .* instead of the folder"):
+    with pytest.raises(CheckpointError, match=r"Choose one of the files in .* instead of the folder"):
         resolve_transformer(tmp_path)
     assert resolve_experts(tmp_path / "b_low_noise.safetensors").format.precision == "fp8"
 
