@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lightx2v_pack.engine import sentences
+from lightx2v_pack.engine.quantities import format_bytes
 from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, translated
 from lightx2v_pack.engine.sentences.comfyui import Lists
 from lightx2v_pack.engine.sentences.folders import Folders
@@ -85,6 +86,12 @@ def evaluate(file, names, expression):
         ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
+
+
+def test_the_panels_read_sizes_as_the_server_does():
+    sizes = [0, 250, 21_000, 999_999, 4_310_000, 9_999_999, 83_000_000, 107_374_182, 633_000_000, 22_300_000_000]
+    sizes += [99_990_000_000, 2_147_000_000_000, 9 * 2**40]
+    assert evaluate("quantities.js", "formatBytes", f"{sizes}.map(formatBytes)") == list(map(format_bytes, sizes))
 
 
 NAMES = (
@@ -188,8 +195,8 @@ def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
 
 def offers(variants, *wanted):
     found = {
-        "variants": [{"name": name} for name in variants],
-        "wanted": [{"name": name, "files": []} for name in wanted],
+        "variants": [{"name": name, "parts": []} for name in variants],
+        "wanted": [{"name": name, "parts": parts, "files": []} for name, *parts in map(str.split, wanted)],
     }
     shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
     first = [each["variant"]["name"] for each in shown["wanted"]]
@@ -205,6 +212,9 @@ def offers(variants, *wanted):
         (["image"], (["image"], "fp8", ["int8", "lora"])),
         (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
         (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
+        # A part alone, of what is offered as a whole too.
+        (["fp8 vae"], (["fp8"], "fp8", ["int8", "image", "lora"])),
+        (["image vae clip-vision"], (["image"], "fp8", ["int8", "image", "lora"])),
     ],
 )
 def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):

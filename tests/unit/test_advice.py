@@ -71,7 +71,7 @@ def test_doctor_and_download_list_say_the_same(monkeypatch, tmp_path, capsys):
     pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5, packages=TRITON)
     items = {item.name: item for item in doctor.examine({}, tmp_path)}
     found = items["File for this card"].found
-    assert found.startswith("int8: about 3.9 s a step") and "22.3 GB" in found and "fp8 " in found and "bf16 " in found
+    assert found.startswith("int8: about 3.9 s a step") and "20.7 GiB" in found and "fp8 " in found and "bf16 " in found
     assert items["Checkpoints"].remedy.endswith("download.py get int8")
     assert download_cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
