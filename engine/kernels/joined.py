@@ -7,9 +7,10 @@ x @ down^T. Each is a sum of two FP8 numbers, about as exact as BF16, and three 
 
     [hidden | 16 rest of hidden | hidden] @ [up | up / 16 | rest of up]^T
 
-Columns of hidden take a power of two from `up`, by which they are of a size that FP8 has room around. A row of x or of
-the weight whose part of the branch would still be more than FP8 holds is shrunk by a power of two, which its scale
-takes back. The columns come first: the tensor cores add them up while the sum is small, and lose nothing of them.
+Columns of hidden take a power of two from those of `up`, their balance, so that both are of a size that FP8 has room
+around. A row of x or of the weight whose part of the branch would still be more than FP8 holds is shrunk by a power of
+two, which its scale takes back. The columns come first: the tensor cores add them up while the sum is small, and lose
+nothing of them.
 
 These are plain torch's functions; joined_triton.py has the same.
 """
@@ -26,8 +27,9 @@ from .quantize import LARGEST, row_chunks
 
 REST = 16.0
 """What a rest is stored times: as FP8 has four digits, it is then about as large as the number itself."""
-# Root mean square that the columns of hidden are to have, where x and down fill FP8's range as normal distributions do.
-_USUAL, _FILLED = 16.0, 100.0
+# Root mean square of rows that fill FP8's range as normal distributions do, and of hidden at most: rows of x seldom
+# shrink then.
+_FILLED, _MOST = 100.0, 16.0
 _LARGEST = LARGEST[torch.float8_e4m3fn]
 
 
@@ -35,7 +37,7 @@ def join(
     ops: Ops,
     hidden: torch.Tensor,
     up: torch.Tensor,
-    down_scale: torch.Tensor,
+    balance: torch.Tensor,
     x: torch.Tensor,
     scale: torch.Tensor,
     layer: Linear,
@@ -45,16 +47,16 @@ def join(
     Args:
         hidden: [M, r] BF16: x times scale @ down^T.
         up: [N, r] BF16.
-        down_scale: fp32 [r, 1], of the rows of down in 8 bits.
+        balance: fp32 [r], powers of two; see balance_of.
         x, scale: [M, K] FP8, whose rows lie further apart than they are long, and [M, 1]; both may change, by the same
             powers of two.
         layer: in FP8.
     """
     assert layer.weight_scale is not None, "8-bit weights come with a scale"
     joined = x.as_strided((len(x), x.stride(0)), x.stride(), x.storage_offset() - room_before(x))
-    ops.join_inputs(hidden, down_scale, x, scale, joined[:, : room_before(x)])
+    ops.join_inputs(hidden, balance, x, scale, joined[:, : room_before(x)])
     weight, weight_scale = x.new_empty(len(layer.weight), x.stride(0)), torch.empty_like(layer.weight_scale)
-    ops.join_weight(up, down_scale, layer.weight, layer.weight_scale, weight, weight_scale)
+    ops.join_weight(up, balance, layer.weight, layer.weight_scale, weight, weight_scale)
     return joined, scale, Linear(weight, weight_scale, layer.bias)
 
 
@@ -63,19 +65,31 @@ def room_before(x: torch.Tensor) -> int:
     return x.stride(0) - x.shape[1]
 
 
-def usual_scale(columns: int) -> float:
-    """Return what, divided by a row's scale of `down`, is the size that a column of hidden / x_scale is to have beside
-    its usual one, for x of so many columns."""
-    return _USUAL / (_FILLED * _FILLED * math.sqrt(columns))
+def balance_of(up: torch.Tensor, scale: torch.Tensor, down_scale: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return what columns of hidden / x_scale are to be multiplied with, and those of up / weight_scale divided by.
+
+    Args:
+        up: [N, r].
+        scale: fp32 [N, 1], of the layer's weight.
+        down_scale: fp32 [r, 1], of the rows of down in FP8.
+        columns: of x and down (K).
+
+    Returns:
+        fp32 [r], powers of two.
+    """
+    hidden = down_scale.flatten() * (_FILLED * _FILLED * math.sqrt(columns))
+    outputs = (up / scale).square().mean(0).sqrt()
+    wanted = torch.where(outputs > 0, torch.minimum((outputs / hidden).sqrt(), _MOST / hidden), 1.0)
+    return torch.ldexp(torch.ones_like(wanted), torch.frexp(wanted).exponent - 1)
 
 
 def join_inputs(
-    hidden: torch.Tensor, down_scale: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+    hidden: torch.Tensor, balance: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Write the columns of a branch beside its input; see Ops.join_inputs."""
     out.zero_()
     for rows in row_chunks(x):
-        values = hidden[rows].float() / scale[rows] * _factors(down_scale, x.shape[1])
+        values = hidden[rows].float() / scale[rows] * balance
         shrink = _shrink(values)
         x[rows] = (x[rows].float() * shrink).to(x.dtype)
         scale[rows] /= shrink
@@ -85,7 +99,7 @@ def join_inputs(
 
 def join_weight(
     up: torch.Tensor,
-    down_scale: torch.Tensor,
+    balance: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
     out: torch.Tensor,
@@ -96,18 +110,12 @@ def join_weight(
     room = out.shape[1] - columns
     out[:, :room].zero_()
     for rows in row_chunks(weight):
-        values = up[rows].float() / scale[rows] / _factors(down_scale, columns)
+        values = up[rows].float() / scale[rows] / balance
         shrink = _shrink(values)
         out[rows, room:] = (weight[rows].float() * shrink).to(out.dtype)
         out_scale[rows] = scale[rows] / shrink
         main, rest = _split(values * shrink)
         _write(out[rows, :room], [main, main / REST, rest])
-
-
-def _factors(down_scale: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the power of two of each column of hidden, fp32 [r]."""
-    exponent = torch.frexp(usual_scale(columns) / down_scale.flatten()).exponent
-    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent - 1)
 
 
 def _shrink(values: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ..constants import FP8_BRANCH_PARTS
 from .fp8_rounding import to_fp8
-from .joined import REST, usual_scale
+from .joined import REST
 from .quantize import LARGEST
 
 _LARGEST = LARGEST[torch.float8_e4m3fn]
@@ -38,11 +38,6 @@ def _power(exponent):
 
 
 @triton.jit
-def _load_factors(down_scale, inner, usual, RANK: tl.constexpr):
-    return _power(_exponent(usual / tl.load(down_scale + inner, mask=inner < RANK, other=1.0)))
-
-
-@triton.jit
 def _write(place, main, second, third, is_here, RANK: tl.constexpr):
     tl.store(place, main, mask=is_here)
     tl.store(place + RANK, second, mask=is_here)
@@ -51,7 +46,7 @@ def _write(place, main, second, third, is_here, RANK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _inputs_kernel(
-    hidden, down_scale, x, scale, out, hidden_stride, stride, num_rows, usual,
+    hidden, balance, x, scale, out, hidden_stride, stride, num_rows,
     K: tl.constexpr, ROOM: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -59,7 +54,7 @@ def _inputs_kernel(
     inner = tl.arange(0, INNER)
     is_row = rows < num_rows
     is_here = is_row[:, None] & (inner < RANK)[None, :]
-    factors = _load_factors(down_scale, inner, usual, RANK)
+    factors = tl.load(balance + inner, mask=inner < RANK, other=1.0)
     row_scale = tl.load(scale + rows, mask=is_row, other=1.0)
     values = tl.load(hidden + rows[:, None] * hidden_stride + inner[None, :], mask=is_here, other=0.0).to(tl.float32)
     values = values / row_scale[:, None] * factors[None, :]
@@ -87,14 +82,14 @@ def _inputs_kernel(
 
 @triton.jit
 def _weight_kernel(
-    up, down_scale, weight, scale, out, out_scale, up_stride, weight_stride, out_stride, usual,
+    up, balance, weight, scale, out, out_scale, up_stride, weight_stride, out_stride,
     K: tl.constexpr, ROOM: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inner = tl.arange(0, INNER)
     is_here = inner < RANK
-    factors = _load_factors(down_scale, inner, usual, RANK)
+    factors = tl.load(balance + inner, mask=inner < RANK, other=1.0)
     row_scale = tl.load(scale + row)
     values = tl.load(up + row * up_stride + inner, mask=is_here, other=0.0).to(tl.float32) / row_scale / factors
     exponent = tl.maximum(_exponent(tl.max(tl.abs(values), axis=0) * _SMALL) + 1, 0)
@@ -118,18 +113,18 @@ def _weight_kernel(
 
 
 def join_inputs(
-    hidden: torch.Tensor, down_scale: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+    hidden: torch.Tensor, balance: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Write the columns of a branch beside its input; see Ops.join_inputs."""
     _inputs_kernel[(triton.cdiv(len(x), _ROWS),)](
-        hidden, down_scale, x, scale, out, hidden.stride(0), x.stride(0), len(x), usual_scale(x.shape[1]),
+        hidden, balance, x, scale, out, hidden.stride(0), x.stride(0), len(x),
         **_sizes(hidden, x, out.shape[1]), COLUMNS=_FEW_COLUMNS, ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
 
 
 def join_weight(
     up: torch.Tensor,
-    down_scale: torch.Tensor,
+    balance: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
     out: torch.Tensor,
@@ -138,8 +133,8 @@ def join_weight(
     """Write a layer's weight with the columns of a branch before it; see Ops.join_weight."""
     room = out.shape[1] - weight.shape[1]
     _weight_kernel[(len(weight),)](
-        up, down_scale, weight, scale, out, out_scale, up.stride(0), weight.stride(0), out.stride(0),
-        usual_scale(weight.shape[1]), **_sizes(up, weight, room), COLUMNS=_COLUMNS, num_warps=4,
+        up, balance, weight, scale, out, out_scale, up.stride(0), weight.stride(0), out.stride(0),
+        **_sizes(up, weight, room), COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
 
 

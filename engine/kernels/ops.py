@@ -47,7 +47,7 @@ class Ops(Protocol):
         """Add x [rows, r] @ weight [N, r]^T to out [rows, N] in place; r is a multiple of 16 and small."""
 
     def join_inputs(
-        self, hidden: torch.Tensor, down_scale: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+        self, hidden: torch.Tensor, balance: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
     ) -> None:
         """Write the columns that a LoRA adds to x [rows, K] FP8 with its scale [rows, 1] to out [rows, C] FP8.
 
@@ -56,13 +56,13 @@ class Ops(Protocol):
 
         Args:
             hidden: [rows, r] BF16: x times scale @ down^T; 3 * r are C at most.
-            down_scale: fp32 [r, 1], of the rows of down in 8 bits.
+            balance: fp32 [r], powers of two.
         """
 
     def join_weight(
         self,
         up: torch.Tensor,
-        down_scale: torch.Tensor,
+        balance: torch.Tensor,
         weight: torch.Tensor,
         scale: torch.Tensor,
         out: torch.Tensor,
@@ -71,7 +71,7 @@ class Ops(Protocol):
         """Write the same columns of weight [N, K] FP8 with its scale [N, 1], then the weight, to out [N, C + K].
 
         Args:
-            up: [N, r] BF16.
+            up, balance: [N, r] BF16, and see join_inputs.
             out_scale: fp32 [N, 1] takes the scale of out: that of weight, but for powers of two.
         """
 

@@ -26,8 +26,8 @@ class Branch(NamedTuple):
     """[M, r] BF16: the layer's input @ down^T."""
     up: torch.Tensor
     """[N, r] BF16."""
-    down_scale: torch.Tensor | None
-    """fp32 [r, 1], of the rows of down where they are in 8 bits."""
+    balance: torch.Tensor | None
+    """fp32 [r], for a layer in FP8; see kernels/joined.py."""
 
     def fits_beside(self, rows: torch.Tensor) -> bool:
         """Say whether rows [M, K] are so far apart that the branch has room before each of them."""
@@ -49,17 +49,16 @@ def branches_of(
     if down is None:
         return {}
     x, scale = inputs
-    down_scale = weights.get(f"{path}.lora_down_scale")
     hidden = torch.empty(len(x), len(down), dtype=torch.bfloat16, device=x.device)
-    layer = Linear(down, down_scale, weights[f"{path}.lora_bias"])
+    layer = Linear(down, weights.get(f"{path}.lora_down_scale"), weights[f"{path}.lora_bias"])
     multiply(x, scale, layer, hidden)
     found, start = {}, 0
     for name in names:
         up = weights.get(f"{name}.lora_up")
         if up is not None:
-            part = slice(start, start + up.shape[1])
-            found[name] = Branch(hidden[:, part], up, None if down_scale is None else down_scale[part])
-            start = part.stop
+            part = hidden[:, start : start + up.shape[1]]
+            found[name] = Branch(part, up, weights.get(f"{name}.lora_balance"))
+            start += up.shape[1]
     return found
 
 

@@ -92,8 +92,8 @@ class Kernels:
         for name, out in outs.items():
             layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
             branch = branches.get(name)
-            if branch and scales is not None and branch.down_scale is not None and branch.fits_beside(rows):
-                with_branch = join(self.ops, branch.hidden, branch.up, branch.down_scale, rows, scales, layer)
+            if branch and scales is not None and branch.balance is not None and branch.fits_beside(rows):
+                with_branch = join(self.ops, branch.hidden, branch.up, branch.balance, rows, scales, layer)
                 self.multiply(*with_branch, out)
             else:
                 self.multiply(rows, scales, layer, out)

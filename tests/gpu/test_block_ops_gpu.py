@@ -182,7 +182,7 @@ def test_joined_loras(size, rank, strength):
     room = branch_room(rank, joins_loras=True)
     x, weight = (normal(rows, columns, seed=seed) for seed in (1, 2))
     hidden, up = normal(rows, rank, seed=3) * strength, normal(rows, rank, seed=4) * strength
-    down_scale = vectors(1, rank).abs().T + 0.01
+    balance = torch.exp2(vectors(1, rank)[0].round())
     found = []
     for ops in (ops_triton, ops_torch):
         inputs, scale = torch.zeros(rows, room + columns, device=DEVICE).to(FP8)[:, room:], vectors(rows, 1)
@@ -190,7 +190,7 @@ def test_joined_loras(size, rank, strength):
         ops_torch.quantize(x, inputs, scale)
         ops_torch.quantize(weight, stored, weight_scale)
         layer = matmul.Linear(stored, weight_scale, up[:, 0])
-        joined, scale, layer = join(ops, hidden, up, down_scale, inputs, scale, layer)
+        joined, scale, layer = join(ops, hidden, up, balance, inputs, scale, layer)
         found.append([joined.float() * scale, layer.weight.float() * layer.weight_scale])
     for one, other in zip(*found, strict=True):
         # Now and then a quotient rounds the other way; where it is a row's largest, by which it shrinks, in all of it.

@@ -82,11 +82,11 @@ def _block_operations() -> Iterator[Launch]:
     for columns, rank in ((DIM, 16), (FFN_DIM, 64), (DIM, 160)):
         room = branch_room(rank, joins_loras=True)
         (rows, scales), (weight, weight_scales) = _eight_bit(ROWS, room + columns, FP8), _eight_bit(DIM, columns, FP8)
-        inner, up, down_scale = (
+        inner, up, balance = (
             torch.empty(*shape, dtype=dtype)
-            for *shape, dtype in ((ROWS, 3 * rank, BF16), (DIM, rank, BF16), (rank, 1, torch.float32))
+            for *shape, dtype in ((ROWS, 3 * rank, BF16), (DIM, rank, BF16), (rank, torch.float32))
         )
-        joining = functools.partial(join, ops_triton, inner[:, :rank], up, down_scale, rows[:, room:], scales)
+        joining = functools.partial(join, ops_triton, inner[:, :rank], up, balance, rows[:, room:], scales)
         layer = Linear(weight, weight_scales, up[:, 0])
         yield Launch("block_ops_fp8", f"join {columns}x{rank}", functools.partial(joining, layer))
     out16 = torch.empty_like(x)
