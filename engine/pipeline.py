@@ -143,6 +143,8 @@ def load_transformer(
 
 
 def _warn_of_notes(files: TransformerFiles) -> None:
+    if files.format.is_cast:
+        logger.info("LightX2V: %s", Folders.PLAIN_CAST(source=files.title))
     for note in files.warnings:
         logger.warning("LightX2V: %s", note)
 

@@ -30,6 +30,18 @@ BLOCK_LINEAR = re.compile(
 )
 
 
+def scale_of(header: Header, weight: str) -> str | None:
+    """Return the name of the scale beside a weight; None where its numbers are the weights themselves."""
+    layer = weight.removesuffix("weight")
+    return next((name for suffix in SCALE_SUFFIXES if (name := layer + suffix) in header), None)
+
+
+def find_unscaled(header: Header) -> frozenset[str]:
+    """Return the names of the FP8 weights that have no scale beside them: cast as they are, or damaged."""
+    names = (name for name, info in header.items() if info.dtype == "F8_E4M3" and name.endswith(".weight"))
+    return frozenset(name for name in names if scale_of(header, name) is None)
+
+
 def find_prefix(
     header: Header, prefixes: Iterable[str], pattern: str, source: str, anywhere: str | None = None
 ) -> str | None:
@@ -135,46 +147,54 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
             Models.MIXED_DTYPES(source=source, dtypes=joined(dtypes, Between.AND), usable=USABLE_FILES[wanted])
         )
     suffix = None if scheme == "bf16" else _find_scales(header, linears, source, scheme, wanted)
-    if (wanted, scheme, suffix) != ("text encoder", "fp8", None):
-        _check_others(header, expected.keys() - {*linears}, source, wanted)
+    others = sorted(name for name in expected.keys() - {*linears} if name in header)
+    if wanted == "transformer" or (scheme == "fp8" and suffix is None):
+        # Plain casts hold more than the linear layers in FP8; it is widened where it is read.
+        for name in others:
+            _check_scale(header, name, scale_of(header, name), source, wanted)
+        others = [name for name in others if header[name].dtype != "F8_E4M3"]
+    _check_others(header, others, source, wanted)
     return scheme, suffix
 
 
 def _find_scales(header: Header, linears: list[str], source: str, scheme: str, wanted: str) -> str | None:
-    """Return the suffix of the scales; None for FP8 text encoders that were cast without scales."""
-
-    def scale_name(linear: str, suffix: str) -> str:
-        return linear.removesuffix("weight") + suffix
-
-    suffix = next((s for s in SCALE_SUFFIXES if any(scale_name(name, s) in header for name in linears)), None)
-    if suffix is None:
-        if (wanted, scheme) == ("text encoder", "fp8"):
+    """Return the suffix of the scales; None for FP8 weights that were cast without scales."""
+    found = next((scale for name in linears if (scale := scale_of(header, name))), None)
+    if found is None:
+        if scheme == "fp8":
             return None
         raise CheckpointError(
             Models.NO_SCALES(source=source, precision=scheme.upper(), weight=linears[0], usable=USABLE_FILES[wanted])
         )
+    suffix = found.rpartition(".")[2]
     for linear in linears:
-        name = scale_name(linear, suffix)
+        name = linear.removesuffix("weight") + suffix
         if name not in header:
             raise CheckpointError(Models.SCALE_MISSING(source=source, name=name))
-        scale, rows = header[name], next(iter(header[linear].shape), 1)
-        shapes = ((rows, 1), (rows,))
-        if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape not in shapes):
-            raise CheckpointError(
-                Models.ODD_SCALE(
-                    source=source,
-                    name=name,
-                    dtype=scale.dtype,
-                    shape=list(scale.shape),
-                    rows=rows,
-                    usable=USABLE_FILES[wanted],
-                )
-            )
+        _check_scale(header, linear, name, source, wanted)
     return suffix
 
 
+def _check_scale(header: Header, weight: str, name: str | None, source: str, wanted: str) -> None:
+    """Raise where a scale is neither one number nor one a row of its weight."""
+    if name is None:
+        return
+    scale, rows = header[name], next(iter(header[weight].shape), 1)
+    if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape not in ((rows, 1), (rows,))):
+        raise CheckpointError(
+            Models.ODD_SCALE(
+                source=source,
+                name=name,
+                dtype=scale.dtype,
+                shape=list(scale.shape),
+                rows=rows,
+                usable=USABLE_FILES[wanted],
+            )
+        )
+
+
 def _check_others(header: Header, names: Iterable[str], source: str, wanted: str) -> None:
-    found = sorted(name for name in names if name in header and header[name].dtype not in FLOAT_DTYPES)
+    found = [name for name in names if header[name].dtype not in FLOAT_DTYPES]
     if found:
         raise CheckpointError(
             Models.ODD_EIGHT_BIT(

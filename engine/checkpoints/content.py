@@ -17,6 +17,7 @@ The bounds, and why they are where they are:
                         10, where a layer would make 700 of an input of 1 at Wan's width (scales of ones give 30 to
                         150), and below 1e-9, where BF16 has lost it beside every bias. Warning of a transformer above 1
                         and below 1e-5, ten times and a five hundredth of what is known; a text encoder's are not known.
+    FP8 without scales  as linear weights, whose scale is one; error of a transformer above 1 already, see cast.py.
     form of numbers     weights are of either sign alike (|mean| below 2 % of the root mean square, here 25 %) and many
                         are near zero (a tenth is within an eighth of it). FP8 read as INT8, BF16 read as FP16, and the
                         other way round, are not. Error where the bytes are so as the other format; else a warning,
@@ -33,7 +34,7 @@ import math
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ import torch
 from ..errors import CheckpointError
 from ..sentences import Said
 from ..sentences.checkpoints import Content, Reading
+from .cast import LARGEST_CAST_RMS
 from .checks import BLOCK_LINEAR, SCALE_SUFFIXES
 from .disk import Stamp, reading, stamp
 
@@ -140,8 +142,14 @@ def doubts_about(files: Iterable[Path]) -> tuple[str, ...]:
 class ContentCheck:
     """Looks at the tensors of one model."""
 
-    def __init__(self, num_blocks: int = 0) -> None:
-        """Args: num_blocks: blocks of the transformer that it is; 0 where it is none or their number is not known."""
+    def __init__(self, num_blocks: int = 0, unscaled: Collection[str] = ()) -> None:
+        """Describe the model.
+
+        Args:
+            num_blocks: blocks of the transformer that it is; 0 where it is none or their number is not known.
+            unscaled: names of the FP8 weights that have no scale beside them, see checks.find_unscaled.
+        """
+        self._unscaled = unscaled
         self.seen: set[tuple[str, int]] = set()
         """Name of a tensor and beginning of a part of it, of what was looked at."""
         self._num_blocks = num_blocks
@@ -219,7 +227,9 @@ class ContentCheck:
     def _find_in_weights(self, name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]:
         fault = doubt = ""
         layer = name.rpartition(".")[0]
-        if dtype.itemsize == 1:
+        if dtype.itemsize == 1 and name in self._unscaled:
+            fault, doubt = _find_in_cast(name, some, dtype)
+        elif dtype.itemsize == 1:
             self._codes[layer] = some, dtype
             fault, doubt = self._find_in_layer(layer)
         is_in_block = BLOCK_LINEAR.search(name) is not None
@@ -536,6 +546,15 @@ def _find_in_rms(name: str, rms: float) -> tuple[str, str]:
     is_large = rms > _USUAL_RMS[1] and _OF_TRANSFORMER.search(name)
     is_small = rms < _USUAL_RMS[0] and not _OTHER_MATRIX.search(name)
     return "", Content.ODD_WEIGHTS(rms=rms) if is_large or is_small else ""
+
+
+def _find_in_cast(name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the same of FP8 weights that have no scale."""
+    form = _form_of(some, dtype, fewest=1)
+    if form is None:
+        return "", ""
+    most = LARGEST_CAST_RMS if _OF_TRANSFORMER.search(name) or _OTHER_MATRIX.search(name) else _POSSIBLE_RMS[1]
+    return (Content.LOST_SCALES(rms=form.rms), "") if form.rms > most else _find_in_rms(name, form.rms)
 
 
 def _numbers(some: Any, dtype: torch.dtype) -> Any:

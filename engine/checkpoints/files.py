@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +21,24 @@ from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
 from ..sentences.kinds import Kinds, Parts
-from .checks import describe_blocks, strip_prefix
+from .cast import check_cast
+from .checks import block_indices, describe_blocks, strip_prefix
 from .declared import check_declared
 from .disk import check_ending, find_size, list_folder, read_small, read_start, reading, stamp
 from .folders import walk
 from .formats import detect_transformer, find_missing_blocks, find_spiece, holds_text_encoder, holds_vae, keep_known
-from .header import TensorInfo, check_number, read_header
+from .header import Header, TensorInfo, check_number, read_header
 from .kinds import MODEL_REPOSITORY, TRANSFORMER_FILES
-from .transformers import EXPERTS, TransformerFiles, find_counterpart, is_guess, join, noise_of, word_of
+from .transformers import (
+    EXPERTS,
+    TransformerFiles,
+    find_counterpart,
+    is_guess,
+    join,
+    noise_of,
+    other_names,
+    word_of,
+)
 from .vocabulary import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
@@ -63,10 +73,14 @@ _NON_BLOCK_FILE = "non_block.safetensors"
 _SHARD_FILE = re.compile(r"(.+)-(\d{1,5})-of-(\d{1,5})\.safetensors", re.IGNORECASE)
 _INDEX_ENDING = ".safetensors.index.json"
 _MAX_INDEX_BYTES = 32 * 2**20
+# What the root of a pipeline of diffusers has; it names the pipeline's class.
+_PIPELINE_FILE, _MAX_PIPELINE_BYTES = "model_index.json", 2**20
 _TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
 _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
 # Safetensors files that sit beside transformers and are none.
 _NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
+
+_OTHER = dict(zip(EXPERTS, reversed(EXPERTS), strict=True))
 
 # What may be said of the other expert instead of its path: look for it by name; leave it out.
 AUTO_SECOND, NO_SECOND = "auto", "alone"
@@ -80,7 +94,6 @@ _PARTS = {
 }
 # Pattern of file names where a transformer was expected, what they are, what to do.
 _FOREIGN_FILES = (
-    ("model_index.json", Folders.DIFFUSERS(), Kinds.USE_NATIVE_MODEL()),
     ("*.gguf", Reading.GGUF(), Folders.USE_EIGHT_BIT()),
     ("*.pt", Folders.PT(), Folders.SAFETENSORS_ONLY()),
     ("*.pth", Folders.PTH(), Folders.SAFETENSORS_ONLY()),
@@ -174,7 +187,7 @@ def resolve_experts(path: Path, second: Path | str = AUTO_SECOND, first_is: str 
         if isinstance(second, Path):
             raise CheckpointError(Folders.BOTH_EXPERTS(path=path))
         return first
-    other = second if isinstance(second, Path) else find_counterpart(path) if second == AUTO_SECOND else None
+    other = second if isinstance(second, Path) else _counterpart_of(path) if second == AUTO_SECOND else None
     if other is None:
         return replace(first, noise=first_is) if first_is in EXPERTS else first
     joined = join(first, _resolve_one(other), first_is)
@@ -198,13 +211,12 @@ def _resolve_one(path: Path) -> TransformerFiles:
         layout, files = "single", (path,)
     stamps = tuple(map(stamp, files))
     header: dict[str, TensorInfo] = {}
+    tables: dict[Path, dict[str, TensorInfo]] = {}
     for file in files:
-        tensors = read_header(file)
+        tables[file] = tensors = read_header(file)
         twice = header.keys() & tensors.keys()
         if twice:
-            raise CheckpointError(
-                Folders.SEVERAL_TRANSFORMERS(path=path, name=", ".join(f.name for f in files), twice=min(twice))
-            )
+            raise _held_twice(path, layout, tables, min(twice))
         header.update(tensors)
         check_number(path, len(header))
     if layout == "blocks":
@@ -212,6 +224,8 @@ def _resolve_one(path: Path) -> TransformerFiles:
     found = detect_transformer(header, str(path))
     check_declared(files, found.precision, str(path), wanted="transformer")
     named = strip_prefix(header, found.prefix)
+    if found.is_cast:
+        check_cast(tables)
     return TransformerFiles(
         files=files,
         layout=layout,
@@ -222,6 +236,24 @@ def _resolve_one(path: Path) -> TransformerFiles:
         stamps=stamps,
         noise=noise_of(files[0] if layout == "single" else files[0].parent),
     )
+
+
+def _held_twice(path: Path, layout: str, tables: Mapping[Path, Header], name: str) -> CheckpointError:
+    """Return the error for a tensor that two files of a folder hold."""
+    first, second = [file for file, table in tables.items() if name in table][:2]
+    if layout == "blocks":
+        # What its name does not say is the copy.
+        wrong, other = (second, first) if _is_of_block(first, tables[first]) else (first, second)
+        return CheckpointError(Folders.BLOCK_COPIED(path=wrong, other=other.name, twice=name))
+    if _SHARD_FILE.fullmatch(first.name) and _SHARD_FILE.fullmatch(second.name):
+        return CheckpointError(Folders.SHARD_COPIED(path=path, name=first.name, other=second.name, twice=name))
+    return CheckpointError(Folders.SEVERAL_TRANSFORMERS(path=path, name=first.name, other=second.name, twice=name))
+
+
+def _is_of_block(file: Path, table: Header) -> bool:
+    """Say whether a file of blocks holds the one that its name says."""
+    named = _BLOCK_FILE.fullmatch(file.name)
+    return block_indices(table, "blocks") == ({int(named[1])} if named else set())
 
 
 def _experts_in(folder: Path) -> tuple[Path, Path] | None:
@@ -384,6 +416,9 @@ def _list_candidates(path: Path, precision: str) -> list[Path]:
         return list(folders.values())
     if _holds_transformer(path):
         return [path]
+    experts = _expert_folders(path, names)
+    if experts:
+        raise _refuse_experts(path, experts)
     if any(_find_files(_companion_folders(path, path), pattern) for pattern in (_TEXT_ENCODER_FILE, _VAE_FILE)):
         return []
     raise _refuse(path, names)
@@ -398,8 +433,10 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
     if numbered or non_block:
         blocks = dict(numbered)
         if len(blocks) < len(numbered):
-            index, twice = next((index, name) for index, name in numbered if blocks[index] != name)
-            raise CheckpointError(Folders.BLOCK_TWICE(folder=folder, one=twice, other=blocks[index]))
+            twice = next(index for index, name in numbered if blocks[index] != name)
+            # The published names have no zeros before the number.
+            own, strange, *_ = sorted((name for index, name in numbered if index == twice), key=len)
+            raise CheckpointError(Folders.BLOCK_TWICE(folder=folder, one=strange, other=own))
         taken = [*non_block[:1], *(blocks[index] for index in sorted(blocks))]
         _note_leftovers(folder, names, taken, notes)
         return "blocks", tuple(folder / name for name in taken)
@@ -469,7 +506,16 @@ def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]
 
 def _refuse(path: Path, files: list[str]) -> CheckpointError:
     """Return the error for a path without a safetensors transformer, by the names of the files there."""
+    experts = _expert_folders(path, files)
+    if experts:
+        return _refuse_experts(path, experts)
     expected = Folders.EXPECTED_AS_IN(transformer=_PARTS["transformer"], transformer_files=TRANSFORMER_FILES)
+    pipeline = next((name for name in files if name.lower() == _PIPELINE_FILE), None)
+    if pipeline is not None:
+        kind, advice = _describe_pipeline(path / pipeline)
+        return CheckpointError(
+            Folders.FOREIGN_FILE(path=path, found=pipeline, kind=kind, expected=expected, advice=advice)
+        )
     for pattern, kind, advice in _FOREIGN_FILES:
         found = next((name for name in files if Path(name.lower()).match(pattern)), None)
         if found is not None:
@@ -478,6 +524,51 @@ def _refuse(path: Path, files: list[str]) -> CheckpointError:
             )
     there = Folders.FOUND(names=", ".join(files[:4])) if files else Folders.EMPTY()
     return CheckpointError(Folders.NO_TRANSFORMER(path=path, there=there, expected=expected))
+
+
+def _describe_pipeline(path: Path) -> tuple[str, str]:
+    """Return what a folder with a pipeline of diffusers is, and what to do."""
+    try:
+        said = json.loads(read_small(path, _MAX_PIPELINE_BYTES, Folders.EXPECTED_PIPELINE()))["_class_name"]
+    except (CheckpointError, *MALFORMED):
+        said = None
+    if not isinstance(said, str) or not said.isidentifier():
+        return Folders.DIFFUSERS(), Folders.USE_NATIVE_WAN()
+    if said.startswith("Wan"):
+        return Folders.DIFFUSERS_WAN(name=said[:60]), Kinds.USE_NATIVE_MODEL()
+    return Folders.DIFFUSERS_OTHER(name=said[:60]), Kinds.USE_OWN_NODES()
+
+
+def _expert_folders(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the folders in a folder that hold a transformer which is an expert by its name."""
+    return [folder / name for name in names if noise_of(Path(name)) and _holds_files(folder / name)]
+
+
+def _counterpart_of(path: Path) -> Path | None:
+    """Return the other expert of a file or folder; None where there is none, or an empty folder for it."""
+    other = find_counterpart(path)
+    return None if other is not None and os.path.isdir(other) and not _holds_files(other) else other
+
+
+def _refuse_experts(path: Path, experts: Sequence[Path]) -> CheckpointError:
+    """Return the error for a folder whose folders of experts are no pair."""
+    names = ", ".join(expert.name for expert in experts)
+    by_noise = {noise_of(Path(expert.name)): expert for expert in experts}
+    if len(by_noise) == 1:
+        (noise,) = by_noise
+        missing = next(iter(other_names(experts[0].name)))
+        return CheckpointError(
+            Folders.EXPERT_MISSING(
+                path=path, names=names, noise=noise, other=_OTHER[noise], missing=missing, name=experts[0].name
+            )
+        )
+    pair = next(((expert, other) for expert in experts if (other := _counterpart_of(expert)) in experts), None)
+    if pair is None:
+        return CheckpointError(Folders.EXPERTS_UNPAIRED(path=path, names=names))
+    choice, other = pair
+    return CheckpointError(
+        Folders.EXPERTS_TOO_MANY(path=path, choice=f"{path.name}/{choice.name}", other=other.name, names=names)
+    )
 
 
 def _companion_folders(path: Path, home: Path) -> list[Path]:

@@ -69,11 +69,16 @@ class TransformerFormat:
     """bf16 | fp8 | int8: of the blocks' linears (bf16 covers fp16 and fp32 files too)."""
     scale_suffix: str | None
     """What replaces `weight` to find a scale: weight_scale (LightX2V, [N, 1] or scalar) or scale_weight (ComfyUI,
-    scalar); None for unquantized weights."""
+    scalar); None where the numbers are the weights themselves: unquantized, or cast to FP8."""
     prefix: str
     """Stripped from every tensor name, e.g. `model.diffusion_model.`."""
     architecture: WanArchitecture
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is FP8 without scales, as a plain cast of the original gives it."""
+        return self.precision == "fp8" and self.scale_suffix is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +224,7 @@ def detect_transformer(header: Header, source: str = Folders.THE_FILE()) -> Tran
         source: subject of the error sentences, e.g. the path.
 
     Raises:
-        CheckpointError: another kind of model, an incomplete one, or weights without their scales.
+        CheckpointError: another kind of model, an incomplete one, or INT8 weights without their scales.
     """
     block = r"blocks\.\d+\.modulation"
     prefix = find_prefix(header, _TRANSFORMER_PREFIXES, rf"patch_embedding\.weight|{block}", source, block)

@@ -38,20 +38,59 @@ class _Kind:
     advice: str
 
 
+_LORA = _Kind(Kinds.LORA(), r"\.lora_(down|up|A|B)\b|^lora_|\.diff(_b|_m)?$", Kinds.USE_LORA_NODE())
+# Transformers and UNets of other families by names that only they have, in their own layout and in diffusers'.
+# Source: ComfyUI comfy/model_detection.py; diffusers' models.
+_FAMILIES = (
+    ("Flux.2", r"(^|\.)double_stream_modulation_(img|txt)\."),
+    ("Chroma", r"(^|\.)distilled_guidance_layer\."),
+    (
+        "HunyuanVideo/HunyuanImage",
+        r"(^|\.)individual_token_refiner\.|(^|\.)context_embedder(_2)?\.token_refiner\.|\.img_attn_qkv\.",
+    ),
+    ("Hunyuan3D", r"(^|\.)latent_in\.weight$"),
+    ("Flux", r"(^|\.)double_blocks\.\d+\.img_(attn|mod)\.|(^|\.)single_transformer_blocks\.\d+\.proj_mlp\."),
+    ("AuraFlow", r"(^|\.)(double|single)_layers\.\d+\.|(^|\.)joint_transformer_blocks\.\d+\."),
+    ("HiDream", r"(^|\.)(double|single)_stream_blocks\.\d+\."),
+    ("Kandinsky 5", r"(^|\.)visual_transformer_blocks\.\d+\."),
+    ("Mochi", r"(^|\.)t5_yproj\.|(^|\.)blocks\.\d+\.attn\.qkv_[xy]\.|(^|\.)time_embed\.pooler\."),
+    ("Qwen-Image", r"(^|\.)transformer_blocks\.\d+\.(img|txt)_mod\."),
+    ("Cosmos", r"(^|\.)blocks\.block\d+\.|(^|\.)blocks\.\d+\.adaln_modulation_|(^|\.)time_embed\.t_embedder\."),
+    ("CogVideoX/CogView", r"(^|\.)patch_embed\.text_proj\.|\.attention\.query_key_value\."),
+    ("Sana", r"\.ff\.conv_inverted\."),
+    ("LTX-Video", r"(^|\.)patchify_proj\.|(^|\.)time_embed\.emb\.timestep_embedder\."),
+    ("PixArt", r"(^|\.)t_block\.1\.|\.cross_attn\.(q|kv)_linear\.|(^|\.)adaln_single\.emb\."),
+    ("Lumina/Z-Image", r"(^|\.)(noise|context)_refiner\.\d+\."),
+    ("HunyuanDiT", r"(^|\.)mlp_t5\.|(^|\.)time_extra_emb\."),
+    ("Stable Diffusion 3", r"(^|\.)joint_blocks\.\d+\.|(^|\.)transformer_blocks\.\d+\.norm1_context\."),
+    ("Stable Cascade", r"(^|\.)clip_(txt_pooled_)?mapper\."),
+    ("Stable Video Diffusion", r"\.time_stack\.|\.temporal_transformer_blocks\.\d+\."),
+    ("SDXL", r"(^|\.)label_emb\.0\.0\.|(^|\.)add_embedding\.linear_1\.|^conditioner\.embedders\.\d"),
+    (
+        "Stable Diffusion",
+        r"(^|\.)input_blocks\.\d+\.|^(unet\.)?(down|up)_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.",
+    ),
+)
+
 # The first row that matches names the file.
 _KINDS = (
-    _Kind(
-        Kinds.LORA(),
-        r"\.lora_(down|up|A|B)\b|^lora_|\.diff(_b|_m)?$",
-        Kinds.USE_LORA_NODE(),
-    ),
+    _LORA,
     _Kind(
         Kinds.DIFFUSERS_TRANSFORMER(),
-        r"condition_embedder\.|transformer_blocks\.|\.attn1\.to_[qkv]\b",
+        r"(^|\.)condition_embedder\.(text_embedder|time_proj)\.|(^|\.)blocks\.\d+\.ffn\.net\.0\.proj\.",
         Kinds.USE_NATIVE_MODEL(),
     ),
-    _Kind(Kinds.WAN_TRANSFORMER(), r"(^|\.)blocks\.\d+\.(modulation$|self_attn\.)", Kinds.LOAD_AS_TRANSFORMER()),
-    _Kind(Kinds.T5_TEXT_ENCODER(), r"^(encoder\.block|blocks)\.\d+\.(layer|attn)\.", Kinds.LOAD_AS_TEXT_ENCODER()),
+    _Kind(
+        Kinds.WAN_TRANSFORMER(),
+        r"(^|\.)blocks\.\d+\.(modulation$|self_attn\.([qkvo]|norm_[qk])\.)",
+        Kinds.LOAD_AS_TRANSFORMER(),
+    ),
+    *(_Kind(Kinds.FAMILY(name=name), mark, Kinds.USE_OWN_NODES()) for name, mark in _FAMILIES),
+    _Kind(
+        Kinds.T5_TEXT_ENCODER(),
+        r"^(encoder\.block\.\d+\.layer|blocks\.\d+\.attn\.[qkvo])\.",
+        Kinds.LOAD_AS_TEXT_ENCODER(),
+    ),
     _Kind(
         Kinds.CLIP_MODEL(),
         r"text_model\.encoder\.|transformer\.resblocks\.|^(visual|textual|vision_model)\.",
@@ -60,15 +99,11 @@ _KINDS = (
     _Kind(Kinds.WAN_VAE(), r"(^|\.)decoder\.middle\.\d", Kinds.LOAD_AS_VAE()),
     _Kind(Kinds.DIFFUSERS_VAE(), r"(^|\.)decoder\.mid_block\.", Kinds.USE_NATIVE_VAE()),
     _Kind(Kinds.IMAGE_VAE(), r"(^|\.)decoder\.mid\.", Kinds.NEEDS_WAN_VAE()),
-    _Kind(
-        Kinds.TINY_VAE(),
-        r"^(decoder|taesd_decoder)\.\d+\.",
-        Kinds.TINY_VAES_THAT_FIT(),
-    ),
+    _Kind(Kinds.TINY_VAE(), r"^(decoder|taesd_decoder)\.\d+\.", Kinds.TINY_VAES_THAT_FIT()),
     _Kind(Kinds.LANGUAGE_MODEL(), r"(^|\.)layers\.\d+\.(self_attn|mlp)\.", Kinds.CHOOSE_ANOTHER_FILE()),
     _Kind(
         Kinds.OTHER_FAMILY(),
-        r"(double|single|joint|input|output)_blocks\.|double_stream_modulation",
+        r"(double|single|joint|input|output|down|up|transformer)_blocks\.\d",
         Kinds.USE_OWN_NODES(),
     ),
 )

@@ -1,8 +1,9 @@
 """A transformer checkpoint of any layout as named tensors: what engines are filled from.
 
-Native Wan names; scales as `.weight_scale` [N, 1] fp32, whatever the file calls them and whether it has one a channel
-or one a tensor. (LightX2V's own loader rounds scales to bfloat16, so that its resident run differs from its disk run;
-here they stay fp32 in every mode.)
+Native Wan names; scales of the blocks' linear layers as `.weight_scale` [N, 1] fp32, whatever the file calls them and
+whether it has one a channel, one a tensor, or none: weights that were cast to FP8 are the numbers themselves, with a
+scale of one. Everything else is widened where it is in 8 bits. (LightX2V's own loader rounds scales to bfloat16, so
+that its resident run differs from its disk run; here they stay fp32 in every mode.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import replace
 
 import torch
 
+from .checks import BLOCK_LINEAR, find_unscaled, scale_of
 from .content import ContentCheck, Look
+from .header import Header
 from .transformers import TransformerFiles
 from .weights import FileRange, TensorSpec, open_weights
 
@@ -27,6 +30,8 @@ def list_specs(
 ) -> dict[TensorSpec, str]:
     """Return the parameters of a transformer, and the name that its files have for each; by the headers alone.
 
+    A scale that no file has is one; its name is "".
+
     Args:
         float32: pattern of the names that are to be in fp32; the rest is BF16, or 8-bit.
         eight_bit: the dtype of what is stored in 8 bits; None is the stored one.
@@ -34,14 +39,25 @@ def list_specs(
     specs: dict[TensorSpec, str] = {}
     for stored, info in files.header.items():
         base, _, leaf = stored.rpartition(".")
-        if leaf == files.format.scale_suffix:
-            shape = torch.Size((files.header[f"{base}.weight"].shape[0], 1))
-            specs[TensorSpec(f"{base}{_SCALE}", torch.float32, shape)] = stored
+        if leaf == files.format.scale_suffix and _is_kept(files.header, f"{base}.weight"):
+            specs[_scale_spec(files.header, base)] = stored
         elif leaf in _PARAMETERS:
             plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
-            dtype = (eight_bit or _EIGHT_BIT[info.dtype]) if info.dtype in _EIGHT_BIT else plain
+            is_kept = _is_kept(files.header, stored)
+            dtype = (eight_bit or _EIGHT_BIT[info.dtype]) if is_kept else plain
             specs[TensorSpec(stored, dtype, torch.Size(info.shape))] = stored
+            if is_kept and scale_of(files.header, stored) is None:
+                specs[_scale_spec(files.header, base)] = ""
     return specs
+
+
+def _is_kept(header: Header, weight: str) -> bool:
+    """Say whether a tensor is computed with as it is stored, in 8 bits and with a scale."""
+    return header[weight].dtype in _EIGHT_BIT and BLOCK_LINEAR.search(weight) is not None
+
+
+def _scale_spec(header: Header, layer: str) -> TensorSpec:
+    return TensorSpec(f"{layer}{_SCALE}", torch.float32, torch.Size((header[f"{layer}.weight"].shape[0], 1)))
 
 
 class TransformerCheckpoint:
@@ -52,8 +68,9 @@ class TransformerCheckpoint:
     ) -> None:
         """Args: float32, eight_bit: see list_specs; what is stored in other 8 bits comes with its bytes as they are."""
         self._weights = open_weights(files.files, files.format.prefix)
+        self._header = files.header
         specs = list_specs(files, float32, eight_bit)
-        self._content = ContentCheck(files.format.architecture.num_layers)
+        self._content = ContentCheck(files.format.architecture.num_layers, find_unscaled(files.header))
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
         self.specs = tuple(specs)
 
@@ -77,21 +94,43 @@ class TransformerCheckpoint:
             CheckpointError: what is read is damaged, see content.py.
         """
         name = self._stored_names[spec.name]
+        if not name:
+            return torch.ones(spec.shape) if elements is None else torch.ones(elements.stop - elements.start)
         stored = self._weights[name]
         part = stored if elements is None else stored.flatten()[elements]
         self._content.look(name, self._weights.path_of(name), part, stored.dtype, elements.start if elements else 0)
-        if stored.dtype in _EIGHT_BIT.values():
-            stored = stored.view(spec.dtype)
         if spec.name.endswith(_SCALE):
-            stored = stored.reshape(-1, 1).expand(spec.shape).contiguous()
-        return stored.to(spec.dtype) if elements is None else stored.flatten()[elements]
+            part = stored.reshape(-1, 1).expand(spec.shape)
+            return part.contiguous().to(spec.dtype) if elements is None else part.flatten()[elements]
+        if spec.dtype.itemsize == 1:
+            return part.view(spec.dtype)
+        scale = self._widening_scale(name, spec, elements)
+        if scale is not None:
+            part = part.float() * scale
+        return part.to(spec.dtype) if elements is None else part
+
+    def _widening_scale(self, name: str, spec: TensorSpec, elements: slice | None) -> torch.Tensor | None:
+        """Return what a tensor outside of the blocks' linear layers, or a part of it, is multiplied with."""
+        scale_name = scale_of(self._header, name)
+        if scale_name is None:
+            return None
+        scale = self._weights[scale_name].float().flatten()
+        self._content.look(scale_name, self._weights.path_of(scale_name), scale, scale.dtype)
+        if elements is None:
+            return scale.view(-1, *[1] * (len(spec.shape) - 1))
+        rows = torch.arange(elements.start, elements.stop) // spec.shape[1:].numel()
+        return scale[rows] if len(scale) > 1 else scale
 
     def location(self, spec: TensorSpec) -> FileRange | None:
         """Return where in a file the tensor's bytes lie as they are needed; None where `read` changes them."""
         stored = self._stored_names[spec.name]
-        if self._weights.header[stored].shape != tuple(spec.shape):
+        if not stored or self._weights.header[stored].shape != tuple(spec.shape):
             return None
-        dtype = _EIGHT_BIT.get(self._weights.header[stored].dtype, spec.dtype)
+        dtype = spec.dtype
+        if dtype.itemsize == 1:
+            dtype = _EIGHT_BIT[self._weights.header[stored].dtype]
+        elif not spec.name.endswith(_SCALE) and scale_of(self._header, stored) is not None:
+            return None
         place = self._weights.location(stored, dtype)
         return place and replace(place, look=Look(self._content, stored, place.path, dtype))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def find_counterpart(path: Path) -> Path | None:
     """
     if not noise_of(path) and _NO_EXPERT.search(f"{path.parent.name}/{path.name}"):
         return None
-    names, folders = _other_names(path.name), [path.parent.with_name(name) for name in _other_names(path.parent.name)]
+    names, folders = other_names(path.name), [path.parent.with_name(name) for name in other_names(path.parent.name)]
     places = [path.parent / name for name in names]
     places += [folder / name for folder in folders for name in (*names, path.name)]
     return next((place for place in places if place.exists()), None)
@@ -185,12 +184,30 @@ def _tell(first: TransformerFiles, second: TransformerFiles) -> str:
 
 
 def _check_apart(first: TransformerFiles, second: TransformerFiles) -> None:
-    if _is_same(first.files, second.files):
+    pairs = list(zip(first.files, second.files, strict=False)) if len(first.files) == len(second.files) else []
+    same = [_is_same_file(*pair) for pair in pairs]
+    if same and all(same):
         raise CheckpointError(Folders.SAME_EXPERT(title=first.title, other=second.title))
+    # Every block of two experts differs; of what is in no block, some may be alike.
+    copied = next(
+        (pair for pair, is_same in zip(pairs, same, strict=True) if is_same and pair[0].stem != "non_block"), None
+    )
+    if copied is not None:
+        raise CheckpointError(Folders.SAME_PART(path=copied[0], other=copied[1]))
 
 
 def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
     ours, theirs = first.format.architecture, second.format.architecture
+    if replace(ours, num_layers=theirs.num_layers) == theirs != ours:
+        fewer, more = sorted((first, second), key=lambda each: each.format.architecture.num_layers)
+        raise CheckpointError(
+            Folders.FEWER_BLOCKS(
+                title=fewer.title,
+                num_blocks=fewer.format.architecture.num_layers,
+                other=more.title,
+                num_others=more.format.architecture.num_layers,
+            )
+        )
     if ours != theirs:
         found = [
             Folders.DIFFERENCE(name=name, value=value, other=getattr(theirs, name))
@@ -212,14 +229,8 @@ def _check_fit(first: TransformerFiles, second: TransformerFiles) -> None:
         )
 
 
-def _is_same(first: Sequence[Path], second: Sequence[Path]) -> bool:
-    """Say whether files have the same content, by what lies at many places in them."""
-    if len(first) != len(second):
-        return False
-    return all(_is_same_file(*pair) for pair in zip(first, second, strict=True))
-
-
 def _is_same_file(first: Path, second: Path) -> bool:
+    """Say whether two files have the same content, by what lies at many places in them."""
     if os.path.samefile(first, second):
         return True
     size = first.stat().st_size
@@ -240,7 +251,7 @@ def _said(name: str) -> str:
     return said[1].lower() if said else ""
 
 
-def _other_names(name: str) -> list[str]:
+def other_names(name: str) -> list[str]:
     """Return a name with high for low or low for high, in every place where one of them is."""
     found = []
     for match in _WORD.finditer(name):

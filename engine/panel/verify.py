@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapters.hub import client
+from ..checkpoints.checks import find_unscaled
 from ..checkpoints.content import ContentCheck, find_fault_in_full, may_be_zero
 from ..checkpoints.disk import reading
 from ..checkpoints.files import Checkpoint, resolve_checkpoint
@@ -125,7 +126,8 @@ def _checks_of(checkpoint: Checkpoint) -> dict[Path, ContentCheck]:
     """Return what looks at the files of each transformer together: not all is seen in one of them."""
     checks: dict[Path, ContentCheck] = {}
     for each in checkpoint.transformer.experts if checkpoint.transformer else ():
-        check = ContentCheck(each.format.architecture.num_layers)
+        unscaled = {each.format.prefix + name for name in find_unscaled(each.header)}
+        check = ContentCheck(each.format.architecture.num_layers, unscaled)
         checks |= dict.fromkeys(each.files, check)
     return checks
 
@@ -145,7 +147,7 @@ def _item(
     if same_size:
         remedy = Verifying.FETCH_ANEW(name=file.name)
         return Item(name=file.name, state=MISSING, found=Verifying.NOT_AS_PUBLISHED(found=found), remedy=remedy)
-    fault, doubt = _find_in(file, check or ContentCheck())
+    fault, doubt = _find_in(file, check)
     if fault:
         return Item(name=file.name, state=MISSING, found=Verifying.DAMAGED(fault=fault, found=found), remedy=_REMEDY)
     if doubt:
@@ -157,12 +159,13 @@ def _item(
 _REMEDY = Verifying.DOWNLOAD_AGAIN()
 
 
-def _find_in(file: Path, check: ContentCheck) -> tuple[str, str]:
+def _find_in(file: Path, check: ContentCheck | None) -> tuple[str, str]:
     """Return what is wrong with the first damaged tensor of a file, and what is odd about the first odd one."""
     doubtful = ""
     if not (is_pth(file) or file.suffix.lower() == ".safetensors"):
         return "", ""
     weights = open_weights([file])
+    check = check or ContentCheck(unscaled=find_unscaled(weights.header))
     try:
         for name in weights:
             tensor = weights[name]

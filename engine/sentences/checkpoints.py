@@ -115,6 +115,10 @@ class Content:
     NO_SCALE = Sentence("holds scales down to {least:.3g}, where every scale is above 0")
     OTHER_FORMAT = Sentence("is said to be {said}, and what it holds is {found}")
     NO_WEIGHTS = Sentence("makes the weights of its layer {rms:.3g} on average, where those of a model are 0.001 to 1")
+    LOST_SCALES = Sentence(
+        "holds FP8 numbers of {rms:.3g} on average without a scale, where those of a plain cast are 0.001 to 1: its "
+        "scales got lost"
+    )
     ODD_WEIGHTS = Sentence(
         "makes the weights of its layer {rms:.3g} on average, where those of known models are 0.005 to 0.15"
     )
@@ -166,15 +170,16 @@ class Models:
     BLOCKS_ARE = Sentence("blocks {numbers} are")
     TENSORS_MISSING = Sentence("{source} is incomplete: {count} missing ({missing}{more}). Download it again.")
     MIXED_DTYPES = Sentence(
-        "{source} stores its linear weights as {dtypes}; expected BF16, F16 or F32, or FP8 E4M3, or INT8 for all of "
-        "them, e.g. {usable}."
+        "Use a version of it in BF16, F16 or F32, or FP8 E4M3 (fp8_e4m3fn), or INT8, e.g. {usable}: {source} stores "
+        "its linear weights as {dtypes}; expected one of these for all of them."
     )
     NO_SCALES = Sentence(
-        "{source} holds {precision} weights without scales: beside {weight} there is neither a .weight_scale nor a "
-        ".scale_weight, so it would give noise. Use a scaled file: {usable}."
+        "Use a file with scales, {usable}: {source} holds {precision} weights without them. Beside {weight} there is "
+        "neither a .weight_scale nor a .scale_weight, so it would give noise."
     )
     ODD_EIGHT_BIT = Sentence(
-        "{source} stores {name} as {dtype}; expected 8-bit weights in the blocks' linear layers only, as in {usable}."
+        "Use {usable}: {source} stores {name} as {dtype}, where 8-bit weights are expected in the blocks' linear "
+        "layers only."
     )
     DOES_NOT_FIT = Sentence(
         "{source} does not fit together: {name} has shape {found}, expected [{known}] from the other tensors. Files "

@@ -13,7 +13,11 @@ class Folders:
     NOT_LOOKED_AT = Sentence("not looked at: {error}")
     EXPECTED_TRANSFORMER = Sentence("block_<i>.safetensors with non_block.safetensors, or distill_model.safetensors")
     EXPECTED_AS_IN = Sentence("expected {transformer}, as in {transformer_files}.")
-    DIFFUSERS = Sentence("a model in diffusers' layout")
+    DIFFUSERS = Sentence("the index of a model in diffusers' layout")
+    DIFFUSERS_WAN = Sentence("the index of {name}, Wan in diffusers' layout")
+    DIFFUSERS_OTHER = Sentence("the index of {name}, a model of another family in diffusers' layout")
+    USE_NATIVE_WAN = Sentence("Use a Wan model with Wan's native names.")
+    EXPECTED_PIPELINE = Sentence("the index of a pipeline of diffusers")
     USE_EIGHT_BIT = Sentence("Use the FP8 or INT8 version, or load GGUF with ComfyUI-GGUF.")
     PT = Sentence("a PyTorch .pt file")
     SAFETENSORS_ONLY = Sentence("Transformers are read from safetensors only.")
@@ -55,8 +59,29 @@ class Folders:
         "{model_repository}."
     )
     SEVERAL_TRANSFORMERS = Sentence(
-        "{path} holds more than one transformer ({name}): several files have a tensor {twice}. Choose one of the "
-        "files instead of the folder."
+        "Choose one of the files in 'LightX2V Load Transformer' instead of the folder {path}: it holds more than one "
+        "transformer. {name} and {other} both have a tensor {twice}."
+    )
+    BLOCK_COPIED = Sentence(
+        "Run `python tools/download.py get NAME --replace` in the pack's folder, or download {path} again, or delete "
+        "it where the model has no such file: it is a copy of {other} or of another model, as both hold {twice}, and "
+        "not the block that its name says."
+    )
+    SHARD_COPIED = Sentence(
+        "Download {name} and {other} of {path} again: both hold {twice}, so that one is a copy of the other, or of "
+        "another model."
+    )
+    EXPERTS_TOO_MANY = Sentence(
+        "Choose {choice} instead of its folder: {other} comes with it. {path} holds {names}, where two make a pair; or "
+        "put what does not belong to it elsewhere."
+    )
+    EXPERTS_UNPAIRED = Sentence(
+        "Choose the two that belong together as transformer and second_expert of 'LightX2V Load Transformer': {path} "
+        "holds {names}, and names of a pair differ in high and low alone."
+    )
+    EXPERT_MISSING = Sentence(
+        "Put the {other}-noise expert into {path} as {missing}, or choose {name} there, which is the {noise}-noise "
+        "expert alone: {path} holds {names}, and a pair is one for high and one for low noise."
     )
     OTHER_PRECISION = Sentence(
         "{candidate} holds {scheme} weights; expected {precision}, as chosen. Choose precision auto or {scheme}, or "
@@ -64,7 +89,7 @@ class Folders:
     )
     TRANSFORMER_IS = Sentence("The transformer is {candidate} ({scheme}, {size}): {why}.")
     BLOCK_TWICE = Sentence(
-        "{folder} has two files for one block: {one} and {other}. Remove the one that does not belong to it."
+        "Delete {one} in {folder}, or put it elsewhere: there are two files for one block, and the model's is {other}."
     )
     ODD_INDEX = Sentence("it names files that are no files of its folder")
     NO_INDEX = Sentence("{path} is not an index of safetensors shards ({error}). Download it again.")
@@ -98,8 +123,16 @@ class Folders:
     BOTH_TITLES = Sentence("{title} and {other}")
     DIFFERENCE = Sentence("{name} {value} and {other}")
     SAME_EXPERT = Sentence(
-        "Choose the other expert's file: {title} and {other} have the same content. Wan2.2 needs two different "
-        "transformers, one for high and one for low noise."
+        "Choose or download the other expert for one of {title} and {other}: they have the same content. Wan2.2 needs "
+        "two different transformers, one for high and one for low noise."
+    )
+    SAME_PART = Sentence(
+        "Download {path} and {other} again: they have the same content, so that one is a copy of the other, and every "
+        "block of two experts differs."
+    )
+    FEWER_BLOCKS = Sentence(
+        "Download the rest of {title}: it has {num_blocks} blocks and {other} has {num_others}, and both experts of a "
+        "model have as many."
     )
     OTHER_SIZES = Sentence(
         "Choose two experts of the same model: {title} and {other} differ in {found}. Image to video (in_dim 36) "
@@ -131,7 +164,10 @@ class Folders:
     ODD_HEADS = Sentence(
         "{source} has attention of {d_kv} columns for {num_heads} heads; expected a multiple. Use {usable}."
     )
-    PLAIN_CAST = Sentence("{source} holds FP8 weights without scales: they are taken as a plain cast of the original.")
+    PLAIN_CAST = Sentence(
+        "{source} holds FP8 weights without scales: they are taken as a plain cast of the original. Of small weights a "
+        "scaled file keeps more."
+    )
     OTHER_VAE = Sentence(
         "{source} is a VAE of {z_dim} latent channels (48: Wan2.2 5B) and {channels} image channels in {dtypes}; "
         "expected {latent_channels} and 3 in BF16, F16 or F32. Use {vae}."

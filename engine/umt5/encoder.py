@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import system
+from ..checkpoints.checks import find_unscaled
 from ..checkpoints.companions import TextEncoderFiles
 from ..checkpoints.content import ContentCheck, damaged
 from ..checkpoints.formats import TextEncoderFormat
@@ -65,7 +66,7 @@ class Umt5Encoder:
             hooks.check_interrupt()
             weights = open_weights([self._files.path], self._files.format.prefix)
             self._embedding = weights[_file_name("shared.weight", self._files.format.naming)]
-            content = ContentCheck()
+            content = ContentCheck(unscaled=find_unscaled(weights.header))
             self._model, linears = _build_model(self._files.format, weights, content)
             _read_ahead(self._files.path, linears, content, hooks)
         self._model.to(self._device, self._dtype)

@@ -9,7 +9,7 @@ from lightx2v_pack.engine.memory.placement import Placement
 from lightx2v_pack.engine.settings import EngineSettings
 from lightx2v_pack.engine.stages.denoise import run_steps, start
 from lightx2v_pack.engine.stages.schedule import build_schedule
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import checkpoints, lightx2v_cpu
 from support.contract_of_a_transformer import CpuContract, travel_as_on_a_gpu
 from support.engine import CPU, conditioning_of, open_transformer
@@ -137,6 +137,15 @@ def test_a_folder_of_blocks_and_a_single_file_give_the_same(precision):
     # The folder keeps other tensors in float32 and the file in bfloat16; both are used in bfloat16.
     folder, single_file = checkpoints.distilled(precision), checkpoints.single_file(precision)
     assert torch.equal(flow_of(build(folder)), flow_of(build(single_file)))
+
+
+def test_a_plain_cast_to_fp8_is_what_it_holds(tmp_path):
+    weights = checkpoints.transformer_weights()
+    cast = {name: each.to(torch.float8_e4m3fn if each.ndim == 2 else torch.bfloat16) for name, each in weights.items()}
+    save_file(cast, tmp_path / "cast.safetensors")
+    expected = flow_of(build(tmp_path / "cast.safetensors", engine="portable"))
+    for mode in ("none", "block", "phase", "disk"):
+        assert relative_error(flow_of(build(tmp_path / "cast.safetensors", mode)), expected) < FLOAT32_TOLERANCE
 
 
 def test_scales_stay_float32():

@@ -223,7 +223,7 @@ def test_damaged_shard_index(tmp_path: Path) -> None:
 def test_two_models_in_one_folder(tmp_path: Path) -> None:
     for precision in ("fp8", "int8"):
         shutil.copy(checkpoints.single_file(precision), tmp_path)
-    with pytest.raises(CheckpointError, match=r"more than one transformer .*Choose one of the files"):
+    with pytest.raises(CheckpointError, match=r"Choose one of the files in .*more than one transformer"):
         resolve_transformer(tmp_path)
 
 
@@ -300,13 +300,34 @@ def test_missing_path(tmp_path: Path) -> None:
         ([], "holds no transformer to load: it is empty; expected block_<i>.safetensors"),
         (["notes.txt"], "found notes.txt"),
         (["wan2.1-t2v-14b-Q4_K_M.gguf"], "ComfyUI-GGUF.*is a GGUF file"),
-        (["model_index.json"], "native names.*diffusers' layout"),
+        (["model_index.json"], "Use a Wan model with Wan's native names.*diffusers' layout"),
         (["distill_model.pt"], "safetensors only.*PyTorch .pt file"),
     ],
 )
 def test_folders_without_a_transformer(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
         (tmp_path / name).touch()
+    for resolve in (resolve_checkpoint, resolve_transformer):
+        with pytest.raises(CheckpointError, match=message):
+            resolve(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"_class_name": "WanPipeline"},
+            "Use the same model with Wan's native names.*the index of WanPipeline, Wan in",
+        ),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "Load it with ComfyUI's own nodes.*index of StableDiffusionXLP"),
+        ({"_class_name": "CogVideoXPipeline"}, "of CogVideoXPipeline, a model of another family"),
+        ({"_class_name": ["Wan"]}, "Use a Wan model with Wan's native names"),
+        ([], "Use a Wan model with Wan's native names"),
+    ],
+)
+def test_a_folder_of_diffusers_is_named_by_its_pipeline(tmp_path: Path, content, message: str) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps(content))
+    (tmp_path / "transformer").mkdir()
     for resolve in (resolve_checkpoint, resolve_transformer):
         with pytest.raises(CheckpointError, match=message):
             resolve(tmp_path)

@@ -96,6 +96,13 @@ ACCEPTED_TRANSFORMERS = {
         "weight_scale",
         "",
     ),
+    "a plain cast to fp8": (lambda: without(transformer_header("fp8"), "_scale$"), "fp8", None, ""),
+    "all of it cast to fp8": (
+        lambda: cast(add_prefix(transformer_header("bf16"), "diffusion_model."), {"BF16": "F8_E4M3"}),
+        "fp8",
+        None,
+        "diffusion_model.",
+    ),
     "prefix model.": (lambda: add_prefix(transformer_header("int8"), "model."), "int8", "weight_scale", "model."),
 }
 
@@ -131,11 +138,10 @@ def nvfp4() -> Header:
 
 
 REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
-    "fp8 without scales": (
-        lambda: without(transformer_header("fp8"), "_scale$"),
-        "FP8 weights without scales.*blocks.0.self_attn.q.weight.*Use a scaled file: distill_fp8",
+    "int8 without scales": (
+        lambda: without(transformer_header("int8"), "_scale$"),
+        "Use a file with scales, distill_fp8.*INT8 weights without them.*blocks.0.self_attn.q.weight",
     ),
-    "int8 without scales": (lambda: without(transformer_header("int8"), "_scale$"), "INT8 weights without scales"),
     "one scale missing": (
         lambda: without(transformer_header("fp8"), r"blocks\.1\.ffn\.2\.weight_scale"),
         "incomplete: the scale blocks.1.ffn.2.weight_scale is missing",
@@ -148,14 +154,24 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         "scale .*weight_scale of U8 .*MXFP8",
     ),
     "NVFP4": (nvfp4, "use the FP8 or INT8 version.*NVFP4"),
-    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "as F8_E5M2; expected BF16"),
+    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "fp8_e4m3fn.*as F8_E5M2"),
     "mixed dtypes": (
         lambda: transformer_header("fp8") | {"blocks.0.ffn.0.weight": TensorInfo("BF16", (512, 256))},
         "as BF16 and F8_E4M3",
     ),
-    "8-bit tensors outside the blocks": (
-        lambda: transformer_header("fp8") | {"head.head.weight": TensorInfo("F8_E4M3", (64, 256))},
-        "stores head.head.weight as F8_E4M3; expected 8-bit weights in the blocks' linear layers only",
+    "INT8 outside the blocks": (
+        lambda: transformer_header("int8") | {"head.head.weight": TensorInfo("I8", (64, 256))},
+        "stores head.head.weight as I8, where 8-bit weights are expected in the blocks' linear layers only",
+    ),
+    "a scale of another shape outside the blocks": (
+        lambda: (
+            transformer_header("fp8")
+            | {
+                "head.head.weight": TensorInfo("F8_E4M3", (64, 256)),
+                "head.head.weight_scale": TensorInfo("F32", (64, 8)),
+            }
+        ),
+        r"a scale head.head.weight_scale of F32 \[64, 8\]; expected one number or \[64, 1\]",
     ),
     "part of an image branch": (
         lambda: transformer_header("bf16") | {"img_emb.proj.0.bias": TensorInfo("BF16", (8,))},
@@ -217,7 +233,7 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
     "ComfyUI text encoder": (lambda: read_header(checkpoints.comfy_text_encoder()), "T5 text encoder"),
     "VAE": (vae_header, "Load it as the VAE.*is a Wan VAE"),
     "CLIP": (lambda: {"text_model.encoder.layers.0.mlp.fc1.weight": SCALAR}, "CLIP"),
-    "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": SCALAR}, "another family"),
+    "another family": (lambda: {"transformer_blocks.0.attn1.to_q.weight": SCALAR}, "own nodes.*another family"),
     "unknown": (lambda: {"some.weight": SCALAR}, "not recognised: found tensors such as some.weight"),
     "empty": (dict, "holds no tensors; expected a Wan2.1"),
 }
@@ -229,6 +245,90 @@ def test_transformer_refusals(case: str) -> None:
     with pytest.raises(CheckpointError, match=message) as refusal:
         detect_transformer(make(), "some/file.safetensors")
     assert "some/file.safetensors " in str(refusal.value)
+
+
+# A name of each family's files, as ComfyUI has them and as diffusers has them, with one that Wan's have too.
+FAMILIES = {
+    "Flux": ("double_blocks.0.img_attn.qkv.weight", "single_transformer_blocks.0.proj_mlp.weight"),
+    "Flux.2": ("double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight"),
+    "Chroma": ("distilled_guidance_layer.norms.0.scale", "distilled_guidance_layer.norms.0.weight"),
+    "HunyuanVideo": (
+        "model.model.txt_in.individual_token_refiner.blocks.0.norm1.weight",
+        "context_embedder.token_refiner.refiner_blocks.0.attn.to_q.weight",
+        "double_blocks.0.img_attn_qkv.weight",
+    ),
+    "SDXL": (
+        "model.diffusion_model.label_emb.0.0.weight",
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+        "add_embedding.linear_1.weight",
+    ),
+    "Stable Diffusion": (
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    ),
+    "Stable Diffusion 3": (
+        "joint_blocks.0.context_block.attn.qkv.weight",
+        "transformer_blocks.0.norm1_context.linear.weight",
+    ),
+    "AuraFlow": ("double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.to_q.weight"),
+    "LTX-Video": ("patchify_proj.weight", "time_embed.emb.timestep_embedder.linear_1.weight"),
+    "Qwen-Image": (
+        "transformer_blocks.0.img_mod.1.weight",
+        "model.diffusion_model.transformer_blocks.0.txt_mod.1.bias",
+    ),
+    "CogVideoX": ("patch_embed.text_proj.weight", "transformer.layers.0.attention.query_key_value.weight"),
+    "Mochi": ("t5_yproj.weight", "blocks.0.attn.qkv_x.weight", "time_embed.pooler.to_kv.weight"),
+    "Cosmos": (
+        "net.blocks.block0.blocks.0.block.attn.to_q.0.weight",
+        "blocks.0.adaln_modulation_self_attn.1.weight",
+        "time_embed.t_embedder.linear_1.weight",
+    ),
+    "PixArt": (
+        "t_block.1.weight",
+        "blocks.0.cross_attn.q_linear.weight",
+        "adaln_single.emb.timestep_embedder.linear_1.bias",
+    ),
+    "Sana": ("transformer_blocks.0.ff.conv_inverted.weight",),
+    "HiDream": ("double_stream_blocks.0.block.adaLN_modulation.1.weight",),
+    "Lumina": ("noise_refiner.0.attention.qkv.weight",),
+    "HunyuanDiT": ("mlp_t5.0.weight", "time_extra_emb.pooler.q_proj.weight"),
+    "Kandinsky 5": ("visual_transformer_blocks.0.self_attention.to_query.weight",),
+    "Stable Cascade": ("clip_txt_pooled_mapper.weight",),
+    "Stable Video Diffusion": ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn1.to_q.weight",),
+}
+# What these have beside them, which other rows know.
+ALSO = (
+    "transformer_blocks.0.attn1.to_q.weight",
+    "blocks.0.self_attn.q_proj.weight",
+    "blocks.0.attn.qkv.weight",
+    "text_model.encoder.layers.0.mlp.fc1.weight",
+)
+
+
+@pytest.mark.parametrize("detect", [detect_transformer, detect_text_encoder, detect_vae])
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in FAMILIES.items() for name in names])
+def test_models_of_other_families_are_named_and_none_is_called_wans(family: str, name: str, detect) -> None:
+    header = dict.fromkeys((*ALSO, name), SCALAR)
+    with pytest.raises(
+        CheckpointError, match=rf"Load it with ComfyUI's own nodes\. .* of the {family}\b.* family; exp"
+    ):
+        detect(header)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "condition_embedder.text_embedder.linear_1.weight",
+        "blocks.3.ffn.net.0.proj.weight",
+        "condition_embedder.time_proj.bias",
+    ],
+)
+def test_wan_in_diffusers_layout_is_told_by_its_own_names(name: str) -> None:
+    header = {name: SCALAR, "blocks.0.attn1.to_q.weight": SCALAR}
+    with pytest.raises(
+        CheckpointError, match=r"same model with Wan's native names.* is a Wan transformer in diffusers"
+    ):
+        detect_transformer(header)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +402,7 @@ REFUSED_TEXT_ENCODERS: dict[str, tuple[Callable[[], Header], str]] = {
         ),
         "T5 v1.1 encoder, as Flux.*expected a UMT5-XXL",
     ),
-    "int8 without scales": (lambda: without(text_header("int8"), "_scale$"), "INT8 weights without scales"),
+    "int8 without scales": (lambda: without(text_header("int8"), "_scale$"), "INT8 weights without them"),
     "8-bit embedding beside scaled layers": (
         lambda: text_header("fp8") | {"token_embedding.weight": TensorInfo("F8_E4M3", (400, 64))},
         "stores token_embedding.weight as F8_E4M3",

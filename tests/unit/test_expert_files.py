@@ -166,7 +166,7 @@ def test_folders_are_listed_with_what_holds_both(tmp_path):
 
 def test_several_pairs_in_a_folder_are_chosen_from(tmp_path):
     put(tmp_path, a_high_noise="high", a_low_noise="low", b_high_noise=("high", "fp8"), b_low_noise=("low", "fp8"))
-    with pytest.raises(CheckpointError, match="Choose one of the files instead of the folder"):
+    with pytest.raises(CheckpointError, match=r"Choose one of the files in .* instead of the folder"):
         resolve_transformer(tmp_path)
     assert resolve_experts(tmp_path / "b_low_noise.safetensors").format.precision == "fp8"
 
@@ -188,6 +188,75 @@ def test_the_same_transformer_twice(tmp_path):
     shutil.copytree(experts() / "high_noise_model", tmp_path / "pair" / "low_noise_model")
     with pytest.raises(CheckpointError, match="have the same content"):
         resolve_transformer(tmp_path / "pair")
+
+
+HIGH, LOW = "high_noise_model", "low_noise_model"
+
+
+@pytest.mark.parametrize(
+    ("folders", "choice", "other"),
+    [
+        ({HIGH: HIGH, LOW: LOW, "high_noise_model_v2": HIGH}, HIGH, LOW),
+        ({HIGH: HIGH, LOW: LOW, "low_noise_model - Copy": LOW}, HIGH, LOW),
+        ({"a_HighNoise": HIGH, "a_LowNoise": LOW, "b_HighNoise": HIGH, "b_LowNoise": LOW}, "a_HighNoise", "a_LowNoise"),
+    ],
+)
+@pytest.mark.parametrize("resolve", [resolve_checkpoint, resolve_transformer])
+def test_more_folders_of_experts_than_a_pair_say_which_to_choose(tmp_path, folders, choice, other, resolve):
+    for name, source in folders.items():
+        shutil.copytree(experts() / source, tmp_path / "a14b" / name)
+    with pytest.raises(CheckpointError) as found:
+        resolve(tmp_path / "a14b")
+    assert str(found.value).startswith(f"Choose a14b/{choice} instead of its folder: {other} comes with it.")
+    # What it says is on offer, and leads to the pair.
+    assert f"a14b/{choice}" in list_checkpoint_folders(tmp_path)
+    files = resolve_checkpoint(tmp_path / "a14b" / choice).transformer
+    assert [each.files[0].parent.name for each in files.experts] == [choice, other]
+
+
+def test_folders_of_experts_that_are_no_pair_by_their_names(tmp_path):
+    for name, source in {"one_high_noise": HIGH, "two_low_noise": LOW, "three_low_noise": LOW}.items():
+        shutil.copytree(experts() / source, tmp_path / name)
+    with pytest.raises(CheckpointError, match="as transformer and second_expert of 'LightX2V Load Transformer'"):
+        resolve_checkpoint(tmp_path)
+    assert resolve_experts(tmp_path / "one_high_noise", tmp_path / "two_low_noise").names == ("high", "low")
+
+
+@pytest.mark.parametrize("there", [[HIGH], [LOW], [HIGH, "high_noise_model_v2"]])
+@pytest.mark.parametrize("has_empty_folder", [False, True])
+def test_a_folder_of_one_expert_says_what_is_missing_and_where_it_goes(tmp_path, there, has_empty_folder):
+    missing = LOW if HIGH in there else HIGH
+    for name in there:
+        shutil.copytree(experts() / (HIGH if "high" in name else LOW), tmp_path / "a14b" / name)
+    if has_empty_folder:
+        (tmp_path / "a14b" / missing).mkdir()
+    for resolve in (resolve_checkpoint, resolve_transformer):
+        with pytest.raises(CheckpointError) as found:
+            resolve(tmp_path / "a14b")
+        noise = missing.partition("_")[0]
+        assert f"Put the {noise}-noise expert into {tmp_path / 'a14b'} as {missing}, or choose {there[0]}" in str(
+            found.value
+        )
+    # Either way out is one.
+    alone = resolve_checkpoint(tmp_path / "a14b" / there[0]).transformer
+    assert alone.second is None and len(alone.warnings) == 1
+    if there == [HIGH]:
+        shutil.copytree(experts() / missing, tmp_path / "a14b" / missing, dirs_exist_ok=True)
+        assert resolve_checkpoint(tmp_path / "a14b").transformer.names == ("high", "low")
+
+
+def test_an_expert_that_is_not_whole_is_the_one_that_is_named(tmp_path):
+    shutil.copytree(experts(), tmp_path, dirs_exist_ok=True)
+    (tmp_path / LOW / "block_1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"Download the rest of \S+/{LOW}: it has 1 blocks and \S+/{HIGH} has 2"):
+        resolve_transformer(tmp_path)
+
+
+def test_a_block_of_the_other_expert_is_seen(tmp_path):
+    shutil.copytree(experts(), tmp_path, dirs_exist_ok=True)
+    shutil.copy(tmp_path / HIGH / "block_1.safetensors", tmp_path / LOW)
+    with pytest.raises(CheckpointError, match=rf"{HIGH}/block_1.safetensors and .*{LOW}/block_1.safetensors again"):
+        resolve_transformer(tmp_path)
 
 
 def test_two_of_a_kind(tmp_path):

@@ -44,7 +44,7 @@ TOUCHED_IN = {
 STDLIB_ONLY = (
     *(
         f"engine/checkpoints/{name}.py"
-        for name in ("checks", "files", "formats", "header", "kinds", "published", "tae", "transformers")
+        for name in ("cast", "checks", "files", "formats", "header", "kinds", "published", "tae", "transformers")
     ),
     *(
         f"engine/memory/{name}.py"

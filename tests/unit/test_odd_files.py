@@ -411,8 +411,32 @@ def test_a_block_of_another_precision_or_model_is_refused(repository, tmp_path) 
         resolve_transformer(folder)
     block = load_file(checkpoints.distilled("fp8") / "block_0.safetensors")
     save_file(block, folder / "block_1.safetensors")
-    with pytest.raises(CheckpointError, match=r"more than one transformer.*several files have a tensor blocks.0"):
+    with pytest.raises(CheckpointError, match=r"block_1.safetensors again.*both hold blocks.0"):
         resolve_transformer(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "copy"),
+    [("block_0", "block_1"), ("block_1", "block_2"), ("block_0", "non_block"), ("non_block", "block_0")],
+)
+def test_a_file_that_is_a_copy_of_another_blocks_is_the_one_that_is_named(repository, source, copy) -> None:
+    folder = repository / "distill_fp8"
+    shutil.copy(folder / f"{source}.safetensors", folder / f"{copy}.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{copy}.safetensors again.* is a copy of {source}.safetensors or"):
+        resolve_transformer(folder)
+    (folder / f"{copy}.safetensors").unlink()
+    original = checkpoints.distilled("fp8") / f"{copy}.safetensors"
+    if original.exists():
+        shutil.copy(original, folder)
+    assert resolve_transformer(folder).format.precision == "fp8"
+
+
+def test_a_shard_that_is_a_copy_is_to_be_downloaded_again(tmp_path) -> None:
+    tensors = load_file(checkpoints.single_file("fp8"))
+    for number in (1, 2):
+        save_file(tensors, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"Download model-00001-of-00002.safetensors and model-00002\S+ of"):
+        resolve_transformer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["m-1-of-50000.safetensors", "m-1-of-5000000.safetensors"])

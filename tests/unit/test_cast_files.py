@@ -1,0 +1,217 @@
+"""FP8 without scales: files that were cast as they are compute as what they hold; files that lost their scales are
+refused, wherever the scales got lost."""
+
+import functools
+
+import pytest
+import torch
+from lightx2v_pack.engine import pipeline
+from lightx2v_pack.engine.checkpoints.checks import BLOCK_LINEAR
+from lightx2v_pack.engine.checkpoints.files import resolve_transformer
+from lightx2v_pack.engine.checkpoints.source import TransformerCheckpoint
+from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.interfaces import Hooks
+from lightx2v_pack.engine.lora.changes import Stack
+from lightx2v_pack.engine.lora.reader import read_lora
+from lightx2v_pack.engine.memory.placement import Placement
+from lightx2v_pack.engine.offload.reader import Progress, load_to_ram
+from lightx2v_pack.engine.offload.units import make_units
+from lightx2v_pack.engine.panel.verify import verify
+from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
+from lightx2v_pack.engine.wan.layout import PHASES
+from safetensors.torch import load_file, save_file
+from support import checkpoints, loras
+from support.contract_of_a_transformer import travel_as_on_a_gpu
+from support.engine import conditioning_of, open_transformer
+from support.tensors import normal, relative_error
+from support.wan_reference import reference_flow
+
+FP8 = torch.float8_e4m3fn
+LATENTS, CONDITIONING = normal(16, 2, 4, 6, seed=6), conditioning_of(normal(21, 64, seed=7))
+BF16_TOLERANCE = 0.01
+
+
+def is_linear(name):
+    return BLOCK_LINEAR.search(name) is not None
+
+
+# What a file may hold in FP8.
+IN_FP8 = {
+    "the blocks' linear layers": is_linear,
+    "every matrix": lambda name: name.endswith(".weight") and "norm" not in name,
+    "everything": lambda name: True,
+}
+
+
+@functools.cache
+def cast(what, prefix=""):
+    """Return a file of the tiny transformer that was cast to FP8, the rest to BF16."""
+    file = checkpoints.scratch() / f"cast {what}{prefix}" / "Wan2_1-T2V-14B_fp8_e4m3fn.safetensors"
+    file.parent.mkdir()
+    weights = checkpoints.transformer_weights()
+    in_fp8 = IN_FP8[what]
+    save_file({prefix + name: each.to(FP8 if in_fp8(name) else torch.bfloat16) for name, each in weights.items()}, file)
+    return file
+
+
+def make(path, mode="none", resident_blocks=0, **options):
+    placement = Placement(mode=mode, resident_blocks=resident_blocks)
+    transformer = open_transformer(resolve_transformer(path), None, placement, **options)
+    transformer.load(Hooks())
+    return transformer
+
+
+def flow_of(transformer):
+    return transformer.predict_flow(LATENTS, 937.5, CONDITIONING, Hooks())
+
+
+def expected_flow(weights):
+    return reference_flow({name: each.float() for name, each in weights.items()}, LATENTS, 937.5, CONDITIONING.text)
+
+
+@pytest.mark.parametrize("what", IN_FP8)
+def test_a_cast_computes_as_what_it_holds(what, caplog):
+    file = cast(what)
+    assert resolve_transformer(file).format.is_cast
+    assert relative_error(flow_of(make(file)), expected_flow(load_file(file))) < BF16_TOLERANCE
+    pipeline.load_transformer(file, settings=EngineSettings(), offload=OffloadSettings())
+    assert "taken as a plain cast" in caplog.text or not caplog.records
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "travels", "modes"),
+    [
+        ("everything", False, [("block", 1), ("disk", 0)]),
+        ("the blocks' linear layers", True, [("none", 0), ("block", 0), ("phase", 0), ("disk", 1)]),
+    ],
+    ids=["mapped", "travels"],
+)
+def test_every_placement_and_prefix_gives_the_same(what, travels, modes, monkeypatch):
+    expected = flow_of(make(cast(what)))
+    if travels:
+        travel_as_on_a_gpu(monkeypatch)
+    for mode, resident_blocks in modes:
+        transformer = make(cast(what, "model.diffusion_model."), mode, resident_blocks)
+        assert relative_error(flow_of(transformer), expected) < 1e-6, (mode, resident_blocks)
+        transformer.unload()
+
+
+def test_scales_of_one_in_a_file_change_nothing(tmp_path):
+    stored = load_file(cast("the blocks' linear layers"))
+    ones = {f"{name}_scale": torch.ones(len(each), 1) for name, each in stored.items() if each.dtype == FP8}
+    save_file(stored | ones, tmp_path / "scaled.safetensors")
+    found, wanted = (TransformerCheckpoint(resolve_transformer(path)) for path in (
+        cast("the blocks' linear layers"), tmp_path / "scaled.safetensors"
+    ))  # fmt: skip
+    assert {*found.specs} == {*wanted.specs} and found.num_bytes == wanted.num_bytes
+    for spec in found.specs:
+        assert torch.equal(found.read(spec).float(), wanted.read(spec).float())
+
+
+def test_a_cast_computes_in_int8_and_with_loras(tmp_path):
+    """As cards without FP8 have it; a LoRA is added to what the weights are."""
+    file = cast("the blocks' linear layers")
+    weights, drawn = load_file(file), loras.draw(checkpoints.transformer_weights(), seed=3)
+    lora = read_lora(loras.write(tmp_path / "lora.safetensors", drawn), resolve_transformer(file).header)
+    merged = expected_flow(loras.merged(weights, (drawn, 1.0)))
+    assert relative_error(merged, expected_flow(weights)) > 0.1
+    for matmul, tolerance in ((None, BF16_TOLERANCE), ("int_mm", 0.03)):
+        transformer = make(file, matmul=matmul)
+        transformer.use_loras(Stack().add(lora, 1.0), Hooks())
+        assert relative_error(flow_of(transformer), merged) < tolerance
+
+
+# Scaled files, in which more than the blocks' linear layers has a scale
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (-1,), (-1, 1)], ids=str)
+def test_layers_outside_of_the_blocks_have_their_scales(tmp_path, shape):
+    """ComfyUI multiplies every linear layer with its scale (comfy/ops.py scaled_fp8_ops), whatever its dtype."""
+    stored, expected = load_file(checkpoints.comfy_transformer()), checkpoints.transformer_weights()
+    outside = [
+        name for name, each in stored.items() if each.ndim == 2 and name.endswith(".weight") and "blocks" not in name
+    ]
+    for number, name in enumerate(outside):
+        amax = expected[name].abs().amax(1, keepdim=True) if shape[:1] == (-1,) else expected[name].abs().amax()
+        scale = amax / 448 if number else amax * 0 + 2
+        stored[name] = (expected[name] / scale).to(FP8 if number else torch.bfloat16)
+        stored[name.removesuffix("weight") + "scale_weight"] = scale.float().reshape(shape).contiguous()
+    assert len(outside) == 6
+    save_file(stored, tmp_path / "scaled.safetensors")
+    source = TransformerCheckpoint(resolve_transformer(tmp_path / "scaled.safetensors"))
+    by_name = {spec.name: spec for spec in source.specs}
+    for name in outside:
+        whole = source.read(by_name[name]).float()
+        assert relative_error(whole, expected[name]) < 0.05
+        assert source.location(by_name[name]) is None
+        part = source.read(by_name[name], slice(100, 900)).bfloat16().float()
+        assert torch.equal(part, whole.flatten()[100:900])
+    assert f"{outside[0]}_scale" not in by_name
+
+
+# Scales that got lost
+
+
+def without_scales(source, target, prefix=""):
+    """Write a file or a folder without its scales."""
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    target.mkdir(exist_ok=True)
+    for file in files:
+        kept = {
+            prefix + name: each
+            for name, each in load_file(file).items()
+            if not name.endswith(("weight_scale", "scale_weight")) and name != "scaled_fp8"
+        }
+        save_file(kept, target / file.name)
+    return target if source.is_dir() else target / source.name
+
+
+@pytest.mark.parametrize(
+    "make_source",
+    [
+        lambda: checkpoints.single_file("fp8"),
+        lambda: checkpoints.distilled("fp8"),
+        checkpoints.comfy_transformer,
+        lambda: checkpoints.single_file("fp8", sizes=checkpoints.I2V_SIZES),
+    ],
+    ids=["file", "folder", "one a tensor", "image to video"],
+)
+def test_a_transformer_that_lost_its_scales_is_refused_before_it_is_used(tmp_path, make_source):
+    path = without_scales(make_source(), tmp_path / "lost")
+    with pytest.raises(CheckpointError, match=r"damaged: blocks\.\d\.\S+weight holds FP8 numbers of [\d.]+ .*got lost"):
+        resolve_transformer(path)
+
+
+@pytest.mark.parametrize("way", ["mapped", "read"])
+@pytest.mark.parametrize("layer", ["blocks.1.ffn.0.weight", "blocks.0.self_attn.v.weight", "head.head.weight"])
+def test_one_layer_that_lost_its_scale_is_refused_when_it_is_read(tmp_path, layer, way):
+    stored = load_file(cast("every matrix"))
+    stored[layer] = (stored[layer].float() * 448 / stored[layer].float().abs().max()).to(FP8)
+    save_file(stored, tmp_path / "distilled.safetensors")
+    source = TransformerCheckpoint(resolve_transformer(tmp_path / "distilled.safetensors"))
+    with pytest.raises(CheckpointError, match=rf"{layer} holds FP8 numbers of [\d.]+ on average without a scale"):
+        if way == "mapped" or layer == "head.head.weight":
+            for spec in source.specs:
+                source.read(spec)
+        else:
+            units = make_units(source.specs, 2, PHASES, by_phase=False)
+            load_to_ram(units, source, torch.device("cpu"), 0, Progress(Hooks(), len(units)))
+    # In full, on request.
+    found = {item.name: item for item in verify(tmp_path / "distilled.safetensors", endpoint="http://127.0.0.1:9")}
+    assert layer in found["distilled.safetensors"].found and "got lost" in found["distilled.safetensors"].found
+
+
+@pytest.mark.parametrize("name", ["fp8", "comfy"])
+def test_a_text_encoder_that_lost_its_scales_is_refused(tmp_path, name):
+    source = checkpoints.text_encoder("fp8") if name == "fp8" else checkpoints.comfy_text_encoder(scaled_fp8=True)
+    file = without_scales(source, tmp_path)
+    handle = pipeline.load_text_encoder(file, tokenizer=checkpoints.repository() / "distill_fp8/google/umt5-xxl")
+    with pytest.raises(CheckpointError, match=rf"{file} is damaged: \S+ holds FP8 numbers of [\d.]+ .* got lost"):
+        pipeline.encode_text(handle, "a fox", hooks=Hooks())
+
+
+def test_int8_without_scales_is_refused_whatever_it_holds(tmp_path):
+    path = without_scales(checkpoints.single_file("int8"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"Use a file with scales, distill_fp8.* holds INT8 weights without"):
+        resolve_transformer(path)
