@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson, progressBar } from "./api.js";
-import { missingFiles } from "./graph.js";
+import { missingFiles, takeInstead } from "./graph.js";
 import { groupByHeading, isSame, labelOf, splitOffers, wantedParameters } from "./offers.js";
 import { formatBytes } from "./quantities.js";
 import { joined, say } from "./texts.js";
@@ -16,6 +16,8 @@ let timer;
 // Whether it is to be seen: somebody asks for a file, by its name.
 let isAsked = false;
 let asked = "";
+// Of the download that was started here: what it brings in place of which files that loaders name.
+let instead = {};
 
 /** Unfold the section, now or when it is made, with what brings a file first. */
 export function unfoldDownloads(name = "") {
@@ -58,6 +60,7 @@ async function refresh(wasRunning = false) {
         } else if (wasRunning && progress.is_complete) {
             // The loaders' lists are read anew, and with them the plan lines.
             await app.refreshComboInNodes();
+            takeInstead(instead);
             onArrival();
         }
     } catch (error) {
@@ -77,8 +80,10 @@ async function send(name, parts = []) {
 /** What the button for this machine says; a card without its maker's name, and nothing where there is none. */
 function labelFor(variant, card) {
     const name = variant.name.toUpperCase();
-    return card === "CPU" ? say("download", { name }) : say("download_for", { name, card: card.replace(/^NVIDIA (GeForce )?/, "") });
+    return card === "CPU" ? say("download", { name }) : say("download_for", { name, card: nameOf(card) });
 }
+
+const nameOf = (card) => card.replace(/^NVIDIA (GeForce )?/, "");
 
 /** First what brings the files that are missing, then the file that is fastest here; the other ones folded. */
 function describeOffer(found, named) {
@@ -86,8 +91,10 @@ function describeOffer(found, named) {
     const isWanted = wanted.length > 0;
     const unlisted = found.unlisted.filter((name) => named.own.includes(name)).map((name) => problem(say("not_listed", { name })));
     const first = wanted.flatMap(({ variant, files }) => {
-        const label = say("download", { name: joined("facts", labelOf(files, named)) });
-        return [mainButton(variant, label, found), muted(say("download_brings", variant))];
+        const label = say("download", { name: joined("facts", labelOf(files, named, variant.instead)) });
+        const isFaster = Object.keys(variant.instead).length > 0;
+        const reason = isFaster ? [muted(say("download_faster", { card: nameOf(found.card) }))] : [];
+        return [mainButton(variant, label, found), ...reason, muted(variant.parts.length ? variant.summary : say("download_brings", variant))];
     });
     const usual = best
         ? [heading(best.heading), (isWanted ? variantButton : mainButton)(best, labelFor(best, found.card), found), muted(best.summary)]
@@ -125,7 +132,10 @@ function variantButton(variant, label, { models_folder: models }) {
         // Somebody may have made room since.
         const { variants, wanted } = await fetchJson("downloads", wantedParameters(missingFiles(asked)));
         const now = ([...wanted, ...variants].find((each) => isSame(each, variant)) ?? variant).room;
-        const start = button(say("download_start", size), "", () => send(variant.name, variant.parts));
+        const start = button(say("download_start", size), "", () => {
+            instead = variant.instead ?? {};
+            send(variant.name, variant.parts);
+        });
         start.disabled = now.lacking_bytes > 0;
         const stop = button(say("not_now"), "", () => built.replaceChildren(offer, facts));
         const lacks = say("download_lacks", { lacking: formatBytes(now.lacking_bytes), folder: now.folder });

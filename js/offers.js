@@ -33,9 +33,12 @@ export function isSame(one, other) {
     return one.name === other.name && one.parts.join() === other.parts.join();
 }
 
-/** The files that a button is named by: transformers and LoRAs, else the first; without their folders. */
-export function labelOf(files, { main }) {
-    const named = files.filter((name) => main.includes(name));
+/**
+ * The files that a button is named by: transformers and LoRAs, and what comes `instead` of them, else the first; without
+ * their folders.
+ */
+export function labelOf(files, { main }, instead = {}) {
+    const named = files.filter((name) => main.includes(instead[name] ?? name));
     return (named.length ? named : files.slice(0, 1)).map((name) => name.split(/[\\/]/).at(-1));
 }
 

@@ -1,4 +1,4 @@
-// Sizes in words, in the one unit that engine/quantities.py decides.
+// Sizes in words, in the one unit that engine/quantities.py decides, and sizes of videos.
 
 const UNITS = [
     ["GiB", 2 ** 30, 0.1],
@@ -14,4 +14,13 @@ export function formatBytes(bytes) {
         return `${Math.round(size)} ${unit}`;
     }
     return `${Number(size.toPrecision(unit === "GiB" ? 3 : 2))} ${unit}`;
+}
+
+const MULTIPLE = 16;
+
+/** [width, height] of about `area` pixels in a picture's shape, as engine/stages/given_frames.py has it. */
+export function sizeOfArea({ width, height }, area) {
+    const aspect = height / width;
+    const whole = (pixels) => Math.max(Math.floor(pixels / MULTIPLE), 1) * MULTIPLE;
+    return [whole(Math.sqrt(area / aspect)), whole(Math.sqrt(area * aspect))];
 }

@@ -118,6 +118,11 @@ class Variant:
         return replace(self, only=tuple(dict.fromkeys([*names, *tokenizer])))
 
     @property
+    def family(self) -> str:
+        """What it has in common with the same model in another precision."""
+        return self.name.replace(self.precision, "", 1)
+
+    @property
     def title(self) -> str:
         """What a download of it is called."""
         if not self.only:

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,7 @@ from ..quantities import format_bytes
 from ..sentences import ENGLISH, Sentence, joined, translated
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
-from .advice import Advice, rank_files
+from .advice import Advice, faster_files, rank_files
 from .downloads import find_missing
 from .forecast import cannot_be_used, describe_transformer
 
@@ -128,6 +128,12 @@ def rank_files_here() -> list[Advice]:
     """Return the published variants, the best for this machine first."""
     device = system.compute_device()
     return rank_files(find_machine(device), system.card_name(device))
+
+
+def faster_files_here(names: Iterable[str]) -> dict[str, str]:
+    """Return, by those of the names that are transformers, the file of the same model that is faster here."""
+    device = system.compute_device()
+    return faster_files(names, find_machine(device), system.card_name(device))
 
 
 def as_json(items: list[Item]) -> list[dict[str, Any]]:

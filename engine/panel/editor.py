@@ -219,11 +219,23 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     notes_of = {variant.name: notes for variant, notes in offers}
     wanted = [str(values[name]) for name in _WANTED if name in values]
     brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], missing)
+    # What a workflow names is somebody's choice for another card, perhaps.
+    faster = doctor.faster_files_here(file for offer in brought for file in offer.files)
+    better, _ = (
+        offers_for([faster.get(name, name) for name in wanted], [variant for variant, _ in offers], missing)
+        if faster
+        else ([], [])
+    )
+    instead = {new: old for old, new in faster.items()}
     return {
         "variants": variants,
         "wanted": [
-            {**_describe(offer.variant, notes_of[offer.variant.name], folder, missing), "files": offer.files}
-            for offer in brought
+            {
+                **_describe(offer.variant, notes_of[offer.variant.name], folder, missing),
+                "files": offer.files,
+                "instead": {file: instead[file] for file in offer.files if file in instead},
+            }
+            for offer in (*(offer for offer in better if instead.keys() & set(offer.files)), *brought)
         ],
         "unlisted": unlisted,
         "card": system.card_name(system.compute_device()),

@@ -68,10 +68,10 @@ class Doctor:
     OTHER_FILE = Sentence("{name} {seconds:.3g} s")
     WITH_IMAGE_NODE = Sentence("{listed}; with LightX2V Image To Video")
     TO_FETCH = Sentence("{name} ({size})")
-    NOT_WHOLE = Sentence("a part of it is here; {missing} not")
+    NOT_WHOLE = Sentence("not whole; missing or cut short: {missing}")
     NOT_HERE_YET = Sentence("{name}, to download")
     FETCH_REST = Sentence(
-        "Run in the pack's folder: python tools/download.py get {command}, unless you have it under another name"
+        "Unless you have it under another name, run in the pack's folder: python tools/download.py get {command}"
     )
     NEWER_THAN_TRIED = Sentence("{found}; newer than what was tried ({newest})")
     TRANSFORMER = Sentence("transformer {described}")
