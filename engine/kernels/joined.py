@@ -27,8 +27,8 @@ from .quantize import LARGEST, row_chunks
 
 REST = 16.0
 """What a rest is stored times: as FP8 has four digits, it is then about as large as the number itself."""
-# Root mean square of rows that fill FP8's range as normal distributions do, and of hidden at most: rows of x seldom
-# shrink then.
+# Root mean square of rows that fill FP8's range as a normal distribution does, and what it may be of hidden: rows of x
+# seldom shrink then.
 _FILLED, _MOST = 100.0, 16.0
 _LARGEST = LARGEST[torch.float8_e4m3fn]
 
@@ -65,21 +65,20 @@ def room_before(x: torch.Tensor) -> int:
     return x.stride(0) - x.shape[1]
 
 
-def balance_of(up: torch.Tensor, scale: torch.Tensor, down_scale: torch.Tensor, columns: int) -> torch.Tensor:
+def balance_of(up: torch.Tensor, scale: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Return what columns of hidden / x_scale are to be multiplied with, and those of up / weight_scale divided by.
 
     Args:
-        up: [N, r].
+        up, down: [N, r] and [r, K].
         scale: fp32 [N, 1], of the layer's weight.
-        down_scale: fp32 [r, 1], of the rows of down in FP8.
-        columns: of x and down (K).
 
     Returns:
         fp32 [r], powers of two.
     """
-    hidden = down_scale.flatten() * (_FILLED * _FILLED * math.sqrt(columns))
-    outputs = (up / scale).square().mean(0).sqrt()
-    wanted = torch.where(outputs > 0, torch.minimum((outputs / hidden).sqrt(), _MOST / hidden), 1.0)
+    hidden = torch.linalg.vector_norm(down.float(), dim=1) * _FILLED
+    outputs = torch.linalg.vector_norm(up.float() / scale, dim=0) / math.sqrt(len(up))
+    is_empty = (hidden == 0) | (outputs == 0)
+    wanted = torch.where(is_empty, 1.0, torch.minimum((outputs / hidden).sqrt(), _MOST / hidden))
     return torch.ldexp(torch.ones_like(wanted), torch.frexp(wanted).exponent - 1)
 
 

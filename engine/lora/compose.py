@@ -183,9 +183,8 @@ class Composition:
         up, path = self._up(target), _input_path(target)
         targets = self._inputs[path]
         first = sum(map(self._total_rank, targets[: targets.index(target)]))
-        _, down_scale = self._quantized_down(path)
-        scale = self._source.read(self._base[f"{target}_scale"])
-        return balance_of(up, scale, down_scale[first : first + up.shape[1]], self._base[target].shape[1])
+        down = self._down(path)[first : first + up.shape[1]]
+        return balance_of(up, self._source.read(self._base[f"{target}_scale"]), down)
 
     def _down(self, path: str) -> torch.Tensor:
         """Return [R, K] in fp32 of all parts of the layers of one input, each layer's filled up with zeros."""
