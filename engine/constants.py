@@ -56,3 +56,5 @@ LATENT_STD = (
 PRECISIONS = ("auto", "fp8", "int8", "bf16")
 
 GIB = 1024**3
+# Columns that a LoRA in the product of an FP8 layer takes for each of its rank, see kernels/joined.py.
+FP8_BRANCH_PARTS = 3

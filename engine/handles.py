@@ -187,6 +187,7 @@ class TransformerHandle(_Handle):
             weights=self._weight_sizes(compositions),
             backends=backends,
             lora_columns=max(each.num_columns for each in compositions),
+            lora_rank=max(each.rank for each in compositions),
         )
 
     def sizes_now(self, clip: Clip, device: torch.device) -> Sizes:

@@ -1,11 +1,11 @@
-"""Durations and sizes in words, wherever they are shown."""
+"""Durations and sizes in words, wherever they are shown: the one place that decides the units."""
 
 from __future__ import annotations
 
 from .constants import GIB
 from .sentences.quantities import Quantities
 
-_MIB = 2**20
+_SMALL = (("MiB", 2**20), ("KiB", 2**10))
 
 
 def format_seconds(seconds: float) -> str:
@@ -20,7 +20,15 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Return a size as one reads it: 13.4 GiB, 80 MiB, 4.1 MiB."""
+    """Return a size as one reads it, of files, downloads, drives and memory alike: 13.4 GiB, 931 GiB, 80 MiB, 4.1 MiB.
+
+    js/api.js has the same for the panels.
+    """
     if num_bytes >= 0.1 * GIB:
-        return f"{num_bytes / GIB:.3g} GiB"
-    return f"{num_bytes / _MIB:.2g} MiB" if num_bytes < 10 * _MIB else f"{num_bytes / _MIB:.0f} MiB"
+        size = num_bytes / GIB
+        return f"{size:.0f} GiB" if size >= 100 else f"{size:.3g} GiB"
+    for unit, divisor in _SMALL:
+        if num_bytes >= divisor:
+            size = num_bytes / divisor
+            return f"{size:.2g} {unit}" if size < 10 else f"{size:.0f} {unit}"
+    return f"{num_bytes} B"

@@ -6,7 +6,7 @@ import { language, say } from "./texts.js";
 
 const MARGIN = 6;
 export const MUTED = "var(--descrip-text, #999)";
-export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149" };
+export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149", note: "#8b949e" };
 
 /** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */
 export async function fetchJson(route, parameters = {}) {
@@ -173,9 +173,6 @@ export function findWidget(node, name) {
 }
 
 export const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
-
-/** A size as drives and downloads have it. */
-export const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
 
 /** How far work on the server is, by its `done_bytes` of `num_bytes`. */
 export function progressBar(work) {

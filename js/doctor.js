@@ -7,12 +7,12 @@ import { say } from "./texts.js";
 import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
-const STATES = ["missing", "warn", "ok"];
+const STATES = ["missing", "warn", "note", "ok"];
 const NO_CHECKPOINTS = "no_checkpoints";
 // The part of a remedy that is typed into a terminal, or opened; Chinese has no blank after its colon.
 const COMMAND = /(?:^|[:;] |[：；])((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
 
-const isProblem = (item) => item.state !== "ok";
+const isProblem = (item) => ["missing", "warn"].includes(item.state);
 
 function dot(state) {
     const style = { flex: "none", width: "9px", height: "9px", marginTop: "4px", borderRadius: "50%", background: COLORS[state] };
@@ -47,9 +47,11 @@ function describeVerdict(items) {
     return element("div", { style: { display: "flex", gap: "8px", padding: "4px 0 8px" } }, dot(worst), shown);
 }
 
-function describeRest(items) {
-    const title = element("summary", { style: { cursor: "pointer", padding: "7px 0" } }, say("all_right", { count: items.length }));
-    return element("details", {}, title, ...items.map(describeItem));
+/** Items of a state that is no problem, folded; nothing where there are none. */
+function describeRest(items, state, name) {
+    const found = items.filter((item) => item.state === state);
+    const title = element("summary", { style: { cursor: "pointer", padding: "7px 0" } }, say(name, { count: found.length }));
+    return found.length ? [element("details", {}, title, ...found.map(describeItem))] : [];
 }
 
 function asMarkdown(items) {
@@ -81,7 +83,8 @@ async function fill(list, bar) {
             describeVerdict(items),
             downloads,
             ...problems.map(describeItem),
-            describeRest(items.filter((item) => !isProblem(item))),
+            ...describeRest(items, "note", "worth_knowing"),
+            ...describeRest(items, "ok", "all_right"),
         );
         bar.replaceChildren(
             again,

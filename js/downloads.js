@@ -2,13 +2,13 @@
 // folded, and the progress of the download.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, element, fetchJson, formatSeconds, gigabytes, muted, postJson, progressBar } from "./api.js";
-import { missingFiles } from "./graph.js";
-import { groupByHeading, labelOf, splitOffers, wantedParameters } from "./offers.js";
+import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson, progressBar } from "./api.js";
+import { missingFiles, takeInstead } from "./graph.js";
+import { groupByHeading, isSame, labelOf, splitOffers, wantedParameters } from "./offers.js";
+import { formatBytes } from "./quantities.js";
 import { joined, say } from "./texts.js";
 
 const POLL_MS = 1000;
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 // The section on the page, and the timer of the one loop that follows a download, on the page or not.
 let section;
@@ -16,6 +16,8 @@ let timer;
 // Whether it is to be seen: somebody asks for a file, by its name.
 let isAsked = false;
 let asked = "";
+// Of the download that was started here: what it brings in place of which files that loaders name.
+let instead = {};
 
 /** Unfold the section, now or when it is made, with what brings a file first. */
 export function unfoldDownloads(name = "") {
@@ -58,6 +60,7 @@ async function refresh(wasRunning = false) {
         } else if (wasRunning && progress.is_complete) {
             // The loaders' lists are read anew, and with them the plan lines.
             await app.refreshComboInNodes();
+            takeInstead(instead);
             onArrival();
         }
     } catch (error) {
@@ -65,9 +68,9 @@ async function refresh(wasRunning = false) {
     }
 }
 
-async function send(name) {
+async function send(name, parts = []) {
     try {
-        await postJson("download", { variant: name });
+        await postJson("download", { variant: name, parts: parts.join(",") });
         await refresh(true);
     } catch (error) {
         section.content.prepend(problem(error.message));
@@ -77,8 +80,10 @@ async function send(name) {
 /** What the button for this machine says; a card without its maker's name, and nothing where there is none. */
 function labelFor(variant, card) {
     const name = variant.name.toUpperCase();
-    return card === "CPU" ? say("download", { name }) : say("download_for", { name, card: card.replace(/^NVIDIA (GeForce )?/, "") });
+    return card === "CPU" ? say("download", { name }) : say("download_for", { name, card: nameOf(card) });
 }
+
+const nameOf = (card) => card.replace(/^NVIDIA (GeForce )?/, "");
 
 /** First what brings the files that are missing, then the file that is fastest here; the other ones folded. */
 function describeOffer(found, named) {
@@ -86,8 +91,10 @@ function describeOffer(found, named) {
     const isWanted = wanted.length > 0;
     const unlisted = found.unlisted.filter((name) => named.own.includes(name)).map((name) => problem(say("not_listed", { name })));
     const first = wanted.flatMap(({ variant, files }) => {
-        const label = say("download", { name: joined("facts", labelOf(files, named)) });
-        return [mainButton(variant, label, found), muted(say("download_brings", variant))];
+        const label = say("download", { name: joined("facts", labelOf(files, named, variant.instead)) });
+        const isFaster = Object.keys(variant.instead).length > 0;
+        const reason = isFaster ? [muted(say("download_faster", { card: nameOf(found.card) }))] : [];
+        return [mainButton(variant, label, found), ...reason, muted(variant.parts.length ? variant.summary : say("download_brings", variant))];
     });
     const usual = best
         ? [heading(best.heading), (isWanted ? variantButton : mainButton)(best, labelFor(best, found.card), found), muted(best.summary)]
@@ -117,18 +124,21 @@ function mainButton(variant, label, found) {
 function variantButton(variant, label, { models_folder: models }) {
     const { room } = variant;
     // What is here is not fetched again.
-    const size = { size: gigabytes(room.missing_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : gigabytes(room.free_bytes) };
+    const size = { size: formatBytes(room.missing_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : formatBytes(room.free_bytes) };
     const isTight = room.lacking_bytes > 0;
     const facts = element("div", { title: models, style: { color: isTight ? COLORS.warn : "", margin: "3px 0" } }, say(isTight ? "download_tight" : room.missing_bytes ? "download_size" : "download_arrived", size));
     const built = element("div", {});
     const ask = async () => {
         // Somebody may have made room since.
-        const { variants } = await fetchJson("downloads");
-        const now = variants.find(({ name }) => name === variant.name).room;
-        const start = button(say("download_start", size), "", () => send(variant.name));
+        const { variants, wanted } = await fetchJson("downloads", wantedParameters(missingFiles(asked)));
+        const now = ([...wanted, ...variants].find((each) => isSame(each, variant)) ?? variant).room;
+        const start = button(say("download_start", size), "", () => {
+            instead = variant.instead ?? {};
+            send(variant.name, variant.parts);
+        });
         start.disabled = now.lacking_bytes > 0;
         const stop = button(say("not_now"), "", () => built.replaceChildren(offer, facts));
-        const lacks = say("download_lacks", { lacking: gigabytes(now.lacking_bytes), folder: now.folder });
+        const lacks = say("download_lacks", { lacking: formatBytes(now.lacking_bytes), folder: now.folder });
         const style = { display: "flex", flexWrap: "wrap", gap: "6px" };
         const said = start.disabled ? problem(lacks) : element("div", { style: { margin: "3px 0" } }, say("download_ask", size));
         Object.assign(start.style, start.disabled ? { opacity: 0.5, cursor: "not-allowed" } : {});
@@ -140,9 +150,9 @@ function variantButton(variant, label, { models_folder: models }) {
 }
 
 function describeProgress(progress) {
-    const amount = say("download_amount", { name: progress.name, done: gigabytes(progress.done_bytes), size: gigabytes(progress.num_bytes) });
+    const amount = say("download_amount", { name: progress.name, done: formatBytes(progress.done_bytes), size: formatBytes(progress.num_bytes) });
     const pace = progress.bytes_per_second
-        ? [say("download_pace", { rate: megabytes(progress.bytes_per_second), time: formatSeconds(progress.seconds_left) })]
+        ? [say("download_pace", { rate: formatBytes(progress.bytes_per_second), time: formatSeconds(progress.seconds_left) })]
         : [];
     const stop = button(say("stop"), say("stop_title"), () => send(""));
     return element("div", {}, element("div", {}, amount), progressBar(progress), ...pace.map((text) => element("div", {}, text)), muted(progress.what), stop);

@@ -20,11 +20,13 @@ const GPUS = "LightX2VGPUs";
 export const OFFLOAD = "LightX2VOffload";
 const OWN_SAMPLER = "LightX2VSampler";
 // Nodes that put pictures into a condition -> their inputs for them.
-const PICTURES = {
+export const PICTURES = {
     LightX2VImageToVideo: ["start_image", "end_image"],
     WanImageToVideo: ["start_image"],
     WanFirstLastFrameToVideo: ["start_image", "end_image"],
 };
+// Choice of a node whose width times height are an area: the video has the picture's shape.
+export const FROM_PICTURE = "from the picture";
 // Sampler -> its input for the latent.
 const SAMPLERS = {
     [OWN_SAMPLER]: "latent",
@@ -108,7 +110,7 @@ function resolved(origin, slot) {
 }
 
 /** The node behind an input, by the input's name; undefined where nothing usable is linked. */
-function inputNode(node, name) {
+export function inputNode(node, name) {
     const origin = originOf(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
     return origin?.widget ? undefined : origin?.node;
 }
@@ -226,10 +228,24 @@ export function missingFiles(asked) {
     return { names: names(found), main: names(found.filter(({ isMain }) => isMain)), own: names(found.filter(({ isOwn }) => isOwn)) };
 }
 
+/** Let loaders that name a file which is not there take what came in its place: {new: old}. */
+export function takeInstead(instead) {
+    for (const node of activeNodes(app.rootGraph ?? app.graph).filter(({ type }) => type in LOADERS)) {
+        for (const widget of node.widgets ?? []) {
+            const { values } = widget.options ?? {};
+            const taken = Object.keys(instead).find((each) => instead[each] === widget.value);
+            if (taken && Array.isArray(values) && values.includes(taken) && !values.includes(widget.value)) {
+                widget.value = taken;
+                widget.callback?.(taken, app.canvas, node);
+            }
+        }
+    }
+}
+
 const dropMissing = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
 
 /** The value a widget will have in the run, a linked primitive's included; undefined where another node makes it. */
-function widgetValue(node, name) {
+export function widgetValue(node, name) {
     const input = node.inputs?.find((each) => each.name === name);
     if (input?.link == null) {
         return node.widgets?.find((widget) => widget.name === name)?.value;
@@ -247,9 +263,12 @@ export function findLoader(node) {
     return node.type in LOADERS ? node : outputNodes(node, 0).find((target) => target.type in LOADERS);
 }
 
-/** Parameters of GET /lightx2v/plan for a loader; `hasSize` says whether the graph gave the size. */
+/**
+ * Parameters of GET /lightx2v/plan for a loader; `hasSize` says whether the graph gave the size, `isArea` that it gave
+ * only about how many pixels.
+ */
 export function describeRun(loader) {
-    const clip = samplersBehind(loader, 0)
+    const { isArea, ...clip } = samplersBehind(loader, 0)
         .map(({ sampler, loras }) => ({ ...describeClip(sampler), ...numbered(loras) }))
         .reduce((largest, each) => (pixels(each) > pixels(largest) ? each : largest), {});
     const parameters = {
@@ -262,7 +281,7 @@ export function describeRun(loader) {
         parameters.uses_text_encoder = isUsed(loader, 1);
         parameters.uses_vae = isUsed(loader, 2);
     }
-    return { parameters: dropMissing(parameters), hasSize: clip.width !== undefined };
+    return { parameters: dropMissing(parameters), hasSize: clip.width !== undefined, isArea };
 }
 
 function describeOffload(node) {
@@ -275,6 +294,9 @@ function describeOffload(node) {
 function describeGpus(node) {
     return node?.type === GPUS ? widgetValues(node, ["gpus"]) : {};
 }
+
+/** Whether width and height of a node say no more than how many pixels a video has. */
+export const isAnArea = (node) => (node?.comfyClass ?? node?.type) in PICTURES && widgetValue(node, "size") === FROM_PICTURE;
 
 function describeClip(sampler) {
     const latent = inputNode(sampler, SAMPLERS[sampler.type]);
@@ -290,7 +312,8 @@ function describeClip(sampler) {
     const has_own_sampler = sampler.type === OWN_SAMPLER ? undefined : 1;
     // Only ours has a shift and high_steps, which the model is distilled for.
     const sampling = widgetValues(sampler, sampler.type === OWN_SAMPLER ? ["steps", "shift", "high_steps"] : ["steps"]);
-    return { width, height, frames, batch, ...sampling, has_own_sampler, has_picture, ...choice };
+    const isArea = isAnArea(latent);
+    return { width, height, frames, batch, isArea, ...sampling, has_own_sampler, has_picture, ...choice };
 }
 
 const numbered = (loras) => Object.fromEntries(

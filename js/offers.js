@@ -16,20 +16,29 @@ export function wantedParameters({ names }) {
  */
 export function splitOffers({ variants, wanted }) {
     const [first, ...others] = variants;
-    if (wanted.length === 1 && wanted[0].name === first.name) {
+    if (wanted.length === 1 && isSame(wanted[0], first)) {
         return { wanted: [], best: first, others };
     }
-    const names = wanted.map(({ name }) => name);
+    // A variant of which only a part is wanted is offered as a whole too.
+    const names = wanted.filter(({ parts }) => parts.length === 0).map(({ name }) => name);
     return {
-        wanted: wanted.map(({ name, files }) => ({ variant: variants.find((variant) => variant.name === name), files })),
+        wanted: wanted.map(({ files, ...variant }) => ({ variant, files })),
         best: names.includes(first.name) ? undefined : first,
         others: others.filter(({ name }) => !names.includes(name)),
     };
 }
 
-/** The files that a button is named by: transformers and LoRAs, else the first; without their folders. */
-export function labelOf(files, { main }) {
-    const named = files.filter((name) => main.includes(name));
+/** Whether two offers fetch the same. */
+export function isSame(one, other) {
+    return one.name === other.name && one.parts.join() === other.parts.join();
+}
+
+/**
+ * The files that a button is named by: transformers and LoRAs, and what comes `instead` of them, else the first; without
+ * their folders.
+ */
+export function labelOf(files, { main }, instead = {}) {
+    const named = files.filter((name) => main.includes(instead[name] ?? name));
     return (named.length ? named : files.slice(0, 1)).map((name) => name.split(/[\\/]/).at(-1));
 }
 

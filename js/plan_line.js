@@ -29,8 +29,8 @@ async function answer(run, describe) {
 }
 
 /** Return the rows of a loader's panel for an answer of /lightx2v/plan: one verdict, then what it rests on. */
-function describePlan(plan, { parameters, hasSize }) {
-    const facts = describeFacts(plan, parameters, hasSize);
+function describePlan(plan, { parameters, hasSize, isArea }) {
+    const facts = describeFacts(plan, parameters, { hasSize, isArea });
     if (plan.waits_for) {
         // The LoRA's own node says it; one of another pack may not.
         const [advice] = splitSentence(plan.sentence);
@@ -76,12 +76,12 @@ function describeAbsence({ sentence, absent: name, absent_is_second: isSecond, c
 }
 
 /** Return what was found out; nothing where the checkpoint could not be read. */
-function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1 }, hasSize) {
+function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1 }, { hasSize, isArea }) {
     if (!plan.engine) {
         return [];
     }
     const size = [
-        say("size", { width, height, frames }),
+        say(isArea ? "size_about" : "size", { width, height, frames }),
         batch > 1 ? say("videos", { count: batch }) : "",
         hasSize ? "" : say("no_size"),
         plan.is_tiled ? say("tiled") : "",

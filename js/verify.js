@@ -1,6 +1,7 @@
 // A checkpoint looked at in full: every byte, by hash and content, with progress.
 
-import { button, element, fetchJson, gigabytes, muted, postJson, progressBar } from "./api.js";
+import { button, element, fetchJson, muted, postJson, progressBar } from "./api.js";
+import { formatBytes } from "./quantities.js";
 import { say } from "./texts.js";
 
 const POLL_MS = 1000;
@@ -25,7 +26,7 @@ export function describeCheck(name, describeItem) {
             if (state.name !== name) {
                 show(start);
             } else if (state.is_running) {
-                const amount = say("check_amount", { done: gigabytes(state.done_bytes), size: gigabytes(state.num_bytes), file: state.what });
+                const amount = say("check_amount", { done: formatBytes(state.done_bytes), size: formatBytes(state.num_bytes), file: state.what });
                 show(muted(amount), progressBar(state), stop);
                 setTimeout(() => place.isConnected && follow(), POLL_MS);
             } else {

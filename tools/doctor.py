@@ -6,4 +6,4 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.argv.insert(1, "doctor")
-    runpy.run_path(str(Path(__file__).resolve().parent), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parent), run_name="__main__")

@@ -10,11 +10,12 @@ from ..engine.checkpoints.files import list_checkpoint_folders
 from ..engine.errors import LightX2VError
 from ..engine.panel import doctor
 from ..engine.panel.verify import verify
+from ..engine.quantities import format_bytes
 from ..engine.sentences.tools import Command
 from . import console
 from .arguments import Parser
 
-_PACK_ROOT = Path(__file__).resolve().parent.parent
+_PACK_ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def _check(path: Path, endpoint: str | None, *, as_json: bool) -> int:
         tenth = 10 * done // max(total, 1)
         if tenth > shown:
             shown = tenth
-            console.complain(Command.CHECKED(percent=10 * tenth, total=total / 1e9, what=what))
+            console.complain(Command.CHECKED(percent=10 * tenth, total=format_bytes(total), what=what))
 
     try:
         items = verify(path, on_progress=show, endpoint=endpoint)

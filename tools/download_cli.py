@@ -13,6 +13,7 @@ from ..engine.adapters.hub.download import Plan, download, plan_download
 from ..engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, DownloadError, Variant, find_variant
 from ..engine.errors import LightX2VError
 from ..engine.panel.doctor import rank_files_here
+from ..engine.quantities import format_bytes
 from ..engine.sentences import Sentence, joined
 from ..engine.sentences.between import Between
 from ..engine.sentences.tools import Command
@@ -20,7 +21,7 @@ from . import console
 from .arguments import Parser
 from .saving import problem_of_folder
 
-_PACK_ROOT = Path(__file__).resolve().parent.parent
+_PACK_ROOT = Path(__file__).parent.parent
 
 _EXIT_CODES = {"unreachable": 4, "denied": 4, "disk": 5}
 _FAILED = 3
@@ -41,6 +42,7 @@ environment: HF_ENDPOINT (a mirror of the hub), HF_TOKEN, HF_HUB_DOWNLOAD_TIMEOU
 examples:
   python tools/download.py list
   python tools/download.py get int8
+  python tools/download.py get int8-single --part vae
   python tools/download.py get int8-single --models-dir /data/models --dry-run
 """
 
@@ -84,6 +86,13 @@ def _parser() -> Parser:
     get.set_defaults(run=_get)
     get.add_argument("variant", choices=ALL_PUBLISHED, metavar="NAME", help="a name of 'list'")
     get.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="fetch only this part of it: text-encoder, vae, clip-vision ...; may be repeated",
+    )
+    get.add_argument(
         "--models-dir", type=Path, default=_default_models_dir(), metavar="DIR", help="default: %(default)s"
     )
     get.add_argument("--endpoint", metavar="URL", help="a mirror of the hub (default: HF_ENDPOINT)")
@@ -114,14 +123,14 @@ _INDENT = " " * (_WIDTH + 12)
 
 
 def _describe(variant: Variant) -> None:
-    console.say(f"{variant.name:{_WIDTH}}  {_size(variant.num_bytes):>8}  {console.spoken(variant.summary)}")
-    parts = ", ".join(f"{console.spoken(part.what)} {_size(part.num_bytes)}" for part in variant.parts)
+    console.say(f"{variant.name:{_WIDTH}}  {format_bytes(variant.num_bytes):>8}  {console.spoken(variant.summary)}")
+    parts = ", ".join(f"{console.spoken(part.what)} {format_bytes(part.num_bytes)}" for part in variant.parts)
     console.say(f"{_INDENT}{parts}")
     console.say(f"{_INDENT}{console.spoken(joined(variant.repositories, Between.AND))}")
 
 
 def _get(options: argparse.Namespace) -> None:
-    variant = find_variant(options.variant)
+    variant = _chosen(options)
     models_dir = options.models_dir.resolve()
     if options.dry_run:
         _show_plan(plan_download(variant, models_dir, endpoint=options.endpoint))
@@ -140,8 +149,17 @@ def _get(options: argparse.Namespace) -> None:
         )
     finally:
         display.close()
-    for path in [file.target for file in plan.files] if variant.is_lora else [plan.entry]:
+    for path in [file.target for file in plan.files] if variant.is_lora or variant.only else [plan.entry]:
         console.say(path.relative_to(models_dir).as_posix())
+
+
+def _chosen(options: argparse.Namespace) -> Variant:
+    """Return the variant, with what of it is to be fetched; ends with 2 where it has no such part."""
+    variant = find_variant(options.variant)
+    try:
+        return variant.limited_to(options.part) if options.part else variant
+    except ValueError as error:
+        raise SystemExit(_fail(str(error), 2)) from None
 
 
 def _show_plan(plan: Plan) -> None:
@@ -153,7 +171,9 @@ def _show_plan(plan: Plan) -> None:
             state = Command.IN_THE_WAY
         console.say(f"{console.spoken(state()):>10}  {file.remote.num_bytes:>15,}  {file.target}")
     console.say(
-        Command.ALL_FILES(size=_size(plan.num_bytes), num_files=len(plan.files), missing=_size(plan.missing_bytes))
+        Command.ALL_FILES(
+            size=format_bytes(plan.num_bytes), num_files=len(plan.files), missing=format_bytes(plan.missing_bytes)
+        )
     )
 
 
@@ -186,19 +206,11 @@ class _Display:
 
     def _line(self, done: int, total: int, what: str, now: float) -> str:
         fetched, seconds = done - (self._first or 0), now - self._started
-        speed = f"{_size(int(fetched / seconds))}/s" if seconds > 1 else ""
-        share = console.spoken(Command.OF_TOTAL(done=_size(done), total=_size(total)))
+        speed = f"{format_bytes(int(fetched / seconds))}/s" if seconds > 1 else ""
+        share = console.spoken(Command.OF_TOTAL(done=format_bytes(done), total=format_bytes(total)))
         line = f"{100 * done // max(total, 1):3d} %  {share}  {speed:>9}  {console.spoken(what)}"
         columns = shutil.get_terminal_size().columns - 1
         return line[:columns].ljust(columns) if self._is_live else line
 
     def _write(self, text: str, *, end: str) -> None:
         console.complain(text, end=end)
-
-
-def _size(num_bytes: int) -> str:
-    """Return a size in the units of the hub's pages: powers of 1000."""
-    for unit, divisor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= divisor:
-            return f"{num_bytes / divisor:.1f} {unit}"
-    return f"{num_bytes} B"

@@ -25,7 +25,7 @@ from .headless.report import REPORT, write_report
 from .headless.workflow import read_workflow
 from .saving import NotSavedError, problem_of_file, problem_of_folder, problem_of_kind, refusal
 
-_PACK_ROOT = Path(__file__).resolve().parent.parent
+_PACK_ROOT = Path(__file__).parent.parent
 _FAILED, _CANCELLED = 3, 130
 _MOST_RETRIES = 1000
 

@@ -31,6 +31,7 @@ OLDEST: Capability = (8, 0)
 MATMUL_INSTALL = next(row.install for row in MATMUL_BACKENDS if row.package == "triton")
 # What choices are for, in messages and in Machine.failed_trials.
 BLOCKS, ATTENTION, IN_PLACE = Running.BLOCKS(), Running.ATTENTION(), Running.ATTENTION_IN_PLACE()
+JOINED = Running.LORAS_JOINED()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class Backends:
     is_in_place: bool
     """Whether the attention overwrites q, k and v, see kernels/attention.py."""
     matmul: Choice
+    joins_loras: bool = False
+    """Whether LoRAs go through the product of their layer, see kernels/joined.py: not where the matmul takes rows that
+    lie side by side only."""
 
     @property
     def engine(self) -> str:
@@ -75,7 +79,7 @@ class Backends:
     @property
     def names(self) -> tuple[object, ...]:
         """What runs, without the reasons."""
-        return self.wanted, self.blocks.name, self.attention.name, self.is_in_place, self.matmul.name
+        return self.wanted, self.blocks.name, self.attention.name, self.is_in_place, self.matmul.name, self.joins_loras
 
     @property
     def is_fused(self) -> bool:
@@ -203,12 +207,14 @@ def choose(machine: Machine, wanted: Wanted) -> Backends:
     rows = attention_rows(wanted.attention, is_fused=is_fused)
     problem = attention_problem(wanted, blocks.name)
     attention = choose_backend(ATTENTION, rows, wanted.attention, machine, dtype="bf16", problem=problem)
+    matmul = _choose_matmul(machine, wanted, is_fused=is_fused)
     return Backends(
         wanted=wanted,
         blocks=blocks,
         attention=attention,
         is_in_place=is_fused and _may_run_in_place(attention.backend, machine),
-        matmul=_choose_matmul(machine, wanted, is_fused=is_fused),
+        matmul=matmul,
+        joins_loras=is_fused and may_join(matmul.backend, machine),
     )
 
 
@@ -259,6 +265,13 @@ def _refusal(choice: Choice, machine: Machine) -> LightX2VError:
 def _may_run_in_place(attention: Backend, machine: Machine) -> bool:
     """Say whether a back end can overwrite q, k and v beside fused kernels: yes until a trial run says no."""
     return machine.capability in attention.in_place_on and (IN_PLACE, attention) not in machine.failed_trials
+
+
+def may_join(matmul: Backend, machine: Machine) -> bool:
+    """Say whether a back end can take LoRAs beside its inputs: yes until a trial run says no."""
+    if machine.capability is None or matmul.joins_from is None or machine.capability < matmul.joins_from:
+        return False
+    return (JOINED, matmul) not in machine.failed_trials
 
 
 def _choose_matmul(machine: Machine, wanted: Wanted, *, is_fused: bool) -> Choice:

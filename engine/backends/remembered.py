@@ -27,6 +27,7 @@ _TRIALS = (
     Running.CHOSEN,
     Running.ATTENTION,
     Running.ATTENTION_IN_PLACE,
+    Running.LORAS_JOINED,
     Running.BLOCKS,
     Running.VAE_KERNELS,
     Running.MATMUL,

@@ -66,6 +66,8 @@ class Backend:
     inputs: str | None = None
     """Matmul: what it multiplies, fp8 | int8; None leaves activations in BF16. Weights of an fp8 file become int8 where
     they arrive on the card (kernels/requantize.py)."""
+    joins_from: Capability | None = None
+    """Matmul: the oldest card on which it takes rows that lie apart, and so LoRAs beside its inputs; None: on none."""
     bytes: float = 0.0
     """Attention: bytes per token and unit of width that it takes beside q, k and v, its output included."""
     in_place_on: frozenset[Capability] = frozenset()
@@ -238,6 +240,8 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
         kernels=("scaled_mm",),
         multiple=16,
         inputs="fp8",
+        # The kernel for 8.9 takes a row's length for the distance (PyTorch's RowwiseScaledMM.cu, as of 01386a0).
+        joins_from=_HOPPER,
     ),
     Backend(
         name="fp8_triton",
@@ -250,6 +254,7 @@ MATMUL_BACKENDS: tuple[Backend, ...] = (
         install=_TRITON_INSTALL,
         multiple=16,
         inputs="fp8",
+        joins_from=_ADA,
     ),
     Backend(
         name="scaled_mm_tensor",

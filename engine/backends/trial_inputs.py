@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from ..kernels import attention, implementations, matmul, ops_torch
+from ..kernels.joined import balance_of, join
 from ..kernels.ops import Ops, Rotary
-from ..kernels.quantize import LARGEST
+from ..kernels.quantize import LARGEST, quantize
 
 _ROWS, _HEADS, _HEAD_DIM, _EPS = 48, 3, 128, 1e-6
 # No multiple of what any kernel takes at a time.
@@ -58,6 +59,31 @@ def multiply(precision: str, name: str, device: torch.device) -> torch.Tensor:
     return matmul.MATMULS[name](x, weight, scale, torch.zeros(32, device=device, dtype=torch.bfloat16))
 
 
+def multiply_joined(name: str, device: torch.device) -> torch.Tensor:
+    """Return a product with random weights in FP8 and a LoRA as large, in one; by plain torch without a name."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, down = (torch.randn(rows, 128, generator=generator).to(device) for rows in (_ROWS, _ROWS, 16))
+    up = torch.randn(_ROWS, 16, generator=generator).to(device, torch.bfloat16)
+    if not name:
+        return x @ (weight + up.float() @ down).T
+    (rows, scales), (stored, weight_scale), (down_stored, down_scale) = map(_in_fp8, (x, weight, down))
+    bias = torch.zeros(_ROWS, device=device, dtype=torch.bfloat16)
+    hidden, out = (x.new_empty(_ROWS, size, dtype=torch.bfloat16) for size in (16, _ROWS))
+    matmul.linear(rows, scales, matmul.Linear(down_stored, down_scale, bias[:16]), hidden, backend=name)
+    layer, ops = matmul.Linear(stored, weight_scale, bias), implementations.load_ops("triton")
+    joined = join(ops, hidden, up, balance_of(up, weight_scale, down), rows, scales, layer)
+    matmul.linear(*joined, out, backend=name)
+    return out
+
+
+def _in_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows in FP8, with room for 128 columns before each, and their scales."""
+    rows = torch.zeros(len(values), 128 + values.shape[1], device=values.device, dtype=torch.float8_e4m3fn)[:, 128:]
+    scales = values.new_empty(len(values), 1)
+    quantize(values, rows, scales)
+    return rows, scales
+
+
 def _random_parts(device: torch.device) -> list[torch.Tensor]:
     """Return q, k and v [N, H, D] of several heads; N is not a multiple of any kernel's block."""
     generator = torch.Generator().manual_seed(0)
@@ -102,6 +128,13 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
     product = random(_ROWS, width)
     ops.add_product(random(_ROWS, 80)[:, 16:64], random(width, 48), product)
     yield from (factors, attended, added, weights, product)
+    if torch.float8_e4m3fn in _quantized_dtypes(device):
+        (rows, scales), (stored, weight_scale) = _in_fp8(x.float()), _in_fp8(y.float())
+        layer = matmul.Linear(stored, weight_scale, weight_scale.flatten())
+        hidden, up = random(_ROWS, 16), random(_ROWS, 16)
+        balance = balance_of(up, weight_scale, random(16, width))
+        joined, _, layer = join(ops, hidden, up, balance, rows, scales, layer)
+        yield from (joined, layer.weight)
 
 
 def _quantized_dtypes(device: torch.device) -> list[torch.dtype]:

@@ -29,7 +29,7 @@ from ..kernels.vae_ops import VaeOps
 from ..sentences.kernels import Running
 from ..system import card_name, driver_version, is_surely_out_of_memory, release_memory
 from . import remembered, trial_inputs, trial_process
-from .choose import ATTENTION, BLOCKS, IN_PLACE, Backends, Wanted, choose, choose_fused
+from .choose import ATTENTION, BLOCKS, IN_PLACE, JOINED, Backends, Wanted, choose, choose_fused, may_join
 from .table import (
     ATTENTION_BACKENDS,
     BLOCK_BACKENDS,
@@ -281,13 +281,15 @@ def _table_of(task: str) -> Sequence[Backend]:
 def _trials_apart(machine: Machine, *, is_lightx2v: bool) -> Iterator[tuple[Named, Backend]]:
     """Yield all trials that may end a process: of kernels that a compiler or a package brings, where they can run."""
     matmuls = [(Running.MATMUL(precision=each), each) for each in ("fp8", "int8")]
-    tables = [(BLOCKS, ""), (_VAE, ""), (ATTENTION, ""), (IN_PLACE, ""), *matmuls]
+    tables = [(BLOCKS, ""), (_VAE, ""), (ATTENTION, ""), (IN_PLACE, ""), *matmuls, (JOINED, "fp8")]
     groups = [(task, precision, _table_of(task), False) for task, precision in tables]
     if is_lightx2v:
         groups += [(task, precision, LIGHTX2V_MATMUL_BACKENDS, True) for task, precision in matmuls]
     for task, precision, table, is_own in groups:
         for row in table:
             if task == IN_PLACE and machine.capability not in row.in_place_on:
+                continue
+            if task == JOINED and not may_join(row, machine):
                 continue
             if row.package is not None and why_not(row, machine, precision or "bf16") is None:
                 yield Named(task=task, kernel=row.name, precision=precision, is_lightx2v=is_own), row
@@ -303,6 +305,8 @@ def trial_of(task: str, row: Backend, precision: str = "", lightx2v_matmul: Mult
         return Trial(task, row, "sdpa", trial_inputs.attend)
     if task == IN_PLACE:
         return Trial(task, row, "", trial_inputs.attend_in_place)
+    if task == JOINED:
+        return Trial(task, row, "", trial_inputs.multiply_joined)
     run = functools.partial(lightx2v_matmul or trial_inputs.multiply, precision)
     return Trial(task, row, "dequantize", run)
 
@@ -316,6 +320,8 @@ def _trials_of(backends: Backends, lightx2v_matmul: Multiply | None) -> Iterator
         yield trial_of(IN_PLACE, attention.backend)
     if backends.precision != "bf16":
         yield trial_of(matmul.task, matmul.backend, backends.precision, lightx2v_matmul)
+    if backends.joins_loras:
+        yield trial_of(JOINED, matmul.backend)
 
 
 def _settle(

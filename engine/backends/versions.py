@@ -128,6 +128,22 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
+TORCH_WITH_TRITON = (
+    ("2.6", "3.2"), ("2.7", "3.3"), ("2.8", "3.4"), ("2.9", "3.5"), ("2.10", "3.6"), ("2.11", "3.6"), ("2.12", "3.7"),
+    ("2.13", "3.7"),
+)  # fmt: skip
+"""Every PyTorch that was looked at and the Triton that comes with it (on Windows: the triton-windows that fits it)."""
+
+NEWEST_TRIED: Mapping[str, str] = {"torch": TORCH_WITH_TRITON[-1][0], "triton": "3.9"}
+"""By package, the newest version that anything of the pack was run or compiled with: docs/cards.md."""
+
+
+def newest_tried(package: str, version: str) -> str:
+    """Return the newest version of a package that was tried where this one is newer, else ""."""
+    newest = NEWEST_TRIED.get(package, "")
+    return newest if newest and _key(version) > _key(newest) else ""
+
+
 def why_refused(kernel: str, capability: Capability, versions: Mapping[str, str], system: str) -> str | None:
     """Return why a kernel is not offered, or None.
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..constants import GIB, PRECISIONS
+from ..constants import PRECISIONS
 from ..errors import MALFORMED, CheckpointError, check_choice
+from ..quantities import format_bytes
 from ..sentences import Said, joined
 from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
@@ -382,7 +383,7 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
             why = Folders.AUTO_PRECISION()
-        size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=found.total_bytes / GIB)
+        size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=format_bytes(found.total_bytes))
         if found.second is not None:
             size = Folders.TWO_EXPERTS(size=size, title=found.title)
         notes = [Folders.NOT_USED(failure=failure) for failure in failures]

@@ -8,11 +8,13 @@ where to look in it. Sizes here are for showing before the hub is asked.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 
 from ..errors import LightX2VError
+from ..sentences import joined
+from ..sentences.between import Between
 from ..sentences.kinds import Parts
 from ..sentences.published import Published
 from .files import PRECISION_FOLDERS
@@ -59,6 +61,16 @@ class Part:
     num_bytes: int
     """As published; rounded where the listing shows rounded sizes."""
 
+    @property
+    def name(self) -> str:
+        """What commands call it: text-encoder, vae, clip-vision ..."""
+        return "-".join(str(self.what).lower().split())
+
+    @property
+    def is_companion(self) -> bool:
+        """Whether models have it in common: no part of a transformer, and no LoRA."""
+        return self.what in _COMPANIONS
+
     def holds(self, name: str) -> bool:
         """Whether a file or folder, by the name that a loader has for it on any system, is of this part."""
         path = PurePosixPath(name.replace("\\", "/"))
@@ -84,11 +96,43 @@ class Variant:
     precision: str
     """fp8 | int8 | bf16."""
     parts: tuple[Part, ...]
+    only: tuple[str, ...] = ()
+    """Names of the parts that are to be fetched; all of them when empty."""
+
+    @property
+    def fetched(self) -> tuple[Part, ...]:
+        """The parts that are to be fetched."""
+        return tuple(part for part in self.parts if not self.only or part.name in self.only)
+
+    def limited_to(self, names: Sequence[str]) -> Variant:
+        """Return it with nothing but these parts to be fetched, and with a text encoder its tokenizer.
+
+        Raises:
+            ValueError: it has no such part, or none is named.
+        """
+        has = {part.name for part in self.parts}
+        if not names or not has.issuperset(names):
+            listed = ", ".join(dict.fromkeys(part.name for part in self.parts))
+            raise ValueError(Published.UNKNOWN_PART(name=self.name, parts=", ".join(names), listed=listed))
+        tokenizer = [part.name for part in self.parts if part.what == Parts.TOKENIZER() and _TEXT_ENCODER in names]
+        return replace(self, only=tuple(dict.fromkeys([*names, *tokenizer])))
+
+    @property
+    def family(self) -> str:
+        """What it has in common with the same model in another precision."""
+        return self.name.replace(self.precision, "", 1)
+
+    @property
+    def title(self) -> str:
+        """What a download of it is called."""
+        if not self.only:
+            return self.name
+        return Published.PARTS_OF(parts=joined((part.what for part in self.fetched), Between.AND), name=self.name)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all parts, about."""
-        return sum(part.num_bytes for part in self.parts)
+        """Bytes of all parts that are to be fetched, about."""
+        return sum(part.num_bytes for part in self.fetched)
 
     def parts_of(self, name: str) -> tuple[Part, ...]:
         """Return the parts that hold a file or folder; none where it is of no part."""
@@ -96,8 +140,8 @@ class Variant:
 
     @property
     def repositories(self) -> tuple[str, ...]:
-        """Where the parts are, each once."""
-        return tuple(dict.fromkeys(part.repository for part in self.parts))
+        """Where the parts to be fetched are, each once."""
+        return tuple(dict.fromkeys(part.repository for part in self.fetched))
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -134,6 +178,9 @@ class WantedFile:
     target: str
     """Path below models/, with forward slashes."""
 
+
+_TEXT_ENCODER = "text-encoder"
+_COMPANIONS = frozenset({Parts.TEXT_ENCODER(), Parts.TOKENIZER(), "VAE", "CLIP Vision", Parts.CONFIG()})
 
 # Sizes: file listings of the three repositories on huggingface.co.
 _BLOCKS_BYTES = 40 * 352_000_000
@@ -419,9 +466,9 @@ _HEADINGS: Mapping[str, tuple[Variant, ...]] = {
 }
 
 
-def heading_of(variant: Variant) -> str:
+def heading_of(name: str) -> str:
     """Return what a list of all published variants says above those of this kind."""
-    return next(heading for heading, variants in _HEADINGS.items() if variant in variants)
+    return next(heading for heading, variants in _HEADINGS.items() if any(name == each.name for each in variants))
 
 
 def find_variant(name: str) -> Variant:
@@ -445,7 +492,7 @@ def choose_files(variant: Variant, listings: Mapping[str, Collection[str]]) -> l
     Raises:
         DownloadError: a part is nowhere in its repository, or a listed path would leave the models folder.
     """
-    return [wanted for part in variant.parts for wanted in _choose(part, listings[part.repository])]
+    return [wanted for part in variant.fetched for wanted in _choose(part, listings[part.repository])]
 
 
 def _choose(part: Part, paths: Collection[str]) -> list[WantedFile]:

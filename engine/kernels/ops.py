@@ -46,6 +46,35 @@ class Ops(Protocol):
     def add_product(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         """Add x [rows, r] @ weight [N, r]^T to out [rows, N] in place; r is a multiple of 16 and small."""
 
+    def join_inputs(
+        self, hidden: torch.Tensor, balance: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Write the columns that a LoRA adds to x [rows, K] FP8 with its scale [rows, 1] to out [rows, C] FP8.
+
+        See joined.py. Rows of x and out are equally far apart. x and its scale change where a row of the LoRA would be
+        too large, by a power of two.
+
+        Args:
+            hidden: [rows, r] BF16: x times scale @ down^T; 3 * r are C at most.
+            balance: fp32 [r], powers of two.
+        """
+
+    def join_weight(
+        self,
+        up: torch.Tensor,
+        balance: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        out: torch.Tensor,
+        out_scale: torch.Tensor,
+    ) -> None:
+        """Write the same columns of weight [N, K] FP8 with its scale [N, 1], then the weight, to out [N, C + K].
+
+        Args:
+            up, balance: [N, r] BF16, and see join_inputs.
+            out_scale: fp32 [N, 1] takes the scale of out: that of weight, but for powers of two.
+        """
+
     def residual_norm(
         self,
         x: torch.Tensor,

@@ -10,6 +10,7 @@ import math
 import torch
 from torch.nn import functional
 
+from .joined import join_inputs, join_weight
 from .ops import Rotary
 from .quantize import quantize, row_chunks
 
@@ -19,6 +20,8 @@ __all__ = [
     "cross_attention",
     "cross_weights",
     "gelu",
+    "join_inputs",
+    "join_weight",
     "norm",
     "quantize",
     "residual",

@@ -22,6 +22,7 @@ import triton.language as tl
 from . import ops_torch
 from .attention_inputs import find_factors as row_factors
 from .fp8_rounding import to_fp8
+from .joined_triton import join_inputs, join_weight
 from .ops import Rotary
 from .quantize import LARGEST, SMALLEST
 
@@ -31,6 +32,8 @@ __all__ = [
     "cross_attention",
     "cross_weights",
     "gelu",
+    "join_inputs",
+    "join_weight",
     "norm",
     "quantize",
     "residual",

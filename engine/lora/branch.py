@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
+from ..constants import FP8_BRANCH_PARTS
+from ..kernels.joined import room_before
 from ..kernels.matmul import Linear
 from ..kernels.widen import widen
 from .compose import input_of
@@ -16,12 +19,25 @@ Multiply = Callable[[torch.Tensor, torch.Tensor | None, Linear, torch.Tensor], N
 """See kernels/matmul.py linear."""
 
 
-def hidden_of(
-    multiply: Multiply, inputs: tuple[torch.Tensor, torch.Tensor | None], weights: Weights, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Return inputs @ down^T [M, rank] in BF16 for each of the layers that has a branch; they share their input.
+class Branch(NamedTuple):
+    """What is to be added to a layer's output: hidden @ up^T."""
 
-    What a layer's branch adds to its output is that @ up^T.
+    hidden: torch.Tensor
+    """[M, r] BF16: the layer's input @ down^T."""
+    up: torch.Tensor
+    """[N, r] BF16."""
+    balance: torch.Tensor | None
+    """fp32 [r], for a layer in FP8; see kernels/joined.py."""
+
+    def fits_beside(self, rows: torch.Tensor) -> bool:
+        """Say whether rows [M, K] are so far apart that the branch has room before each of them."""
+        return FP8_BRANCH_PARTS * self.hidden.shape[1] <= room_before(rows)
+
+
+def branches_of(
+    multiply: Multiply, inputs: tuple[torch.Tensor, torch.Tensor | None], weights: Weights, names: Sequence[str]
+) -> dict[str, Branch]:
+    """Return the branch of each of the layers that has one; they share their input, and one product.
 
     Args:
         multiply: the block's own kernel, which takes `down` as it takes the layers' weights.
@@ -40,7 +56,8 @@ def hidden_of(
     for name in names:
         up = weights.get(f"{name}.lora_up")
         if up is not None:
-            found[name] = hidden[:, start : start + up.shape[1]]
+            part = hidden[:, start : start + up.shape[1]]
+            found[name] = Branch(part, up, weights.get(f"{name}.lora_balance"))
             start += up.shape[1]
     return found
 

@@ -11,6 +11,7 @@ the checkpoint's name in place of the original, which stays as it is.
 Names of a branch, beside those of its layer:
 
     <layer>.lora_up                         [N, r]
+    <layer>.lora_balance                    fp32 [r], in FP8 blocks; see kernels/joined.py
     <input>.lora_down, .lora_down_scale     [R, K] and, in 8 bits, fp32 [R, 1]; <input> is the layer, or what q, k and v
     <input>.lora_bias                       share (self_attn.qkv); R is the sum of their r. Zeros, for the kernels
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoints.weights import FileRange, TensorSpec
+from ..kernels.joined import balance_of
 from ..kernels.quantize import quantize
 from ..offload import Source
 from .changes import Change, Lora, Stack
@@ -93,6 +95,11 @@ class Composition:
         widths = [spec.shape[0] for spec in self.specs if spec.name.endswith(".lora_down") and _is_in_block(spec.name)]
         return max(widths, default=0)
 
+    @property
+    def rank(self) -> int:
+        """The highest of a layer's branch in a block."""
+        return max((self._total_rank(target) for target in self._branches if _is_in_block(target)), default=0)
+
     def read(self, spec: TensorSpec, elements: slice | None = None) -> torch.Tensor:
         """Return one of `specs`; see Source."""
         if elements is None:
@@ -138,7 +145,10 @@ class Composition:
             for target in targets:
                 shape = torch.Size((self._base[target].shape[0], self._total_rank(target)))
                 kept = torch.bfloat16 if in_block else dtype
-                yield TensorSpec(f"{target.removesuffix('.weight')}.lora_up", kept, shape)
+                layer = target.removesuffix(".weight")
+                yield TensorSpec(f"{layer}.lora_up", kept, shape)
+                if in_block and dtype == torch.float8_e4m3fn and f"{target}_scale" in self._base:
+                    yield TensorSpec(f"{layer}.lora_balance", torch.float32, shape[1:])
         for target in self._merged:
             yield self._base[target]
 
@@ -146,6 +156,8 @@ class Composition:
         path, _, leaf = spec.name.rpartition(".")
         if leaf == "lora_up":
             return self._up(f"{path}.weight").to(spec.dtype)
+        if leaf == "lora_balance":
+            return self._balance(f"{path}.weight")
         if leaf == "lora_bias":
             return torch.zeros(spec.shape, dtype=spec.dtype)
         if leaf not in ("lora_down", "lora_down_scale"):
@@ -164,6 +176,15 @@ class Composition:
             self._last.path, self._last.quantized = path, (codes, scale)
         quantized: tuple[torch.Tensor, torch.Tensor] = self._last.quantized
         return quantized
+
+    def _balance(self, target: str) -> torch.Tensor:
+        """Return fp32 [r] of an FP8 layer."""
+        assert self._source is not None, "read before read_from"
+        up, path = self._up(target), _input_path(target)
+        targets = self._inputs[path]
+        first = sum(map(self._total_rank, targets[: targets.index(target)]))
+        down = self._down(path)[first : first + up.shape[1]]
+        return balance_of(up, self._source.read(self._base[f"{target}_scale"]), down)
 
     def _down(self, path: str) -> torch.Tensor:
         """Return [R, K] in fp32 of all parts of the layers of one input, each layer's filled up with zeros."""
@@ -184,7 +205,13 @@ class Composition:
         return filled
 
     def _up(self, target: str) -> torch.Tensor:
-        """Return [N, r] in fp32 of all parts of a layer, times their factors."""
+        """Return [N, r] in fp32 of all parts of a layer, times their factors; made once for what is read of a layer."""
+        if getattr(self._last, "target", None) != target:
+            self._last.target, self._last.up = target, self._make_up(target)
+        up: torch.Tensor = self._last.up
+        return up
+
+    def _make_up(self, target: str) -> torch.Tensor:
         rows, columns = self._base[target].shape
         filled = torch.zeros(rows, self._total_rank(target))
         start = 0

@@ -24,6 +24,8 @@ class PlacedLoras:
     """A loaded stack; nothing of it is in the checkpoint's weights."""
 
     stack: Stack = field(default_factory=Stack)
+    rank: int = 0
+    """The highest of a layer's branch in a block."""
     others: Tensors = field(default_factory=dict)
     """What is in no block, by full names: to go before the checkpoint's of the same names."""
     numbers: Mapping[int, int] = field(default_factory=dict)
@@ -98,4 +100,11 @@ def place_loras(
     numbers = {index: number for number, index in enumerate(changed)}
     of_image = make_units(specs[True], num_layers, (image_keys,), by_phase=False)
     image_weights = OnceUnits(of_image, composition, placement, device) if any(u.specs for u in of_image) else None
-    return PlacedLoras(stack=stack, others=others, numbers=numbers, streamer=streamer, image_weights=image_weights)
+    return PlacedLoras(
+        stack=stack,
+        rank=composition.rank,
+        others=others,
+        numbers=numbers,
+        streamer=streamer,
+        image_weights=image_weights,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backends.choose import Backends
+from ..constants import FP8_BRANCH_PARTS
 from .rounding import round_up
 
 # The feed-forward runs in this many row chunks whatever the plan, so that latents do not depend on the plan.
@@ -25,6 +26,10 @@ ROTARY_BYTES = 512
 FIXED_BYTES = 96 * 2**20
 # While weights are requantized in plain torch: three chunks of a weight in FP32, see kernels/quantize.py.
 REQUANTIZE_BYTES = 48 * 2**20
+# Columns before the inputs of linears come in multiples of this, a step of the tensor cores' kernels. LoRAs of a higher
+# rank than this are added to the outputs: with more columns the product costs as much as that.
+_ROOM_MULTIPLE = 128
+_JOINED_RANK = 160
 # Rows of text whose keys and values the cross-attention keeps for every block: 128 and one for all padding.
 TEXT_ROWS_KEPT = 129
 
@@ -47,7 +52,19 @@ class WorkspaceSizes:
         return self.hidden + self.quantized + self.scales + self.region
 
 
-def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> WorkspaceSizes:
+def branch_room(rank: int, *, joins_loras: bool) -> int:
+    """Return the columns that are kept before the inputs of the blocks' linears for LoRAs, see kernels/joined.py.
+
+    Args:
+        rank: the highest of a layer's branch.
+        joins_loras: of the kernels, see Backends.
+    """
+    if not joins_loras or rank > _JOINED_RANK:
+        return 0
+    return -(-FP8_BRANCH_PARTS * rank // _ROOM_MULTIPLE) * _ROOM_MULTIPLE
+
+
+def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str, room: int = 0) -> WorkspaceSizes:
     """Return the sizes of the workspace of one clip.
 
     Args:
@@ -55,6 +72,7 @@ def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> W
         dim: width of the transformer (D).
         ffn_dim: width of the feed-forward (F).
         precision: fp8 | int8 | bf16, of the inputs of the blocks' linears.
+        room: see branch_room.
     """
     is_quantized = precision != "bf16"
     rows = -(-tokens // FFN_CHUNKS)
@@ -63,17 +81,24 @@ def workspace_sizes(*, tokens: int, dim: int, ffn_dim: int, precision: str) -> W
     chunk = round_up(rows * ffn_dim * 2)
     if is_quantized:
         outputs = round_up((FFN_CHUNKS - 1) * rows * dim * 2)
-        chunk += round_up(rows * ffn_dim) + round_up(rows * 4) + outputs
+        chunk += round_up(rows * (room + ffn_dim)) + round_up(rows * 4) + outputs
     return WorkspaceSizes(
         hidden=round_up(tokens * dim * 2),
-        quantized=round_up(tokens * dim * (1 if is_quantized else 2)),
+        quantized=round_up(tokens * ((room + dim) if is_quantized else 2 * dim)),
         scales=round_up(tokens * 4) if is_quantized else 0,
         region=max(3 * round_up(tokens * dim * 2), chunk),
     )
 
 
 def activation_bytes(
-    *, tokens: int, dim: int, ffn_dim: int, num_blocks: int, backends: Backends, image_rows: int = 0
+    *,
+    tokens: int,
+    dim: int,
+    ffn_dim: int,
+    num_blocks: int,
+    backends: Backends,
+    image_rows: int = 0,
+    lora_rank: int = 0,
 ) -> int:
     """Return the bytes that a forward pass takes beside the weights, as torch's allocator reserves them (of LightX2V's
     own compute: with little to spare, see OWN_COMPUTE_BYTES).
@@ -82,12 +107,16 @@ def activation_bytes(
         tokens, dim, ffn_dim: of the clip and the transformer.
         num_blocks: of the transformer.
         image_rows: of CLIP Vision, whose keys and values are kept for every block as the text's are.
+        lora_rank: the highest of a layer's branch.
         backends: what computes; a matmul that dequantizes holds one linear in BF16 and computes like BF16 weights.
     """
     widened = round_up(dim * ffn_dim * 2) if backends.matmul.name == "dequantize" else 0
     if backends.engine == "lightx2v":
         return int(tokens * dim * OWN_COMPUTE_BYTES[backends.precision]) + widened + FIXED_BYTES
-    workspace = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=backends.inputs).total
+    room = branch_room(lora_rank, joins_loras=backends.joins_loras)
+    workspace = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=backends.inputs, room=room).total
+    # The largest weight beside its branch, see lora/branch.py.
+    joined = round_up(max(dim * (room + ffn_dim), ffn_dim * (room + dim))) if room else 0
     temporary = int(tokens * dim * max(backends.attention_bytes, EDGE_BYTES))
     kept = 2 * num_blocks * (TEXT_ROWS_KEPT + image_rows) * dim * 2
     # The cross-attention's last linear applied to the text, see wan/block.py: its weights in BF16 (2) where they are
@@ -95,4 +124,4 @@ def activation_bytes(
     requantizing = REQUANTIZE_BYTES if backends.requantizes and backends.matmul.backend.package is None else 0
     outputs = dim * dim * (1 if backends.precision == "bf16" else 3)
     temporary = max(temporary + widened, outputs)
-    return workspace + temporary + tokens * ROTARY_BYTES + kept + requantizing + FIXED_BYTES
+    return workspace + joined + temporary + tokens * ROTARY_BYTES + kept + requantizing + FIXED_BYTES

@@ -68,6 +68,8 @@ class Sizes:
     backends: Backends
     lora_columns: int = 0
     """Of the widest product of a LoRA: the rank of the stack, that of q, k and v together."""
+    lora_rank: int = 0
+    """The highest of a layer's branch."""
     leaner: Backends | None = None
     """Kernels that take less memory and are slower here; planned with where the others would not fit as well."""
     vae_dim: int = VAE_BASE_DIM
@@ -166,6 +168,7 @@ def activations(sizes: Sizes) -> int:
             num_blocks=sizes.architecture.num_layers,
             backends=sizes.backends,
             image_rows=sizes.image_rows,
+            lora_rank=sizes.lora_rank,
         )
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..backends.choose import Wanted, choose, too_old
 from ..backends.table import Machine
 from ..backends.versions import Capability
-from ..checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
+from ..checkpoints.published import ALL_PUBLISHED, ARCHITECTURE, PUBLISHED, Variant
 from ..constants import DEFAULT_HEIGHT, DEFAULT_NUM_FRAMES, DEFAULT_WIDTH
 from ..memory.clip import Clip
 from ..sentences.doctor import Doctor
@@ -25,6 +25,10 @@ _STAND_INS: Mapping[Capability, str] = {
     (12, 0): "RTX 5060 Ti",
     (12, 1): "RTX 5060 Ti",
 }
+
+
+# Another file is worth a download of its own where a step takes so many times as long.
+_WORTH_IT = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,26 @@ def rank_files(machine: Machine, card: str, variants: Iterable[Variant] = PUBLIS
         return not variant.is_folder, round(seconds or 0.0, 3), advice.numbers != variant.precision
 
     return found if machine.capability is None else sorted(found, key=key)
+
+
+def faster_files(names: Iterable[str], machine: Machine, card: str) -> dict[str, str]:
+    """Return, by those of the names that are 8-bit transformers, the file of the same model that is faster on the card.
+
+    Where nothing is known about the card, none is.
+    """
+    found = {}
+    for name in names:
+        for variant in ALL_PUBLISHED.values():
+            places = [index for index, part in enumerate(variant.parts) if not part.is_companion and part.holds(name)]
+            if not places or variant.is_folder or variant.is_lora or variant.precision == "bf16":
+                continue
+            family = [each for each in ALL_PUBLISHED.values() if each.family == variant.family]
+            ranked = rank_files(machine, card, family)
+            own = next(advice for advice in ranked if advice.variant == variant)
+            best = ranked[0]
+            if best.step_seconds and own.step_seconds and own.step_seconds > _WORTH_IT * best.step_seconds:
+                found[name] = best.variant.file_names[places[0]]
+    return found
 
 
 def _advise(machine: Machine, card: str, variant: Variant) -> Advice:

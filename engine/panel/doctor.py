@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -33,25 +33,26 @@ from ..backends.table import (
     why_not,
 )
 from ..backends.trials import find_findings, find_machine
+from ..backends.versions import newest_tried
 from ..checkpoints.content import doubts_about
 from ..checkpoints.files import PRECISION_FOLDERS, Checkpoint, resolve_checkpoint
 from ..checkpoints.formats import TransformerFormat
-from ..checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, Variant
+from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS, Part, Variant
 from ..checkpoints.transformers import noise_of
 from ..constants import GIB
 from ..errors import MALFORMED, CheckpointError, UnsupportedHardwareError
 from ..parallel.links import Links, find_links
-from ..sentences import ENGLISH, joined, translated
+from ..quantities import format_bytes
+from ..sentences import ENGLISH, Sentence, joined, translated
 from ..sentences.between import Between
 from ..sentences.doctor import Doctor
-from .advice import Advice, rank_files
+from .advice import Advice, faster_files, rank_files
+from .downloads import find_missing
 from .forecast import cannot_be_used, describe_transformer
 
-OK, WARN, MISSING = "ok", "warn", "missing"
+OK, NOTE, WARN, MISSING = "ok", "note", "warn", "missing"
 # Kinds of items of which the editor does something special.
 CHECKPOINT, NO_CHECKPOINTS, MEASURED = "checkpoint", "no_checkpoints", "measured"
-# What one precision takes on disk with text encoder and VAE; BF16 takes 42.
-_CHECKPOINT_GIB = 24
 # With less, the plan for a card of 8 GB reads FP8 blocks from the drive.
 _RAM_GIB = 12
 _INSTALL_REQUIREMENTS = Doctor.INSTALL_REQUIREMENTS()
@@ -75,7 +76,9 @@ class Item:
 
     name: str
     state: str
-    """ok | warn (works, but slower or with less) | missing (does not work without)."""
+    """ok (is there, and right) | note (is not there, or was not tried, and need not be) | warn (works, but slower or
+    with less) | missing (does not work without).
+    """
     found: str
     remedy: str = ""
     """One line: what to do; empty when there is nothing to do."""
@@ -85,17 +88,25 @@ class Item:
     """
 
 
-def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links: bool = False) -> list[Item]:
+def examine(
+    checkpoints: Mapping[str, Path],
+    models_dir: Path,
+    *,
+    elsewhere: Mapping[str, Sequence[Path]] | None = None,
+    measures_links: bool = False,
+) -> list[Item]:
     """Look at the machine, the packages and the checkpoints.
 
     Args:
         checkpoints: name shown -> path, of every checkpoint that the loaders offer.
         models_dir: where models lie; its disk is looked at.
+        elsewhere: further folders of models, by the name of the folder in models_dir that they go with.
         measures_links: time copies between GPUs too; see parallel/links.py.
     """
     device = system.compute_device()
     machine = find_machine(device)
     files = rank_files(machine, system.card_name(device))
+    missing = find_missing(ALL_PUBLISHED.values(), models_dir, elsewhere or {})
     return [
         *_examine_card(machine),
         _examine_torch(),
@@ -105,10 +116,10 @@ def examine(checkpoints: Mapping[str, Path], models_dir: Path, *, measures_links
         *_examine_kernels(find_findings(device)),
         *_examine_gpus(find_links(measures=measures_links)),
         _examine_ram(),
-        _examine_disk(models_dir, has_checkpoints=bool(checkpoints)),
-        *_examine_files(files),
-        _examine_image_models(models_dir),
-        _examine_loras(models_dir),
+        _examine_disk(models_dir, 0 if checkpoints else files[0].variant.num_bytes),
+        *_examine_files(files, missing),
+        *_examine_published(Doctor.IMAGE_TO_VIDEO(), PUBLISHED_IMAGE_MODELS, missing, Doctor.WITH_IMAGE_NODE),
+        *_examine_published(Doctor.LORAS(), PUBLISHED_LORAS, missing, Doctor.DISTILLING_LORAS),
         *_examine_checkpoints(checkpoints, models_dir, machine, files),
     ]
 
@@ -119,6 +130,12 @@ def rank_files_here() -> list[Advice]:
     return rank_files(find_machine(device), system.card_name(device))
 
 
+def faster_files_here(names: Iterable[str]) -> dict[str, str]:
+    """Return, by those of the names that are transformers, the file of the same model that is faster here."""
+    device = system.compute_device()
+    return faster_files(names, find_machine(device), system.card_name(device))
+
+
 def as_json(items: list[Item]) -> list[dict[str, Any]]:
     """Return items as plain data."""
     return [asdict(item) for item in items]
@@ -126,7 +143,7 @@ def as_json(items: list[Item]) -> list[dict[str, Any]]:
 
 def summarize(items: list[Item]) -> str:
     """Return the verdict in a few words: Ready., or how many things there are to do."""
-    to_do = sum(1 for item in items if item.state != OK and item.remedy)
+    to_do = sum(1 for item in items if item.remedy)
     if not to_do:
         return Doctor.READY()
     return Doctor.ONE_TO_DO() if to_do == 1 else Doctor.TO_DO(count=to_do)
@@ -136,7 +153,7 @@ def as_text(items: list[Item], language: str = ENGLISH) -> str:
     """Return the verdict and items as a table for a terminal, problems first, remedies on lines of their own."""
     said = [
         [item.state, *(translated(each, language) for each in (item.name, item.found, item.remedy))]
-        for item in sorted(items, key=lambda item: (MISSING, WARN, OK).index(item.state))
+        for item in sorted(items, key=lambda item: (MISSING, WARN, NOTE, OK).index(item.state))
     ]
     width = max(_columns_of(name) for _, name, _, _ in said)
     lines = [translated(summarize(items), language), ""]
@@ -186,7 +203,17 @@ def _examine_torch() -> Item:
         found += f", CUDA {torch.version.cuda}"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     remedy = "" if version >= (2, 4) else Doctor.UPDATE_TORCH()
-    return Item(name="torch", state=WARN if remedy else OK, found=found, remedy=remedy)
+    return _noting(
+        "torch", torch.__version__, Item(name="torch", state=WARN if remedy else OK, found=found, remedy=remedy)
+    )
+
+
+def _noting(package: str, version: str, item: Item) -> Item:
+    """Return an item that is right, with a note where its version is newer than what was tried."""
+    newest = newest_tried(package, version) if item.state == OK else ""
+    if not newest:
+        return item
+    return replace(item, state=NOTE, found=Doctor.NEWER_THAN_TRIED(found=item.found, newest=newest))
 
 
 def _examine_required(package: str) -> Item:
@@ -201,11 +228,11 @@ def _examine_lightx2v(machine: Machine) -> Item:
     if problem is None:
         version = _version("lightx2v") or Doctor.INSTALLED()
         found = version if machine.capability else Doctor.NOT_USED_WITHOUT_CARD(version=version)
-        return Item(name="LightX2V", state=OK, found=found)
+        return Item(name="LightX2V", state=OK if machine.capability else NOTE, found=found)
     if machine.capability is None:
-        return Item(name="LightX2V", state=OK, found=Doctor.NOT_NEEDED_WITHOUT_CARD())
+        return Item(name="LightX2V", state=NOTE, found=Doctor.NOT_NEEDED_WITHOUT_CARD())
     if bootstrap.missing_packages():
-        return Item(name="LightX2V", state=OK, found=Doctor.ONLY_ENGINE_LIGHTX2V())
+        return Item(name="LightX2V", state=NOTE, found=Doctor.ONLY_ENGINE_LIGHTX2V())
     found, _, remedy = problem.partition(" Run: ")
     return Item(
         name="LightX2V",
@@ -231,15 +258,15 @@ def _examine_speed(label: str, row: Backend, machine: Machine, installed: str | 
     )
     problem = why_not(row, known, sorted(row.dtypes)[0])
     if problem is None:
-        return Item(name=label, state=OK, found=str(version))
+        return _noting(name, str(version), Item(name=label, state=OK, found=str(version)))
     if version is None and Doctor.IS_NOT_INSTALLED(name=name) in problem:
         reason = _why_not_needed(row, machine)
         if reason:
-            return Item(name=label, state=OK, found=Doctor.NOT_NEEDED(reason=reason))
+            return Item(name=label, state=NOTE, found=Doctor.NOT_NEEDED(reason=reason))
         return Item(name=label, state=WARN, found=Doctor.FASTER_WITH_IT(), remedy=row.install)
     found = Doctor.NOT_USED(version=version or Doctor.NOT_INSTALLED(), problem=problem)
     is_broken = version is not None and name in machine.problems
-    return Item(name=label, state=WARN if is_broken else OK, found=found, remedy=row.install if is_broken else "")
+    return Item(name=label, state=WARN if is_broken else NOTE, found=found, remedy=row.install if is_broken else "")
 
 
 def _why_not_needed(row: Backend, machine: Machine) -> str:
@@ -264,7 +291,7 @@ def _examine_kernels(findings: Findings | None) -> list[Item]:
         if seconds
     ]
     found = joined(measured, Between.SEMICOLON) or Doctor.NOT_MEASURED()
-    items = [Item(name=Doctor.MEASURED(), state=OK, found=found, kind=MEASURED)]
+    items = [Item(name=Doctor.MEASURED(), state=OK if measured else NOTE, found=found, kind=MEASURED)]
     died = [Doctor.DIED(trial=trial, how=how) for trial, how in findings.trials.items() if how]
     if died:
         remedy = Doctor.UPDATE_DRIVER()
@@ -336,20 +363,21 @@ def free_disk_bytes(models_dir: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _examine_disk(models_dir: Path, *, has_checkpoints: bool) -> Item:
+def _examine_disk(models_dir: Path, wanted_bytes: int) -> Item:
+    """Look at the drive. Args: wanted_bytes: what there has to be room for."""
     try:
         free = free_disk_bytes(models_dir)
     except OSError as error:
         remedy: str = Doctor.CHECK_MODELS_FOLDER(models_dir=models_dir)
         return Item(name=Doctor.DISK(), state=WARN, found=Doctor.NOT_LOOKED_AT(error=error), remedy=remedy)
     remedy = ""
-    if free < _CHECKPOINT_GIB * GIB and not has_checkpoints:
-        remedy = Doctor.MAKE_ROOM(checkpoint_gib=_CHECKPOINT_GIB)
-    found = Doctor.DISK_FREE(free=free / GIB)
+    if free < wanted_bytes:
+        remedy = Doctor.MAKE_ROOM(size=format_bytes(wanted_bytes))
+    found = Doctor.DISK_FREE(free=format_bytes(free))
     return Item(name=Doctor.DISK(), state=WARN if remedy else OK, found=found, remedy=remedy)
 
 
-def _examine_files(files: list[Advice]) -> list[Item]:
+def _examine_files(files: list[Advice], missing: Mapping[Part, int]) -> list[Item]:
     """Name the file that is for this card, and what others would be like."""
     folders = [advice for advice in files if advice.variant.is_folder]
     if not folders or folders[0].step_seconds is None:
@@ -363,42 +391,57 @@ def _examine_files(files: list[Advice]) -> list[Item]:
         ),
         Between.COMMA,
     )
-    found = Doctor.BEST_FILE(best=best, size=best.variant.num_bytes / 1e9, rest=rest)
+    found = Doctor.BEST_FILE(best=best, size=format_bytes(best.variant.num_bytes), rest=rest)
+    if any(missing[part] for part in best.variant.parts):
+        return [Item(name=Doctor.FILE_FOR_CARD(), state=NOTE, found=Doctor.FILE_NOT_HERE(found=found))]
     return [Item(name=Doctor.FILE_FOR_CARD(), state=OK, found=found)]
 
 
-def _examine_image_models(models_dir: Path) -> Item:
-    """Name the published image-to-video models, and which are here."""
-    found = Doctor.WITH_IMAGE_NODE(listed=_list_published(PUBLISHED_IMAGE_MODELS, models_dir))
-    return Item(name=Doctor.IMAGE_TO_VIDEO(), state=OK, found=found)
+def _examine_published(
+    name: str, variants: Mapping[str, Variant], missing: Mapping[Part, int], describe: Sentence
+) -> list[Item]:
+    """Name the published variants of a kind: what is here, what is begun, each by itself, and what could be fetched.
+
+    Args:
+        missing: see find_missing, of every published part: another one of its kind serves as well.
+        describe: says what `listed` names is for.
+    """
+    here, absent, items = [], [], []
+    for variant in variants.values():
+        lacking = [part for part in variant.parts if not _is_served(part, missing)]
+        if not lacking:
+            here.append(variant.name)
+        elif any(missing[part] < part.num_bytes for part in variant.parts if not part.is_companion):
+            items.append(_describe_begun(variant, lacking))
+        else:
+            size = format_bytes(sum(missing[part] for part in lacking))
+            absent.append(Doctor.TO_FETCH(name=variant.name, size=size))
+    if here:
+        items.append(Item(name=name, state=OK, found=describe(listed=joined(here, Between.COMMA))))
+    if absent:
+        found = Doctor.NOT_HERE(what=describe(listed=joined(absent, Between.COMMA)))
+        items.append(Item(name=Doctor.NOT_HERE_YET(name=name), state=NOTE, found=found))
+    return items
 
 
-def _examine_loras(models_dir: Path) -> Item:
-    """Name the published LoRAs that distill a model, and which are here."""
-    listed = _list_published(PUBLISHED_LORAS, models_dir)
-    found = Doctor.DISTILLING_LORAS(listed=listed)
-    return Item(name=Doctor.LORAS(), state=OK, found=found)
+def _is_served(part: Part, missing: Mapping[Part, int]) -> bool:
+    """Whether a part is here, or one that does the same: a model's own parts are like no others."""
+    return not missing[part] or (
+        part.is_companion and any(not missing[other] for other in missing if other.what == part.what)
+    )
 
 
-def _list_published(variants: Mapping[str, Variant], models_dir: Path) -> str:
-    """Return names of variants of single files, of each whether it is here, or how much of it is to be fetched."""
-
-    def describe(variant: Variant) -> str:
-        missing = [
-            part
-            for part in variant.parts
-            if not (models_dir / part.folder / PurePosixPath(part.patterns[0]).name).is_file()
-        ]
-        if not missing:
-            return Doctor.HERE(name=variant.name)
-        size = sum(part.num_bytes for part in missing) / 1e9
-        # The others may be there from another model.
-        if variant.parts[0] in missing:
-            return Doctor.TO_FETCH(name=variant.name, size=size)
-        parts = joined((part.what for part in missing), Between.COMMA)
-        return Doctor.REST_TO_FETCH(name=variant.name, size=size, parts=parts)
-
-    return joined(map(describe, variants.values()), Between.COMMA)
+def _describe_begun(variant: Variant, lacking: list[Part]) -> Item:
+    """Return what to do about a variant of which the model itself is here, or a part of it."""
+    are_companions = all(part.is_companion for part in lacking)
+    options = [word for part in lacking for word in ("--part", part.name)] if are_companions else []
+    names = [PurePosixPath(part.patterns[0]).name if variant.is_lora else part.what for part in lacking]
+    return Item(
+        name=variant.name,
+        state=WARN,
+        found=Doctor.NOT_WHOLE(missing=joined(names, Between.COMMA)),
+        remedy=Doctor.FETCH_REST(command=" ".join([variant.name, *options])),
+    )
 
 
 def _examine_checkpoints(

@@ -45,10 +45,22 @@ class Room:
     """A folder on that drive, from models/ on."""
 
 
-def find_missing(variants: Iterable[Variant], models_dir: Path) -> dict[Part, int]:
-    """Return what of each part of the variants is not here, by published sizes; the hub is not asked."""
+def find_missing(
+    variants: Iterable[Variant], models_dir: Path, elsewhere: Mapping[str, Sequence[Path]] | None = None
+) -> dict[Part, int]:
+    """Return what of each part of the variants is not here, by published sizes; the hub is not asked.
+
+    Args: elsewhere: further folders that count, by the name of the folder in models_dir that they go with.
+    """
     parts = {part for variant in variants for part in variant.parts}
-    return {part: _missing_bytes(part, models_dir) for part in parts}
+    return {
+        part: min(_missing_bytes(part, home) for home in _homes(part, models_dir, elsewhere or {})) for part in parts
+    }
+
+
+def _homes(part: Part, models_dir: Path, elsewhere: Mapping[str, Sequence[Path]]) -> list[Path]:
+    folder, _, below = part.folder.partition("/")
+    return [models_dir / part.folder, *(root / below for root in elsewhere.get(folder, ()))]
 
 
 def room_for(variant: Variant, models_dir: Path, missing: Mapping[Part, int] | None = None) -> Room:
@@ -58,16 +70,16 @@ def room_for(variant: Variant, models_dir: Path, missing: Mapping[Part, int] | N
     """
     drives: dict[object, list[Part]] = {}
     missing = find_missing([variant], models_dir) if missing is None else missing
-    needed = sum(missing[part] for part in variant.parts)
+    needed = sum(missing[part] for part in variant.fetched)
     try:
-        for part in variant.parts:
+        for part in variant.fetched:
             drives.setdefault(_device(_place(part, models_dir)), []).append(part)
         rooms = []
         for parts in drives.values():
             free = shutil.disk_usage(_place(parts[0], models_dir)).free
             rooms.append((max(sum(missing[part] for part in parts) - free, 0), free, _top(parts[0])))
     except OSError:
-        return Room(missing_bytes=needed, free_bytes=None, folder=_top(variant.parts[0]))
+        return Room(missing_bytes=needed, free_bytes=None, folder=_top(variant.fetched[0]))
     lacking, free, folder = max(rooms, key=lambda room: room[0])
     return Room(missing_bytes=needed, free_bytes=free, lacking_bytes=lacking, folder=folder)
 
@@ -86,8 +98,7 @@ def _device(place: Path) -> object:
     return place.stat().st_dev
 
 
-def _missing_bytes(part: Part, models_dir: Path) -> int:
-    home = models_dir / part.folder
+def _missing_bytes(part: Part, home: Path) -> int:
     patterns = part.patterns if part.keeps_path else [PurePosixPath(part.patterns[0]).name]
     here = max(_bytes_here(home / pattern) for pattern in patterns)
     return 0 if here >= _WHOLE_SHARE * part.num_bytes else part.num_bytes - here
@@ -110,6 +121,7 @@ class Offer:
     """A variant that brings files which are not here."""
 
     variant: Variant
+    """Of which only companions are fetched where nothing else of it is wanted."""
     files: tuple[str, ...]
     """Those of the wanted names that it holds."""
 
@@ -145,9 +157,17 @@ def offers_for(
         held = {variant.name: tuple(filter(variant.parts_of, remaining)) for variant in holding}
         lacking = {each.name: sum(missing[part] for part in each.parts) / each.num_bytes for each in holding}
         best = min(holding, key=lambda variant: (-len(held[variant.name]), lacking[variant.name]))
-        offers.append(Offer(variant=best, files=held[best.name]))
+        offers.append(Offer(variant=_only_wanted(best, held[best.name]), files=held[best.name]))
         remaining = [name for name in remaining if name not in held[best.name]]
     return offers, unlisted
+
+
+def _only_wanted(variant: Variant, names: Sequence[str]) -> Variant:
+    """Return a variant of which, where companions are all that is wanted, these alone are fetched."""
+    wanted = {part for name in names for part in variant.parts_of(name)}
+    if not all(part.is_companion for part in wanted):
+        return variant
+    return variant.limited_to([part.name for part in variant.parts if part in wanted])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +208,10 @@ class Downloads(Background):
             if self.progress.is_running:
                 raise ValueError(Hub.IS_RUNNING(name=self.progress.name))
             self._pace.clear()
-            self.progress = Progress(name=variant.name, is_running=True, num_bytes=variant.num_bytes)
+            self.progress = Progress(name=variant.title, is_running=True, num_bytes=variant.num_bytes)
             problem = self._begin("lightx2v-download", self._run, variant, models_dir, endpoint)
             if problem:
-                self.progress = Progress(name=variant.name, problem=problem)
+                self.progress = Progress(name=variant.title, problem=problem)
 
     def _run(self, variant: Variant, models_dir: Path, endpoint: str | None) -> None:
         # Success is known by the last line of the work; whatever else ends this thread is a failure.
@@ -204,7 +224,7 @@ class Downloads(Background):
             problem = Hub.STOPPED()
         except (LightX2VError, OSError) as error:
             problem = str(error)
-            logger.warning("LightX2V: %s", Hub.FAILED(name=variant.name, error=error))
+            logger.warning("LightX2V: %s", Hub.FAILED(name=variant.title, error=error))
         except Exception as error:
             kind = type(error).__name__
             problem = Hub.REPORT(kind=kind, error=error)
@@ -212,7 +232,7 @@ class Downloads(Background):
         finally:
             last = self.progress
             self.progress = Progress(
-                name=variant.name,
+                name=variant.title,
                 is_complete=is_complete,
                 done_bytes=last.done_bytes,
                 num_bytes=last.num_bytes,

@@ -12,7 +12,15 @@ from ..adapters.comfy import host, language, memory, paths, routes
 from ..adapters.comfy.routes import Value, choice, number, plain_name
 from ..backends import remembered, trials
 from ..backends.table import ATTENTION_CHOICES
-from ..checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_LORAS, find_variant, heading_of
+from ..checkpoints.published import (
+    ALL_PUBLISHED,
+    PUBLISHED,
+    PUBLISHED_LORAS,
+    Part,
+    Variant,
+    find_variant,
+    heading_of,
+)
 from ..checkpoints.transformers import EXPERTS
 from ..constants import (
     DEFAULT_HEIGHT,
@@ -177,7 +185,7 @@ def answer_doctor(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     """Look at the machine and at every checkpoint that the loader offers."""
     host.follow_host_device()
     checkpoints = paths.CHECKPOINTS.found()
-    return doctor.as_json(doctor.examine(checkpoints, paths.models_folder()))
+    return doctor.as_json(doctor.examine(checkpoints, paths.models_folder(), elsewhere=paths.further_folders()))
 
 
 def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
@@ -207,22 +215,28 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     offers += [(other, []) for other in ALL_PUBLISHED.values() if other.name not in PUBLISHED]
     # Once for all: variants share parts, and the editor asks each second while one is fetched.
     missing = find_missing([variant for variant, _ in offers], folder)
-    variants = [
-        {
-            "name": variant.name,
-            "summary": joined([variant.summary, *notes], Between.SEMICOLON),
-            "heading": heading_of(variant),
-            "num_bytes": variant.num_bytes,
-            "folder": f"models/{variant.entry.partition('/')[0]}",
-            "room": asdict(room_for(variant, folder, missing)),
-        }
-        for variant, notes in offers
-    ]
+    variants = [_describe(variant, notes, folder, missing) for variant, notes in offers]
+    notes_of = {variant.name: notes for variant, notes in offers}
     wanted = [str(values[name]) for name in _WANTED if name in values]
     brought, unlisted = offers_for(wanted, [variant for variant, _ in offers], missing)
+    # What a workflow names is somebody's choice for another card, perhaps.
+    faster = doctor.faster_files_here(file for offer in brought for file in offer.files)
+    better, _ = (
+        offers_for([faster.get(name, name) for name in wanted], [variant for variant, _ in offers], missing)
+        if faster
+        else ([], [])
+    )
+    instead = {new: old for old, new in faster.items()}
     return {
         "variants": variants,
-        "wanted": [{"name": offer.variant.name, "files": offer.files} for offer in brought],
+        "wanted": [
+            {
+                **_describe(offer.variant, notes_of[offer.variant.name], folder, missing),
+                "files": offer.files,
+                "instead": {file: instead[file] for file in offer.files if file in instead},
+            }
+            for offer in (*(offer for offer in better if instead.keys() & set(offer.files)), *brought)
+        ],
         "unlisted": unlisted,
         "card": system.card_name(system.compute_device()),
         "models_folder": str(folder),
@@ -230,17 +244,32 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     }
 
 
+def _describe(variant: Variant, notes: list[str], models_dir: Path, missing: Mapping[Part, int]) -> dict[str, Any]:
+    """Return what the list shows of a variant, or of parts of it."""
+    return {
+        "name": variant.name,
+        "parts": list(variant.only),
+        "summary": variant.title if variant.only else joined([variant.summary, *notes], Between.SEMICOLON),
+        "heading": heading_of(variant.name),
+        "num_bytes": variant.num_bytes,
+        "folder": f"models/{variant.fetched[0].folder.partition('/')[0]}",
+        "room": asdict(room_for(variant, models_dir, missing)),
+    }
+
+
 def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Start the download of a variant, or stop it with an empty name.
+    """Start the download of a variant, or of parts of it by their names, or stop it with an empty name.
 
     Raises:
-        ValueError: a download is running, or the name is not given.
+        ValueError: a download is running, the name is not given, or there is no such part.
     """
     if "variant" not in values:
         raise ValueError(Doctor.DOWNLOAD_NEEDS_NAME())
     name = str(values["variant"])
     if name:
-        _downloads.start(find_variant(name), paths.models_folder())
+        variant = find_variant(name)
+        parts = str(values.get("parts", ""))
+        _downloads.start(variant.limited_to(parts.split(",")) if parts else variant, paths.models_folder())
     else:
         _downloads.stop()
     return asdict(_downloads.progress)
@@ -319,7 +348,7 @@ DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
 DOWNLOADS = routes.Route(name="downloads", fields=dict.fromkeys(_WANTED, str), answer=answer_downloads)
 DOWNLOAD = routes.Route(
-    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED)}, answer=start_download
+    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED), "parts": str}, answer=start_download
 )
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)

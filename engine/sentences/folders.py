@@ -37,7 +37,7 @@ class Folders:
     TWO_EXPERTS = Sentence("two experts, {size}: {title}")
     PART_IS = Sentence("The {part} is {found}.")
     SHARD = Sentence("part {number} of {total} of a model")
-    SIZE = Sentence("{num_blocks} blocks, {size:.3g} GiB")
+    SIZE = Sentence("{num_blocks} blocks, {size}")
     AND_MORE = Sentence(" and {number} more")
     MISSING_BLOCKS = Sentence("{describe_blocks} missing")
     FOUND = Sentence("found {names}")

@@ -61,8 +61,8 @@ class Hub:
         "you and the hub changes files."
     )
     NO_ROOM = Sentence(
-        "{needed:.1f} GiB are to be fetched to {place}, where {free:.1f} GiB are free. Make room for {missing:.1f} "
-        "GiB more, or choose another models folder."
+        "Make room for {missing} more, or choose another models folder: {needed} are to be fetched to {place}, where "
+        "{free} are free."
     )
     BUSY = Sentence("Another download to {models_dir} is running. Wait until it is done, or stop it.")
     # panel/downloads.py

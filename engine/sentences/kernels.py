@@ -61,6 +61,7 @@ class Running:
     BLOCKS = Sentence("blocks")
     ATTENTION = Sentence("attention")
     ATTENTION_IN_PLACE = Sentence("attention in place")
+    LORAS_JOINED = Sentence("LoRAs in the matmul")
     MATMUL = Sentence("{precision} matmul")
     ATTENTION_OF = Sentence("{num_tokens} tokens, {num_heads} heads of {width}, in {blocks} blocks")
     LINEARS_OF = Sentence("{num_tokens} tokens, {rows} x {columns} in {inputs}")

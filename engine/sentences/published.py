@@ -13,7 +13,7 @@ class Published:
     TWO_FILES = Sentence("two files, one for each expert; ")
     FP8_FOLDER = Sentence("folder of blocks; RTX 40 and newer compute in FP8, RTX 30 in INT8")
     INT8_FOLDER = Sentence("folder of blocks; RTX 30 and newer compute in INT8")
-    BF16_FOLDER = Sentence("folder, unquantized; 32 GB of RAM, or a card with 40 GB and more")
+    BF16_FOLDER = Sentence("folder, unquantized; 32 GiB of RAM, or a card with 40 GiB and more")
     SINGLE_FILES = Sentence("single files, for LightX2V Load Transformer with ComfyUI's own loaders")
     COMFYUI_FILES = Sentence("as fp8-single, with one scale a layer: ComfyUI's Load Diffusion Model reads it too")
     INT8_FILES = Sentence("as fp8-single, in INT8")
@@ -26,6 +26,8 @@ class Published:
     )
     ORDINARY = Sentence("an ordinary {model}, not distilled: with the LoRA {lora} at strength 1 it draws in 4 steps")
     UNKNOWN_VARIANT = Sentence("variant is {name!r}; expected one of: {names}.")
+    UNKNOWN_PART = Sentence("{name} has no part {parts!r}; its parts: {listed}.")
+    PARTS_OF = Sentence("{parts} of {name}")
     GONE = Sentence(
         "The {what} is not in {repository} any more: expected {patterns} there, or one of its other places. The "
         "repository has changed; look at its page and put the file in place by hand."

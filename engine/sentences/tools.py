@@ -57,7 +57,7 @@ class Command:
     CANCELLED_DOWNLOAD = Sentence("Cancelled. Run it again to go on where it stopped.")
     # tools/doctor_cli.py
     NO_MODELS_FOLDER = Sentence("Give --models-dir ComfyUI's models folder: {models_dir} is no folder.")
-    CHECKED = Sentence("{percent:3} % of {total:.1f} GB, {what}")
+    CHECKED = Sentence("{percent:3} % of {total}, {what}")
     # tools/generate_cli.py
     NO_PROMPT = Sentence('There is no prompt. Say what the video shows: generate.py "a red fox in the snow".')
     FIRST_RUN = Sentence("first run of the process, with loading: {started}")

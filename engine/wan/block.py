@@ -22,7 +22,7 @@ from ..checkpoints.formats import WanArchitecture
 from ..interfaces import Conditioning
 from ..kernels.ops import Rotary
 from ..lora.placed import PlacedLoras
-from ..memory.activations import TEXT_ROWS_KEPT
+from ..memory.activations import TEXT_ROWS_KEPT, branch_room
 from ..offload import ExpertUnits, OnceUnits, Unit, WeightStreamer
 from ..system import release_memory
 from .image import Image
@@ -165,12 +165,13 @@ class Blocks:
 
     def workspace(self, tokens: int) -> Workspace:
         """Return the memory for a clip of so many tokens; `hidden` is to be filled, then `run` called."""
-        if self.memory.workspace is None or self.memory.workspace.tokens != tokens:
+        room = branch_room(self._loras.rank, joins_loras=self.kernels.joins_loras)
+        if self.memory.workspace is None or self.memory.workspace.size != (tokens, room):
             # Before the next one is made, and from torch's cache too, which would hold both.
             self.memory.workspace = None
             release_memory(self.device)
             sizes = (self._sizes.dim, self._sizes.ffn_dim)
-            self.memory.workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device)
+            self.memory.workspace = Workspace(tokens, *sizes, self.kernels.quantized, self.device, room)
         return self.memory.workspace
 
     def text(self, conditioning: Conditioning, embed: Callable[[torch.Tensor], torch.Tensor]) -> Text:

@@ -11,11 +11,12 @@ import torch
 from ..backends.choose import Backends
 from ..kernels import implementations
 from ..kernels.attention import IN_PLACE, KERNELS, InParts, Normed, SelfAttention, fits_in_place
+from ..kernels.joined import join
 from ..kernels.launches import launches_for
 from ..kernels.matmul import ACTIVATION_DTYPES, Linear, linear
 from ..kernels.ops import Ops
 from ..kernels.widen import widen
-from ..lora.branch import add_branch_of_heads, hidden_of
+from ..lora.branch import add_branch_of_heads, branches_of
 from .parallel import Exchange, Ulysses
 
 # Of every norm of the model but the image embedding's.
@@ -39,6 +40,8 @@ class Kernels:
     """What overwrites q, k and v, where they fit; see kernels/attention.py."""
     quantized: torch.dtype | None
     """What the linears' inputs are quantized to: float8_e4m3fn or int8; None is BF16."""
+    joins_loras: bool = False
+    """Whether the workspace has room for LoRAs beside the linears' inputs; see Backends."""
 
     def attention_for(self, q: torch.Tensor) -> SelfAttention:
         """Return the self-attention for rows like q [N, H, D]."""
@@ -84,12 +87,18 @@ class Kernels:
 
         Args: on_done: told each name and its out, as soon as it is there.
         """
-        hidden = hidden_of(self.multiply, inputs, weights, list(outs))
+        branches = branches_of(self.multiply, inputs, weights, list(outs))
+        rows, scales = inputs
         for name, out in outs.items():
             layer = Linear(weights[f"{name}.weight"], weights.get(f"{name}.weight_scale"), weights[f"{name}.bias"])
-            self.multiply(*inputs, layer, out)
-            if name in hidden:
-                self.ops.add_product(hidden[name], weights[f"{name}.lora_up"], out)
+            branch = branches.get(name)
+            if branch and scales is not None and branch.balance is not None and branch.fits_beside(rows):
+                with_branch = join(self.ops, branch.hidden, branch.up, branch.balance, rows, scales, layer)
+                self.multiply(*with_branch, out)
+            else:
+                self.multiply(rows, scales, layer, out)
+                if branch:
+                    self.ops.add_product(branch.hidden, branch.up, out)
             if on_done:
                 on_done(name, out)
 
@@ -140,4 +149,5 @@ def build_kernels(backends: Backends) -> Kernels:
         attention=InParts(Normed(block_ops, KERNELS[row.name]), launches),
         attention_in_place=InParts(IN_PLACE[row.name], launches) if backends.is_in_place else None,
         quantized=ACTIVATION_DTYPES.get(matmul),
+        joins_loras=backends.joins_loras,
     )

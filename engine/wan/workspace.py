@@ -30,7 +30,8 @@ class Workspace:
     """Views into one region of memory; its layout is memory/activations.py's.
 
     `hidden` [N, D] BF16 is what the blocks pass on. `inputs` [N, D] with `scales` [N, 1] is what the next linear takes:
-    8-bit, or BF16 and None. `parts` are three of [N, D] BF16: q, k and v, then the outputs of the linears.
+    8-bit, with `room` columns before each row (kernels/joined.py), or BF16 and None. `parts` are three of [N, D] BF16:
+    q, k and v, then the outputs of the linears.
 
     `chunks` are the feed-forward's, and lie where the parts do, one on top of the other. Their outputs go to `output`
     [N, D] BF16. That is the first part: the last chunk's `wide` lies over its own rows of it, which are written when
@@ -39,13 +40,27 @@ class Workspace:
     """
 
     def __init__(
-        self, tokens: int, dim: int, ffn_dim: int, quantized: torch.dtype | None, device: torch.device
+        self,
+        tokens: int,
+        dim: int,
+        ffn_dim: int,
+        quantized: torch.dtype | None,
+        device: torch.device,
+        room: int = 0,
     ) -> None:
-        """Args: quantized: what activations are quantized to; None keeps them in BF16."""
-        self.tokens = tokens
+        """Args:
+        quantized: what activations are quantized to; None keeps them in BF16.
+        room: columns before the inputs of linears in 8 bits, for LoRAs.
+        """
+        self.tokens, self.room = tokens, room
         # Inside ComfyUI inference mode is on; what is made under it cannot be written to outside of it.
         with torch.inference_mode(False):
             self._allocate(dim, ffn_dim, quantized, device)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tokens, and columns before the inputs of linears."""
+        return self.tokens, self.room
 
     @property
     def num_bytes(self) -> int:
@@ -53,11 +68,13 @@ class Workspace:
 
     def _allocate(self, dim: int, ffn_dim: int, quantized: torch.dtype | None, device: torch.device) -> None:
         tokens = self.tokens
-        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=_PRECISIONS[quantized])
+        room = self.room
+        precision = _PRECISIONS[quantized]
+        sizes = workspace_sizes(tokens=tokens, dim=dim, ffn_dim=ffn_dim, precision=precision, room=room)
         self._memory = torch.empty(sizes.total, dtype=torch.uint8, device=device)
         taker = _Taker(self._memory)
         self.hidden = taker.take(tokens, dim, torch.bfloat16)
-        self.inputs = taker.take(tokens, dim, quantized or torch.bfloat16)
+        self.inputs = taker.take(tokens, room + dim, quantized or torch.bfloat16)[:, room:]
         self.scales = taker.take(tokens, 1, torch.float32) if quantized else None
         region = taker.position
         self.parts = tuple(taker.take(tokens, dim, torch.bfloat16) for _ in range(3))
@@ -69,7 +86,7 @@ class Workspace:
             if quantized:
                 taker.take((FFN_CHUNKS - 1) * step, dim, torch.bfloat16)  # what earlier chunks have written
             rows = slice(start, min(start + step, tokens))
-            self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantized))
+            self.chunks.append(_take_chunk(taker, rows, ffn_dim, quantized, room))
 
 
 @dataclass
@@ -99,9 +116,9 @@ class _Taker:
         return taken.view(dtype).view(rows, columns)
 
 
-def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantized: torch.dtype | None) -> Chunk:
+def _take_chunk(taker: _Taker, rows: slice, ffn_dim: int, quantized: torch.dtype | None, room: int) -> Chunk:
     count = rows.stop - rows.start
     wide = taker.take(count, ffn_dim, torch.bfloat16)
-    inputs = taker.take(count, ffn_dim, quantized) if quantized else wide
+    inputs = taker.take(count, room + ffn_dim, quantized)[:, room:] if quantized else wide
     scales = taker.take(count, 1, torch.float32) if quantized else None
     return Chunk(rows, wide, inputs, scales)

@@ -66,7 +66,7 @@ const EMPTY_DRIVE = { lacking_bytes: 0, free_bytes: 59_000_000_000 };
 let drive = EMPTY_DRIVE;
 await page.route(/\/lightx2v\/downloads(\?|$)/, async (route) => {
     const found = await (await route.fetch()).json();
-    found.variants.forEach(({ room }) => Object.assign(room, drive));
+    [...found.variants, ...found.wanted].forEach(({ room }) => Object.assign(room, drive));
     await route.fulfill({ json: found });
 });
 

@@ -62,7 +62,7 @@ def test_a_first_visit_ends_with_the_weights_in_place(step):
     # A panel that is not drawn has no line breaks.
     said = (f"Not here: {examples.CHECKPOINT_NAME}", "Get the weights", "Or put one into models/lightx2v and press R.")
     assert arrival["before"].replace("\n", "") == "".join(said)
-    assert re.search(r"Download FP8( for .+)?\n\d+\.\d GB to models/lightx2v; .*\d GB free", arrival["offer"])
+    assert re.search(r"Download FP8( for .+)?\n[\d.]+ GiB to models/lightx2v; .*\d GiB free", arrival["offer"])
     assert re.fullmatch(r"Other versions \(\d+\)", arrival["others"])
     # Nothing starts before it was asked.
     assert arrival["asked"] == ""
@@ -71,7 +71,7 @@ def test_a_first_visit_ends_with_the_weights_in_place(step):
 
 def test_a_download_without_room_cannot_be_started(step):
     full, free = (step("fullDrive")[name] for name in ("full", "free"))
-    assert not full["isEnabled"] and "Make room first: 12.3 GB more are needed" in full["text"]
+    assert not full["isEnabled"] and "Make room first: 11.5 GiB more are needed" in full["text"]
     # Somebody has made room meanwhile.
     assert free["isEnabled"] and "Make room" not in free["text"]
 

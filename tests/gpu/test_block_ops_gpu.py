@@ -10,7 +10,9 @@ from lightx2v_pack.engine.backends import trials
 from lightx2v_pack.engine.backends.choose import Wanted
 from lightx2v_pack.engine.kernels import matmul, ops_torch
 from lightx2v_pack.engine.kernels.attention import Normed, sdpa
+from lightx2v_pack.engine.kernels.joined import join
 from lightx2v_pack.engine.kernels.ops import Rotary
+from lightx2v_pack.engine.memory.activations import branch_room
 from lightx2v_pack.engine.wan.kernels import Kernels, build_kernels
 from support import tensors
 from support.tensors import relative_error
@@ -169,6 +171,31 @@ def test_gelu(columns, dtype):
     if dtype == FLOAT:
         ops_triton.gelu(h, h, None)
         assert torch.equal(h, out)
+
+
+@pytest.mark.skipif(not HAS_FP8, reason="needs FP8")
+@pytest.mark.parametrize("rank", [16, 48, 160])
+@pytest.mark.parametrize("strength", [0.01, 1.0, 1000.0])
+def test_joined_loras(size, rank, strength):
+    """What is in FP8 there is the same, also where rows shrink for it."""
+    rows, _, columns = size
+    room = branch_room(rank, joins_loras=True)
+    x, weight = (normal(rows, columns, seed=seed) for seed in (1, 2))
+    hidden, up = normal(rows, rank, seed=3) * strength, normal(rows, rank, seed=4) * strength
+    balance = torch.exp2(vectors(1, rank)[0].round())
+    found = []
+    for ops in (ops_triton, ops_torch):
+        inputs, scale = torch.zeros(rows, room + columns, device=DEVICE).to(FP8)[:, room:], vectors(rows, 1)
+        stored, weight_scale = inputs.clone(), scale.clone()
+        ops_torch.quantize(x, inputs, scale)
+        ops_torch.quantize(weight, stored, weight_scale)
+        layer = matmul.Linear(stored, weight_scale, up[:, 0])
+        joined, scale, layer = join(ops, hidden, up, balance, inputs, scale, layer)
+        found.append([joined.float() * scale, layer.weight.float() * layer.weight_scale])
+    for one, other in zip(*found, strict=True):
+        # Now and then a quotient rounds the other way; where it is a row's largest, by which it shrinks, in all of it.
+        assert (one != other).float().mean() < 0.002
+        assert relative_error(one, other) < 0.002
 
 
 @pytest.mark.parametrize("rank", [16, 48, 80])

@@ -46,7 +46,7 @@ def test_the_doctor_says_that_the_card_is_not_used(computer_with_a_card, models_
 
     items = {item["name"]: item for item in editor.answer_doctor({})}
     assert items["Card"]["state"] == "warn" and items["Card"]["found"].startswith("not used: ")
-    assert items["LightX2V"]["state"] == "ok"
+    assert items["LightX2V"]["state"] == "note"
 
 
 def test_measuring_again_forgets_what_was_found_out(host, tmp_path):
@@ -63,18 +63,40 @@ def test_measuring_again_forgets_what_was_found_out(host, tmp_path):
         editor.measure_again({})
 
 
-def test_the_downloads_that_bring_missing_files_are_named(host, models_dir):
+def test_the_downloads_that_bring_missing_files_are_named(host, models_dir, monkeypatch):
     from lightx2v_pack.engine.adapters.comfy.routes import read_parameters
-    from lightx2v_pack.engine.panel import editor
+    from lightx2v_pack.engine.panel import doctor, editor
 
     image, vae = "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors", "wan_2.1_vae.safetensors"
     values = read_parameters(editor.DOWNLOADS, {"file_1": image, "file_2": "C:\\mine.safetensors", "file_3": vae})
     answer = editor.answer_downloads(values)
-    assert answer["wanted"] == [{"name": "wan2.1-i2v-480p-fp8", "files": (image, vae)}]
+    wanted = answer["wanted"]
+    assert [(each["name"], each["parts"], each["files"]) for each in wanted] == [
+        ("wan2.1-i2v-480p-fp8", [], (image, vae))
+    ]
     assert answer["unlisted"] == ["C:\\mine.safetensors"]
     (offer,) = (variant for variant in answer["variants"] if variant["name"] == "wan2.1-i2v-480p-fp8")
     assert offer["heading"] == "Image to video" and offer["folder"] == "models/diffusion_models"
     assert offer["room"]["missing_bytes"] == offer["num_bytes"]
+    assert wanted[0]["instead"] == {}
+    # On a card that is faster with the same model in INT8, that is offered first, and what it takes the place of.
+    monkeypatch.setattr(
+        doctor,
+        "faster_files_here",
+        lambda names: {n: n.replace("scaled_fp8_e4m3", "int8") for n in names if "fp8" in n},
+    )
+    first, second = editor.answer_downloads(values)["wanted"]
+    int8 = image.replace("scaled_fp8_e4m3", "int8")
+    assert (first["name"], first["files"], first["instead"]) == ("wan2.1-i2v-480p-int8", (int8, vae), {int8: image})
+    assert (second["name"], second["instead"]) == ("wan2.1-i2v-480p-fp8", {})
+    monkeypatch.undo()
+    # A companion that is all that is lacking is offered, and fetched, alone.
+    (alone,) = editor.answer_downloads(read_parameters(editor.DOWNLOADS, {"file_1": vae}))["wanted"]
+    assert (alone["name"], alone["parts"], alone["folder"]) == ("fp8-single", ["vae"], "models/vae")
+    assert alone["room"]["missing_bytes"] == alone["num_bytes"] == 254_000_000
+    assert str(alone["summary"]) == "VAE of fp8-single"
+    with pytest.raises(ValueError, match="fp8-single has no part 'clip-vision'"):
+        editor.start_download(read_parameters(editor.DOWNLOAD, {"variant": "fp8-single", "parts": "clip-vision"}))
     # The list itself is the same whatever is asked for.
     plain = editor.answer_downloads({})
     assert plain["wanted"] == plain["unlisted"] == []

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from lightx2v_pack.engine import sentences
+from lightx2v_pack.engine.quantities import format_bytes
 from lightx2v_pack.engine.sentences import LANGUAGES, Sentence, translated
 from lightx2v_pack.engine.sentences.comfyui import Lists
 from lightx2v_pack.engine.sentences.folders import Folders
 from lightx2v_pack.engine.sentences.kinds import Parts
 from lightx2v_pack.engine.sentences.settings import Settings
+from lightx2v_pack.engine.stages import given_frames
 from support.node_schemas import read_golden
 
 JS = Path(__file__).resolve().parents[2] / "js"
@@ -85,6 +87,23 @@ def evaluate(file, names, expression):
         ["node", "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
+
+
+def test_the_panels_read_sizes_as_the_server_does():
+    sizes = [0, 250, 21_000, 999_999, 4_310_000, 9_999_999, 83_000_000, 107_374_182, 633_000_000, 22_300_000_000]
+    sizes += [99_990_000_000, 2_147_000_000_000, 9 * 2**40]
+    assert evaluate("quantities.js", "formatBytes", f"{sizes}.map(formatBytes)") == list(map(format_bytes, sizes))
+
+
+def test_the_panel_knows_the_size_that_comes_out():
+    pictures = [(4000, 3000), (3000, 4000), (1024, 1024), (1, 5000), (90, 60), (833, 479), (1920, 817)]
+    cases = [(*picture, area) for picture in pictures for area in (832 * 480, 1280 * 720, 16 * 16)]
+    shown = evaluate(
+        "quantities.js",
+        "sizeOfArea",
+        f"{json.dumps(cases)}.map(([w, h, a]) => sizeOfArea({{ width: w, height: h }}, a))",
+    )
+    assert shown == [list(given_frames.size_of_area(height, width, area)) for width, height, area in cases]
 
 
 NAMES = (
@@ -188,8 +207,8 @@ def test_sentences_of_the_plan_line_meet_as_their_language_has_it():
 
 def offers(variants, *wanted):
     found = {
-        "variants": [{"name": name} for name in variants],
-        "wanted": [{"name": name, "files": []} for name in wanted],
+        "variants": [{"name": name, "parts": []} for name in variants],
+        "wanted": [{"name": name, "parts": parts, "files": []} for name, *parts in map(str.split, wanted)],
     }
     shown = evaluate("offers.js", "splitOffers", f"splitOffers({json.dumps(found)})")
     first = [each["variant"]["name"] for each in shown["wanted"]]
@@ -205,6 +224,9 @@ def offers(variants, *wanted):
         (["image"], (["image"], "fp8", ["int8", "lora"])),
         (["lora", "image"], (["lora", "image"], "fp8", ["int8"])),
         (["lora", "fp8"], (["lora", "fp8"], None, ["int8", "image"])),
+        # A part alone, of what is offered as a whole too.
+        (["fp8 vae"], (["fp8"], "fp8", ["int8", "image", "lora"])),
+        (["image vae clip-vision"], (["image"], "fp8", ["int8", "image", "lora"])),
     ],
 )
 def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
@@ -270,7 +292,9 @@ def read_graph(tmp_path):
         described = [[number, *node] for number, node in nodes.items()]
         script = f"""
             import * as graphs from "./extensions/pack/graph.js";
+            import {{ app }} from "./scripts/app.js";
             const graph = {{ links: {{}}, nodes: [] }};
+            app.graph = graph;
             const find = (id) => graph.nodes.find((node) => node.id === id);
             graph.getNodeById = find;
             for (const [id, type, mode, inputs, outputs] of {json.dumps(described)}) {{
@@ -313,6 +337,29 @@ def test_the_plan_is_asked_with_what_the_sampler_is_set_to(read_graph):
     sampler = ("KSampler", 0, {"model": (3, 0), "positive": (6, 0), "latent_image": (6, 2)} | SAMPLING, ["LATENT"])
     asked = read_graph(T2V | {7: sampler}, ask)
     assert "shift" not in asked and asked["has_own_sampler"] == asked["has_picture"] == 1
+
+
+def test_a_size_in_a_pictures_shape_is_known_to_be_an_area(read_graph):
+    ask = "[graphs.describeRun(find(1)).isArea, graphs.isAnArea(find(6)), graphs.describeRun(find(1)).parameters]"
+    of_picture, exact = (read_graph(changed(6, size=size), ask) for size in ("from the picture", "width x height"))
+    assert of_picture[:2] == [True, True] and exact[:2] == [False, False]
+    assert of_picture[2] == exact[2] and exact[2]["width"] == 64
+
+
+def test_a_loader_takes_what_was_fetched_in_place_of_what_it_names(read_graph):
+    """Only where that is not there, and the other is."""
+    kind, mode, given, outputs = T2V[1]
+    (name,) = (key for key in ("checkpoint", "transformer") if key in given)
+    ask = """(() => {
+        const widget = find(1).widgets.find((each) => each.name === "%s");
+        return [["new", "other"], ["new", "old"], ["other"]].map((values) => {
+            Object.assign(widget, { value: "old", options: { values } });
+            graphs.takeInstead({ new: "old", unrelated: "x" });
+            return widget.value;
+        });
+    })()"""
+    loaded = T2V | {1: (kind, mode, given | {name: "old"}, outputs)}
+    assert read_graph(loaded, ask % name) == ["new", "old", "old"]
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def image_to_video_file() -> Path:
     """Return the transformer that the template of image to video names, alone in its folder."""
     folder = checkpoints.scratch() / "image-to-video"
     folder.mkdir(exist_ok=True)
-    path = folder / "wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    path = folder / "wan2.1_i2v_480p_int8_lightx2v_4step.safetensors"
     if not path.exists():
-        shutil.copy(checkpoints.single_file("fp8", sizes=checkpoints.I2V_SIZES), path)
+        shutil.copy(checkpoints.single_file("int8", sizes=checkpoints.I2V_SIZES), path)
     return path
 
 
@@ -65,13 +65,13 @@ def without_clip_vision(folder: Path) -> Path:
 def image_experts() -> list[Path]:
     """Return both experts that the template of first and last frame names."""
     folder = checkpoints.scratch() / "image-experts"
-    name = "wan2.2_i2v_A14b_{}_noise_scaled_fp8_e4m3_lightx2v_4step.safetensors"
+    name = "wan2.2_i2v_A14b_{}_noise_int8_lightx2v_4step.safetensors"
     paths = {noise: folder / name.format(noise) for noise in ("high", "low")}
     for noise, path in paths.items():
         if not path.exists():
             folder.mkdir(exist_ok=True)
             weights = checkpoints.expert_weights(noise, checkpoints.A14B_I2V_SIZES)
-            checkpoints.tiny.write_single_file(path, weights, "fp8")
+            checkpoints.tiny.write_single_file(path, weights, "int8")
     return list(paths.values())
 
 
@@ -79,7 +79,7 @@ def write_models(folder: Path) -> Path:
     """Write a models folder with every file that the example workflows name."""
     shutil.copytree(checkpoints.repository() / "distill_fp8", folder / "lightx2v" / CHECKPOINT_NAME / "distill_fp8")
     for kind, file in (
-        ("diffusion_models", checkpoints.single_file("fp8")),
+        ("diffusion_models", checkpoints.single_file("int8")),
         ("diffusion_models", image_to_video_file()),
         *(("diffusion_models", file) for file in image_experts()),
         ("text_encoders", checkpoints.comfy_text_encoder(scaled_fp8=True)),

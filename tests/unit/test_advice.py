@@ -4,7 +4,7 @@ import pytest
 from lightx2v_pack.engine.backends.table import MATMUL_BACKENDS, Machine
 from lightx2v_pack.engine.checkpoints.published import PUBLISHED
 from lightx2v_pack.engine.panel import doctor
-from lightx2v_pack.engine.panel.advice import rank_files
+from lightx2v_pack.engine.panel.advice import faster_files, rank_files
 from lightx2v_pack.tools import download_cli
 from support.pretended_card import pretend_card
 
@@ -55,10 +55,40 @@ def test_of_two_that_are_equally_fast_nothing_is_lost_with_the_first():
     )
 
 
+FP8_FILE, INT8_FILE = (
+    f"wan2.1_i2v_480p_{precision}lightx2v_4step.safetensors" for precision in ("scaled_fp8_e4m3_", "int8_")
+)
+HIGH, LOW = (f"wan2.2_i2v_A14b_{noise}_noise_int8_lightx2v_4step.safetensors" for noise in ("high", "low"))
+
+
+@pytest.mark.parametrize(
+    ("card", "capability", "names", "faster"),
+    [
+        ("NVIDIA GeForce RTX 4090", (8, 9), [FP8_FILE, "wan_2.1_vae.safetensors"], {FP8_FILE: INT8_FILE}),
+        ("NVIDIA GeForce RTX 4090", (8, 9), [INT8_FILE, "mine.safetensors", LOW], {}),
+        # An FP8 file is as fast there: computed in INT8.
+        ("NVIDIA GeForce RTX 3090", (8, 6), [FP8_FILE], {}),
+        # Not worth a download.
+        ("NVIDIA H200", (9, 0), [INT8_FILE], {}),
+        ("NVIDIA L40S", (8, 9), [INT8_FILE], {}),
+        # Who names BF16 wants it, and no other file of an ordinary model is published.
+        ("NVIDIA H200", (9, 0), ["wan2.1_t2v_14b_lightx2v_4step.safetensors"], {}),
+        ("NVIDIA GeForce RTX 4090", (8, 9), ["wan2.1_t2v_14B_fp8_scaled.safetensors"], {}),
+        ("CPU", None, [FP8_FILE], {}),
+    ],
+)  # fmt: skip
+def test_a_named_file_is_compared_with_the_same_model_in_other_numbers(card, capability, names, faster):
+    assert faster_files(names, machine(capability), card) == faster
+
+
 def test_without_int8_kernels_fp8_may_be_the_better_file():
     failed = {("int8 matmul", row): "its trial run failed" for row in MATMUL_BACKENDS if row.inputs == "int8"}
-    found = rank_files(machine((8, 9), failed_trials=failed), "NVIDIA GeForce RTX 4090")
-    assert names(found)[0] == "fp8"
+    without, card = machine((8, 9), failed_trials=failed), "NVIDIA GeForce RTX 4090"
+    assert names(rank_files(without, card))[0] == "fp8"
+    faster = faster_files([f"wan/{LOW}", HIGH, FP8_FILE], without, card)
+    assert faster == {
+        name: name.removeprefix("wan/").replace("int8", "scaled_fp8_e4m3") for name in (f"wan/{LOW}", HIGH)
+    }
 
 
 @pytest.mark.parametrize("capability", [None, (7, 5)])
@@ -71,7 +101,7 @@ def test_doctor_and_download_list_say_the_same(monkeypatch, tmp_path, capsys):
     pretend_card(monkeypatch, "NVIDIA GeForce RTX 4090", (8, 9), 24, 22.5, packages=TRITON)
     items = {item.name: item for item in doctor.examine({}, tmp_path)}
     found = items["File for this card"].found
-    assert found.startswith("int8: about 3.9 s a step") and "22.3 GB" in found and "fp8 " in found and "bf16 " in found
+    assert found.startswith("int8: about 3.9 s a step") and "20.7 GiB" in found and "fp8 " in found and "bf16 " in found
     assert items["Checkpoints"].remedy.endswith("download.py get int8")
     assert download_cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

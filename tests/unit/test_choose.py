@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightx2v_pack.engine.backends import trial_inputs, trials
-from lightx2v_pack.engine.backends.choose import ATTENTION, BLOCKS, IN_PLACE, OLDEST, Wanted, choose
+from lightx2v_pack.engine.backends.choose import ATTENTION, BLOCKS, IN_PLACE, JOINED, OLDEST, Wanted, choose
 from lightx2v_pack.engine.backends.table import (
     ATTENTION_BACKENDS,
     ATTENTION_CHOICES,
@@ -52,6 +52,7 @@ def possible_trials(wanted):
         task = f"{wanted.precision} matmul"
         pairs += [(task, row) for row in matmul_rows(wanted.engine) if wanted.precision in row.dtypes]
     pairs = [pair for pair in pairs if pair[1].name not in REFERENCES]
+    pairs += [(JOINED, row) for row in MATMUL_BACKENDS if row.joins_from]
     return pairs + [(IN_PLACE, row) for row in ATTENTION_BACKENDS if row.in_place_on]
 
 
@@ -127,7 +128,8 @@ def confirm_with(monkeypatch):
             return trial_of(f"{precision} matmul")(name, device)
 
         with monkeypatch.context() as patch:
-            for function, task in (("run_ops", BLOCKS), ("attend", ATTENTION), ("attend_in_place", IN_PLACE)):
+            functions = {"run_ops": BLOCKS, "attend": ATTENTION, "attend_in_place": IN_PLACE, "multiply_joined": JOINED}
+            for function, task in functions.items():
                 patch.setattr(trial_inputs, function, trial_of(task))
             is_own = wanted.engine == "portable"
             patch.setattr(trial_inputs, "multiply", multiply if is_own else pytest.fail)
@@ -231,6 +233,10 @@ def check_settings(found, machine, wanted):
     row = found.attention.backend
     may_be_in_place = machine.capability in row.in_place_on and (IN_PLACE, row) not in machine.failed_trials
     assert found.is_in_place == (found.is_fused and may_be_in_place)
+    joins_from = found.matmul.backend.joins_from
+    may_join = joins_from is not None and machine.capability is not None and machine.capability >= joins_from
+    has_joined = may_join and (JOINED, found.matmul.backend) not in machine.failed_trials
+    assert found.joins_loras == (found.is_fused and has_joined)
     assert found.attention_bytes == (row.in_place_bytes if found.is_in_place else row.bytes) > 0
     if not found.is_fused:
         assert wanted.engine == "lightx2v" or found.matmul.backend.package != "triton"
@@ -257,8 +263,10 @@ def test_the_random_machines_differ():
             refused += 1
         else:
             seen |= {found.attention.name, found.blocks.name, (found.precision, found.matmul.name), found.is_in_place}
+            seen |= {("joins", found.matmul.name, found.joins_loras)}
     assert NUM_CASES / 20 < refused < NUM_CASES / 2
     assert seen >= {row.name for row in (*ATTENTION_BACKENDS, *BLOCK_BACKENDS)} | {True, False, "lightx2v"}
+    assert seen >= {("joins", "scaled_mm", True), ("joins", "scaled_mm", False), ("joins", "fp8_triton", True)}
     assert seen >= {(dtype, row.name) for row in MATMUL_BACKENDS for dtype in row.dtypes}
     assert seen >= {(dtype, row.name) for row in LIGHTX2V_MATMUL_BACKENDS for dtype in row.dtypes}
 

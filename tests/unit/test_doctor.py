@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from lightx2v_pack.engine import system
 from lightx2v_pack.engine.backends import remembered, trials
 from lightx2v_pack.engine.backends.table import Machine
-from lightx2v_pack.engine.checkpoints.published import PUBLISHED_IMAGE_MODELS, PUBLISHED_LORAS
+from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED, PUBLISHED_IMAGE_MODELS
 from lightx2v_pack.engine.panel import doctor
 from support import checkpoints
 from support.pretended_card import pretend_card
-from support.scripts import run_script
+from support.scripts import TOOLS, run_script
 
 OWN_COMPUTE_ONLY = "not needed: only LightX2V's own compute (engine lightx2v) uses it"
 
@@ -50,10 +52,29 @@ def test_the_command_lists_checkpoints_and_what_is_missing_from_each(models):
     assert done.returncode == 1
 
 
-def test_the_command_prints_a_table_with_remedies(tmp_path):
-    done = run("--models-dir", tmp_path)
-    assert "missing  Checkpoints" in done.stdout
-    assert "-> Run in the pack's folder: python tools/download.py get fp8" in done.stdout
+@pytest.fixture
+def comfyui(tmp_path):
+    """A ComfyUI in which the pack is a link."""
+    (tmp_path / "ComfyUI" / "custom_nodes").mkdir(parents=True)
+    link = tmp_path / "ComfyUI" / "custom_nodes" / "LightX2V"
+    link.symlink_to(TOOLS.parent, target_is_directory=True)
+    return tmp_path / "ComfyUI"
+
+
+def python(*arguments, folder, pwd, code=0):
+    environment = os.environ | {"PWD": str(pwd)}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def test_the_command_prints_a_table_with_remedies_of_the_comfyui_beside_a_link(comfyui):
+    (comfyui / "models").mkdir()
+    printed = python("custom_nodes/LightX2V/tools/doctor.py", folder=comfyui, pwd=comfyui, code=1)
+    assert f"none in {comfyui / 'models' / 'lightx2v'}" in printed
+    assert "missing  Checkpoints" in printed
+    assert "-> Run in the pack's folder: python tools/download.py get fp8" in printed
     for name in (
         "Card",
         "torch",
@@ -65,13 +86,32 @@ def test_the_command_prints_a_table_with_remedies(tmp_path):
         "RAM",
         "Disk",
     ):
-        assert f"  {name} " in done.stdout
+        assert f"  {name} " in printed
 
 
 def test_every_item_that_is_not_ok_has_a_one_line_remedy(models):
     for item in json.loads(run("--models-dir", models, "--json").stdout):
         assert item["found"] and "\n" not in item["remedy"]
-        assert (item["state"] == "ok") == (item["remedy"] == "")
+        assert (item["state"] in ("ok", "note")) == (item["remedy"] == "")
+
+
+def test_the_pack_keeps_the_links_by_which_it_was_reached(comfyui):
+    """By its whole path, from ComfyUI's folder, and from within the link, where only the shell's PWD has it."""
+    link, folder = comfyui / "custom_nodes" / "LightX2V", TOOLS.parent
+    program = "import runpy, sys; print(runpy.run_path(sys.argv[1])['pack'].__path__[0])"
+
+    def place(script, folder, pwd=None):
+        return python("-c", program, f"{script}/register_pack.py", folder=folder, pwd=folder if pwd is None else pwd)[
+            :-1
+        ]
+
+    assert place(link / "tools", comfyui) == str(link)
+    assert place("custom_nodes/LightX2V/tools", comfyui) == str(link)
+    assert place("tools", link) == str(link)
+    assert place(".", link / "tools") == place("../tools", link / "demo") == str(link)
+    # Where the shell says nothing that is right.
+    for wrong in ("", "/nowhere", comfyui, "tools"):
+        assert place("tools", link, wrong) == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -107,23 +147,29 @@ def speed_item(label, installed=None, **facts):
     ("label", "facts", "state", "found"),
     [
         ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "2.2.0"}}, "ok", "2.2.0"),
-        ("SageAttention", {"capability": (8, 6)}, "ok", "not installed; not needed: the pack's own attention runs"),
-        ("SageAttention", {"capability": (12, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (8, 6)}, "note", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (12, 0)}, "note", "not installed; not needed: the pack's own attention runs"),
         ("SageAttention", {"capability": (10, 0)}, "warn", "not installed; this card would be faster with it"),
-        ("SageAttention", {"capability": (8, 9)}, "ok", "not installed; not needed: the pack's own attention runs"),
-        ("SageAttention", {"capability": (9, 0)}, "ok", "not installed; not needed: the pack's own attention runs"),
-        ("SageAttention", {"capability": (7, 5)}, "ok", "needs compute capability 8.0 or higher"),
-        ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "1.0.6"}}, "ok", "2 or newer"),
-        ("q8_kernels", {"capability": (8, 9)}, "ok", OWN_COMPUTE_ONLY),
-        ("q8_kernels", {"capability": (9, 0)}, "ok", "needs compute capability 8.9"),
-        ("sgl-kernel", {"capability": (9, 0)}, "ok", OWN_COMPUTE_ONLY),
+        ("SageAttention", {"capability": (8, 9)}, "note", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (9, 0)}, "note", "not installed; not needed: the pack's own attention runs"),
+        ("SageAttention", {"capability": (7, 5)}, "note", "needs compute capability 8.0 or higher"),
+        ("SageAttention", {"capability": (9, 0), "packages": {"sageattention": "1.0.6"}}, "note", "2 or newer"),
+        ("q8_kernels", {"capability": (8, 9)}, "note", OWN_COMPUTE_ONLY),
+        ("q8_kernels", {"capability": (9, 0)}, "note", "needs compute capability 8.9"),
+        ("sgl-kernel", {"capability": (9, 0)}, "note", OWN_COMPUTE_ONLY),
         ("Triton", {"capability": (8, 9)}, "warn", "not installed; this card would be faster with it"),
-        ("sgl-kernel", {}, "ok", "there is no CUDA device"),
+        ("sgl-kernel", {}, "note", "there is no CUDA device"),
         ("Triton", {"capability": (9, 0), "packages": {"triton": "3.6.0"}}, "ok", "3.6.0"),
-        ("Triton", {"capability": (8, 6), "packages": {"triton": "2.3.1"}}, "ok", "needs triton 3 or newer"),
-        ("Triton", {}, "ok", "not installed; not used: there is no CUDA device"),
-        ("Triton", {"installed": "3.6.0"}, "ok", "3.6.0; not used: there is no CUDA device"),
+        ("Triton", {"capability": (8, 6), "packages": {"triton": "2.3.1"}}, "note", "needs triton 3 or newer"),
+        ("Triton", {}, "note", "not installed; not used: there is no CUDA device"),
+        ("Triton", {"installed": "3.6.0"}, "note", "3.6.0; not used: there is no CUDA device"),
         ("q8_kernels", {"capability": (8, 9), "installed": "0.0.5"}, "ok", "0.0.5"),
+        (
+            "Triton",
+            {"capability": (9, 0), "packages": {"triton": "3.12.1"}},
+            "note",
+            "3.12.1; newer than what was tried",
+        ),
     ],
 )
 def test_optional_packages_count_only_where_the_card_uses_them(label, facts, state, found):
@@ -143,7 +189,7 @@ def test_a_card_is_described(monkeypatch, tmp_path, name, capability, state):
     dotted = ".".join(map(str, capability))
     assert items["Card"].found == f"{name}, 24.0 GiB (22.5 free), compute capability {dotted}"
     assert items["Checkpoints"].state == "missing"
-    assert items["LightX2V"].state == "ok" and "only engine lightx2v needs it" in items["LightX2V"].found
+    assert items["LightX2V"].state == "note" and "only engine lightx2v needs it" in items["LightX2V"].found
 
 
 def test_a_checkpoint_says_what_this_card_computes_it_in(monkeypatch, tmp_path):
@@ -163,7 +209,7 @@ def test_one_package_that_makes_a_card_fast_is_enough(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_find_package", lambda *_: None)
     items = {item.name: item for item in doctor.examine({}, tmp_path)}
     assert items["Triton"].state == "warn" and items["Triton"].remedy.startswith("pip install triton")
-    assert items["SageAttention"].state == "ok"
+    assert items["SageAttention"].state == "note"
     assert items["SageAttention"].found == "not installed; not needed: the pack's own attention runs on this card"
 
 
@@ -176,7 +222,7 @@ def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
     assert "Measured" not in examine()
     remembered.keep_in(tmp_path / "kernels.jsonl")
     item = examine()["Measured"]
-    assert item.state == "ok" and item.found.startswith("not measured yet")
+    assert item.state == "note" and item.found.startswith("not measured yet")
     device = torch.device("cuda", 0)
     combination = trials.combination_of(trials.find_machine(device), device)
     notes = remembered.notes()
@@ -190,30 +236,83 @@ def test_what_was_found_out_about_kernels_is_shown(monkeypatch, tmp_path):
     assert item.remedy.startswith("Update the driver")
 
 
-def test_models_for_image_to_video_are_named_and_what_is_missing_of_them(tmp_path):
-    def found():
-        return {item.name: item for item in doctor.examine({}, tmp_path)}["Image to video"].found
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        ("2.13.1+cu130", "ok", ""),
+        ("2.6.0+cu124", "ok", ""),
+        ("2.14.1+cu130", "note", "; newer than what was tried (2.13)"),
+        ("3.0.0a0+git12", "note", "; newer than what was tried (2.13)"),
+        ("2.3.1", "warn", ""),
+    ],
+)
+def test_a_torch_that_nobody_has_tried_is_a_note(monkeypatch, tmp_path, version, state, words):
+    monkeypatch.setattr(doctor.torch, "__version__", version)
+    item = {item.name: item for item in doctor.examine({}, tmp_path)}["torch"]
+    assert (item.state, item.found.startswith(version)) == (state, True)
+    assert item.found.endswith(words) and ("newer" in item.found) == bool(words)
 
-    assert "wan2.1-i2v-480p-fp8 25 GB," in found() and "wan2.2-i2v-int8 37 GB" in found()
-    *parts, vision = PUBLISHED_IMAGE_MODELS["wan2.1-i2v-480p-fp8"].parts
-    for part in parts:
-        file = tmp_path / part.folder / part.patterns[0].rpartition("/")[2]
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    assert "wan2.1-i2v-480p-fp8 1.3 GB (CLIP Vision missing)" in found()
-    (tmp_path / vision.folder).mkdir()
-    (tmp_path / vision.folder / "clip_vision_h.safetensors").touch()
-    assert "wan2.1-i2v-480p-fp8 here" in found()
+
+def put(part, models, share=1.0, name=None):
+    """Have a part, or a share of its bytes, as a file that takes no room."""
+    file = models / part.folder / (name or part.patterns[0].rpartition("/")[2])
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.touch()
+    os.truncate(file, int(share * part.num_bytes))
 
 
-def test_loras_that_distill_are_named_and_those_that_are_here(tmp_path):
-    def found():
-        return {item.name: item for item in doctor.examine({}, tmp_path)}["LoRAs for 4 steps"].found
+def published_items(models, **elsewhere):
+    found = doctor.examine({}, models, elsewhere=elsewhere)
+    return {item.name: (item.state, item.found, item.remedy) for item in found}
 
-    assert "not distilled" in found() and "wan2.1-t2v-lora 0.63 GB" in found() and "wan2.2-t2v-loras 1.2 GB" in found()
-    for lora in ("wan2.1-t2v-lora", "wan2.2-t2v-loras"):
-        file = tmp_path / "loras" / PUBLISHED_LORAS[lora].parts[0].patterns[0]
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-    # Of two files one is not all.
-    assert "wan2.1-t2v-lora here" in found() and "wan2.2-t2v-loras 0.61 GB (LoRA missing)" in found()
+
+def test_nothing_is_called_ok_that_is_not_there(tmp_path):
+    found = published_items(tmp_path)
+    for name in ("Image to video", "LoRAs for 4 steps"):
+        assert name not in found
+        state, words, remedy = found[f"{name}, to download"]
+        assert state == "note" and words.startswith("not here: ") and remedy == ""
+    assert "wan2.1-i2v-480p-fp8 (23.5 GiB), " in found["Image to video, to download"][1]
+    assert "wan2.2-t2v-loras (1.14 GiB)" in found["LoRAs for 4 steps, to download"][1]
+    # No file of none byte either, such as a full drive leaves.
+    for part in PUBLISHED_IMAGE_MODELS["wan2.1-i2v-480p-fp8"].parts:
+        put(part, tmp_path, share=0)
+    again = published_items(tmp_path)
+    assert again.keys() == found.keys() and again["Image to video, to download"] == found["Image to video, to download"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "lacking", "missing", "command"),
+    [
+        ("wan2.1-i2v-480p-fp8", [3], "CLIP Vision", "wan2.1-i2v-480p-fp8 --part clip-vision"),
+        ("wan2.1-i2v-720p-int8", [1, 2], "text encoder, VAE", "wan2.1-i2v-720p-int8 --part text-encoder --part vae"),
+        ("wan2.2-i2v-fp8", [1], "low-noise transformer", "wan2.2-i2v-fp8"),
+        ("wan2.2-t2v-loras", [1], "wan2.2_t2v_A14b_low_noise_lora_rank64", "wan2.2-t2v-loras"),
+    ],
+)
+def test_a_model_of_which_a_part_is_missing_is_a_problem_with_its_remedy(variant, lacking, missing, command, tmp_path):
+    parts = ALL_PUBLISHED[variant].parts
+    for index, part in enumerate(parts):
+        if index not in lacking:
+            put(part, tmp_path)
+    state, words, remedy = published_items(tmp_path)[variant]
+    assert state == "warn" and words.startswith(f"not whole; missing or cut short: {missing}")
+    assert remedy.endswith(f"python tools/download.py get {command}")
+    for index in lacking:
+        put(parts[index], tmp_path)
+    found = published_items(tmp_path)
+    assert variant not in found
+    here = [words for name, (state, words, _) in found.items() if state == "ok" and variant in words]
+    assert len(here) == 1
+
+
+def test_a_companion_of_another_model_serves_and_so_does_another_drive(tmp_path):
+    models, other = tmp_path / "models", tmp_path / "other"
+    transformer, _, vae, vision = PUBLISHED_IMAGE_MODELS["wan2.1-i2v-480p-fp8"].parts
+    put(transformer, other)
+    put(vae, models)
+    put(vision, models)
+    put(PUBLISHED["bf16-single"].parts[1], models)
+    found = published_items(models, diffusion_models=[models / "diffusion_models", other / "diffusion_models"])
+    assert found["Image to video"][1].startswith("wan2.1-i2v-480p-fp8;")
+    assert "wan2.1-i2v-480p-fp8" not in published_items(models)

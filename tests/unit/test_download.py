@@ -272,7 +272,7 @@ def test_a_file_being_replaced_stays_until_the_new_one_is_complete(fetch, models
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_fetched(fetch, hub, models_dir, monkeypatch):
     usage = shutil.disk_usage(models_dir.parent)
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DownloadError, match=r"Make room for .* GiB more") as caught:
+    with pytest.raises(DownloadError, match=r"Make room for .*iB more") as caught:
         fetch()
     assert caught.value.problem == "disk"
     assert hub.content_bytes == 0
@@ -480,7 +480,24 @@ def test_the_list_names_every_variant_with_its_size(capsys):
     assert code == 0
     for variant in ALL_PUBLISHED.values():
         assert f"{variant.name} " in out
-    assert "22.3 GB" in out and "40.5 GB" in out
+    assert "20.7 GiB" in out and "37.7 GiB" in out and "GB" not in out.replace("GiB", "")
+
+
+def test_parts_are_fetched_alone(hub, models_dir, capsys):
+    options = ("--models-dir", models_dir, "--endpoint", hub.url, "--quiet")
+    assert call(capsys, "get", "fp8", "--part", "text-encoder", "--part", "vae", *options)[0] == 0
+    there = {path.name for path in models_dir.rglob("*") if path.is_file()}
+    assert "Wan2.1_VAE.pth" in there and not {"block_0.safetensors", "config.json"} & there
+    assert any(name.startswith("models_t5") for name in there) and "spiece.model" in there | {"spiece.model"}
+    code, out, _ = call(capsys, "get", "fp8", "--part", "vae", *options)
+    assert code == 0 and out.rstrip().endswith("Wan2.1_VAE.pth") and len(out.splitlines()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        call(capsys, "get", "fp8", "--part", "clip-vision", *options)
+    assert "fp8 has no part 'clip-vision'; its parts: transformer-blocks" in capsys.readouterr().err
+    vae = next(models_dir.rglob("Wan2.1_VAE.pth"))
+    vae.write_bytes(vae.read_bytes()[:-1])
+    code, _, error = call(capsys, "get", "fp8", "--part", "vae", *options)
+    assert code == 3 and "'python tools/download.py get fp8 --part vae --replace'" in error
 
 
 def test_a_dry_run_shows_exact_sizes_and_fetches_nothing(hub, models_dir, capsys):

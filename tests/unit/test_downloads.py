@@ -211,7 +211,7 @@ BLOCK = f"{REPOSITORY}\\distill_int8\\block_3.safetensors"
 def offered(models, *names):
     variants = list(ALL_PUBLISHED.values())
     offers, unlisted = offers_for(names, variants, find_missing(variants, models))
-    return [(offer.variant.name, *offer.files) for offer in offers], unlisted
+    return [(" ".join([offer.variant.name, *offer.variant.only]), *offer.files) for offer in offers], unlisted
 
 
 def put_in_place(models, *names):
@@ -235,8 +235,13 @@ def put_in_place(models, *names):
         ([REPOSITORY], [("fp8", REPOSITORY)]),
         ([f"{REPOSITORY}/distill_int8"], [("int8", f"{REPOSITORY}/distill_int8")]),
         ([BLOCK], [("int8", BLOCK)]),
-        (["models_t5_umt5-xxl-enc-bf16.pth"], [("bf16", "models_t5_umt5-xxl-enc-bf16.pth")]),
-        (["wan_2.1_vae.safetensors", "fp8"], [("fp8-single", VAE)]),
+        # Where no transformer and no LoRA is wanted, only what is; a text encoder of a folder reads its tokenizer.
+        (["models_t5_umt5-xxl-enc-bf16.pth"], [("bf16 text-encoder tokenizer", "models_t5_umt5-xxl-enc-bf16.pth")]),
+        (["wan_2.1_vae.safetensors", "fp8"], [("fp8-single vae", VAE)]),
+        ([T5], [("fp8-single text-encoder", T5)]),
+        ([CLIP_VISION], [("wan2.1-i2v-480p-fp8 clip-vision", CLIP_VISION)]),
+        ([T5, "Wan2.1_VAE.pth"], [("fp8-single text-encoder", T5), ("fp8 vae", "Wan2.1_VAE.pth")]),
+        ([VAE, T5], [("fp8-single text-encoder vae", VAE, T5)]),
     ],
 )  # fmt: skip
 def test_a_missing_file_is_brought_by_what_holds_it(tmp_path, names, expected):
@@ -268,11 +273,29 @@ def test_what_is_here_is_not_brought_again(tmp_path):
 
 def test_a_companion_is_brought_by_the_model_that_is_here(tmp_path):
     put_in_place(tmp_path, IMAGE)
-    assert offered(tmp_path, VAE)[0] == [("wan2.1-i2v-480p-fp8", VAE)]
+    assert offered(tmp_path, VAE)[0] == [("wan2.1-i2v-480p-fp8 vae", VAE)]
+
+
+def test_a_part_alone_needs_its_own_room_and_is_called_what_it_is(tmp_path):
+    alone = ALL_PUBLISHED["wan2.1-i2v-480p-fp8"].limited_to(["clip-vision"])
+    assert str(alone.title) == "CLIP Vision of wan2.1-i2v-480p-fp8"
+    assert room_for(alone, tmp_path).missing_bytes == alone.num_bytes == 1_264_219_396
+    assert room_for(alone, tmp_path).folder == "models/clip_vision"
+    with pytest.raises(ValueError, match="fp8 has no part 'clip-vision'; its parts: transformer-blocks, rest-of"):
+        FP8.limited_to(["clip-vision"])
+
+
+def test_a_part_alone_arrives_alone(hub, tmp_path):
+    downloads = Downloads()
+    models = tmp_path / "models"
+    downloads.start(FP8.limited_to(["vae"]), models, endpoint=hub.url)
+    downloads.wait()
+    assert downloads.progress.is_complete and downloads.progress.name == "VAE of fp8"
+    assert {path.name for path in models.rglob("[!.]*") if path.is_file()} == {"Wan2.1_VAE.pth"}
 
 
 def test_a_list_of_variants_has_short_headings():
-    headings = {variant.name: heading_of(variant) for variant in ALL_PUBLISHED.values()}
+    headings = {variant.name: heading_of(variant.name) for variant in ALL_PUBLISHED.values()}
     assert headings["fp8"] == headings["bf16-single"] == "Text to video"
     assert headings["wan2.1-i2v-720p-int8"] == "Image to video" and headings["wan2.2-i2v-fp8"] == "Experts of Wan2.2"
     assert headings["wan2.2-t2v-loras"].startswith("LoRAs")

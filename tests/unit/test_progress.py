@@ -99,8 +99,11 @@ def test_durations_are_read_as_people_say_them(seconds, words):
 
 @pytest.mark.parametrize(
     ("num_bytes", "words"),
-    [(13.4 * 2**30, "13.4 GiB"), (0.2 * 2**30, "0.2 GiB"), (80 * 2**20, "80 MiB"), (4.11 * 2**20, "4.1 MiB")],
-)
+    [
+        (2000.4 * 2**30, "2000 GiB"), (145.6 * 2**30, "146 GiB"), (13.4 * 2**30, "13.4 GiB"), (0.2 * 2**30, "0.2 GiB"),
+        (80 * 2**20, "80 MiB"), (4.11 * 2**20, "4.1 MiB"), (21 * 2**10, "21 KiB"), (250, "250 B"), (0, "0 B"),
+    ],
+)  # fmt: skip
 def test_sizes_are_read_as_people_say_them(num_bytes, words):
     assert format_bytes(int(num_bytes)) == words
 

@@ -34,7 +34,7 @@ def h200(monkeypatch):
     """A card with everything that runs fast on it, LightX2V included, on which nothing has run yet but will."""
     packages = {"triton": "3.6.0", "sageattention": "2.2.0"}
     pretend_card(monkeypatch, "NVIDIA H200", (9, 0), 140, 138, packages=packages, has_lightx2v=True)
-    for run in ("run_ops", "run_vae_ops", "attend", "attend_in_place", "multiply"):
+    for run in ("run_ops", "run_vae_ops", "attend", "attend_in_place", "multiply", "multiply_joined"):
         monkeypatch.setattr(trial_inputs, run, agrees)
     trials.forget_trials()
     yield torch.device("cuda", 0)

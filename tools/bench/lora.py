@@ -176,21 +176,43 @@ def survival(bench: Bench, files: LoraFiles, precision: str, rank: int = 64) -> 
         return row | {"problem": "weights that are not in 8 bits round little"}
     weight = files.weights["ffn.0"].to(device).float()
     down, up = (part.to(device) for part in files.pair(weight.cpu(), rank, 3))
-    codes, scale = torch.empty_like(weight, dtype=dtype), weight.new_empty(len(weight), 1)
-    pack.quantize(weight, codes, scale)
+    codes, scale = _in_eight_bit(weight, dtype)
     plain = codes.float() * scale
     x = torch.randn(1024, weight.shape[1], generator=torch.Generator().manual_seed(4)).to(device).bfloat16()
-    rows, row_scale = torch.empty_like(x, dtype=dtype), x.new_empty(len(x), 1, dtype=torch.float32)
-    pack.quantize(x, rows, row_scale)
-    exact = (rows.float() * row_scale) @ down.t() @ up.t()
-    down_codes, down_scale = torch.empty_like(down, dtype=dtype), down.new_empty(len(down), 1)
-    pack.quantize(down, down_codes, down_scale)
-    hidden = ((rows.float() * row_scale) @ (down_codes.float() * down_scale).t()).bfloat16()
-    branch = hidden.float() @ up.bfloat16().float().t()
-    merged, merged_scale = torch.empty_like(codes), torch.empty_like(scale)
-    pack.quantize(plain + up @ down, merged, merged_scale)
-    rounded = (rows.float() * row_scale) @ (merged.float() * merged_scale - plain).t()
+    rows, branch = _branch(
+        bench, x, pack.Linear(torch.zeros_like(codes), scale, x.new_zeros(len(codes))), down, up, precision
+    )
+    exact = rows @ down.t() @ up.t()
+    merged, merged_scale = _in_eight_bit(plain + up @ down, dtype)
+    rounded = rows @ (merged.float() * merged_scale - plain).t()
     return row | _kept("branch", branch, exact) | _kept("rounded", rounded, exact)
+
+
+def _in_eight_bit(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, scale = torch.empty_like(values, dtype=dtype), values.new_empty(len(values), 1, dtype=torch.float32)
+    pack.quantize(values, codes, scale)
+    return codes, scale
+
+
+def _branch(
+    bench: Bench, x: torch.Tensor, layer: pack.Linear, down: torch.Tensor, up: torch.Tensor, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x as the layer takes it, and what a block's kernels make of a LoRA beside a layer of zeros, in fp32."""
+    wanted = pack.Wanted(precision=precision, dim=x.shape[1], ffn_dim=len(up))
+    kernels = pack.build_kernels(pack.confirm(wanted, bench.device))
+    inputs, tensors = (x, None), {"lora_down": down.bfloat16()}
+    if kernels.quantized is not None:
+        room = pack.branch_room(len(down), joins_loras=kernels.joins_loras)
+        wide = x.new_empty(len(x), room + x.shape[1], dtype=kernels.quantized)
+        inputs = kernels.quantize(x, wide[:, room:], x.new_empty(len(x), 1, dtype=torch.float32))
+        codes, scale = _in_eight_bit(down, kernels.quantized)
+        balance = pack.balance_of(up, layer.weight_scale, down)
+        tensors = {"lora_down": codes, "lora_down_scale": scale, "lora_balance": balance}
+    rows = inputs[0].float() * (1 if inputs[1] is None else inputs[1])
+    tensors |= {"lora_up": up.bfloat16(), "lora_bias": x.new_zeros(len(down)), **vars(layer)}
+    out = x.new_empty(len(x), len(up))
+    kernels.linear(inputs, {f"ffn.0.{name}": tensor for name, tensor in tensors.items()}, "ffn.0", out)
+    return rows, out.float()
 
 
 def _kept(name: str, change: torch.Tensor, exact: torch.Tensor) -> Row:

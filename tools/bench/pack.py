@@ -3,9 +3,9 @@
 # ruff: noqa: F401
 from ...engine import pipeline
 from ...engine.adapters.lightx2v import bootstrap
-from ...engine.backends.choose import BLOCKS, choose_fused
+from ...engine.backends.choose import BLOCKS, Wanted, choose_fused
 from ...engine.backends.table import ATTENTION_BACKENDS, MATMUL_BACKENDS, choose_backend, why_not
-from ...engine.backends.trials import find_machine
+from ...engine.backends.trials import confirm, find_machine
 from ...engine.checkpoints.companions import resolve_text_encoder, resolve_vae
 from ...engine.checkpoints.files import resolve_transformer
 from ...engine.checkpoints.source import TransformerCheckpoint
@@ -26,9 +26,12 @@ from ...engine.handles import TransformerHandle
 from ...engine.interfaces import Conditioning, Hooks, Host
 from ...engine.kernels import attention, matmul, ops_torch
 from ...engine.kernels.implementations import load_ops
+from ...engine.kernels.joined import balance_of
+from ...engine.kernels.matmul import Linear
 from ...engine.kernels.ops import Ops, Rotary
 from ...engine.kernels.quantize import quantize
 from ...engine.latent_space import denormalize, normalize
+from ...engine.memory.activations import branch_room
 from ...engine.memory.clip import Clip
 from ...engine.memory.needs import vae_bytes
 from ...engine.memory.placement import Placement
@@ -49,5 +52,6 @@ from ...engine.stages.schedule import Schedule, build_schedule
 from ...engine.system import compute_device, free_ram_bytes, page_lock_limit, release_memory
 from ...engine.umt5.encoder import Umt5Encoder
 from ...engine.umt5.tokenizer import open_tokenizer
+from ...engine.wan.kernels import build_kernels
 from ...engine.wan.layout import PHASES
 from ...engine.wan.vae import WanVideoDecoder, WanVideoEncoder

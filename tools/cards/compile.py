@@ -215,7 +215,7 @@ def _judge(launch: str, name: str, kernel: Any, arch: int) -> Compiled:
         problem = f"takes {found.shared / 1024:.1f} KiB of shared memory of {limit}"
     elif found.spilled > MAX_SPILLED:
         problem = f"spills {found.spilled} bytes"
-    elif _WIDENED.search(ptx):
+    elif found.tensor_core and _WIDENED.search(ptx):
         problem = "multiplies FP8 as FP16"
     else:
         return found

@@ -5,6 +5,7 @@ The numbers of rows and tokens are no compile-time constants of any kernel, so t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -22,7 +23,10 @@ from ...engine.kernels import (
     requantize_triton,
     vae_triton,
 )
+from ...engine.kernels.joined import join
+from ...engine.kernels.matmul import Linear
 from ...engine.kernels.ops import Rotary
+from ...engine.memory.activations import branch_room
 
 BF16, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
 DIM, FFN_DIM, HEADS, HEAD_DIM = 5120, 13824, 40, 128
@@ -75,6 +79,16 @@ def _block_operations() -> Iterator[Launch]:
             (lambda out=out: ops_triton.residual_norm(x, y, None, mul, add, EPS, *out), "residual_norm"),
         ):
             yield Launch(kernel, f"{what} {name}", start)
+    for columns, rank in ((DIM, 16), (FFN_DIM, 64), (DIM, 160)):
+        room = branch_room(rank, joins_loras=True)
+        (rows, scales), (weight, weight_scales) = _eight_bit(ROWS, room + columns, FP8), _eight_bit(DIM, columns, FP8)
+        inner, up, balance = (
+            torch.empty(*shape, dtype=dtype)
+            for *shape, dtype in ((ROWS, 3 * rank, BF16), (DIM, rank, BF16), (rank, torch.float32))
+        )
+        joining = functools.partial(join, ops_triton, inner[:, :rank], up, balance, rows[:, room:], scales)
+        layer = Linear(weight, weight_scales, up[:, 0])
+        yield Launch("block_ops_fp8", f"join {columns}x{rank}", functools.partial(joining, layer))
     out16 = torch.empty_like(x)
     yield Launch("block_ops", "norm bfloat16", lambda: ops_triton.norm(x, mul, add, EPS, out16, None))
     yield Launch("block_ops", "gelu bfloat16", lambda: ops_triton.gelu(hidden, torch.empty_like(hidden), None))

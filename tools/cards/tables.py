@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ...engine.backends.choose import Wanted, choose
 from ...engine.backends.table import Machine
+from ...engine.backends.versions import TORCH_WITH_TRITON
 from ...engine.checkpoints.published import ARCHITECTURE, PUBLISHED, Variant
 from ...engine.panel.advice import rank_files
 from ...engine.quantities import format_seconds
@@ -46,11 +47,6 @@ FAMILIES = (
 )
 _SOME = ("RTX 3060", "RTX 4060", "RTX 4060 Ti", "RTX 4090", "RTX 5070", "RTX 5090", "H100 80GB HBM3")
 SYSTEMS = {"linux": "Linux", "win32": "Windows"}
-# PyTorch and the Triton that comes with it (on Windows: the triton-windows that fits it).
-VERSIONS = (
-    ("2.6", "3.2"), ("2.7", "3.3"), ("2.8", "3.4"), ("2.9", "3.5"), ("2.10", "3.6"), ("2.11", "3.6"), ("2.12", "3.7"),
-    ("2.13", "3.7"),
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,8 +119,8 @@ def choices_table() -> Iterator[str]:
 def _runs(family: Family, system: str, *, has_triton: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield runs of versions of torch for which the same is chosen, and what that is."""
     runs: list[tuple[list[str], tuple[str, ...]]] = []
-    there = [version for version, _ in VERSIONS].index(family.since)
-    for torch, triton in VERSIONS[there:]:
+    there = [version for version, _ in TORCH_WITH_TRITON].index(family.since)
+    for torch, triton in TORCH_WITH_TRITON[there:]:
         kernels = _kernels(_machine(family, system, (torch, triton if has_triton else None)))
         if runs and runs[-1][1] == kernels:
             runs[-1][0].append(torch)

@@ -17,7 +17,7 @@ from .places import Here, Place, Server, Task
 from .progress import Progress, logging_to
 from .report import REPORT, RunLog, build_report, write_report
 
-_PACK_ROOT = Path(__file__).resolve().parent.parent.parent
+_PACK_ROOT = Path(__file__).parent.parent.parent
 
 _MAX_ERROR_LINES = 20
 

@@ -101,9 +101,9 @@ def plan(
 RTX_4070 = ("RTX 4070", 11.0, 26.0)
 PLANS = {
     "1 Wan text to video": plan(RTX_4070),
-    "2 Wan image to video": plan(RTX_4070, precision="fp8", architecture=WAN_I2V_14B),
-    "3 Wan2.2 first and last frame": plan(RTX_4070, precision="fp8", files=make_experts("fp8", WAN_I2V_A14B)),
-    "4 Wan with native nodes": plan(RTX_4070, precision="fp8"),
+    "2 Wan image to video": plan(RTX_4070, architecture=WAN_I2V_14B),
+    "3 Wan2.2 first and last frame": plan(RTX_4070, files=make_experts("int8", WAN_I2V_A14B)),
+    "4 Wan with native nodes": plan(RTX_4070),
     "5 Wan with LoRAs": plan(RTX_4070, precision="fp8"),
 }
 

@@ -58,6 +58,11 @@ def models_folder() -> Path:
     return Path(folder_paths.models_dir)
 
 
+def further_folders() -> dict[str, list[Path]]:
+    """Return where models lie, by the folder in models/ that it goes with; extra_model_paths.yaml adds to them."""
+    return {name: _existing_roots(name) for name in folder_paths.folder_names_and_paths}
+
+
 def user_file(name: str) -> Path:
     """Return a file in ComfyUI's folder for what is this user's."""
     return Path(folder_paths.get_user_directory(), name)

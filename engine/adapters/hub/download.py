@@ -21,8 +21,8 @@ from ...checkpoints.files import resolve_checkpoint, resolve_transformer
 from ...checkpoints.header import read_header
 from ...checkpoints.kinds import identify_kind
 from ...checkpoints.published import DownloadError, Variant, choose_files
-from ...constants import GIB
 from ...errors import CheckpointError
+from ...quantities import format_bytes
 from ...sentences import joined
 from ...sentences.between import Between
 from ...sentences.hub import Hub
@@ -167,7 +167,7 @@ class _Run:
             listed = joined(map(_describe_difference, different), Between.SEMICOLON)
             raise DownloadError(
                 "in the way",
-                Hub.IN_THE_WAY(num_different=len(different), listed=listed, name=self._plan.variant.name),
+                Hub.IN_THE_WAY(num_different=len(different), listed=listed, name=_words_of(self._plan.variant)),
             )
         return missing
 
@@ -232,6 +232,11 @@ class _Part(io.BufferedWriter):
         return written
 
 
+def _words_of(variant: Variant) -> str:
+    """Return what stands after `get` on the command line."""
+    return " ".join([variant.name, *(word for name in variant.only for word in ("--part", name))])
+
+
 def _describe_difference(file: PlannedFile) -> str:
     if file.target.is_symlink() and not file.target.exists():
         return Hub.DANGLING(target=file.target, link_target=os.readlink(file.target))
@@ -257,7 +262,10 @@ def _check_disk(files: list[PlannedFile]) -> None:
             raise DownloadError(
                 "disk",
                 Hub.NO_ROOM(
-                    needed=needed[device] / GIB, place=place, free=free / GIB, missing=(needed[device] - free) / GIB
+                    needed=format_bytes(needed[device]),
+                    place=place,
+                    free=format_bytes(free),
+                    missing=format_bytes(needed[device] - free),
                 ),
             )
 
@@ -285,6 +293,9 @@ def _check_loadable(plan: Plan) -> None:
         for file in plan.files:
             if file.target.parent == plan.entry.parent:
                 resolve_transformer(file.target)
+        return
+    if plan.variant.only:
+        # The others may be nowhere here; what has arrived is as published.
         return
     checkpoint = resolve_checkpoint(plan.entry, plan.variant.precision)
     if checkpoint.missing:
