@@ -8,23 +8,24 @@ each weight. Source: ComfyUI comfy/utils.py convert_old_quants and comfy/ops.py 
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import MALFORMED, CheckpointError
 from ..sentences import joined, shortened
 from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
-from .header import Header, read_header_and_metadata
+from .header import Header, check_number, read_header_and_metadata
 from .kinds import USABLE_FILES
 
 _METADATA = "_quantization_metadata"
 _TENSOR = ".comfy_quant"
 _MAX_BYTES = 4096
+# Of what a layer declares beside its format, so much is said.
+_MAX_FURTHER = 8
 # Formats that are what dtype and scales say -> precision.
 _PLAIN = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
 # What may stand beside `format` without changing what a weight is.
@@ -50,26 +51,42 @@ def check_declared(files: Sequence[Path], precision: str, source: str, *, wanted
     for file in files:
         if file.suffix.lower() == ".safetensors":
             declared |= _read(file)
-    problems: dict[str, list[str]] = defaultdict(list)
+    layers: dict[_Declared, list[str]] = defaultdict(list)
     for layer, said in declared.items():
-        problem = _problem(said, precision)
+        layers[_declared(said)].append(layer)
+    # As many layers as can be; what is in order has none.
+    for found in sorted(layers, key=lambda found: -len(layers[found])):
+        problem = _problem(found, precision)
         if problem:
-            problems[problem].append(layer)
-    if problems:
-        problem, layers = max(problems.items(), key=lambda item: len(item[1]))
-        raise CheckpointError(
-            Models.DECLARED(
-                source=source, num_layers=len(layers), example=layers[0], problem=problem, usable=USABLE_FILES[wanted]
+            raise CheckpointError(
+                Models.DECLARED(
+                    source=source,
+                    num_layers=len(layers[found]),
+                    example=layers[found][0],
+                    problem=problem,
+                    usable=USABLE_FILES[wanted],
+                )
             )
-        )
 
 
-def _problem(said: Mapping[str, Any], precision: str) -> str:
+class _Declared(NamedTuple):
+    """What a layer is declared as."""
+
+    format: str
+    further: tuple[str, ...]
+    """What changes the weight beside it, a few words each."""
+
+
+def _declared(said: Mapping[str, Any]) -> _Declared:
+    keys = [key for key in said if key not in _HARMLESS and said[key]][:_MAX_FURTHER]
+    return _Declared(str(said.get("format"))[:60], tuple(sorted(f"{key} {said[key]}"[:60] for key in keys)))
+
+
+def _problem(declared: _Declared, precision: str) -> str:
     """Return why a declared layer is not what it seems, or ""."""
-    name = str(said.get("format"))[:60]
-    further = [f"{key} {value}"[:60] for key, value in said.items() if value and key not in _HARMLESS]
-    if further:
-        return Models.DECLARED_FURTHER(name=name, further=", ".join(sorted(further)))
+    name = declared.format
+    if declared.further:
+        return Models.DECLARED_FURTHER(name=name, further=", ".join(declared.further))
     if name not in _PLAIN:
         return Models.DECLARED_UNKNOWN(name=name, known=joined(_PLAIN, Between.OR))
     if _PLAIN[name] != precision:
@@ -82,6 +99,7 @@ def _read(file: Path) -> dict[str, Mapping[str, Any]]:
     try:
         header, metadata = read_header_and_metadata(file)
         told = json.loads(metadata.get(_METADATA, '{"layers": {}}'))["layers"]
+        check_number(file, len(told))
         found = {str(layer): _mapping(said) for layer, said in told.items()}
         small = [name for name in header if name.endswith(_TENSOR)]
         for name, raw in zip(small, _read_bytes(file, header, small), strict=True):
@@ -108,5 +126,5 @@ def _read_bytes(file: Path, header: Header, names: Iterable[str]) -> list[bytes]
             if info.num_bytes > _MAX_BYTES:
                 raise ValueError(Models.LONG_DECLARATION(name=name, num_bytes=info.num_bytes))
             opened.seek(info.offset or 0)
-            found.append(re.sub(rb"\0+$", b"", opened.read(info.num_bytes)))
+            found.append(opened.read(info.num_bytes).rstrip(b"\0"))
     return found

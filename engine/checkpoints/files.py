@@ -5,6 +5,7 @@ Paths and safetensors headers only; no weight is read. What the tensors mean is 
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import os
@@ -71,6 +72,8 @@ _TOKENIZER_FOLDERS = (Path("google", "umt5-xxl"), Path("umt5-xxl"))
 _BLOCK_FILE = re.compile(r"block_(\d{1,4})\.safetensors", re.IGNORECASE)
 _NON_BLOCK_FILE = "non_block.safetensors"
 _SHARD_FILE = re.compile(r"(.+)-(\d{1,5})-of-(\d{1,5})\.safetensors", re.IGNORECASE)
+# Of a file in the folder itself.
+_NAME = re.compile(r"[^/\\\0]*[^/\\\0.][^/\\\0]*")
 _INDEX_ENDING = ".safetensors.index.json"
 _MAX_INDEX_BYTES = 32 * 2**20
 # What the root of a pipeline of diffusers has; it names the pipeline's class.
@@ -450,12 +453,11 @@ def _list_transformer_files(folder: Path, notes: list[str]) -> tuple[str, tuple[
     elif shards:
         stem, number, total = shards[0].groups()
         expected = {f"{stem}-{i:0{len(number)}}-of-{total}.safetensors" for i in range(1, int(total) + 1)}
-    absent = sorted(expected - set(names))
+    absent = expected - set(names)
     if absent:
+        few = ", ".join(heapq.nsmallest(6, absent))
         raise CheckpointError(
-            Folders.FILES_MISSING(
-                folder=folder, num_absent=len(absent), num_expected=len(expected), absent=", ".join(absent[:6])
-            )
+            Folders.FILES_MISSING(folder=folder, num_absent=len(absent), num_expected=len(expected), absent=few)
         )
     _note_leftovers(folder, names, expected, notes)
     return ("single" if len(expected) == 1 else "sharded"), tuple(folder / name for name in sorted(expected))
@@ -471,7 +473,7 @@ def _note_leftovers(folder: Path, names: Iterable[str], taken: Iterable[str], no
 def _read_shard_index(path: Path) -> set[str]:
     try:
         names = set(json.loads(read_small(path, _MAX_INDEX_BYTES, Folders.EXPECTED_INDEX()))["weight_map"].values())
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
             raise ValueError(Folders.ODD_INDEX())
         return names
     except MALFORMED as error:
@@ -562,13 +564,12 @@ def _refuse_experts(path: Path, experts: Sequence[Path]) -> CheckpointError:
                 path=path, names=names, noise=noise, other=_OTHER[noise], missing=missing, name=experts[0].name
             )
         )
-    pair = next(((expert, other) for expert in experts if (other := _counterpart_of(expert)) in experts), None)
-    if pair is None:
-        return CheckpointError(Folders.EXPERTS_UNPAIRED(path=path, names=names))
-    choice, other = pair
-    return CheckpointError(
-        Folders.EXPERTS_TOO_MANY(path=path, choice=f"{path.name}/{choice.name}", other=other.name, names=names)
-    )
+    for choice in experts:
+        other = _counterpart_of(choice)
+        if other is not None and other in experts:
+            name = f"{path.name}/{choice.name}"
+            return CheckpointError(Folders.EXPERTS_TOO_MANY(path=path, choice=name, other=other.name, names=names))
+    return CheckpointError(Folders.EXPERTS_UNPAIRED(path=path, names=names))
 
 
 def _companion_folders(path: Path, home: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import NoReturn
 
 from ..errors import CheckpointError
@@ -30,11 +31,16 @@ USABLE_FILES = {
 }
 
 
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+# Of names that differ in more than a number; models have some hundred.
+_MAX_NAMES = 1000
+
+
 @dataclass(frozen=True)
 class _Kind:
     name: str
     mark: str
-    """Regular expression searched in every tensor name."""
+    """Regular expression searched in tensor names, of whose numbers between dots every one is 0."""
     advice: str
 
 
@@ -59,7 +65,7 @@ _FAMILIES = (
     ("CogVideoX/CogView", r"(^|\.)patch_embed\.text_proj\.|\.attention\.query_key_value\."),
     ("Sana", r"\.ff\.conv_inverted\."),
     ("LTX-Video", r"(^|\.)patchify_proj\.|(^|\.)time_embed\.emb\.timestep_embedder\."),
-    ("PixArt", r"(^|\.)t_block\.1\.|\.cross_attn\.(q|kv)_linear\.|(^|\.)adaln_single\.emb\."),
+    ("PixArt", r"(^|\.)t_block\.0\.|\.cross_attn\.(q|kv)_linear\.|(^|\.)adaln_single\.emb\."),
     ("Lumina/Z-Image", r"(^|\.)(noise|context)_refiner\.\d+\."),
     ("HunyuanDiT", r"(^|\.)mlp_t5\.|(^|\.)time_extra_emb\."),
     ("Stable Diffusion 3", r"(^|\.)joint_blocks\.\d+\.|(^|\.)transformer_blocks\.\d+\.norm1_context\."),
@@ -155,8 +161,10 @@ def check_wan_variant(header: Header, source: str) -> None:
 
 
 def _first_match(kinds: tuple[_Kind, ...], header: Header) -> tuple[str, str] | None:
+    # Blocks are alike.
+    names = dict.fromkeys(_NUMBER.sub(".0", name) for name in header)
     for kind in kinds:
         mark = re.compile(kind.mark)
-        if any(mark.search(name) for name in header):
+        if any(mark.search(name) for name in islice(names, _MAX_NAMES)):
             return kind.name, kind.advice
     return None

@@ -25,6 +25,8 @@ _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
 _MAX_PICKLE_BYTES = 2**19
 # Of values in values; a tensor has four.
 _MAX_DEPTH = 16
+# Of values that are put into others, each as often as it is met; 12,000 tensors take a million.
+_MAX_WORK = 2**23
 # What reading a pickle or an archive of another making ends with.
 _MALFORMED = (*MALFORMED, EOFError, AssertionError, pickle.PickleError, struct.error, zipfile.BadZipFile)
 
@@ -84,48 +86,69 @@ def _check_archive(path: Path) -> None:
             if entry.filename.endswith("/data.pkl"):
                 if entry.file_size > _MAX_PICKLE_BYTES:
                     raise _refuse_objects(path, Reading.LONG_TABLE(file_size=entry.file_size))
-                if _depth(archive.read(entry)) > _MAX_DEPTH:
-                    raise _refuse_objects(path, Reading.DEEP_TABLE(max_depth=_MAX_DEPTH))
+                _check_pickle(path, archive.read(entry))
 
 
-def _depth(pickled: bytes) -> int:
-    """Return how deep values of a pickle are in each other, without running it.
+def _check_pickle(path: Path, pickled: bytes) -> None:
+    """Raise where values of a pickle are deep in each other, or take long to look at, without running it.
 
-    What holds another value twice, which holds another one twice, takes twice the time a level to be looked at.
+    What holds another value twice, which holds another one twice, takes twice the time a level: it is counted as often
+    as it is met.
     """
-    deepest = 0
-    stack: list[int] = []
+    work = 0
+    # How deep the values are that each value holds, and how many these are.
+    stack: list[tuple[int, int]] = []
     marks: list[int] = []
-    memo: dict[Any, int] = {}
+    memo: dict[Any, tuple[int, int]] = {}
     for operation, argument, _ in pickletools.genops(pickled):
         name = operation.name
-        if name == "MARK":
+        if name in _PLAIN:
+            stack.append(_ONE)
+            work += 1
+        elif name == "MARK":
             marks.append(len(stack))
         elif name == "DUP":
             stack.append(stack[-1])
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(argument, 0))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        elif name in _FROM_MEMO:
+            stack.append(memo.get(argument, _ONE))
+        elif name in _TO_MEMO:
             memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
         else:
-            start = len(stack) - len(operation.stack_before)
-            if pickletools.markobject in operation.stack_before:
-                start = marks.pop() - operation.stack_before.index(pickletools.markobject)
-            taken = stack[max(start, 0) :]
-            del stack[max(start, 0) :]
-            if operation.stack_after:
-                stack.append(_depth_of(name, taken))
-                deepest = max(deepest, stack[-1])
-    return deepest
+            num_taken, mark = _TAKES[name]
+            start = max(marks.pop() - mark if mark is not None else len(stack) - num_taken, 0)
+            taken = stack[start:]
+            del stack[start:]
+            if not operation.stack_after:
+                continue
+            # A stored tensor is no deeper than its name.
+            depth, size = taken.pop(0) if name in _INTO_FIRST and taken else _ONE
+            for inner_depth, inner_size in () if name == "BINPERSID" else taken:
+                depth = max(depth, 1 + inner_depth)
+                size += inner_size
+                work += inner_size
+            stack.append((depth, size))
+            if depth > _MAX_DEPTH or work > _MAX_WORK:
+                raise _refuse_objects(path, Reading.DEEP_TABLE(max_depth=_MAX_DEPTH))
 
 
-def _depth_of(operation: str, taken: list[int]) -> int:
-    """Return how deep the value is that an operation makes of others."""
-    if operation in ("SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS", "BUILD"):
-        whole, *parts = taken
-        return max([whole, *(1 + part for part in parts)])
-    # A stored tensor is no deeper than its name.
-    return 0 if operation == "BINPERSID" else 1 + max(taken, default=-1)
+_ONE = (0, 1)
+# Operations that make a value of nothing; that put values into the first one of what they take; of the memo.
+_PLAIN = frozenset(
+    each.name
+    for each in pickletools.opcodes
+    if not each.stack_before and each.stack_after and each.name not in ("MARK", "GET", "BINGET", "LONG_BINGET")
+)
+_INTO_FIRST = frozenset({"SETITEM", "SETITEMS", "APPEND", "APPENDS", "ADDITEMS", "BUILD"})
+_FROM_MEMO = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_TO_MEMO = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+# Of each other operation, how many values it takes, and how many of them lie before the mark.
+_TAKES = {
+    each.name: (
+        len(each.stack_before),
+        each.stack_before.index(pickletools.markobject) if pickletools.markobject in each.stack_before else None,
+    )
+    for each in pickletools.opcodes
+}
 
 
 def _refuse_objects(path: Path, detail: str) -> CheckpointError:

@@ -41,6 +41,8 @@ _FOREIGN_PARTS = (
     (LoraFiles.REPLACED_WEIGHTS(), re.compile(r"\.(?:set_weight|reshape_weight)$")),
     (LoraFiles.REFERENCE_BRANCH(), re.compile(r"_loras\.(?:down|up)\.weight$")),
 )
+# How much of a name's end is looked at for them: the longest is of an adapter's name.
+_MAX_ENDING = 100
 # Before a module's name, dots as underscores; taken off again and again, longest first, up to so many.
 _MOST_PREFIXES = 12
 _PREFIXES = sorted(
@@ -145,13 +147,14 @@ class Spellings:
 
     def read(self, name: str) -> Name | Foreign:
         """Say what a name of a file means."""
+        ending = max(len(name) - _MAX_ENDING, 0)
         for kind, foreign in _FOREIGN_PARTS:
-            if foreign.search(name):
+            if foreign.search(name, ending):
                 return Foreign(kind)
         if _TEXT_ENCODER.search(name):
             return Name("", group=LoraFiles.TEXT_ENCODER())
         for pattern, part in _PARTS:
-            found = pattern.search(name)
+            found = pattern.search(name, ending)
             if found:
                 return self._find(name[: found.start()], part)
         return Name("", group=LoraFiles.NO_LORA())

@@ -33,7 +33,8 @@ _DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _NUMBERS = _DTYPES | {"I64", "I32", "I16", "I8", "U8"}
 # Of adapter_config.json, which names modules.
 _MAX_CONFIG_BYTES = 4 * 2**20
-_MAX_REPEATS = 3
+# Of patterns in them: how often each may repeat something, how many may, and how much of a module's name is looked at.
+_REPEAT, _MAX_REPEATS, _MAX_REPEATING, _MAX_MODULE_CHARACTERS = re.compile(r"[*+{]"), 2, 8, 100
 # Metadata in which training tools say what a file is.
 _TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name", "ss_base_model_version")
 _EXPECTED = LoraFiles.EXPECTED()
@@ -410,13 +411,16 @@ def _peft_scale(
             notes.append(LoraFiles.PEFT_OF_ANOTHER(rank=config["r"], own=", ".join(map(str, sorted(ranks)))))
             return lambda name, rank: 1.0
         alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
-        alphas = {_pattern(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
+        patterns = config.get("alpha_pattern") or {}
+        if len(patterns) > len(header) or len(list(filter(_REPEAT.search, patterns))) > _MAX_REPEATING:
+            raise ValueError(LoraFiles.MANY_PATTERNS(num_patterns=len(patterns)))
+        alphas = {_pattern(name): float(value) for name, value in patterns.items()}
     except (*MALFORMED, re.error) as error:
         raise CheckpointError(LoraFiles.PEFT_UNREADABLE(name=path.name, error=error)) from error
 
     def scale(name: str, rank: int) -> float:
-        module = name.partition(".lora_")[0]
-        own = next((value for pattern, value in alphas.items() if pattern.fullmatch(module)), alpha)
+        module = name.partition(".lora_")[0][-_MAX_MODULE_CHARACTERS:]
+        own = next((value for pattern, value in alphas.items() if pattern.search(module)), alpha)
         return own / (math.sqrt(rank) if is_rs else rank)
 
     return scale
@@ -424,9 +428,9 @@ def _peft_scale(
 
 def _pattern(name: str) -> re.Pattern[str]:
     """Return PEFT's pattern of modules; without what could take for ever to be looked for."""
-    if re.search(r"\)[*+?{]", name) or len(re.findall(r"[*+{]", name)) > _MAX_REPEATS:
+    if re.search(r"\)[*+?{]", name) or len(_REPEAT.findall(name)) > _MAX_REPEATS:
         raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80]))
-    return re.compile(rf"(.*\.)?{name}")
+    return re.compile(rf"(?:^|\.)(?:{name})$")
 
 
 def other_expert(expert: str) -> str:

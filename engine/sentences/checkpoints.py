@@ -89,7 +89,7 @@ class Reading:
         "model, or download the model again."
     )
     LONG_TABLE = Sentence("its table of tensors is of {file_size} bytes")
-    DEEP_TABLE = Sentence("values in values, more than {max_depth} deep")
+    DEEP_TABLE = Sentence("values in values, more than {max_depth} deep or again and again")
     # checkpoints/weights.py
     CHANGED_WHILE_OPEN = Sentence(
         "{path} cannot be read: {first_line}. It changed since it was opened; download it again."

@@ -26,6 +26,7 @@ class LoraFiles:
     FOREIGN = Sentence("{kind} ({num_tensors} tensors, e.g. {example})")
     OF_GROUP = Sentence("{num_names} of {group}")
     ODD_PATTERN = Sentence("a pattern {pattern!r}")
+    MANY_PATTERNS = Sentence("{num_patterns} patterns, more than can be looked for")
     EXPECTED = Sentence(
         "expected low-rank pairs (lora_down and lora_up, or lora_A and lora_B) and differences (diff, diff_b, "
         "diff_m) of a Wan2.1 transformer"

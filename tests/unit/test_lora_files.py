@@ -121,8 +121,10 @@ def test_the_patch_embedding_takes_pairs(tmp_path):
         ({"r": 4, "lora_alpha": 2}, 0.5),
         ({"r": 4, "lora_alpha": 2, "use_rslora": True}, 1.0),
         ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 12}}, 3.0),
+        ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"ttn1.to_q|tn1.to_q": 16, ".*attn1.to_q": 12}}, 3.0),
+        ({"r": 4, "lora_alpha": 2, "alpha_pattern": {"attn2|attn1.to_q": 12}}, 3.0),
     ],
-    ids=["alpha", "rs-LoRA", "pattern"],
+    ids=["alpha", "rs-LoRA", "pattern", "part of a name", "alternatives"],
 )
 @pytest.mark.parametrize("place", ["beside", "inside"])
 def test_settings_of_peft_are_honoured(settings, factor, place, tmp_path):

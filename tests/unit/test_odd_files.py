@@ -114,6 +114,23 @@ def test_a_declaration_that_cannot_be_read(tmp_path, text) -> None:
         resolve_transformer(file)
 
 
+def test_more_is_declared_than_there_are_tensors(tmp_path) -> None:
+    layers = {f"x{number}": {"format": f"q{number}"} for number in range(20_000)}
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(checkpoints.single_file("fp8")), file, metadata={KEY: json.dumps({"layers": layers})})
+    with pytest.raises(CheckpointError, match="names 20000 tensors, where a real model has fewer"):
+        resolve_transformer(file)
+
+
+def test_of_many_declarations_the_commonest_is_said(tmp_path) -> None:
+    kinds = {"x": {"format": "q1"}, "y": {"format": "q2"}, "z": {"format": "q2"}, "v": {"format": "float8_e4m3fn"}}
+    layers = {"layers": kinds | {f"v{number}": {"format": "float8_e4m3fn"} for number in range(9)}}
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(checkpoints.single_file("fp8")), file, metadata={KEY: json.dumps(layers)})
+    with pytest.raises(CheckpointError, match=r"declares 2 of its layers, e.g. y, as q2"):
+        resolve_transformer(file)
+
+
 def test_text_encoders_declare_too(tmp_path) -> None:
     tensors = load_file(checkpoints.comfy_text_encoder(True))
     tensors = {name.replace("scale_weight", "weight_scale"): tensor for name, tensor in tensors.items()}
@@ -671,7 +688,15 @@ def _shared(depth: int) -> bytes:
     return b"\x80\x02}" + b")" + b"".join(b"q%c2\x86" % level for level in range(depth)) + b"K\x01s."
 
 
+def many_keys(width: int, depth: int, num_keys: int = 1) -> bytes:
+    """Return a dict of tuples that hold the one before so often, met again for every key; no key is deep."""
+    levels = b"".join(b"(" + width * (b"h%c" % level) + b"tq%c" % (level + 1) for level in range(depth))
+    return b"\x80\x02Nq\0" + levels + b"}" + num_keys * (b"h%cNs" % depth) + b"."
+
+
 PTH_KINDS = {
+    "wide tuples of wide tuples": (lambda file: write_zip(file, many_keys(250, 6)), "again and again"),
+    "the same tuples for every name": (lambda file: write_zip(file, many_keys(2, 14, 100_000)), "again and again"),
     "a number as a name": (lambda file: torch.save({1: torch.ones(1)}, file), "nested data"),
     "bytes as a name": (lambda file: torch.save({b"a": torch.ones(1)}, file), "nested data"),
     "None as a name": (lambda file: torch.save({None: torch.ones(1)}, file), "nested data"),
@@ -807,11 +832,14 @@ MODEL = read_header(checkpoints.single_file("bf16"))
         ("blocks.(", "cannot be read"),
         (".*.*.*.*x", "a pattern"),
         ("b" * 9 + "{1}+*+", "cannot"),
+        ([f"b{number}" for number in range(200)], "200 patterns, more than"),
+        ([f"b{number}.*" for number in range(9)], "9 patterns, more than"),
     ],
 )
 def test_patterns_of_peft_that_take_for_ever(tmp_path, pattern, message) -> None:
     file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
-    loras.write_peft_config(tmp_path, lora_alpha=4, alpha_pattern={pattern: 8})
+    patterns = dict.fromkeys(pattern if isinstance(pattern, list) else [pattern], 8)
+    loras.write_peft_config(tmp_path, lora_alpha=4, alpha_pattern=patterns)
     with pytest.raises(CheckpointError, match=message):
         read_lora(file, MODEL)
 
