@@ -79,9 +79,9 @@ def test_a_result_of_the_same_name_is_not_overwritten(run, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("LightX2VSampler.steps=99", "Node 6 (LightX2V Sampler): Value 99 bigger than max of 50"),
+        ("LightX2VSampler.steps=99", "Node 5 (LightX2V Sampler (Wan)): Value 99 bigger than max of 50"),
         ("LightX2VEmptyLatent.width=100", "expected a multiple of 16"),
-        ("LightX2VLoadCheckpoint.checkpoint=gone", "checkpoint 'gone' was not found"),
+        ("LightX2VLoadCheckpoint.checkpoint=gone", "Choose another checkpoint than 'gone', which was not found"),
         ("Nobody.width=100", "no node 'Nobody'"),
     ],
 )
