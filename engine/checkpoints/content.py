@@ -10,10 +10,12 @@ The bounds, and why they are where they are:
     size of a number    error from 65,536: Wan's models, their text encoder and their VAE are all published in FP16 too,
                         whose largest number is 65,504. Warning from 1,024: of trained norms, biases, modulations and
                         scales the demo's largest is 4, and no model here needs a hundred.
-                        A norm without any number above 2^-30 is as good as zero.
+                        A norm without any number above 2^-30 is as good as zero. Warning of a modulation from 32: it
+                        begins at a few hundredths, and the demo's largest is 1.8.
     scales              error where one is zero or below: a scale is the largest absolute value of its row by 448 or
                         127, and converters keep it above zero (LightX2V: the value is taken as 1e-5 at least).
-    linear weights      root mean square, times scales: of Wan 14B 0.005 to 0.1, of the demo's 0.07 to 0.15. Error above
+    linear weights      root mean square, times scales, which are one where a file has none, and without the largest
+                        thirty-second where it is odd: of Wan 14B 0.005 to 0.1, of the demo's 0.07 to 0.15. Error above
                         10, where a layer would make 700 of an input of 1 at Wan's width (scales of ones give 30 to
                         150), and below 1e-9, where BF16 has lost it beside every bias. Warning of a transformer above 1
                         and below 1e-5, ten times and a five hundredth of what is known; a text encoder's are not known.
@@ -61,13 +63,15 @@ _HOLE_BYTES = 2**19
 _PAGE, _PART_BYTES = 4096, 2**24
 _ALL_ZEROS, _NO_NUMBERS = Reading.ALL_ZEROS(), Reading.NO_NUMBERS()
 # Exponents of two, see above.
-_ABSURD, _LARGE, _LEAST = 16, 10, -30
+_ABSURD, _LARGE, _LEAST, _LARGE_MODULATION = 16, 10, -30, 5
 _LARGE_SQUARE, _LEAST_SQUARE = 4.0**_LARGE, 4.0**_LEAST
 _POSSIBLE_RMS, _USUAL_RMS = (1e-9, 10.0), (1e-5, 1.0)
 _MOST_SKEW, _MOST_SKEW_OUTSIDE, _NEAR_ZERO = 0.25, 0.7, 0.125
 _MOST_INT8_RMS = 68.0
 # Of fewer numbers nothing is said about their form, or about their size.
 _FEWEST, _FEWEST_FOR_SIZE = 512, 64
+# Of the largest numbers so many are left out where they are odd.
+_ONE_IN = 32
 # Of small tensors that are looked at together every so many numbers say how large each is.
 _STEP = 16
 _ONES = np.ones(2**13, np.float32)
@@ -82,11 +86,12 @@ class _Bits(NamedTuple):
     absurd: int
     large: int
     least: int
+    odd_modulation: int
 
 
 def _bits(dtype: Any, width: int, mantissa: int) -> _Bits:
     bias, mask = 2 ** (width - 1) - 1, 2**width - 1
-    marks = (min(max(bias + exponent, 0), mask) for exponent in (_ABSURD, _LARGE, _LEAST))
+    marks = (min(max(bias + exponent, 0), mask) for exponent in (_ABSURD, _LARGE, _LEAST, _LARGE_MODULATION))
     return _Bits(dtype, mask << mantissa, *(mark << mantissa for mark in marks))
 
 
@@ -94,10 +99,10 @@ _FORMATS: dict[torch.dtype, _Bits] = {
     torch.float32: _bits(np.uint32, 8, 23),
     torch.float16: _bits(np.uint16, 5, 10),
     torch.bfloat16: _bits(np.uint16, 8, 7),
-    torch.float8_e4m3fn: _Bits(np.uint8, 0x7F, 0x7F, 0x7F, 0),
-    torch.float8_e5m2: _Bits(np.uint8, 0x7C, 0x7C, 0x7C, 0),
+    torch.float8_e4m3fn: _Bits(np.uint8, 0x7F, 0x7F, 0x7F, 0, 0x60),
+    torch.float8_e5m2: _Bits(np.uint8, 0x7C, 0x7C, 0x7C, 0, 0x50),
 }
-_OTHERS = _Bits(np.uint8, 0xFF, 0x100, 0x100, 0)
+_OTHERS = _Bits(np.uint8, 0xFF, 0x100, 0x100, 0, 0x100)
 _E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 _AS_NUMBERS: dict[torch.dtype, Callable[[Any], Any]] = {
     torch.float64: lambda raw: raw.view(np.float64).astype(np.float32),
@@ -207,8 +212,11 @@ class ContentCheck:
             return ("" if bytes(_SAMPLE_BYTES) in some else _other_format(some, dtype)) or fault, ""
         if fault:
             return fault, ""
-        if name.endswith("modulation") and _MODULATION.search(name) and not flat.any():
+        if _is_modulation(name) and not flat.any() and _MODULATION.search(name):
             return self._find_zero_modulation(name)
+        if _is_modulation(name) and not doubt:
+            size = _largest(flat, dtype)
+            doubt = Content.LARGE(size=size) if size >= 2.0**_LARGE_MODULATION else ""
         return "", doubt
 
     def _find_in_scales(self, name: str, flat: Any, dtype: torch.dtype) -> tuple[str, str]:
@@ -221,8 +229,14 @@ class ContentCheck:
             return fault or ("" if least > 0 else Content.NO_SCALE(least=least)), doubt
         layer = name.rpartition(".")[0]
         # A few rows are out of proportion: not their mean.
-        self._scales[layer] = math.sqrt(least * most)
-        return self._find_in_layer(layer)
+        level = math.sqrt(least * most)
+        if not _is_usual_scale(level):
+            level = float(np.median(numbers))
+        self._scales[layer] = level
+        fault, doubt = self._find_in_layer(layer)
+        if most > _USUAL_RMS[1] and _is_usual_scale(level):
+            doubt = doubt or Content.ODD_SCALE(most=most, level=level)
+        return fault, doubt
 
     def _find_in_weights(self, name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]:
         fault = doubt = ""
@@ -341,8 +355,8 @@ def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Ten
         return alone
     each = np.maximum.reduceat(raw[::step] & bits.mask, starts).tolist()
     return [
-        float(number > bits.least or (may_be_zero(name) and not name.endswith("modulation")))
-        for name, number in zip(names, each, strict=True)
+        float(bits.least < number < bits.odd_modulation if is_modulation else number > bits.least or may_be_zero(name))
+        for name, number, is_modulation in zip(names, each, map(_is_modulation, names), strict=True)
     ]
 
 
@@ -400,6 +414,10 @@ def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
 def _is_matrix(name: str) -> bool:
     """Say whether a tensor of this name is the matrix or the kernel of a layer."""
     return name.endswith(".weight") and bool(BLOCK_LINEAR.search(name) or _OTHER_MATRIX.search(name))
+
+
+def _is_modulation(name: str) -> bool:
+    return name.endswith("modulation")
 
 
 def may_be_zero(name: str) -> bool:
@@ -514,6 +532,10 @@ def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST_FOR_SIZE) ->
     numbers = _numbers(some, dtype)[: len(_ONES)]
     count = len(numbers)
     rms = math.sqrt(float(numbers.dot(numbers)) / count)
+    if not _USUAL_RMS[0] < rms < _USUAL_RMS[1]:
+        # One number is not to say how large all are.
+        squares = np.sort(np.square(numbers, dtype=np.float64))[: max(count - count // _ONE_IN, 1)]
+        rms = math.sqrt(float(squares.mean()))
     if count < _FEWEST:
         return _Form(rms, 0.0, is_usual=True)
     skew = abs(float(numbers.dot(_ONES[:count]))) / count / rms if rms else 1.0

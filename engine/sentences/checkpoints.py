@@ -115,6 +115,7 @@ class Content:
     NO_SCALE = Sentence("holds scales down to {least:.3g}, where every scale is above 0")
     OTHER_FORMAT = Sentence("is said to be {said}, and what it holds is {found}")
     NO_WEIGHTS = Sentence("makes the weights of its layer {rms:.3g} on average, where those of a model are 0.001 to 1")
+    ODD_SCALE = Sentence("holds a scale of {most:.3g}, where its others are {level:.3g}")
     LOST_SCALES = Sentence(
         "holds FP8 numbers of {rms:.3g} on average without a scale, where those of a plain cast are 0.001 to 1: its "
         "scales got lost"
