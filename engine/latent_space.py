@@ -49,26 +49,31 @@ def broken_share(latents: torch.Tensor) -> float:
 def doubt_about(samples: torch.Tensor) -> str:
     """Return what is odd about the latents of clips, each by itself, as no video of Wan has them; "" of usual ones.
 
-    Args:
-        samples: [B, 16, T, h, w] un-normalized, any device and float type.
+    Takes a core of a CPU 20 ms for 81 frames of 832x480.
+
+    Args: samples: [B, 16, T, h, w] un-normalized, any device and float type.
     """
-    return next((doubt for clip in normalize(samples) if (doubt := _doubt_about_one(clip))), "")
+    return next((doubt for clip in samples if (doubt := _doubt_about_one(clip))), "")
 
 
 def _doubt_about_one(clip: torch.Tensor) -> str:
-    means = clip.mean((1, 2, 3), keepdim=True)
-    centred = clip - means
-    variances = centred.square().mean((1, 2, 3))
     is_large = min(clip.shape[-2:]) > 1 and clip.shape[-2] * clip.shape[-1] >= _FEWEST_IN_FRAME
-    steps = [centred.diff(dim=axis).square().mean() for axis in (2, 3)] if is_large else []
+    sizes = []
+    # A channel at a time stays in the processor's cache.
+    for values in clip.float():
+        steps = [values.diff(dim=axis).square().mean() for axis in (1, 2)] if is_large else []
+        sizes.append(torch.stack([*torch.var_mean(values, correction=0), *steps]))
     # All at once, as each would wait for the device.
-    sizes = torch.stack([variances.mean(), variances.max(), means.abs().max(), *steps])
-    variance, largest, mean, *differences = sizes.tolist()
+    found = torch.stack(sizes).tolist()
+    means = [abs(each[1] - mean) / std for each, mean, std in zip(found, LATENT_MEAN, LATENT_STD, strict=True)]
+    variances = [each[0] / std**2 for each, std in zip(found, LATENT_STD, strict=True)]
+    differences = [sum(each[2:]) / 4 / std**2 for each, std in zip(found, LATENT_STD, strict=True)]
+    variance, largest = sum(variances) / len(variances), max(variances)
     if variance > _MOST_STD**2 or largest > _MOST_CHANNEL_STD**2:
         return Sampling.WIDE_LATENTS(std=variance**0.5, largest=largest**0.5)
-    if mean > _MOST_CHANNEL_MEAN:
-        return Sampling.SHIFTED_LATENTS(mean=mean)
-    roughness = sum(differences) / 4 / variance if variance > 0 else 0.0
+    if max(means) > _MOST_CHANNEL_MEAN:
+        return Sampling.SHIFTED_LATENTS(mean=max(means))
+    roughness = sum(differences) / sum(variances) if variance > 0 else 0.0
     return Sampling.ROUGH_LATENTS(roughness=roughness) if roughness > _MOST_ROUGHNESS else ""
 
 
