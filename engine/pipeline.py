@@ -18,6 +18,7 @@ from . import shapes
 from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
 from .checkpoints.disk import is_short_of_memory
 from .checkpoints.files import find_tokenizers, holds_tokenizer, resolve_checkpoint, resolve_experts
+from .checkpoints.formats import VaeFormat
 from .checkpoints.transformers import TransformerFiles
 from .errors import CheckpointError, NonFiniteLatentsError, NothingFitsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
@@ -189,6 +190,8 @@ def _resolve_vae(file: Path) -> VaeFiles:
     check_decoder(files)
     if files.has_encoder:
         check_encoder(files)
+    for note in files.format.notes if isinstance(files.format, VaeFormat) else ():
+        logger.warning("LightX2V: %s", note)
     return files
 
 

@@ -71,6 +71,8 @@ class Reading:
         "{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
         "accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
     )
+    LACKS_RECORD = Sentence("it lacks {name}, which PyTorch writes")
+    NOT_READ_BY_TORCH = Sentence("PyTorch does not read its parts")
     NO_ARCHIVE = Sentence("it is no archive as torch.save writes it since PyTorch 1.6")
     NESTED = Sentence("nested data")
     NO_STATE_DICT = Sentence(
@@ -194,7 +196,8 @@ class Models:
     # checkpoints/vocabulary.py
     EXPECTED_TOKENIZER = Sentence("the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)")
     TOKENIZER_DAMAGED = Sentence(
-        "The tokenizer {source} cannot be read ({detail}); expected {expected_tokenizer}. Download the folder again."
+        "Download the folder google/umt5-xxl again: the tokenizer {source} cannot be read ({detail}); expected "
+        "{expected_tokenizer}."
     )
     NO_PIECES = Sentence("no list of pieces")
     LONG_NUMBER = Sentence("a number of more than 64 bits")
