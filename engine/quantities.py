@@ -22,7 +22,7 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(num_bytes: int) -> str:
     """Return a size as one reads it, of files, downloads, drives and memory alike: 13.4 GiB, 931 GiB, 80 MiB, 4.1 MiB.
 
-    js/api.js has the same for the panels.
+    js/quantities.js has the same for the panels.
     """
     if num_bytes >= 0.1 * GIB:
         size = num_bytes / GIB

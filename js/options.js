@@ -1,4 +1,5 @@
-// Words for the choices of a combo in the editor's language: frontends show its values as they are stored.
+// Choices that are phrases, in the editor's language: frontends show values as they are stored. Names such as auto or
+// block stay, since tooltips, errors and reports call them so.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -40,7 +41,8 @@ app.registerExtension({
     nodeCreated(node) {
         for (const widget of node.widgets ?? []) {
             const words = texts[node.comfyClass]?.inputs?.[widget.name]?.options;
-            if (words && node.comfyClass.startsWith("LightX2V") && widget.type === "combo") {
+            const isPhrases = words && Object.keys(words).some((value) => value.includes(" "));
+            if (isPhrases && node.comfyClass.startsWith("LightX2V") && widget.type === "combo") {
                 showWords(node, widget, words);
             }
         }

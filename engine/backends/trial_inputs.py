@@ -71,7 +71,7 @@ def multiply_joined(name: str, device: torch.device) -> torch.Tensor:
     hidden, out = (x.new_empty(_ROWS, size, dtype=torch.bfloat16) for size in (16, _ROWS))
     matmul.linear(rows, scales, matmul.Linear(down_stored, down_scale, bias[:16]), hidden, backend=name)
     layer, ops = matmul.Linear(stored, weight_scale, bias), implementations.load_ops("triton")
-    joined = join(ops, hidden, up, balance_of(up, weight_scale, down), rows, scales, layer)
+    joined = join(ops, hidden, up, balance_of(up, weight_scale, down, 128), rows, scales, layer)
     matmul.linear(*joined, out, backend=name)
     return out
 
@@ -132,7 +132,7 @@ def _run_all(ops: Ops, device: torch.device) -> Iterator[torch.Tensor]:
         (rows, scales), (stored, weight_scale) = _in_fp8(x.float()), _in_fp8(y.float())
         layer = matmul.Linear(stored, weight_scale, weight_scale.flatten())
         hidden, up = random(_ROWS, 16), random(_ROWS, 16)
-        balance = balance_of(up, weight_scale, random(16, width))
+        balance = balance_of(up, weight_scale, random(16, width), width)
         joined, _, layer = join(ops, hidden, up, balance, rows, scales, layer)
         yield from (joined, layer.weight)
 

@@ -180,7 +180,7 @@ class WantedFile:
 
 
 _TEXT_ENCODER = "text-encoder"
-_COMPANIONS = frozenset({Parts.TEXT_ENCODER(), Parts.TOKENIZER(), "VAE", "CLIP Vision", Parts.CONFIG()})
+_COMPANIONS = frozenset({Parts.TEXT_ENCODER(), Parts.TOKENIZER(), "VAE", Parts.CLIP_VISION(), Parts.CONFIG()})
 
 # Sizes: file listings of the three repositories on huggingface.co.
 _BLOCKS_BYTES = 40 * 352_000_000
@@ -272,7 +272,7 @@ def _companions(text_encoder: str, text_encoder_bytes: int) -> tuple[Part, ...]:
 
 def _clip_vision() -> Part:
     path = "split_files/clip_vision/clip_vision_h.safetensors"
-    return _single_part("CLIP Vision", _CLIP_VISION_BYTES, COMFY_REPOSITORY, path, "clip_vision")
+    return _single_part(Parts.CLIP_VISION(), _CLIP_VISION_BYTES, COMFY_REPOSITORY, path, "clip_vision")
 
 
 _FP8_SINGLE = "wan2.1_t2v_14b_scaled_fp8_e4m3_lightx2v_4step"

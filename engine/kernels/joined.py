@@ -65,17 +65,19 @@ def room_before(x: torch.Tensor) -> int:
     return x.stride(0) - x.shape[1]
 
 
-def balance_of(up: torch.Tensor, scale: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+def balance_of(up: torch.Tensor, scale: torch.Tensor, down: torch.Tensor, columns: int) -> torch.Tensor:
     """Return what columns of hidden / x_scale are to be multiplied with, and those of up / weight_scale divided by.
 
     Args:
-        up, down: [N, r] and [r, K].
-        scale: fp32 [N, 1], of the layer's weight.
+        up: [N, r], or some of its rows.
+        scale: fp32 [N, 1], of the layer's weight, or those rows.
+        down: [r, K], or some of its columns.
+        columns: K.
 
     Returns:
         fp32 [r], powers of two.
     """
-    hidden = torch.linalg.vector_norm(down.float(), dim=1) * _FILLED
+    hidden = torch.linalg.vector_norm(down.float(), dim=1) * (_FILLED * math.sqrt(columns / down.shape[1]))
     outputs = torch.linalg.vector_norm(up.float() / scale, dim=0) / math.sqrt(len(up))
     is_empty = (hidden == 0) | (outputs == 0)
     wanted = torch.where(is_empty, 1.0, torch.minimum((outputs / hidden).sqrt(), _MOST / hidden))

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ..constants import FP8_BRANCH_PARTS
 from .fp8_rounding import to_fp8
 from .joined import REST
 from .quantize import LARGEST
@@ -23,6 +22,8 @@ _SMALL = tl.constexpr(1 / _LARGEST)
 _REST = tl.constexpr(REST)
 # Rows of x that a program takes, and columns that it moves at a time: of those rows, where they shrink, and of weights.
 _ROWS, _FEW_COLUMNS, _COLUMNS = 16, 128, 2048
+# Columns that are left, which it fills with zeros at a time.
+_FILL = 64
 
 
 @triton.jit
@@ -38,23 +39,22 @@ def _power(exponent):
 
 
 @triton.jit
-def _write(place, main, second, third, is_here, RANK: tl.constexpr):
+def _write(place, main, second, third, is_here, rank):
     tl.store(place, main, mask=is_here)
-    tl.store(place + RANK, second, mask=is_here)
-    tl.store(place + 2 * RANK, third, mask=is_here)
+    tl.store(place + rank, second, mask=is_here)
+    tl.store(place + 2 * rank, third, mask=is_here)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _inputs_kernel(
-    hidden, balance, x, scale, out, hidden_stride, stride, num_rows,
-    K: tl.constexpr, ROOM: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    hidden, balance, x, scale, out, hidden_stride, stride, num_rows, rank, room,
+    K: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, INNER)
     is_row = rows < num_rows
-    is_here = is_row[:, None] & (inner < RANK)[None, :]
-    factors = tl.load(balance + inner, mask=inner < RANK, other=1.0)
+    is_here = is_row[:, None] & (inner < rank)[None, :]
+    factors = tl.load(balance + inner, mask=inner < rank, other=1.0)
     row_scale = tl.load(scale + rows, mask=is_row, other=1.0)
     values = tl.load(hidden + rows[:, None] * hidden_stride + inner[None, :], mask=is_here, other=0.0).to(tl.float32)
     values = values / row_scale[:, None] * factors[None, :]
@@ -72,24 +72,22 @@ def _inputs_kernel(
     main = to_fp8(values)
     rest = to_fp8((values - main.to(tl.float32)) * _REST)
     place = out + rows[:, None] * stride + inner[None, :]
-    _write(place, main, rest, main, is_here, RANK)
-    if FILL > 0:
-        more = 3 * RANK + tl.arange(0, FILL)
-        place = out + rows[:, None] * stride + more[None, :]
-        zeros = tl.zeros([ROWS, FILL], tl.float32).to(out.dtype.element_ty)
-        tl.store(place, zeros, mask=is_row[:, None] & (more < ROOM)[None, :])
+    _write(place, main, rest, main, is_here, rank)
+    zeros = tl.zeros([ROWS, FILL], tl.float32).to(out.dtype.element_ty)
+    for start in range(3 * rank, room, FILL):
+        more = start + tl.arange(0, FILL)
+        tl.store(out + rows[:, None] * stride + more[None, :], zeros, mask=is_row[:, None] & (more < room)[None, :])
 
 
 @triton.jit
 def _weight_kernel(
-    up, balance, weight, scale, out, out_scale, up_stride, weight_stride, out_stride,
-    K: tl.constexpr, ROOM: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    up, balance, weight, scale, out, out_scale, up_stride, weight_stride, out_stride, rank, room,
+    K: tl.constexpr, INNER: tl.constexpr, FILL: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inner = tl.arange(0, INNER)
-    is_here = inner < RANK
-    factors = tl.load(balance + inner, mask=inner < RANK, other=1.0)
+    is_here = inner < rank
+    factors = tl.load(balance + inner, mask=inner < rank, other=1.0)
     row_scale = tl.load(scale + row)
     values = tl.load(up + row * up_stride + inner, mask=is_here, other=0.0).to(tl.float32) / row_scale / factors
     exponent = tl.maximum(_exponent(tl.max(tl.abs(values), axis=0) * _SMALL) + 1, 0)
@@ -100,16 +98,17 @@ def _weight_kernel(
     part = to_fp8(main.to(tl.float32) * (1 / _REST))
     rest = to_fp8(values - main.to(tl.float32))
     place = out + row * out_stride
-    _write(place + inner, main, part, rest, is_here, RANK)
-    if FILL > 0:
-        more = 3 * RANK + tl.arange(0, FILL)
-        tl.store(place + more, tl.zeros([FILL], tl.float32).to(out.dtype.element_ty), mask=more < ROOM)
+    _write(place + inner, main, part, rest, is_here, rank)
+    zeros = tl.zeros([FILL], tl.float32).to(out.dtype.element_ty)
+    for start in range(3 * rank, room, FILL):
+        more = start + tl.arange(0, FILL)
+        tl.store(place + more, zeros, mask=more < room)
     for start in range(0, K, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         some = tl.load(weight + row * weight_stride + columns, mask=columns < K, other=0.0)
         if exponent > 0:
             some = to_fp8(some.to(tl.float32) * shrink)
-        tl.store(place + ROOM + columns, some, mask=columns < K)
+        tl.store(place + room + columns, some, mask=columns < K)
 
 
 def join_inputs(
@@ -139,13 +138,7 @@ def join_weight(
 
 
 def _sizes(branch: torch.Tensor, wide: torch.Tensor, room: int) -> dict[str, int]:
-    """Return the compile-time sizes: of the branch, of the rows that it is put beside, of the room for it."""
+    """Return the sizes: of the branch, of the rows that it is put beside, of the room for it."""
     rank = branch.shape[1]
-    rest = room - FP8_BRANCH_PARTS * rank
-    return {
-        "K": wide.shape[1],
-        "ROOM": room,
-        "RANK": rank,
-        "INNER": max(16, triton.next_power_of_2(rank)),
-        "FILL": triton.next_power_of_2(rest) if rest else 0,
-    }
+    inner = max(16, triton.next_power_of_2(rank))
+    return {"rank": rank, "room": room, "K": wide.shape[1], "INNER": inner, "FILL": _FILL}

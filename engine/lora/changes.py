@@ -51,13 +51,15 @@ class Lora:
     """Whether it may make of a model one of a few steps: False where its name is known and does not say so."""
     _digests: dict[tuple[str, ...], bytes] = field(default_factory=dict)
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, part: tuple[slice, ...] = ()) -> torch.Tensor:
         """Return one of its tensors in fp32 on the CPU.
+
+        Args: part: of it.
 
         Raises:
             CheckpointError: it holds NaN or infinity, or numbers that no LoRA has.
         """
-        values = self.tensors[name].detach().to("cpu", torch.float32)
+        values = self.tensors[name].detach()[part].to("cpu", torch.float32)
         largest = _largest(values)
         # NaN is no number that compares.
         if not largest < math.inf:

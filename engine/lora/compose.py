@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,11 @@ import torch
 from ..checkpoints.weights import FileRange, TensorSpec
 from ..kernels.joined import balance_of
 from ..kernels.quantize import quantize
+from ..memory.activations import branch_room
 from ..offload import Source
 from .changes import Change, Lora, Stack
 
+_ALL, _SOME = slice(None), slice(None, None, 16)
 # Every kernel takes columns in multiples of this; a branch's rank is filled up with zeros.
 RANK_MULTIPLE = 16
 _DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": torch.bfloat16}
@@ -133,6 +135,7 @@ class Composition:
         return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
 
     def _make_specs(self) -> Iterable[TensorSpec]:
+        joins = self._dtype == torch.float8_e4m3fn and branch_room(self.rank, joins_loras=True) > 0
         for path, targets in self._inputs.items():
             in_block, (_, columns) = _is_in_block(path), self._base[targets[0]].shape
             rows = sum(map(self._total_rank, targets))
@@ -147,7 +150,7 @@ class Composition:
                 kept = torch.bfloat16 if in_block else dtype
                 layer = target.removesuffix(".weight")
                 yield TensorSpec(f"{layer}.lora_up", kept, shape)
-                if in_block and dtype == torch.float8_e4m3fn and f"{target}_scale" in self._base:
+                if in_block and joins and f"{target}_scale" in self._base:
                     yield TensorSpec(f"{layer}.lora_balance", torch.float32, shape[1:])
         for target in self._merged:
             yield self._base[target]
@@ -163,14 +166,14 @@ class Composition:
         if leaf not in ("lora_down", "lora_down_scale"):
             return self._merge(spec)
         if self._dtype.itemsize > 1 or not _is_in_block(path):
-            return self._down(path).to(spec.dtype)
+            return self._down(self._inputs[path]).to(spec.dtype)
         codes, scale = self._quantized_down(path)
         return codes if leaf == "lora_down" else scale
 
     def _quantized_down(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `down` is in 8 bits, and its scale; they are read one after the other on a thread."""
         if getattr(self._last, "path", None) != path:
-            down = self._down(path)
+            down = self._down(self._inputs[path])
             codes, scale = torch.empty_like(down, dtype=self._dtype), down.new_empty(len(down), 1)
             quantize(down, codes, scale)
             self._last.path, self._last.quantized = path, (codes, scale)
@@ -180,46 +183,43 @@ class Composition:
     def _balance(self, target: str) -> torch.Tensor:
         """Return fp32 [r] of an FP8 layer."""
         assert self._source is not None, "read before read_from"
-        up, path = self._up(target), _input_path(target)
-        targets = self._inputs[path]
-        first = sum(map(self._total_rank, targets[: targets.index(target)]))
-        down = self._down(path)[first : first + up.shape[1]]
-        return balance_of(up, self._source.read(self._base[f"{target}_scale"]), down)
+        up, down = self._up(target, _SOME), self._down([target], _SOME)
+        scale = self._source.read(self._base[f"{target}_scale"])
+        return balance_of(up, scale[_SOME], down, self._base[target].shape[1])
 
-    def _down(self, path: str) -> torch.Tensor:
-        """Return [R, K] in fp32 of all parts of the layers of one input, each layer's filled up with zeros."""
-        targets = self._inputs[path]
+    def _down(self, targets: Sequence[str], some: slice = _ALL) -> torch.Tensor:
+        """Return [R, K] in fp32 of all parts of layers of one input, each layer's filled up with zeros.
+
+        Args: some: of the columns.
+        """
         columns = self._base[targets[0]].shape[1]
-        filled = torch.zeros(sum(map(self._total_rank, targets)), columns)
+        filled = torch.zeros(sum(map(self._total_rank, targets)), len(range(columns)[some]))
         first = 0
         for target in targets:
             rows, start = self._base[target].shape[0], first
             for part in _ordered(self._branches[target]):
                 if part.change.rank:
-                    values = part.lora.read(part.change.names[0]).flatten(1)
+                    values = part.lora.read(part.change.names[0], (_ALL, some)).flatten(1)
                 else:
-                    values = self._full(part) if rows < columns else torch.eye(columns)
+                    values = (self._full(part) if rows < columns else torch.eye(columns))[:, some]
                 filled[start : start + self._rank(part)] = values
                 start += self._rank(part)
             first += self._total_rank(target)
         return filled
 
-    def _up(self, target: str) -> torch.Tensor:
-        """Return [N, r] in fp32 of all parts of a layer, times their factors; made once for what is read of a layer."""
-        if getattr(self._last, "target", None) != target:
-            self._last.target, self._last.up = target, self._make_up(target)
-        up: torch.Tensor = self._last.up
-        return up
+    def _up(self, target: str, some: slice = _ALL) -> torch.Tensor:
+        """Return [N, r] in fp32 of all parts of a layer, times their factors.
 
-    def _make_up(self, target: str) -> torch.Tensor:
+        Args: some: of the rows.
+        """
         rows, columns = self._base[target].shape
-        filled = torch.zeros(rows, self._total_rank(target))
+        filled = torch.zeros(len(range(rows)[some]), self._total_rank(target))
         start = 0
         for part in _ordered(self._branches[target]):
             if part.change.rank:
-                values = part.lora.read(part.change.names[1]).flatten(1)
+                values = part.lora.read(part.change.names[1], (some,)).flatten(1)
             else:
-                values = torch.eye(rows) if rows < columns else self._full(part)
+                values = (torch.eye(rows) if rows < columns else self._full(part))[some]
             made = filled[:, start : start + self._rank(part)]
             torch.mul(values, part.factor, out=made)
             part.lora.check_effect(made, part.change, part.strength)

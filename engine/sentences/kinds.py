@@ -68,4 +68,5 @@ class Parts:
     SECOND_EXPERT = Sentence("second expert")
     TEXT_ENCODER = Sentence("text encoder")
     TOKENIZER = Sentence("tokenizer")
+    CLIP_VISION = Sentence("CLIP Vision")
     CONFIG = Sentence("config")

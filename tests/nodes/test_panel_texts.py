@@ -43,6 +43,18 @@ def test_both_languages_say_the_same():
         assert not words or CHINESE.search(chinese[name]), name
 
 
+def test_choices_that_are_phrases_have_words_in_every_language():
+    """The panels show these words; tooltips name the choices by them."""
+    texts_of = json.loads((JS.parent / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for name, node in read_golden().items():
+        for each in node["inputs"]:
+            for option in each.get("options", ()):
+                if " " in option and not option.endswith(".safetensors"):
+                    described = texts_of[name]["inputs"][each["id"]]
+                    assert CHINESE.search(described["options"][option]), (name, option)
+                    assert described["options"][option] in described["tooltip"] and option not in described["tooltip"]
+
+
 def test_every_text_that_is_said_exists_and_every_text_is_said():
     code = {path.name: path.read_text(encoding="utf-8") for path in JS.glob("*.js") if path.name != "texts.js"}
     said = {name for text in code.values() for name in re.findall(r'say\("(\w+)"', text)}

@@ -10,6 +10,7 @@ from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED, PUBLISHED,
 from lightx2v_pack.engine.errors import without_passwords
 from lightx2v_pack.engine.panel import downloads as panel_downloads
 from lightx2v_pack.engine.panel.downloads import Downloads, Progress, Room, find_missing, offers_for, room_for
+from lightx2v_pack.engine.sentences import translated
 from lightx2v_pack.engine.sentences.hub import Hub
 from support import checkpoints
 from support.hub_server import HubServer
@@ -279,6 +280,7 @@ def test_a_companion_is_brought_by_the_model_that_is_here(tmp_path):
 def test_a_part_alone_needs_its_own_room_and_is_called_what_it_is(tmp_path):
     alone = ALL_PUBLISHED["wan2.1-i2v-480p-fp8"].limited_to(["clip-vision"])
     assert str(alone.title) == "CLIP Vision of wan2.1-i2v-480p-fp8"
+    assert translated(alone.title, "zh") == "wan2.1-i2v-480p-fp8 \u7684 CLIP \u89c6\u89c9"
     assert room_for(alone, tmp_path).missing_bytes == alone.num_bytes == 1_264_219_396
     assert room_for(alone, tmp_path).folder == "models/clip_vision"
     with pytest.raises(ValueError, match="fp8 has no part 'clip-vision'; its parts: transformer-blocks, rest-of"):

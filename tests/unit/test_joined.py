@@ -44,7 +44,7 @@ def parts_of(rank, size, seed=0, *, is_cast=False):
     up = (normal(OUTPUTS, rank, seed=seed + 3) * torch.logspace(-2, 1, OUTPUTS)[:, None] * size / rank**0.5).bfloat16()
     hidden = (x.float() * scale @ (down.float() * down_scale).T).bfloat16()
     layer = Linear(weight, weight_scale, normal(OUTPUTS, seed=seed + 4).bfloat16())
-    return x, scale, layer, hidden, up, balance_of(up, weight_scale, down.float() * down_scale)
+    return x, scale, layer, hidden, up, balance_of(up, weight_scale, down.float() * down_scale, COLUMNS)
 
 
 @pytest.mark.parametrize("rank", [16, 48, 160])

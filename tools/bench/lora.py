@@ -206,7 +206,7 @@ def _branch(
         wide = x.new_empty(len(x), room + x.shape[1], dtype=kernels.quantized)
         inputs = kernels.quantize(x, wide[:, room:], x.new_empty(len(x), 1, dtype=torch.float32))
         codes, scale = _in_eight_bit(down, kernels.quantized)
-        balance = pack.balance_of(up, layer.weight_scale, down)
+        balance = pack.balance_of(up, layer.weight_scale, down, x.shape[1])
         tensors = {"lora_down": codes, "lora_down_scale": scale, "lora_balance": balance}
     rows = inputs[0].float() * (1 if inputs[1] is None else inputs[1])
     tensors |= {"lora_up": up.bfloat16(), "lora_bias": x.new_zeros(len(down)), **vars(layer)}
