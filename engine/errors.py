@@ -7,12 +7,14 @@ exceptions are never wrapped.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-from .sentences import joined
+from .sentences import Said, joined
 from .sentences.between import Between
+from .sentences.data import Data
 from .sentences.settings import Settings
 
 # user:password@ of a URL, up to the last @ before the path.
@@ -21,6 +23,24 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
 # What is raised where foreign bytes turn out not to be what they were taken for, and nobody looked for just that.
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what is wrong with data, of the error (see MALFORMED) that reading it ended with; no word of Python's."""
+    said = error.args[0] if error.args else ""
+    if isinstance(said, Said):
+        return said
+    if isinstance(error, json.JSONDecodeError):
+        return Data.NO_JSON(line=error.lineno, column=error.colno)
+    if isinstance(error, UnicodeError):
+        return Data.NO_TEXT()
+    if isinstance(error, RecursionError):
+        return Data.TOO_DEEP()
+    if isinstance(error, KeyError) and isinstance(said, str):
+        return Data.LACKS(name=said[:60])
+    return Data.BUILT_OTHERWISE()
+
+
 # A message names so many of a list, looked for among so many.
 _NUM_NEAREST, _NUM_COMPARED = 3, 1000
 

@@ -18,12 +18,13 @@ from . import shapes
 from .checkpoints.companions import TextEncoderFiles, VaeFiles, choose_tokenizer, resolve_text_encoder, resolve_vae
 from .checkpoints.disk import is_short_of_memory
 from .checkpoints.files import find_tokenizers, holds_tokenizer, resolve_checkpoint, resolve_experts
+from .checkpoints.formats import VaeFormat
 from .checkpoints.transformers import TransformerFiles
 from .errors import CheckpointError, NonFiniteLatentsError, NothingFitsError, check_choice
 from .handles import ONE_GPU, TextEncoderHandle, TransformerHandle, VaeHandle
 from .interfaces import Conditioning, Hooks, Host, Transformer, VideoDecoder, VideoEncoder
 from .kernel_choice import settle
-from .latent_space import broken_share, denormalize
+from .latent_space import broken_share, denormalize, doubt_about
 from .memory.clip import Clip
 from .memory.owner import held, unload_others
 from .memory.paging import StepWatch
@@ -51,7 +52,6 @@ from .wan.vae import check_decoder, check_encoder
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Coder = TypeVar("Coder", VideoDecoder, VideoEncoder)
 
 # Of the VAE's stages: in words, and the report's names of loading and of the stage.
@@ -190,6 +190,8 @@ def _resolve_vae(file: Path) -> VaeFiles:
     check_decoder(files)
     if files.has_encoder:
         check_encoder(files)
+    for note in files.format.notes if isinstance(files.format, VaeFormat) else ():
+        logger.warning("LightX2V: %s", note)
     return files
 
 
@@ -309,22 +311,23 @@ def sample(
 def run_planned(
     handle: TransformerHandle,
     clip: Clip,
-    work: Callable[[Transformer], tuple[Result, dict[str, Any]]],
+    work: Callable[[Transformer], tuple[torch.Tensor, dict[str, Any]]],
     *,
     hooks: Hooks,
     host: Host | None = None,
-) -> tuple[Result, list[StageRecord]]:
+) -> tuple[torch.Tensor, list[StageRecord]]:
     """Plan the sampling of a clip, make room, load the transformer, and do some work with it.
 
     Args:
         handle: the transformer.
         clip: the largest that the transformer is going to be called with.
-        work: gets the loaded transformer; returns its result, and facts for the report. It is done once more, under a
+        work: gets the loaded transformer; returns the latents [B, 16, T, h, w], un-normalized, and facts
+            for the report. It is done once more, under a
             cheaper plan, where the GPU's memory ran out.
         hooks, host: see sample.
 
     Returns:
-        The result, and the report's records of loading and sampling.
+        The latents, and the report's records of loading and sampling.
 
     Raises:
         NothingFitsError: no plan has room for this size; nothing was loaded.
@@ -348,13 +351,14 @@ def run_planned(
                     sampling.expect(plan.needs["sample"], held())
                 watch = StepWatch(plan, clip.tokens, host.device)
                 result, facts = work(watch.watched(transformer))
+                warnings = [*warnings_about(result, handle.files.title), *watch.warnings]
                 sampling.details = {
                     "file": handle.files.title,
                     **facts,
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
-                    **watch.facts,
+                    **({"warnings": warnings} if warnings else {}),
                 }
             return result, [loading, sampling]
     raise AssertionError("attempts end with a result or an error")
@@ -514,6 +518,21 @@ def _check_finite(samples: torch.Tensor) -> None:
     share = broken_share(samples)
     if share:
         raise NonFiniteLatentsError(Sampling.BROKEN_LATENTS(share=max(100 * share, 0.1)))
+
+
+def warnings_about(samples: torch.Tensor, title: str) -> list[str]:
+    """Return, and log, what is odd about sampled latents: no look at a file tells all that is wrong with it.
+
+    Args:
+        samples: [B, 16, T, h, w] un-normalized.
+        title: of the model.
+    """
+    doubt = doubt_about(samples)
+    if not doubt:
+        return []
+    said = Sampling.ODD_LATENTS(title=title, doubt=doubt)
+    logger.warning("LightX2V: %s", said)
+    return [said]
 
 
 def warn_of_doubts(handle: TransformerHandle) -> None:

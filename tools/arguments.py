@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..engine.sentences import shortened
@@ -36,6 +37,12 @@ class Parser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
             self._refuse(error)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # Path("") is the folder that one is in.
+        if action.type is Path and not arg_string.strip():
+            raise argparse.ArgumentError(action, Arguments.NO_PATH())
+        return super()._get_value(action, arg_string)
 
     def _refuse(self, error: argparse.ArgumentError) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -77,6 +84,13 @@ def number(low: float = 0.0, high: float = _MOST) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def filled(text: str) -> str:
+    """Take a text that is not empty, as an argparse type."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(Arguments.NO_TEXT())
+    return text
 
 
 seconds = number(0.001, _MOST_SECONDS)

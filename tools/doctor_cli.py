@@ -13,7 +13,7 @@ from ..engine.panel.verify import verify
 from ..engine.quantities import format_bytes
 from ..engine.sentences.tools import Command
 from . import console
-from .arguments import Parser
+from .arguments import Parser, filled
 
 _PACK_ROOT = Path(__file__).parent.parent
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--check",
+        type=filled,
         metavar="NAME",
         help="read every byte of a checkpoint (its name in models/lightx2v, or a path) and compare it with what is "
         "published; takes as long as reading the files",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...tools.arguments import MAX_SEED, Parser, number, whole
 from . import captions, distill, evaluate, flow, image, lora, runs, scores, text
 from . import vae as autoencoder
 from .evaluate_lora import WAYS, evaluate_lora
@@ -318,7 +319,7 @@ _SECONDS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -330,13 +331,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, seconds in _SECONDS.items():
         option = name.replace("_", "-")
-        train.add_argument(f"--{option}-seconds", type=float, default=seconds, help=f"at most (default {seconds:g})")
-        train.add_argument(f"--{option}-steps", type=int, help="at most; repeats a run on a machine of other speed")
-    train.add_argument("--batch", type=int, default=256, help="clips in a batch of flow and distill (default 256)")
-    train.add_argument("--lora-rank", type=int, default=lora.RANK, help="rank of the LoRA (default 32)")
+        train.add_argument(f"--{option}-seconds", type=number(), default=seconds, help=f"at most (default {seconds:g})")
+        train.add_argument(f"--{option}-steps", type=whole(), help="at most; repeats a run on a machine of other speed")
+    train.add_argument("--batch", type=whole(), default=256, help="clips in a batch of flow and distill (default 256)")
+    train.add_argument("--lora-rank", type=whole(), default=lora.RANK, help="rank of the LoRA (default 32)")
     train.add_argument("--compile", action="store_true", help="torch.compile the blocks: twice as fast on a GPU")
     train.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs: faster yet, on a GPU only")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=whole(0, MAX_SEED), default=0)
     for name in ("image", "image-distill"):
         train.add_argument(f"--resume-{name}", type=Path, metavar="RUN", help="start the stage from this run's experts")
     for name in ("vae", "flow", "distill"):
@@ -360,18 +361,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=tuple(evaluate.SETTINGS), help="default: all"
     )
-    evaluation.add_argument("--count", type=int, default=200, help="held-out prompts (default 200)")
+    evaluation.add_argument("--count", type=whole(), default=200, help="held-out prompts (default 200)")
     of_image = commands.add_parser("evaluate-image", help="score image-to-video experts, through the engine")
     of_image.set_defaults(run_command=_evaluate_image)
     of_image.add_argument("folder", type=Path, help="folder of the experts, with VAE and text encoder")
     of_image.add_argument(
         "--settings", nargs="+", choices=tuple(evaluate.SETTINGS), default=("lcm, 4 steps", "euler, 4 steps")
     )
-    of_image.add_argument("--count", type=int, default=200, help="held-out images (default 200)")
+    of_image.add_argument("--count", type=whole(), default=200, help="held-out images (default 200)")
     of_lora = commands.add_parser("evaluate-lora", help="score a LoRA on a written checkpoint, through the engine")
     of_lora.set_defaults(run_command=_evaluate_lora)
     of_lora.add_argument("folder", type=Path, help="folder of the checkpoint")
     of_lora.add_argument("lora", type=Path, help="file of the LoRA")
     of_lora.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="default: all")
-    of_lora.add_argument("--count", type=int, default=200, help="held-out prompts of each kind (default 200)")
+    of_lora.add_argument("--count", type=whole(), default=200, help="held-out prompts of each kind (default 200)")
     return parser

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..sentences.checkpoints import Content, Reading
+from .bounds import LARGEST_CAST_RMS
 from .checks import BLOCK_LINEAR
 from .disk import reading
 from .header import Header
 
-LARGEST_CAST_RMS = 1.0
 # The layers of a model that are looked at, and the bytes of each.
 _NUM_LAYERS, _NUM_BYTES = 4, 2**14
 

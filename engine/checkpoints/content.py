@@ -4,27 +4,7 @@ such as a model of this family can have.
 Small tensors (scales, norms, biases) are looked at in full, of large ones a few bytes in every part that is read
 anyway; where these are zero, the part is looked at in full. Each part is looked at once. What cannot be right is an
 error; what is only unheard of is a warning, once a kind and model, and stays in mind for the plan line and the doctor.
-
-The bounds, and why they are where they are:
-
-    size of a number    error from 65,536: Wan's models, their text encoder and their VAE are all published in FP16 too,
-                        whose largest number is 65,504. Warning from 1,024: of trained norms, biases, modulations and
-                        scales the demo's largest is 4, and no model here needs a hundred.
-                        A norm without any number above 2^-30 is as good as zero.
-    scales              error where one is zero or below: a scale is the largest absolute value of its row by 448 or
-                        127, and converters keep it above zero (LightX2V: the value is taken as 1e-5 at least).
-    linear weights      root mean square, times scales: of Wan 14B 0.005 to 0.1, of the demo's 0.07 to 0.15. Error above
-                        10, where a layer would make 700 of an input of 1 at Wan's width (scales of ones give 30 to
-                        150), and below 1e-9, where BF16 has lost it beside every bias. Warning of a transformer above 1
-                        and below 1e-5, ten times and a five hundredth of what is known; a text encoder's are not known.
-    FP8 without scales  as linear weights, whose scale is one; error of a transformer above 1 already, see cast.py.
-    form of numbers     weights are of either sign alike (|mean| below 2 % of the root mean square, here 25 %) and many
-                        are near zero (a tenth is within an eighth of it). FP8 read as INT8, BF16 read as FP16, and the
-                        other way round, are not. Error where the bytes are so as the other format; else a warning,
-                        outside of blocks and of a VAE, where kernels may lean to one side, from 70 %.
-    INT8 codes          warning above 68 of root mean square: bytes by chance have 74, a matrix with a scale a row or
-                        fewer 20 to 50.
-    modulation          begins as random numbers, so none is zero: error where that of every block is, warning of one.
+The bounds, and why they are where they are, are bounds.py.
 """
 
 from __future__ import annotations
@@ -45,7 +25,22 @@ import torch
 from ..errors import CheckpointError
 from ..sentences import Said
 from ..sentences.checkpoints import Content, Reading
-from .cast import LARGEST_CAST_RMS
+from .bounds import (
+    ABSURD,
+    FEWEST,
+    FEWEST_FOR_SIZE,
+    LARGE,
+    LARGE_MODULATION,
+    LARGEST_CAST_RMS,
+    LEAST,
+    MOST_INT8_RMS,
+    MOST_SKEW,
+    MOST_SKEW_OUTSIDE,
+    NEAR_ZERO,
+    ONE_IN,
+    POSSIBLE_RMS,
+    USUAL_RMS,
+)
 from .checks import BLOCK_LINEAR, SCALE_SUFFIXES
 from .disk import Stamp, reading, stamp
 
@@ -60,14 +55,7 @@ _MEDIUM_BYTES, _LEAST_SAMPLE = 2**21, 2**12
 _HOLE_BYTES = 2**19
 _PAGE, _PART_BYTES = 4096, 2**24
 _ALL_ZEROS, _NO_NUMBERS = Reading.ALL_ZEROS(), Reading.NO_NUMBERS()
-# Exponents of two, see above.
-_ABSURD, _LARGE, _LEAST = 16, 10, -30
-_LARGE_SQUARE, _LEAST_SQUARE = 4.0**_LARGE, 4.0**_LEAST
-_POSSIBLE_RMS, _USUAL_RMS = (1e-9, 10.0), (1e-5, 1.0)
-_MOST_SKEW, _MOST_SKEW_OUTSIDE, _NEAR_ZERO = 0.25, 0.7, 0.125
-_MOST_INT8_RMS = 68.0
-# Of fewer numbers nothing is said about their form, or about their size.
-_FEWEST, _FEWEST_FOR_SIZE = 512, 64
+_LARGE_SQUARE, _LEAST_SQUARE = 4.0**LARGE, 4.0**LEAST
 # Of small tensors that are looked at together every so many numbers say how large each is.
 _STEP = 16
 _ONES = np.ones(2**13, np.float32)
@@ -82,11 +70,12 @@ class _Bits(NamedTuple):
     absurd: int
     large: int
     least: int
+    odd_modulation: int
 
 
 def _bits(dtype: Any, width: int, mantissa: int) -> _Bits:
     bias, mask = 2 ** (width - 1) - 1, 2**width - 1
-    marks = (min(max(bias + exponent, 0), mask) for exponent in (_ABSURD, _LARGE, _LEAST))
+    marks = (min(max(bias + exponent, 0), mask) for exponent in (ABSURD, LARGE, LEAST, LARGE_MODULATION))
     return _Bits(dtype, mask << mantissa, *(mark << mantissa for mark in marks))
 
 
@@ -94,10 +83,10 @@ _FORMATS: dict[torch.dtype, _Bits] = {
     torch.float32: _bits(np.uint32, 8, 23),
     torch.float16: _bits(np.uint16, 5, 10),
     torch.bfloat16: _bits(np.uint16, 8, 7),
-    torch.float8_e4m3fn: _Bits(np.uint8, 0x7F, 0x7F, 0x7F, 0),
-    torch.float8_e5m2: _Bits(np.uint8, 0x7C, 0x7C, 0x7C, 0),
+    torch.float8_e4m3fn: _Bits(np.uint8, 0x7F, 0x7F, 0x7F, 0, 0x60),
+    torch.float8_e5m2: _Bits(np.uint8, 0x7C, 0x7C, 0x7C, 0, 0x50),
 }
-_OTHERS = _Bits(np.uint8, 0xFF, 0x100, 0x100, 0)
+_OTHERS = _Bits(np.uint8, 0xFF, 0x100, 0x100, 0, 0x100)
 _E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 _AS_NUMBERS: dict[torch.dtype, Callable[[Any], Any]] = {
     torch.float64: lambda raw: raw.view(np.float64).astype(np.float32),
@@ -207,8 +196,11 @@ class ContentCheck:
             return ("" if bytes(_SAMPLE_BYTES) in some else _other_format(some, dtype)) or fault, ""
         if fault:
             return fault, ""
-        if name.endswith("modulation") and _MODULATION.search(name) and not flat.any():
+        if _is_modulation(name) and not flat.any() and _MODULATION.search(name):
             return self._find_zero_modulation(name)
+        if _is_modulation(name) and not doubt:
+            size = _largest(flat, dtype)
+            doubt = Content.LARGE(size=size) if size >= 2.0**LARGE_MODULATION else ""
         return "", doubt
 
     def _find_in_scales(self, name: str, flat: Any, dtype: torch.dtype) -> tuple[str, str]:
@@ -216,13 +208,19 @@ class ContentCheck:
         if not len(numbers):
             return "", ""
         least, most = float(numbers.min()), float(numbers.max())
-        if not 0 < least <= most < 2.0**_ABSURD:
+        if not 0 < least <= most < 2.0**ABSURD:
             fault, doubt = _examine_small(flat, dtype, may_be_zero=False)
             return fault or ("" if least > 0 else Content.NO_SCALE(least=least)), doubt
         layer = name.rpartition(".")[0]
         # A few rows are out of proportion: not their mean.
-        self._scales[layer] = math.sqrt(least * most)
-        return self._find_in_layer(layer)
+        level = math.sqrt(least * most)
+        if not _is_usual_scale(level):
+            level = float(np.median(numbers))
+        self._scales[layer] = level
+        fault, doubt = self._find_in_layer(layer)
+        if most > USUAL_RMS[1] and _is_usual_scale(level):
+            doubt = doubt or Content.ODD_SCALE(most=most, level=level)
+        return fault, doubt
 
     def _find_in_weights(self, name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]:
         fault = doubt = ""
@@ -242,9 +240,9 @@ class ContentCheck:
             return mixed_up, ""
         if dtype.itemsize > 1:
             fault, doubt = _find_in_rms(name, form.rms)
-        if dtype == torch.int8 and form.rms > _MOST_INT8_RMS:
+        if dtype == torch.int8 and form.rms > MOST_INT8_RMS:
             doubt = doubt or Content.BY_CHANCE()
-        is_odd = not form.is_usual if is_in_block else form.skew > _MOST_SKEW_OUTSIDE
+        is_odd = not form.is_usual if is_in_block else form.skew > MOST_SKEW_OUTSIDE
         return fault, doubt or (Content.ODD_FORM() if is_odd else "")
 
     def _find_in_layer(self, layer: str) -> tuple[str, str]:
@@ -327,7 +325,7 @@ def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Ten
     starts = [begin // width // step for _, begin, _ in tensors]
     if any(name.endswith(_SCALES) for name in names):
         numbers = _numbers(memory.numpy(), dtype)
-        if not (all(name.endswith(_SCALES) for name in names) and 0 < numbers.min() <= numbers.max() < 2.0**_LARGE):
+        if not (all(name.endswith(_SCALES) for name in names) and 0 < numbers.min() <= numbers.max() < 2.0**LARGE):
             return alone
         few = numbers[::step]
         counts = np.diff([*starts, len(few)])
@@ -341,8 +339,8 @@ def _largest_of_each(tensors: Sequence[tuple[Look, int, int]], memory: torch.Ten
         return alone
     each = np.maximum.reduceat(raw[::step] & bits.mask, starts).tolist()
     return [
-        float(number > bits.least or (may_be_zero(name) and not name.endswith("modulation")))
-        for name, number in zip(names, each, strict=True)
+        float(bits.least < number < bits.odd_modulation if is_modulation else number > bits.least or may_be_zero(name))
+        for name, number, is_modulation in zip(names, each, map(_is_modulation, names), strict=True)
     ]
 
 
@@ -400,6 +398,10 @@ def _are_usual(some: bytes, dtype: torch.dtype) -> bool:
 def _is_matrix(name: str) -> bool:
     """Say whether a tensor of this name is the matrix or the kernel of a layer."""
     return name.endswith(".weight") and bool(BLOCK_LINEAR.search(name) or _OTHER_MATRIX.search(name))
+
+
+def _is_modulation(name: str) -> bool:
+    return name.endswith("modulation")
 
 
 def may_be_zero(name: str) -> bool:
@@ -507,28 +509,32 @@ class _Form(NamedTuple):
     """Whether they look like a trained matrix, see above."""
 
 
-def _form_of(some: bytes, dtype: torch.dtype, fewest: int = _FEWEST_FOR_SIZE) -> _Form | None:
+def _form_of(some: bytes, dtype: torch.dtype, fewest: int = FEWEST_FOR_SIZE) -> _Form | None:
     """Return what numbers look like; None of too few, or of another format."""
     if len(some) < fewest * dtype.itemsize or (dtype not in _FORMATS and dtype != torch.int8):
         return None
     numbers = _numbers(some, dtype)[: len(_ONES)]
     count = len(numbers)
     rms = math.sqrt(float(numbers.dot(numbers)) / count)
-    if count < _FEWEST:
+    if not USUAL_RMS[0] < rms < USUAL_RMS[1]:
+        # One number is not to say how large all are.
+        squares = np.sort(np.square(numbers, dtype=np.float64))[: max(count - count // ONE_IN, 1)]
+        rms = math.sqrt(float(squares.mean()))
+    if count < FEWEST:
         return _Form(rms, 0.0, is_usual=True)
     skew = abs(float(numbers.dot(_ONES[:count]))) / count / rms if rms else 1.0
-    is_usual = skew < _MOST_SKEW
+    is_usual = skew < MOST_SKEW
     if is_usual and dtype.itemsize > 1:
-        is_usual = _USUAL_RMS[0] < rms < _POSSIBLE_RMS[1]
+        is_usual = USUAL_RMS[0] < rms < POSSIBLE_RMS[1]
     if is_usual and dtype == torch.float16:
-        is_usual = bool(np.abs(numbers).min() < _NEAR_ZERO * rms)
+        is_usual = bool(np.abs(numbers).min() < NEAR_ZERO * rms)
     return _Form(rms, skew, is_usual)
 
 
 def _other_format(some: bytes, dtype: torch.dtype) -> str:
     """Return that odd numbers are usual ones of another format, or ""."""
     other = _MIXED_UP.get(dtype)
-    if other is None or len(some) < _FEWEST * other.itemsize:
+    if other is None or len(some) < FEWEST * other.itemsize:
         return ""
     with np.errstate(all="ignore"):
         form = _form_of(some, other)
@@ -537,14 +543,14 @@ def _other_format(some: bytes, dtype: torch.dtype) -> str:
 
 def _is_usual_scale(scale: float) -> bool:
     """Say whether a scale is one of usual weights, whatever their codes are, which are 1 and more, up to 448."""
-    return _USUAL_RMS[0] <= scale <= _USUAL_RMS[1] / _LARGEST_CODE
+    return USUAL_RMS[0] <= scale <= USUAL_RMS[1] / _LARGEST_CODE
 
 
 def _find_in_rms(name: str, rms: float) -> tuple[str, str]:
-    if not _POSSIBLE_RMS[0] <= rms <= _POSSIBLE_RMS[1]:
+    if not POSSIBLE_RMS[0] <= rms <= POSSIBLE_RMS[1]:
         return Content.NO_WEIGHTS(rms=rms), ""
-    is_large = rms > _USUAL_RMS[1] and _OF_TRANSFORMER.search(name)
-    is_small = rms < _USUAL_RMS[0] and not _OTHER_MATRIX.search(name)
+    is_large = rms > USUAL_RMS[1] and _OF_TRANSFORMER.search(name)
+    is_small = rms < USUAL_RMS[0] and not _OTHER_MATRIX.search(name)
     return "", Content.ODD_WEIGHTS(rms=rms) if is_large or is_small else ""
 
 
@@ -553,7 +559,7 @@ def _find_in_cast(name: str, some: bytes, dtype: torch.dtype) -> tuple[str, str]
     form = _form_of(some, dtype, fewest=1)
     if form is None:
         return "", ""
-    most = LARGEST_CAST_RMS if _OF_TRANSFORMER.search(name) or _OTHER_MATRIX.search(name) else _POSSIBLE_RMS[1]
+    most = LARGEST_CAST_RMS if _OF_TRANSFORMER.search(name) or _OTHER_MATRIX.search(name) else POSSIBLE_RMS[1]
     return (Content.LOST_SCALES(rms=form.rms), "") if form.rms > most else _find_in_rms(name, form.rms)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import MALFORMED, CheckpointError
-from ..sentences import joined, shortened
+from ..errors import MALFORMED, CheckpointError, in_words
+from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.checkpoints import Models
 from .disk import DOWNLOAD_AGAIN, reading
@@ -106,7 +106,7 @@ def _read(file: Path) -> dict[str, Mapping[str, Any]]:
             found[name.removesuffix(_TENSOR)] = _mapping(json.loads(raw))
     except MALFORMED as error:
         raise CheckpointError(
-            Models.DECLARATION_UNREADABLE(file=file, error=shortened(error, 120), download_again=DOWNLOAD_AGAIN)
+            Models.DECLARATION_UNREADABLE(file=file, error=in_words(error), download_again=DOWNLOAD_AGAIN)
         ) from error
     return found
 

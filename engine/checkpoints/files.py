@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..constants import PRECISIONS
-from ..errors import MALFORMED, CheckpointError, check_choice
+from ..errors import MALFORMED, CheckpointError, check_choice, in_words
 from ..quantities import format_bytes
-from ..sentences import Said, joined
+from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
@@ -477,13 +477,7 @@ def _read_shard_index(path: Path) -> set[str]:
             raise ValueError(Folders.ODD_INDEX())
         return names
     except MALFORMED as error:
-        raise CheckpointError(Folders.NO_INDEX(path=path, error=_shown(error))) from error
-
-
-def _shown(error: BaseException) -> str:
-    """Return what of an error shows: what it says if it is the pack's own, else its kind too."""
-    said = str(error)
-    return said if isinstance(said, Said) else repr(error)[:200]
+        raise CheckpointError(Folders.NO_INDEX(path=path, error=in_words(error))) from error
 
 
 def _check_block_files(folder: Path, files: tuple[Path, ...], missing: list[int]) -> None:

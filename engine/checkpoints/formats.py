@@ -119,12 +119,15 @@ class VaeFormat:
     temporal_downsample: tuple[bool, ...]
     """Whether each of the encoder's downsamplers halves time too."""
     has_encoder: bool
+    notes: tuple[str, ...] = ()
 
 
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 _TEXT_ENCODER_PREFIXES = ("", "text_encoder.", "umt5xxl.transformer.", "text_encoders.umt5xxl.transformer.")
 # Of a text encoder's file that holds the whole T5.
 _OF_WHOLE_T5 = re.compile(r"decoder\.|lm_head\.|encoder\.embed_tokens\.")
+# Of a VAE under its native names.
+_OF_VAE = re.compile(r"(encoder|decoder|conv[12])\.")
 _VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 
 # Blocks of the published models by width: missing last blocks do not show in names or shapes.
@@ -364,6 +367,11 @@ def holds_text_encoder(header: Header) -> bool:
     return any(name.startswith(_TEXT_ENCODER_PREFIXES[-1]) for name in header)
 
 
+def _is_of_whole_model(header: Header) -> bool:
+    """Say whether a file holds a transformer too, whose tensors are no concern of the VAE's."""
+    return any(re.search(r"(^|\.)blocks\.\d+\.modulation$", name) for name in header)
+
+
 def holds_vae(header: Header) -> bool:
     """Say whether a file of several models holds a Wan VAE under a name of its own."""
     return any(f"{prefix}decoder.middle.0.residual.0.gamma" in header for prefix in _VAE_PREFIXES if prefix)
@@ -387,17 +395,21 @@ def detect_vae(header: Header, source: str = Folders.THE_FILE()) -> VaeFormat:
     }
     sizes = read_sizes(named, edges, source)
     dtypes = {info.dtype for info in named.values()}
-    if (sizes["z_dim"], sizes["channels"]) != (LATENT_CHANNELS, 3) or not dtypes <= FLOAT_DTYPES:
+    if (sizes["z_dim"], sizes["channels"]) != (LATENT_CHANNELS, 3):
         raise CheckpointError(
             Folders.OTHER_VAE(
                 source=source,
                 z_dim=sizes["z_dim"],
                 channels=sizes["channels"],
-                dtypes=", ".join(sorted(dtypes)),
                 latent_channels=LATENT_CHANNELS,
                 vae=USABLE_FILES["VAE"],
             )
         )
+    if not dtypes <= FLOAT_DTYPES:
+        raise CheckpointError(
+            Folders.VAE_IN_OTHER_DTYPE(source=source, dtypes=", ".join(sorted(dtypes)), vae=USABLE_FILES["VAE"])
+        )
+    others = sorted(name for name in named if not _OF_VAE.match(name))
     stages, temporal = _read_decoder_stages(named, source)
     base_dim = sizes["base_dim"]
     is_even = len({len(stage) for stage in stages}) == 1 and all(len({*stage}) == 1 for stage in stages)
@@ -411,6 +423,7 @@ def detect_vae(header: Header, source: str = Folders.THE_FILE()) -> VaeFormat:
         num_res_blocks=len(stages[0]) - 1,
         temporal_downsample=tuple(reversed(temporal)),
         has_encoder="encoder.conv1.weight" in named,
+        notes=(describe_others(others, source),) if others and not _is_of_whole_model(header) else (),
     )
 
 

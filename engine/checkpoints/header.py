@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import MALFORMED, CheckpointError
+from ..errors import MALFORMED, CheckpointError, in_words
 from ..sentences import shortened
 from ..sentences.checkpoints import Reading
 from .disk import DOWNLOAD_AGAIN, check_start, find_size, read_start, reading
@@ -169,5 +169,9 @@ def _end_of(header: Mapping[str, tuple[TensorInfo, tuple[int, int]]], start: int
 
 def _corrupt(path: Path, problem: object) -> CheckpointError:
     return CheckpointError(
-        Reading.HEADER_CORRUPT(path=path, problem=shortened(problem, 300), download_again=DOWNLOAD_AGAIN)
+        Reading.HEADER_CORRUPT(
+            path=path,
+            problem=in_words(problem) if isinstance(problem, BaseException) else shortened(problem, 300),
+            download_again=DOWNLOAD_AGAIN,
+        )
     )

@@ -57,9 +57,7 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
     except (MemoryError, RuntimeError, OSError, *_MALFORMED) as error:
         if is_short_of_memory(error):
             raise unreadable(path, error) from error
-        said = first_line(error) or type(error).__name__
-        if not zipfile.is_zipfile(path):
-            said = Reading.NO_ARCHIVE()
+        said = Reading.NOT_READ_BY_TORCH() if zipfile.is_zipfile(path) else Reading.NO_ARCHIVE()
         raise CheckpointError(Reading.NO_PTH(path=path, said=said)) from error
     if not isinstance(loaded, dict) or not all(_is_entry(*item) for item in loaded.items()):
         kind = Reading.NESTED() if isinstance(loaded, dict) else type(loaded).__name__
@@ -80,6 +78,10 @@ def _check_archive(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        names = {entry.filename.rpartition("/")[2] for entry in archive.infolist()}
+        lacking = next((name for name in ("data.pkl", "version") if name not in names), None)
+        if lacking:
+            raise CheckpointError(Reading.NO_PTH(path=path, said=Reading.LACKS_RECORD(name=lacking)))
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(Reading.COMPRESSED(path=path, filename=entry.filename[:80]))

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import MALFORMED, CheckpointError
+from ..errors import MALFORMED, CheckpointError, in_words
 from ..sentences.checkpoints import Models
 from .disk import check_start, read_small
 
@@ -52,7 +52,7 @@ def count_pieces(path: Path) -> int:
     try:
         return _count_json(json.loads(content)) if file.suffix.lower() == ".json" else _count_spiece(content)
     except MALFORMED as error:
-        raise damaged_tokenizer(str(file), str(error)) from error
+        raise damaged_tokenizer(str(file), in_words(error)) from error
 
 
 def belongs_to(num_pieces: int, num_rows: int) -> bool:
@@ -62,7 +62,6 @@ def belongs_to(num_pieces: int, num_rows: int) -> bool:
 
 def damaged_tokenizer(source: str, detail: str) -> CheckpointError:
     """Return the sentence about a tokenizer that cannot be read."""
-    detail = next(iter(detail.splitlines()), "")[:200]
     return CheckpointError(
         Models.TOKENIZER_DAMAGED(source=source, detail=detail, expected_tokenizer=EXPECTED_TOKENIZER)
     )

@@ -20,9 +20,10 @@ from ..checkpoints.kinds import identify_kind
 from ..checkpoints.names import promises_distilled
 from ..checkpoints.pth import is_pth
 from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
-from ..errors import MALFORMED, CheckpointError
+from ..errors import MALFORMED, CheckpointError, in_words
 from ..sentences import joined
 from ..sentences.between import Between
+from ..sentences.data import Data
 from ..sentences.kinds import Kinds
 from ..sentences.lora_files import LoraFiles
 from .changes import Change, Lora, check_strength, fits
@@ -410,13 +411,13 @@ def _peft_scale(
         if not config.get("rank_pattern") and config.get("r") and int(config["r"]) not in ranks:
             notes.append(LoraFiles.PEFT_OF_ANOTHER(rank=config["r"], own=", ".join(map(str, sorted(ranks)))))
             return lambda name, rank: 1.0
-        alpha, is_rs = float(config["lora_alpha"]), bool(config.get("use_rslora"))
+        alpha, is_rs = _finite(config["lora_alpha"]), bool(config.get("use_rslora"))
         patterns = config.get("alpha_pattern") or {}
         if len(patterns) > len(header) or len(list(filter(_REPEAT.search, patterns))) > _MAX_REPEATING:
             raise ValueError(LoraFiles.MANY_PATTERNS(num_patterns=len(patterns)))
-        alphas = {_pattern(name): float(value) for name, value in patterns.items()}
-    except (*MALFORMED, re.error) as error:
-        raise CheckpointError(LoraFiles.PEFT_UNREADABLE(name=path.name, error=error)) from error
+        alphas = {_pattern(name): _finite(value) for name, value in patterns.items()}
+    except MALFORMED as error:
+        raise CheckpointError(LoraFiles.PEFT_UNREADABLE(name=path.name, error=in_words(error))) from error
 
     def scale(name: str, rank: int) -> float:
         module = name.partition(".lora_")[0][-_MAX_MODULE_CHARACTERS:]
@@ -426,11 +427,22 @@ def _peft_scale(
     return scale
 
 
+def _finite(value: Any) -> float:
+    """Return a number of JSON data; raises one of MALFORMED where it is none."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(Data.BUILT_OTHERWISE())
+    return number
+
+
 def _pattern(name: str) -> re.Pattern[str]:
     """Return PEFT's pattern of modules; without what could take for ever to be looked for."""
     if re.search(r"\)[*+?{]", name) or len(_REPEAT.findall(name)) > _MAX_REPEATS:
         raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80]))
-    return re.compile(rf"(?:^|\.)(?:{name})$")
+    try:
+        return re.compile(rf"(?:^|\.)(?:{name})$")
+    except re.error as error:
+        raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80])) from error
 
 
 def other_expert(expert: str) -> str:

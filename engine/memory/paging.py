@@ -44,11 +44,6 @@ class StepWatch:
             return transformer
         return cast(Transformer, _Watched(transformer, self))
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the report gains."""
-        return {"warnings": self.warnings} if self.warnings else {}
-
     def look(self, begun: float) -> None:
         """Look at a pass that began then, on the clock of `time.perf_counter`."""
         torch.cuda.synchronize(self._device)

@@ -71,6 +71,8 @@ class Reading:
         "{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
         "accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
     )
+    LACKS_RECORD = Sentence("it lacks {name}, which PyTorch writes")
+    NOT_READ_BY_TORCH = Sentence("PyTorch does not read its parts")
     NO_ARCHIVE = Sentence("it is no archive as torch.save writes it since PyTorch 1.6")
     NESTED = Sentence("nested data")
     NO_STATE_DICT = Sentence(
@@ -115,6 +117,7 @@ class Content:
     NO_SCALE = Sentence("holds scales down to {least:.3g}, where every scale is above 0")
     OTHER_FORMAT = Sentence("is said to be {said}, and what it holds is {found}")
     NO_WEIGHTS = Sentence("makes the weights of its layer {rms:.3g} on average, where those of a model are 0.001 to 1")
+    ODD_SCALE = Sentence("holds a scale of {most:.3g}, where its others are {level:.3g}")
     LOST_SCALES = Sentence(
         "holds FP8 numbers of {rms:.3g} on average without a scale, where those of a plain cast are 0.001 to 1: its "
         "scales got lost"
@@ -193,7 +196,8 @@ class Models:
     # checkpoints/vocabulary.py
     EXPECTED_TOKENIZER = Sentence("the google/umt5-xxl folder that comes with Wan2.1 (tokenizer.json or spiece.model)")
     TOKENIZER_DAMAGED = Sentence(
-        "The tokenizer {source} cannot be read ({detail}); expected {expected_tokenizer}. Download the folder again."
+        "Download the folder google/umt5-xxl again: the tokenizer {source} cannot be read ({detail}); expected "
+        "{expected_tokenizer}."
     )
     NO_PIECES = Sentence("no list of pieces")
     LONG_NUMBER = Sentence("a number of more than 64 bits")

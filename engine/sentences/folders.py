@@ -92,7 +92,7 @@ class Folders:
         "Delete {one} in {folder}, or put it elsewhere: there are two files for one block, and the model's is {other}."
     )
     ODD_INDEX = Sentence("it names files that are no files of its folder")
-    NO_INDEX = Sentence("{path} is not an index of safetensors shards ({error}). Download it again.")
+    NO_INDEX = Sentence("Download {path} again: it is not an index of safetensors shards ({error}).")
     FOREIGN_FILE = Sentence("{advice} {path} holds no transformer to load: {found} is {kind}; {expected}")
     AT_ROOT = Sentence("at the root or ")
     PART_MISSING = Sentence(
@@ -169,9 +169,10 @@ class Folders:
         "scaled file keeps more."
     )
     OTHER_VAE = Sentence(
-        "{source} is a VAE of {z_dim} latent channels (48: Wan2.2 5B) and {channels} image channels in {dtypes}; "
-        "expected {latent_channels} and 3 in BF16, F16 or F32. Use {vae}."
+        "Use {vae}: {source} is a VAE of {z_dim} latent channels (48: Wan2.2 5B) and {channels} image channels; "
+        "expected {latent_channels} and 3."
     )
+    VAE_IN_OTHER_DTYPE = Sentence("Use {vae}: {source} is a VAE in {dtypes}; expected BF16, F16 or F32.")
     ODD_STAGES = Sentence(
         "{source} has decoder stages of widths {stages}; expected the same number of blocks of one width in each. "
         "Use {usable}."

@@ -108,8 +108,8 @@ class LoraFiles:
     )
     ANOTHER_SIZE = Sentence("a model of another size")
     PEFT_UNREADABLE = Sentence(
-        "The PEFT settings of LoRA {name} cannot be read ({error}): adapter_config.json beside it, or "
-        "lora_adapter_metadata in it. Download it again."
+        "Download LoRA {name} and its adapter_config.json again: the PEFT settings of LoRA {name}, in that file beside "
+        "it or as lora_adapter_metadata in it, cannot be read ({error})."
     )
     PEFT_SETTINGS = Sentence("the settings of PEFT")
     ALPHA_ALONE = Sentence("no pair (alpha alone)")

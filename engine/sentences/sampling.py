@@ -80,6 +80,17 @@ class Sampling:
     # pipeline.py
     SAMPLING = Sentence("sampling")
     DECODING = Sentence("decoding")
+    ODD_LATENTS = Sentence(
+        "Check {title} in full (python tools/doctor.py --check NAME), and sample without LoRAs: the latents are far "
+        "outside of what a video of Wan has, as {doubt}. A damaged checkpoint or LoRA does this."
+    )
+    WIDE_LATENTS = Sentence(
+        "their standard deviation is {std:.3g}, of one channel {largest:.3g}, where about 1 is usual and 2 is much"
+    )
+    SHIFTED_LATENTS = Sentence("the mean of one channel is {mean:.3g}, where 0 to 2 is usual")
+    ROUGH_LATENTS = Sentence(
+        "neighbours differ {roughness:.2f} times as much as in noise, where in a picture they are alike"
+    )
     BROKEN_LATENTS = Sentence(
         "Sample again, with another sampler, attention or precision, and with a file that is complete: {share:.1f} % "
         "of the latents to decode are NaN or infinite, and the video would be black."

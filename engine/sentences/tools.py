@@ -11,6 +11,8 @@ class Arguments:
     # tools/arguments.py
     OF_ARGUMENT = Sentence("{name}: {problem}")
     NO_WHOLE_NUMBER = Sentence("give a whole number from {low} to {high}, not {text!r}.")
+    NO_PATH = Sentence("give the path of a file or a folder, not an empty text.")
+    NO_TEXT = Sentence("give a name, not an empty text.")
     NO_NUMBER = Sentence("give a number from {low} to {high}, not {text!r}.")
 
 

@@ -24,7 +24,7 @@ from ..checkpoints.vocabulary import (
     read_tokenizer,
     tokenizer_file,
 )
-from ..errors import MALFORMED, CheckpointError, MissingDependencyError
+from ..errors import MALFORMED, CheckpointError, MissingDependencyError, in_words
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.text import Text
@@ -84,7 +84,7 @@ def open_spiece(model: bytes, source: str) -> Tokenizer:
         processor.LoadFromSerializedProto(model)
         end_token = processor.eos_id()
     except (RuntimeError, *MALFORMED) as error:
-        raise damaged_tokenizer(source, str(error)) from error
+        raise damaged_tokenizer(source, in_words(error)) from error
     _check_end_token(source, end_token)
 
     def encode(text: str) -> list[int]:
@@ -119,11 +119,11 @@ def _in_rust(file: Path, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:
-        raise damaged_tokenizer(str(file), str(error)) from error
+        raise damaged_tokenizer(str(file), in_words(error)) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise damaged_tokenizer(str(file), str(error)) from error
+        raise damaged_tokenizer(str(file), in_words(error)) from error
 
 
 def _check_growth(file: Path, content: bytes) -> None:
@@ -133,7 +133,7 @@ def _check_growth(file: Path, content: bytes) -> None:
         rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(table.get(part))]
         growth = math.prod(max(1, len(str(rule.get(key, "")))) for rule in rules for key in ("content", "prepend"))
     except MALFORMED as error:
-        raise damaged_tokenizer(str(file), str(error)) from error
+        raise damaged_tokenizer(str(file), in_words(error)) from error
     if growth > _MAX_GROWTH:
         raise damaged_tokenizer(str(file), Text.ENDLESS_RULES())
 

@@ -456,7 +456,7 @@ REFUSED_VAES: dict[str, tuple[Callable[[], Header], str]] = {
         lambda: reshape(vae_header(), conv2__weight=(48, 48, 1, 1, 1), decoder__conv1__weight=(32, 48, 3, 3, 3)),
         "48 latent channels.*Wan2.2",
     ),
-    "fp8": (lambda: cast(vae_header(), {"F32": "F8_E4M3"}), "in F8_E4M3; expected 16 and 3 in BF16"),
+    "fp8": (lambda: cast(vae_header(), {"F32": "F8_E4M3"}), "in F8_E4M3; expected BF16"),
     "layer missing": (
         lambda: without(vae_header(), r"decoder\.upsamples\.9\.residual\.6\.weight"),
         r"missing \(decoder.upsamples.9.residual.6.weight\)",

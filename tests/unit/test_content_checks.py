@@ -415,3 +415,35 @@ def test_each_part_is_looked_at_once(tmp_path) -> None:
         content.look("a.weight", tmp_path, values, torch.int8, start=8 * MIB)
     # The short end of a large tensor may be rows that are zero.
     content.look("a.weight", tmp_path, values[:1000], torch.int8, start=16 * MIB)
+
+
+# Odd numbers among usual ones
+
+
+@pytest.mark.parametrize("value", [60_000.0, -3000.0, 1e-20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_one_odd_number_is_not_taken_for_the_size_of_a_layer(dtype, value, caplog) -> None:
+    weight = (torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    weight[0, 0] = value
+    assert ContentCheck().find("blocks.0.self_attn.q.weight", weight, dtype) == ("", "")
+    fault, _ = ContentCheck().find("blocks.0.self_attn.q.weight", weight * 1000, dtype)
+    assert "makes the weights of its layer" in fault or "holds numbers up to" in fault
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_the_scale_of_one_row_is_not_taken_for_that_of_all_but_is_said(repository, precision, way, caplog) -> None:
+    folder = repository / f"distill_{precision}"
+    change(folder / "block_1.safetensors", "blocks.1.cross_attn.q.weight_scale", 500.0)
+    WAYS[way](folder)
+    assert len(caplog.messages) == 1
+    assert "blocks.1.cross_attn.q.weight_scale holds a scale of 500, where its others are 0.00" in caplog.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["blocks.1.modulation", "head.modulation"])
+def test_a_modulation_a_hundred_times_too_large_is_a_warning(repository, name, way, caplog) -> None:
+    change_each(repository / "distill_int8", name, lambda each: each / each.abs().max() * 170)
+    WAYS[way](repository / "distill_int8")
+    said = [message for message in caplog.messages if "the latents are" not in message]
+    assert len(said) == 1 and f"{name} holds numbers up to 170" in said[0]

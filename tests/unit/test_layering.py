@@ -44,7 +44,18 @@ TOUCHED_IN = {
 STDLIB_ONLY = (
     *(
         f"engine/checkpoints/{name}.py"
-        for name in ("cast", "checks", "files", "formats", "header", "kinds", "published", "tae", "transformers")
+        for name in (
+            "bounds",
+            "cast",
+            "checks",
+            "files",
+            "formats",
+            "header",
+            "kinds",
+            "published",
+            "tae",
+            "transformers",
+        )
     ),
     *(
         f"engine/memory/{name}.py"

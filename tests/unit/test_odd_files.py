@@ -229,7 +229,7 @@ def test_a_tokenizer_that_is_none(encoder, name, content, message) -> None:
 
 def test_what_is_wrong_with_the_only_tokenizer_is_what_is_said(encoder) -> None:
     (encoder.parent / "spiece.model").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"^The tokenizer .*spiece.model cannot be read \(no list of pieces\)"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer .*spiece.model cannot be read \(no list of pieces\)"):
         choose_tokenizer(encoder, [encoder.parent])
 
 
@@ -641,7 +641,7 @@ INDICES = {
 def test_indices_that_are_none(tmp_path, case) -> None:
     shutil.copy(checkpoints.single_file("bf16"), tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors.index.json").write_text(INDICES[case])
-    with pytest.raises(CheckpointError, match=r"index.json is not an index of safetensors shards"):
+    with pytest.raises(CheckpointError, match=r"index.json again: it is not an index of safetensors shards"):
         resolve_transformer(tmp_path)
 
 
@@ -848,7 +848,7 @@ def test_patterns_of_peft_that_take_for_ever(tmp_path, pattern, message) -> None
 def test_settings_of_peft_that_are_none(tmp_path, text) -> None:
     file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
     (tmp_path / "adapter_config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"PEFT settings of LoRA lora.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"PEFT settings of LoRA lora.safetensors, .* cannot be read"):
         read_lora(file, MODEL)
 
 

@@ -201,6 +201,9 @@ def _sample_natively(
     share = broken_share(latents)
     if share:
         raise NonFiniteLatentsError(Sampling.NO_NUMBERS(share=100 * share, name=type(model.model).__name__))
+    if "sample" not in made_by:
+        warnings = pipeline.warnings_about(latents, type(model.model).__name__)
+        stage.details |= {"warnings": warnings} if warnings else {}
     return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])
 
 
