@@ -80,16 +80,16 @@ def test_the_downloads_that_bring_missing_files_are_named(host, models_dir, monk
     assert offer["room"]["missing_bytes"] == offer["num_bytes"]
     assert wanted[0]["instead"] == {}
     # On a card that is faster with the same model in INT8, that is offered first, and what it takes the place of.
-    monkeypatch.setattr(
-        doctor,
-        "faster_files_here",
-        lambda names: {n: n.replace("scaled_fp8_e4m3", "int8") for n in names if "fp8" in n},
-    )
-    first, second = editor.answer_downloads(values)["wanted"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            doctor,
+            "faster_files_here",
+            lambda names: {n: n.replace("scaled_fp8_e4m3", "int8") for n in names if "fp8" in n},
+        )
+        first, second = editor.answer_downloads(values)["wanted"]
     int8 = image.replace("scaled_fp8_e4m3", "int8")
     assert (first["name"], first["files"], first["instead"]) == ("wan2.1-i2v-480p-int8", (int8, vae), {int8: image})
     assert (second["name"], second["instead"]) == ("wan2.1-i2v-480p-fp8", {})
-    monkeypatch.undo()
     # A companion that is all that is lacking is offered, and fetched, alone.
     (alone,) = editor.answer_downloads(read_parameters(editor.DOWNLOADS, {"file_1": vae}))["wanted"]
     assert (alone["name"], alone["parts"], alone["folder"]) == ("fp8-single", ["vae"], "models/vae")

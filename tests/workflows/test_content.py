@@ -138,7 +138,12 @@ def test_prompts_of_the_demo_are_held_out():
 
 @pytest.mark.parametrize(
     ("precision", "method", "tiling"),
-    [("bf16", "lcm", "off"), ("bf16", "euler", "on"), ("fp8", "lcm", "on"), ("fp8", "euler", "off")],
+    [
+        ("bf16", "euler", "on"),
+        ("fp8", "lcm", "off"),
+        pytest.param("bf16", "lcm", "off", marks=pytest.mark.slow),
+        pytest.param("fp8", "euler", "on", marks=pytest.mark.slow),
+    ],
 )
 def test_clips_show_what_was_asked_for(run, monkeypatch, precision, method, tiling):
     if tiling == "on":  # four tiles: at its usual size one tile holds all of so small a clip
@@ -192,7 +197,9 @@ class TestLora:
             (thing,) = (thing for thing in wanted.things if thing.colour == lora.COLOUR)
             assert (thing.shape, wanted.background, thing.motion) in lora.HELD_OUT
 
-    @pytest.mark.parametrize("precision", ["fp8", "int8", "bf16"])
+    @pytest.mark.parametrize(
+        "precision", ["fp8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("int8", "bf16"))]
+    )
     def test_things_are_black_where_the_prompt_says_so_and_nothing_else_changes(self, run, precision):
         plain = Graph(run, precision=precision)
         graph = plain.with_lora(LORA.name)
