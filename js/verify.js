@@ -27,7 +27,9 @@ export function describeCheck(name, describeItem) {
                 show(start);
             } else if (state.is_running) {
                 const amount = say("check_amount", { done: formatBytes(state.done_bytes), size: formatBytes(state.num_bytes), file: state.what });
-                show(muted(amount), progressBar(state), stop);
+                // Until it is known what there is to read.
+                const isCounted = state.num_bytes > 0;
+                show(...(isCounted ? [muted(amount)] : []), progressBar(state), stop);
                 setTimeout(() => place.isConnected && follow(), POLL_MS);
             } else {
                 show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));

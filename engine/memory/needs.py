@@ -6,6 +6,7 @@ a stage takes beside what the process has anyway. `python tools bench grid` comp
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -78,6 +79,11 @@ class Sizes:
     """Of its file; 0 where it is not known."""
     ranks: int = 1
     """GPUs that compute the clip together. What is VRAM is of each, what is RAM of all of them."""
+
+    @functools.cached_property
+    def activations(self) -> int:
+        """Bytes that a forward pass takes beside the weights, on each GPU; asked for with every placement."""
+        return activations(self)
 
     @property
     def image_rows(self) -> int:
@@ -197,7 +203,7 @@ def resting_need(weights: WeightSizes, placement: Placement, *, on_gpu: bool, ra
 
 def sampling_need(sizes: Sizes, placement: Placement, *, on_gpu: bool) -> Need:
     """Return what denoising takes, weights included."""
-    weights, work = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks), activations(sizes)
+    weights, work = resting_need(sizes.weights, placement, on_gpu=on_gpu, ranks=sizes.ranks), sizes.activations
     return weights + (Need(vram=work, ram=0) if on_gpu else Need(vram=0, ram=sizes.ranks * work))
 
 
