@@ -25,12 +25,14 @@ from lightx2v_pack.engine.errors import CheckpointError, NonFiniteLatentsError
 from lightx2v_pack.engine.handles import TransformerHandle, VaeHandle
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.lora.reader import read_lora
+from lightx2v_pack.engine.memory.tiles import Tile
 from lightx2v_pack.engine.settings import EngineSettings, OffloadSettings
 from lightx2v_pack.engine.umt5.tokenizer import open_tokenizer
 from lightx2v_pack.tools import make_tiny_checkpoint as tiny
 from safetensors.torch import load_file, save_file
 from support import checkpoints, loras
 from support.rights import forbidden, needs_rights, open_folder
+from support.tensors import normal
 
 KEY = "_quantization_metadata"
 CPU = torch.device("cpu")
@@ -817,6 +819,31 @@ def test_latents_that_are_no_numbers_are_not_decoded_without_a_word(value, place
     with pytest.raises(NonFiniteLatentsError, match=r"Sample again.*\d % of the latents to decode are NaN"):
         pipeline.decode(handle, latents, hooks=Hooks())
     assert not handle.owner.is_loaded
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("tensor", "tile"),
+    [
+        ("decoder.upsamples.0.residual.2.weight", None),
+        ("decoder.upsamples.0.residual.6.weight", Tile(size=8, overlap=2)),
+        ("encoder.middle.0.residual.2.weight", None),
+        ("encoder.head.2.weight", Tile(size=8, overlap=2)),
+    ],
+)
+def test_a_vae_whose_damage_no_look_at_its_file_finds_gives_no_black_video(value, tensor, tile, tmp_path) -> None:
+    """Of large tensors a look takes samples of 32 bytes, with as much between them and more."""
+    tensors = load_file(checkpoints.vae(sizes=tiny.TinySizes(vae_dim=24)))
+    assert tensors[tensor].nbytes >= 2**13
+    tensors[tensor].view(-1)[9] = value
+    save_file(tensors, tmp_path / "my_vae.safetensors")
+    handle = pipeline.load_vae(tmp_path / "my_vae.safetensors", offload=OffloadSettings())
+    message = r"^Check the VAE in full .*--check my_vae.safetensors\) and download it again: .*NaN or infinite"
+    with pytest.raises(NonFiniteLatentsError, match=message):
+        if tensor.startswith("decoder."):
+            pipeline.decode(handle, normal(1, 16, 1, 6, 12), tile=tile, hooks=Hooks())
+        else:
+            pipeline.encode_video(handle, torch.rand(1, 48, 96, 3), tile=tile, hooks=Hooks())
 
 
 # LoRA files
