@@ -150,13 +150,82 @@ def test_a_peft_file_without_its_settings_says_so(tmp_path):
     assert "adapter_config.json is not beside it" in str(lora.report)
 
 
-@pytest.mark.parametrize("r", [2, 8, 64])
-def test_settings_of_peft_of_another_rank_are_another_loras(r, tmp_path):
-    loras.write_peft_config(tmp_path, r=r, lora_alpha=128)
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"r": 2}, "they say rank 2, and it has 4"),
+        ({"r": 64}, "they say rank 64, and it has 4"),
+        ({"r": 8, "rank_pattern": {"attn2": 16}}, "they say rank 8, and it has 4"),
+        ({"r": 4, "target_modules": ["to_k", "ffn.net.2"]}, "they are for ffn.net.2, to_k, and it has blocks.0.attn1"),
+        ({"r": 4, "target_modules": r".*double_blocks\.\d+\.img_mod"}, "they are for .*double_blocks"),
+        ({"r": 4, "lora_alpha": None}, "they have no lora_alpha"),
+        ({"r": 4, "use_dora": True, "target_modules": ["to_k"]}, "they are for to_k"),
+        ({"r": "x"}, "they cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "adapter_model"])
+def test_settings_of_peft_of_another_lora_are_not_used(settings, reason, name, tmp_path):
+    loras.write_peft_config(tmp_path, **{"lora_alpha": 128, **settings})
     drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
-    lora = read(loras.write(tmp_path / "x.safetensors", drawn, "diffusers"))
+    lora = read(loras.write(tmp_path / f"{name}.safetensors", drawn, "peft of diffusers"))
     assert [change.factor for change in lora.changes] == [1.0]
-    assert f"another LoRA's and are not used: they say rank {r}, and it has 4" in str(lora.report)
+    assert f"(adapter_config.json) are not used: {reason}" in str(lora.report) and lora.report.is_doubtful
+
+
+@pytest.mark.parametrize("convention", ["diffusers", "musubi converted, ai-toolkit, diffusion-pipe", "diffsynth"])
+def test_settings_beside_a_file_that_is_not_pefts_are_not_used(convention, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32)
+    drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn, convention))
+    assert [change.factor for change in lora.changes] == [1.0]
+    assert "are not used: PEFT's own files are called adapter_model.safetensors" in str(lora.report)
+
+
+@pytest.mark.parametrize(("convention", "alpha"), [("lightx2v", None), ("diffusers", 2.0), ("peft", 2.0)])
+def test_settings_of_peft_that_nothing_asks_for_are_not_spoken_of(convention, alpha, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32)
+    drawn = loras.draw(WEIGHTS, alpha=alpha, modules=["blocks.0.self_attn.q"])
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn, convention))
+    assert lora.report.notes == () and not lora.report.is_doubtful
+    check(lora, drawn)
+
+
+@pytest.mark.parametrize(
+    "targets", [None, ["attn1.to_q"], ["to_q", "to_k"], r"blocks\.\d+\.attn1\.to_[qkv]", "all-linear", "(.*)*.*.*x"]
+)
+@pytest.mark.parametrize(("name", "convention"), [("adapter_model", "diffusers"), ("my_lora", "peft of diffusers")])
+def test_settings_of_peft_that_are_used_are_told(targets, name, convention, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32, target_modules=targets)
+    lora = read(
+        loras.write(tmp_path / f"{name}.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), convention)
+    )
+    assert [change.factor for change in lora.changes] == [8.0]
+    assert "scaled by 8 (alpha/rank of adapter_config.json)" in str(lora.report) and not lora.report.is_doubtful
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({"use_dora": True}, "DoRA"), ({"peft_type": "LOHA"}, "LOHA"), ({"peft_type": "ADALORA"}, "ADALORA")],
+)
+def test_a_file_of_another_kind_by_its_settings_is_refused_by_name(settings, kind, tmp_path):
+    loras.write_peft_config(tmp_path, **{"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], **settings})
+    path = loras.write(
+        tmp_path / "adapter_model.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), "diffusers"
+    )
+    with pytest.raises(CheckpointError, match=f"cannot be applied exactly.*it has {kind}, as its PEFT settings"):
+        read(path)
+
+
+def test_other_settings_of_peft_are_another_lora(tmp_path):
+    """What is loaded is compared by it."""
+    path = loras.write(
+        tmp_path / "adapter_model.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), "peft"
+    )
+    identities = set()
+    for alpha in (4, 8):
+        loras.write_peft_config(tmp_path, r=4, lora_alpha=alpha)
+        identities.add(read(path).identity)
+    assert len(identities) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
@@ -176,12 +245,6 @@ def test_names_with_many_prefixes_take_no_time(start, tmp_path):
     with pytest.raises(CheckpointError):
         read(tmp_path / "x.safetensors")
     assert time.thread_time() - begun < 5
-
-
-def test_settings_of_peft_that_cannot_be_read_are_an_error(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"adapter_config.json"):
-        read(loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS), "peft"))
 
 
 # Files of both experts

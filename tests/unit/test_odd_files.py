@@ -858,7 +858,7 @@ MODEL = read_header(checkpoints.single_file("bf16"))
         ("(a+)+$", "a pattern"),
         ("blocks.(", "cannot be read"),
         (".*.*.*.*x", "a pattern"),
-        ("b" * 9 + "{1}+*+", "cannot"),
+        ("b" * 9 + "{1}+*+", "a pattern"),
         ([f"b{number}" for number in range(200)], "200 patterns, more than"),
         ([f"b{number}.*" for number in range(9)], "9 patterns, more than"),
     ],
@@ -867,16 +867,16 @@ def test_patterns_of_peft_that_take_for_ever(tmp_path, pattern, message) -> None
     file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
     patterns = dict.fromkeys(pattern if isinstance(pattern, list) else [pattern], 8)
     loras.write_peft_config(tmp_path, lora_alpha=4, alpha_pattern=patterns)
-    with pytest.raises(CheckpointError, match=message):
-        read_lora(file, MODEL)
+    report = read_lora(file, MODEL).report
+    assert message in str(report) and "cannot be read" in str(report) and report.is_doubtful
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", '{"lora_alpha": 1e999, "alpha_pattern": 5}', "\xff"])
 def test_settings_of_peft_that_are_none(tmp_path, text) -> None:
     file = loras.write(tmp_path / "lora.safetensors", DRAWN, "peft")
     (tmp_path / "adapter_config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"PEFT settings of LoRA lora.safetensors, .* cannot be read"):
-        read_lora(file, MODEL)
+    found = read_lora(file, MODEL)
+    assert "are not used: they cannot be read" in str(found.report) and found.report.factors == (1.0,)
 
 
 @pytest.mark.parametrize(
