@@ -63,9 +63,10 @@ def find_prefix(
     found = [prefix for prefix, names in known.items() if names]
     # The same names may be read in two ways; other names are another model.
     found = [prefix for prefix in found if prefix == found[0] or known[prefix].isdisjoint(known[found[0]])]
-    if not found:
-        whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
-        found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
+    # Whatever else the names of a model stand behind is a second one.
+    whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
+    read = set().union(*(known[prefix] for prefix in found))
+    found += sorted({match[1] for name in header.keys() - read if (match := whole.fullmatch(name))})
     if len(found) > 1:
         raise CheckpointError(
             Models.SEVERAL_MODELS(

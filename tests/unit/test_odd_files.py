@@ -353,12 +353,28 @@ def test_whatever_stands_before_all_names_is_left_off(tmp_path, prefix) -> None:
     assert resolve_text_encoder(text, OWN).format.prefix == prefix
 
 
-def test_two_models_in_one_file_are_named(tmp_path) -> None:
-    stored = load_file(checkpoints.single_file("bf16"))
-    both = {f"{part}.{name}": each.clone() for part in ("high", "low") for name, each in stored.items()}
-    save_file(both, tmp_path / "both.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds 2 models, under high\., low\."):
-        resolve_transformer(tmp_path / "both.safetensors")
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        (("high.", "low."), r"high\., low\."),
+        (("model.", "model_ema."), r"model\., model_ema\."),
+        (("", "ema."), r"no prefix, ema\."),
+        (("model.diffusion_model.", "generator_ema."), r"model\.diffusion_model\., generator_ema\."),
+    ],
+)
+def test_two_models_in_one_file_are_named(parts, named, tmp_path) -> None:
+    path = tmp_path / "both.safetensors"
+    for file, resolve in (
+        (checkpoints.single_file("bf16"), resolve_transformer),
+        (checkpoints.vae(), resolve_vae),
+        (checkpoints.text_encoder("bf16"), lambda path: resolve_text_encoder(path, OWN)),
+    ):
+        stored = load_file(file)
+        save_file({f"{part}{name}": each.clone() for part in parts for name, each in stored.items()}, path)
+        with pytest.raises(CheckpointError, match=r"holds 2 models, under (\S+|no prefix), \S+; expected one") as found:
+            resolve(path)
+        if resolve is resolve_transformer:
+            assert re.search(rf"under {named};", str(found.value))
 
 
 def test_a_file_of_a_whole_model_has_all_its_parts(tmp_path) -> None:
