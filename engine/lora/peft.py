@@ -22,6 +22,7 @@ from ..checkpoints.header import Header
 from ..errors import MALFORMED, CheckpointError, in_words
 from ..sentences.data import Data
 from ..sentences.lora_files import LoraFiles
+from .keys import without_wrappers
 
 _CONFIG = "adapter_config.json"
 # Of it, which names modules.
@@ -142,7 +143,7 @@ def _other_modules(config: Any, names: list[str]) -> str:
 
 def _module(name: str) -> str:
     """Return the module of a pair's first half, as settings call it."""
-    return name.partition(".lora_")[0].removeprefix(_OWN_PREFIX)[-_MAX_MODULE_CHARACTERS:]
+    return without_wrappers(name.partition(".lora_")[0].removeprefix(_OWN_PREFIX)[-_MAX_MODULE_CHARACTERS:])
 
 
 def _scale_of(config: Mapping[str, Any], num_tensors: int) -> Scale:

@@ -73,12 +73,12 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
         CheckpointError: the file is damaged or no LoRA, holds what cannot be applied exactly (LoHa, LoKr, DoRA ...), or
             is for another model, so that nothing applies.
     """
+    size, changed = stamp(path)
     if is_pth(path):
         weights: Weights = PthWeights(path)
         metadata: dict[str, str] = {}
     else:
         weights, metadata = SafetensorsWeights([path]), read_metadata(path)
-    size, changed = stamp(path)
     titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
     reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
     peft = read_peft(path, metadata, weights.header, _EXPECTED)
@@ -94,6 +94,8 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
         tensors=weights,
         report=report,
         may_distill=promises_distilled(titles),
+        path=path,
+        stamp=(size, changed),
     )
 
 
@@ -176,16 +178,20 @@ class _Reading:
         self._parts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._spelled: dict[str, str] = {}
         foreign: dict[str, list[str]] = defaultdict(list)
+        behind: dict[str, list[tuple[str, Name]]] = defaultdict(list)
         for name in header:
             meaning = spellings.read(name)
             if isinstance(meaning, Foreign):
                 foreign[meaning.kind].append(name)
             elif meaning.group:
                 self._left_out[meaning.group].append(name)
+            elif meaning.prefix:
+                behind[meaning.prefix].append((name, meaning))
             else:
                 self._add(name, meaning)
         if foreign:
             self._refuse(foreign)
+        self._take(behind)
 
     def changes(self, expert: str, peft: Peft, read: Callable[[str], torch.Tensor]) -> list[Change]:
         """Return what the file changes."""
@@ -205,6 +211,20 @@ class _Reading:
         """Return how much of the file applies."""
         found = _report(title, changes, self._left_out, tuple(self.notes), is_idle=is_idle)
         return replace(found, is_doubtful=self.is_doubtful)
+
+    def _take(self, behind: Mapping[str, Sequence[tuple[str, Name]]]) -> None:
+        """Take the modules behind a prefix that is not known, where there are no others."""
+        if self._parts:
+            for found in behind.values():
+                self._left_out[LoraFiles.LACKED_MODULES()] += (name for name, _ in found)
+            return
+        if len(behind) > 1:
+            prefixes, more = ", ".join(list(behind)[:3]), ", ..." if len(behind) > 3 else ""
+            raise CheckpointError(
+                LoraFiles.SEVERAL_LORAS(subject=self.subject, num_found=len(behind), prefixes=prefixes, more=more)
+            )
+        for name, meaning in (each for found in behind.values() for each in found):
+            self._add(name, meaning)
 
     def _add(self, name: str, meaning: Name) -> None:
         parts = self._parts[meaning.module, meaning.expert]

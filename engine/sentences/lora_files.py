@@ -77,6 +77,9 @@ class LoraFiles:
         "{subject} has two tensors for the same: {part} and {name}. Two LoRAs may have been put into one file; use "
         "them one by one."
     )
+    SEVERAL_LORAS = Sentence(
+        "Use a file with one LoRA: {subject} has modules of this checkpoint {num_found} times, under {prefixes}{more}."
+    )
     ODD_DTYPE = Sentence(
         "{subject} stores {name} as {dtype}; expected floating point numbers. Use another version of it."
     )

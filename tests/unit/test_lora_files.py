@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -435,6 +437,81 @@ def test_what_alpha_and_strength_make_of_good_numbers_is_looked_at(module, alpha
             handle, [conditioning_of(torch.ones(4, 64))], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks()
         )
     assert f"with strength {strength:g} and alpha/rank {alpha / 4:g} it adds" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "is_bad"), [(6e4, 6e4, True), (6e4, -6e4, True), (1e3, 1e3, True), (30, 30, False)]
+)
+@pytest.mark.parametrize("module", ["blocks.1.ffn.2", "head.head"])
+def test_what_both_factors_make_together_is_looked_at(module, down, up, is_bad, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=[module])
+    for half, value in enumerate((down, up)):
+        drawn.pairs[module][half].fill_(value)
+    files = resolve_transformer(distilled("fp8"))
+    handle = TransformerHandle(files, EngineSettings(compile="off"), OffloadSettings(mode="none"))
+    handle = handle.with_lora(handle.read_lora(loras.write(tmp_path / "x.safetensors", drawn)))
+    (composition,) = handle._compositions(SimpleNamespace(inputs="bf16"))
+    spec = next(each for each in composition.specs if each.name == f"{module}.lora_up")
+    if is_bad:
+        with pytest.raises(CheckpointError, match=rf"^Set a lower .* LoRA x\.safetensors: .* to {module}\.weight"):
+            composition.read(spec)
+    else:
+        composition.read(spec)
+
+
+def test_a_lora_that_changed_after_it_was_read_is_not_used(tmp_path):
+    path = loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS[:1]))
+    handle = TransformerHandle(
+        resolve_transformer(distilled("fp8")), EngineSettings(compile="off"), OffloadSettings(mode="none")
+    )
+    handle = handle.with_lora(handle.read_lora(path))
+    loras.write(path, loras.draw(WEIGHTS, modules=BLOCKS[:1], seed=7))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+    settings = SamplingSettings(seed=1, method="euler", steps=4, shift=5.0)
+    entry = conditioning_of(torch.ones(4, 64))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors has changed since its loader looked at it"):
+        pipeline.sample(handle, [entry], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks())
+
+
+WRAPPED = {
+    "generator.model.": "blocks.0.self_attn.q",
+    "my_dit.": "blocks.0.self_attn.q",
+    "my.own.dit.": "head.head",
+    "_orig_mod.": "blocks.0.self_attn.q",
+    "module._orig_mod.": "blocks.0.self_attn.q",
+    "lora_unet__orig_mod_": "blocks_0_self_attn_q",
+    "model._fsdp_wrapped_module.": "blocks.0._fsdp_wrapped_module.self_attn.q",
+    "": "blocks.0._orig_mod.self_attn.q",
+    "diffusion_model.": "blocks.0._checkpoint_wrapped_module.self_attn.q",
+    "base_model.model.": "blocks.0.self_attn.q.base_layer",
+    "transformer.": "blocks.0.attn1.to_q.base_layer",
+    "x.y._orig_mod.": "blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.ffn.2.base_layer",
+}
+
+
+@pytest.mark.parametrize(("prefix", "module"), WRAPPED.items())
+@pytest.mark.parametrize("ends", [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")])
+def test_prefixes_that_nobody_knows_and_wrappers_are_taken_off(prefix, module, ends, tmp_path):
+    target = "head.head" if "head" in module else "blocks.0.ffn.2" if "ffn" in module else "blocks.0.self_attn.q"
+    drawn = loras.draw(WEIGHTS, modules=[target])
+    tensors = dict(zip((f"{prefix}{module}.{end}" for end in ends), drawn.pairs[target], strict=True))
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = read(tmp_path / "x.safetensors")
+    check(lora, drawn)
+    assert not lora.report.left_out
+
+
+def test_what_stands_behind_another_prefix_is_not_mixed_with_the_model(tmp_path):
+    other = pair("controlnet.blocks.0.self_attn.q")
+    report = read(with_extra(tmp_path, **other)).report
+    assert report.left_out == {"modules that this checkpoint lacks": tuple(other)} and report.num_matched == 40
+    save_file({**other, **pair("my_dit.blocks.0.self_attn.k")}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"^Use a file with one LoRA: .* 2 times, under controlnet\., my_dit\.\."):
+        read(tmp_path / "x.safetensors")
+    vace = pair("my.vace_blocks.0.self_attn.q")
+    save_file(vace, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="a VACE module"):
+        read(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e30, 100.5, -101.0])
