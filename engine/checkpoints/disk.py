@@ -95,8 +95,11 @@ def find_size(path: Path, expected: str) -> int:
     Args: expected: what it should have been, for the sentence.
 
     Raises:
-        CheckpointError: it is missing, a folder, a pipe or a device, or may not be looked at.
+        CheckpointError: it is missing, a folder, a pipe or a device, or may not be looked at; or its name is not UTF-8.
     """
+    # What a name has that is not UTF-8 is a surrogate in Python (os.fsdecode).
+    if any("\ud800" <= each <= "\udfff" for each in str(path)):
+        raise CheckpointError(Reading.NOT_UTF8(name=str(path).encode("utf-8", "replace").decode("utf-8")))
     try:
         found = os.stat(path)
     except ValueError as error:

@@ -76,7 +76,7 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, TensorInfo], dict[st
         raise CheckpointError(
             Reading.OTHER_LENGTH(path=path, state=state, size=size, expected=expected, download_again=DOWNLOAD_AGAIN)
         )
-    return {name: info for name, (info, _) in header.items()}, _metadata_of(table)
+    return {name: info for name, (info, _) in header.items()}, _metadata_of(path, table)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -85,12 +85,16 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: as read_header.
     """
-    return _metadata_of(_read_table(path)[0])
+    return _metadata_of(path, _read_table(path)[0])
 
 
-def _metadata_of(table: Mapping[str, Any]) -> dict[str, str]:
+def _metadata_of(path: Path, table: Mapping[str, Any]) -> dict[str, str]:
     metadata = table.get("__metadata__")
-    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, Reading.ODD_METADATA())
+    return metadata
 
 
 def _read_table(path: Path) -> tuple[dict[str, Any], int, int]:

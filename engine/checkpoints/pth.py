@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -18,12 +19,14 @@ import torch
 
 from ..errors import MALFORMED, CheckpointError
 from ..sentences.checkpoints import Reading
-from .disk import check_ending, check_start, find_size, first_line, is_short_of_memory, read_start, reading, unreadable
+from .disk import check_ending, check_start, find_size, is_short_of_memory, read_start, reading, unreadable
 
 _EXPECTED = Reading.PTH_FILE()
 _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
 # What programs that train put the tensors of their model under, one in the other; beside it an optimizer and counters.
 _WRAPPERS, _MOST_WRAPPERS = ("state_dict", "module", "model"), 3
+# What PyTorch says of a class or a function in a pickle.
+_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,80})")
 # Of the pickle, which names the tensors; the text encoder's takes 0.04 MB.
 _MAX_PICKLE_BYTES = 2**19
 # Of values in values; a tensor has four.
@@ -56,7 +59,9 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise _refuse_objects(path, first_line(error)) from error
+        found = _GLOBAL.search(str(error))
+        detail = Reading.HOLDS_OBJECT(name=found[1]) if found else Reading.HOLDS_OBJECTS()
+        raise _refuse_objects(path, detail) from error
     except (MemoryError, RuntimeError, OSError, *_MALFORMED) as error:
         if is_short_of_memory(error):
             raise unreadable(path, error) from error

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import CheckpointError
 from ..sentences.checkpoints import Reading
 from .content import Look
-from .disk import first_line, is_short_of_memory, unreadable
+from .disk import is_short_of_memory, unreadable
 from .header import TensorInfo, read_header
 from .pth import is_pth, load_pth
 
@@ -176,4 +176,4 @@ def _open_safetensors(path: Path) -> Any:
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) or is_short_of_memory(error):
             raise unreadable(path, error) from error
-        raise CheckpointError(Reading.CHANGED_WHILE_OPEN(path=path, first_line=first_line(error))) from error
+        raise CheckpointError(Reading.CHANGED_WHILE_OPEN(path=path)) from error

@@ -358,10 +358,9 @@ class _Reading:
             Between.COMMA,
         )
         kind = identify_kind(self._header)
-        said = LoraFiles.LOOKS_LIKE(kind=kind[0]) if kind and kind[0] != Kinds.LORA() else ""
-        return LoraFiles.APPLIES_TO_NOTHING(
-            subject=self.subject, groups=groups, examples=examples, expected=_EXPECTED, said=said
-        )
+        if kind and kind[0] != Kinds.LORA():
+            return LoraFiles.IS_MODEL(advice=kind[1], subject=self.subject, kind=kind[0], examples=examples)
+        return LoraFiles.APPLIES_TO_NOTHING(subject=self.subject, groups=groups, examples=examples, expected=_EXPECTED)
 
 
 def _report(

@@ -40,6 +40,10 @@ class Reading:
         "{path} has changed since its loader looked at it (from {before} to {now} bytes). Run the loader again; "
         "where the file is still being copied or downloaded, when that has ended."
     )
+    NOT_UTF8 = Sentence(
+        "Rename the file or its folder: the name {name} is not in UTF-8 (a question mark stands for what is not), and "
+        "neither PyTorch nor safetensors opens it."
+    )
     NO_NAME = Sentence("{path!r} is no name of a file ({error}); expected {expected}.")
     # checkpoints/header.py
     SAFETENSORS_FILE = Sentence("a safetensors file")
@@ -49,6 +53,7 @@ class Reading:
     ODD_DTYPE = Sentence("a dtype {dtype!r}")
     ODD_BYTES = Sentence("{dtype} {shape} takes {num_bytes} bytes, not {found}")
     LONGER_THAN_HEADER = Sentence("longer than its header says")
+    ODD_METADATA = Sentence("its __metadata__ holds something else than texts by name")
     NO_TABLE = Sentence("no table")
     LONG_NAME = Sentence("a name of {num_name} characters, {name!r}")
     ODD_SHAPE = Sentence("{name} of shape {shape} at {end}")
@@ -68,9 +73,11 @@ class Reading:
     # checkpoints/pth.py
     PTH_FILE = Sentence("a PyTorch file")
     OBJECTS = Sentence(
-        "{path} is not loaded: it is not a file of plain tensors (a pickle may run code, so nothing else is "
-        "accepted). Use the original file or a .safetensors version of it. Detail: {detail}"
+        "Use the original file or a .safetensors version of it: {path} is not loaded, as it is not a file of plain "
+        "tensors (a pickle may run code, so nothing else is accepted). Detail: {detail}"
     )
+    HOLDS_OBJECT = Sentence("it holds code or a whole module, {name}, where a state dict holds tensors alone")
+    HOLDS_OBJECTS = Sentence("it holds code or whole modules, where a state dict holds tensors alone, or is damaged")
     LACKS_RECORD = Sentence("it lacks {name}, which PyTorch writes")
     NOT_READ_BY_TORCH = Sentence("PyTorch does not read its parts")
     NO_ARCHIVE = Sentence("it is no archive as torch.save writes it since PyTorch 1.6")
@@ -94,7 +101,8 @@ class Reading:
     DEEP_TABLE = Sentence("values in values, more than {max_depth} deep or again and again")
     # checkpoints/weights.py
     CHANGED_WHILE_OPEN = Sentence(
-        "{path} cannot be read: {first_line}. It changed since it was opened; download it again."
+        "Run the loader again, and where that does not help, download the file again: {path} is another file than when "
+        "it was looked at, or one that safetensors does not read."
     )
     # checkpoints/content.py
     ALL_ZEROS = Sentence("is all zeros")

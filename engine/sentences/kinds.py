@@ -54,8 +54,10 @@ class Kinds:
     )
     EXPECTED = Sentence("expected {wanted}, e.g. {usable}.")
     IS_OTHER = Sentence("{advice} {source} is {kind}; {expected}")
-    NO_TENSORS = Sentence("{source} holds no tensors; {expected}")
-    NOT_RECOGNISED = Sentence("{source} is not recognised: found tensors such as {examples}; {expected}")
+    NO_TENSORS = Sentence("Download {source} again: it holds no tensors; {expected}")
+    NOT_RECOGNISED = Sentence(
+        "Choose another file: {source} is not recognised: found tensors such as {examples}; {expected}"
+    )
     USE_14B = Sentence("Use a 14B model (16 input channels, or 36 for image-to-video).")
 
 

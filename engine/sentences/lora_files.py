@@ -19,7 +19,7 @@ class LoraFiles:
     BLOCKS_AFTER_LAST = Sentence("blocks after the last of {num_blocks}")
     TEXT_ENCODER = Sentence("a text encoder")
     # lora/reader.py
-    NO_LORA = Sentence("no LoRA")
+    NO_LORA = Sentence("what is no part of a LoRA")
     SELF_ATTENTION = Sentence("self-attention")
     CROSS_ATTENTION = Sentence("cross-attention")
     FEED_FORWARD = Sentence("feed-forward")
@@ -41,8 +41,10 @@ class LoraFiles:
     MODEL_OF_WIDTH = Sentence("a model of that width")
     ONE_HALF = Sentence("this checkpoint is one transformer and gets the {expert}-noise half")
     APPLIES_TO_NOTHING = Sentence(
-        "{subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; {expected}.{said}"
+        "Use a LoRA for this model: {subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; "
+        "{expected}."
     )
+    IS_MODEL = Sentence("{advice} {subject} is no LoRA but {kind}: it has tensors such as {examples}.")
     EMBEDDINGS_HEAD = Sentence("embeddings and head")
     OTHER_KIND = Sentence(
         "A LoRA cannot be applied: {key} is to be changed by {kind}, which this transformer does not compute; "
@@ -59,12 +61,11 @@ class LoraFiles:
     )
     BOTH_EXPERTS = Sentence("It is for both experts of Wan2.2; {each}.")
     ITS_NUMBER = Sentence("{subject} cannot be used: its {name}")
-    NO_TENSORS = Sentence("{subject} holds no tensors; {expected}.")
+    NO_TENSORS = Sentence("Download it again, or use another: {subject} holds no tensors; {expected}.")
     OTHER_FAMILY = Sentence(
         "{subject} is for {family}: none of its tensors has the shape of this checkpoint's, whose width is {own}: "
         "{examples}. Use a LoRA for {model}."
     )
-    LOOKS_LIKE = Sentence(" It looks like {kind}.")
     NOT_FINITE = Sentence("{what} is {factor}; expected a finite number. Use another version of the file.")
     DORA = Sentence(
         "A LoRA cannot be applied: {key} is to be changed by DoRA, LoCon or a new shape; {expected}. Remove that LoRA."

@@ -1,7 +1,10 @@
 """Reading weights: safetensors and .pth files, damaged ones included."""
 
 import errno
+import json
+import os
 import pickle
+import struct
 import sys
 from collections import OrderedDict
 from concurrent import futures
@@ -121,6 +124,35 @@ def test_a_pickle_does_not_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_a_pickle_holds_beside_tensors_is_said_in_our_words(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"^Use the original file or a .*whole module, torch.nn.modules") as found:
+        open_weights([tmp_path / "model.pth"])
+    assert not any(word in str(found.value) for word in ("weights_only", "\x1b", "torch.load", "trust"))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_name_that_is_not_utf8_is_to_be_changed(suffix: str, place: str, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"wan\xff")
+    path = tmp_path / (odd + suffix if place == "file" else f"{odd}/vae{suffix}")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(checkpoints.vae(suffix).read_bytes())
+    with pytest.raises(CheckpointError, match=r"^Rename the file or its folder: .*wan\?") as found:
+        open_weights([path])
+    str(found.value).encode()
+
+
+@pytest.mark.parametrize("metadata", [{"a": 5}, {"a": None}, ["a"], "a"], ids=str)
+def test_metadata_that_are_no_texts_are_named(metadata: object, tmp_path: Path) -> None:
+    table = {"__metadata__": metadata, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    raw = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4))
+    with pytest.raises(CheckpointError, match=r"is corrupt \(its __metadata__ holds something else"):
+        open_weights([tmp_path / "model.safetensors"])
+
+
 def test_ordered_state_dict_is_accepted(tmp_path: Path) -> None:
     torch.save(OrderedDict(weight=torch.arange(3)), tmp_path / "model.pth")
     assert open_weights([tmp_path / "model.pth"]).header == {"weight": TensorInfo("I64", (3,))}
@@ -150,7 +182,8 @@ def test_a_file_that_changes_after_it_was_opened_is_named(tmp_path: Path) -> Non
     path.write_bytes(checkpoints.vae().read_bytes())
     weights = open_weights([path])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: .*download it again"):
+    message = "^Run the loader again, and .*download the file again: .*model.safetensors is another"
+    with pytest.raises(CheckpointError, match=message):
         weights["conv2.weight"]
 
 
