@@ -103,13 +103,17 @@ _FOREIGN_FILES = (
 )
 
 
-def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
+def resolve_checkpoint(
+    path: Path, precision: str = "auto", *, text_encoder: Path | None = None, vae: Path | None = None
+) -> Checkpoint:
     """Find everything that belongs to a checkpoint.
 
     Args:
         path: a model repository (with distill_fp8/, distill_int8/ or distill_models/), a folder with a
             transformer, or a single safetensors file.
         precision: auto (fp8, then int8, then bf16) | fp8 | int8 | bf16.
+        text_encoder: a file to take in place of the checkpoint's.
+        vae: the same.
 
     Raises:
         CheckpointError: the path is missing, holds no transformer, or not one of that precision.
@@ -121,14 +125,15 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     home = transformer.folder if transformer else path
     scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
-    text_encoder = _choose_text_encoder(folders, scheme)
-    vae = next(iter(_find_files(folders, _VAE_FILE)), None)
+    near = [] if text_encoder is None else find_tokenizers(text_encoder)
+    text_encoder = text_encoder or _choose_text_encoder(folders, scheme)
+    vae = vae or next(iter(_find_files(folders, _VAE_FILE)), None)
     if transformer is not None and transformer.layout == "single" and None in (text_encoder, vae):
         # ComfyUI's files of a whole model hold the others too.
         whole = read_header(transformer.files[0])
         text_encoder = transformer.files[0] if text_encoder is None and holds_text_encoder(whole) else text_encoder
         vae = transformer.files[0] if vae is None and holds_vae(whole) else vae
-    tokenizer = next((found for folder in folders if (found := _tokenizer_in(folder))), None)
+    tokenizer = next(iter([*near, *(found for folder in folders if (found := _tokenizer_in(folder)))]), None)
     tokenizer_source = tokenizer
     if tokenizer is None and text_encoder is not None and holds_tokenizer(text_encoder):
         tokenizer_source = text_encoder
