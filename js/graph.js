@@ -25,6 +25,9 @@ export const PICTURES = {
     WanImageToVideo: ["start_image"],
     WanFirstLastFrameToVideo: ["start_image", "end_image"],
 };
+// Nodes that make a condition of nothing but a text, and those of ComfyUI that pass on what is in one.
+const TEXTS = ["LightX2VTextEncode", "CLIPTextEncode"];
+const PASSES_ON = /^Conditioning(Combine|Concat|Average|SetArea\w*|SetMask|SetTimestepRange|SetProperties\w*|ZeroOut)$/;
 // Choice of a node whose width times height are an area: the video has the picture's shape.
 export const FROM_PICTURE = "from the picture";
 // Sampler -> its input for the latent.
@@ -302,8 +305,8 @@ function describeClip(sampler) {
     const latent = inputNode(sampler, SAMPLERS[sampler.type]);
     const names = SIZES[latent?.type] ?? [];
     const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
-    const condition = inputNode(sampler, "conditioning") ?? inputNode(sampler, "positive");
-    const has_picture = PICTURES[condition?.type]?.some((name) => inputNode(condition, name)) ? 1 : undefined;
+    const hasOne = hasPicture(conditionOf(sampler) ?? conditionOf(inputNode(sampler, "guider")));
+    const has_picture = hasOne === undefined ? undefined : Number(hasOne);
     const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
@@ -316,12 +319,29 @@ function describeClip(sampler) {
     return { width, height, frames, batch, isArea, ...sampling, has_own_sampler, has_picture, ...choice };
 }
 
+const conditionOf = (node) => node && (inputNode(node, "conditioning") ?? inputNode(node, "positive"));
+
+/** Whether a node's condition has a picture in it; undefined where nobody knows what a node makes of it. */
+function hasPicture(node, seen = new Set()) {
+    if (!node || TEXTS.includes(node.type)) {
+        return node && false;
+    }
+    const before = (node.inputs ?? [])
+        .filter(({ type, name }) => type === "CONDITIONING" && name !== "negative")
+        .map(({ name }) => (seen.has(node) ? undefined : hasPicture(inputNode(node, name), new Set([...seen, node]))));
+    const found = [Boolean(PICTURES[node.type]?.some((name) => inputNode(node, name))), ...before];
+    const isKnown = (node.type in PICTURES || PASSES_ON.test(node.type)) && !found.includes(undefined);
+    return found.includes(true) || (isKnown ? false : undefined);
+}
+
 const numbered = (loras) => Object.fromEntries(
     loras.flatMap(({ file, expert }, index) => [[`lora_${index + 1}`, file], [`lora_${index + 1}_expert`, expert]]),
 );
 
-function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0 }) {
-    return width * height * frames * batch * steps || steps;
+function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0, has_own_sampler = 0 }) {
+    // SamplerCustom has its steps from another node.
+    const count = steps || has_own_sampler;
+    return width * height * frames * batch * count || count;
 }
 
 const isUsed = (node, slot) => (node.outputs[slot].links?.length ? 1 : 0);

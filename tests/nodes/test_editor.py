@@ -196,3 +196,19 @@ def test_a_text_to_video_model_with_a_picture_is_refused_before_the_run(host, mo
     assert editor.answer_plan(values)["ok"]
     answer = editor.answer_plan(values | {"has_picture": "1"})
     assert not answer["ok"] and "load an image-to-video model" in answer["sentence"] and answer["detected"]
+
+
+def test_an_image_to_video_model_without_a_picture_is_refused_before_the_run(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+    from lightx2v_pack.engine.stages import given
+
+    (models_dir / "diffusion_models").mkdir(exist_ok=True)
+    shutil.copy(checkpoints.single_file("int8", sizes=checkpoints.I2V_SIZES), models_dir / "diffusion_models")
+    values = {"transformer": checkpoints.single_file("int8", sizes=checkpoints.I2V_SIZES).name}
+    values |= {"width": 64, "height": 48, "frames": 5}
+    assert editor.answer_plan(values)["ok"] and editor.answer_plan(values | {"has_picture": "1"})["ok"]
+    answer = editor.answer_plan(values | {"has_picture": "0"})
+    assert not answer["ok"] and answer["sentence"] == given.NO_IMAGE and answer["detected"]
+    t2v = checkpoints.single_file("bf16")
+    shutil.copy(t2v, models_dir / "diffusion_models" / "t2v.safetensors")
+    assert editor.answer_plan(values | {"transformer": "t2v.safetensors", "has_picture": "0"})["ok"]

@@ -345,10 +345,35 @@ def test_the_plan_is_asked_with_what_the_sampler_is_set_to(read_graph):
     ask = "graphs.describeRun(find(1)).parameters"
     asked = read_graph(T2V, ask)
     assert asked["steps"] == 4 and asked["shift"] == 5 and asked["high_steps"] == 2 and asked["has_picture"] == 1
-    assert "has_picture" not in read_graph(changed(5, mode=4), ask)
+    assert read_graph(changed(5, mode=4), ask)["has_picture"] == 0
     sampler = ("KSampler", 0, {"model": (3, 0), "positive": (6, 0), "latent_image": (6, 2)} | SAMPLING, ["LATENT"])
     asked = read_graph(T2V | {7: sampler}, ask)
     assert "shift" not in asked and asked["has_own_sampler"] == asked["has_picture"] == 1
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked"),
+    [
+        (("LightX2VTextEncode", 0, {}, ["CONDITIONING"]), 0),
+        (("ConditioningSetMask", 0, {"conditioning": (4, 0)}, ["CONDITIONING"]), 0),
+        (("ConditioningCombine", 0, {"conditioning_1": (4, 0), "conditioning_2": (6, 0)}, ["CONDITIONING"]), 1),
+        (("ConditioningCombine", 0, {"conditioning_1": (4, 0), "conditioning_2": (8, 0)}, ["CONDITIONING"]), None),
+        (("Unknown", 0, {"conditioning": (6, 0)}, ["CONDITIONING"]), 1),
+        (("Unknown", 0, {"conditioning": (4, 0)}, ["CONDITIONING"]), None),
+        (("LightX2VImageToVideo", 0, {"positive": (4, 0), "negative": (6, 0)}, ["CONDITIONING"] * 2), 0),
+        (("WanImageToVideo", 0, {"positive": (6, 0)}, ["CONDITIONING"] * 2), 1),
+    ],
+)
+def test_the_plan_is_asked_with_a_picture_only_where_that_is_known(read_graph, condition, asked):
+    """1: a picture reaches the sampler; 0: none can; nothing where another pack's node decides."""
+    ask = "graphs.describeRun(find(1)).parameters.has_picture"
+    other = ("Unknown", 0, {"text": "a fox"}, ["CONDITIONING"])
+    kind, mode, given, outputs = T2V[7]
+    first = {number: T2V[number] for number in range(1, 7)} | {8: other, 9: condition}
+    guider = ("BasicGuider", 0, {"model": (3, 0), "conditioning": (9, 0)}, ["GUIDER"])
+    assert read_graph(first | {7: (kind, mode, given | {"conditioning": (9, 0)}, outputs)}, ask) == asked
+    sampler = ("SamplerCustomAdvanced", 0, {"guider": (10, 0), "latent_image": (6, 2)}, ["LATENT"])
+    assert read_graph(first | {10: guider, 7: sampler}, ask) == asked
 
 
 def test_a_size_in_a_pictures_shape_is_known_to_be_an_area(read_graph):
