@@ -99,6 +99,8 @@ def load_checkpoint(
     found = resolve_checkpoint(path, precision, text_encoder=text_encoder, vae=vae)
     for note in found.notes:
         logger.info("LightX2V: %s", note)
+    for sentence in found.passed_over:
+        logger.warning("LightX2V: %s", sentence)
     if found.transformer is not None:
         _warn_of_notes(found.transformer)
     for sentence in found.missing:

@@ -61,6 +61,8 @@ class Checkpoint:
     """What was resolved and why, one sentence each."""
     missing: tuple[str, ...]
     """What is not there, where it is expected and where to get it, one sentence each."""
+    passed_over: tuple[str, ...] = ()
+    """Transformers that would have been taken before this one and cannot be, one sentence each."""
 
 
 # Sub-folders of the model repository, in the order in which precision "auto" takes them.
@@ -121,7 +123,7 @@ def resolve_checkpoint(
     check_choice("precision", precision, PRECISIONS)
     if not os.path.lexists(path):
         raise CheckpointError(Folders.DOES_NOT_EXIST(path=path))
-    transformer, notes = _choose_transformer(path, precision)
+    transformer, notes, passed_over = _choose_transformer(path, precision)
     home = transformer.folder if transformer else path
     scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
@@ -150,6 +152,7 @@ def resolve_checkpoint(
         vae=vae,
         has_text=text_encoder is not None and tokenizer_source is not None,
         notes=tuple(notes),
+        passed_over=tuple(passed_over),
         missing=tuple(
             Folders.PART_MISSING(
                 part=part,
@@ -373,14 +376,16 @@ def _names_in(folder: Path) -> list[str]:
         return []
 
 
-def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str]]:
-    """Return the first usable transformer, or None where only its companions are there, with notes."""
-    failures: list[CheckpointError] = []
+def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str], list[str]]:
+    """Return the first usable transformer, or None where only its companions are there, notes, and what of those
+    before it cannot be used.
+    """
+    failures: dict[Path, CheckpointError] = {}
     for candidate in _list_candidates(path, precision):
         try:
             found = resolve_experts(candidate)
         except CheckpointError as error:
-            failures.append(error)
+            failures[candidate] = error
             continue
         scheme = found.format.precision
         if precision not in ("auto", scheme):
@@ -391,11 +396,14 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=format_bytes(found.total_bytes))
         if found.second is not None:
             size = Folders.TWO_EXPERTS(size=size, title=found.title)
-        notes = [Folders.NOT_USED(failure=failure) for failure in failures]
-        return found, [Folders.TRANSFORMER_IS(candidate=candidate, scheme=scheme, size=size, why=why), *notes]
-    if failures:
-        raise failures[0]
-    return None, []
+        passed_over: list[str] = [
+            Folders.PASSED_OVER(name=other.name, taken=candidate.name, scheme=scheme, failure=failure)
+            for other, failure in failures.items()
+        ]
+        return found, [Folders.TRANSFORMER_IS(candidate=candidate, scheme=scheme, size=size, why=why)], passed_over
+    for failure in failures.values():
+        raise failure
+    return None, [], []
 
 
 def _list_candidates(path: Path, precision: str) -> list[Path]:

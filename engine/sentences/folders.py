@@ -41,7 +41,7 @@ class Folders:
     AND_MORE = Sentence(" and {number} more")
     MISSING_BLOCKS = Sentence("{describe_blocks} missing")
     FOUND = Sentence("found {names}")
-    NOT_USED = Sentence("Not used: {failure}")
+    PASSED_OVER = Sentence("{name} is there and cannot be used, so {taken} ({scheme}) is used. {failure}")
     NO_SUCH_PRECISION = Sentence(
         "{path} has no {precision} transformer: found {there}; expected {folder}/. Choose a precision that is "
         "there, or download {folder}/ from {model_repository}."
