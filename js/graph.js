@@ -208,11 +208,13 @@ function activeNodes(graph) {
 }
 
 /**
- * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own}:
- * the one that is asked for first, then transformers and LoRAs; which these are; and which the pack's own nodes name.
+ * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own,
+ * usesPack}: the one that is asked for first, then transformers and LoRAs; which these are; which the pack's own nodes
+ * name; and whether there are such nodes.
  */
 export function missingFiles(asked) {
-    const found = activeNodes(app.rootGraph ?? app.graph).flatMap((node) => {
+    const nodes = activeNodes(app.rootGraph ?? app.graph);
+    const found = nodes.flatMap((node) => {
         const isOwn = node.type.startsWith("LightX2V");
         const main = [LOADERS[node.type], LORAS[node.type]?.[0], node.type in LOADERS && PAIR[0]];
         const widgets = isOwn || HOST_LOADERS.includes(node.type) ? node.widgets ?? [] : [];
@@ -228,7 +230,12 @@ export function missingFiles(asked) {
     const rank = ({ name, isMain }) => (name === asked ? 0 : isMain ? 1 : 2);
     found.sort((one, other) => rank(one) - rank(other));
     const names = (files) => [...new Set(files.map(({ name }) => name))];
-    return { names: names(found), main: names(found.filter(({ isMain }) => isMain)), own: names(found.filter(({ isOwn }) => isOwn)) };
+    return {
+        names: names(found),
+        main: names(found.filter(({ isMain }) => isMain)),
+        own: names(found.filter(({ isOwn }) => isOwn)),
+        usesPack: nodes.some(({ type }) => type.startsWith("LightX2V")),
+    };
 }
 
 /** Let loaders that name a file which is not there take what came in its place: {new: old}. */

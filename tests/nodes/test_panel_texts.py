@@ -266,6 +266,23 @@ def test_variants_are_listed_under_their_headings():
     ]
 
 
+def test_files_that_the_open_graph_lacks_are_a_thing_to_do():
+    """Once, whether or not there is any checkpoint at all; of graphs without nodes of the pack nothing is said."""
+    fine, slow = {"state": "ok", "remedy": ""}, {"state": "warn", "remedy": "do"}
+    none = {"state": "missing", "remedy": "get", "kind": "no_checkpoints"}
+    lacks, whole = {"names": ["a"], "usesPack": True}, {"names": [], "usesPack": True}
+    foreign = {"names": ["a"], "usesPack": False}
+    for items, named, expected in (
+        ([fine], whole, {"count": 0, "worst": "ok", "lacks": False}),
+        ([fine], lacks, {"count": 1, "worst": "missing", "lacks": True}),
+        ([fine], foreign, {"count": 0, "worst": "ok", "lacks": False}),
+        ([slow, fine], lacks, {"count": 2, "worst": "missing", "lacks": True}),
+        ([none, slow], lacks, {"count": 2, "worst": "missing", "lacks": True}),
+        ([none], whole, {"count": 1, "worst": "missing", "lacks": False}),
+    ):
+        assert evaluate("verdict.js", "judge", f"judge({json.dumps(items)}, {json.dumps(named)})") == expected
+
+
 def test_no_more_is_asked_for_than_the_route_takes():
     names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
     asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
@@ -374,6 +391,22 @@ def test_the_plan_is_asked_with_a_picture_only_where_that_is_known(read_graph, c
     assert read_graph(first | {7: (kind, mode, given | {"conditioning": (9, 0)}, outputs)}, ask) == asked
     sampler = ("SamplerCustomAdvanced", 0, {"guider": (10, 0), "latent_image": (6, 2)}, ["LATENT"])
     assert read_graph(first | {10: guider, 7: sampler}, ask) == asked
+
+
+def test_it_is_known_which_files_the_graph_lacks(read_graph):
+    ask = """(() => {
+        Object.assign(find(1).widgets[0], { options: { values: ["other"] }, value: "wan.safetensors" });
+        return graphs.missingFiles();
+    })()"""
+    found = read_graph(T2V, ask)
+    assert found == {
+        "names": ["wan.safetensors"],
+        "main": ["wan.safetensors"],
+        "own": ["wan.safetensors"],
+        "usesPack": True,
+    }
+    foreign = {1: ("VAELoader", 0, {"vae_name": "wan.safetensors"}, ["VAE"])}
+    assert read_graph(foreign, ask) == {"names": ["wan.safetensors"], "main": [], "own": [], "usesPack": False}
 
 
 def test_a_size_in_a_pictures_shape_is_known_to_be_an_area(read_graph):
