@@ -393,9 +393,10 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
             why = Folders.AUTO_PRECISION()
-        size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=format_bytes(found.total_bytes))
+        num_blocks, total = found.format.architecture.num_layers, format_bytes(found.total_bytes)
+        size = Folders.SIZE(num_blocks=num_blocks, size=total)
         if found.second is not None:
-            size = Folders.TWO_EXPERTS(size=size, title=found.title)
+            size = Folders.TWO_EXPERTS(num_blocks=num_blocks, size=total, title=found.title)
         passed_over: list[str] = [
             Folders.PASSED_OVER(name=other.name, taken=candidate.name, scheme=scheme, failure=failure)
             for other, failure in failures.items()

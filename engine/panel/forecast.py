@@ -284,9 +284,10 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
 
 def describe_transformer(files: TransformerFiles, numbers: str) -> str:
     """Return e.g. "fp8, 40 blocks, 13.1 GiB". Args: numbers: what it has and what is computed in."""
-    size = Doctor.BLOCKS(num_layers=files.format.architecture.num_layers, size=format_bytes(files.total_bytes))
-    expert = Doctor.ONE_TRANSFORMER if files.second is None else Doctor.TWO_EXPERTS
-    return expert(numbers=numbers, size=size)
+    num_layers, size = files.format.architecture.num_layers, format_bytes(files.total_bytes)
+    if files.second is not None:
+        return Doctor.TWO_EXPERTS(numbers=numbers, num_layers=num_layers, size=size)
+    return Doctor.ONE_TRANSFORMER(numbers=numbers, size=Doctor.BLOCKS(num_layers=num_layers, size=size))
 
 
 def _card(device: torch.device, count: int = 1) -> str:
