@@ -177,6 +177,9 @@ function loaderBehind(node, seen = new Set()) {
 
 export const isSwitchedOff = (node) => BYPASSED.includes(node.mode);
 
+/** Whether a LoRA's strength is 0, with which nothing of it is computed. */
+export const isWithoutStrength = (node) => widgetValue(node, LORAS[node.type][1]) === 0;
+
 /** Whether a node before this one puts the same file on the same expert of the transformer. */
 export function isPutOnBefore(node) {
     const [own] = lorasOf(node);

@@ -84,6 +84,8 @@ _TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
 _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
 # Safetensors files that sit beside transformers and are none.
 _NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
+# Files that do not hold a whole transformer: its blocks and shards, and what lies beside it.
+_NO_TRANSFORMER_FILE = re.compile(r"^(non_block|block_\d+)\.|-\d+-of-\d+\.|t5|vae|tae|lora|clip", re.IGNORECASE)
 
 _OTHER = dict(zip(EXPERTS, reversed(EXPERTS), strict=True))
 
@@ -326,6 +328,22 @@ def list_checkpoint_folders(root: Path) -> list[str]:
             above = [depth for depth, part in enumerate(parts) if is_a_version(Path(part))]
             found.update((name, *("/".join(parts[:depth]) for depth in above)))
     return sorted(found - {""})
+
+
+def list_checkpoints(root: Path) -> list[str]:
+    """List what can be chosen as a checkpoint below `root`: the folders, see above, then the transformers' files."""
+    files = (
+        os.path.join(folder, entry.name).replace(os.sep, "/")
+        for folder, entries in (walk(root, _leave_out) if os.path.isdir(root) else ())
+        for entry in entries
+        if is_transformer_file(entry.name) and os.path.isfile(entry.path)
+    )
+    return [*list_checkpoint_folders(root), *sorted(files)]
+
+
+def is_transformer_file(name: str) -> bool:
+    """Say by its name whether a file holds a whole transformer."""
+    return _is_safetensors(name) and not _NO_TRANSFORMER_FILE.search(name)
 
 
 def list_transformer_folders(root: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What the editor is told before any prompt has run."""
 
+import json
 import os
 import shutil
 
@@ -27,6 +28,23 @@ def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
     answer = editor.answer_plan({"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5})
     assert answer["ok"] and answer["vram"] is None
     assert any("no CUDA device" in reason for reason in answer["reasons"])
+
+
+def test_the_command_looks_at_the_checkpoints_that_the_panel_looks_at(host, models_dir, capsys):
+    from lightx2v_pack.engine.panel import editor
+    from lightx2v_pack.tools import doctor_cli
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    for name in ("wan.safetensors", "wan_vae.safetensors", "sub/Wan2.SAFETENSORS", ".hidden.safetensors", "a.pth"):
+        (models_dir / "lightx2v" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(checkpoints.single_file("int8"), models_dir / "lightx2v" / name)
+    (models_dir / "lightx2v" / "broken.safetensors").symlink_to("nothing")
+    doctor_cli.main(["--models-dir", str(models_dir), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    shown = editor.answer_doctor({})
+    names = [[item["name"] for item in items if item["kind"] == "checkpoint"] for items in (said, shown)]
+    assert names[0] == names[1]
+    assert {"wan.safetensors", "sub/Wan2.SAFETENSORS", "tiny/distill_models/distill_model.safetensors"} < set(names[0])
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "transformer"])

@@ -449,6 +449,14 @@ def test_a_file_that_another_node_puts_on_is_known(read_graph, graph, is_twice):
     assert read_graph(graph, "graphs.isPutOnBefore(find(2))") is False
 
 
+def test_a_lora_of_strength_0_is_known_to_be_switched_off(read_graph):
+    ask = "[2, 3].map((id) => graphs.isWithoutStrength(find(id)))"
+    assert read_graph(changed(2, strength=0), ask) == [
+        True,
+        False,
+    ]
+
+
 def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):
     ask = "graphs.describeLora(find(3))"
     assert read_graph(changed(2, mode=4), ask)["transformer"] == "wan"
