@@ -77,6 +77,8 @@ def load_checkpoint(
     settings: EngineSettings,
     offload: OffloadSettings,
     gpus: GpuSettings = ONE_GPU,
+    text_encoder: Path | None = None,
+    vae: Path | None = None,
 ) -> LoadedCheckpoint:
     """Resolve a whole checkpoint: transformer, text encoder, tokenizer and VAE.
 
@@ -86,15 +88,19 @@ def load_checkpoint(
         settings: engine, attention, compile.
         offload: where weights rest.
         gpus: which GPUs compute a clip together.
+        text_encoder: a file to take in place of the checkpoint's.
+        vae: the same.
 
     A missing text encoder or VAE is logged, and an error only when it is used: another loader may bring it.
 
     Raises:
         CheckpointError: the transformer is missing, or a part is damaged or of the wrong kind.
     """
-    found = resolve_checkpoint(path, precision)
+    found = resolve_checkpoint(path, precision, text_encoder=text_encoder, vae=vae)
     for note in found.notes:
         logger.info("LightX2V: %s", note)
+    for sentence in found.passed_over:
+        logger.warning("LightX2V: %s", sentence)
     if found.transformer is not None:
         _warn_of_notes(found.transformer)
     for sentence in found.missing:

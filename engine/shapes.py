@@ -10,12 +10,12 @@ from .sentences.between import Between
 from .sentences.sizes import Sizes
 
 
-def size_problem(width: int, height: int, num_frames: int) -> str | None:
-    """Return a sentence that says what is wrong with a video size, or None."""
+def size_problem(width: int, height: int, num_frames: int, *, frames: str = "num_frames") -> str | None:
+    """Return a sentence that says what is wrong with a video size, or None. Args: frames: what the user calls them."""
     for name, value, limit in (
         ("width", width, MAX_SIZE),
         ("height", height, MAX_SIZE),
-        ("num_frames", num_frames, MAX_FRAMES),
+        (frames, num_frames, MAX_FRAMES),
     ):
         if value > limit:
             return Sizes.TOO_LARGE(name=name, value=value, limit=limit)
@@ -27,7 +27,8 @@ def size_problem(width: int, height: int, num_frames: int) -> str | None:
     stride = VAE_STRIDE[0]
     if num_frames < 1 or (num_frames - 1) % stride:
         low = max(num_frames - 1, 0) // stride * stride + 1
-        return Sizes.ODD_NUMBER_OF_FRAMES(num_frames=num_frames, nearest=_nearest(num_frames, low, stride))
+        nearest = _nearest(num_frames, low, stride)
+        return Sizes.ODD_NUMBER_OF_FRAMES(name=frames, num_frames=num_frames, nearest=nearest)
     return None
 
 

@@ -3,16 +3,17 @@
 import { app } from "../../scripts/app.js";
 import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
 import { describeDownloads, unfoldDownloads } from "./downloads.js";
+import { missingFiles } from "./graph.js";
 import { say } from "./texts.js";
+import { NO_CHECKPOINTS, STATES, isProblem, judge } from "./verdict.js";
 import { describeCheck } from "./verify.js";
 
 const DOCTOR_TAB = "lightx2v-doctor";
-const STATES = ["missing", "warn", "note", "ok"];
-const NO_CHECKPOINTS = "no_checkpoints";
 // The part of a remedy that is typed into a terminal, or opened; Chinese has no blank after its colon.
 const COMMAND = /(?:^|[:;] |[：；])((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
 
-const isProblem = (item) => ["missing", "warn"].includes(item.state);
+// The verdict on the page, and the findings that it is about.
+let verdict;
 
 function dot(state) {
     const style = { flex: "none", width: "9px", height: "9px", marginTop: "4px", borderRadius: "50%", background: COLORS[state] };
@@ -39,12 +40,19 @@ function describeItem(item) {
 }
 
 /** The verdict: ready, or how much there is to do. */
-function describeVerdict(items) {
-    const toDo = items.filter((item) => isProblem(item) && item.remedy).length;
-    const worst = STATES.find((state) => items.some((item) => item.state === state && (state === "ok" || item.remedy))) ?? "ok";
-    const text = toDo === 0 ? say("ready") : say(toDo === 1 ? "one_to_do" : "to_do", { count: toDo });
+function describeVerdict({ count, worst }) {
+    const text = count === 0 ? say("ready") : say(count === 1 ? "one_to_do" : "to_do", { count });
     const shown = element("div", { style: { fontSize: "15px", fontWeight: "600" } }, text);
     return element("div", { style: { display: "flex", gap: "8px", padding: "4px 0 8px" } }, dot(worst), shown);
+}
+
+/** Another graph lacks other files. */
+function judgeAnew() {
+    if (verdict?.shown.isConnected) {
+        const shown = describeVerdict(judge(verdict.items, missingFiles()));
+        verdict.shown.replaceWith(shown);
+        verdict.shown = shown;
+    }
 }
 
 /** Items of a state that is no problem, folded; nothing where there are none. */
@@ -77,10 +85,12 @@ async function fill(list, bar) {
     try {
         const items = (await fetchJson("doctor")).sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state));
         const hasNone = items.some((item) => item.kind === NO_CHECKPOINTS);
-        const downloads = describeDownloads(hasNone, () => fill(list, bar));
+        const judged = judge(items, missingFiles());
+        verdict = { items, shown: describeVerdict(judged) };
+        const downloads = describeDownloads(hasNone || judged.lacks, () => fill(list, bar));
         const problems = items.filter((item) => isProblem(item) && item.kind !== NO_CHECKPOINTS);
         list.replaceChildren(
-            describeVerdict(items),
+            verdict.shown,
             downloads,
             ...problems.map(describeItem),
             ...describeRest(items, "note", "worth_knowing"),
@@ -125,6 +135,7 @@ function openDoctor() {
 
 app.registerExtension({
     name: "lightx2v.doctor",
+    afterConfigureGraph: judgeAnew,
     setup() {
         app.extensionManager.registerSidebarTab({
             id: DOCTOR_TAB,

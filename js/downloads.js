@@ -172,5 +172,11 @@ function describeEnd(progress) {
 app.registerExtension({
     name: "lightx2v.downloads",
     // Another graph lacks other files.
-    afterConfigureGraph: offerAnew,
+    afterConfigureGraph: () => {
+        const { names, usesPack } = missingFiles();
+        if (usesPack && names.length > 0) {
+            section?.content.closest("details")?.setAttribute("open", "");
+        }
+        offerAnew();
+    },
 });

@@ -25,6 +25,9 @@ export const PICTURES = {
     WanImageToVideo: ["start_image"],
     WanFirstLastFrameToVideo: ["start_image", "end_image"],
 };
+// Nodes that make a condition of nothing but a text, and those of ComfyUI that pass on what is in one.
+const TEXTS = ["LightX2VTextEncode", "CLIPTextEncode"];
+const PASSES_ON = /^Conditioning(Combine|Concat|Average|SetArea\w*|SetMask|SetTimestepRange|SetProperties\w*|ZeroOut)$/;
 // Choice of a node whose width times height are an area: the video has the picture's shape.
 export const FROM_PICTURE = "from the picture";
 // Sampler -> its input for the latent.
@@ -174,6 +177,9 @@ function loaderBehind(node, seen = new Set()) {
 
 export const isSwitchedOff = (node) => BYPASSED.includes(node.mode);
 
+/** Whether a LoRA's strength is 0, with which nothing of it is computed. */
+export const isWithoutStrength = (node) => widgetValue(node, LORAS[node.type][1]) === 0;
+
 /** Whether a node before this one puts the same file on the same expert of the transformer. */
 export function isPutOnBefore(node) {
     const [own] = lorasOf(node);
@@ -205,11 +211,13 @@ function activeNodes(graph) {
 }
 
 /**
- * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own}:
- * the one that is asked for first, then transformers and LoRAs; which these are; and which the pack's own nodes name.
+ * The files that loaders name and their lists do not have, and `asked` where one names it. Returns {names, main, own,
+ * usesPack}: the one that is asked for first, then transformers and LoRAs; which these are; which the pack's own nodes
+ * name; and whether there are such nodes.
  */
 export function missingFiles(asked) {
-    const found = activeNodes(app.rootGraph ?? app.graph).flatMap((node) => {
+    const nodes = activeNodes(app.rootGraph ?? app.graph);
+    const found = nodes.flatMap((node) => {
         const isOwn = node.type.startsWith("LightX2V");
         const main = [LOADERS[node.type], LORAS[node.type]?.[0], node.type in LOADERS && PAIR[0]];
         const widgets = isOwn || HOST_LOADERS.includes(node.type) ? node.widgets ?? [] : [];
@@ -225,7 +233,12 @@ export function missingFiles(asked) {
     const rank = ({ name, isMain }) => (name === asked ? 0 : isMain ? 1 : 2);
     found.sort((one, other) => rank(one) - rank(other));
     const names = (files) => [...new Set(files.map(({ name }) => name))];
-    return { names: names(found), main: names(found.filter(({ isMain }) => isMain)), own: names(found.filter(({ isOwn }) => isOwn)) };
+    return {
+        names: names(found),
+        main: names(found.filter(({ isMain }) => isMain)),
+        own: names(found.filter(({ isOwn }) => isOwn)),
+        usesPack: nodes.some(({ type }) => type.startsWith("LightX2V")),
+    };
 }
 
 /** Let loaders that name a file which is not there take what came in its place: {new: old}. */
@@ -302,8 +315,8 @@ function describeClip(sampler) {
     const latent = inputNode(sampler, SAMPLERS[sampler.type]);
     const names = SIZES[latent?.type] ?? [];
     const [width, height, frames, batch] = names.map((name) => widgetValue(latent, name));
-    const condition = inputNode(sampler, "conditioning") ?? inputNode(sampler, "positive");
-    const has_picture = PICTURES[condition?.type]?.some((name) => inputNode(condition, name)) ? 1 : undefined;
+    const hasOne = hasPicture(conditionOf(sampler) ?? conditionOf(inputNode(sampler, "guider")));
+    const has_picture = hasOne === undefined ? undefined : Number(hasOne);
     const decoder = outputNodes(sampler, 0).find((node) => node.type === DECODER);
     const tiling = decoder && widgetValue(decoder, "tiling");
     // The decode node's own choice wins unless it is auto.
@@ -316,12 +329,29 @@ function describeClip(sampler) {
     return { width, height, frames, batch, isArea, ...sampling, has_own_sampler, has_picture, ...choice };
 }
 
+const conditionOf = (node) => node && (inputNode(node, "conditioning") ?? inputNode(node, "positive"));
+
+/** Whether a node's condition has a picture in it; undefined where nobody knows what a node makes of it. */
+function hasPicture(node, seen = new Set()) {
+    if (!node || TEXTS.includes(node.type)) {
+        return node && false;
+    }
+    const before = (node.inputs ?? [])
+        .filter(({ type, name }) => type === "CONDITIONING" && name !== "negative")
+        .map(({ name }) => (seen.has(node) ? undefined : hasPicture(inputNode(node, name), new Set([...seen, node]))));
+    const found = [Boolean(PICTURES[node.type]?.some((name) => inputNode(node, name))), ...before];
+    const isKnown = (node.type in PICTURES || PASSES_ON.test(node.type)) && !found.includes(undefined);
+    return found.includes(true) || (isKnown ? false : undefined);
+}
+
 const numbered = (loras) => Object.fromEntries(
     loras.flatMap(({ file, expert }, index) => [[`lora_${index + 1}`, file], [`lora_${index + 1}_expert`, expert]]),
 );
 
-function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0 }) {
-    return width * height * frames * batch * steps || steps;
+function pixels({ width = 0, height = 0, frames = 0, batch = 1, steps = 0, has_own_sampler = 0 }) {
+    // SamplerCustom has its steps from another node.
+    const count = steps || has_own_sampler;
+    return width * height * frames * batch * count || count;
 }
 
 const isUsed = (node, slot) => (node.outputs[slot].links?.length ? 1 : 0);

@@ -6,7 +6,7 @@ import { COLORS, answeredPanels, fetchJson, headline, lines, muted, onNodeEvent,
 import { getWeightsButton } from "./doctor.js";
 import { splitSentence } from "./sentence.js";
 import { say } from "./texts.js";
-import { LOADERS, describeLora, isPutOnBefore, isSwitchedOff } from "./graph.js";
+import { LOADERS, describeLora, isPutOnBefore, isSwitchedOff, isWithoutStrength } from "./graph.js";
 
 const NODE = "LightX2VLora";
 
@@ -18,13 +18,16 @@ const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
     if (!question) {
         return { text: say("lora_connect") };
     }
-    const isTwice = isPutOnBefore(node);
-    return { question: [question, isTwice], answer: () => answer(question, isTwice) };
+    const [isTwice, isZero] = [isPutOnBefore(node), isWithoutStrength(node)];
+    return { question: [question, isTwice, isZero], answer: () => answer(question, isTwice, isZero) };
 });
 
-async function answer(question, isTwice) {
+async function answer(question, isTwice, isZero) {
     try {
         const line = await fetchJson("lora", question);
+        if (line.ok && isZero) {
+            return [muted(say("lora_zero"))];
+        }
         if (line.ok && isTwice) {
             return [headline(COLORS.warn, say("lora_twice"), line.sentence), ...lines(line.sentence, line.sentence)];
         }

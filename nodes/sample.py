@@ -48,7 +48,7 @@ class LightX2VSampler(io.ComfyNode):
                     lazy=True,
                     tooltip=(
                         "The encoded prompt, from LightX2V Text Encode or from CLIPTextEncode with a CLIPLoader of "
-                        "type wan. The first entry is used."
+                        "type wan. Areas, masks and several prompts work as in KSampler."
                     ),
                 ),
                 io.Latent.Input(

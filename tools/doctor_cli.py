@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..engine.backends import remembered
-from ..engine.checkpoints.files import list_checkpoint_folders
+from ..engine.checkpoints.files import list_checkpoints
 from ..engine.errors import LightX2VError
 from ..engine.panel import doctor
 from ..engine.panel.verify import verify
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     root = options.models_dir / "lightx2v"
     if options.check:
         return _check(_named(options.check, root), options.endpoint, as_json=options.json)
-    found = {name: root / name for name in list_checkpoint_folders(root)}
+    found = {name: root / name for name in list_checkpoints(root)}
     items = doctor.examine(found, options.models_dir, measures_links=True)
     console.say(
         json.dumps(doctor.as_json(items), indent=2) if options.json else doctor.as_text(items, console.language())

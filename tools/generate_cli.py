@@ -12,7 +12,9 @@ import torch
 
 from ..engine import pipeline, report_table, shapes
 from ..engine.backends.table import ATTENTION_CHOICES
-from ..engine.checkpoints.files import list_checkpoint_folders
+from ..engine.checkpoints.companions import find_companion
+from ..engine.checkpoints.files import Checkpoint, list_checkpoint_folders, resolve_checkpoint
+from ..engine.checkpoints.published import PUBLISHED, Variant
 from ..engine.constants import (
     DEFAULT_HEIGHT,
     DEFAULT_NUM_FRAMES,
@@ -29,6 +31,9 @@ from ..engine.errors import CheckpointError, LightX2VError
 from ..engine.panel.doctor import rank_files_here
 from ..engine.progress import ProgressLine
 from ..engine.report import records_of
+from ..engine.sentences import joined
+from ..engine.sentences.between import Between
+from ..engine.sentences.kinds import Parts
 from ..engine.sentences.report import Report
 from ..engine.sentences.tools import Command
 from ..engine.settings import (
@@ -68,6 +73,11 @@ examples:
 """
 # What a benchmark shows when no prompt is given.
 _PROMPT = "A red fox trots through fresh snow at the edge of a pine forest at sunrise."
+# What makes a video from a picture, by whether the model has a branch for CLIP Vision, as Wan2.1's.
+_TEMPLATES = {
+    True: "example_workflows/2 Wan image to video.json",
+    False: "example_workflows/3 Wan2.2 first and last frame.json",
+}
 
 
 class UsageError(CommandError):
@@ -118,7 +128,17 @@ def _parser() -> Parser:
         "--checkpoint",
         type=Path,
         metavar="PATH",
-        help="checkpoint folder or transformer file (default: the first folder in lightx2v/ of --models-dir)",
+        help="text-to-video checkpoint folder or transformer file (default: the first folder in lightx2v/ of "
+        "--models-dir, else a published file in diffusion_models/)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="FILE",
+        help="default: the checkpoint's, else the one in text_encoders/ of --models-dir",
+    )
+    parser.add_argument(
+        "--vae", type=Path, metavar="FILE", help="default: the checkpoint's, else the one in vae/ of --models-dir"
     )
     parser.add_argument(
         "--models-dir", type=Path, default=comfy_folder("models"), metavar="DIR", help="default: %(default)s"
@@ -156,14 +176,17 @@ def _run(options: argparse.Namespace, progress: Progress) -> str:
     out = options.out or (None if options.benchmark else Path("lightx2v.mp4"))
     if out:
         _check_out(out, options.overwrite)
-    problem = shapes.size_problem(width, height, options.frames)
+    problem = shapes.size_problem(width, height, options.frames, frames="--frames")
     if problem:
         raise UsageError(problem)
     try:
         settings = SamplingSettings(seed=options.seed, method=options.method, steps=options.steps, shift=options.shift)
+        checkpoint = _resolve(options)
         loaded = pipeline.load_checkpoint(
-            options.checkpoint or _find_checkpoint(options.models_dir),
+            checkpoint.path,
             precision=options.precision,
+            text_encoder=checkpoint.text_encoder,
+            vae=checkpoint.vae,
             settings=EngineSettings(engine=options.engine, attention=options.attention, compile=options.compile),
             offload=OffloadSettings(
                 mode=options.offload, vram_budget_gib=options.vram_budget, vae_tiling=options.tiling
@@ -247,14 +270,61 @@ def _check_out(out: Path, is_replaced: bool) -> None:
         raise UsageError(problem)
 
 
+def _resolve(options: argparse.Namespace) -> Checkpoint:
+    """Return what a text-to-video checkpoint consists of, with what ComfyUI's folders have of what it lacks.
+
+    Raises:
+        CheckpointError: a file is damaged or of the wrong kind, or several could be what is missing.
+        UsageError: it is no text-to-video model, or a part is nowhere.
+    """
+    path = options.checkpoint or _find_checkpoint(options.models_dir)
+    given = {"text_encoder": options.text_encoder, "vae": options.vae}
+    found = resolve_checkpoint(path, options.precision, **given)
+    if found.transformer is not None and found.transformer.format.architecture.takes_image:
+        template = _TEMPLATES[bool(found.transformer.format.architecture.image_dim)]
+        raise UsageError(Command.ONLY_TEXT_TO_VIDEO(path=path, template=template))
+    if not found.has_text:
+        given["text_encoder"] = find_companion(Parts.TEXT_ENCODER(), options.models_dir, path.name)
+    if found.vae is None:
+        given["vae"] = find_companion("VAE", options.models_dir, path.name)
+    found = resolve_checkpoint(path, options.precision, **given)
+    if found.transformer is not None and found.missing:
+        variant = _variant_of(path, found)
+        lacks = {"text-encoder": not found.has_text, "vae": found.vae is None}
+        names = [name for name, is_missing in lacks.items() if is_missing]
+        raise UsageError(
+            Command.PARTS_MISSING(
+                variant=variant.name,
+                parts=" ".join(word for name in names for word in ("--part", name)),
+                models_dir=options.models_dir,
+                options=joined([f"--{name}" for name in names], Between.AND),
+                missing=joined(found.missing, Between.BLANK),
+            )
+        )
+    return found
+
+
+def _variant_of(path: Path, found: Checkpoint) -> Variant:
+    """Return what is published as a checkpoint, or else what has the parts for its kind and precision."""
+    for variant in PUBLISHED.values():
+        if path.name in variant.file_names:
+            return variant
+    precision = found.transformer.format.precision if found.transformer is not None else "fp8"
+    return PUBLISHED[precision if path.is_dir() else f"{precision}-single"]
+
+
 def _find_checkpoint(models_dir: Path) -> Path:
     root = models_dir / "lightx2v"
     names = list_checkpoint_folders(root)
-    if not names:
-        raise UsageError(
-            Command.NO_CHECKPOINT(root=root, variant=rank_files_here()[0].variant.name, models_dir=models_dir)
-        )
-    return root / names[0]
+    if names:
+        return root / names[0]
+    variants = [advice.variant for advice in rank_files_here()]
+    single = next(
+        (file for each in variants if not each.is_folder and (file := models_dir / each.entry).is_file()), None
+    )
+    if single is None:
+        raise UsageError(Command.NO_CHECKPOINT(root=root, variant=variants[0].name, models_dir=models_dir))
+    return single
 
 
 def _explained(work: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:

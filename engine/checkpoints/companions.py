@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import CheckpointError
 from ..sentences import joined
 from ..sentences.between import Between
 from ..sentences.checkpoints import Models
+from ..sentences.folders import Folders
+from ..sentences.kinds import Parts
 from .declared import check_declared
 from .disk import Stamp, check_unchanged, stamp
 from .files import check_whole
+from .folders import walk
 from .formats import TextEncoderFormat, VaeFormat, detect_text_encoder, detect_vae
+from .published import PUBLISHED, PUBLISHED_IMAGE_MODELS
 from .tae import TaeFormat, detect_tae
 from .vocabulary import TOKENIZER_FILES, belongs_to, count_pieces
 from .weights import open_weights
+
+logger = logging.getLogger(__name__)
+
+# ComfyUI's folders for them, below models/.
+_FOLDERS = {Parts.TEXT_ENCODER(): ("text_encoders", "clip"), "VAE": ("vae",)}
+_ENDINGS = (".safetensors", ".pth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,68 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     if tokenizer is None and found.spiece is None:
         raise CheckpointError(Models.NO_TOKENIZER(path=path, names=joined(TOKENIZER_FILES, Between.OR)))
     return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, stamp=before)
+
+
+def find_companion(what: str, models_dir: Path, model: str = "") -> Path | None:
+    """Return the text encoder or the VAE in ComfyUI's folders for it; None where no file there is one.
+
+    Published names come first, before all those that are published with `model`, the name of a transformer's file;
+    after them the only file that is one.
+
+    Args:
+        what: Parts.TEXT_ENCODER() or "VAE".
+
+    Raises:
+        CheckpointError: several files could be it.
+    """
+    files = [file for folder in _FOLDERS[what] for file in _files_below(models_dir / folder)]
+    by_name = {file.name: file for file in reversed(files)}
+    for name in _published_names(what, model):
+        if name in by_name:
+            return by_name[name]
+    found = [file for file in files if _is_one(what, file)]
+    if len(found) > 1:
+        names = ", ".join(str(file.relative_to(models_dir)) for file in found[:4])
+        raise CheckpointError(Models.SEVERAL_COMPANIONS(part=what, names=names, models_dir=models_dir))
+    return found[0] if found else None
+
+
+def _published_names(what: str, model: str) -> list[str]:
+    variants = sorted(
+        [*PUBLISHED.values(), *PUBLISHED_IMAGE_MODELS.values()], key=lambda variant: model not in variant.file_names
+    )
+    parts = [part for variant in variants for part in variant.parts if part.what == what]
+    return list(dict.fromkeys(PurePosixPath(part.patterns[0]).name for part in parts))
+
+
+def _files_below(root: Path) -> list[Path]:
+    if not os.path.isdir(root):
+        return []
+
+    def leave_out(path: str, error: OSError) -> None:
+        logger.warning("LightX2V: %s", Folders.NOT_SEARCHED(path=path, error=error))
+
+    return [
+        Path(entry.path)
+        for _, entries in walk(root, leave_out)
+        for entry in entries
+        if entry.name.lower().endswith(_ENDINGS)
+    ]
+
+
+def _is_one(what: str, path: Path) -> bool:
+    """Say by its header whether a file is a text encoder or VAE of Wan's."""
+    try:
+        if what == "VAE":
+            resolve_vae(path)
+        else:
+            check_whole(path)
+            weights = open_weights([path])
+            detect_text_encoder(weights.header, str(path))
+            weights.close()
+    except CheckpointError:
+        return False
+    return True
 
 
 def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | None:

@@ -61,6 +61,8 @@ class Checkpoint:
     """What was resolved and why, one sentence each."""
     missing: tuple[str, ...]
     """What is not there, where it is expected and where to get it, one sentence each."""
+    passed_over: tuple[str, ...] = ()
+    """Transformers that would have been taken before this one and cannot be, one sentence each."""
 
 
 # Sub-folders of the model repository, in the order in which precision "auto" takes them.
@@ -82,6 +84,8 @@ _TEXT_ENCODER_FILE = re.compile(r".*umt5.*\.(pth|safetensors)", re.IGNORECASE)
 _VAE_FILE = re.compile(r"wan[._]?2[._]1[._]vae.*\.(pth|safetensors)", re.IGNORECASE)
 # Safetensors files that sit beside transformers and are none.
 _NOT_TRANSFORMER = re.compile(r"umt5|(^|[_-])t5|vae|taew|lora|clip|xlm", re.IGNORECASE)
+# Files that do not hold a whole transformer: its blocks and shards, and what lies beside it.
+_NO_TRANSFORMER_FILE = re.compile(r"^(non_block|block_\d+)\.|-\d+-of-\d+\.|t5|vae|tae|lora|clip", re.IGNORECASE)
 
 _OTHER = dict(zip(EXPERTS, reversed(EXPERTS), strict=True))
 
@@ -103,13 +107,17 @@ _FOREIGN_FILES = (
 )
 
 
-def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
+def resolve_checkpoint(
+    path: Path, precision: str = "auto", *, text_encoder: Path | None = None, vae: Path | None = None
+) -> Checkpoint:
     """Find everything that belongs to a checkpoint.
 
     Args:
         path: a model repository (with distill_fp8/, distill_int8/ or distill_models/), a folder with a
             transformer, or a single safetensors file.
         precision: auto (fp8, then int8, then bf16) | fp8 | int8 | bf16.
+        text_encoder: a file to take in place of the checkpoint's.
+        vae: the same.
 
     Raises:
         CheckpointError: the path is missing, holds no transformer, or not one of that precision.
@@ -117,18 +125,19 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
     check_choice("precision", precision, PRECISIONS)
     if not os.path.lexists(path):
         raise CheckpointError(Folders.DOES_NOT_EXIST(path=path))
-    transformer, notes = _choose_transformer(path, precision)
+    transformer, notes, passed_over = _choose_transformer(path, precision)
     home = transformer.folder if transformer else path
     scheme = transformer.format.precision if transformer else precision.replace("auto", "fp8")
     folders = _companion_folders(path, home)
-    text_encoder = _choose_text_encoder(folders, scheme)
-    vae = next(iter(_find_files(folders, _VAE_FILE)), None)
+    near = [] if text_encoder is None else find_tokenizers(text_encoder)
+    text_encoder = text_encoder or _choose_text_encoder(folders, scheme)
+    vae = vae or next(iter(_find_files(folders, _VAE_FILE)), None)
     if transformer is not None and transformer.layout == "single" and None in (text_encoder, vae):
         # ComfyUI's files of a whole model hold the others too.
         whole = read_header(transformer.files[0])
         text_encoder = transformer.files[0] if text_encoder is None and holds_text_encoder(whole) else text_encoder
         vae = transformer.files[0] if vae is None and holds_vae(whole) else vae
-    tokenizer = next((found for folder in folders if (found := _tokenizer_in(folder))), None)
+    tokenizer = next(iter([*near, *(found for folder in folders if (found := _tokenizer_in(folder)))]), None)
     tokenizer_source = tokenizer
     if tokenizer is None and text_encoder is not None and holds_tokenizer(text_encoder):
         tokenizer_source = text_encoder
@@ -145,6 +154,7 @@ def resolve_checkpoint(path: Path, precision: str = "auto") -> Checkpoint:
         vae=vae,
         has_text=text_encoder is not None and tokenizer_source is not None,
         notes=tuple(notes),
+        passed_over=tuple(passed_over),
         missing=tuple(
             Folders.PART_MISSING(
                 part=part,
@@ -320,6 +330,22 @@ def list_checkpoint_folders(root: Path) -> list[str]:
     return sorted(found - {""})
 
 
+def list_checkpoints(root: Path) -> list[str]:
+    """List what can be chosen as a checkpoint below `root`: the folders, see above, then the transformers' files."""
+    files = (
+        os.path.join(folder, entry.name).replace(os.sep, "/")
+        for folder, entries in (walk(root, _leave_out) if os.path.isdir(root) else ())
+        for entry in entries
+        if is_transformer_file(entry.name) and os.path.isfile(entry.path)
+    )
+    return [*list_checkpoint_folders(root), *sorted(files)]
+
+
+def is_transformer_file(name: str) -> bool:
+    """Say by its name whether a file holds a whole transformer."""
+    return _is_safetensors(name) and not _NO_TRANSFORMER_FILE.search(name)
+
+
 def list_transformer_folders(root: Path) -> list[str]:
     """List those of `list_checkpoint_folders` that hold a transformer or both experts themselves, as
     `resolve_transformer` takes them: not a repository, which has a folder for each precision.
@@ -368,14 +394,16 @@ def _names_in(folder: Path) -> list[str]:
         return []
 
 
-def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str]]:
-    """Return the first usable transformer, or None where only its companions are there, with notes."""
-    failures: list[CheckpointError] = []
+def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | None, list[str], list[str]]:
+    """Return the first usable transformer, or None where only its companions are there, notes, and what of those
+    before it cannot be used.
+    """
+    failures: dict[Path, CheckpointError] = {}
     for candidate in _list_candidates(path, precision):
         try:
             found = resolve_experts(candidate)
         except CheckpointError as error:
-            failures.append(error)
+            failures[candidate] = error
             continue
         scheme = found.format.precision
         if precision not in ("auto", scheme):
@@ -383,14 +411,18 @@ def _choose_transformer(path: Path, precision: str) -> tuple[TransformerFiles | 
         why = Folders.CHOSEN_PRECISION()
         if precision == "auto":
             why = Folders.AUTO_PRECISION()
-        size = Folders.SIZE(num_blocks=found.format.architecture.num_layers, size=format_bytes(found.total_bytes))
+        num_blocks, total = found.format.architecture.num_layers, format_bytes(found.total_bytes)
+        size = Folders.SIZE(num_blocks=num_blocks, size=total)
         if found.second is not None:
-            size = Folders.TWO_EXPERTS(size=size, title=found.title)
-        notes = [Folders.NOT_USED(failure=failure) for failure in failures]
-        return found, [Folders.TRANSFORMER_IS(candidate=candidate, scheme=scheme, size=size, why=why), *notes]
-    if failures:
-        raise failures[0]
-    return None, []
+            size = Folders.TWO_EXPERTS(num_blocks=num_blocks, size=total, title=found.title)
+        passed_over: list[str] = [
+            Folders.PASSED_OVER(name=other.name, taken=candidate.name, scheme=scheme, failure=failure)
+            for other, failure in failures.items()
+        ]
+        return found, [Folders.TRANSFORMER_IS(candidate=candidate, scheme=scheme, size=size, why=why)], passed_over
+    for failure in failures.values():
+        raise failure
+    return None, [], []
 
 
 def _list_candidates(path: Path, precision: str) -> list[Path]:

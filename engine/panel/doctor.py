@@ -502,7 +502,7 @@ def _warnings(checkpoint: Checkpoint) -> list[str]:
     of_transformer = checkpoint.transformer.warnings if checkpoint.transformer else ()
     files = [*(checkpoint.transformer.every_file if checkpoint.transformer else ())]
     files += [file for file in (checkpoint.text_encoder, checkpoint.vae) if file is not None]
-    return [*of_transformer, *doubts_about(dict.fromkeys(files))]
+    return [*checkpoint.passed_over, *of_transformer, *doubts_about(dict.fromkeys(files))]
 
 
 def _describe(checkpoint: Checkpoint, machine: Machine) -> str:

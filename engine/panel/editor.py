@@ -121,7 +121,7 @@ def answer_plan(values: Mapping[str, Value]) -> dict[str, Any]:
         steps=given.get("steps", DISTILL_STEPS),
         sampling=_sampling(given),
         has_own_sampler=given.get("has_own_sampler") == "1",
-        has_picture=given.get("has_picture") == "1",
+        has_picture=given["has_picture"] == "1" if "has_picture" in given else None,
     )
     return asdict(forecast(question))
 

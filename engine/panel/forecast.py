@@ -29,6 +29,7 @@ from ..sentences.between import Between
 from ..sentences.doctor import Doctor
 from ..sentences.refusals import Refusals
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings, SamplingSettings
+from ..stages.given import NO_IMAGE
 from . import speed
 
 _history = speed.History()
@@ -59,8 +60,8 @@ class Question:
     """What LightX2V Sampler is set to; None where another one samples."""
     has_own_sampler: bool = False
     """Whether a sampler of the host runs it, whose steps and cfg the user chooses."""
-    has_picture: bool = False
-    """Whether the condition that is sampled has a picture in it."""
+    has_picture: bool | None = None
+    """Whether the condition that is sampled has a picture in it; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,8 @@ def forecast(question: Question) -> Forecast:
         answer = replace(answer, ok=False, sentence=joined(missing, Between.BLANK))
     if question.has_picture and not files.format.architecture.takes_image and answer.ok:
         answer = replace(answer, ok=False, sentence=Refusals.NOT_FOR_TEXT_MODEL(joined=Refusals.PICTURE()))
+    if question.has_picture is False and files.format.architecture.takes_image and answer.ok:
+        answer = replace(answer, ok=False, sentence=NO_IMAGE)
     return replace(answer, missing=missing)
 
 
@@ -243,6 +246,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         reasons=backends.reasons,
         tokens=question.clip.tokens,
         warnings=(
+            *(checkpoint.passed_over if checkpoint else ()),
             *files.warnings,
             *doubts_about(files.every_file),
             *([handle.doubts] if handle.doubts and not question.has_own_sampler else []),
@@ -280,9 +284,10 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
 
 def describe_transformer(files: TransformerFiles, numbers: str) -> str:
     """Return e.g. "fp8, 40 blocks, 13.1 GiB". Args: numbers: what it has and what is computed in."""
-    size = Doctor.BLOCKS(num_layers=files.format.architecture.num_layers, size=format_bytes(files.total_bytes))
-    expert = Doctor.ONE_TRANSFORMER if files.second is None else Doctor.TWO_EXPERTS
-    return expert(numbers=numbers, size=size)
+    num_layers, size = files.format.architecture.num_layers, format_bytes(files.total_bytes)
+    if files.second is not None:
+        return Doctor.TWO_EXPERTS(numbers=numbers, num_layers=num_layers, size=size)
+    return Doctor.ONE_TRANSFORMER(numbers=numbers, size=Doctor.BLOCKS(num_layers=num_layers, size=size))
 
 
 def _card(device: torch.device, count: int = 1) -> str:

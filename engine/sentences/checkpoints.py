@@ -145,6 +145,10 @@ class Content:
 class Models:
     """What the files hold, and what was expected."""
 
+    # checkpoints/companions.py
+    SEVERAL_COMPANIONS = Sentence(
+        "Give the {part} with --text-encoder or --vae: several files below {models_dir} could be it ({names})."
+    )
     # checkpoints/declared.py
     DECLARED_FURTHER = Sentence("{name} with {further}, which this pack does not compute (rotated weights: ConvRot)")
     DECLARED_UNKNOWN = Sentence("{name}; expected {known}")

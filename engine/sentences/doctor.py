@@ -123,7 +123,7 @@ class Doctor:
     FITS = Sentence("Fits.")
     BLOCKS = Sentence("{num_layers} blocks, {size}")
     ONE_TRANSFORMER = Sentence("{numbers}, {size}")
-    TWO_EXPERTS = Sentence("{numbers}, two experts of {size} together")
+    TWO_EXPERTS = Sentence("{numbers}, two experts of {num_layers} blocks each, {size} together")
     # panel/speed.py
     SPEEDS_UNKNOWN = Sentence("speeds of earlier runs are not known: {path} cannot be read ({error}).")
     SPEEDS_FORGOTTEN = Sentence("speeds are forgotten with this process: {path} cannot be written ({error}).")

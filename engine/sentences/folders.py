@@ -34,14 +34,14 @@ class Folders:
     FILE_OR_FOLDER = Sentence("a safetensors file or a folder of them")
     ONE_OF_BLOCKS = Sentence("one of the files that a model in blocks consists of")
     AUTO_PRECISION = Sentence("precision auto takes what is there, in the order fp8, int8, bf16")
-    TWO_EXPERTS = Sentence("two experts, {size}: {title}")
+    TWO_EXPERTS = Sentence("two experts of {num_blocks} blocks each, {size} together: {title}")
     PART_IS = Sentence("The {part} is {found}.")
     SHARD = Sentence("part {number} of {total} of a model")
     SIZE = Sentence("{num_blocks} blocks, {size}")
     AND_MORE = Sentence(" and {number} more")
     MISSING_BLOCKS = Sentence("{describe_blocks} missing")
     FOUND = Sentence("found {names}")
-    NOT_USED = Sentence("Not used: {failure}")
+    PASSED_OVER = Sentence("{name} is there and cannot be used, so {taken} ({scheme}) is used. {failure}")
     NO_SUCH_PRECISION = Sentence(
         "{path} has no {precision} transformer: found {there}; expected {folder}/. Choose a precision that is "
         "there, or download {folder}/ from {model_repository}."

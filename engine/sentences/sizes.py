@@ -11,7 +11,7 @@ class Sizes:
     # shapes.py
     TOO_LARGE = Sentence("{name} is {value}; expected at most {limit}.")
     NO_MULTIPLE = Sentence("{name} is {value}; expected a multiple of {multiple}. Use {nearest}.")
-    ODD_NUMBER_OF_FRAMES = Sentence("num_frames is {num_frames}; expected 4n+1 (1, 5, 9, ... 81). Use {nearest}.")
+    ODD_NUMBER_OF_FRAMES = Sentence("{name} is {num_frames}; expected 4n+1 (1, 5, 9, ... 81). Use {nearest}.")
     LATENT = Sentence("latent samples have shape {shape}; expected [batch, {channels}, frames, height/8, width/8]")
     ODD_LATENT = Sentence("{found} with even height/8 and width/8, that is, pixels in multiples of {multiple}.")
     NO_VIDEO_LATENT = Sentence("{found}. Use 'LightX2V Empty Latent' (image latents have 4 dimensions, video 5).")

@@ -72,6 +72,15 @@ class Command:
         "There is no checkpoint in {root}. Give --checkpoint or --models-dir, or fetch one: python tools/download.py "
         "get {variant} --models-dir {models_dir}"
     )
+    PARTS_MISSING = Sentence(
+        "Fetch what is missing (python tools/download.py get {variant} {parts} --models-dir {models_dir}), or give "
+        "{options}: {missing}"
+    )
+    ONLY_TEXT_TO_VIDEO = Sentence(
+        "Give --checkpoint a text-to-video model, or make a video from a picture with the template: python "
+        "tools/run_workflow.py {template!r} (--help says how to set the picture and the model). This command makes "
+        "text to video, and {path} is image-to-video."
+    )
     GPU_FULL = Sentence(
         "The GPU's memory is full ({said}). Close what else uses the card, set --vram-budget below what is free, or "
         "choose a smaller --size or fewer --frames."

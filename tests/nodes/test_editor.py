@@ -1,5 +1,6 @@
 """What the editor is told before any prompt has run."""
 
+import json
 import os
 import shutil
 
@@ -27,6 +28,23 @@ def test_the_plan_computes_where_comfyui_does(computer_with_a_card, models_dir):
     answer = editor.answer_plan({"checkpoint": "tiny", "width": 64, "height": 48, "frames": 5})
     assert answer["ok"] and answer["vram"] is None
     assert any("no CUDA device" in reason for reason in answer["reasons"])
+
+
+def test_the_command_looks_at_the_checkpoints_that_the_panel_looks_at(host, models_dir, capsys):
+    from lightx2v_pack.engine.panel import editor
+    from lightx2v_pack.tools import doctor_cli
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    for name in ("wan.safetensors", "wan_vae.safetensors", "sub/Wan2.SAFETENSORS", ".hidden.safetensors", "a.pth"):
+        (models_dir / "lightx2v" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(checkpoints.single_file("int8"), models_dir / "lightx2v" / name)
+    (models_dir / "lightx2v" / "broken.safetensors").symlink_to("nothing")
+    doctor_cli.main(["--models-dir", str(models_dir), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    shown = editor.answer_doctor({})
+    names = [[item["name"] for item in items if item["kind"] == "checkpoint"] for items in (said, shown)]
+    assert names[0] == names[1]
+    assert {"wan.safetensors", "sub/Wan2.SAFETENSORS", "tiny/distill_models/distill_model.safetensors"} < set(names[0])
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "transformer"])
@@ -196,3 +214,19 @@ def test_a_text_to_video_model_with_a_picture_is_refused_before_the_run(host, mo
     assert editor.answer_plan(values)["ok"]
     answer = editor.answer_plan(values | {"has_picture": "1"})
     assert not answer["ok"] and "load an image-to-video model" in answer["sentence"] and answer["detected"]
+
+
+def test_an_image_to_video_model_without_a_picture_is_refused_before_the_run(host, models_dir):
+    from lightx2v_pack.engine.panel import editor
+    from lightx2v_pack.engine.stages import given
+
+    (models_dir / "diffusion_models").mkdir(exist_ok=True)
+    shutil.copy(checkpoints.single_file("int8", sizes=checkpoints.I2V_SIZES), models_dir / "diffusion_models")
+    values = {"transformer": checkpoints.single_file("int8", sizes=checkpoints.I2V_SIZES).name}
+    values |= {"width": 64, "height": 48, "frames": 5}
+    assert editor.answer_plan(values)["ok"] and editor.answer_plan(values | {"has_picture": "1"})["ok"]
+    answer = editor.answer_plan(values | {"has_picture": "0"})
+    assert not answer["ok"] and answer["sentence"] == given.NO_IMAGE and answer["detected"]
+    t2v = checkpoints.single_file("bf16")
+    shutil.copy(t2v, models_dir / "diffusion_models" / "t2v.safetensors")
+    assert editor.answer_plan(values | {"transformer": "t2v.safetensors", "has_picture": "0"})["ok"]

@@ -130,7 +130,7 @@ def test_the_plan_line_describes_a_pair_and_notes_an_expert_alone(host, models):
 
     size = {"width": 64, "height": 48, "frames": 5}
     pair = editor.answer_plan({"transformer": FILE.format("high"), **size})
-    assert pair["ok"] and "two experts of 2 blocks" in pair["detected"] and not pair["warnings"]
+    assert pair["ok"] and "two experts of 2 blocks each, " in pair["detected"] and not pair["warnings"]
     alone = editor.answer_plan({"transformer": FILE.format("high"), "second_expert": "alone", **size})
     assert alone["ok"] and "high-noise expert of Wan2.2 alone" in alone["warnings"][0]
     assert pair["ram"]["needed"] > alone["ram"]["needed"] + 1_000_000
@@ -159,7 +159,7 @@ def test_the_doctor_describes_both(host, models):
     from lightx2v_pack.engine.panel import editor
 
     items = {item["name"]: item for item in editor.answer_doctor({})}
-    assert "two experts of 2 blocks" in items["wan22"]["found"]
+    assert "two experts of 2 blocks each, " in items["wan22"]["found"]
 
 
 SIZE = {"width": 64, "height": 48, "frames": 5}

@@ -59,11 +59,15 @@ def test_pages_of_both_languages_have_the_same_parts(node_id):
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_page_names_every_choice_it_explains(host, node_id):
-    """A table row whose first cell is an input's name must be an input."""
+    """A table row whose first cell is an input's name must be an input, called as the node shows it."""
     rows = re.findall(r"^\| ([a-z_]+) \|", page(node_id, "en"), re.MULTILINE)
     inputs = info_inputs(host.infos[node_id])
     choices = {str(choice) for _, options in inputs.values() for choice in options.get("options") or ()}
-    assert set(rows) <= set(inputs) | choices | {"input", "mode"}
+    shown = {name: locale("en")[node_id]["inputs"][name]["name"] for name in inputs}
+    assert set(rows) <= set(shown.values()) | choices | {"input", "mode"}
+    assert not set(re.findall(r"^\| ([^|]+) \|", page(node_id, "en"), re.MULTILINE)) & (
+        set(inputs) - set(shown.values())
+    )
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)

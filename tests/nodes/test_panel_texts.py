@@ -266,6 +266,23 @@ def test_variants_are_listed_under_their_headings():
     ]
 
 
+def test_files_that_the_open_graph_lacks_are_a_thing_to_do():
+    """Once, whether or not there is any checkpoint at all; of graphs without nodes of the pack nothing is said."""
+    fine, slow = {"state": "ok", "remedy": ""}, {"state": "warn", "remedy": "do"}
+    none = {"state": "missing", "remedy": "get", "kind": "no_checkpoints"}
+    lacks, whole = {"names": ["a"], "usesPack": True}, {"names": [], "usesPack": True}
+    foreign = {"names": ["a"], "usesPack": False}
+    for items, named, expected in (
+        ([fine], whole, {"count": 0, "worst": "ok", "lacks": False}),
+        ([fine], lacks, {"count": 1, "worst": "missing", "lacks": True}),
+        ([fine], foreign, {"count": 0, "worst": "ok", "lacks": False}),
+        ([slow, fine], lacks, {"count": 2, "worst": "missing", "lacks": True}),
+        ([none, slow], lacks, {"count": 2, "worst": "missing", "lacks": True}),
+        ([none], whole, {"count": 1, "worst": "missing", "lacks": False}),
+    ):
+        assert evaluate("verdict.js", "judge", f"judge({json.dumps(items)}, {json.dumps(named)})") == expected
+
+
 def test_no_more_is_asked_for_than_the_route_takes():
     names = ["x" * 301, *(f"{number}.safetensors" for number in range(30))]
     asked = evaluate("offers.js", "wantedParameters", f"wantedParameters({json.dumps({'names': names})})")
@@ -345,10 +362,51 @@ def test_the_plan_is_asked_with_what_the_sampler_is_set_to(read_graph):
     ask = "graphs.describeRun(find(1)).parameters"
     asked = read_graph(T2V, ask)
     assert asked["steps"] == 4 and asked["shift"] == 5 and asked["high_steps"] == 2 and asked["has_picture"] == 1
-    assert "has_picture" not in read_graph(changed(5, mode=4), ask)
+    assert read_graph(changed(5, mode=4), ask)["has_picture"] == 0
     sampler = ("KSampler", 0, {"model": (3, 0), "positive": (6, 0), "latent_image": (6, 2)} | SAMPLING, ["LATENT"])
     asked = read_graph(T2V | {7: sampler}, ask)
     assert "shift" not in asked and asked["has_own_sampler"] == asked["has_picture"] == 1
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked"),
+    [
+        (("LightX2VTextEncode", 0, {}, ["CONDITIONING"]), 0),
+        (("ConditioningSetMask", 0, {"conditioning": (4, 0)}, ["CONDITIONING"]), 0),
+        (("ConditioningCombine", 0, {"conditioning_1": (4, 0), "conditioning_2": (6, 0)}, ["CONDITIONING"]), 1),
+        (("ConditioningCombine", 0, {"conditioning_1": (4, 0), "conditioning_2": (8, 0)}, ["CONDITIONING"]), None),
+        (("Unknown", 0, {"conditioning": (6, 0)}, ["CONDITIONING"]), 1),
+        (("Unknown", 0, {"conditioning": (4, 0)}, ["CONDITIONING"]), None),
+        (("LightX2VImageToVideo", 0, {"positive": (4, 0), "negative": (6, 0)}, ["CONDITIONING"] * 2), 0),
+        (("WanImageToVideo", 0, {"positive": (6, 0)}, ["CONDITIONING"] * 2), 1),
+    ],
+)
+def test_the_plan_is_asked_with_a_picture_only_where_that_is_known(read_graph, condition, asked):
+    """1: a picture reaches the sampler; 0: none can; nothing where another pack's node decides."""
+    ask = "graphs.describeRun(find(1)).parameters.has_picture"
+    other = ("Unknown", 0, {"text": "a fox"}, ["CONDITIONING"])
+    kind, mode, given, outputs = T2V[7]
+    first = {number: T2V[number] for number in range(1, 7)} | {8: other, 9: condition}
+    guider = ("BasicGuider", 0, {"model": (3, 0), "conditioning": (9, 0)}, ["GUIDER"])
+    assert read_graph(first | {7: (kind, mode, given | {"conditioning": (9, 0)}, outputs)}, ask) == asked
+    sampler = ("SamplerCustomAdvanced", 0, {"guider": (10, 0), "latent_image": (6, 2)}, ["LATENT"])
+    assert read_graph(first | {10: guider, 7: sampler}, ask) == asked
+
+
+def test_it_is_known_which_files_the_graph_lacks(read_graph):
+    ask = """(() => {
+        Object.assign(find(1).widgets[0], { options: { values: ["other"] }, value: "wan.safetensors" });
+        return graphs.missingFiles();
+    })()"""
+    found = read_graph(T2V, ask)
+    assert found == {
+        "names": ["wan.safetensors"],
+        "main": ["wan.safetensors"],
+        "own": ["wan.safetensors"],
+        "usesPack": True,
+    }
+    foreign = {1: ("VAELoader", 0, {"vae_name": "wan.safetensors"}, ["VAE"])}
+    assert read_graph(foreign, ask) == {"names": ["wan.safetensors"], "main": [], "own": [], "usesPack": False}
 
 
 def test_a_size_in_a_pictures_shape_is_known_to_be_an_area(read_graph):
@@ -389,6 +447,14 @@ def test_a_loader_takes_what_was_fetched_in_place_of_what_it_names(read_graph):
 def test_a_file_that_another_node_puts_on_is_known(read_graph, graph, is_twice):
     assert read_graph(graph, "graphs.isPutOnBefore(find(3))") is is_twice
     assert read_graph(graph, "graphs.isPutOnBefore(find(2))") is False
+
+
+def test_a_lora_of_strength_0_is_known_to_be_switched_off(read_graph):
+    ask = "[2, 3].map((id) => graphs.isWithoutStrength(find(id)))"
+    assert read_graph(changed(2, strength=0), ask) == [
+        True,
+        False,
+    ]
 
 
 def test_a_lora_finds_its_loader_behind_a_bypassed_one(read_graph):

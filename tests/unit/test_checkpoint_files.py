@@ -78,8 +78,9 @@ def test_auto_takes_the_next_precision_and_says_why(repository: Path) -> None:
     found = resolve_checkpoint(repository)
     assert found.transformer is not None
     assert found.transformer.format.precision == "int8"
-    assert found.notes[1].startswith(f"Not used: {repository / 'distill_fp8'} is incomplete")
-    assert "block 0 is missing" in found.notes[1]
+    (said,) = found.passed_over
+    assert said.startswith("distill_fp8 is there and cannot be used, so distill_int8 (int8) is used. ")
+    assert "block 0 is missing" in said
     with pytest.raises(CheckpointError, match="block 0 is missing"):
         resolve_checkpoint(repository, "fp8")
 

@@ -299,4 +299,4 @@ def test_a_whole_checkpoint_of_a_pair_loads(caplog):
     with caplog.at_level("INFO"):
         loaded = pipeline.load_checkpoint(experts(), settings=EngineSettings(), offload=OffloadSettings())
     assert loaded.transformer.files.names == ("high", "low")
-    assert "two experts, 2 blocks" in caplog.text
+    assert "two experts of 2 blocks each, " in caplog.text

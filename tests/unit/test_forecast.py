@@ -43,6 +43,21 @@ def ask(path, **changes):
     return forecast(Question(**{"path": path, "is_checkpoint": True, "clip": Clip(**size)} | changes))
 
 
+def test_a_better_precision_that_is_not_whole_is_said(checkpoint, caplog):
+    """With precision auto another one is taken: no silent bf16 where somebody has fetched FP8."""
+    (checkpoint / "distill_fp8" / "block_0.safetensors").unlink()
+    shutil.rmtree(checkpoint / "distill_int8")
+    answer = ask(checkpoint)
+    assert answer.ok and answer.detected.startswith("bf16")
+    (warning,) = answer.warnings
+    assert warning.startswith("distill_fp8 is there and cannot be used, so distill_models (bf16) is used. ")
+    assert "block_0.safetensors" in warning
+    pipeline.load_checkpoint(checkpoint, settings=EngineSettings(), offload=OffloadSettings())
+    (said,) = [record for record in caplog.records if warning in record.message]
+    assert said.levelname == "WARNING"
+    assert ask(checkpoint, precision="bf16").warnings == ()
+
+
 def test_a_fitting_checkpoint_is_described(checkpoint):
     answer = ask(checkpoint)
     assert answer.ok and answer.sentence == "Fits." and not answer.missing

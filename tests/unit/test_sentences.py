@@ -49,7 +49,7 @@ STAYS = {
     "nodes/latent.py": ("made for|Number of videos", "tooltips"),
     "nodes/load.py": ("compute one clip together|decode together", "tooltips"),
     "tools/__main__.py": ("", "help; it runs before the pack has a name to import by"),
-    "tools/generate_cli.py": ("^A red fox trots|^as on the nodes$", "a prompt, help"),
+    "tools/generate_cli.py": ("^A red fox trots|^as on the nodes$|^example_workflows/", "a prompt, help, files"),
     "tools/headless/text_replacements.py": ("Node name for S&R", "a key of ComfyUI's"),
     "tools/headless/workflow.py": ("^easy [gs]etNode$", "node types"),
     "tools/prompts_cli.py": ("^1 Wan text to video.json$", "a file"),

@@ -9,6 +9,7 @@ import tempfile
 import av
 import numpy as np
 import pytest
+from lightx2v_pack.engine.checkpoints.published import PUBLISHED
 from lightx2v_pack.tools import generate_cli
 from lightx2v_pack.tools.headless.progress import Progress
 from support import checkpoints
@@ -88,7 +89,7 @@ def test_a_benchmark_can_leave_its_video(generate, tmp_path):
         ((), "There is no prompt"),
         ((PROMPT, "--size", "480p"), "--size is '480p'; expected width and height, as 832x480"),
         ((PROMPT, "--size", "50x32"), "width is 50; expected a multiple of 16"),
-        ((PROMPT, "--frames", "80"), "num_frames is 80; expected 4n+1"),
+        ((PROMPT, "--frames", "80"), "--frames is 80; expected 4n+1"),
         ((PROMPT, "--size", "99999999x32"), "width is 99999999; expected at most 8192"),
         ((PROMPT, "--size", f"32x{'9' * 5000}"), "expected width and height, as 832x480"),
         ((PROMPT, "--checkpoint", "gone"), "gone does not exist"),
@@ -152,13 +153,82 @@ def test_a_size_that_does_not_fit_is_a_sentence_before_a_prompt_is_encoded(gener
     assert "8192x8192 with 4097 frames" in error and os.listdir(tmp_path) == []
 
 
-def test_a_missing_part_is_a_sentence(generate, tmp_path):
+def test_a_missing_part_is_a_sentence_before_the_run(generate, tmp_path):
     shutil.copytree(checkpoints.repository() / "distill_fp8", tmp_path / "alone", copy_function=os.symlink)
     for path in (tmp_path / "alone").iterdir():
         if "umt5" in path.name or "VAE" in path.name:
             path.unlink()
-    code, said, error = generate(PROMPT, *SIZE, "--checkpoint", tmp_path / "alone", "--out", tmp_path / "fox.mp4")
-    assert (code, said) == (3, "") and "The text encoder is missing" in error and "Traceback" not in error
+    out = ("--out", tmp_path / "fox.mp4", "--models-dir", tmp_path)
+    code, said, error = generate(PROMPT, *SIZE, "--checkpoint", tmp_path / "alone", *out)
+    assert (code, said) == (2, "") and "The text encoder is missing" in error and "Traceback" not in error
+    assert "download.py get fp8 --part text-encoder --part vae" in error and "--text-encoder and --vae" in error
+    files = ("--text-encoder", checkpoints.comfy_text_encoder(), "--vae", checkpoints.vae())
+    code, _, error = generate(PROMPT, *SIZE, "--checkpoint", tmp_path / "alone", *out, *files)
+    assert code == 0, error
+
+
+def make_models_folder(root, precision, **files):
+    """Lay out a models folder as a download of single files leaves its transformer, with files by their path."""
+    transformer = PUBLISHED[f"{precision}-single"].entry
+    for entry, source in {transformer: checkpoints.single_file(precision), **files}.items():
+        target = root / entry
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            target.write_bytes(source)
+        else:
+            shutil.copy(source, target)
+    return root / transformer
+
+
+def test_single_files_find_their_companions(generate, tmp_path):
+    """As download.py get int8-single leaves them, and other files that fit beside."""
+    published = {
+        "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors": checkpoints.comfy_text_encoder(scaled_fp8=True),
+        "text_encoders/another_umt5_xxl.safetensors": checkpoints.comfy_text_encoder(),
+        "vae/wan_2.1_vae.safetensors": checkpoints.vae(),
+        "vae/a_copy.safetensors": checkpoints.vae(),
+        "vae/damaged.safetensors": b"",
+    }
+    models_dir = tmp_path / "models"
+    model = make_models_folder(models_dir, "int8", **published)
+    out = tmp_path / "fox.mp4"
+    for chosen in (("--checkpoint", model), ()):
+        code, said, error = generate(PROMPT, *SIZE, "--models-dir", models_dir, *chosen, "--out", out, "--overwrite")
+        assert (code, said) == (0, f"{out}\n"), error
+        assert "umt5_xxl_fp8_e4m3fn_scaled.safetensors" in error and "wan_2.1_vae.safetensors" in error
+
+
+def test_companions_of_other_names(generate, tmp_path):
+    models_dir = tmp_path / "models"
+    files = {
+        "clip/mine/my_t5.safetensors": checkpoints.comfy_text_encoder(),
+        "text_encoders/clip_l.safetensors": checkpoints.vae(),
+        "vae/my_vae.safetensors": checkpoints.vae(),
+    }
+    model = make_models_folder(models_dir, "int8", **files)
+    asked = (PROMPT, *SIZE, "--models-dir", models_dir, "--checkpoint", model, "--out", tmp_path / "fox.mp4")
+    code, _, error = generate(*asked)
+    assert code == 0 and "my_t5.safetensors" in error and "my_vae.safetensors" in error, error
+    shutil.copy(models_dir / "vae" / "my_vae.safetensors", models_dir / "vae" / "other.safetensors")
+    code, said, error = generate(*asked, "--overwrite")
+    assert (code, said) == (2, "") and "--vae" in error and "my_vae.safetensors, " in error
+    code, _, error = generate(*asked, "--overwrite", "--vae", models_dir / "vae" / "other.safetensors")
+    assert code == 0 and "other.safetensors" in error
+    shutil.rmtree(models_dir / "vae")
+    code, said, error = generate(*asked, "--overwrite")
+    assert (code, said) == (2, "") and "download.py get int8-single --part vae --models-dir" in error
+
+
+@pytest.mark.parametrize(
+    ("sizes", "template"),
+    [(checkpoints.I2V_SIZES, "2 Wan image to video"), (checkpoints.A14B_I2V_SIZES, "3 Wan2.2 first and last frame")],
+)
+def test_an_image_to_video_model_is_refused_before_the_run(generate, tmp_path, sizes, template):
+    model = checkpoints.single_file("int8", sizes=sizes)
+    code, said, error = generate(PROMPT, *SIZE, "--checkpoint", model, "--out", tmp_path / "fox.mp4")
+    assert (code, said) == (2, "") and os.listdir(tmp_path) == []
+    assert "Give --checkpoint a text-to-video model" in error and "tools/run_workflow.py" in error
+    assert f"example_workflows/{template}.json" in error and "onditioning" not in error
 
 
 def test_ctrl_c_leaves_nothing_behind(generate, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import folder_paths
 from ...checkpoints.files import (
     AUTO_SECOND,
     NO_SECOND,
+    is_transformer_file,
     list_checkpoint_folders,
     list_transformer_folders,
     resolve_transformer,
@@ -42,8 +43,6 @@ _TEXT_ENCODER_FILE = re.compile(r"t5", re.IGNORECASE)
 # The tiny autoencoders for Wan2.1 latents, and no others.
 _TINY_VAE_FILE = re.compile(r"^(light)?taew2_1\.(safetensors|pth)$", re.IGNORECASE)
 _VAE_FILE = re.compile(rf"vae|{_TINY_VAE_FILE.pattern}", re.IGNORECASE)
-# Files that do not hold a whole transformer: its blocks and shards, and what lies beside it.
-_NO_TRANSFORMER_FILE = re.compile(r"^(non_block|block_\d+)\.|-\d+-of-\d+\.|t5|vae|tae|lora|clip", re.IGNORECASE)
 
 
 def register_folder() -> None:
@@ -137,8 +136,7 @@ def _tiny_vae_files(folder: str) -> list[str]:
 
 
 def _transformer_files(folder: str) -> list[str]:
-    names = [name for name in _all_files(folder) if name.lower().endswith(".safetensors")]
-    return [name for name in names if not _NO_TRANSFORMER_FILE.search(os.path.basename(name))]
+    return [name for name in _all_files(folder) if is_transformer_file(os.path.basename(name))]
 
 
 def _tokenizer_folders(folder: str) -> list[str]:
