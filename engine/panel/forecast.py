@@ -128,6 +128,10 @@ class LoraLine:
     ok: bool
     sentence: str
     """How much of it applies, or what is wrong and what to do."""
+    is_absent: bool = False
+    """No such file is there."""
+    choices: str = ""
+    """What can be chosen instead of what is not there."""
     is_published: bool = False
     """It is not there, and can be downloaded."""
     waits: bool = False
