@@ -106,4 +106,4 @@ class NothingFitsError(LightX2VError):
 
 
 class NonFiniteLatentsError(LightX2VError):
-    """A sampling step produced NaN or infinity."""
+    """A sampling step or a VAE produced NaN or infinity, or latents to decode hold them."""

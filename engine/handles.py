@@ -212,6 +212,8 @@ class TransformerHandle(_Handle):
             CheckpointError: a file has changed since it was looked at, or cannot be read.
         """
         self.files.check_unchanged()
+        for lora in {id(lora): lora for stack in self.stacks for lora, _ in stack.entries}.values():
+            lora.check_unchanged()
         sizes = self._weight_sizes(self._compositions(plan.backends))
         members = self.members(device)
         ranks = members.size if members else 1

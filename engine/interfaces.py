@@ -153,8 +153,9 @@ class VideoDecoder(Protocol):
         The interrupt is checked before each chunk.
 
         Yields:
-            frames [f, H, W, 3] float32 in [0, 1] on the decoder's device; f is 1 for the first latent
-            frame and 4 for each later one (an engine may join several). Memory does not grow with T.
+            frames [f, H, W, 3] float32 on the decoder's device, black 0 and white 1, not clamped and free to be written
+            to; f is 1 for the first latent frame and 4 for each later one (an engine may join several). Memory does
+            not grow with T.
         """
 
     @property

@@ -394,7 +394,8 @@ def decode(
 
     Raises:
         ValueError: wrong shape of `samples`.
-        NonFiniteLatentsError: latents are NaN or infinite, as another program's sampler may leave them.
+        NonFiniteLatentsError: latents are NaN or infinite, as another program's sampler may leave them; or the VAE
+            makes that of them.
         NothingFitsError: there is not the RAM for the frames.
     """
     check_choice("tiling", tiling, TILING_MODES)
@@ -445,6 +446,7 @@ def encode_video(
     Raises:
         CheckpointError: the VAE's file holds a decoder only.
         ValueError: wrong shape of `frames`.
+        NonFiniteLatentsError: the VAE makes NaN or infinity of them.
         NothingFitsError: there is not the RAM.
     """
     check_choice("tiling", tiling, TILING_MODES)

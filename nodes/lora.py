@@ -73,5 +73,6 @@ class LightX2VLora(io.ComfyNode):
             raise ValueError(Nodes.OTHER_LOADER(lora=lora, model=type(transformer.model).__name__))
         check_strength(strength, lora)
         read = handle.read_lora(paths.LORAS.resolve(lora), expert)
-        logger.log(logging.WARNING if read.report.is_idle else logging.INFO, "LightX2V: LoRA %s", read.report)
+        is_odd = read.report.is_idle or read.report.is_doubtful
+        logger.log(logging.WARNING if is_odd else logging.INFO, "LightX2V: LoRA %s", read.report)
         return io.NodeOutput(with_lora(transformer, read, strength))

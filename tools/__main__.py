@@ -1,6 +1,8 @@
 """The pack's commands: python tools COMMAND ..."""
 
 import importlib
+import os
+import signal
 import sys
 
 COMMANDS = {
@@ -22,6 +24,8 @@ def main(words: list[str]) -> int:
     name, *arguments = words or ["--help"]
     if name in COMMANDS:
         module = importlib.import_module(f"lightx2v_pack.tools.{COMMANDS[name][0]}")
+        if signal.getsignal(signal.SIGINT) is end:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return int(module.main(arguments))
     usage = "usage: python tools COMMAND ... (--help after a command lists its options)\n"
     lines = [usage, *(f"  {command:<10} {what}" for command, (_, what) in COMMANDS.items())]
@@ -33,7 +37,16 @@ def main(words: list[str]) -> int:
     return 0 if is_help else 2
 
 
+def end(*_: object) -> None:
+    """End at Ctrl-C while modules are imported: some of them swallow it, and nothing is to be tidied up yet."""
+    os.write(2, b"Cancelled.\n")
+    os._exit(130)
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
     import register_pack  # noqa: F401
 
     sys.exit(main(sys.argv[1:]))

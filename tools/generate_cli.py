@@ -257,7 +257,7 @@ def _check_out(out: Path, is_replaced: bool) -> None:
     if out.suffix.lower() != ".mp4":
         raise UsageError(Command.NO_MP4(out=out))
     try:
-        has_folder = out.resolve().parent.exists()
+        has_folder = out.parent.exists()
         is_there = out.exists() and not out.is_dir()
     except OSError as error:
         raise UsageError(refusal(out, "--out", error)) from error

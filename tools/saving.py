@@ -89,6 +89,13 @@ def problem_of_file(path: Path, option: str, kind: Kind | None = None) -> str | 
     try:
         if path.is_dir():
             return Saving.CHOOSE(option=option, reason=Saving.IS_FOLDER(path=path))
+        if path.is_fifo():
+            # Opened as it is, it would wait for somebody who reads.
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        path.resolve()
+    except RuntimeError:
+        # Of a link to itself, before Python 3.13.
+        return Saving.CHOOSE(option=option, reason=Saving.REFUSED(path=path, said=os.strerror(errno.ELOOP)))
     except (OSError, ValueError) as error:
         return refusal(path, option, error)
     return (problem_of_kind(path, option, kind) if kind else None) or _problem(path, path, option)
@@ -116,6 +123,8 @@ def refusal(path: Path, option: str, error: OSError | ValueError) -> str:
         return Saving.MAKE_ROOM(option=option, path=path)
     if number in _IN_THE_WAY:
         reason = Saving.FILE_IN_THE_WAY(path=_file_above(path))
+    elif number == errno.ENXIO:
+        reason = Saving.NOBODY_READS(path=path)
     elif number == errno.EISDIR:
         reason = Saving.IS_FOLDER(path=path)
     elif number == errno.ENAMETOOLONG:
@@ -201,7 +210,7 @@ def _problem(path: Path, named: Path, option: str) -> str | None:
     """Try to write a file at a path, or beside it where there is one."""
     try:
         with _folder_of(path):
-            if path.exists():
+            if path.exists() and not path.is_fifo():
                 with path.open("ab"):
                     pass
             if not path.exists() or path.is_file():

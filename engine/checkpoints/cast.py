@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -24,11 +24,12 @@ from .header import Header
 _NUM_LAYERS, _NUM_BYTES = 4, 2**14
 
 
-def check_cast(tables: Mapping[Path, Header]) -> None:
-    """Look at some layers of a transformer in FP8 without scales. Of the others, and of all of each, a reader does.
+def check_cast(tables: Mapping[Path, Header], unscaled: Collection[str]) -> None:
+    """Look at some layers of a transformer that are in FP8 without scales. Of the others a reader does.
 
     Args:
         tables: tensors by file.
+        unscaled: the FP8 weights that have no scale.
 
     Raises:
         CheckpointError: it has lost its scales; or a file cannot be read.
@@ -37,7 +38,7 @@ def check_cast(tables: Mapping[Path, Header]) -> None:
         (file, name, info)
         for file, table in tables.items()
         for name, info in table.items()
-        if info.dtype == "F8_E4M3" and BLOCK_LINEAR.search(name)
+        if name in unscaled and BLOCK_LINEAR.search(name)
     ]
     for file, name, info in layers[:: max(len(layers) // _NUM_LAYERS, 1)]:
         with reading(file), file.open("rb") as opened:

@@ -23,6 +23,9 @@ SCALE_SUFFIXES = ("weight_scale", "scale_weight")
 # What stands beside a weight and changes nothing of it.
 _BESIDE = re.compile(r"\.(comfy_quant|input_scale|scale_input)$|(^|\.)(scaled_fp8|spiece_model)$")
 _LORA_PART = re.compile(r"\.lora_|\.lora\.")
+_BLOCK_NUMBER = re.compile(r"(?<=block\.)\d+(?=\.)|(?<=blocks\.)\d+(?=\.)")
+# Of a scale, beside the numbers that a model has.
+_SCALE_DTYPES = FLOAT_DTYPES | {"F64"}
 # The matrices that 8-bit files quantize, in the blocks of transformers and of text encoders of either naming.
 BLOCK_LINEAR = re.compile(
     r"block(s)?\.\d+\.((self_|cross_)?attn\.([qkvo]|[kv]_img)|ffn\.(0|2|gate\.0|fc1|fc2)"
@@ -63,9 +66,10 @@ def find_prefix(
     found = [prefix for prefix, names in known.items() if names]
     # The same names may be read in two ways; other names are another model.
     found = [prefix for prefix in found if prefix == found[0] or known[prefix].isdisjoint(known[found[0]])]
-    if not found:
-        whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
-        found = sorted({match[1] for name in header if (match := whole.fullmatch(name))})
+    # Whatever else the names of a model stand behind is a second one.
+    whole = re.compile(rf"(.+\.)(?:{anywhere or pattern})")
+    read = set().union(*(known[prefix] for prefix in found))
+    found += sorted({match[1] for name in header.keys() - read if (match := whole.fullmatch(name))})
     if len(found) > 1:
         raise CheckpointError(
             Models.SEVERAL_MODELS(
@@ -158,7 +162,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
 
 
 def _find_scales(header: Header, linears: list[str], source: str, scheme: str, wanted: str) -> str | None:
-    """Return the suffix of the scales; None for FP8 weights that were cast without scales."""
+    """Return the suffix of the first scale; None for FP8 weights that were cast without scales."""
     found = next((scale for name in linears if (scale := scale_of(header, name))), None)
     if found is None:
         if scheme == "fp8":
@@ -167,10 +171,14 @@ def _find_scales(header: Header, linears: list[str], source: str, scheme: str, w
             Models.NO_SCALES(source=source, precision=scheme.upper(), weight=linears[0], usable=USABLE_FILES[wanted])
         )
     suffix = found.rpartition(".")[2]
+    scaled = {_BLOCK_NUMBER.sub("", name) for name in linears if scale_of(header, name)}
     for linear in linears:
-        name = linear.removesuffix("weight") + suffix
-        if name not in header:
-            raise CheckpointError(Models.SCALE_MISSING(source=source, name=name))
+        name = scale_of(header, linear)
+        # What has a scale in no block was cast without; in some blocks, it was lost in the others.
+        is_cast = scheme == "fp8" and wanted == "transformer" and _BLOCK_NUMBER.sub("", linear) not in scaled
+        if name is None and not is_cast:
+            missing = linear.removesuffix("weight") + suffix
+            raise CheckpointError(Models.SCALE_MISSING(source=source, name=missing))
         _check_scale(header, linear, name, source, wanted)
     return suffix
 
@@ -180,7 +188,9 @@ def _check_scale(header: Header, weight: str, name: str | None, source: str, wan
     if name is None:
         return
     scale, rows = header[name], next(iter(header[weight].shape), 1)
-    if scale.dtype not in FLOAT_DTYPES or (math.prod(scale.shape) != 1 and scale.shape not in ((rows, 1), (rows,))):
+    if scale.dtype not in _SCALE_DTYPES or (
+        math.prod(scale.shape) != 1 and scale.shape not in ((rows, 1), (rows,), (1, rows))
+    ):
         raise CheckpointError(
             Models.ODD_SCALE(
                 source=source,
@@ -205,7 +215,7 @@ def _check_others(header: Header, names: Iterable[str], source: str, wanted: str
 
 def find_others(header: Header, expected: Iterable[str], scale_suffix: str | None) -> list[str]:
     """Return the names of tensors that are neither expected nor beside what is."""
-    scales = {name.removesuffix("weight") + scale_suffix for name in expected} if scale_suffix else set()
+    scales = {scale_of(header, name) for name in expected} if scale_suffix else set()
     return sorted(name for name in header.keys() - set(expected) - scales if not _BESIDE.search(name))
 
 

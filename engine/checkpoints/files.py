@@ -23,7 +23,7 @@ from ..sentences.checkpoints import Reading
 from ..sentences.folders import Folders
 from ..sentences.kinds import Kinds, Parts
 from .cast import check_cast
-from .checks import block_indices, describe_blocks, strip_prefix
+from .checks import block_indices, describe_blocks, find_unscaled, strip_prefix
 from .declared import check_declared
 from .disk import check_ending, find_size, list_folder, read_small, read_start, reading, stamp
 from .folders import walk
@@ -237,8 +237,8 @@ def _resolve_one(path: Path) -> TransformerFiles:
     found = detect_transformer(header, str(path))
     check_declared(files, found.precision, str(path), wanted="transformer")
     named = strip_prefix(header, found.prefix)
-    if found.is_cast:
-        check_cast(tables)
+    if found.precision == "fp8":
+        check_cast(tables, find_unscaled(header))
     return TransformerFiles(
         files=files,
         layout=layout,

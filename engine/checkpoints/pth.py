@@ -1,4 +1,5 @@
-"""Reads `.pth` files: PyTorch's archives of a pickle and its tensors, of which only flat dicts of tensors are taken.
+"""Reads `.pth` files: PyTorch's archives of a pickle and its tensors, of which only flat dicts of tensors are taken, or
+one under `state_dict`, `module` or `model`.
 
 A pickle is a program. PyTorch runs it with plain tensors only (weights_only); what such a program can still do, which
 is to fill memory or to take for ever, is looked for in its text first.
@@ -21,6 +22,8 @@ from .disk import check_ending, check_start, find_size, first_line, is_short_of_
 
 _EXPECTED = Reading.PTH_FILE()
 _SUFFIXES = frozenset({".pth", ".pt", ".bin"})
+# What programs that train put the tensors of their model under, one in the other; beside it an optimizer and counters.
+_WRAPPERS, _MOST_WRAPPERS = ("state_dict", "module", "model"), 3
 # Of the pickle, which names the tensors; the text encoder's takes 0.04 MB.
 _MAX_PICKLE_BYTES = 2**19
 # Of values in values; a tensor has four.
@@ -59,6 +62,7 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
             raise unreadable(path, error) from error
         said = Reading.NOT_READ_BY_TORCH() if zipfile.is_zipfile(path) else Reading.NO_ARCHIVE()
         raise CheckpointError(Reading.NO_PTH(path=path, said=said)) from error
+    loaded = _unwrapped(loaded)
     if not isinstance(loaded, dict) or not all(_is_entry(*item) for item in loaded.items()):
         kind = Reading.NESTED() if isinstance(loaded, dict) else type(loaded).__name__
         raise CheckpointError(Reading.NO_STATE_DICT(path=path, kind=kind))
@@ -67,6 +71,18 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(Reading.NO_PLAIN_TENSOR(path=path, name=name, shape=list(tensor.shape)))
     # Parameters too, which nobody is going to train here.
     return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """Return what a training program has put its model's tensors under; anything else as it is."""
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(loaded, dict) or (loaded and all(_is_entry(*item) for item in loaded.items())):
+            break
+        inner = [loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), dict)]
+        if len(inner) != 1:
+            break
+        loaded = inner[0]
+    return loaded
 
 
 def _is_entry(name: Any, tensor: Any) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from .checks import BLOCK_LINEAR, find_unscaled, scale_of
+from .checks import BLOCK_LINEAR, SCALE_SUFFIXES, find_unscaled, scale_of
 from .content import ContentCheck, Look
 from .header import Header
 from .transformers import TransformerFiles
@@ -39,8 +39,9 @@ def list_specs(
     specs: dict[TensorSpec, str] = {}
     for stored, info in files.header.items():
         base, _, leaf = stored.rpartition(".")
-        if leaf == files.format.scale_suffix and _is_kept(files.header, f"{base}.weight"):
-            specs[_scale_spec(files.header, base)] = stored
+        if leaf in SCALE_SUFFIXES:
+            if _is_kept(files.header, f"{base}.weight") and scale_of(files.header, f"{base}.weight") == stored:
+                specs[_scale_spec(files.header, base)] = stored
         elif leaf in _PARAMETERS:
             plain = torch.float32 if float32 and re.search(float32, stored) else torch.bfloat16
             is_kept = _is_kept(files.header, stored)
@@ -53,7 +54,7 @@ def list_specs(
 
 def _is_kept(header: Header, weight: str) -> bool:
     """Say whether a tensor is computed with as it is stored, in 8 bits and with a scale."""
-    return header[weight].dtype in _EIGHT_BIT and BLOCK_LINEAR.search(weight) is not None
+    return weight in header and header[weight].dtype in _EIGHT_BIT and BLOCK_LINEAR.search(weight) is not None
 
 
 def _scale_spec(header: Header, layer: str) -> TensorSpec:

@@ -6,9 +6,11 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from ..checkpoints.disk import Stamp, check_unchanged
 from ..checkpoints.header import Header
 from ..checkpoints.weights import Weights
 from ..errors import CheckpointError
@@ -49,7 +51,19 @@ class Lora:
     report: LoraReport
     may_distill: bool = True
     """Whether it may make of a model one of a few steps: False where its name is known and does not say so."""
+    path: Path | None = None
+    """Of its file, where it has one, and what that was when it was read."""
+    stamp: Stamp = (0, 0)
     _digests: dict[tuple[str, ...], bytes] = field(default_factory=dict)
+
+    def check_unchanged(self) -> None:
+        """Raise where its file is another one than was read.
+
+        Raises:
+            CheckpointError: see checkpoints/disk.py check_unchanged.
+        """
+        if self.path is not None:
+            check_unchanged(self.path, self.stamp)
 
     def read(self, name: str, part: tuple[slice, ...] = ()) -> torch.Tensor:
         """Return one of its tensors in fp32 on the CPU.
@@ -68,13 +82,15 @@ class Lora:
             raise CheckpointError(Loras.TOO_LARGE(title=self.title, name=name, size=largest))
         return values
 
-    def check_effect(self, values: torch.Tensor, change: Change, strength: float) -> None:
+    def check_effect(self, values: torch.Tensor, change: Change, strength: float, reach: float = 1.0) -> None:
         """Raise where what a change makes of its numbers, by alpha, rank and strength, is none of a model.
+
+        Args: reach: what the numbers are multiplied with at most.
 
         Raises:
             CheckpointError: names all three.
         """
-        largest = _largest(values)
+        largest = _largest(values) * reach
         if not largest <= MOST_NUMBER:
             raise CheckpointError(
                 Loras.ODD_EFFECT(

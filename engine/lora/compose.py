@@ -77,6 +77,7 @@ class Composition:
         self._inputs: dict[str, list[str]] = defaultdict(list)
         # The last tensor that was made on each thread: its pieces are asked for one after the other.
         self._last = threading.local()
+        self._reaches: dict[tuple[int, tuple[str, ...]], float] = {}
         self._loras = [lora for lora, _ in stack.entries]
         for lora, strength in stack.entries:
             for change in lora.changes:
@@ -200,6 +201,8 @@ class Composition:
             for part in _ordered(self._branches[target]):
                 if part.change.rank:
                     values = part.lora.read(part.change.names[0], (_ALL, some)).flatten(1)
+                    if some == _ALL:
+                        self._note_reach(part, values)
                 else:
                     values = (self._full(part) if rows < columns else torch.eye(columns))[:, some]
                 filled[start : start + self._rank(part)] = values
@@ -223,8 +226,22 @@ class Composition:
             made = filled[:, start : start + self._rank(part)]
             torch.mul(values, part.factor, out=made)
             part.lora.check_effect(made, part.change, part.strength)
+            if part.change.rank and some == _ALL:
+                # Of no element of the product more: each is one of a row of `up` and a column of `down`.
+                rows_of_up = torch.linalg.vector_norm(made, dim=1)
+                part.lora.check_effect(rows_of_up, part.change, part.strength, self._reach(part))
             start += self._rank(part)
         return filled
+
+    def _reach(self, part: _Part) -> float:
+        """Return the norm of the longest column of a pair's `down`."""
+        key = (id(part.lora), part.change.names)
+        if key not in self._reaches:
+            self._note_reach(part, part.lora.read(part.change.names[0]).flatten(1))
+        return self._reaches[key]
+
+    def _note_reach(self, part: _Part, down: torch.Tensor) -> None:
+        self._reaches[id(part.lora), part.change.names] = float(torch.linalg.vector_norm(down, dim=0).max())
 
     def _full(self, part: _Part) -> torch.Tensor:
         """Return a full difference of a layer [N, K] in fp32."""

@@ -63,6 +63,11 @@ _PREFIXES = sorted(
     key=len,
     reverse=True,
 )
+# What torch and PEFT put around a module: names of the wrapper, wherever they stand.
+# Source: torch _dynamo/eval_frame.py, distributed/fsdp and distributed/algorithms/_checkpoint; PEFT tuners_utils.py.
+_WRAPPER = re.compile(
+    r"(?:(?<=[._])|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)[._]|[._]base_layer$"
+)
 # Wan2.2's two experts in one file: ai-toolkit's names, of which diffusers has the second.
 _EXPERTS = {"transformer_1_": "high", "transformer_2_": "low"}
 _TEXT_ENCODER = re.compile(r"(?:^|[._])(?:lora_te\d?_|text_encoders?\d?[._]|te\d?\.|text_model[._]|t5xxl|umt5)")
@@ -118,6 +123,8 @@ class Name:
     """high | low: of Wan2.2, in a file for both."""
     group: str = ""
     """What the name belongs to where it is nothing of this checkpoint."""
+    prefix: str = ""
+    """What stands before the module, where that is no prefix that is known."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,7 @@ class Spellings:
         return Name("", group=LoraFiles.NO_LORA())
 
     def _find(self, spelled: str, part: str) -> Name:
+        spelled = without_wrappers(spelled)
         rest, expert = _fold(spelled), ""
         for _ in range(_MOST_PREFIXES):
             if rest in self._modules:
@@ -171,9 +179,21 @@ class Spellings:
             else:
                 prefix = next((each for each in _PREFIXES if rest.startswith(each)), "")
                 if not prefix:
-                    return Name("", expert=expert, group=self._group_of(rest))
+                    group = self._group_of(rest)
+                    if group == LoraFiles.LACKED_MODULES() and not expert:
+                        return self._find_anywhere(spelled, part) or Name("", group=group)
+                    return Name("", expert=expert, group=group)
                 rest = rest.removeprefix(prefix)
         return Name("", expert=expert, group=LoraFiles.LACKED_MODULES())
+
+    def _find_anywhere(self, spelled: str, part: str) -> Name | None:
+        """Return a module behind a prefix of any other name, which ends with a dot."""
+        parts = spelled.split(".")
+        for number in range(1, min(len(parts), _MOST_PREFIXES)):
+            module = self._modules.get("_".join(parts[number:]))
+            if module is not None:
+                return Name(part, module, prefix=".".join(parts[:number]) + ".")
+        return None
 
     def _group_of(self, rest: str) -> str:
         """Say what a module that the checkpoint lacks belongs to."""
@@ -184,6 +204,11 @@ class Spellings:
         if block and int(block[1]) >= self.num_blocks:
             return LoraFiles.BLOCKS_AFTER_LAST(num_blocks=self.num_blocks)
         return LoraFiles.LACKED_MODULES()
+
+
+def without_wrappers(name: str) -> str:
+    """Return a name of a module without the modules that torch.compile, FSDP, checkpointing and PEFT wrap it in."""
+    return _WRAPPER.sub("", name)
 
 
 def _fold(name: str) -> str:

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoints.disk import read_small, stamp
+from ..checkpoints.disk import stamp
 from ..checkpoints.header import Header, read_metadata
 from ..checkpoints.kinds import identify_kind
 from ..checkpoints.names import promises_distilled
 from ..checkpoints.pth import is_pth
 from ..checkpoints.weights import PthWeights, SafetensorsWeights, Weights
-from ..errors import MALFORMED, CheckpointError, in_words
+from ..errors import CheckpointError
 from ..sentences import joined
 from ..sentences.between import Between
-from ..sentences.data import Data
 from ..sentences.kinds import Kinds
 from ..sentences.lora_files import LoraFiles
 from .changes import Change, Lora, check_strength, fits
 from .keys import Foreign, Name, Spellings
+from .peft import Peft, Scale, describe, read_peft
 from .report import LoraReport
 
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _NUMBERS = _DTYPES | {"I64", "I32", "I16", "I8", "U8"}
-# Of adapter_config.json, which names modules.
-_MAX_CONFIG_BYTES = 4 * 2**20
-# Of patterns in them: how often each may repeat something, how many may, and how much of a module's name is looked at.
-_REPEAT, _MAX_REPEATS, _MAX_REPEATING, _MAX_MODULE_CHARACTERS = re.compile(r"[*+{]"), 2, 8, 100
 # Metadata in which training tools say what a file is.
 _TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name", "ss_base_model_version")
 _EXPECTED = LoraFiles.EXPECTED()
@@ -79,19 +73,20 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
         CheckpointError: the file is damaged or no LoRA, holds what cannot be applied exactly (LoHa, LoKr, DoRA ...), or
             is for another model, so that nothing applies.
     """
+    size, changed = stamp(path)
     if is_pth(path):
         weights: Weights = PthWeights(path)
         metadata: dict[str, str] = {}
     else:
         weights, metadata = SafetensorsWeights([path]), read_metadata(path)
-    size, changed = stamp(path)
     titles = " ".join((path.name, *(metadata.get(key, "") for key in _TITLES)))
     reading = _Reading(f"LoRA {path.name}", weights.header, Spellings(model), model, titles, is_expert=is_expert)
-    peft_scale = _peft_scale(path, metadata, weights.header, reading.notes)
-    changes = reading.changes(expert, peft_scale, lambda name: weights[name])
+    peft = read_peft(path, metadata, weights.header, _EXPECTED)
+    changes = reading.changes(expert, peft, lambda name: weights[name])
     report = reading.report(path.name, changes, is_idle=_is_idle(changes, weights))
     weights.close()
-    identity = (str(path), size, changed, expert)
+    # The settings beside it may change where the file does not.
+    identity = (str(path), size, changed, expert, hash(tuple(change.factor for change in changes)))
     return Lora(
         identity=identity,
         title=path.name,
@@ -99,6 +94,8 @@ def read_lora(path: Path, model: Header, *, expert: str = "low", is_expert: bool
         tensors=weights,
         report=report,
         may_distill=promises_distilled(titles),
+        path=path,
+        stamp=(size, changed),
     )
 
 
@@ -175,40 +172,59 @@ class _Reading:
         self._model = model
         self._left_out: dict[str, list[str]] = defaultdict(list)
         self.notes: list[str] = []
+        self.is_doubtful = False
+        self._by_settings: list[float] = []
         self._widths: set[int] = set()
         self._parts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._spelled: dict[str, str] = {}
         foreign: dict[str, list[str]] = defaultdict(list)
+        behind: dict[str, list[tuple[str, Name]]] = defaultdict(list)
         for name in header:
             meaning = spellings.read(name)
             if isinstance(meaning, Foreign):
                 foreign[meaning.kind].append(name)
             elif meaning.group:
                 self._left_out[meaning.group].append(name)
+            elif meaning.prefix:
+                behind[meaning.prefix].append((name, meaning))
             else:
                 self._add(name, meaning)
         if foreign:
             self._refuse(foreign)
+        self._take(behind)
 
-    def changes(
-        self, expert: str, peft_scale: Callable[[str, int], float] | None, read: Callable[[str], torch.Tensor]
-    ) -> list[Change]:
+    def changes(self, expert: str, peft: Peft, read: Callable[[str], torch.Tensor]) -> list[Change]:
         """Return what the file changes."""
         self._leave_other_expert(expert)
         changes: list[Change] = []
         for (module, _), parts in self._parts.items():
-            found = [*self._pair(module, parts, peft_scale, read), *self._differences(module, parts)]
+            found = [*self._pair(module, parts, peft.scale, read), *self._differences(module, parts)]
             changes += found
             if "alpha" in parts and not any(change.rank for change in found) and "down" not in parts:
                 self._left_out[LoraFiles.ALPHA_ALONE()].append(parts["alpha"])
         if not changes:
             raise CheckpointError(self._nothing())
-        self._add_notes(has_scale=peft_scale is not None)
+        self._add_notes(peft)
         return changes
 
     def report(self, title: str, changes: Sequence[Change], *, is_idle: bool) -> LoraReport:
         """Return how much of the file applies."""
-        return _report(title, changes, self._left_out, tuple(self.notes), is_idle=is_idle)
+        found = _report(title, changes, self._left_out, tuple(self.notes), is_idle=is_idle)
+        return replace(found, is_doubtful=self.is_doubtful)
+
+    def _take(self, behind: Mapping[str, Sequence[tuple[str, Name]]]) -> None:
+        """Take the modules behind a prefix that is not known, where there are no others."""
+        if self._parts:
+            for found in behind.values():
+                self._left_out[LoraFiles.LACKED_MODULES()] += (name for name, _ in found)
+            return
+        if len(behind) > 1:
+            prefixes, more = ", ".join(list(behind)[:3]), ", ..." if len(behind) > 3 else ""
+            raise CheckpointError(
+                LoraFiles.SEVERAL_LORAS(subject=self.subject, num_found=len(behind), prefixes=prefixes, more=more)
+            )
+        for name, meaning in (each for found in behind.values() for each in found):
+            self._add(name, meaning)
 
     def _add(self, name: str, meaning: Name) -> None:
         parts = self._parts[meaning.module, meaning.expert]
@@ -242,7 +258,7 @@ class _Reading:
         self,
         module: str,
         parts: Mapping[str, str],
-        peft_scale: Callable[[str, int], float] | None,
+        peft_scale: Scale | None,
         read: Callable[[str], torch.Tensor],
     ) -> Iterable[Change]:
         names = [parts[part] for part in ("down", "up") if part in parts]
@@ -267,6 +283,7 @@ class _Reading:
             factor = self._alpha(parts["alpha"], read) / rank
         elif peft_scale is not None:
             factor = peft_scale(names[0], rank)
+            self._by_settings.append(factor)
         change = Change(target=self._target(module, "weight"), names=tuple(names), rank=rank, factor=factor)
         yield from self._fitting(change)
 
@@ -303,10 +320,16 @@ class _Reading:
         _check_factor(alpha, LoraFiles.ITS_NUMBER(subject=self.subject, name=name))
         return alpha
 
-    def _add_notes(self, *, has_scale: bool) -> None:
+    def _add_notes(self, peft: Peft) -> None:
         is_peft = any(name.startswith("base_model.model.") for name in self._header)
-        if is_peft and not has_scale and not any("alpha" in parts for parts in self._parts.values()):
-            self.notes.append(LoraFiles.PEFT_WITHOUT_ALPHA())
+        said = describe(peft, self._by_settings)
+        if any("alpha" in parts for parts in self._parts.values()) and not self._by_settings:
+            said = ""
+        elif is_peft and peft == Peft():
+            said = LoraFiles.PEFT_WITHOUT_ALPHA()
+        if said:
+            self.notes.append(said)
+        self.is_doubtful = bool(said and peft.ignored)
         if _IMAGE_BRANCH in self._left_out or _IMAGE_INPUT in self._left_out:
             self.notes.append(LoraFiles.FOR_IMAGE())
         expert = _NAMED_EXPERT.search(self._titles)
@@ -385,64 +408,6 @@ def _part_of(target: str) -> str:
     if inner == target:
         return LoraFiles.EMBEDDINGS_HEAD()
     return next(part for part, starts in _PARTS.items() if inner.startswith(starts))
-
-
-def _peft_scale(
-    path: Path, metadata: Mapping[str, str], header: Header, notes: list[str]
-) -> Callable[[str, int], float] | None:
-    """Return what PEFT multiplies pairs with, by their first name and rank, where settings of PEFT come with the file.
-
-    They are in it (diffusers), or in adapter_config.json beside it. What else training tools note about a file, such as
-    ss_network_alpha, is in `.alpha` or folded into the weights.
-
-    Args: notes: takes what is to be said of them.
-    """
-    config: Any = None
-    beside = path.parent / "adapter_config.json"
-    try:
-        if "lora_adapter_metadata" in metadata:
-            flat = json.loads(metadata["lora_adapter_metadata"])
-            config = {name.removeprefix("transformer."): value for name, value in flat.items()}
-        elif any(".lora_A" in name for name in header) and os.path.isfile(beside):
-            config = json.loads(read_small(beside, _MAX_CONFIG_BYTES, LoraFiles.PEFT_SETTINGS()))
-        if config is None or config.get("lora_alpha") is None:
-            return None
-        ranks = {info.shape[0] for name, info in header.items() if ".lora_A" in name and info.shape}
-        if not config.get("rank_pattern") and config.get("r") and int(config["r"]) not in ranks:
-            notes.append(LoraFiles.PEFT_OF_ANOTHER(rank=config["r"], own=", ".join(map(str, sorted(ranks)))))
-            return lambda name, rank: 1.0
-        alpha, is_rs = _finite(config["lora_alpha"]), bool(config.get("use_rslora"))
-        patterns = config.get("alpha_pattern") or {}
-        if len(patterns) > len(header) or len(list(filter(_REPEAT.search, patterns))) > _MAX_REPEATING:
-            raise ValueError(LoraFiles.MANY_PATTERNS(num_patterns=len(patterns)))
-        alphas = {_pattern(name): _finite(value) for name, value in patterns.items()}
-    except MALFORMED as error:
-        raise CheckpointError(LoraFiles.PEFT_UNREADABLE(name=path.name, error=in_words(error))) from error
-
-    def scale(name: str, rank: int) -> float:
-        module = name.partition(".lora_")[0][-_MAX_MODULE_CHARACTERS:]
-        own = next((value for pattern, value in alphas.items() if pattern.search(module)), alpha)
-        return own / (math.sqrt(rank) if is_rs else rank)
-
-    return scale
-
-
-def _finite(value: Any) -> float:
-    """Return a number of JSON data; raises one of MALFORMED where it is none."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(Data.BUILT_OTHERWISE())
-    return number
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    """Return PEFT's pattern of modules; without what could take for ever to be looked for."""
-    if re.search(r"\)[*+?{]", name) or len(_REPEAT.findall(name)) > _MAX_REPEATS:
-        raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80]))
-    try:
-        return re.compile(rf"(?:^|\.)(?:{name})$")
-    except re.error as error:
-        raise ValueError(LoraFiles.ODD_PATTERN(pattern=name[:80])) from error
 
 
 def other_expert(expert: str) -> str:

@@ -28,6 +28,8 @@ class LoraReport:
     """Whole sentences."""
     is_idle: bool = False
     """Whether it changes nothing: what it would add is zero."""
+    is_doubtful: bool = False
+    """Whether settings that came with it are not used."""
 
     @property
     def num_matched(self) -> int:

@@ -77,6 +77,9 @@ class LoraFiles:
         "{subject} has two tensors for the same: {part} and {name}. Two LoRAs may have been put into one file; use "
         "them one by one."
     )
+    SEVERAL_LORAS = Sentence(
+        "Use a file with one LoRA: {subject} has modules of this checkpoint {num_found} times, under {prefixes}{more}."
+    )
     ODD_DTYPE = Sentence(
         "{subject} stores {name} as {dtype}; expected floating point numbers. Use another version of it."
     )
@@ -88,10 +91,20 @@ class LoraFiles:
         "and [rows, rank]. Download it again."
     )
     ODD_ALPHA = Sentence("{subject} has {name} of shape {shape}; expected one number. Download it again.")
-    PEFT_OF_ANOTHER = Sentence(
-        "Its PEFT settings (adapter_config.json) are another LoRA's and are not used: they say rank {rank}, and it has "
-        "{own}. It is taken as made with an alpha as large as its rank."
+    PEFT_IGNORED = Sentence(
+        "Its PEFT settings (adapter_config.json) are not used: {reason}. It is taken as made with an alpha as large as "
+        "its rank."
     )
+    PEFT_USED = Sentence("It is scaled by {factors}{more} (alpha/rank of adapter_config.json).")
+    OTHER_RANK = Sentence("they say rank {rank}, and it has {own}")
+    OTHER_MODULES = Sentence("they are for {targets}{more}, and it has {module}")
+    NOT_OF_PEFT = Sentence(
+        "PEFT's own files are called adapter_model.safetensors or have names that begin with base_model.model, and "
+        "this is none"
+    )
+    SETTINGS_UNREADABLE = Sentence("they cannot be read ({error})")
+    NO_LORA_ALPHA = Sentence("they have no lora_alpha")
+    BY_SETTINGS = Sentence("{kind}, as its PEFT settings (adapter_config.json) say")
     PEFT_WITHOUT_ALPHA = Sentence(
         "It was saved by PEFT, and adapter_config.json is not beside it: it is taken as made with an alpha as large "
         "as its rank."
@@ -108,8 +121,7 @@ class LoraFiles:
     )
     ANOTHER_SIZE = Sentence("a model of another size")
     PEFT_UNREADABLE = Sentence(
-        "Download LoRA {name} and its adapter_config.json again: the PEFT settings of LoRA {name}, in that file beside "
-        "it or as lora_adapter_metadata in it, cannot be read ({error})."
+        "Download LoRA {name} again: its PEFT settings, lora_adapter_metadata in it, cannot be read ({error})."
     )
     PEFT_SETTINGS = Sentence("the settings of PEFT")
     ALPHA_ALONE = Sentence("no pair (alpha alone)")

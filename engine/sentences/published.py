@@ -11,8 +11,8 @@ class Published:
     # checkpoints/published.py
     EXPERT = Sentence("{noise}-noise transformer")
     TWO_FILES = Sentence("two files, one for each expert; ")
-    FP8_FOLDER = Sentence("folder of blocks; RTX 40 and newer compute in FP8, RTX 30 in INT8")
-    INT8_FOLDER = Sentence("folder of blocks; RTX 30 and newer compute in INT8")
+    FP8_FOLDER = Sentence("folder of blocks, in FP8: the fastest on H100 and H200; RTX cards take int8")
+    INT8_FOLDER = Sentence("folder of blocks, in INT8: the fastest on RTX 30, 40 and 50")
     BF16_FOLDER = Sentence("folder, unquantized; 32 GiB of RAM, or a card with 40 GiB and more")
     SINGLE_FILES = Sentence("single files, for LightX2V Load Transformer with ComfyUI's own loaders")
     COMFYUI_FILES = Sentence("as fp8-single, with one scale a layer: ComfyUI's Load Diffusion Model reads it too")

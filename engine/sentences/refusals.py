@@ -104,3 +104,7 @@ class Refusals:
         "Use the vae of a LightX2V loader, or start ComfyUI with --fp32-vae: the VAE made NaN or infinity of the "
         "picture, which would make the video black."
     )
+    NO_FRAMES = Sentence(
+        "Use the vae of a LightX2V loader, start ComfyUI with --fp32-vae, or download the VAE again: the VAE made NaN "
+        "or infinity of the latents, so the video would be black."
+    )

@@ -95,6 +95,14 @@ class Sampling:
         "Sample again, with another sampler, attention or precision, and with a file that is complete: {share:.1f} % "
         "of the latents to decode are NaN or infinite, and the video would be black."
     )
+    BROKEN_FRAMES = Sentence(
+        "Check the VAE in full (python tools/doctor.py --check {vae}) and download it again: {vae} made frames that "
+        "are NaN or infinite of latents that are not, so the video would be black. A damaged VAE does this."
+    )
+    BROKEN_ENCODING = Sentence(
+        "Check the VAE in full (python tools/doctor.py --check {vae}) and download it again: of the pictures {vae} "
+        "made latents of which {share:.1f} % are NaN or infinite, so the video would be black. A damaged VAE does this."
+    )
     UNUSUAL_STEPS = Sentence(
         "steps {steps:d} and shift {shift:g}; the checkpoint is distilled for {distill_steps:d} steps and shift "
         "{distill_shift:g}, other values usually look worse."

@@ -24,6 +24,7 @@ class Saving:
     MAKE_ROOM = Sentence("Make room, or choose another place for {option}: the drive of {path} is full.")
     FILE_IN_THE_WAY = Sentence("{path} is a file, where a folder has to be")
     IS_FOLDER = Sentence("{path} is a folder")
+    NOBODY_READS = Sentence("nobody reads the pipe {path}")
     TOO_LONG = Sentence("the name {name} is too long")
     READ_ONLY = Sentence("the drive of {path} can only be read")
     FORBIDDEN = Sentence("there is no right to write {path}")

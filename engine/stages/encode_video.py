@@ -13,8 +13,11 @@ from itertools import product
 import torch
 
 from ..constants import VAE_STRIDE
+from ..errors import NonFiniteLatentsError
 from ..interfaces import Hooks, VideoEncoder
+from ..latent_space import broken_share
 from ..memory.tiles import Tile, split_axis
+from ..sentences.sampling import Sampling
 from ..sentences.stages import Stages
 from ..shapes import cells
 from .blending import fade, pixels, tile_of
@@ -39,6 +42,9 @@ def encode_video(
 
     Returns:
         [16, T, h, w] float32 CPU, the mean, un-normalized as in a LATENT.
+
+    Raises:
+        NonFiniteLatentsError: the encoder made NaN or infinity of the frames.
     """
     stride, row_stride, column_stride = VAE_STRIDE
     num_latents, height, width = cells(frames.shape[:3])
@@ -61,7 +67,13 @@ def encode_video(
                 place += found * weights
             tile_hooks.on_progress(1 + stride * done, len(frames), Stages.ENCODING())
     assert features is not None, "the encoder gave nothing"
-    return encoder.finish(features, hooks).contiguous().cpu()
+    latents = encoder.finish(features, hooks).contiguous().cpu()
+    share = broken_share(latents)
+    if share:
+        raise NonFiniteLatentsError(
+            Sampling.BROKEN_ENCODING(vae=encoder.describe()["vae"], share=max(100 * share, 0.1))
+        )
+    return latents
 
 
 def crop_to_cells(frames: torch.Tensor) -> torch.Tensor:

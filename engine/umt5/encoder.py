@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import system
-from ..checkpoints.checks import find_unscaled
+from ..checkpoints.checks import find_unscaled, scale_of
 from ..checkpoints.companions import TextEncoderFiles
 from ..checkpoints.content import ContentCheck, damaged
 from ..checkpoints.formats import TextEncoderFormat
@@ -167,7 +167,8 @@ def _build_model(
     def get_linear(name: str) -> StoredLinear:
         stored, scale = _file_name(name, text_format.naming), None
         if text_format.scale_suffix:
-            scale = read(stored.removesuffix("weight") + text_format.scale_suffix)
+            scale_name = scale_of(weights.header, stored)
+            scale = None if scale_name is None else read(scale_name)
         # Looked at where it is read: a page here and there of a drive would take longer than all of it.
         linears[stored] = weights[stored]
         return StoredLinear(linears[stored], scale)

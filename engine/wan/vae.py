@@ -122,7 +122,7 @@ class WanVideoDecoder(_Part):
         """Decode features from `prepare`, or a part of their picture, one latent frame at a time.
 
         Yields:
-            frames [1 or 4, H, W, 3] float32 in [0, 1] on `device`.
+            frames [1 or 4, H, W, 3] float32 on `device`, see interfaces.VideoDecoder.
         """
         assert self._network is not None, "decode_chunks before load"
         chunks = self._network.decode(features)
@@ -219,7 +219,7 @@ class _WanDecoding:
 
     def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         for frames in self._decoder.decode(features.permute(1, 2, 3, 0)):
-            yield torch.stack(frames).float().add_(1).div_(2).clamp_(0, 1)
+            yield torch.stack(frames).float().add_(1).div_(2)
 
 
 class _TaeDecoding:
@@ -235,7 +235,7 @@ class _TaeDecoding:
     def decode(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         memory: tae.Memory = {}
         for index, latent in enumerate(features.unbind(1)):
-            frames = self._decoder.decode(latent[None], memory).permute(0, 2, 3, 1).float().clamp_(0, 1)
+            frames = self._decoder.decode(latent[None], memory).permute(0, 2, 3, 1).float()
             # The first latent frame stands for one frame; the three before it are made for the memory only.
             yield frames if index else frames[FRAMES_PER_LATENT - 1 :]
 

@@ -215,3 +215,62 @@ def test_int8_without_scales_is_refused_whatever_it_holds(tmp_path):
     path = without_scales(checkpoints.single_file("int8"), tmp_path)
     with pytest.raises(CheckpointError, match=r"Use a file with scales, distill_fp8.* holds INT8 weights without"):
         resolve_transformer(path)
+
+
+def changed(tmp_path, change):
+    """Return a copy of the scaled FP8 file with other names or forms of scales, and the sizes that it computes with."""
+    tensors = load_file(checkpoints.single_file("fp8"))
+    plain = {name: each.float() for name, each in tensors.items() if not name.endswith("_scale")}
+    for name in list(tensors):
+        if name.endswith("weight_scale"):
+            weight = name.removesuffix("_scale")
+            scale = tensors.pop(name)
+            plain[weight] = plain[weight] * scale
+            change(tensors, plain, weight, scale)
+    save_file({name: each.contiguous() for name, each in tensors.items()}, tmp_path / "wan-4step-fp8.safetensors")
+    return tmp_path / "wan-4step-fp8.safetensors", plain
+
+
+def mixed_names(tensors, plain, weight, scale):
+    name = "weight_scale" if weight.startswith("blocks.0.") else "scale_weight"
+    tensors[weight.removesuffix("weight") + name] = scale
+
+
+def cast_cross_attention(tensors, plain, weight, scale):
+    if ".cross_attn." in weight:
+        tensors[weight] = plain[weight].to(FP8)
+        plain[weight] = tensors[weight].float()
+    else:
+        tensors[f"{weight}_scale"] = scale
+
+
+SCALES = {
+    "names mixed": mixed_names,
+    "cross attention cast": cast_cross_attention,
+    "F64": lambda tensors, plain, weight, scale: tensors.update({f"{weight}_scale": scale.double()}),
+    "a row": lambda tensors, plain, weight, scale: tensors.update({f"{weight}_scale": scale.view(1, -1)}),
+}
+
+
+@pytest.mark.parametrize("change", SCALES)
+def test_scales_of_any_name_and_form_are_read(change, tmp_path):
+    file, plain = changed(tmp_path, SCALES[change])
+    found = resolve_transformer(file)
+    assert not found.format.notes and not found.format.is_cast
+    assert relative_error(flow_of(make(file)), expected_flow(plain)) < 0.05
+    source = TransformerCheckpoint(found)
+    for spec in source.specs:
+        if spec.name.endswith("_scale"):
+            weight = next(each for each in source.specs if each.name == spec.name.removesuffix("_scale"))
+            value = source.read(weight).float() * source.read(spec)
+            torch.testing.assert_close(value, plain[weight.name], rtol=1e-6, atol=0)
+
+
+def test_layers_of_one_kind_that_lost_their_scales_are_refused(tmp_path):
+    def lose(tensors, plain, weight, scale):
+        if ".cross_attn." not in weight:
+            tensors[f"{weight}_scale"] = scale
+
+    file, _ = changed(tmp_path, lose)
+    with pytest.raises(CheckpointError, match="cross_attn"):
+        resolve_transformer(file)

@@ -37,6 +37,16 @@ def test_exit_codes_pass_through():
     assert run("tools/run_workflow.py", "no such file.json").returncode == 2
 
 
+@pytest.mark.parametrize("file", ["generate.py", "run_workflow.py", "doctor.py"])
+def test_ctrl_c_while_it_starts_cancels(file):
+    """At the first module of the pack that it imports."""
+    watched = "import signal, sys; sys.addaudithook(lambda name, given: name == 'import' and given[0] == "
+    watched += "'lightx2v_pack.tools.console' and signal.raise_signal(signal.SIGINT)); import runpy; "
+    watched += f"sys.argv = ['tools/{file}', 'x']; runpy.run_path('tools/{file}', run_name='__main__')"
+    done = run("-c", watched)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Cancelled.\n")
+
+
 def test_a_wrong_command_is_told_which_there_are():
     done = run("tools", "worklow")
 

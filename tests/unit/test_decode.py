@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightx2v_pack.engine.errors import NonFiniteLatentsError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.latent_space import denormalize
 from lightx2v_pack.engine.memory.tiles import Tile
@@ -32,13 +33,16 @@ class KnownDecoder:
     def prepare(self, latents, hooks):
         return latents
 
+    def describe(self):
+        return {"vae": "my_vae.pth"}
+
     def decode_chunks(self, latents, hooks):
         self.tiles.append(tuple(latents.shape[-2:]))
         for index in range(latents.shape[1]):
             hooks.check_interrupt()
             cells = self.function(latents[:3, index])
             frame = cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2).permute(1, 2, 0)
-            yield frame.expand(1 if index == 0 else 4, -1, -1, -1)
+            yield frame.repeat(1 if index == 0 else 4, 1, 1, 1)
 
 
 def clip(frames, height, width):
@@ -80,6 +84,15 @@ def test_blended_frames_stay_in_range():
         video = decode_video(decoder, clip(1, 33, 47), tile=SMALL_TILES[0], hooks=Hooks())
         assert video.min() >= 0 and video.max() <= 1
         torch.testing.assert_close(video, torch.full_like(video, value), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("tile", [None, SMALL_TILES[0]], ids=str)
+def test_one_pixel_that_is_no_number_is_an_error_before_it_is_clamped(tile, value):
+    latents = clip(2, 13, 30)
+    latents[1, 1, 12, 29] = value
+    with pytest.raises(NonFiniteLatentsError, match=r"--check my_vae.pth\) and download it again"):
+        decode_video(KnownDecoder(lambda cells: cells), latents, tile=tile, hooks=Hooks())
 
 
 def test_tiles_are_of_one_shape_and_no_larger_than_asked():

@@ -65,9 +65,13 @@ def test_settings_of_peft(tmp_path, text):
     drawn = loras.draw(checkpoints.transformer_weights(), modules=["blocks.0.ffn.0"])
     file = loras.write(tmp_path / "lora.safetensors", drawn, "peft")
     (tmp_path / "adapter_config.json").write_text(text)
+    report = read_lora(file, read_header(checkpoints.single_file("bf16"))).report
+    (note,) = report.notes
+    check(note, "Its PEFT settings (adapter_config.json) are not used: ")
+    metadata = {"lora_adapter_metadata": text}
     with pytest.raises(CheckpointError) as found:
-        read_lora(file, read_header(checkpoints.single_file("bf16")))
-    check(str(found.value), "Download LoRA lora.safetensors and its adapter_config.json again: ")
+        read_lora(loras.write(file, drawn, "peft", metadata), read_header(checkpoints.single_file("bf16")))
+    check(str(found.value), "Download LoRA lora.safetensors again: ")
 
 
 @pytest.mark.parametrize("text", TEXTS)

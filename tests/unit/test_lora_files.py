@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,13 +152,82 @@ def test_a_peft_file_without_its_settings_says_so(tmp_path):
     assert "adapter_config.json is not beside it" in str(lora.report)
 
 
-@pytest.mark.parametrize("r", [2, 8, 64])
-def test_settings_of_peft_of_another_rank_are_another_loras(r, tmp_path):
-    loras.write_peft_config(tmp_path, r=r, lora_alpha=128)
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"r": 2}, "they say rank 2, and it has 4"),
+        ({"r": 64}, "they say rank 64, and it has 4"),
+        ({"r": 8, "rank_pattern": {"attn2": 16}}, "they say rank 8, and it has 4"),
+        ({"r": 4, "target_modules": ["to_k", "ffn.net.2"]}, "they are for ffn.net.2, to_k, and it has blocks.0.attn1"),
+        ({"r": 4, "target_modules": r".*double_blocks\.\d+\.img_mod"}, "they are for .*double_blocks"),
+        ({"r": 4, "lora_alpha": None}, "they have no lora_alpha"),
+        ({"r": 4, "use_dora": True, "target_modules": ["to_k"]}, "they are for to_k"),
+        ({"r": "x"}, "they cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "adapter_model"])
+def test_settings_of_peft_of_another_lora_are_not_used(settings, reason, name, tmp_path):
+    loras.write_peft_config(tmp_path, **{"lora_alpha": 128, **settings})
     drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
-    lora = read(loras.write(tmp_path / "x.safetensors", drawn, "diffusers"))
+    lora = read(loras.write(tmp_path / f"{name}.safetensors", drawn, "peft of diffusers"))
     assert [change.factor for change in lora.changes] == [1.0]
-    assert f"another LoRA's and are not used: they say rank {r}, and it has 4" in str(lora.report)
+    assert f"(adapter_config.json) are not used: {reason}" in str(lora.report) and lora.report.is_doubtful
+
+
+@pytest.mark.parametrize("convention", ["diffusers", "musubi converted, ai-toolkit, diffusion-pipe", "diffsynth"])
+def test_settings_beside_a_file_that_is_not_pefts_are_not_used(convention, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32)
+    drawn = loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"])
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn, convention))
+    assert [change.factor for change in lora.changes] == [1.0]
+    assert "are not used: PEFT's own files are called adapter_model.safetensors" in str(lora.report)
+
+
+@pytest.mark.parametrize(("convention", "alpha"), [("lightx2v", None), ("diffusers", 2.0), ("peft", 2.0)])
+def test_settings_of_peft_that_nothing_asks_for_are_not_spoken_of(convention, alpha, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32)
+    drawn = loras.draw(WEIGHTS, alpha=alpha, modules=["blocks.0.self_attn.q"])
+    lora = read(loras.write(tmp_path / "x.safetensors", drawn, convention))
+    assert lora.report.notes == () and not lora.report.is_doubtful
+    check(lora, drawn)
+
+
+@pytest.mark.parametrize(
+    "targets", [None, ["attn1.to_q"], ["to_q", "to_k"], r"blocks\.\d+\.attn1\.to_[qkv]", "all-linear", "(.*)*.*.*x"]
+)
+@pytest.mark.parametrize(("name", "convention"), [("adapter_model", "diffusers"), ("my_lora", "peft of diffusers")])
+def test_settings_of_peft_that_are_used_are_told(targets, name, convention, tmp_path):
+    loras.write_peft_config(tmp_path, r=4, lora_alpha=32, target_modules=targets)
+    lora = read(
+        loras.write(tmp_path / f"{name}.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), convention)
+    )
+    assert [change.factor for change in lora.changes] == [8.0]
+    assert "scaled by 8 (alpha/rank of adapter_config.json)" in str(lora.report) and not lora.report.is_doubtful
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({"use_dora": True}, "DoRA"), ({"peft_type": "LOHA"}, "LOHA"), ({"peft_type": "ADALORA"}, "ADALORA")],
+)
+def test_a_file_of_another_kind_by_its_settings_is_refused_by_name(settings, kind, tmp_path):
+    loras.write_peft_config(tmp_path, **{"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], **settings})
+    path = loras.write(
+        tmp_path / "adapter_model.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), "diffusers"
+    )
+    with pytest.raises(CheckpointError, match=f"cannot be applied exactly.*it has {kind}, as its PEFT settings"):
+        read(path)
+
+
+def test_other_settings_of_peft_are_another_lora(tmp_path):
+    """What is loaded is compared by it."""
+    path = loras.write(
+        tmp_path / "adapter_model.safetensors", loras.draw(WEIGHTS, modules=["blocks.0.self_attn.q"]), "peft"
+    )
+    identities = set()
+    for alpha in (4, 8):
+        loras.write_peft_config(tmp_path, r=4, lora_alpha=alpha)
+        identities.add(read(path).identity)
+    assert len(identities) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
@@ -176,12 +247,6 @@ def test_names_with_many_prefixes_take_no_time(start, tmp_path):
     with pytest.raises(CheckpointError):
         read(tmp_path / "x.safetensors")
     assert time.thread_time() - begun < 5
-
-
-def test_settings_of_peft_that_cannot_be_read_are_an_error(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"adapter_config.json"):
-        read(loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS), "peft"))
 
 
 # Files of both experts
@@ -372,6 +437,81 @@ def test_what_alpha_and_strength_make_of_good_numbers_is_looked_at(module, alpha
             handle, [conditioning_of(torch.ones(4, 64))], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks()
         )
     assert f"with strength {strength:g} and alpha/rank {alpha / 4:g} it adds" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "is_bad"), [(6e4, 6e4, True), (6e4, -6e4, True), (1e3, 1e3, True), (30, 30, False)]
+)
+@pytest.mark.parametrize("module", ["blocks.1.ffn.2", "head.head"])
+def test_what_both_factors_make_together_is_looked_at(module, down, up, is_bad, tmp_path):
+    drawn = loras.draw(WEIGHTS, modules=[module])
+    for half, value in enumerate((down, up)):
+        drawn.pairs[module][half].fill_(value)
+    files = resolve_transformer(distilled("fp8"))
+    handle = TransformerHandle(files, EngineSettings(compile="off"), OffloadSettings(mode="none"))
+    handle = handle.with_lora(handle.read_lora(loras.write(tmp_path / "x.safetensors", drawn)))
+    (composition,) = handle._compositions(SimpleNamespace(inputs="bf16"))
+    spec = next(each for each in composition.specs if each.name == f"{module}.lora_up")
+    if is_bad:
+        with pytest.raises(CheckpointError, match=rf"^Set a lower .* LoRA x\.safetensors: .* to {module}\.weight"):
+            composition.read(spec)
+    else:
+        composition.read(spec)
+
+
+def test_a_lora_that_changed_after_it_was_read_is_not_used(tmp_path):
+    path = loras.write(tmp_path / "x.safetensors", loras.draw(WEIGHTS, modules=BLOCKS[:1]))
+    handle = TransformerHandle(
+        resolve_transformer(distilled("fp8")), EngineSettings(compile="off"), OffloadSettings(mode="none")
+    )
+    handle = handle.with_lora(handle.read_lora(path))
+    loras.write(path, loras.draw(WEIGHTS, modules=BLOCKS[:1], seed=7))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+    settings = SamplingSettings(seed=1, method="euler", steps=4, shift=5.0)
+    entry = conditioning_of(torch.ones(4, 64))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors has changed since its loader looked at it"):
+        pipeline.sample(handle, [entry], torch.zeros(1, 16, 1, 4, 4), settings, hooks=Hooks())
+
+
+WRAPPED = {
+    "generator.model.": "blocks.0.self_attn.q",
+    "my_dit.": "blocks.0.self_attn.q",
+    "my.own.dit.": "head.head",
+    "_orig_mod.": "blocks.0.self_attn.q",
+    "module._orig_mod.": "blocks.0.self_attn.q",
+    "lora_unet__orig_mod_": "blocks_0_self_attn_q",
+    "model._fsdp_wrapped_module.": "blocks.0._fsdp_wrapped_module.self_attn.q",
+    "": "blocks.0._orig_mod.self_attn.q",
+    "diffusion_model.": "blocks.0._checkpoint_wrapped_module.self_attn.q",
+    "base_model.model.": "blocks.0.self_attn.q.base_layer",
+    "transformer.": "blocks.0.attn1.to_q.base_layer",
+    "x.y._orig_mod.": "blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.ffn.2.base_layer",
+}
+
+
+@pytest.mark.parametrize(("prefix", "module"), WRAPPED.items())
+@pytest.mark.parametrize("ends", [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")])
+def test_prefixes_that_nobody_knows_and_wrappers_are_taken_off(prefix, module, ends, tmp_path):
+    target = "head.head" if "head" in module else "blocks.0.ffn.2" if "ffn" in module else "blocks.0.self_attn.q"
+    drawn = loras.draw(WEIGHTS, modules=[target])
+    tensors = dict(zip((f"{prefix}{module}.{end}" for end in ends), drawn.pairs[target], strict=True))
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = read(tmp_path / "x.safetensors")
+    check(lora, drawn)
+    assert not lora.report.left_out
+
+
+def test_what_stands_behind_another_prefix_is_not_mixed_with_the_model(tmp_path):
+    other = pair("controlnet.blocks.0.self_attn.q")
+    report = read(with_extra(tmp_path, **other)).report
+    assert report.left_out == {"modules that this checkpoint lacks": tuple(other)} and report.num_matched == 40
+    save_file({**other, **pair("my_dit.blocks.0.self_attn.k")}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"^Use a file with one LoRA: .* 2 times, under controlnet\., my_dit\.\."):
+        read(tmp_path / "x.safetensors")
+    vace = pair("my.vace_blocks.0.self_attn.q")
+    save_file(vace, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="a VACE module"):
+        read(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e30, 100.5, -101.0])

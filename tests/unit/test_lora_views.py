@@ -111,7 +111,9 @@ def handle():
 def lora_of(tmp_path, handle):
     def lora_of(seed, **options):
         path = tmp_path / f"{seed}.safetensors"
-        return handle.read_lora(loras.write(path, loras.draw(WEIGHTS, seed=seed, size=0.2, **options)))
+        if not path.exists():
+            loras.write(path, loras.draw(WEIGHTS, seed=seed, size=0.2, **options))
+        return handle.read_lora(path)
 
     return lora_of
 

@@ -120,6 +120,16 @@ def test_a_file_is_replaced_whole_through_a_link_and_a_device_stays_one(tmp_path
     os.close(reader)
 
 
+def test_a_pipe_that_nobody_reads_and_a_link_to_itself_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "nobody reads the pipe" in saving.problem_of_file(tmp_path / "pipe.mp4", "--out")
+    reader = os.open(tmp_path / "pipe.mp4", os.O_RDONLY | os.O_NONBLOCK)
+    assert saving.problem_of_file(tmp_path / "pipe.mp4", "--out") is None
+    os.close(reader)
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    assert saving.problem_of_file(tmp_path / "loop.mp4", "--out").startswith("Choose another place for --out")
+
+
 def test_what_is_cancelled_leaves_nothing(tmp_path):
     def write(path):
         path.write_bytes(b"half")

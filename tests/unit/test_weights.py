@@ -80,7 +80,11 @@ def write_truncated(path: Path) -> None:
 BAD_PTH = {
     "objects": (lambda path: torch.save({"model": NotATensor()}, path), "not a file of plain tensors.*Detail: "),
     "nested": (
-        lambda path: torch.save({"state_dict": {"a": torch.ones(1)}}, path),
+        lambda path: torch.save({"weights": {"a": torch.ones(1)}}, path),
+        "holds nested data; expected a flat",
+    ),
+    "two models": (
+        lambda path: torch.save({"model": {"a": torch.ones(1)}, "module": {"a": torch.ones(1)}}, path),
         "holds nested data; expected a flat",
     ),
     "not a dict": (lambda path: torch.save([torch.ones(1)], path), "holds list; expected a flat dict"),
@@ -120,6 +124,18 @@ def test_a_pickle_does_not_run_code(tmp_path: Path) -> None:
 def test_ordered_state_dict_is_accepted(tmp_path: Path) -> None:
     torch.save(OrderedDict(weight=torch.arange(3)), tmp_path / "model.pth")
     assert open_weights([tmp_path / "model.pth"]).header == {"weight": TensorInfo("I64", (3,))}
+
+
+@pytest.mark.parametrize("place", [("state_dict",), ("module",), ("model",), ("model", "state_dict")], ids="/".join)
+def test_what_a_training_program_puts_its_model_under_is_taken_off(place, tmp_path: Path) -> None:
+    saved: object = {"weight": torch.arange(3)}
+    for name in reversed(place):
+        saved = {name: saved, "epoch": 3, "optimizer": {"state": {0: torch.ones(1)}}}
+    torch.save(saved, tmp_path / "model.pth")
+    weights = open_weights([tmp_path / "model.pth"])
+    assert weights.header == {"weight": TensorInfo("I64", (3,))}
+    weights.close()
+    assert weights["weight"].tolist() == [0, 1, 2]
 
 
 def test_damaged_safetensors(tmp_path: Path) -> None:

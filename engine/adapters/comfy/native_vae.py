@@ -8,10 +8,11 @@ import torch
 
 from ... import system
 from ...constants import LATENT_CHANNELS
-from ...errors import check_choice
+from ...errors import NonFiniteLatentsError, check_choice
 from ...memory.tiles import Tile
 from ...report import attach, measure, records_of
 from ...sentences.comfyui import Inputs
+from ...sentences.refusals import Refusals
 from ...settings import TILING_MODES
 from ...shapes import decoding_problem, video_shape
 
@@ -49,6 +50,7 @@ def decode(vae: Any, samples: torch.Tensor, *, tiling: str) -> torch.Tensor:
 
     Raises:
         ValueError: the VAE is another model's, or the shape of `samples` is.
+        NonFiniteLatentsError: the VAE makes NaN or infinity of them.
     """
     check_choice("tiling", tiling, TILING_MODES)
     problem = vae_problem(vae) or decoding_problem(samples.shape)
@@ -63,5 +65,8 @@ def decode(vae: Any, samples: torch.Tensor, *, tiling: str) -> torch.Tensor:
             frames = vae.decode(samples)
         network = type(vae.first_stage_model).__name__
         decoding.details = {"tiled": tiling == "on", "engine": "ComfyUI", "vae": network, "device": str(device)}
+    # A sum keeps NaN and infinity.
+    if not bool(torch.isfinite(frames.sum())):
+        raise NonFiniteLatentsError(Refusals.NO_FRAMES())
     _, height, width = video_shape(samples.shape)
     return attach(frames.reshape(-1, height, width, frames.shape[-1]), records_of(samples), [decoding])

@@ -70,7 +70,7 @@ class LightX2VVideoDecoder:
         """Decode latents [16, T, h, w]: Wan2.1's decoder a latent frame at a time, TAE all at once.
 
         Yields:
-            frames [f, H, W, 3] float32 in [0, 1] on `device`.
+            frames [f, H, W, 3] float32 on `device`, see interfaces.VideoDecoder.
         """
         assert self._vae is not None, "decode_chunks before load"
         if self._format is None:
@@ -96,7 +96,7 @@ class LightX2VVideoDecoder:
                 hooks.check_interrupt()
                 with torch.no_grad():
                     decoded = next(stream)
-                yield ((decoded[0].permute(1, 2, 3, 0).float() + 1) / 2).clamp_(0, 1)
+                yield (decoded[0].permute(1, 2, 3, 0).float() + 1) / 2
         finally:
             self._vae.clear_decode_cache()
 
