@@ -45,12 +45,12 @@ def in_words(error: BaseException) -> str:
 _NUM_NEAREST, _NUM_COMPARED = 3, 1000
 
 
-def nearest(name: str, names: Iterable[str]) -> list[str]:
+def nearest(name: str, names: Iterable[str], count: int = _NUM_NEAREST) -> list[str]:
     """Return the few of `names` that are most like `name`, for messages."""
     known = list(islice(names, _NUM_COMPARED))
     lowered = {known_name.lower(): known_name for known_name in reversed(known)}
-    close = difflib.get_close_matches(name.lower(), lowered, n=_NUM_NEAREST, cutoff=0.4)
-    return list(dict.fromkeys([*(lowered[match] for match in close), *known]))[:_NUM_NEAREST]
+    close = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.4)
+    return list(dict.fromkeys([*(lowered[match] for match in close), *known]))[:count]
 
 
 def without_passwords(text: str) -> str:

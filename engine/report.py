@@ -28,6 +28,9 @@ from .sentences.report import Report
 
 _records: MutableMapping[torch.UntypedStorage, tuple[StageRecord, ...]] = WeakIdKeyDictionary(ref_type=weakref.ref)
 _SAMPLE_SECONDS = 0.02
+# Stages whose results a host keeps for later samplings, and how many samplings have ended in this process.
+_BEFORE_SAMPLING = frozenset({"load_text_encoder", "encode", "load_vae_encoder", "encode_video"})
+_samplings = 0
 _PACKAGES = (
     "triton",
     "safetensors",
@@ -56,6 +59,8 @@ class StageRecord:
     details: dict[str, Any] = field(default_factory=dict)
     """Facts of the stage: engine, precision, seconds per step, sizes ..."""
     _ram_before: int = field(default=0, repr=False)
+    _samplings: int = field(default=0, repr=False)
+    """How many samplings had ended before it began."""
 
     def as_data(self) -> dict[str, Any]:
         """Return the record as JSON data."""
@@ -70,7 +75,8 @@ class StageRecord:
 @contextmanager
 def measure(stage: str, device: torch.device) -> Iterator[StageRecord]:
     """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
-    record = StageRecord(stage=stage)
+    global _samplings
+    record = StageRecord(stage=stage, _samplings=_samplings)
     # What earlier stages left in caches is not of this stage.
     system.release_memory(device)
     has_cuda = device.type == "cuda"
@@ -91,6 +97,7 @@ def measure(stage: str, device: torch.device) -> Iterator[StageRecord]:
         yield record
         if has_cuda:
             torch.cuda.synchronize()
+        _samplings += stage == "sample"
     finally:
         record.seconds = round(time.perf_counter() - start, 4)
         done.set()
@@ -116,15 +123,18 @@ def records_of(tensor: torch.Tensor) -> tuple[StageRecord, ...]:
 def build_report(records: Sequence[StageRecord], host_versions: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the run report as plain JSON data: stages, totals, device, versions.
 
+    A stage whose result was kept from an earlier run has `is_kept`, and is in no total.
+
     Args:
         host_versions: of the program that the pack runs in, by its name.
     """
+    ran = [record for record in records if not _is_kept(record, records)]
     return {
-        "stages": [record.as_data() for record in records],
-        "total_seconds": round(sum(record.seconds for record in records), 4),
-        "peak_ram_bytes": max((record.peak_ram_bytes for record in records), default=0),
-        "peak_vram_allocated_bytes": max((record.peak_vram_allocated_bytes for record in records), default=0),
-        "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in records), default=0),
+        "stages": [record.as_data() | ({} if record in ran else {"is_kept": True}) for record in records],
+        "total_seconds": round(sum(record.seconds for record in ran), 4),
+        "peak_ram_bytes": max((record.peak_ram_bytes for record in ran), default=0),
+        "peak_vram_allocated_bytes": max((record.peak_vram_allocated_bytes for record in ran), default=0),
+        "peak_vram_reserved_bytes": max((record.peak_vram_reserved_bytes for record in ran), default=0),
         "device": _describe_device(),
         "driver": system.driver_version(),
         "system": Report.SYSTEM_IS(system=platform.platform(), cpu=system.cpu_name(), size=_describe_size()),
@@ -136,6 +146,12 @@ def build_report(records: Sequence[StageRecord], host_versions: Mapping[str, str
             **_versions(),
         },
     }
+
+
+def _is_kept(record: StageRecord, records: Sequence[StageRecord]) -> bool:
+    """Whether a stage's result is older than the sampling before the one that took it."""
+    samplings = [each._samplings for each in records if each.stage == "sample"]
+    return record.stage in _BEFORE_SAMPLING and any(record._samplings < number for number in samplings)
 
 
 def step_timer(

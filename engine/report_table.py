@@ -23,8 +23,15 @@ _STAGES = {
     "load_vae": Report.LOAD_VAE,
     "decode": Report.DECODE,
 }
-# The work itself, in its order; loading is in the total.
-_HEADLINE = {"encode": Report.ENCODE, "sample": Report.SAMPLE, "decode": Report.DECODE}
+# The work itself, in its order; what is loaded comes together.
+_HEADLINE = {
+    "encode": Report.ENCODE,
+    "encode_video": Report.ENCODE_FRAMES,
+    "sample": Report.SAMPLE,
+    "decode": Report.DECODE,
+}
+# Less than this is 0.0 s.
+_SHOWN_SECONDS = 0.05
 _SAMPLING_FACTS = {
     "file": Report.FILE,
     "engine": Report.ENGINE,
@@ -49,7 +56,7 @@ def stage_columns() -> tuple[str, ...]:
 
 def headline(report: dict[str, Any]) -> str:
     """Return the run in one line: what was made, in how long, with how much memory, on what."""
-    stages = {stage["stage"]: stage for stage in report["stages"]}
+    stages = {stage["stage"]: stage for stage in report["stages"] if not stage.get("is_kept")}
     details: dict[str, Any] = stages["sample"]["details"] if "sample" in stages else {}
     took: str = format_seconds(report["total_seconds"])
     if "size" in details:
@@ -59,6 +66,9 @@ def headline(report: dict[str, Any]) -> str:
         for name, word in _HEADLINE.items()
         if name in stages
     ]
+    loading = sum(stage["seconds"] for name, stage in stages.items() if name.startswith("load_"))
+    if loading >= _SHOWN_SECONDS:
+        parts.insert(0, Report.STAGE_TOOK(stage=Report.LOAD(), time=format_seconds(loading)))
     vram, ram = report["peak_vram_reserved_bytes"] / GIB, report["peak_ram_bytes"] / GIB
     peaks = [Memory.VRAM(vram=vram)] if vram else []
     peaks += [Memory.RAM(ram=ram)] if ram else []
@@ -76,7 +86,7 @@ def stage_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [
         (
             _STAGES[stage["stage"]](),
-            format_seconds(stage["seconds"]),
+            Report.KEPT() if stage.get("is_kept") else format_seconds(stage["seconds"]),
             _memory(stage["peak_ram_bytes"], stage["predicted_ram_bytes"]),
             _memory(stage["peak_vram_reserved_bytes"], stage["predicted_vram_bytes"]),
         )

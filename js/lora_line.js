@@ -34,11 +34,18 @@ async function answer(question, isTwice, isZero) {
         if (line.ok || line.waits) {
             return [wrapped(muted(line.sentence))];
         }
-        const [advice, rest] = splitSentence(line.sentence);
+        const [advice, rest] = line.is_absent ? describeAbsence(line, question.lora) : splitSentence(line.sentence);
         return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton(question.lora)] : []), ...lines(rest, line.sentence)];
     } catch (error) {
         return [headline(COLORS.warn, error.message)];
     }
+}
+
+/** What is missing, and what can be done beside the button. */
+function describeAbsence({ sentence, choices }, name) {
+    const help = choices ? say("choose_one", { names: choices }) : say("absent_help", { folder: "models/loras" });
+    // The one entry of an empty list says what to do, and is no name.
+    return name.startsWith("none found") ? splitSentence(sentence) : [say("absent", { name }), help];
 }
 
 function wrapped(shown) {
@@ -58,7 +65,7 @@ app.registerExtension({
         if (node.comfyClass !== NODE) {
             return;
         }
-        add(node, "lightx2v_lora", { height: 88, width: 340 });
+        add(node, "lightx2v_lora", { height: 112, width: 340 });
         onNodeEvent(node, "onConnectionsChange", refreshSoon);
         onWidgetChange(node, refreshSoon);
         refreshSoon();

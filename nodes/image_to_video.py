@@ -7,6 +7,7 @@ from typing import Any
 from ..engine import pipeline
 from ..engine.adapters.comfy import formats, image_to_video, progress
 from ..engine.errors import check_choice
+from ..engine.panel import forecast
 from ..engine.shapes import latent_shape
 from ._api import io, node_id_of, refuse, schema
 from .latent import size_inputs
@@ -110,6 +111,7 @@ class LightX2VImageToVideo(io.ComfyNode):
         clip = {"width": width, "height": height, "num_frames": num_frames}
         with progress.reporting(node_id_of(cls)) as hooks:
             extras = image_to_video.extras_of(pictures, vae=vae, size=size, **clip, hooks=hooks)
+            forecast.remember_encoding(extras["concat_latent_image"])
         if clip_vision is not None:
             extras["clip_vision_output"] = image_to_video.see(clip_vision, pictures)
         negative = image_to_video.without_text(positive) if negative is None else negative

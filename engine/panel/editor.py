@@ -139,7 +139,10 @@ def answer_lora(values: Mapping[str, Value]) -> dict[str, Any]:
         file = paths.LORAS.resolve(str(values["lora"]))
     except ValueError as error:
         is_published = any(values["lora"] in lora.file_names for lora in PUBLISHED_LORAS.values())
-        return asdict(LoraLine(ok=False, sentence=str(error), is_published=is_published))
+        is_absent = isinstance(error, paths.NotThereError)
+        choices = error.choices if isinstance(error, paths.NotThereError) else ""
+        line = LoraLine(ok=False, sentence=str(error), is_absent=is_absent, choices=choices, is_published=is_published)
+        return asdict(line)
     try:
         path, second = _MODELS[kind].resolve(str(values[kind])), _second_expert(values)
     except ValueError:

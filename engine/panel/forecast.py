@@ -100,7 +100,8 @@ class Forecast:
     """None without a GPU."""
     ram: Share | None = None
     seconds: float | None = None
-    """Sampling and decoding; None when nothing is known about this card."""
+    """Sampling and decoding, and encoding a picture where that was measured; None when nothing is known about the card.
+    """
     step_seconds: float | None = None
     basis: str = "unknown"
     """measured | scaled | kernels | estimate | rough | unknown, see panel/speed.py."""
@@ -128,6 +129,10 @@ class LoraLine:
     ok: bool
     sentence: str
     """How much of it applies, or what is wrong and what to do."""
+    is_absent: bool = False
+    """No such file is there."""
+    choices: str = ""
+    """What can be chosen instead of what is not there."""
     is_published: bool = False
     """It is not there, and can be downloaded."""
     waits: bool = False
@@ -224,6 +229,14 @@ def remember_decoding(frames: torch.Tensor) -> None:
         _history.add_decode(card, clip, record.seconds, is_tiled=record.details["tiled"])
 
 
+def remember_encoding(latents: torch.Tensor) -> None:
+    """Note how fast the pictures of a clip were encoded, to `latents` [1, 16, T, h, w]."""
+    record = {record.stage: record for record in report.records_of(latents)}.get("encode_video")
+    if record is not None:
+        card = _card(system.compute_device(), record.details.get("gpus", 1))
+        _history.add_encode(card, Clip.of_latents(latents.shape), record.seconds)
+
+
 def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Checkpoint | None) -> Forecast:
     """Plan as a run would now, with a handle of its own."""
     host = Host(policy=question.policy)
@@ -265,7 +278,9 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         # What was measured of kernels is of one GPU; several are known once they have sampled.
         setup = replace(setup, parts=None)
     is_tiled = plan.decode.tile is not None
-    duration = _history.predict(setup, question.clip, question.steps, is_tiled=is_tiled)
+    duration = _history.predict(
+        setup, question.clip, question.steps, is_tiled=is_tiled, has_picture=bool(question.has_picture)
+    )
     return replace(
         answer,
         offload=plan.placement.mode,

@@ -193,7 +193,7 @@ _LEAST_SECONDS, _MOST_SECONDS, _MOST_TOKENS = 1e-12, 1e9, 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Predicted seconds of sampling and decoding."""
+    """Predicted seconds of sampling and decoding, and of encoding a picture."""
 
     seconds: float | None
     """None: nothing is known about this card."""
@@ -204,7 +204,7 @@ class Duration:
 
 
 class History:
-    """Speeds seen on this machine: seconds of a step and of a decoded pixel.
+    """Speeds seen on this machine: seconds of a step, of a decoded pixel and of an encoded one.
 
     Kept in a file where one is given, so that a restart forgets nothing.
     """
@@ -213,6 +213,7 @@ class History:
         self.path = path
         self._steps: dict[str, dict[int, float]] = {}
         self._decodes: dict[str, float] = {}
+        self._encodes: dict[str, float] = {}
         if path is not None:
             self._read(path)
 
@@ -229,8 +230,17 @@ class History:
         self._decodes[_decode_key(card, is_tiled)] = seconds / (clip.pixels * clip.batch)
         self._write()
 
-    def predict(self, setup: Setup, clip: Clip, steps: int, *, is_tiled: bool) -> Duration:
-        """Predict sampling in so many steps and decoding, from what was seen if anything fits, else from the tables."""
+    def add_encode(self, card: str, clip: Clip, seconds: float) -> None:
+        """Note the seconds of encoding what a clip begins or ends with, which the VAE reads as a whole clip."""
+        self._encodes[card] = seconds / clip.pixels
+        self._write()
+
+    def predict(self, setup: Setup, clip: Clip, steps: int, *, is_tiled: bool, has_picture: bool = False) -> Duration:
+        """Predict sampling in so many steps and decoding, from what was seen if anything fits, else from the tables.
+
+        Args:
+            has_picture: a picture is encoded before, once for a batch: counted where such was seen.
+        """
         step, basis = self._predict_step(setup, clip.tokens)
         if step is None:
             return Duration(seconds=None, step_seconds=None, basis=basis)
@@ -239,7 +249,8 @@ class History:
             decode: float | None = per_pixel * clip.pixels
         else:
             decode = decode_seconds(setup.card, clip, is_tiled=is_tiled)
-        return Duration(seconds=clip.batch * (steps * step + (decode or 0)), step_seconds=step, basis=basis)
+        encode = self._encodes.get(setup.card, 0.0) * clip.pixels if has_picture else 0.0
+        return Duration(seconds=encode + clip.batch * (steps * step + (decode or 0)), step_seconds=step, basis=basis)
 
     def _predict_step(self, setup: Setup, tokens: int) -> tuple[float | None, str]:
         seen = self._steps.get(_key(setup), {})
@@ -264,21 +275,26 @@ class History:
                 str(key): {_tokens(tokens): _positive(seconds) for tokens, seconds in sizes.items()}
                 for key, sizes in data["steps"].items()
             }
-            decodes = {str(key): _positive(seconds) for key, seconds in data["decodes"].items()}
+            # Files of earlier versions have no encodes.
+            decodes, encodes = (
+                {str(key): _positive(seconds) for key, seconds in each.items()}
+                for each in (data["decodes"], data.get("encodes", {}))
+            )
         except FileNotFoundError:
             return
         except (OSError, *MALFORMED) as error:
             logger.warning("LightX2V: %s", Doctor.SPEEDS_UNKNOWN(path=path, error=error))
             return
-        self._steps, self._decodes = steps, decodes
+        self._steps, self._decodes, self._encodes = steps, decodes, encodes
 
     def _write(self) -> None:
         if self.path is None:
             return
+        speeds = {"steps": self._steps, "decodes": self._decodes, "encodes": self._encodes}
         part = self.path.with_name(f"{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"steps": self._steps, "decodes": self._decodes}), encoding="utf-8")
+            part.write_text(json.dumps(speeds), encoding="utf-8")
             part.replace(self.path)
         except OSError as error:
             logger.warning("LightX2V: %s", Doctor.SPEEDS_FORGOTTEN(path=part, error=error))

@@ -38,6 +38,8 @@ class Report:
     DECODE = Sentence("decode")
     TOTAL = Sentence("total")
     ENCODE = Sentence("encode")
+    LOAD = Sentence("load")
+    KEPT = Sentence("kept")
     STAGE_TOOK = Sentence("{stage} {time}")
     HEADLINE = Sentence("{took}: {stages}; {facts}")
     SHORT_HEADLINE = Sentence("{took}; {facts}")

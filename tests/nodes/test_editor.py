@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from support import checkpoints
+from support import checkpoints, loras
 
 
 @pytest.fixture
@@ -204,6 +204,28 @@ def test_a_name_that_is_not_there_comes_with_those_that_are(host, models_dir):
     shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
     answer = editor.answer_plan({"checkpoint": "gone"})
     assert answer["is_absent"] and not answer["absent_is_second"] and "tiny" in answer["choices"]
+
+
+def test_what_can_be_chosen_instead_loads_and_is_named_once(host, models_dir):
+    """Nearest name first; no LoRA, no damaged or empty file, and not a folder beside what is in it."""
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    lora = loras.write(models_dir / "lora.safetensors", loras.draw(checkpoints.transformer_weights()))
+    folders = {"diffusion_models": checkpoints.single_file("int8"), "loras": lora}
+    for folder, source in folders.items():
+        (models_dir / folder).mkdir(exist_ok=True)
+        shutil.copy(source, models_dir / folder / "wan_int8.safetensors")
+        (models_dir / folder / "wan_empty.safetensors").write_bytes(b"")
+    shutil.copy(folders["loras"], models_dir / "diffusion_models" / "wan_fox.safetensors")
+    shutil.copy(folders["diffusion_models"], models_dir / "loras" / "wan_fp8.safetensors")
+    assert editor.answer_plan({"checkpoint": "tinyy"})["choices"] == "tiny"
+    answer = editor.answer_plan({"transformer": "wan_fp8.safetensors"})
+    first, second, *_ = answer["choices"].split(", ")
+    assert first == "wan_int8.safetensors" and second.startswith("tiny/distill_")
+    assert "empty" not in answer["choices"] and "fox" not in answer["choices"]
+    line = editor.answer_lora({"transformer": "wan_int8.safetensors", "lora": "wan_fox.safetensors"})
+    assert line["is_absent"] and line["choices"] == "wan_int8.safetensors"
 
 
 def test_a_text_to_video_model_with_a_picture_is_refused_before_the_run(host, models_dir):

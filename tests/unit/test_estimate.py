@@ -119,6 +119,27 @@ def test_listed_rates_are_consistent(name):
     assert rates.fp8 is None or rates.bf16 * 1.9 < rates.fp8 <= rates.int8
 
 
+def test_encoding_a_picture_is_in_the_estimate_where_it_was_measured(tmp_path):
+    """Once for a batch, and by the pixels of the clip; a file of an earlier version has none of it."""
+    path = tmp_path / "speeds.json"
+    history = History(path)
+    history.add_steps(setup(), TOKENS_480P, [[5.0, 5.0]])
+    history.add_decode(H200, CLIP_480P, 2.5, is_tiled=False)
+    known = path.read_text(encoding="utf-8")
+
+    def seconds(history, clip=CLIP_480P, **options):
+        return history.predict(setup(), clip, 4, is_tiled=False, **options).seconds
+
+    assert seconds(history, has_picture=True) == seconds(history)
+    history.add_encode(H200, CLIP_480P, 1.5)
+    for each in (history, History(path)):
+        assert seconds(each, has_picture=True) == pytest.approx(seconds(each) + 1.5)
+        two = replace(CLIP_480P, batch=2)
+        assert seconds(each, two, has_picture=True) == pytest.approx(seconds(each, two) + 1.5)
+    path.write_text(known.replace(', "encodes": {}', ""), encoding="utf-8")
+    assert seconds(History(path), has_picture=True) == pytest.approx(4 * 5.0 + 2.5)
+
+
 def test_a_run_of_the_same_kind_goes_before_the_estimate():
     history = History()
     history.add_steps(setup(), TOKENS_480P, [[9.0, 4.0, 5.0, 6.0]])

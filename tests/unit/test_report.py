@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightx2v_pack.engine import report
+from lightx2v_pack.engine.report_table import headline, stage_rows
 
 CPU = torch.device("cpu")
 PROJECT = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
@@ -48,6 +49,29 @@ def test_records_travel_with_tensors_and_end_with_them():
     del latents, second
     gc.collect()
     assert alive() is None
+
+
+def test_what_was_kept_of_an_earlier_run_is_in_no_total():
+    """A prompt is encoded once and sampled three times: only the first run has taken the time for it."""
+    with report.measure("encode", CPU) as encode:
+        time.sleep(0.05)
+    for number in range(3):
+        with report.measure("sample", CPU) as sample:
+            time.sleep(0.01)
+        built = report.build_report([encode, sample])
+        first, second = built["stages"]
+        assert first.get("is_kept", False) is (number > 0) and "is_kept" not in second
+        assert built["total_seconds"] == pytest.approx(sample.seconds + (0 if number else encode.seconds), abs=1e-3)
+        rows = {name: took for name, took, *_ in stage_rows(built)}
+        assert (rows["encode the prompt"] == "kept") is (number > 0)
+        assert ("encode 0" in headline(built)) is (number == 0)
+    with pytest.raises(ValueError, match="stop"), report.measure("sample", CPU):
+        raise ValueError("stop")
+    with report.measure("encode", CPU) as encode:
+        pass
+    with report.measure("sample", CPU) as sample:
+        pass
+    assert not any("is_kept" in stage for stage in report.build_report([encode, sample])["stages"])
 
 
 def test_views_carry_the_records_and_copies_do_not():

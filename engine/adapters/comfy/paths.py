@@ -18,20 +18,28 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from ...checkpoints.companions import resolve_vae
 from ...checkpoints.files import (
     AUTO_SECOND,
     NO_SECOND,
     is_transformer_file,
     list_checkpoint_folders,
     list_transformer_folders,
+    resolve_checkpoint,
     resolve_transformer,
 )
 from ...checkpoints.folders import walk
-from ...errors import LightX2VError, nearest
+from ...checkpoints.formats import detect_text_encoder
+from ...checkpoints.header import Header
+from ...checkpoints.kinds import identify_kind
+from ...checkpoints.vocabulary import count_pieces
+from ...checkpoints.weights import open_weights
+from ...errors import MALFORMED, CheckpointError, LightX2VError, nearest
 from ...sentences import joined
 from ...sentences.between import Between
 from ...sentences.comfyui import Lists
-from ...sentences.kinds import Parts
+from ...sentences.folders import Folders
+from ...sentences.kinds import Kinds, Parts
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +157,8 @@ def _tokenizer_folders(folder: str) -> list[str]:
 
 
 _DOWNLOAD = Lists.DOWNLOAD_IT()
+# A message names so many that load, of so many that are looked at.
+_MOST_NAMED, _MOST_LOOKED_AT = 3, 30
 
 
 class NotThereError(ValueError):
@@ -170,6 +180,8 @@ class ModelChoice:
     """(key of folder_paths, function that lists names below its folders); an earlier source wins."""
     put: str
     """What to put where when nothing is found."""
+    loads: Callable[[Path], object]
+    """Raises where what is at a path is, by its headers, none of it."""
     is_published: bool = False
     """Whether the editor's tab downloads it."""
 
@@ -223,8 +235,9 @@ class ModelChoice:
         if inside:
             parts = joined(nearest(name, inside), Between.OR)
             return ValueError(Lists.CHOOSE_PART(parts=parts, name=name, what=self.what))
-        listed = ", ".join(nearest(name, names))
-        if len(names) > 3:
+        usable = self._usable(nearest(name, names, _MOST_LOOKED_AT))
+        listed = ", ".join(usable or nearest(name, names))
+        if len(names) > 3 and len(usable) in (0, _MOST_NAMED):
             listed = Lists.IN_ALL(listed=listed, num_names=len(names))
         fetch = Lists.HAVE_ANOTHER(download=_DOWNLOAD) if self.is_published else ""
         if _leads_outside(name):
@@ -237,19 +250,57 @@ class ModelChoice:
             return ValueError(Lists.BROKEN_LINK(name=broken.name, listed=listed, where=_target_of(broken)))
         found = Lists.NOT_FOUND()
         sentence = Lists.CHOOSE_ANOTHER(listed=listed, fetch=fetch, what=self.what, name=name, found=found)
-        return NotThereError(sentence, listed)
+        return NotThereError(sentence, listed if usable else "")
+
+    def _usable(self, names: Iterable[str]) -> list[str]:
+        """Return the first few of the names that load, each model once: not a folder and what is in it."""
+        found, chosen = self.found(), list[str]()
+        for name in names:
+            if any(f"{one}/".startswith(f"{other}/") for each in chosen for one, other in ((each, name), (name, each))):
+                continue
+            try:
+                self.loads(found[name])
+            except (LightX2VError, KeyError, OSError, *MALFORMED):
+                continue
+            chosen.append(name)
+            if len(chosen) == _MOST_NAMED:
+                break
+        return chosen
+
+
+def _check_checkpoint(path: Path) -> None:
+    if resolve_checkpoint(path).transformer is None:
+        raise CheckpointError(Folders.EMPTY())
+
+
+def _header_of(path: Path) -> Header:
+    weights = open_weights([path])
+    weights.close()
+    return weights.header
+
+
+def _check_text_encoder(path: Path) -> None:
+    detect_text_encoder(_header_of(path), str(path))
+
+
+def _check_lora(path: Path) -> None:
+    kind = identify_kind(_header_of(path))
+    if kind is None or kind[0] != Kinds.LORA():
+        raise CheckpointError(Folders.EMPTY())
 
 
 CHECKPOINTS = ModelChoice(
     what=Parts.CHECKPOINT(),
     sources=((FOLDER, _checkpoint_folders), (FOLDER, _transformer_files)),
     put=Lists.PUT_CHECKPOINT(),
+    loads=_check_checkpoint,
     is_published=True,
 )
 TRANSFORMERS = ModelChoice(
     what=Parts.TRANSFORMER(),
     sources=(("diffusion_models", _all_files), (FOLDER, _transformer_folders), (FOLDER, _transformer_files)),
     put=Lists.PUT_TRANSFORMER(),
+    loads=resolve_transformer,
     is_published=True,
 )
 _SECOND_EXPERTS = replace(TRANSFORMERS, what=Parts.SECOND_EXPERT())
@@ -257,21 +308,25 @@ TEXT_ENCODERS = ModelChoice(
     what=Parts.TEXT_ENCODER(),
     sources=(("text_encoders", _all_files), (FOLDER, _text_encoder_files)),
     put=Lists.PUT_TEXT_ENCODER(),
+    loads=_check_text_encoder,
 )
 TOKENIZERS = ModelChoice(
     what=Parts.TOKENIZER(),
     sources=((FOLDER, _tokenizer_folders), ("text_encoders", _tokenizer_folders)),
     put=Lists.PUT_TOKENIZER(),
+    loads=count_pieces,
 )
 LORAS = ModelChoice(
     what="LoRA",
     sources=(("loras", _all_files),),
     put=Lists.PUT_LORA(),
+    loads=_check_lora,
 )
 VAES = ModelChoice(
     what="VAE",
     sources=(("vae", _all_files), ("vae_approx", _tiny_vae_files), (FOLDER, _vae_files)),
     put=Lists.PUT_VAE(),
+    loads=resolve_vae,
 )
 
 
