@@ -4,7 +4,7 @@ VENV := .venv
 # Tools run as modules: their scripts in $(VENV)/bin hold the path of the folder, which may be renamed.
 RUN := $(VENV)/bin/python
 # A process a core, up to four: each takes a GiB or so.
-TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile tests
+TESTS := $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 READY := $(VENV)/.ready-$(shell cat requirements-dev.txt Makefile | cksum | cut -d' ' -f1)
 
 .PHONY: demo test slow fuzz lint format clean

@@ -164,6 +164,7 @@ def test_a_child_that_takes_too_long_is_stopped(tmp_path):
     assert child.wait(0.2) == "stopped after 0 s"
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_its_parent(tmp_path):
     waits = f"import runpy; runpy.run_path({str(ROOT / 'tools' / 'register_pack.py')!r}); "
     waits += "from lightx2v_pack.tools.bench.harness import wait_for_turn; wait_for_turn()"

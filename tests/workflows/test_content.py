@@ -159,6 +159,7 @@ def test_clips_of_lightx2v_show_what_was_asked_for(run, monkeypatch, precision, 
     assert Graph(run, precision=precision, engine="lightx2v").score(PROMPTS[3:], method=method) >= ENOUGH
 
 
+@pytest.mark.slow
 class TestWrongSettingsShow:
     """Each of these was right above; one mistake, and the clips do not show what was asked for any more."""
 

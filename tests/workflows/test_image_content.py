@@ -114,6 +114,7 @@ def loss(graph, cases, films):
     return lambda **settings: right - measure_psnr(graph.draw(cases, LAST_TOO, **settings)[0], clip[0])
 
 
+@pytest.mark.slow
 class TestMistakesShow:
     """Each of these was right above; one mistake, and the film is less like its picture, or not at all."""
 
