@@ -83,7 +83,7 @@ def test_a_problem_is_said_by_the_node_that_has_it(step):
         assert said["loader"]["isRed"] and said["loader"]["text"].startswith(start)
         assert not said["lora"]["isRed"] and said["lora"]["text"].startswith("Waiting for the transformer")
     said = waiting["lora"]
-    assert said["lora"]["isRed"] and said["lora"]["text"].startswith("Choose another LoRA than 'gone_lora")
+    assert said["lora"]["isRed"] and said["lora"]["text"].startswith("Not here: gone_lora")
     assert not said["loader"]["isRed"] and said["loader"]["text"].startswith("Waiting for the LoRA gone_lora")
 
 
