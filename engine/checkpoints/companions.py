@@ -22,7 +22,7 @@ from .formats import TextEncoderFormat, VaeFormat, detect_text_encoder, detect_v
 from .published import PUBLISHED, PUBLISHED_IMAGE_MODELS
 from .tae import TaeFormat, detect_tae
 from .vocabulary import TOKENIZER_FILES, belongs_to, count_pieces
-from .weights import open_weights
+from .weights import header_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,8 @@ def resolve_vae(path: Path) -> VaeFiles:
     """
     check_whole(path)
     before = stamp(path)
-    weights = open_weights([path])
-    found = detect_tae(weights.header) or detect_vae(weights.header, str(path))
-    weights.close()
+    header = header_of(path)
+    found = detect_tae(header) or detect_vae(header, str(path))
     return VaeFiles(path=path, format=found, stamp=before)
 
 
@@ -102,13 +101,21 @@ def resolve_text_encoder(path: Path, tokenizer: Path | None) -> TextEncoderFiles
     """
     check_whole(path)
     before = stamp(path)
-    weights = open_weights([path])
-    found = detect_text_encoder(weights.header, str(path))
-    weights.close()
+    found = detect_text_encoder(header_of(path), str(path))
     check_declared([path], found.precision, str(path), wanted="text encoder")
     if tokenizer is None and found.spiece is None:
         raise CheckpointError(Models.NO_TOKENIZER(path=path, names=joined(TOKENIZER_FILES, Between.OR)))
     return TextEncoderFiles(path=path, format=found, tokenizer=tokenizer, stamp=before)
+
+
+def check_text_encoder(path: Path) -> None:
+    """Raise where a file, by its header, is no text encoder of Wan's; whether there is a tokenizer is not asked.
+
+    Raises:
+        CheckpointError: says what it is.
+    """
+    check_whole(path)
+    detect_text_encoder(header_of(path), str(path))
 
 
 def find_companion(what: str, models_dir: Path, model: str = "") -> Path | None:
@@ -164,10 +171,7 @@ def _is_one(what: str, path: Path) -> bool:
         if what == "VAE":
             resolve_vae(path)
         else:
-            check_whole(path)
-            weights = open_weights([path])
-            detect_text_encoder(weights.header, str(path))
-            weights.close()
+            check_text_encoder(path)
     except CheckpointError:
         return False
     return True
@@ -181,9 +185,7 @@ def choose_tokenizer(text_encoder: Path, candidates: Sequence[Path]) -> Path | N
     """
     if not candidates:
         return None
-    weights = open_weights([text_encoder])
-    num_rows = detect_text_encoder(weights.header, str(text_encoder)).vocab_size
-    weights.close()
+    num_rows = detect_text_encoder(header_of(text_encoder), str(text_encoder)).vocab_size
     problems = []
     for candidate in candidates:
         try:

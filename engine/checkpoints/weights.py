@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..sentences.checkpoints import Reading
 from .content import Look
 from .disk import is_short_of_memory, unreadable
-from .header import TensorInfo, read_header
+from .header import Header, TensorInfo, read_header
 from .pth import is_pth, load_pth
 
 _DTYPE_NAMES = {
@@ -168,6 +168,17 @@ def open_weights(files: Sequence[Path], prefix: str = "") -> Weights:
     if len(files) == 1 and is_pth(files[0]):
         return PthWeights(files[0], prefix)
     return SafetensorsWeights(files, prefix)
+
+
+def header_of(path: Path) -> Header:
+    """Return the names, dtypes and shapes in a safetensors file or a `.pth`.
+
+    Raises:
+        CheckpointError: see open_weights.
+    """
+    weights = open_weights([path])
+    weights.close()
+    return weights.header
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
-from ...checkpoints.companions import resolve_vae
+from ...checkpoints.companions import check_text_encoder, resolve_vae
 from ...checkpoints.files import (
     AUTO_SECOND,
     NO_SECOND,
@@ -29,11 +29,9 @@ from ...checkpoints.files import (
     resolve_transformer,
 )
 from ...checkpoints.folders import walk
-from ...checkpoints.formats import detect_text_encoder
-from ...checkpoints.header import Header
 from ...checkpoints.kinds import identify_kind
 from ...checkpoints.vocabulary import count_pieces
-from ...checkpoints.weights import open_weights
+from ...checkpoints.weights import header_of
 from ...errors import MALFORMED, CheckpointError, LightX2VError, nearest
 from ...sentences import joined
 from ...sentences.between import Between
@@ -273,18 +271,8 @@ def _check_checkpoint(path: Path) -> None:
         raise CheckpointError(Folders.EMPTY())
 
 
-def _header_of(path: Path) -> Header:
-    weights = open_weights([path])
-    weights.close()
-    return weights.header
-
-
-def _check_text_encoder(path: Path) -> None:
-    detect_text_encoder(_header_of(path), str(path))
-
-
 def _check_lora(path: Path) -> None:
-    kind = identify_kind(_header_of(path))
+    kind = identify_kind(header_of(path))
     if kind is None or kind[0] != Kinds.LORA():
         raise CheckpointError(Folders.EMPTY())
 
@@ -308,7 +296,7 @@ TEXT_ENCODERS = ModelChoice(
     what=Parts.TEXT_ENCODER(),
     sources=(("text_encoders", _all_files), (FOLDER, _text_encoder_files)),
     put=Lists.PUT_TEXT_ENCODER(),
-    loads=_check_text_encoder,
+    loads=check_text_encoder,
 )
 TOKENIZERS = ModelChoice(
     what=Parts.TOKENIZER(),
