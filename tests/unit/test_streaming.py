@@ -9,6 +9,7 @@ import gc
 import itertools
 import mmap
 import os
+import re
 import threading
 import time
 import weakref
@@ -549,8 +550,11 @@ def test_progress_counts_to_the_end(bring, files):
 def test_a_file_that_shrank_is_named(bring, files, mode):
     content = files.paths[2].read_bytes()
     files.paths[2].write_bytes(content[:-200])
-    with pytest.raises(CheckpointError, match=r"block_2.safetensors (ends at byte|cannot be read|is another file)"):
+    with pytest.raises(
+        CheckpointError, match=r"block_2.safetensors (ends at byte|cannot be read|is another file)"
+    ) as found:
         bring(files, mode)
+    assert re.search("download (it|the file) again", str(found.value))
 
 
 def test_many_bad_files_do_not_stop_the_good_ones(bring, monkeypatch, tmp_path):
