@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -257,7 +258,7 @@ def _check_out(out: Path, is_replaced: bool) -> None:
     if out.suffix.lower() != ".mp4":
         raise UsageError(Command.NO_MP4(out=out))
     try:
-        has_folder = out.parent.exists()
+        has_folder = Path(os.path.realpath(out)).parent.exists()
         is_there = out.exists() and not out.is_dir()
     except OSError as error:
         raise UsageError(refusal(out, "--out", error)) from error

@@ -89,13 +89,9 @@ def problem_of_file(path: Path, option: str, kind: Kind | None = None) -> str | 
     try:
         if path.is_dir():
             return Saving.CHOOSE(option=option, reason=Saving.IS_FOLDER(path=path))
-        if path.is_fifo():
-            # Opened as it is, it would wait for somebody who reads.
-            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        path.resolve()
-    except RuntimeError:
-        # Of a link to itself, before Python 3.13.
-        return Saving.CHOOSE(option=option, reason=Saving.REFUSED(path=path, said=os.strerror(errno.ELOOP)))
+        with contextlib.suppress(FileNotFoundError):
+            # Of a link to itself.
+            path.stat()
     except (OSError, ValueError) as error:
         return refusal(path, option, error)
     return (problem_of_kind(path, option, kind) if kind else None) or _problem(path, path, option)
@@ -210,11 +206,15 @@ def _problem(path: Path, named: Path, option: str) -> str | None:
     """Try to write a file at a path, or beside it where there is one."""
     try:
         with _folder_of(path):
-            if path.exists() and not path.is_fifo():
+            if path.is_fifo():
+                # Opened as it is, it would wait for somebody who reads.
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            elif path.exists():
                 with path.open("ab"):
                     pass
             if not path.exists() or path.is_file():
-                probe = path if not path.exists() else path.with_name(f"{_hidden()}.probe")
+                # A link that leads nowhere stays.
+                probe = path.with_name(f"{_hidden()}.probe") if os.path.lexists(path) else path
                 try:
                     with probe.open("xb") as file:
                         file.write(bytes(_PROBE_BYTES))

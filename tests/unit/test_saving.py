@@ -128,6 +128,9 @@ def test_a_pipe_that_nobody_reads_and_a_link_to_itself_are_refused_at_once(tmp_p
     os.close(reader)
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     assert saving.problem_of_file(tmp_path / "loop.mp4", "--out").startswith("Choose another place for --out")
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "not there yet.mp4")
+    assert saving.problem_of_file(tmp_path / "dangling.mp4", "--out") is None
+    assert {path.name for path in tmp_path.iterdir() if path.is_symlink()} == {"loop.mp4", "dangling.mp4"}
 
 
 def test_what_is_cancelled_leaves_nothing(tmp_path):
