@@ -121,7 +121,7 @@ def join_weight(
 
 def _shrink(values: torch.Tensor) -> torch.Tensor:
     """Return the powers of two [rows, 1], 1 at most, that bring rows into FP8's range."""
-    largest = values.abs().amax(1, keepdim=True) if values.shape[1] else values.new_zeros(len(values), 1)
+    largest = values.abs().amax(1, keepdim=True)
     exponent = torch.frexp(largest * (1 / _LARGEST)).exponent.clamp(0, 126)
     return torch.ldexp(torch.ones_like(largest), -exponent)
 

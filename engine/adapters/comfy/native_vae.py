@@ -9,6 +9,7 @@ import torch
 from ... import system
 from ...constants import LATENT_CHANNELS
 from ...errors import NonFiniteLatentsError, check_choice
+from ...latent_space import broken_share
 from ...memory.tiles import Tile
 from ...report import attach, measure, records_of
 from ...sentences.comfyui import Inputs
@@ -65,8 +66,7 @@ def decode(vae: Any, samples: torch.Tensor, *, tiling: str) -> torch.Tensor:
             frames = vae.decode(samples)
         network = type(vae.first_stage_model).__name__
         decoding.details = {"tiled": tiling == "on", "engine": "ComfyUI", "vae": network, "device": str(device)}
-    # A sum keeps NaN and infinity.
-    if not bool(torch.isfinite(frames.sum())):
+    if broken_share(frames):
         raise NonFiniteLatentsError(Refusals.NO_FRAMES())
     _, height, width = video_shape(samples.shape)
     return attach(frames.reshape(-1, height, width, frames.shape[-1]), records_of(samples), [decoding])
