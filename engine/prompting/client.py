@@ -56,6 +56,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
+    @property
+    def rest(self) -> float:
+        """The seconds that are left, below 0 where it is too late."""
+        return self._deadline - time.monotonic()
+
     def abort(self) -> None:
         """End the running request and refuse further ones; called from another thread, does not wait."""
         with self._lock:
@@ -106,15 +111,17 @@ class Client:
     def _read(self, response: http.client.HTTPResponse, connected: socket.socket) -> bytes:
         body = bytearray()
         while True:
-            connected.settimeout(self._rest())
+            connected.settimeout(self._time_out())
             piece = response.read1(_PIECE)
             body += piece
             if len(body) > _MAX_BYTES:
                 raise NoAnswerError(Prompting.LONG_ANSWER(endpoint=self._endpoint, max_bytes=_MAX_BYTES // 2**20))
             if not piece:
                 break
+        # A body that goes on until the connection closes ends as well where this side closed it.
+        self._check_alive()
         if response.length:
-            raise NoAnswerError(Prompting.BROKE_OFF_IN_ANSWER(endpoint=self._endpoint))
+            raise http.client.IncompleteRead(bytes(body), response.length)
         return bytes(body)
 
     def _connect(self) -> socket.socket:
@@ -124,14 +131,14 @@ class Client:
             connecting = socket.socket(family, socket.SOCK_STREAM)
             try:
                 self._watch(connecting)
-                connecting.settimeout(min(self._rest(), _CONNECT_SECONDS))
+                connecting.settimeout(min(self._time_out(), _CONNECT_SECONDS))
                 connecting.connect(address)
-                connecting.settimeout(self._rest())
+                connecting.settimeout(self._time_out())
                 if self._endpoint.scheme == "https":
                     context = ssl.create_default_context()
                     connecting = context.wrap_socket(connecting, server_hostname=self._endpoint.host)
                     self._watch(connecting)
-                    connecting.settimeout(self._rest())
+                    connecting.settimeout(self._time_out())
                 return connecting
             except OSError as error:
                 connecting.close()
@@ -139,6 +146,7 @@ class Client:
             except NoAnswerError:
                 connecting.close()
                 raise
+        self._check_alive()
         raise NoAnswerError(Prompting.UNREACHABLE(endpoint=self._endpoint, problem=problem))
 
     def _resolve(self) -> list[tuple[socket.AddressFamily, SocketAddress]]:
@@ -152,22 +160,34 @@ class Client:
     def _watch(self, connecting: socket.socket) -> None:
         """Let `abort` reach this socket."""
         with self._lock:
-            if self._is_aborted:
-                is_late = time.monotonic() >= self._deadline
-                raise self._too_late() if is_late else NoAnswerError(Prompting.ABORTED())
+            self._check_alive()
             self._socket = connecting
 
-    def _rest(self) -> float:
-        """Return the seconds that are left."""
-        rest = self._deadline - time.monotonic()
-        if rest <= 0:
+    def _check_alive(self) -> None:
+        """Raise NoAnswerError where nobody waits for an answer any more."""
+        if problem := self._own_ending():
+            raise problem
+
+    def _own_ending(self) -> NoAnswerError | None:
+        """Return why this side ended the request, None where it did not: what the connection then says is not why."""
+        if self.rest <= 0:
+            return self._too_late()
+        return NoAnswerError(Prompting.ABORTED()) if self._is_aborted else None
+
+    def _time_out(self) -> float:
+        """Return the seconds that a socket may take, which has no use for none."""
+        if (rest := self.rest) <= 0:
             raise self._too_late()
         return rest
 
     def _failure(self, error: Exception) -> NoAnswerError:
-        if isinstance(error, TimeoutError) or time.monotonic() >= self._deadline:
+        if problem := self._own_ending():
+            return problem
+        if isinstance(error, TimeoutError):
             return self._too_late()
-        if isinstance(error, ConnectionError | http.client.IncompleteRead):
+        if isinstance(error, http.client.IncompleteRead):
+            return NoAnswerError(Prompting.BROKE_OFF_IN_ANSWER(endpoint=self._endpoint))
+        if isinstance(error, ConnectionError):
             return NoAnswerError(Prompting.BROKE_OFF(endpoint=self._endpoint, error=error or type(error).__name__))
         return NoAnswerError(Prompting.NO_WEB_SERVER(endpoint=self._endpoint, name=type(error).__name__, error=error))
 

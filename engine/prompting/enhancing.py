@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,14 +78,13 @@ def _ask(question: Question, server: Server, hooks: Hooks, environment: Mapping[
     """
     endpoint = read_url(server.url, environment)
     key = read_key(environment)
-    deadline = time.monotonic() + server.seconds
     with Client(endpoint, seconds=server.seconds, key=key) as client:
         conversation = _Conversation(client, endpoint, key, question, server)
         # Not waited for at exit: it may be looking up a name.
         threading.Thread(target=conversation.run, name="lightx2v-enhance", daemon=True).start()
         shown = 0
         try:
-            while (rest := deadline - time.monotonic()) > 0 and not conversation.done.wait(min(rest, _POLL_SECONDS)):
+            while (rest := client.rest) > 0 and not conversation.done.wait(min(rest, _POLL_SECONDS)):
                 hooks.check_interrupt()
                 waited = int(server.seconds - rest)
                 if waited > shown:

@@ -475,7 +475,7 @@ def without_garbage_collection():
     gc.enable()
 
 
-@pytest.mark.parametrize(
+ENDLESS = pytest.mark.parametrize(
     "answer",
     [
         llm_server.never,
@@ -488,6 +488,9 @@ def without_garbage_collection():
     ],
     ids=["silent", "status line", "headers", "continue", "length", "chunks", "until close"],
 )
+
+
+@ENDLESS
 def test_the_time_out_is_kept_by_a_server_that_never_ends(answer, without_garbage_collection):
     with LlmServer(answer) as server:
         start = time.monotonic()
@@ -497,6 +500,15 @@ def test_the_time_out_is_kept_by_a_server_that_never_ends(answer, without_garbag
         assert took < 1 + LATE
         assert server.broken.wait(60), "the server was not told that nobody waits any more"
         wait_for_threads()
+
+
+@ENDLESS
+def test_a_request_that_was_aborted_says_so(answer):
+    """Not that the server broke off, and half a body is no answer."""
+    with LlmServer(answer) as server, client.Client(read_url(server.url, {}), seconds=60) as asking:
+        threading.Timer(0.3, asking.abort).start()
+        with pytest.raises(NoAnswerError, match="was aborted"):
+            asking.post("/v1/chat/completions", {})
 
 
 def test_a_client_keeps_its_time_by_itself():
