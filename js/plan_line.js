@@ -45,7 +45,7 @@ function describePlan(plan, { parameters, hasSize, isArea }) {
     const isSlow = plan.seconds !== null && plan.seconds > LONG_SECONDS;
     const color = sayings.length || isSlow ? COLORS.warn : COLORS.ok;
     const shown = sayings.flatMap((sentence) => lines(splitSentence(sentence)[0], sentence));
-    return [headline(color, joined("sentences", [say("fits"), duration(plan)])), ...shown, ...facts];
+    return [headline(color, joined("sentences", [say("fits"), duration(plan)])), ...shown, ...lines(plan.hint, plan.hint), ...facts];
 }
 
 /** Return the rows of an offload node's panel: what it decides, and no more. */

@@ -27,7 +27,7 @@ _STAND_INS: Mapping[Capability, str] = {
 }
 
 
-# Another file is worth a download of its own where a step takes so many times as long.
+# Another file is worth a download of its own, and a word, where a step takes so many times as long.
 _WORTH_IT = 1.05
 
 
@@ -95,10 +95,27 @@ def faster_files(names: Iterable[str], machine: Machine, card: str) -> dict[str,
             family = [each for each in ALL_PUBLISHED.values() if each.family == variant.family]
             ranked = rank_files(machine, card, family)
             own = next(advice for advice in ranked if advice.variant == variant)
-            best = ranked[0]
-            if best.step_seconds and own.step_seconds and own.step_seconds > _WORTH_IT * best.step_seconds:
-                found[name] = best.variant.file_names[places[0]]
+            if _times_as_fast(ranked[0], own) is not None:
+                found[name] = ranked[0].variant.file_names[places[0]]
     return found
+
+
+def faster_precision(precision: str, machine: Machine, card: str) -> tuple[str, float] | None:
+    """Return the precision in which a model is clearly faster on the card than in this one, and how many times.
+
+    None where there is none, or nothing is known about the card.
+    """
+    ranked = [advice for advice in rank_files(machine, card) if advice.variant.is_folder]
+    own = next(advice for advice in ranked if advice.variant.precision == precision)
+    times = _times_as_fast(ranked[0], own)
+    return None if times is None else (ranked[0].variant.precision, times)
+
+
+def _times_as_fast(one: Advice, other: Advice) -> float | None:
+    """Return how many times as fast as another one a file is, None where that is not worth a word or not known."""
+    if not one.step_seconds or not other.step_seconds or other.step_seconds <= _WORTH_IT * one.step_seconds:
+        return None
+    return other.step_seconds / one.step_seconds
 
 
 def _advise(machine: Machine, card: str, variant: Variant) -> Advice:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import report, shapes, system
+from ..backends.trials import find_machine
 from ..checkpoints.content import doubts_about
 from ..checkpoints.files import AUTO_SECOND, Checkpoint, is_a_version, resolve_checkpoint, resolve_experts
 from ..checkpoints.transformers import TransformerFiles
@@ -31,6 +32,7 @@ from ..sentences.refusals import Refusals
 from ..settings import EngineSettings, GpuSettings, HostPolicy, OffloadSettings, SamplingSettings
 from ..stages.given import NO_IMAGE
 from . import speed
+from .advice import faster_precision
 
 _history = speed.History()
 
@@ -120,6 +122,8 @@ class Forecast:
     """Parts that the checkpoint lacks, one sentence each."""
     warnings: tuple[str, ...] = ()
     """What may make the picture another one than is meant, one sentence each."""
+    hint: str = ""
+    """What is there too and would be faster here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +269,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
             *([handle.doubts] if handle.doubts and not question.has_own_sampler else []),
             *(question.sampling.doubts(len(files.names)) if question.sampling else []),
         ),
+        hint=_hint_at_precision(question, files, host.device) if question.is_checkpoint else "",
     )
     try:
         plan = handle.room(host).plan_run(sizes)
@@ -295,6 +300,19 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
         step_seconds=duration.step_seconds,
         basis=duration.basis,
     )
+
+
+def _hint_at_precision(question: Question, files: TransformerFiles, device: torch.device) -> str:
+    """Say that a checkpoint has the model also in a precision that is faster on this card, where auto took another."""
+    taken = files.format.precision
+    found = faster_precision(taken, find_machine(device), system.card_name(device))
+    if question.precision != "auto" or found is None:
+        return ""
+    faster, times = found
+    with suppress(LightX2VError):
+        if _resolve_checkpoint(question.path, faster, _signature(question.path)).transformer is not None:
+            return Doctor.FASTER_PRECISION(faster=faster, taken=taken, times=f"{times:.1f}")
+    return ""
 
 
 def describe_transformer(files: TransformerFiles, numbers: str) -> str:

@@ -121,6 +121,9 @@ class Doctor:
     WAITING_FOR_TRANSFORMER = Sentence("Waiting for the transformer: its loader says what is missing or wrong.")
     CHOOSE_ANOTHER = Sentence("Choose another, or fetch {name} again: it cannot be used ({kind}: {error}).")
     FITS = Sentence("Fits.")
+    FASTER_PRECISION = Sentence(
+        "Faster here: precision {faster}, which is there too: a step about {times} times as fast as in {taken}."
+    )
     BLOCKS = Sentence("{num_layers} blocks, {size}")
     ONE_TRANSFORMER = Sentence("{numbers}, {size}")
     TWO_EXPERTS = Sentence("{numbers}, two experts of {num_layers} blocks each, {size} together")

@@ -4,7 +4,7 @@ import pytest
 from lightx2v_pack.engine.backends.table import MATMUL_BACKENDS, Machine
 from lightx2v_pack.engine.checkpoints.published import PUBLISHED
 from lightx2v_pack.engine.panel import doctor
-from lightx2v_pack.engine.panel.advice import faster_files, rank_files
+from lightx2v_pack.engine.panel.advice import faster_files, faster_precision, rank_files
 from lightx2v_pack.tools import download_cli
 from support.pretended_card import pretend_card
 
@@ -111,3 +111,21 @@ def test_doctor_and_download_list_say_the_same(monkeypatch, tmp_path, capsys):
 def test_a_machine_without_a_card_is_told_no_seconds(tmp_path):
     items = {item.name: item for item in doctor.examine({}, tmp_path)}
     assert "File for this card" not in items and items["Checkpoints"].remedy.endswith("download.py get fp8")
+
+
+@pytest.mark.parametrize(("card", "capability", "best"), CARDS)
+def test_a_precision_that_is_clearly_faster_is_named(card, capability, best):
+    known = machine(capability), card
+    if "Laptop" in card:
+        assert [faster_precision(precision, *known) for precision in ("fp8", "int8", "bf16")] == [None] * 3
+        return
+    assert faster_precision(best, *known) is None
+    name, times = faster_precision("bf16", *known)
+    assert name == best and times > 1.2
+    of_fp8 = faster_precision("fp8", *known)
+    # FP8 is computed in INT8 on 8.0 and 8.6.
+    assert (of_fp8 is None) == (best == "fp8" or capability < (8, 9))
+
+
+def test_without_a_card_no_precision_is_faster():
+    assert faster_precision("bf16", machine(None), "CPU") is None

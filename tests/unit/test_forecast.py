@@ -258,6 +258,21 @@ def test_a_card_without_fp8_computes_the_file_in_int8_and_is_told_so(card):
     assert answer.basis == "estimate" and 4 * 30 < answer.seconds < 4 * 50
 
 
+def test_a_faster_precision_that_is_there_too_is_named(card, checkpoint):
+    """As with a repository that was fetched whole: fp8 is taken."""
+    card(*RTX_4090, packages={"triton": "3.6.0"})
+    answer = ask(checkpoint)
+    assert answer.ok and answer.detected.startswith("fp8") and not answer.warnings
+    assert re.fullmatch(
+        r"Faster here: precision int8, which is there too: a step about 1\.\d times as fast as in fp8\.", answer.hint
+    )
+    assert ask(checkpoint, precision="int8").hint == ask(checkpoint, precision="fp8").hint == ""
+    (checkpoint / "distill_int8" / "block_0.safetensors").unlink()
+    assert ask(checkpoint).hint == "", "it cannot be used"
+    shutil.rmtree(checkpoint / "distill_int8")
+    assert ask(checkpoint).ok and ask(checkpoint).hint == ""
+
+
 def test_a_small_card_streams_and_tiles(card):
     card(*RTX_4060)
     answer = ask_14b()
