@@ -104,6 +104,8 @@ export function addPanel(node, name, { height, width, stretch = false }) {
     const widget = node.addDOMWidget(name, name, content, {
         serialize: false,
         hideOnZoom: false,
+        // Newer editors list a node's inputs beside the graph too.
+        hideInPanel: true,
         margin: MARGIN,
         getMinHeight: () => rowHeight,
         getMaxHeight: () => (stretch ? undefined : rowHeight),

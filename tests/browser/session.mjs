@@ -255,6 +255,10 @@ async function readError(name) {
     await more.click();
     await page.waitForTimeout(1000);
     await shot(`refused_${name}_details`);
+    return textBeside();
+}
+/** What newer editors show of a node beside the graph. */
+async function textBeside() {
     const text = await page.locator("[data-testid='properties-panel'], .right-side-panel, aside").allInnerTexts();
     return text.join("\n");
 }
@@ -547,7 +551,8 @@ const steps = {
         await setWidget("LightX2VEmptyLatent", "width", 850);
         await setWidget("LightX2VEmptyLatent", "num_frames", 84);
         await shot("sizes");
-        return { preset, snapped: await read(), text: await panelText("LightX2VEmptyLatent", "lightx2v_size") };
+        const text = await panelText("LightX2VEmptyLatent", "lightx2v_size");
+        return { preset, snapped: await read(), text, beside: await textBeside() };
     },
 
     async doctor() {
