@@ -22,6 +22,7 @@ from .header import Header
 
 # The layers of a model that are looked at, and the bytes of each.
 _NUM_LAYERS, _NUM_BYTES = 4, 2**14
+_MANTISSA_BITS = {"F8_E4M3": 3, "F8_E5M2": 2}
 
 
 def check_cast(tables: Mapping[Path, Header], unscaled: Collection[str]) -> None:
@@ -43,18 +44,20 @@ def check_cast(tables: Mapping[Path, Header], unscaled: Collection[str]) -> None
     for file, name, info in layers[:: max(len(layers) // _NUM_LAYERS, 1)]:
         with reading(file), file.open("rb") as opened:
             opened.seek(info.offset or 0)
-            rms = _rms(opened.read(min(_NUM_BYTES, info.num_bytes)))
+            rms = _rms(opened.read(min(_NUM_BYTES, info.num_bytes)), info.dtype)
         if rms > LARGEST_CAST_RMS:
             raise CheckpointError(Reading.DAMAGED(path=file, name=name, fault=Content.LOST_SCALES(rms=rms)))
 
 
-def _rms(codes: bytes) -> float:
-    """Return the root mean square of numbers in FP8 E4M3; NaN, which has other checks, counts as 480."""
-    squares = sum(count * _number(code) ** 2 for code, count in Counter(codes).items())
+def _rms(codes: bytes, dtype: str) -> float:
+    """Return the root mean square of numbers in FP8; of what is none, which has other checks, E4M3's counts as 480."""
+    bits = _MANTISSA_BITS[dtype]
+    squares = sum(count * _number(code & 0x7F, bits) ** 2 for code, count in Counter(codes).items())
     return math.sqrt(squares / max(len(codes), 1))
 
 
-def _number(code: int) -> float:
-    """Return the size of a number: 4 bits of an exponent with a bias of 7, then 3 of a mantissa."""
-    exponent, mantissa = code >> 3 & 0xF, code & 0x7
-    return math.ldexp(mantissa, -9) if not exponent else math.ldexp(8 + mantissa, exponent - 10)
+def _number(code: int, bits: int) -> float:
+    """Return the size of a number without its sign: an exponent, and so many bits of a mantissa."""
+    exponent, mantissa = code >> bits, code & (1 << bits) - 1
+    bias = (1 << 6 - bits) - 1
+    return math.ldexp(mantissa + (1 << bits if exponent else 0), max(exponent, 1) - bias - bits)

@@ -17,7 +17,8 @@ from .kinds import USABLE_FILES
 Shape = tuple["int | str", ...]
 
 FLOAT_DTYPES = frozenset({"BF16", "F16", "F32"})
-_SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), "F8_E4M3": "fp8", "I8": "int8"}
+FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
+_SCHEME_OF_DTYPE = {**dict.fromkeys(FLOAT_DTYPES, "bf16"), **dict.fromkeys(FP8_DTYPES, "fp8"), "I8": "int8"}
 # LightX2V's and ComfyUI's names for the scale of X.weight.
 SCALE_SUFFIXES = ("weight_scale", "scale_weight")
 # What stands beside a weight and changes nothing of it.
@@ -41,7 +42,7 @@ def scale_of(header: Header, weight: str) -> str | None:
 
 def find_unscaled(header: Header) -> frozenset[str]:
     """Return the names of the FP8 weights that have no scale beside them: cast as they are, or damaged."""
-    names = (name for name, info in header.items() if info.dtype == "F8_E4M3" and name.endswith(".weight"))
+    names = (name for name, info in header.items() if info.dtype in FP8_DTYPES and name.endswith(".weight"))
     return frozenset(name for name in names if scale_of(header, name) is None)
 
 
@@ -156,7 +157,7 @@ def detect_scheme(header: Header, expected: Mapping[str, Shape], source: str, *,
         # Plain casts hold more than the linear layers in FP8; it is widened where it is read.
         for name in others:
             _check_scale(header, name, scale_of(header, name), source, wanted)
-        others = [name for name in others if header[name].dtype != "F8_E4M3"]
+        others = [name for name in others if header[name].dtype not in FP8_DTYPES]
     _check_others(header, others, source, wanted)
     return scheme, suffix
 

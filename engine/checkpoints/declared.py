@@ -27,7 +27,7 @@ _MAX_BYTES = 4096
 # Of what a layer declares beside its format, so much is said.
 _MAX_FURTHER = 8
 # Formats that are what dtype and scales say -> precision.
-_PLAIN = {"float8_e4m3fn": "fp8", "int8_tensorwise": "int8"}
+_PLAIN = {"float8_e4m3fn": "fp8", "float8_e5m2": "fp8", "int8_tensorwise": "int8"}
 # What may stand beside `format` without changing what a weight is.
 _HARMLESS = frozenset({
     "format", "full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_channel", "per_row", "axis",

@@ -2,8 +2,9 @@
 
 Native Wan names; scales of the blocks' linear layers as `.weight_scale` [N, 1] fp32, whatever the file calls them and
 whether it has one a channel, one a tensor, or none: weights that were cast to FP8 are the numbers themselves, with a
-scale of one. Everything else is widened where it is in 8 bits. (LightX2V's own loader rounds scales to bfloat16, so
-that its resident run differs from its disk run; here they stay fp32 in every mode.)
+scale of one. FP8 is E4M3; what is stored in E5M2 is moved there by a power of two a matrix, which the scale takes back.
+Everything else is widened where it is in 8 bits. (LightX2V's own loader rounds scales to bfloat16, so that its resident
+run differs from its disk run; here they stay fp32 in every mode.)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from .checks import BLOCK_LINEAR, SCALE_SUFFIXES, find_unscaled, scale_of
@@ -19,7 +21,10 @@ from .header import Header
 from .transformers import TransformerFiles
 from .weights import FileRange, TensorSpec, open_weights
 
-_EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
+# How what is stored in 8 bits is computed with.
+_EIGHT_BIT = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e4m3fn, "I8": torch.int8}
+# The power of two of E4M3's largest numbers, and what an exponent of E5M2 is more than its power.
+_LARGEST_POWER, _E5M2_BIAS = 8, 15
 _SCALE = ".weight_scale"
 # How names of parameters end.
 _PARAMETERS = ("weight", "bias", "modulation", "emb_pos")
@@ -73,6 +78,7 @@ class TransformerCheckpoint:
         specs = list_specs(files, float32, eight_bit)
         self._content = ContentCheck(files.format.architecture.num_layers, find_unscaled(files.header))
         self._stored_names = {spec.name: stored for spec, stored in specs.items()}
+        self._powers: dict[str, int] = {}
         self.specs = tuple(specs)
 
     @property
@@ -89,26 +95,52 @@ class TransformerCheckpoint:
         """Return a CPU tensor of the spec's dtype and shape, mapped where nothing had to change.
 
         Args:
-            elements: those to return instead, flat, in the dtype of the file.
+            elements: those to return instead, flat; of what is widened, in the dtype of the file.
 
         Raises:
             CheckpointError: what is read is damaged, see content.py.
         """
+        if spec.name.endswith(_SCALE):
+            scales = self._scales(spec)
+            return scales if elements is None else scales.flatten()[elements]
         name = self._stored_names[spec.name]
-        if not name:
-            return torch.ones(spec.shape) if elements is None else torch.ones(elements.stop - elements.start)
         stored = self._weights[name]
         part = stored if elements is None else stored.flatten()[elements]
         self._content.look(name, self._weights.path_of(name), part, stored.dtype, elements.start if elements else 0)
-        if spec.name.endswith(_SCALE):
-            part = stored.reshape(-1, 1).expand(spec.shape)
-            return part.contiguous().to(spec.dtype) if elements is None else part.flatten()[elements]
         if spec.dtype.itemsize == 1:
+            if stored.dtype == torch.float8_e5m2:
+                part = _to_e4m3(part, self._power(name))
             return part.view(spec.dtype)
         scale = self._widening_scale(name, spec, elements)
         if scale is not None:
             part = part.float() * scale
         return part.to(spec.dtype) if elements is None else part
+
+    def _scales(self, spec: TensorSpec) -> torch.Tensor:
+        """Return the scales of a layer [N, 1]."""
+        name = self._stored_names[spec.name]
+        scales = torch.ones(spec.shape)
+        if name:
+            stored = self._weights[name]
+            self._content.look(name, self._weights.path_of(name), stored, stored.dtype)
+            scales = stored.reshape(-1, 1).expand(spec.shape).contiguous().to(spec.dtype)
+        weight = self._moved_by(spec)
+        return scales if weight is None else scales * 2.0 ** -self._power(weight)
+
+    def _moved_by(self, spec: TensorSpec) -> str | None:
+        """Return the weight in E5M2 that a scale belongs to; None of everything else."""
+        weight = f"{spec.name.removesuffix(_SCALE)}.weight"
+        return weight if spec.name.endswith(_SCALE) and self._header[weight].dtype == "F8_E5M2" else None
+
+    def _power(self, weight: str) -> int:
+        """Return the power of two that brings the largest number of a matrix in E5M2 among E4M3's largest.
+
+        E4M3 then has all of its numbers that are within 2^14 of the largest one.
+        """
+        if weight not in self._powers:
+            largest = int((self._weights[weight].view(torch.uint8) & 0x7F).max())
+            self._powers[weight] = _LARGEST_POWER + _E5M2_BIAS - (largest >> 2)
+        return self._powers[weight]
 
     def _widening_scale(self, name: str, spec: TensorSpec, elements: slice | None) -> torch.Tensor | None:
         """Return what a tensor outside of the blocks' linear layers, or a part of it, is multiplied with."""
@@ -125,7 +157,7 @@ class TransformerCheckpoint:
     def location(self, spec: TensorSpec) -> FileRange | None:
         """Return where in a file the tensor's bytes lie as they are needed; None where `read` changes them."""
         stored = self._stored_names[spec.name]
-        if not stored or self._weights.header[stored].shape != tuple(spec.shape):
+        if not stored or self._weights.header[stored].shape != tuple(spec.shape) or self._moved_by(spec):
             return None
         dtype = spec.dtype
         if dtype.itemsize == 1:
@@ -138,3 +170,11 @@ class TransformerCheckpoint:
     def close(self) -> None:
         """Drop the mappings; `read` opens them again."""
         self._weights.close()
+
+
+def _to_e4m3(values: torch.Tensor, power: int) -> torch.Tensor:
+    """Return numbers in E5M2, times a power of two, in E4M3."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float()
+    table = (every * 2.0**power).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    codes: np.ndarray = table.take(values.view(torch.uint8).numpy())
+    return torch.from_numpy(codes).view(torch.float8_e4m3fn)

@@ -26,7 +26,7 @@ from support.engine import conditioning_of, open_transformer
 from support.tensors import normal, relative_error
 from support.wan_reference import reference_flow
 
-FP8 = torch.float8_e4m3fn
+FP8, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LATENTS, CONDITIONING = normal(16, 2, 4, 6, seed=6), conditioning_of(normal(21, 64, seed=7))
 BF16_TOLERANCE = 0.01
 
@@ -120,6 +120,110 @@ def test_a_cast_computes_in_int8_and_with_loras(tmp_path):
         transformer = make(file, matmul=matmul)
         transformer.use_loras(Stack().add(lora, 1.0), Hooks())
         assert relative_error(flow_of(transformer), merged) < tolerance
+
+
+# FP8 in E5M2, as files for RTX 30 have it
+
+
+@functools.cache
+def in_e5m2(scale, prefix=""):
+    """Return a file of the tiny transformer whose matrices are in E5M2: cast, or with a scale a tensor or a row."""
+    file = checkpoints.scratch() / f"e5m2 {scale}{prefix}" / "Wan2_1-T2V-14B_fp8_e5m2.safetensors"
+    file.parent.mkdir()
+    stored = {}
+    for name, each in checkpoints.transformer_weights().items():
+        if not name.endswith(".weight") or "norm" in name:
+            stored[prefix + name] = each.bfloat16()
+        elif scale is None:
+            stored[prefix + name] = each.to(E5M2)
+        else:
+            by = {"tensor": each.abs().max(), "row": each.abs().amax(tuple(range(1, each.ndim)), keepdim=True)}[scale]
+            by = by / torch.finfo(E5M2).max
+            stored[prefix + name] = (each / by).to(E5M2)
+            suffix = {"tensor": "scale_weight", "row": "weight_scale"}[scale]
+            stored[prefix + name.removesuffix("weight") + suffix] = by.reshape(-1, 1) if scale == "row" else by
+    save_file(stored, file)
+    return file
+
+
+def widened(stored):
+    """Return what a file holds, in float32."""
+    weights = {}
+    for name, each in stored.items():
+        if "scale" not in name:
+            scale = [
+                stored[other]
+                for other in stored
+                if "scale" in other and other.rpartition(".")[0] == name.rpartition(".")[0]
+            ]
+            of_matrix = scale and name.endswith(".weight")
+            weights[name] = each.float() * (scale[0].reshape(-1, *[1] * (each.ndim - 1)) if of_matrix else 1)
+    return weights
+
+
+@pytest.mark.parametrize("scale", [None, "tensor", "row"], ids=str)
+def test_e5m2_is_read_as_it_is(scale, monkeypatch, tmp_path, caplog):
+    """Every number of it, by a power of two, whatever moves it to the card."""
+    file = in_e5m2(scale)
+    found = resolve_transformer(file)
+    assert found.format.precision == "fp8" and found.format.is_cast == (scale is None)
+    held = widened(load_file(file))
+    source = TransformerCheckpoint(found)
+    specs = {spec.name: spec for spec in source.specs}
+    for name in filter(is_linear, specs):
+        codes, scales = (source.read(specs[each]) for each in (name, f"{name}_scale"))
+        assert codes.dtype == FP8 and codes.float().abs().max() >= 256
+        assert relative_error(codes.float() * scales, held[name]) < (1e-6 if scale else 1e-12), name
+    expected = expected_flow(held)
+    assert relative_error(flow_of(make(file)), expected) < BF16_TOLERANCE
+    assert relative_error(flow_of(make(file, matmul="int_mm")), expected) < 0.03
+    travel_as_on_a_gpu(monkeypatch)
+    whole = flow_of(make(file))
+    for mode, resident_blocks in (("block", 0), ("phase", 0), ("disk", 1)):
+        transformer = make(in_e5m2(scale, "model."), mode, resident_blocks)
+        assert relative_error(flow_of(transformer), whole) < 1e-6, (mode, resident_blocks)
+        transformer.unload()
+    assert not [record for record in caplog.records if "damaged" in record.message or "odd" in record.message]
+
+
+def test_small_numbers_beside_a_large_one_in_e5m2_lose_nothing_that_counts(tmp_path):
+    stored = load_file(in_e5m2(None))
+    name = "blocks.0.ffn.0.weight"
+    odd = stored[name].float()
+    odd[0, 0], odd[1] = 1.75, torch.linspace(2**-13, 2**-10, odd.shape[1])
+    stored[name] = odd.to(E5M2)
+    save_file(stored, tmp_path / "odd_fp8_e5m2.safetensors")
+    source = TransformerCheckpoint(resolve_transformer(tmp_path / "odd_fp8_e5m2.safetensors"))
+    specs = {spec.name: spec for spec in source.specs}
+    codes, scales = (source.read(specs[each]) for each in (name, f"{name}_scale"))
+    assert torch.equal((codes.float() * scales)[:2], stored[name].float()[:2])
+    with pytest.raises(AssertionError):
+        assert torch.equal(stored[name].float()[:2].to(FP8).float(), stored[name].float()[:2])
+
+
+@pytest.mark.parametrize("scale", ["tensor", "row"])
+def test_e5m2_that_lost_its_scales_is_refused(scale, tmp_path):
+    stored = {name: each for name, each in load_file(in_e5m2(scale)).items() if "scale" not in name}
+    save_file(stored, tmp_path / "Wan2_1-T2V-14B_fp8_e5m2.safetensors")
+    with pytest.raises(CheckpointError, match="its scales got lost"):
+        resolve_transformer(tmp_path / "Wan2_1-T2V-14B_fp8_e5m2.safetensors")
+
+
+@pytest.mark.parametrize("code", [0x7C, 0xFC, 0x7F])
+def test_what_is_no_number_in_e5m2_is_named(code, tmp_path):
+    stored = load_file(in_e5m2("row"))
+    stored["blocks.1.ffn.2.weight"].view(torch.uint8)[3] = code
+    save_file(stored, tmp_path / "bad_fp8_e5m2.safetensors")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.ffn\.2\.weight"):
+        flow_of(make(tmp_path / "bad_fp8_e5m2.safetensors"))
+
+
+def test_both_kinds_of_fp8_in_one_file(tmp_path):
+    mixed = load_file(cast("the blocks' linear layers"))
+    mixed |= {name: each for name, each in load_file(in_e5m2(None)).items() if ".self_attn." in name}
+    save_file(mixed, tmp_path / "mixed_fp8.safetensors")
+    flow = flow_of(make(tmp_path / "mixed_fp8.safetensors"))
+    assert relative_error(flow, expected_flow(widened(mixed))) < BF16_TOLERANCE
 
 
 # Scaled files, in which more than the blocks' linear layers has a scale

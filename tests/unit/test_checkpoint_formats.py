@@ -154,7 +154,7 @@ REFUSED_TRANSFORMERS: dict[str, tuple[Callable[[], Header], str]] = {
         "scale .*weight_scale of U8 .*MXFP8",
     ),
     "NVFP4": (nvfp4, "use the FP8 or INT8 version.*NVFP4"),
-    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E5M2"}), "fp8_e4m3fn.*as F8_E5M2"),
+    "unknown dtype": (lambda: cast(transformer_header("bf16"), {"BF16": "F8_E8M0"}), "fp8_e4m3fn.*as F8_E8M0"),
     "mixed dtypes": (
         lambda: transformer_header("fp8") | {"blocks.0.ffn.0.weight": TensorInfo("BF16", (512, 256))},
         "as BF16 and F8_E4M3",

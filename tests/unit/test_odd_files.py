@@ -96,7 +96,7 @@ def test_what_is_declared_as_it_is_stored_loads(tmp_path, precision, said, in_te
         ("int8", {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}, "convrot True.*rotated"),
         ("int8", {"format": "int8_rotated", "group": 64}, "int8_rotated with group 64"),
         ("int8", {"format": "mxfp8"}, "mxfp8; expected"),
-        ("fp8", {"format": "float8_e5m2"}, "float8_e5m2; expected"),
+        ("fp8", {"format": "float8_e8m0fnu"}, "float8_e8m0fnu; expected"),
         ("fp8", {"format": "int8_tensorwise"}, "int8_tensorwise, and stores them as fp8"),
         ("fp8", {"format": None}, "None; expected"),
     ],

@@ -118,10 +118,11 @@ def test_every_form_agrees_with_transformers_in_bfloat16(form, monkeypatch):
     assert relative_error(rows, reference_rows(FORMS[form](), token_ids)) < BFLOAT16_TOLERANCE
 
 
-def test_fp8_without_scales_is_a_plain_cast(in_float32, caplog):
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_without_scales_is_a_plain_cast(dtype, in_float32, caplog):
     """Some files hold every tensor, the embedding included, cast to FP8."""
-    file = scratch() / "umt5-fp8-cast.safetensors"
-    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in text_encoder_weights().items()}, file)
+    file = scratch() / f"umt5-fp8-cast-{dtype}.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in text_encoder_weights().items()}, file)
     load_text_encoder(file, tokenizer=tokenizer_folder())
     assert "without scales" in caplog.text
     encoder = load(file)
@@ -145,8 +146,8 @@ def test_weights_stay_as_stored_and_mapped(form):
 
 def test_all_values_of_8_bits_widen_exactly():
     every_byte = torch.arange(256, dtype=torch.uint8)
-    finite = every_byte[every_byte & 0x7F != 0x7F]
-    for stored in (finite.view(torch.float8_e4m3fn), every_byte.view(torch.int8)):
+    finite, of_e5m2 = every_byte[every_byte & 0x7F != 0x7F], every_byte[every_byte & 0x7C != 0x7C]
+    for stored in (finite.view(torch.float8_e4m3fn), of_e5m2.view(torch.float8_e5m2), every_byte.view(torch.int8)):
         for dtype in (torch.bfloat16, torch.float32):
             wide = widen(stored, torch.empty(stored.shape, dtype=dtype))
             assert torch.equal(wide.double(), stored.double())
