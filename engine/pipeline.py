@@ -223,8 +223,10 @@ def encode_text(
                     encoder = handle.load(place, host.device, hooks)
                 with measure("encode", host.device) as encoding:
                     encoding.expect(need, held() + need)  # loading has read the weights
-                    rows = encode_prompt(encoder, text, hooks)
-                    encoding.details = encoder.describe()
+                    rows, warnings = encode_prompt(encoder, text, hooks)
+                    for sentence in warnings:
+                        logger.warning("LightX2V: %s", sentence)
+                    encoding.details = encoder.describe() | ({"warnings": warnings} if warnings else {})
             finally:
                 handle.unload()
             return attach(rows, [loading, encoding])

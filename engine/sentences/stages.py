@@ -16,6 +16,7 @@ class Stages:
     # stages/decode.py
     DECODING = Sentence("decoding frames")
     # stages/encode.py
+    TAG_IS_TEXT = Sentence("Put a LoRA on with the node LightX2V LoRA: {tag} in the prompt is read as plain text.")
     WEIGHTS_ARE_TEXT = Sentence(
         "Say in words what matters: weights such as (word:1.3) are read as plain text, as Wan's text encoder has none."
     )

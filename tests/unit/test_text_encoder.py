@@ -1,6 +1,5 @@
 """The portable text encoder against transformers' own on dequantized weights, and the stage that uses it."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from lightx2v_pack.engine.constants import TEXT_ROWS
 from lightx2v_pack.engine.errors import CheckpointError, UnsupportedHardwareError
 from lightx2v_pack.engine.interfaces import Hooks
 from lightx2v_pack.engine.kernels.widen import widen
-from lightx2v_pack.engine.pipeline import load_text_encoder
-from lightx2v_pack.engine.stages import encode
+from lightx2v_pack.engine.pipeline import encode_text, load_text_encoder, report_of
 from lightx2v_pack.engine.stages.encode import encode_prompt
 from lightx2v_pack.engine.umt5 import encoder as portable
 from lightx2v_pack.engine.umt5 import linear as text_linear
@@ -177,7 +175,7 @@ def test_rows_after_the_last_token_are_zero(prompt):
     encoder = load(text_encoder("int8"))
     token_ids = encoder.tokenize(prompt)
     assert token_ids[-1] == 1 and 1 not in token_ids[:-1]
-    conditioning = encode_prompt(encoder, prompt, Hooks())
+    conditioning, _ = encode_prompt(encoder, prompt, Hooks())
     assert conditioning.shape == (1, TEXT_ROWS, SIZES.text_dim) and conditioning.dtype == torch.float32
     assert torch.equal(conditioning[0, : len(token_ids)], encoder.encode_tokens(token_ids, Hooks()))
     assert not conditioning[0, len(token_ids) :].any()
@@ -188,47 +186,55 @@ def test_empty_prompt_is_the_end_token():
     assert load(text_encoder("bf16")).tokenize(" \n ") == [1]
 
 
-def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end_token(caplog):
+def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end_token():
     encoder = load(text_encoder("fp8"))
     prompt = "cat " * TEXT_ROWS
     token_ids = encoder.tokenize(prompt)
     assert len(token_ids) > TEXT_ROWS
-    conditioning = encode_prompt(encoder, prompt, Hooks())
+    conditioning, warnings = encode_prompt(encoder, prompt, Hooks())
     kept = [*token_ids[: TEXT_ROWS - 1], 1]
     assert torch.equal(conditioning[0], encoder.encode_tokens(kept, Hooks()))
-    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert str(len(token_ids)) in record.getMessage() and str(TEXT_ROWS) in record.getMessage()
+    (said,) = warnings
+    assert str(len(token_ids)) in said and str(TEXT_ROWS) in said
 
 
 @pytest.mark.parametrize(
-    ("prompts", "is_said"),
+    ("prompt", "said"),
     [
-        (["a (red:1.3) fox", "a (blue:0.5) fox"], True),
-        (["(snow and ice:.8)"], True),
-        (["a fox (in snow: 2)"], True),
-        (["((fox:1.2))"], True),
-        (["a clock (at 10:30)", "(16:9)", "(a fox)", "fox:1.3", "(fox: a red one)"], False),
-        (["(fox\n:1.3", "[fox:1.3]", "()", "(:1.2)"], False),
+        ("a (red:1.3) fox and a (blue:0.5) fox", ["weights such as (word:1.3) are read as plain text"]),
+        ("(snow and ice:.8)", ["weights such as"]),
+        ("a fox (in snow: 2)", ["weights such as"]),
+        ("((fox:1.2))", ["weights such as"]),
+        ("a clock (at 10:30) (16:9) (a fox) fox:1.3 (fox: a red one)", []),
+        ("(fox\n:1.3 [fox:1.3] () (:1.2)", []),
+        (
+            "a fox <lora:snow_v2:0.8> <lora:b:1>",
+            ["the node LightX2V LoRA: <lora:snow_v2:0.8> in the prompt is read as"],
+        ),
+        ("< LoRA : x>, a (fox:1.2)", ["LightX2V LoRA: < LoRA : x> in", "weights such as"]),
+        ("<lycoris:a:1:lbw=1>", ["<lycoris:a:1:lbw=1> in"]),
+        ("a <3 lora: fox> 2 <b>", []),
+        ("a lora:fox <lora>", []),
     ],
 )
-def test_weights_in_prompts_are_text_which_is_said_once(prompts, is_said, caplog):
-    encode._explain_weights.cache_clear()
-    encoder = load(text_encoder("fp8"))
-    for prompt in prompts:
-        encode_prompt(encoder, prompt, Hooks())
-    said = [message for message in caplog.messages if "weights such as (word:1.3) are read as plain text" in message]
-    assert len(said) == is_said
+def test_what_other_programs_read_in_a_prompt_is_text_and_said(prompt, said, caplog):
+    handle = load_text_encoder(text_encoder("fp8"), tokenizer=tokenizer_folder())
+    report = report_of(encode_text(handle, prompt, hooks=Hooks()))
+    (details,) = [stage["details"] for stage in report["stages"] if stage["stage"] == "encode"]
+    for warnings in (details.get("warnings", []), [each for each in caplog.messages if "plain text" in each]):
+        assert len(warnings) == len(said)
+        assert all(part in each for part, each in zip(said, warnings, strict=True))
 
 
-def test_prompt_of_exactly_512_tokens_is_whole(caplog):
+def test_prompt_of_exactly_512_tokens_is_whole():
     encoder = load(text_encoder("fp8"))
     words = next(count for count in range(TEXT_ROWS) if len(encoder.tokenize("cat " * count)) >= TEXT_ROWS)
     prompt = "cat " * words
     token_ids = encoder.tokenize(prompt)[:TEXT_ROWS]
     encoder.tokenize = lambda text: token_ids
-    conditioning = encode_prompt(encoder, prompt, Hooks())
+    conditioning, warnings = encode_prompt(encoder, prompt, Hooks())
     assert torch.equal(conditioning[0], encoder.encode_tokens(token_ids, Hooks()))
-    assert not caplog.records
+    assert not warnings
 
 
 def test_comfy_file_brings_its_tokenizer():
