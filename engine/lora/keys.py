@@ -187,12 +187,15 @@ class Spellings:
         return Name("", expert=expert, group=LoraFiles.LACKED_MODULES())
 
     def _find_anywhere(self, spelled: str, part: str) -> Name | None:
-        """Return a module behind a prefix of any other name, which ends with a dot."""
-        parts = spelled.split(".")
+        """Return a module behind a prefix of any other name, which ends with a dot, or where there is none with an
+        underscore.
+        """
+        between = "." if "." in spelled else "_"
+        parts = spelled.split(between)
         for number in range(1, min(len(parts), _MOST_PREFIXES)):
             module = self._modules.get("_".join(parts[number:]))
             if module is not None:
-                return Name(part, module, prefix=".".join(parts[:number]) + ".")
+                return Name(part, module, prefix=between.join(parts[:number]) + between)
         return None
 
     def _group_of(self, rest: str) -> str:

@@ -483,6 +483,9 @@ WRAPPED = {
     "_orig_mod.": "blocks.0.self_attn.q",
     "module._orig_mod.": "blocks.0.self_attn.q",
     "lora_unet__orig_mod_": "blocks_0_self_attn_q",
+    "lora_wan_": "blocks_0_self_attn_q",
+    "my_own_dit_": "blocks_0_attn1_to_q",
+    "lora_video_model_": "head_head",
     "model._fsdp_wrapped_module.": "blocks.0._fsdp_wrapped_module.self_attn.q",
     "": "blocks.0._orig_mod.self_attn.q",
     "diffusion_model.": "blocks.0._checkpoint_wrapped_module.self_attn.q",
@@ -508,6 +511,8 @@ def test_what_stands_behind_another_prefix_is_not_mixed_with_the_model(tmp_path)
     other = pair("controlnet.blocks.0.self_attn.q")
     report = read(with_extra(tmp_path, **other)).report
     assert report.left_out == {"modules that this checkpoint lacks": tuple(other)} and report.num_matched == 40
+    report = read(with_extra(tmp_path, **pair("lora_controlnet_blocks_0_self_attn_q"))).report
+    assert len(report.left_out["modules that this checkpoint lacks"]) == 2 and report.num_matched == 40
     save_file({**other, **pair("my_dit.blocks.0.self_attn.k")}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"^Use a file with one LoRA: .* 2 times, under controlnet\., my_dit\.\."):
         read(tmp_path / "x.safetensors")
