@@ -1,5 +1,6 @@
 """The template browser's files: each is complete, converts as the editor does, fits the card it names, and runs."""
 
+import colorsys
 import functools
 import json
 import os
@@ -40,6 +41,48 @@ GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(examples.FOLDER.glob("*.json"))
 TINY = examples.TINY[examples.TEXT_TO_VIDEO]
 TINY_FILM = set_options(*(f"LightX2VImageToVideo.{size}" for size in ("width=48", "height=32", "num_frames=5")))
+
+# What ComfyUI_frontend 1.58.1 draws of a node below its title at the least, in Vue nodes; LiteGraph takes less. A note
+# is as high as its text.
+VUE_HEIGHTS = {
+    "CLIPLoader": 114,
+    "CLIPTextEncode": 102,
+    "CLIPVisionLoader": 62,
+    "CreateVideo": 82,
+    "EmptyHunyuanLatentVideo": 146,
+    "LightX2VDecode": 106,
+    "LightX2VEmptyLatent": 254,
+    "LightX2VImageToVideo": 398,
+    "LightX2VLoadCheckpoint": 322,
+    "LightX2VLoadTextEncoder": 114,
+    "LightX2VLoadTransformer": 326,
+    "LightX2VLoadVAE": 106,
+    "LightX2VLora": 258,
+    "LightX2VReport": 252,
+    "LightX2VSampler": 234,
+    "LightX2VTextEncode": 154,
+    "LoadImage": 322,
+    "MarkdownNote": 0,
+    "SaveVideo": 126,
+    "VAEDecode": 54,
+    "VAELoader": 62,
+}
+# Of those heights a strip that is there already, "Show advanced inputs", takes 24.
+WITH_STRIP = {"CLIPLoader", "LightX2VLoadCheckpoint", "LightX2VLoadTransformer", "LightX2VSampler"}
+STRIP = 24
+# A strip with its rim, below a node.
+STRIP_AND_RIM = 32
+VUE_LEAST_WIDTH = 225
+TITLE = 30
+
+
+def contrast(one, other):
+    """Return the contrast of two colours of three parts from 0 to 1, by WCAG 2.1."""
+    linear = [
+        [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in each] for each in (one, other)
+    ]
+    dark, light = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def values_of(path, kind):
@@ -106,7 +149,7 @@ def test_a_template_is_read_at_one_glance_and_a_preview_covers_nothing(path):
     boxes = []
     for node in graph["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
-        boxes.append((node["type"], x, y - 30, x + width, y + height))
+        boxes.append((node["type"], x, y - TITLE, x + width, y + height))
         if node["type"] == "LightX2VSampler":
             assert height >= 460
     assert max(right for *_, right, _ in boxes) - min(box[1] for box in boxes) <= 1640
@@ -118,6 +161,21 @@ def test_a_template_is_read_at_one_glance_and_a_preview_covers_nothing(path):
     # A preview of any shape has the room below.
     save = next(box for box in boxes if box[0] == "SaveVideo")
     assert not any(box[2] >= save[4] and box[1] < save[3] and save[1] < box[3] for box in boxes)
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_what_vue_nodes_say_below_a_node_covers_no_title(path):
+    """A strip with "Issues" or "Error" hangs below a node, or takes half of the one that is there."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    for node in nodes:
+        (left, y), (width, height), kind = node["pos"], node["size"], node["type"]
+        assert height >= VUE_HEIGHTS[kind] and width >= VUE_LEAST_WIDTH, f"{kind} is drawn larger than it is saved"
+        bottom = y + height - (STRIP if kind in WITH_STRIP else 0)
+        for other in nodes:
+            (left2, y2), (width2, _) = other["pos"], other["size"]
+            if y2 > y and left < left2 + width2 and left2 < left + width:
+                gap = y2 - TITLE - bottom
+                assert gap >= STRIP_AND_RIM, f"{gap} pixels from {kind} to {other['type']}"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -147,12 +205,9 @@ def test_template_is_complete(path):
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_notes_are_read_in_both_languages(path):
-    """The editor draws a note's paragraphs at 10 pixels: what is to be done is in headings. Vue nodes write in grey,
-    which the yellow that notes have by themselves swallows.
-    """
+    """The editor draws a note's paragraphs at 10 pixels: what is to be done is in headings."""
     graph = json.loads(path.read_text(encoding="utf-8"))
     (note,) = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
-    assert (note["color"], note["bgcolor"]) == ("#222", "#000")
     english, chinese = note["widgets_values"][0].split("\n---\n")
     steps = [re.findall(r"^## (\d)\. (.+)$", text, re.MULTILINE) for text in (english, chinese)]
     assert [number for number, _ in steps[0]] == [number for number, _ in steps[1]] and 2 <= len(steps[0]) <= 3
@@ -169,6 +224,20 @@ def test_notes_are_read_in_both_languages(path):
     # A title of a file is the same in every language.
     titles = [node["title"] for node in graph["nodes"] if "title" in node]
     assert all(re.fullmatch(r"[ -~]+ / .*[\u4e00-\u9fff]+", title) for title in titles), titles
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_note_stands_out_from_its_ground_in_the_dark_and_in_the_light_palette(path):
+    """Vue nodes write in one grey on every colour. The yellow of a note that names none swallows that of the dark
+    palette; the light one draws a colour lighter by half of the scale.
+    """
+    (note,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == "MarkdownNote"]
+    for name in ("color", "bgcolor"):
+        dark = [int(part, 16) / 255 for part in re.findall("[0-9a-f]{2}", note[name])]
+        hue, lightness, saturation = colorsys.rgb_to_hls(*dark)
+        light = colorsys.hls_to_rgb(hue, min(1, lightness + 0.5), saturation)
+        assert contrast(dark, [160 / 255] * 3) >= 4.5
+        assert contrast(light, [68 / 255] * 3) >= 4.5
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
