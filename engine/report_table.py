@@ -110,7 +110,8 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
     if steps:
         rows.append((Report.SECONDS_PER_STEP(), ", ".join(f"{seconds:.2f}" for seconds in steps)))
-    rows += [(Report.WARNING(), each) for stage in report["stages"] for each in stage["details"].get("warnings", ())]
+    warnings = dict.fromkeys(each for stage in report["stages"] for each in stage["details"].get("warnings", ()))
+    rows += [(Report.WARNING(), each) for each in warnings]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
     rows += [
         (Report.CARD(), report["device"]),
