@@ -53,7 +53,9 @@ class Routes:
     NO_OBJECT = Sentence("The request's body is not a JSON object.")
     NO_CHOICE = Sentence("{text!r}; expected one of: {options}")
     NO_PARAMETER = Sentence("{name} has no parameter {parameter!r}; expected any of: {known}.")
-    NO_TEXT = Sentence("{name} is not a text of at most {max_text} characters; shorten the name, or the path of its folder.")
+    NO_TEXT = Sentence(
+        "{name} is not a text of at most {max_text} characters; shorten the name, or the path of its folder."
+    )
     TOO_DEEP = Sentence("The request's body is nested too deeply; expected a JSON object of texts.")
 
 
