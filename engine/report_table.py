@@ -66,6 +66,8 @@ def headline(report: dict[str, Any]) -> str:
         for name, word in _HEADLINE.items()
         if name in stages
     ]
+    if "sample" in stages and "decode" not in stages:
+        parts.append(Report.WITHOUT_DECODING())
     loading = sum(stage["seconds"] for name, stage in stages.items() if name.startswith("load_"))
     if loading >= _SHOWN_SECONDS:
         parts.insert(0, Report.STAGE_TOOK(stage=Report.LOAD(), time=format_seconds(loading)))
