@@ -158,6 +158,9 @@ def test_a_template_is_read_at_one_glance_and_a_preview_covers_nothing(path):
         for other, left2, top2, right2, bottom2 in boxes[index + 1 :]:
             apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
             assert apart, f"{one} covers {other}"
+    # As it opens, whole on a screen of 1366 x 768, of which the bar on top takes 40.
+    scale, (x, y) = graph["extra"]["ds"]["scale"], graph["extra"]["ds"]["offset"]
+    assert all((right + x) * scale <= 1366 and (bottom + y) * scale <= 768 - 40 for *_, right, bottom in boxes)
     # A preview of any shape has the room below.
     save = next(box for box in boxes if box[0] == "SaveVideo")
     assert not any(box[2] >= save[4] and box[1] < save[3] and save[1] < box[3] for box in boxes)
