@@ -21,7 +21,7 @@ from .backends.choose import Backends, Wanted, choose
 from .backends.trials import find_machine
 from .checkpoints.companions import TextEncoderFiles, VaeFiles
 from .checkpoints.formats import WanArchitecture
-from .checkpoints.names import undistilled
+from .checkpoints.names import distilled_twice, undistilled
 from .checkpoints.source import list_specs
 from .checkpoints.transformers import TransformerFiles
 from .checkpoints.weights import TensorSpec
@@ -132,10 +132,11 @@ class TransformerHandle(_Handle):
     @property
     def doubts(self) -> str:
         """Why four steps without CFG may be wrong for it, by the names of files; "" where nothing says so."""
-        may_be = self.files.promises_distilled or any(
-            lora.may_distill and strength > 0 for stack in self.stacks for lora, strength in stack.entries
-        )
-        return "" if may_be else undistilled(self.files.title)
+        used = [lora for stack in self.stacks for lora, strength in stack.entries if strength > 0]
+        if not self.files.promises_distilled:
+            return "" if any(lora.may_distill for lora in used) else undistilled(self.files.title)
+        second = next((lora.title for lora in used if lora.says_it_distills), "")
+        return distilled_twice(self.files.title, second) if second else ""
 
     @property
     def moved_bytes(self) -> int:

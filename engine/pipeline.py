@@ -31,7 +31,7 @@ from .memory.paging import StepWatch
 from .memory.plan import MemoryPlan, VaePlan
 from .memory.room import Room
 from .memory.tiles import Tile
-from .report import StageRecord, attach, build_report, measure, records_of, step_timer
+from .report import StageRecord, attach, build_report, measure, noting, records_of, step_timer
 from .sentences import joined
 from .sentences.between import Between
 from .sentences.folders import Folders
@@ -223,10 +223,8 @@ def encode_text(
                     encoder = handle.load(place, host.device, hooks)
                 with measure("encode", host.device) as encoding:
                     encoding.expect(need, held() + need)  # loading has read the weights
-                    rows, warnings = encode_prompt(encoder, text, hooks)
-                    for sentence in warnings:
-                        logger.warning("LightX2V: %s", sentence)
-                    encoding.details = encoder.describe() | ({"warnings": warnings} if warnings else {})
+                    rows = encode_prompt(encoder, text, hooks)
+                    encoding.details = encoder.describe()
             finally:
                 handle.unload()
             return attach(rows, [loading, encoding])
@@ -266,6 +264,7 @@ def check_size(handle: TransformerHandle, shape: Sequence[int], *, host: Host | 
     handle.room(host).find_run(handle.sizes_now(Clip.of_latents(shape), host.device))
 
 
+@noting()
 def sample(
     handle: TransformerHandle,
     conditioning: Sequence[Conditioning],
@@ -359,14 +358,15 @@ def run_planned(
                     sampling.expect(plan.needs["sample"], held())
                 watch = StepWatch(plan, clip.tokens, host.device)
                 result, facts = work(watch.watched(transformer))
-                warnings = [*warnings_about(result, handle.files.title), *watch.warnings]
+                warn_of_latents(result, handle.files.title)
+                if host.device.type == "cpu" or plan.placement.mode == "disk":
+                    _warn_of_changes(handle)
                 sampling.details = {
                     "file": handle.files.title,
                     **facts,
                     **transformer.describe(),
                     "moved_bytes": max(handle.moved_bytes - moved_before, 0),
                     "plan": plan.as_data(),
-                    **({"warnings": warnings} if warnings else {}),
                 }
             return result, [loading, sampling]
     raise AssertionError("attempts end with a result or an error")
@@ -530,19 +530,24 @@ def _check_finite(samples: torch.Tensor) -> None:
         raise NonFiniteLatentsError(Sampling.BROKEN_LATENTS(share=max(100 * share, 0.1)))
 
 
-def warnings_about(samples: torch.Tensor, title: str) -> list[str]:
-    """Return, and log, what is odd about sampled latents: no look at a file tells all that is wrong with it.
+def warn_of_latents(samples: torch.Tensor, title: str) -> None:
+    """Say in the log what is odd about sampled latents: no look at a file tells all that is wrong with it.
 
     Args:
         samples: [B, 16, T, h, w] un-normalized.
         title: of the model.
     """
     doubt = doubt_about(samples)
-    if not doubt:
-        return []
-    said = Sampling.ODD_LATENTS(title=title, doubt=doubt)
-    logger.warning("LightX2V: %s", said)
-    return [said]
+    if doubt:
+        logger.warning("LightX2V: %s", Sampling.ODD_LATENTS(title=title, doubt=doubt))
+
+
+def _warn_of_changes(handle: TransformerHandle) -> None:
+    """Say in the log where a file is another one than before a run that read weights from it to its end."""
+    try:
+        handle.files.check_unchanged()
+    except CheckpointError as error:
+        logger.warning("LightX2V: %s", Sampling.FILE_CHANGED(error=error))
 
 
 def warn_of_doubts(handle: TransformerHandle) -> None:

@@ -6,6 +6,7 @@ does a view of it; they lie in a side table that holds the memory weakly, so not
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -31,6 +33,8 @@ _SAMPLE_SECONDS = 0.02
 # Stages whose results a host keeps for later samplings, and how many samplings have ended in this process.
 _BEFORE_SAMPLING = frozenset({"load_text_encoder", "encode", "load_vae_encoder", "encode_video"})
 _samplings = 0
+# What the log was warned of while a run goes on in this thread, for its report.
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 _PACKAGES = (
     "triton",
     "safetensors",
@@ -57,7 +61,7 @@ class StageRecord:
     predicted_vram_bytes: int | None = None
     """What the memory plan expected of peak_vram_reserved_bytes."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Facts of the stage: engine, precision, seconds per step, sizes ..."""
+    """Facts of the stage: engine, precision, seconds per step, sizes ...; `warnings` are those of the log."""
     _ram_before: int = field(default=0, repr=False)
     _samplings: int = field(default=0, repr=False)
     """How many samplings had ended before it began."""
@@ -72,9 +76,46 @@ class StageRecord:
         self.predicted_vram_bytes = need.vram
 
 
+class _Notes(logging.Handler):
+    """Keeps what the pack warns of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        noted = _noted.get()
+        if noted is not None:
+            # The sentence itself, which has other languages.
+            is_sentence = isinstance(record.args, tuple) and len(record.args) == 1 and isinstance(record.args[0], str)
+            noted.append(record.args[0] if is_sentence else record.getMessage())  # type: ignore[index,arg-type]
+
+
+logging.getLogger(__package__).addHandler(_Notes(logging.WARNING))
+
+
+@contextmanager
+def noting() -> Iterator[list[str]]:
+    """Let the stages that are measured inside the block name what the log was warned of there, before them too."""
+    before = _noted.get()
+    noted = [] if before is None else before
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
 @contextmanager
 def measure(stage: str, device: torch.device) -> Iterator[StageRecord]:
-    """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block."""
+    """Time a stage and watch its peaks of RAM and VRAM; fill `details` inside the block.
+
+    What the log is warned of in it, see noting, is added to them.
+    """
+    with noting() as noted, _measured(stage, device) as record:
+        yield record
+        if noted:
+            record.details = {**record.details, "warnings": [*dict.fromkeys(noted)]}
+
+
+@contextmanager
+def _measured(stage: str, device: torch.device) -> Iterator[StageRecord]:
     global _samplings
     record = StageRecord(stage=stage, _samplings=_samplings)
     # What earlier stages left in caches is not of this stage.

@@ -66,6 +66,8 @@ def headline(report: dict[str, Any]) -> str:
         for name, word in _HEADLINE.items()
         if name in stages
     ]
+    if "sample" in stages and "decode" not in stages:
+        parts.append(Report.WITHOUT_DECODING())
     loading = sum(stage["seconds"] for name, stage in stages.items() if name.startswith("load_"))
     if loading >= _SHOWN_SECONDS:
         parts.insert(0, Report.STAGE_TOOK(stage=Report.LOAD(), time=format_seconds(loading)))
@@ -110,7 +112,8 @@ def fact_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     steps = [seconds for clip in details.get("step_seconds", ()) for seconds in clip]
     if steps:
         rows.append((Report.SECONDS_PER_STEP(), ", ".join(f"{seconds:.2f}" for seconds in steps)))
-    rows += [(Report.WARNING(), each) for stage in report["stages"] for each in stage["details"].get("warnings", ())]
+    warnings = dict.fromkeys(each for stage in report["stages"] for each in stage["details"].get("warnings", ()))
+    rows += [(Report.WARNING(), each) for each in warnings]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if name != "os")
     rows += [
         (Report.CARD(), report["device"]),

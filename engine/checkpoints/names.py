@@ -29,3 +29,8 @@ def path_promises_distilled(path: Path) -> bool:
 def undistilled(title: str) -> str:
     """Return the sentence about a model that is sampled in a few steps, without saying that it is for that."""
     return Models.UNDISTILLED(title=title)
+
+
+def distilled_twice(title: str, lora: str) -> str:
+    """Return the sentence about a LoRA that distills, on a model that is distilled."""
+    return Models.DISTILLED_TWICE(title=title, lora=lora)

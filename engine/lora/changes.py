@@ -56,6 +56,11 @@ class Lora:
     stamp: Stamp = (0, 0)
     _digests: dict[tuple[str, ...], bytes] = field(default_factory=dict)
 
+    @property
+    def says_it_distills(self) -> bool:
+        """Whether its name says that it makes of a model one of a few steps."""
+        return self.may_distill and self.path is not None
+
     def check_unchanged(self) -> None:
         """Raise where its file is another one than was read.
 

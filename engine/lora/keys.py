@@ -43,6 +43,8 @@ _FOREIGN_PARTS = (
 )
 # How much of a name's end is looked at for them: the longest is of an adapter's name.
 _MAX_ENDING = 100
+# Of other models, in names without dots: down_blocks, double_blocks, transformer_blocks ...
+_OTHER_BLOCKS = re.compile(r"(?:down|up|mid|input|output|middle|single|double|joint|transformer)_blocks?_\d")
 # Before a module's name, dots as underscores; taken off again and again, longest first, up to so many.
 _MOST_PREFIXES = 12
 _PREFIXES = sorted(
@@ -108,6 +110,30 @@ _ELSEWHERE = (
         re.compile(r"^(?:blocks_\d+_)?(?:face_adapter|motion_encoder|audio_|casual_audio|control_adapter)"),
         LoraFiles.ADD_ON(),
     ),
+)
+# Of LoRAs for models that are none of Wan's: a part of their names with underscores, and what has it.
+# Sources: diffusers' transformers and unets of these models, Stability-AI generative-models, black-forest-labs/flux.
+_FAMILIES = tuple(
+    (re.compile(pattern), family)
+    for pattern, family in (
+        (
+            r"(?:input|output|middle|down|up|mid)_blocks?_(?:\d+_)+"
+            r"(?:attentions|resnets|transformer_blocks|proj|emb|in_|out_)",
+            LoraFiles.STABLE_DIFFUSION(),
+        ),
+        (r"single_transformer_blocks_\d", "FLUX.1"),
+        (
+            r"(?:double|single)_blocks_\d+_(?:img_|txt_|linear|modulation)",
+            LoraFiles.OR_ANOTHER(names="FLUX.1, HunyuanVideo, Chroma"),
+        ),
+        (r"joint_blocks_\d", "Stable Diffusion 3"),
+        (
+            r"transformer_blocks_\d+_(?:img_m|txt_m|attn_(?:add_|to_add))",
+            LoraFiles.OR_ANOTHER(names="Qwen-Image, FLUX.1, Stable Diffusion 3"),
+        ),
+        (r"transformer_blocks_\d+_(?:attn1|attn2|ff)_", LoraFiles.OR_ANOTHER(names="LTX-Video, PixArt, CogVideoX")),
+        (r"(?:^|_)layers_\d+_(?:attention|feed_forward)_", LoraFiles.OR_ANOTHER(names="Lumina, Z-Image")),
+    )
 )
 
 
@@ -191,6 +217,8 @@ class Spellings:
         underscore.
         """
         between = "." if "." in spelled else "_"
+        if between == "_" and _OTHER_BLOCKS.search(spelled):
+            return None
         parts = spelled.split(between)
         for number in range(1, min(len(parts), _MOST_PREFIXES)):
             module = self._modules.get("_".join(parts[number:]))
@@ -207,6 +235,12 @@ class Spellings:
         if block and int(block[1]) >= self.num_blocks:
             return LoraFiles.BLOCKS_AFTER_LAST(num_blocks=self.num_blocks)
         return LoraFiles.LACKED_MODULES()
+
+
+def family_of(names: Iterable[str]) -> str:
+    """Return the models that a LoRA's names are of, where none is Wan's, or ""."""
+    folded = [_fold(name) for name in names]
+    return next((family for pattern, family in _FAMILIES if any(map(pattern.search, folded))), "")
 
 
 def without_wrappers(name: str) -> str:

@@ -24,7 +24,7 @@ from ..sentences.between import Between
 from ..sentences.kinds import Kinds
 from ..sentences.lora_files import LoraFiles
 from .changes import Change, Lora, check_strength, fits
-from .keys import Foreign, Name, Spellings
+from .keys import Foreign, Name, Spellings, family_of
 from .peft import Peft, Scale, describe, read_peft
 from .report import LoraReport
 
@@ -335,8 +335,6 @@ class _Reading:
         expert = _NAMED_EXPERT.search(self._titles)
         if expert and not self._is_expert:
             self.notes.append(LoraFiles.NAMED_EXPERT(lower=expert[1].lower()))
-        if promises_distilled(self._titles):
-            self.notes.append(LoraFiles.DISTILLS())
 
     def _nothing(self) -> str:
         """Return the sentence for a file of which nothing applies."""
@@ -360,6 +358,9 @@ class _Reading:
         kind = identify_kind(self._header)
         if kind and kind[0] != Kinds.LORA():
             return LoraFiles.IS_MODEL(advice=kind[1], subject=self.subject, kind=kind[0], examples=examples)
+        family = family_of(self._header)
+        if family:
+            return LoraFiles.OF_OTHER_FAMILY(subject=self.subject, family=family, examples=examples)
         return LoraFiles.APPLIES_TO_NOTHING(subject=self.subject, groups=groups, examples=examples, expected=_EXPECTED)
 
 

@@ -41,11 +41,13 @@ class LoraReport:
 
     def __str__(self) -> str:
         parts = (Loras.OF_GROUP(count=count, group=group) for group, count in self.matched.items())
-        line: str = Loras.APPLIES(
-            title=self.title,
-            num_matched=self.num_matched,
-            num_tensors=self.num_matched + self.num_left_out,
-            parts=joined(parts, Between.COMMA),
+        facts = {
+            "title": self.title,
+            "num_tensors": self.num_matched + self.num_left_out,
+            "parts": joined(parts, Between.COMMA),
+        }
+        line: str = (
+            Loras.APPLIES(num_matched=self.num_matched, **facts) if self.num_left_out else Loras.ALL_APPLY(**facts)
         )
         if self.ranks:
             line = Loras.WITH_RANKS(line=line, ranks=_span(self.ranks), factors=_span(self.factors))

@@ -168,6 +168,10 @@ class Models:
         "without CFG another model gives mush. Put a distill LoRA on it, or sample it with KSampler, 20 steps or "
         "more and its own cfg."
     )
+    DISTILLED_TWICE = Sentence(
+        "Take off LoRA {lora}, or put it on a model that is not distilled: by its name it distills, and so is {title} "
+        "already; together they overdo it."
+    )
     # checkpoints/checks.py
     LEFT_OVER = Sentence(
         "{source} holds {num_others} {what}, e.g. {example}: they are not used, and what they do is missing in the "

@@ -49,10 +49,13 @@ class Routes:
     NO_JSON = Sentence("The request has no JSON body (Content-Type: application/json).")
     NOT_UTF8 = Sentence("Send the request as UTF-8; its charset is {charset!r}.")
     TOO_LONG = Sentence("The request is longer than {max_body} bytes.")
+    ODD_JSON = Sentence("The request's body is no JSON ({error}); expected a JSON object of texts.")
     NO_OBJECT = Sentence("The request's body is not a JSON object.")
     NO_CHOICE = Sentence("{text!r}; expected one of: {options}")
     NO_PARAMETER = Sentence("{name} has no parameter {parameter!r}; expected any of: {known}.")
-    NO_TEXT = Sentence("{name} is not a text of at most {max_text} characters.")
+    NO_TEXT = Sentence(
+        "{name} is not a text of at most {max_text} characters; shorten the name, or the path of its folder."
+    )
     TOO_DEEP = Sentence("The request's body is nested too deeply; expected a JSON object of texts.")
 
 

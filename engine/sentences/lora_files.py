@@ -24,7 +24,7 @@ class LoraFiles:
     CROSS_ATTENTION = Sentence("cross-attention")
     FEED_FORWARD = Sentence("feed-forward")
     FOREIGN = Sentence("{kind} ({num_tensors} tensors, e.g. {example})")
-    OF_GROUP = Sentence("{num_names} of {group}")
+    OF_GROUP = Sentence("{group} ({num_names})")
     ODD_PATTERN = Sentence("a pattern {pattern!r}")
     MANY_PATTERNS = Sentence("{num_patterns} patterns, more than can be looked for")
     EXPECTED = Sentence(
@@ -44,6 +44,12 @@ class LoraFiles:
         "Use a LoRA for this model: {subject} applies to nothing of this checkpoint: {groups}, e.g. {examples}; "
         "{expected}."
     )
+    OF_OTHER_FAMILY = Sentence(
+        "Use a LoRA for Wan: {subject} is one for {family}, and applies to nothing of this checkpoint. It has layers "
+        "such as {examples}."
+    )
+    STABLE_DIFFUSION = Sentence("Stable Diffusion or SDXL")
+    OR_ANOTHER = Sentence("{names} or another model built like it")
     IS_MODEL = Sentence("{advice} {subject} is no LoRA but {kind}: it has tensors such as {examples}.")
     EMBEDDINGS_HEAD = Sentence("embeddings and head")
     OTHER_KIND = Sentence(
@@ -116,9 +122,6 @@ class LoraFiles:
     NAMED_EXPERT = Sentence(
         "Its name says that it is for the {lower}-noise expert of Wan2.2; a Wan2.1 checkpoint has the same layers, "
         "and other weights."
-    )
-    DISTILLS = Sentence(
-        "Its name says that it distills: on a checkpoint that is distilled already it is applied a second time."
     )
     ANOTHER_SIZE = Sentence("a model of another size")
     PEFT_UNREADABLE = Sentence(

@@ -26,9 +26,10 @@ class Loras:
     )
     # lora/report.py
     APPLIES = Sentence("{title}: {num_matched} of {num_tensors} tensors apply ({parts})")
+    ALL_APPLY = Sentence("{title}: all {num_tensors} tensors apply ({parts})")
     OF_GROUP = Sentence("{count} {group}")
     WITH_RANKS = Sentence("{line}, rank {ranks}, alpha/rank {factors}")
-    LEFT_OUT = Sentence("{line}; left out: {num_names} of {group} ({names}{more})")
+    LEFT_OUT = Sentence("{line}; {num_names} left out, of {group} ({names}{more})")
     WHOLE = Sentence("{line}.")
     CHANGES_NOTHING = Sentence(
         "Use another version of {title}: it changes nothing, as everything that it adds is zero (a LoRA begins so "

@@ -83,11 +83,15 @@ class Refusals:
     OTHER_SAMPLING = Sentence("a model sampling that is not Wan's (use ModelSamplingSD3, which only sets the shift)")
     NOT_FOR_IMAGE_MODEL = Sentence(
         "Remove {joined} from the conditioning: this checkpoint is image-to-video, and takes a first frame, a last "
-        "one, and what CLIP Vision makes of them."
+        "one, and what CLIP Vision makes of them. For more {native}."
     )
     NOT_FOR_TEXT_MODEL = Sentence(
         "Remove {joined} from the conditioning, or load an image-to-video model: this checkpoint is text-to-video "
         "and has no input for it."
+    )
+    NOT_FOR_ANY_MODEL = Sentence(
+        "Remove {joined} from the conditioning: this checkpoint is text-to-video and has no input for it. For a model "
+        "that has one {native}."
     )
     NO_LORA_HOOKS = Sentence(
         "Put the LoRA on the model (LoraLoaderModelOnly) instead of on the conditioning: this model's weights cannot "

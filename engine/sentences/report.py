@@ -41,6 +41,7 @@ class Report:
     LOAD = Sentence("load")
     KEPT = Sentence("kept")
     STAGE_TOOK = Sentence("{stage} {time}")
+    WITHOUT_DECODING = Sentence("without decoding")
     HEADLINE = Sentence("{took}: {stages}; {facts}")
     SHORT_HEADLINE = Sentence("{took}; {facts}")
     MADE_IN = Sentence("{size} in {time}")

@@ -80,6 +80,7 @@ class Sampling:
     # pipeline.py
     SAMPLING = Sentence("sampling")
     DECODING = Sentence("decoding")
+    FILE_CHANGED = Sentence("Run again: a file changed during this run, and the clip may be wrong. {error}")
     ODD_LATENTS = Sentence(
         "Check {title} in full (python tools/doctor.py --check NAME), and sample without LoRAs: the latents are far "
         "outside of what a video of Wan has, as {doubt}. A damaged checkpoint or LoRA does this."

@@ -71,6 +71,23 @@ def test_page_names_every_choice_it_explains(host, node_id):
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
+def test_a_chinese_page_calls_inputs_as_the_node_shows_them(host, node_id):
+    inputs = info_inputs(host.infos[node_id])
+    choices = {str(choice) for _, options in inputs.values() for choice in options.get("options") or ()}
+    shown = {locale("zh")[node_id]["inputs"][name]["name"] for name in inputs}
+    rows = {*re.findall(r"^\| ([^|]+) \|", page(node_id, "zh"), re.MULTILINE)}
+    assert not rows & (inputs.keys() - shown - choices)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_tables_fit_a_narrow_side_bar(node_id, language):
+    """What cannot be broken makes a table wider than the panel, which then scrolls sideways."""
+    rows = re.findall(r"^\|.*$", page(node_id, language), re.MULTILINE)
+    assert [word for row in rows for word in re.findall(r"[\w./%\\]{19,}", row, re.ASCII)] == []
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
 def test_chinese_covers_every_text(host, node_id):
     entry, info = locale("zh")[node_id], host.infos[node_id]
     assert entry["display_name"].startswith("LightX2V ")

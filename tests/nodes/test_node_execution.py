@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightx2v_pack.engine.errors import CheckpointError
+from lightx2v_pack.engine.report_table import as_rows
 from safetensors.torch import save_file
 from support import checkpoints
 from support.comfy_nodes import validate
@@ -127,6 +128,49 @@ def test_a_long_prompt_is_cut_with_a_warning(run, loaded, caplog):
     conditioning = encode(run, loaded, "the sea " * 600)
     assert conditioning[0][0].shape[1] == 512
     assert any("512" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_what_has_no_effect_is_named_in_the_report_of_its_run(run, loaded, caplog):
+    """Few people see the log: a mask, a picture to begin from, what nobody knows, and text that is only text."""
+    latent = run("LightX2VEmptyLatent", **SIZE)[0]
+    odd = {"samples": latent["samples"] + 0.5, "noise_mask": torch.ones(1, 48, 64)}
+    conditioning = encode(run, loaded, "a fox <lora:snow:1>")
+    rows, extras = conditioning[0]
+    sampled = sample(run, loaded, [[rows, {**extras, "brightness_of_tomorrow": 1.0}]], odd)
+    (image,) = run("LightX2VDecode", vae=loaded.vae, latent=sampled, tiling="auto")
+    facts = as_rows(json.loads(run("LightX2VReport", image=image)[2]))["facts"]
+    said = [value for name, value in facts if name == "warning"]
+    parts = [
+        "noise mask has no effect",
+        "input latent is not empty",
+        "brightness_of_tomorrow",
+        "<lora:snow:1> in the prompt",
+    ]
+    for part in parts:
+        assert len([each for each in said if part in each]) == 1, part
+    assert len(said) == len(parts) and all(any(each in message for message in caplog.messages) for each in said)
+    # The next run has none of them.
+    clean = sample(run, loaded)
+    facts = as_rows(json.loads(run("LightX2VReport", latent=clean)[2]))["facts"]
+    assert "warning" not in dict(facts)
+
+
+def test_a_file_that_changes_while_it_is_sampled_from_is_named_in_the_report(run, loaded, repository, monkeypatch):
+    """Where weights are mapped, the rest of the run has others. A run after it is refused, as any change is."""
+    file = repository / "distill_fp8" / "block_1.safetensors"
+    whole = file.resolve()
+    file.unlink()
+    shutil.copy(whole, file)
+    loaded.transformer = run("LightX2VLoadCheckpoint", checkpoint="tiny", **LOADER)[0]
+
+    def change(value, total, *_, **__):
+        if total == 4:
+            os.utime(file, (0, 0))
+
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", change)
+    facts = dict(as_rows(json.loads(run("LightX2VReport", latent=sample(run, loaded))[2]))["facts"])
+    assert facts["warning"].startswith("Run again: a file changed during this run, and the clip may be wrong.")
+    assert "block_1.safetensors has changed" in facts["warning"]
 
 
 def test_native_conditioning_is_padded_and_stays_whole(run, loaded):

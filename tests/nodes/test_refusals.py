@@ -39,9 +39,18 @@ def check(refusals, **values):
     ],
 )
 def test_what_a_text_to_video_model_has_no_input_for_is_refused(refusals, key, named):
-    with pytest.raises(ValueError, match=f"Remove {named}.* from the conditioning.*text-to-video"):
+    with pytest.raises(ValueError, match=f"Remove {named}.* from the conditioning.*text-to-video") as refused:
         check(refusals, **{key: torch.ones(1)})
+    # What an image-to-video model here would refuse as well is not sent there.
+    has_place = key in ("concat_latent_image", "concat_mask", "clip_vision_output")
+    assert ("load an image-to-video model" in str(refused.value)) == has_place
+    assert ("'Load Diffusion Model' (UNETLoader)" in str(refused.value)) != has_place
     check(refusals, **{key: None})
+
+
+def test_a_picture_beside_a_control_is_not_sent_to_a_model_that_takes_pictures(refusals):
+    with pytest.raises(ValueError, match=r"Remove a picture .* and a VACE control video .*\(UNETLoader\)"):
+        check(refusals, concat_latent_image=torch.ones(1), vace_frames=torch.ones(1))
 
 
 @pytest.mark.parametrize(

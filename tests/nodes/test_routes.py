@@ -56,7 +56,7 @@ def test_what_is_understood(ask, body, kind):
     ("body", "kind", "sentence"),
     [
         (b"[" * 2000, "application/json", "nested too deeply"),
-        (b'{"variant":' * 600, "application/json", ""),
+        (b'{"variant":' * 600, "application/json", "longer than 4096 bytes"),
         (b'{"variant": ' + b"[" * 1900, "application/json", "nested too deeply"),
         (b'{"variant": "fp8"}', "application/json; charset=nope", "Send the request as UTF-8; its charset is 'nope'."),
         (
@@ -66,9 +66,9 @@ def test_what_is_understood(ask, body, kind):
         ),
         (b'{"variant": "fp8"}', "application/json; charset=hex", "Send the request as UTF-8"),
         (b'{"variant": "fp8"}', "application/json; charset=latin-1", "Send the request as UTF-8"),
-        (b'{"variant": "\xe9"}', "application/json", ""),
-        (b"\xff\xfe\x00", "application/json", ""),
-        (b"", "application/json", ""),
+        (b'{"variant": "\xe9"}', "application/json", "is no JSON ("),
+        (b"\xff\xfe\x00", "application/json", "is no JSON ("),
+        (b"", "application/json", "is no JSON ("),
         (b"null", "application/json", "not a JSON object"),
         (b"1" * 4000, "application/json", "not a JSON object"),
         (b'{"variant": "fp8"}' + b" " * 5000, "application/json", "longer than 4096 bytes"),

@@ -193,6 +193,22 @@ def test_a_name_that_promises_nothing_is_a_warning_until_something_does(tmp_path
     assert DOUBT.format(name) in caplog.text
 
 
+@pytest.mark.parametrize(
+    "lora", ["wan_4step_rank64.safetensors", "Lightning-v2.safetensors", "self_forcing.safetensors"]
+)
+def test_a_lora_that_distills_on_a_model_that_is_distilled_is_a_warning(tmp_path, lora, checkpoint):
+    drawn = loras.draw(checkpoints.transformer_weights(), modules=["blocks.0.ffn.0"])
+    distill, plain = (loras.write(tmp_path / each, drawn) for each in (lora, "style.safetensors"))
+    file = Path(shutil.copy(checkpoints.single_file("bf16"), tmp_path / "wan_4step_distill.safetensors"))
+    answer = ask(file, is_checkpoint=False, loras=((plain, "both"), (distill, "both")))
+    (said,) = answer.warnings
+    assert answer.ok and said.startswith(f"Take off LoRA {lora}, or put it on a model that is not distilled: ")
+    assert not ask(file, is_checkpoint=False, loras=((plain, "both"),)).warnings
+    handle = pipeline.load_transformer(file, settings=EngineSettings(), offload=OffloadSettings())
+    assert lora in handle.with_lora(handle.read_lora(distill), 0.5).doubts
+    assert not handle.with_lora(handle.read_lora(distill), -0.5).doubts
+
+
 @pytest.mark.parametrize("name", ["blocks.0.modulation", "blocks.1.norm3.weight", "blocks.0.self_attn.norm_q.weight"])
 def test_what_a_load_found_odd_is_a_warning_from_then_on(checkpoint, name):
     file = checkpoint / "distill_fp8" / f"block_{name[7]}.safetensors"

@@ -309,7 +309,7 @@ def pair(name, rows=256, columns=256, rank=4):
 def test_what_belongs_elsewhere_is_left_out_and_counted(name, group, tmp_path):
     report = read(with_extra(tmp_path, **pair(name))).report
     assert report.left_out == {group: tuple(pair(name))}
-    assert report.num_matched == 40 and f"left out: 2 of {group} ({name}" in str(report)
+    assert report.num_matched == 40 and f"; 2 left out, of {group} ({name}" in str(report)
 
 
 def test_an_image_to_video_lora_is_named_and_the_rest_applies(tmp_path):
@@ -340,7 +340,20 @@ def test_a_lora_for_another_model_is_named(width, family, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (pair("double_blocks.0.img_attn.qkv"), "double_blocks.0.img_attn.qkv.lora_down.weight"),
+        (
+            pair("double_blocks.0.img_attn.qkv"),
+            "^Use a LoRA for Wan: .* FLUX.1, HunyuanVideo, Chroma or another .*double_bl",
+        ),
+        (pair("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"), "one for Stable Diffusion or SDXL, and"),
+        (pair("unet.up_blocks.1.attentions.0.proj_in"), "one for Stable Diffusion or SDXL, and"),
+        (pair("transformer.single_transformer_blocks.3.attn.to_k"), "one for FLUX.1, and"),
+        (pair("transformer_blocks.0.img_mlp.net.2"), "one for Qwen-Image, FLUX.1, Stable Diffusion 3 or another"),
+        (pair("transformer_blocks.7.attn1.to_out.0"), "one for LTX-Video, PixArt, CogVideoX or another"),
+        (pair("diffusion_model.layers.3.attention.to_q"), "one for Lumina, Z-Image or another"),
+        (
+            pair("strange.things.7"),
+            r"applies to nothing of this checkpoint: modules that this checkpoint lacks \(2\), e.g. st",
+        ),
         (
             {f"layers.{index}.mlp.x": torch.zeros(2) for index in range(9)},
             r"layers.0.mlp.x, layers.1.mlp.x, layers.2.mlp.x\.",
@@ -351,7 +364,19 @@ def test_a_lora_for_another_model_is_named(width, family, tmp_path):
         ),
         ({}, "^Download it again, or use another: LoRA x.safetensors holds no tensors"),
     ],
-    ids=["another family", "no LoRA", "a checkpoint", "empty"],
+    ids=[
+        "hunyuan",
+        "kohya sdxl",
+        "sdxl",
+        "flux",
+        "qwen",
+        "ltx",
+        "lumina",
+        "unknown",
+        "no LoRA",
+        "a checkpoint",
+        "empty",
+    ],
 )
 def test_a_file_that_applies_to_nothing_is_an_error_with_examples(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")

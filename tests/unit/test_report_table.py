@@ -97,13 +97,17 @@ def test_markdown_is_a_table_and_a_list(built):
 
 def test_the_headline_says_what_was_made_in_how_long_on_what(built):
     assert headline(built) == (
-        "832x480, 81 frames in 77 s: encode 1.3 s, sample 76 s; at most 16.0 GiB of VRAM, 3.0 GiB of RAM, fp8, RTX 4090"
+        "832x480, 81 frames in 77 s: encode 1.3 s, sample 76 s, without decoding; "
+        "at most 16.0 GiB of VRAM, 3.0 GiB of RAM, fp8, RTX 4090"
     )
     stages = [
         report.StageRecord(stage=stage, seconds=0.5) for stage in ("load_vae_encoder", "encode_video", "load_vae")
     ]
-    told = headline(report.build_report([*stages, report.StageRecord(stage="sample", seconds=2.0)]))
-    assert told.startswith("3.5 s: load 1.0 s, encode frames 0.5 s, sample 2.0 s; ")
+    stages.append(report.StageRecord(stage="sample", seconds=2.0))
+    told = headline(report.build_report(stages))
+    assert told.startswith("3.5 s: load 1.0 s, encode frames 0.5 s, sample 2.0 s, without decoding; ")
+    whole = headline(report.build_report([*stages, report.StageRecord(stage="decode", seconds=0.5)]))
+    assert "sample 2.0 s, decode 0.5 s; " in whole and "without" not in whole
     nothing = built | {"stages": [], "total_seconds": 0.0, "peak_ram_bytes": 0, "peak_vram_reserved_bytes": 0}
     assert headline(nothing | {"device": "CPU, 8 cores"}) == "0.0 s; CPU"
 

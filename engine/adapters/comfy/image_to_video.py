@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ... import inputs, pipeline
 from ...interfaces import Hooks
+from ...report import noting
 from ...sentences.refusals import Refusals
 from ...stages import given_frames
 from . import native_vae
@@ -65,6 +66,7 @@ def find_size(pictures: Pictures, size: str, width: int, height: int) -> tuple[i
     return given_frames.size_of_area(rows, columns, width * height) if size == SIZES[0] else (width, height)
 
 
+@noting()
 def extras_of(
     pictures: Pictures, *, vae: Any, size: str, width: int, height: int, num_frames: int, hooks: Hooks
 ) -> dict[str, Any]:

@@ -146,9 +146,11 @@ def check_conds(conds: Mapping[str, Iterable[Mapping[str, Any]] | None], archite
     known = _GIVEN_KEYS if architecture.takes_image else set()
     pictures = [_IMAGE_KEYS[key] for key in sorted(keys & set(_IMAGE_KEYS) - known)]
     if pictures and architecture.takes_image:
-        raise ValueError(Refusals.NOT_FOR_IMAGE_MODEL(joined=_joined(pictures)))
-    if pictures:
+        raise ValueError(Refusals.NOT_FOR_IMAGE_MODEL(joined=_joined(pictures), native=_NATIVE))
+    if pictures and keys & set(_IMAGE_KEYS) <= _GIVEN_KEYS:
         raise ValueError(Refusals.NOT_FOR_TEXT_MODEL(joined=_joined(pictures)))
+    if pictures:
+        raise ValueError(Refusals.NOT_FOR_ANY_MODEL(joined=_joined(pictures), native=_NATIVE))
     for key in sorted(keys & set(_IDLE_KEYS)):
         logger.info("LightX2V: %s", Refusals.IDLE_KEY(key=key, reason=_IDLE_KEYS[key]))
     unknown = sorted(keys - _HEEDED_KEYS - set(_IDLE_KEYS) - known)

@@ -20,12 +20,13 @@ from typing import Any
 import server
 from aiohttp import web
 
+from ...errors import in_words
 from ...sentences import LANGUAGES, translated
 from ...sentences.comfyui import Routes
 from ...sentences.languages import language_of, language_of_header
 
 PREFIX = "/lightx2v"
-_MAX_TEXT = 300
+_MAX_TEXT = 1000
 _MAX_BODY = 4096
 # A name below a model folder, with the separators of any system: no drive, no root, no step upwards.
 _PLAIN_NAME = re.compile(r"(?![/\\]|[A-Za-z]:)(?!(.*[/\\])?\.\.([/\\]|$))[^\0]+", re.DOTALL)
@@ -145,6 +146,8 @@ async def _read_json(request: web.Request) -> dict[str, Any]:
         raise ValueError(Routes.TOO_LONG(max_body=_MAX_BODY))
     try:
         data = json.loads(body)
+    except ValueError as error:
+        raise ValueError(Routes.ODD_JSON(error=in_words(error))) from None
     except RecursionError:
         raise ValueError(Routes.TOO_DEEP()) from None
     if not isinstance(data, dict):

@@ -24,7 +24,7 @@ from ...errors import NonFiniteLatentsError
 from ...interfaces import Hooks
 from ...latent_space import broken_share
 from ...memory.clip import Clip
-from ...report import attach, measure, records_of
+from ...report import attach, measure, noting, records_of
 from ...sentences import joined
 from ...sentences.between import Between
 from ...sentences.sampling import Sampling
@@ -87,6 +87,7 @@ def check(model: Any, shape: Sequence[int]) -> None:
         pipeline.check_size(view_of(model), shape, host=host_of(model))
 
 
+@noting()
 def sample(
     model: Any, conditioning: Any, latent: dict[str, Any], settings: SamplingSettings, hooks: Hooks
 ) -> dict[str, Any]:
@@ -191,6 +192,9 @@ def _sample_natively(
                 )
             )  # fmt: skip
         latents = torch.cat([each.float().cpu() for each in clips])
+        share = broken_share(latents)
+        if share:
+            raise NonFiniteLatentsError(Sampling.NO_NUMBERS(share=100 * share, name=type(model.model).__name__))
         made_by = {record.stage: record for record in records_of(clips[0])}
         stage.details = {
             "engine": "ComfyUI",
@@ -198,12 +202,8 @@ def _sample_natively(
             **(made_by["sample"].details if "sample" in made_by else {}),
             **pipeline.sampling_facts(settings, schedule, clip),
         }
-    share = broken_share(latents)
-    if share:
-        raise NonFiniteLatentsError(Sampling.NO_NUMBERS(share=100 * share, name=type(model.model).__name__))
-    if "sample" not in made_by:
-        warnings = pipeline.warnings_about(latents, type(model.model).__name__)
-        stage.details |= {"warnings": warnings} if warnings else {}
+        if "sample" not in made_by:
+            pipeline.warn_of_latents(latents, type(model.model).__name__)
     return attach(latents, list(made_by.values()), records_of(positive[0][0]), [stage])
 
 

@@ -29,7 +29,7 @@ from ...handles import TransformerHandle
 from ...inputs import describe
 from ...interfaces import Conditioning, Hooks, Transformer
 from ...memory.clip import Clip
-from ...report import attach, records_of
+from ...report import attach, noting, records_of
 from ...sentences.sampling import Sampling
 from ...stages.conditioning import check_rows, of_rows
 from ...stages.given import NO_IMAGE, check_given
@@ -282,6 +282,7 @@ class Diffusion(torch.nn.Module):
             self.run = before
 
 
+@noting()
 def sample_with(
     executor: Any, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any,
     **kwargs: Any,
