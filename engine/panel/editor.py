@@ -361,7 +361,7 @@ LORA = routes.Route(
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
-_VARIANT_FIELDS = {"variant": choice("", *ALL_PUBLISHED), "parts": str}
+_VARIANT_FIELDS: dict[str, routes.Check] = {"variant": choice("", *ALL_PUBLISHED), "parts": str}
 DOWNLOADS = routes.Route(
     name="downloads", fields={**dict.fromkeys(_WANTED, str), **_VARIANT_FIELDS}, answer=answer_downloads
 )
