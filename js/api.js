@@ -8,25 +8,46 @@ const MARGIN = 6;
 export const MUTED = "var(--descrip-text, #999)";
 export const COLORS = { ok: "#3fb950", warn: "#d29922", missing: "#f85149", note: "#8b949e" };
 
-/** Return the JSON of GET /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */
+/**
+ * Return the JSON of GET /lightx2v/<route>; throws an Error with a sentence in the editor's language: the server's, or
+ * where it does not answer the pack's own, and then the Error's `isAway` is true.
+ */
 export async function fetchJson(route, parameters = {}) {
-    const headers = { "Accept-Language": language() };
-    return readJson(await api.fetchApi(`/lightx2v/${route}?${new URLSearchParams(parameters)}`, { headers }));
+    return requestJson(`${route}?${new URLSearchParams(parameters)}`, {});
 }
 
-/** Return the JSON of POST /lightx2v/<route>; throws an Error with the server's sentence, in the editor's language. */
+/** Return the JSON of POST /lightx2v/<route>; throws as fetchJson does. */
 export async function postJson(route, body) {
-    const headers = { "Accept-Language": language(), "Content-Type": "application/json" };
-    return readJson(await api.fetchApi(`/lightx2v/${route}`, { method: "POST", headers, body: JSON.stringify(body) }));
+    return requestJson(route, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 }
 
-async function readJson(response) {
-    const data = await response.json();
+async function requestJson(address, { headers = {}, ...options }) {
+    let text, response;
+    try {
+        response = await api.fetchApi(`/lightx2v/${address}`, { ...options, headers: { ...headers, "Accept-Language": language() } });
+        text = await response.text();
+    } catch (cause) {
+        // The browser's words are its own, in its own language.
+        throw Object.assign(new Error(say("away"), { cause }), { isAway: true });
+    }
+    let data;
+    try {
+        data = JSON.parse(text);
+    } catch (cause) {
+        // Of a server without the pack's routes, or of something between.
+        throw Object.assign(new Error(say("no_json", { status: response.status }), { cause }), { isAway: true });
+    }
     if (!response.ok) {
         throw new Error(data.error ?? response.statusText);
     }
     return data;
 }
+
+/** What a panel shows instead of an answer. */
+export const sayUnanswered = (error) => (error.isAway ? error.message : say("no_answer", { problem: error.message }));
+
+/** Call `listener` when ComfyUI is there again after it was away: what it said before may not hold any more. */
+export const onReturn = (listener) => api.addEventListener("reconnected", listener);
 
 /** Build a DOM element; `style` and event handlers (onclick ...) are properties like any other. */
 export function element(tag, { style = {}, ...properties } = {}, ...children) {
@@ -196,10 +217,11 @@ export function formatSeconds(seconds) {
 const ASK_DELAY_MS = 80;
 
 /**
- * Panels that show the server's answer to a question about their node; asked anew whenever the question changes.
+ * Panels that show the server's answer to a question about their node; asked anew whenever the question changes, and when
+ * ComfyUI is back after it was away.
  *
- * describe(node) returns {question, answer}, where answer() is a promise of the elements to show, or {text} to show
- * where there is nothing to ask.
+ * describe(node) returns {question, answer}, where answer() is a promise of the elements to show or of an Error to say,
+ * or {text} to show where there is nothing to ask.
  */
 export function answeredPanels(describe) {
     // Node -> {content, asked}: the panel to fill and the question it answers.
@@ -212,7 +234,7 @@ export function answeredPanels(describe) {
             return;
         }
         line.asked = asked;
-        const shown = asked ? await answer() : [muted(text)];
+        const shown = asked ? await answer().catch((error) => [headline(COLORS.warn, error.message)]) : [muted(text)];
         if (line.asked === asked) {
             line.content.replaceChildren(...shown);
             node.setDirtyCanvas(true, true);
@@ -220,13 +242,16 @@ export function answeredPanels(describe) {
     }
 
     const refreshSoon = debounce(ASK_DELAY_MS, () => lines.forEach((line, node) => refresh(node, line)));
+    /** Ask again, though the questions are the same. */
+    function refreshAll() {
+        lines.forEach((line) => (line.asked = undefined));
+        refreshSoon();
+    }
+
+    onReturn(refreshAll);
     return {
         refreshSoon,
-        /** Ask again, though the questions are the same. */
-        refreshAll() {
-            lines.forEach((line) => (line.asked = undefined));
-            refreshSoon();
-        },
+        refreshAll,
         add(node, name, size) {
             lines.set(node, { content: addPanel(node, name, size) });
             onNodeEvent(node, "onRemoved", () => lines.delete(node));

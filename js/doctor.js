@@ -1,8 +1,8 @@
 // The doctor: a sidebar tab with a verdict, what there is to do, and everything else that was looked at, folded.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, copyButton, element, fetchJson, muted, postJson } from "./api.js";
-import { describeDownloads, unfoldDownloads } from "./downloads.js";
+import { COLORS, button, copyButton, element, fetchJson, muted, onReturn, postJson, sayUnanswered } from "./api.js";
+import { describeDownloads, restButton, unfoldDownloads } from "./downloads.js";
 import { missingFiles } from "./graph.js";
 import { say } from "./texts.js";
 import { NO_CHECKPOINTS, STATES, isProblem, judge } from "./verdict.js";
@@ -12,7 +12,8 @@ const DOCTOR_TAB = "lightx2v-doctor";
 // The part of a remedy that is typed into a terminal, or opened; Chinese has no blank after its colon.
 const COMMAND = /(?:^|[:;] |[：；])((?:python|pip|git|sudo|apt)\S* .*|https?:\S+)$/;
 
-// The verdict on the page, and the findings that it is about.
+// The tab's contents, where it was opened; the verdict in it, and the findings that it is about.
+let tab;
 let verdict;
 
 function dot(state) {
@@ -27,7 +28,10 @@ function describeItem(item) {
         element("div", { style: { fontWeight: "600" } }, item.name),
         muted(item.found),
     );
-    if (item.remedy) {
+    if (item.variant) {
+        // The remedy is for a terminal; its command does the same.
+        text.append(restButton(item));
+    } else if (item.remedy) {
         const remedy = element("div", { style: { flex: "1" } }, item.remedy);
         const command = item.remedy.match(COMMAND)?.[1];
         const style = { display: "flex", gap: "6px", alignItems: "start", marginTop: "3px" };
@@ -103,7 +107,7 @@ async function fill(list, bar) {
             copyButton(say("copy_json"), () => JSON.stringify(items, null, 2)),
         );
     } catch (error) {
-        list.replaceChildren(say("no_answer", { problem: error.message }));
+        list.replaceChildren(sayUnanswered(error));
         bar.replaceChildren(again);
     }
 }
@@ -115,7 +119,15 @@ function render(container) {
     container.replaceChildren(
         element("div", { style }, element("div", { style: { fontSize: "16px", fontWeight: "600", paddingBottom: "8px" } }, "LightX2V"), list, bar),
     );
+    tab = { list, bar };
     fill(list, bar);
+}
+
+/** Look again at a server that is back: it may have been started anew with other packages. */
+function lookAgain() {
+    if (tab?.list.isConnected) {
+        fill(tab.list, tab.bar);
+    }
 }
 
 /** A button that leads to what can be downloaded, first what brings the file of this name. */
@@ -137,6 +149,7 @@ app.registerExtension({
     name: "lightx2v.doctor",
     afterConfigureGraph: judgeAnew,
     setup() {
+        onReturn(lookAgain);
         app.extensionManager.registerSidebarTab({
             id: DOCTOR_TAB,
             icon: "mdi mdi-stethoscope",

@@ -2,11 +2,11 @@
 // folded, and the progress of the download.
 
 import { app } from "../../scripts/app.js";
-import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson, progressBar } from "./api.js";
+import { COLORS, button, element, fetchJson, formatSeconds, muted, postJson, progressBar, sayUnanswered } from "./api.js";
 import { missingFiles, takeInstead } from "./graph.js";
-import { groupByHeading, isSame, labelOf, splitOffers, wantedParameters } from "./offers.js";
+import { groupByHeading, nameOffer, splitOffers, wantedParameters } from "./offers.js";
 import { formatBytes } from "./quantities.js";
-import { joined, say } from "./texts.js";
+import { say } from "./texts.js";
 
 const POLL_MS = 1000;
 
@@ -24,9 +24,8 @@ export function unfoldDownloads(name = "") {
     isAsked = true;
     asked = name;
     if (section?.content.isConnected) {
-        const whole = section.content.closest("details");
-        whole.setAttribute("open", "");
-        offerAnew().then(() => whole.scrollIntoView({ block: "nearest" }));
+        showSection();
+        offerAnew().then(showSection);
     }
 }
 
@@ -64,17 +63,29 @@ async function refresh(wasRunning = false) {
             onArrival();
         }
     } catch (error) {
-        content.replaceChildren(muted(say("no_answer", { problem: error.message })));
+        content.replaceChildren(muted(sayUnanswered(error)));
+        timer = undefined;
     }
 }
 
 async function send(name, parts = []) {
     try {
-        await postJson("download", { variant: name, parts: parts.join(",") });
+        await postJson("download", parametersOf(name, parts));
         await refresh(true);
+        if (name) {
+            showSection();
+        }
     } catch (error) {
         section.content.prepend(problem(error.message));
+        showSection();
     }
+}
+
+/** Unfold the section, and have it in sight. */
+function showSection() {
+    const whole = section.content.closest("details");
+    whole?.setAttribute("open", "");
+    whole?.scrollIntoView({ block: "nearest" });
 }
 
 /** What the button for this machine says; a card without its maker's name, and nothing where there is none. */
@@ -89,12 +100,14 @@ const nameOf = (card) => card.replace(/^NVIDIA (GeForce )?/, "");
 function describeOffer(found, named) {
     const { wanted, best, others } = splitOffers(found);
     const isWanted = wanted.length > 0;
+    // What somebody asks for is in the first button, or in the list.
+    const hasButton = isWanted || best.room.missing_bytes > 0;
     const unlisted = found.unlisted.filter((name) => named.own.includes(name)).map((name) => problem(say("not_listed", { name })));
     const first = wanted.flatMap(({ variant, files }) => {
-        const label = say("download", { name: joined("facts", labelOf(files, named, variant.instead)) });
+        const label = say("download", { name: nameOffer(variant, files) });
         const isFaster = Object.keys(variant.instead).length > 0;
         const reason = isFaster ? [muted(say("download_faster", { card: nameOf(found.card) }))] : [];
-        return [mainButton(variant, label, found), ...reason, muted(variant.parts.length ? variant.summary : say("download_brings", variant))];
+        return [mainButton(variant, label, found, files.join("\n")), ...reason, muted(variant.summary)];
     });
     const usual = best
         ? [heading(best.heading), (isWanted ? variantButton : mainButton)(best, labelFor(best, found.card), found), muted(best.summary)]
@@ -106,7 +119,7 @@ function describeOffer(found, named) {
         ),
     ]);
     const folded = element("summary", { style: { cursor: "pointer", padding: "6px 0" } }, say("other_versions", { count: others.length }));
-    return [...unlisted, ...first, ...usual, element("details", { open: isAsked && !isWanted }, folded, ...rows)];
+    return [...unlisted, ...first, ...usual, element("details", { open: isAsked && !hasButton }, folded, ...rows)];
 }
 
 function heading(text) {
@@ -114,14 +127,27 @@ function heading(text) {
 }
 
 /** The button of what somebody most likely wants. */
-function mainButton(variant, label, found) {
-    const built = variantButton(variant, label, found);
+function mainButton(variant, label, found, title) {
+    const built = variantButton(variant, label, found, title);
     Object.assign(built.firstChild.style, { padding: "6px 12px", fontWeight: "600", width: "100%", overflowWrap: "anywhere" });
     return built;
 }
 
+/** Parameters of GET /lightx2v/downloads for one variant, or parts of it. */
+const parametersOf = (name, parts) => ({ variant: name, parts: parts.join(",") });
+
+/** A button for what is left of a variant that the doctor found begun; `remedy` says it for a terminal. */
+export function restButton({ variant: name, parts, remedy }) {
+    const place = element("div", { style: { marginTop: "3px" } });
+    fetchJson("downloads", parametersOf(name, parts)).then(
+        (found) => place.append(variantButton(found.offer, say("download_rest"), found, remedy)),
+        (error) => place.append(remedy, problem(error.message)),
+    );
+    return place;
+}
+
 /** A button with size and place beside it, which asks before it starts, if there is room. */
-function variantButton(variant, label, { models_folder: models }) {
+function variantButton(variant, label, { models_folder: models }, title = models) {
     const { room } = variant;
     // What is here is not fetched again.
     const size = { size: formatBytes(room.missing_bytes), folder: variant.folder, free: room.free_bytes === null ? "?" : formatBytes(room.free_bytes) };
@@ -130,8 +156,7 @@ function variantButton(variant, label, { models_folder: models }) {
     const built = element("div", {});
     const ask = async () => {
         // Somebody may have made room since.
-        const { variants, wanted } = await fetchJson("downloads", wantedParameters(missingFiles(asked)));
-        const now = ([...wanted, ...variants].find((each) => isSame(each, variant)) ?? variant).room;
+        const { room: now } = (await fetchJson("downloads", parametersOf(variant.name, variant.parts))).offer;
         const start = button(say("download_start", size), "", () => {
             instead = variant.instead ?? {};
             send(variant.name, variant.parts);
@@ -144,7 +169,7 @@ function variantButton(variant, label, { models_folder: models }) {
         Object.assign(start.style, start.disabled ? { opacity: 0.5, cursor: "not-allowed" } : {});
         built.replaceChildren(element("div", { style }, start, stop), said);
     };
-    const offer = button(label, models, () => ask().catch((error) => built.append(problem(error.message))));
+    const offer = button(label, title, () => ask().catch((error) => built.append(problem(error.message))));
     built.append(offer, facts);
     return built;
 }

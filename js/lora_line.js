@@ -23,22 +23,18 @@ const { add, refreshSoon, refreshAll } = answeredPanels((node) => {
 });
 
 async function answer(question, isTwice, isZero) {
-    try {
-        const line = await fetchJson("lora", question);
-        if (line.ok && isZero) {
-            return [muted(say("lora_zero"))];
-        }
-        if (line.ok && isTwice) {
-            return [headline(COLORS.warn, say("lora_twice"), line.sentence), ...lines(line.sentence, line.sentence)];
-        }
-        if (line.ok || line.waits) {
-            return [wrapped(muted(line.sentence))];
-        }
-        const [advice, rest] = line.is_absent ? describeAbsence(line, question.lora) : splitSentence(line.sentence);
-        return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton(question.lora)] : []), ...lines(rest, line.sentence)];
-    } catch (error) {
-        return [headline(COLORS.warn, error.message)];
+    const line = await fetchJson("lora", question);
+    if (line.ok && isZero) {
+        return [muted(say("lora_zero"))];
     }
+    if (line.ok && isTwice) {
+        return [headline(COLORS.warn, say("lora_twice"), line.sentence), ...lines(line.sentence, line.sentence)];
+    }
+    if (line.ok || line.waits) {
+        return [wrapped(muted(line.sentence))];
+    }
+    const [advice, rest] = line.is_absent ? describeAbsence(line, question.lora) : splitSentence(line.sentence);
+    return [headline(COLORS.missing, advice, line.sentence), ...(line.is_published ? [getWeightsButton(question.lora)] : []), ...lines(rest, line.sentence)];
 }
 
 /** What is missing, and what can be done beside the button. */

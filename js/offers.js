@@ -33,13 +33,9 @@ export function isSame(one, other) {
     return one.name === other.name && one.parts.join() === other.parts.join();
 }
 
-/**
- * The files that a button is named by: transformers and LoRAs, and what comes `instead` of them, else the first; without
- * their folders.
- */
-export function labelOf(files, { main }, instead = {}) {
-    const named = files.filter((name) => main.includes(instead[name] ?? name));
-    return (named.length ? named : files.slice(0, 1)).map((name) => name.split(/[\\/]/).at(-1));
+/** What a button is named by: the variant, or where parts of it are wanted alone the first file, without its folder. */
+export function nameOffer({ name, parts }, [first]) {
+    return parts.length ? first.split(/[\\/]/).at(-1) : name;
 }
 
 /** Neighbours with the same heading together: [[heading, variants], ...]. */

@@ -6,7 +6,7 @@ import { COLORS, MUTED, answeredPanels, element, fetchJson, formatSeconds, gib, 
 import { getWeightsButton } from "./doctor.js";
 import { firstOf, splitSentence } from "./sentence.js";
 import { joined, say } from "./texts.js";
-import { LOADERS, OFFLOAD, WATCHED, describeRun, findLoader } from "./graph.js";
+import { LOADERS, OFFLOAD, SIZE, WATCHED, describeRun, findLoader, givesSize } from "./graph.js";
 
 const LONG_SECONDS = 3600;
 
@@ -24,13 +24,14 @@ async function answer(run, describe) {
     try {
         return describe(await fetchJson("plan", run.parameters), run);
     } catch (error) {
-        return [headline(COLORS.warn, say("no_plan", { problem: error.message }))];
+        throw error.isAway ? error : new Error(say("no_plan", { problem: error.message }));
     }
 }
 
 /** Return the rows of a loader's panel for an answer of /lightx2v/plan: one verdict, then what it rests on. */
-function describePlan(plan, { parameters, hasSize, isArea }) {
-    const facts = describeFacts(plan, parameters, { hasSize, isArea });
+function describePlan(plan, run) {
+    const { parameters } = run;
+    const facts = describeFacts(plan, run);
     if (plan.waits_for) {
         // The LoRA's own node says it; one of another pack may not.
         const [advice] = splitSentence(plan.sentence);
@@ -41,11 +42,16 @@ function describePlan(plan, { parameters, hasSize, isArea }) {
         const help = plan.is_absent || plan.missing.length ? [getWeightsButton(plan.absent || parameters.checkpoint)] : [];
         return [headline(COLORS.missing, advice, plan.sentence), ...help, ...lines(firstOf(rest), plan.sentence), ...facts];
     }
-    const sayings = [...plan.warnings, ...plan.missing];
+    if (run.size === SIZE.LACKS) {
+        return [headline(COLORS.warn, say("gets_nothing", run.lacks)), ...facts];
+    }
+    const sayings = [...(run.numCounted < run.numLoras ? [say("loras_left", { count: run.numCounted, all: run.numLoras })] : []), ...plan.warnings, ...plan.missing];
     const isSlow = plan.seconds !== null && plan.seconds > LONG_SECONDS;
-    const color = sayings.length || isSlow ? COLORS.warn : COLORS.ok;
+    const isOpen = run.size === SIZE.IN_RUN;
+    const color = sayings.length || isSlow ? COLORS.warn : isOpen ? COLORS.note : COLORS.ok;
     const shown = sayings.flatMap((sentence) => lines(splitSentence(sentence)[0], sentence));
-    return [headline(color, joined("sentences", [say("fits"), duration(plan)])), ...shown, ...lines(plan.hint, plan.hint), ...facts];
+    const verdict = isOpen ? say("fits_at", sizeOf(parameters)) : say("fits");
+    return [headline(color, joined("sentences", [verdict, duration(plan)])), ...shown, ...lines(plan.hint, plan.hint), ...facts];
 }
 
 /** Return the rows of an offload node's panel: what it decides, and no more. */
@@ -75,17 +81,30 @@ function describeAbsence({ sentence, absent: name, absent_is_second: isSecond, c
     return [name.startsWith("none found") ? splitSentence(sentence)[0] : say("absent", { name }), help];
 }
 
+/** The size that a plan is about, as the texts have it: where none is asked with, the server's own. */
+function sizeOf({ width = 832, height = 480, frames = 81 }) {
+    return { width, height, length: frames === 1 ? say("one_frame") : say("frames", { count: frames }) };
+}
+
+// How a size is said that the graph says so much about.
+const SIZE_TEXTS = {
+    [SIZE.NONE]: "size_none",
+    [SIZE.KNOWN]: "size",
+    [SIZE.AREA]: "size_about",
+    [SIZE.IN_RUN]: "size_in_run",
+    [SIZE.LACKS]: "size_reckoned",
+};
+
 /** Return what was found out; nothing where the checkpoint could not be read. */
-function describeFacts(plan, { width = 832, height = 480, frames = 81, batch = 1 }, { hasSize, isArea }) {
+function describeFacts(plan, { parameters, size: known }) {
     if (!plan.engine) {
         return [];
     }
-    const size = [
-        say(isArea ? "size_about" : "size", { width, height, frames }),
-        batch > 1 ? say("videos", { count: batch }) : "",
-        hasSize ? "" : say("no_size"),
-        plan.is_tiled ? say("tiled") : "",
-    ];
+    const { batch = 1 } = parameters;
+    // The verdict names what it holds for.
+    const isNamed = known === SIZE.IN_RUN && plan.ok;
+    const reckoned = known === SIZE.IN_RUN ? SIZE.LACKS : known;
+    const size = [say(SIZE_TEXTS[isNamed ? known : reckoned], sizeOf(parameters)), batch > 1 ? say("videos", { count: batch }) : "", plan.is_tiled ? say("tiled") : ""];
     const facts = [
         joined("facts", size),
         plan.offload ? whereWeightsRest(plan) : "",
@@ -129,7 +148,7 @@ app.registerExtension({
     },
     nodeCreated(node) {
         const type = node.comfyClass;
-        if (!WATCHED.includes(type)) {
+        if (!WATCHED.includes(type) && !givesSize(node)) {
             return;
         }
         onWidgetChange(node, refreshSoon);

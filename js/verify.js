@@ -1,6 +1,6 @@
 // A checkpoint looked at in full: every byte, by hash and content, with progress.
 
-import { button, element, fetchJson, muted, postJson, progressBar } from "./api.js";
+import { button, element, fetchJson, muted, postJson, progressBar, sayUnanswered } from "./api.js";
 import { formatBytes } from "./quantities.js";
 import { say } from "./texts.js";
 
@@ -35,7 +35,7 @@ export function describeCheck(name, describeItem) {
                 show(start, ...(state.problem ? [muted(state.problem)] : []), ...state.items.map(describeItem));
             }
         } catch (error) {
-            show(start, muted(say("no_answer", { problem: error.message })));
+            show(start, muted(sayUnanswered(error)));
         }
     }
 

@@ -86,6 +86,10 @@ class Item:
     """checkpoint (can be looked at in full, see panel/verify.py) | no_checkpoints | measured (can be measured again)
     | empty: any other.
     """
+    variant: str = ""
+    """Of a model that is here in part: the published variant that brings the rest, see checkpoints/published.py."""
+    parts: tuple[str, ...] = ()
+    """Names of the parts of it that are to be fetched; all of it when empty."""
 
 
 def examine(
@@ -433,14 +437,16 @@ def _is_served(part: Part, missing: Mapping[Part, int]) -> bool:
 
 def _describe_begun(variant: Variant, lacking: list[Part]) -> Item:
     """Return what to do about a variant of which the model itself is here, or a part of it."""
-    are_companions = all(part.is_companion for part in lacking)
-    options = [word for part in lacking for word in ("--part", part.name)] if are_companions else []
+    parts = tuple(part.name for part in lacking) if all(part.is_companion for part in lacking) else ()
+    options = [word for name in parts for word in ("--part", name)]
     names = [PurePosixPath(part.patterns[0]).name if variant.is_lora else part.what for part in lacking]
     return Item(
         name=variant.name,
         state=WARN,
         found=Doctor.NOT_WHOLE(missing=joined(names, Between.COMMA)),
         remedy=Doctor.FETCH_REST(command=" ".join([variant.name, *options])),
+        variant=variant.name,
+        parts=parts,
     )
 
 

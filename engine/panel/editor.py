@@ -57,8 +57,8 @@ from .verify import Verifications
 _downloads = Downloads()
 _verifications = Verifications()
 _PARTS = ("text_encoder", "vae")
-# Names of LoRAs, one each.
-_LORAS = tuple(f"lora_{number}" for number in range(1, 11))
+# Names of LoRAs, one each; js/graph.js says how many are asked with.
+_LORAS = tuple(f"lora_{number}" for number in range(1, 65))
 # Names of files that somebody lacks, one each.
 _WANTED = tuple(f"file_{number}" for number in range(1, 21))
 _WHOLE = "checkpoint"
@@ -208,7 +208,11 @@ def measure_again(values: Mapping[str, Value]) -> dict[str, Any]:
 def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
     """List what can be downloaded, the best for this card first, where to, what there is room for, and the progress.
 
-    And which of it brings the files that are asked for, and which of these nothing brings.
+    And which of it brings the files that are asked for, and which of these nothing brings. Where one variant is asked
+    for, or parts of it by their names, `offer` is that.
+
+    Raises:
+        ValueError: the variant has no such part.
     """
     host.follow_host_device()
     folder = paths.models_folder()
@@ -230,8 +234,10 @@ def answer_downloads(values: Mapping[str, Value]) -> dict[str, Any]:
         else ([], [])
     )
     instead = {new: old for old, new in faster.items()}
+    asked = _find_parts(values)
     return {
         "variants": variants,
+        "offer": asked and _describe(asked, notes_of.get(asked.name, []), folder, missing),
         "wanted": [
             {
                 **_describe(offer.variant, notes_of[offer.variant.name], folder, missing),
@@ -268,14 +274,20 @@ def start_download(values: Mapping[str, Value]) -> dict[str, Any]:
     """
     if "variant" not in values:
         raise ValueError(Doctor.DOWNLOAD_NEEDS_NAME())
-    name = str(values["variant"])
-    if name:
-        variant = find_variant(name)
-        parts = str(values.get("parts", ""))
-        _downloads.start(variant.limited_to(parts.split(",")) if parts else variant, paths.models_folder())
+    variant = _find_parts(values)
+    if variant:
+        _downloads.start(variant, paths.models_folder())
     else:
         _downloads.stop()
     return asdict(_downloads.progress)
+
+
+def _find_parts(values: Mapping[str, Value]) -> Variant | None:
+    """Return the variant that is named, limited to the parts that are; None where none is."""
+    name, parts = str(values.get("variant", "")), str(values.get("parts", ""))
+    if not name:
+        return None
+    return find_variant(name).limited_to(parts.split(",")) if parts else find_variant(name)
 
 
 def answer_verification(values: Mapping[str, Value]) -> dict[str, Any]:
@@ -349,10 +361,11 @@ LORA = routes.Route(
 )
 DOCTOR = routes.Route(name="doctor", fields={}, answer=answer_doctor)
 MEASURE_AGAIN = routes.Route(name="measure_again", method="POST", fields={}, answer=measure_again)
-DOWNLOADS = routes.Route(name="downloads", fields=dict.fromkeys(_WANTED, str), answer=answer_downloads)
-DOWNLOAD = routes.Route(
-    name="download", method="POST", fields={"variant": choice("", *ALL_PUBLISHED), "parts": str}, answer=start_download
+_VARIANT_FIELDS: dict[str, routes.Check] = {"variant": choice("", *ALL_PUBLISHED), "parts": str}
+DOWNLOADS = routes.Route(
+    name="downloads", fields={**dict.fromkeys(_WANTED, str), **_VARIANT_FIELDS}, answer=answer_downloads
 )
+DOWNLOAD = routes.Route(name="download", method="POST", fields=_VARIANT_FIELDS, answer=start_download)
 VERIFICATION = routes.Route(name="verification", fields={}, answer=answer_verification)
 VERIFY = routes.Route(name="verify", method="POST", fields={"checkpoint": plain_name}, answer=start_verification)
 LANGUAGE = routes.Route(

@@ -66,7 +66,7 @@ const EMPTY_DRIVE = { lacking_bytes: 0, free_bytes: 59_000_000_000 };
 let drive = EMPTY_DRIVE;
 await page.route(/\/lightx2v\/downloads(\?|$)/, async (route) => {
     const found = await (await route.fetch()).json();
-    [...found.variants, ...found.wanted].forEach(({ room }) => Object.assign(room, drive));
+    [...found.variants, ...found.wanted, ...(found.offer ? [found.offer] : [])].forEach(({ room }) => Object.assign(room, drive));
     await route.fulfill({ json: found });
 });
 
@@ -558,13 +558,105 @@ const steps = {
     async doctor() {
         await openTab("lightx2v-doctor");
         await page.getByText("Copy as Markdown").first().waitFor({ timeout: 30_000 });
-        const shown = await page.locator(".side-bar-panel, .sidebar-content-container").first().innerText();
+        const tab = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        // What is left of a model that is here in part; the files of this suite are too small to be whole.
+        const rest = tab.getByRole("button", { name: "Download the rest" }).first();
+        await rest.waitFor({ timeout: 30_000 });
+        await page.waitForTimeout(500);
+        const shown = await tab.innerText();
         await shot("doctor");
+        const command = await rest.getAttribute("title");
+        await rest.click();
+        await tab.getByRole("button", { name: /^Start: / }).waitFor();
+        await shot("doctor_rest");
+        await tab.getByRole("button", { name: "Not now" }).click();
         await page.getByText("Copy as Markdown").first().click();
         await page.waitForTimeout(200);
         const markdown = await page.evaluate(() => navigator.clipboard.readText());
         await openTab(null);
-        return { markdown, shown };
+        return { markdown, shown, command };
+    },
+
+    /** What panels and doctor say while ComfyUI is away, and when it is back. */
+    async away() {
+        await load(config.graph);
+        const type = "LightX2VLoadTransformer";
+        await waitForPanel(type, "lightx2v_plan", "Fits");
+        await openTab("lightx2v-doctor");
+        const tab = page.locator(".side-bar-panel, .sidebar-content-container").first();
+        await tab.getByText("Copy as Markdown").waitFor({ timeout: 30_000 });
+        const routes = /\/lightx2v\/(plan|doctor|downloads)/;
+        await page.route(routes, (route) => route.abort());
+        await setWidget(type, "engine", "portable");
+        await waitForPanel(type, "lightx2v_plan", "does not answer");
+        await tab.getByRole("button", { name: "Look again" }).click();
+        await tab.getByText("does not answer").first().waitFor();
+        await shot("away");
+        const said = { plan: await panelText(type, "lightx2v_plan"), doctor: await tab.innerText() };
+        await page.unroute(routes);
+        // The browser says so too.
+        problems.splice(0, problems.length, ...problems.filter((text) => !text.includes("net::ERR_FAILED")));
+        await page.evaluate(() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("reconnected")));
+        await waitForPanel(type, "lightx2v_plan", "Fits");
+        await tab.getByText("Copy as Markdown").waitFor({ timeout: 30_000 });
+        await openTab(null);
+        return { ...said, back: await panelText(type, "lightx2v_plan") };
+    },
+
+    /** Sizes that other nodes give. */
+    async otherSizes() {
+        const type = "LightX2VLoadTransformer";
+        const said = {};
+        const add = (kind, mode, value) => page.evaluate(([wanted, nodeMode, given]) => {
+            const { LiteGraph, app } = window;
+            const node = LiteGraph.createNode(wanted);
+            node.pos = [0, 900];
+            app.graph.add(node);
+            node.mode = nodeMode;
+            if (given !== null) {
+                node.widgets[0].value = given;
+            }
+            const latent = app.graph.nodes.find((each) => each.type === "LightX2VEmptyLatent");
+            node.connect(0, latent, latent.inputs.findIndex((input) => input.name === "width"));
+            app.graph.change?.();
+        }, [kind, mode, value]);
+        const prompted = () => page.evaluate(async () => {
+            const { output } = await window.app.graphToPrompt();
+            return Object.values(output).find((node) => node.class_type === "LightX2VEmptyLatent").inputs.width ?? null;
+        });
+        const cases = {
+            made: ["GetImageSize", 0, null, "known in the run"],
+            given: ["PrimitiveInt", 0, 832, "832x192"],
+            bypassed: ["PrimitiveInt", 4, 832, "192x192"],
+            muted: ["PrimitiveInt", 2, 832, "muted"],
+        };
+        for (const [name, [kind, mode, value, pattern]] of Object.entries(cases)) {
+            await load(config.graph);
+            await waitForPanel(type, "lightx2v_plan", "192x192, 9 frames");
+            await add(kind, mode, value);
+            await waitForPanel(type, "lightx2v_plan", pattern);
+            await zoomTo(type);
+            await shot(`size_${name}`);
+            said[name] = { text: await panelText(type, "lightx2v_plan"), prompted: await prompted() };
+        }
+        await load(config.graph);
+        await page.evaluate(() => {
+            const { LiteGraph, app } = window;
+            const sampler = app.graph.nodes.find((each) => each.type === "LightX2VSampler");
+            const [other, latent] = ["KSampler", "EmptyLatentImage"].map((kind, index) => {
+                const node = LiteGraph.createNode(kind);
+                node.pos = [index * 400, 1100];
+                app.graph.add(node);
+                return node;
+            });
+            app.graph.nodes.find((each) => each.type === "LightX2VLoadTransformer").connect(0, other, 0);
+            latent.connect(0, other, other.inputs.findIndex((input) => input.name === "latent_image"));
+            app.graph.remove(sampler);
+        });
+        await waitForPanel(type, "lightx2v_plan", "512x512");
+        await shot("size_image");
+        said.image = { text: await panelText(type, "lightx2v_plan") };
+        return said;
     },
 
     /** Look at a checkpoint in full, from the doctor. */

@@ -159,6 +159,29 @@ def test_the_doctor_lists_findings_to_copy(step):
     assert {"Card", "torch", "LightX2V", "SageAttention", "q8_kernels", "sgl-kernel", "RAM", "Disk"} <= names
 
 
+def test_what_is_left_of_a_model_has_a_button_and_its_command_behind_it(step):
+    assert "Download the rest" in step("doctor")["shown"] and "tools/download.py" not in step("doctor")["shown"]
+    assert "tools/download.py get" in step("doctor")["command"]
+
+
+def test_panels_say_that_comfyui_is_away_and_ask_again_when_it_is_back(step):
+    away = step("away")
+    for text in (away["plan"], away["doctor"]):
+        assert "ComfyUI does not answer. This is asked again when it is back." in text and "fetch" not in text
+    assert away["back"].startswith("Fits.")
+
+
+def test_a_size_of_another_node_is_followed_or_said_to_be_open(step):
+    said = step("otherSizes")
+    assert said["made"]["text"].startswith("Fits at 832x480, 81 frames.")
+    assert "\nthe size is known in the run only\n" in said["made"]["text"]
+    for name, size in (("given", "832x192, 9 frames"), ("bypassed", "192x192, 9 frames")):
+        assert said[name]["text"].startswith("Fits.") and size in said[name]["text"]
+    assert said["bypassed"]["prompted"] == 192
+    assert said["muted"]["text"].startswith("What gives width of ") and "Fits" not in said["muted"]["text"]
+    assert "512x512, 1 frame\n" in said["image"]["text"]
+
+
 def test_a_checkpoint_can_be_looked_at_in_full(step):
     shown = step("verify")["shown"]
     assert {"block_0.safetensors", "Wan2.1_VAE.pth", "tokenizer.json"} <= set(shown.splitlines())

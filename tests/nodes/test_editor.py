@@ -252,3 +252,41 @@ def test_an_image_to_video_model_without_a_picture_is_refused_before_the_run(hos
     t2v = checkpoints.single_file("bf16")
     shutil.copy(t2v, models_dir / "diffusion_models" / "t2v.safetensors")
     assert editor.answer_plan(values | {"transformer": "t2v.safetensors", "has_picture": "0"})["ok"]
+
+
+def test_what_is_left_of_a_model_can_be_fetched_from_the_panel(host, models_dir):
+    """The doctor's finding names the download, which is offered with its size."""
+    from lightx2v_pack.engine.adapters.comfy.routes import read_parameters
+    from lightx2v_pack.engine.checkpoints.published import ALL_PUBLISHED
+    from lightx2v_pack.engine.panel import editor
+
+    image, loras_of = "wan2.1-i2v-480p-int8", "wan2.2-t2v-loras"
+    for name, count in ((image, 3), (loras_of, 1)):
+        for part in ALL_PUBLISHED[name].parts[:count]:
+            file = models_dir / part.folder / part.patterns[0].rpartition("/")[2]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.truncate(file, part.num_bytes)
+    begun = {item["variant"]: item for item in editor.answer_doctor({}) if item["variant"]}
+    assert {name: item["parts"] for name, item in begun.items()} == {image: ("clip-vision",), loras_of: ()}
+    for name, item in begun.items():
+        values = read_parameters(editor.DOWNLOADS, {"variant": name, "parts": ",".join(item["parts"])})
+        offer = editor.answer_downloads(values)["offer"]
+        assert (offer["name"], tuple(offer["parts"])) == (name, item["parts"])
+        assert offer["room"]["missing_bytes"] == ALL_PUBLISHED[name].parts[-1].num_bytes
+        assert f"tools/download.py get {name}" in item["remedy"]
+    assert editor.answer_downloads({})["offer"] is None
+    with pytest.raises(ValueError, match="has no part 'x'"):
+        editor.answer_downloads(read_parameters(editor.DOWNLOADS, {"variant": image, "parts": "x"}))
+
+
+def test_the_plan_counts_as_many_loras_as_somebody_may_chain(host, models_dir):
+    from lightx2v_pack.engine.adapters.comfy.routes import read_parameters
+    from lightx2v_pack.engine.panel import editor
+
+    shutil.copytree(checkpoints.repository(), models_dir / "lightx2v" / "tiny", copy_function=os.symlink)
+    loras.write(models_dir / "loras" / "fast.safetensors", loras.draw(checkpoints.transformer_weights()))
+    asked = {"checkpoint": "tiny/distill_fp8", "width": "64", "height": "48", "frames": "5"}
+    asked |= {f"lora_{number}": "fast.safetensors" for number in range(1, 65)}
+    answer = editor.answer_plan(read_parameters(editor.PLAN, asked))
+    assert answer["ok"] and len(answer["loras"]) == 64

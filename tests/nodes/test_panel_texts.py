@@ -39,7 +39,7 @@ def test_both_languages_say_the_same():
     assert english and english.keys() == chinese.keys()
     for name, text in english.items():
         assert holes(text) == holes(chinese[name]), name
-        words = re.sub(r"\{\w+\}|LoRA|GiB|GB|MB|Markdown|JSON|VRAM|RAM|fps|\bof\b|[\W\d]", "", text)
+        words = re.sub(r"\{\w+\}|LoRA|GiB|GB|MB|Markdown|JSON|VRAM|RAM|fps|\bof\b|\bx\b|[\W\d]", "", text)
         assert not words or CHINESE.search(chinese[name]), name
 
 
@@ -246,15 +246,12 @@ def test_what_is_wanted_is_offered_first_and_nothing_twice(wanted, expected):
 
 
 @pytest.mark.parametrize(
-    ("files", "main", "label"),
-    [
-        (["vae", "wan/high", "low"], ["wan/high", "low"], ["high", "low"]),
-        (["a\\vae", "t5"], [], ["vae"]),
-        (["lora", "t5"], ["lora", "high"], ["lora"]),
-    ],
+    ("parts", "files", "name"),
+    [([], ["wan/high", "low"], "pair"), (["vae", "clip-vision"], ["a\\vae", "clip"], "vae")],
 )
-def test_a_download_is_named_by_the_files_that_are_missing(files, main, label):
-    assert evaluate("offers.js", "labelOf", f"labelOf({json.dumps(files)}, {json.dumps({'main': main})})") == label
+def test_a_download_is_named_by_its_variant_and_parts_of_one_by_the_file(parts, files, name):
+    variant = json.dumps({"name": "pair", "parts": parts})
+    assert evaluate("offers.js", "nameOffer", f"nameOffer({variant}, {json.dumps(files)})") == name
 
 
 def test_variants_are_listed_under_their_headings():
@@ -401,19 +398,232 @@ def test_it_is_known_which_files_the_graph_lacks(read_graph):
     found = read_graph(T2V, ask)
     assert found == {
         "names": ["wan.safetensors"],
-        "main": ["wan.safetensors"],
         "own": ["wan.safetensors"],
         "usesPack": True,
     }
     foreign = {1: ("VAELoader", 0, {"vae_name": "wan.safetensors"}, ["VAE"])}
-    assert read_graph(foreign, ask) == {"names": ["wan.safetensors"], "main": [], "own": [], "usesPack": False}
+    assert read_graph(foreign, ask) == {"names": ["wan.safetensors"], "own": [], "usesPack": False}
 
 
 def test_a_size_in_a_pictures_shape_is_known_to_be_an_area(read_graph):
-    ask = "[graphs.describeRun(find(1)).isArea, graphs.isAnArea(find(6)), graphs.describeRun(find(1)).parameters]"
+    ask = "[graphs.describeRun(find(1)), graphs.isAnArea(find(6)), graphs.SIZE]"
     of_picture, exact = (read_graph(changed(6, size=size), ask) for size in ("from the picture", "width x height"))
-    assert of_picture[:2] == [True, True] and exact[:2] == [False, False]
-    assert of_picture[2] == exact[2] and exact[2]["width"] == 64
+    (run, is_area, kinds), (plain, is_plain_area, _) = of_picture, exact
+    assert is_area and not is_plain_area
+    assert (run["size"], plain["size"]) == (kinds["AREA"], kinds["KNOWN"])
+    assert run["parameters"] == plain["parameters"] and plain["parameters"]["width"] == 64
+
+
+NUMBER = ("PrimitiveInt", 0, {"value": 128}, ["INT"])
+SIZE_KEYS = ("width", "height", "frames", "batch")
+
+
+def sampled(latent, *, sampler="KSampler", before=None, **others):
+    """Return a graph of a loader, a sampler and the node that makes its latent, which is the 6th."""
+    names = {"LightX2VSampler": ("transformer", "latent")}.get(sampler, ("model", "latent_image"))
+    return {
+        1: T2V[1],
+        **(before or {}),
+        6: latent,
+        7: (sampler, 0, {names[0]: (1, 0), names[1]: (6, others.get("slot", 0)), "steps": 4}, ["LATENT"]),
+    }
+
+
+def size_of(read_graph, graph):
+    run, kinds = read_graph(graph, "[graphs.describeRun(find(1)), graphs.SIZE]")
+    (kind,) = (name for name, value in kinds.items() if value == run["size"])
+    return kind, [run["parameters"].get(name) for name in SIZE_KEYS], run.get("lacks")
+
+
+OWN_SIZE = {"width": 64, "height": 48, "num_frames": 5, "batch_size": 2}
+LENGTH_SIZE = {"width": 64, "height": 48, "length": 9, "batch_size": 1}
+IMAGE_SIZE = {"width": 512, "height": 256}
+UNKNOWN = [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("latent", "kind", "size"),
+    [
+        (("LightX2VEmptyLatent", 0, OWN_SIZE, ["LATENT"]), "KNOWN", [64, 48, 5, 2]),
+        (
+            ("EmptyLatentImage", 0, IMAGE_SIZE | {"batch_size": 3}, ["LATENT"]),
+            "KNOWN",
+            [512, 256, 1, 3],
+        ),
+        (("EmptySD3LatentImage", 0, IMAGE_SIZE, ["LATENT"]), "KNOWN", [512, 256, 1, None]),
+        (("EmptyHunyuanLatentVideo", 0, LENGTH_SIZE, ["LATENT"]), "KNOWN", [64, 48, 9, 1]),
+        (("WanVaceToVideo", 0, LENGTH_SIZE | {"start_image": (2, 0)}, ["LATENT"]), "KNOWN", [64, 48, 9, 1]),
+        (("OfAnotherPack", 0, LENGTH_SIZE, ["LATENT"]), "KNOWN", [64, 48, 9, 1]),
+        # What ComfyUI's nodes round, and its samplers fill up.
+        (("WanImageToVideo", 0, LENGTH_SIZE | {"length": 12}, ["LATENT"]), "KNOWN", [64, 48, 9, 1]),
+        (("EmptyLatentImage", 0, {"width": 520, "height": 263}, ["LATENT"]), "AREA", [528, 256, 1, None]),
+        (("LatentUpscale", 0, {"samples": (3, 0), "width": 64, "height": 48}, ["LATENT"]), "IN_RUN", UNKNOWN),
+        (("VAEEncode", 0, {"pixels": (2, 0)}, ["LATENT"]), "IN_RUN", UNKNOWN),
+        (("KSampler", 0, {"latent_image": (3, 0)}, ["LATENT"]), "KNOWN", [32, 16, 1, None]),
+        (("LightX2VEmptyLatent", 2, OWN_SIZE, ["LATENT"]), "LACKS", UNKNOWN),
+        (("LightX2VEmptyLatent", 4, OWN_SIZE, ["LATENT"]), "NONE", UNKNOWN),
+        (("SetLatentNoiseMask", 4, {"samples": (3, 0)}, ["LATENT"]), "KNOWN", [32, 16, 1, None]),
+    ],
+)
+def test_a_size_is_followed_whatever_node_makes_the_latent(read_graph, latent, kind, size):
+    before = {
+        2: ("LoadImage", 0, {}, ["IMAGE"]),
+        3: ("EmptyLatentImage", 0, {"width": 32, "height": 16}, ["LATENT"]),
+    }
+    assert size_of(read_graph, sampled(latent, before=before))[:2] == (kind, size)
+
+
+MADE = ("GetImageSize", 0, {"image": (3, 0)}, ["INT", "INT", "INT"])
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "kind", "value"),
+    [
+        ("width", NUMBER, "KNOWN", 128),
+        # What the prompt has: the widget's own value.
+        ("height", ("PrimitiveInt", 4, {"value": 128}, ["INT"]), "KNOWN", 16),
+        ("num_frames", ("PrimitiveInt", 2, {"value": 128}, ["INT"]), "LACKS", None),
+        ("width", ("PrimitiveInt", 0, {"value": (2, 0), "kept": 1}, ["INT"]), "IN_RUN", None),
+        ("width", ("Reroute", 0, {"": (4, 0)}, ["*"]), "KNOWN", 256),
+        *((name, MADE, "IN_RUN", None) for name in OWN_SIZE),
+    ],
+)
+def test_a_linked_size_is_what_the_prompt_will_have_or_is_not_known(read_graph, name, number, kind, value):
+    """Never numbers of the graph beside ones that stand for what nobody knows."""
+    before = {
+        2: ("Math", 0, {}, ["INT"]),
+        3: ("LoadImage", 0, {}, ["IMAGE"]),
+        4: ("PrimitiveInt", 0, {"value": 256}, ["INT"]),
+        5: number,
+    }
+    given = OWN_SIZE | {name: (5, 0), "kept": 16}
+    graph = sampled(("LightX2VEmptyLatent", 0, given, ["LATENT"]), sampler="LightX2VSampler", before=before)
+    # A linked widget keeps the value that it had.
+    ask = """(() => {
+        for (const [node, name] of [[find(6), "%s"], [find(5), "value"]]) {
+            node.widgets.filter((each) => each.name === "kept").forEach((widget) => (widget.name = name));
+        }
+        return [graphs.describeRun(find(1)), graphs.SIZE];
+    })()"""
+    run, kinds = read_graph(graph, ask % name)
+    size = list((OWN_SIZE | {name: value}).values())
+    assert run["size"] == kinds[kind]
+    assert [run["parameters"].get(each) for each in SIZE_KEYS] == (UNKNOWN if value is None else size)
+    assert run.get("lacks") == ({"input": name, "node": "LightX2VEmptyLatent"} if kind == "LACKS" else None)
+
+
+def test_one_size_that_is_not_known_leaves_the_plan_open(read_graph):
+    """Though another sampler's is known, with which it is reckoned."""
+    graph = sampled(("LightX2VEmptyLatent", 0, OWN_SIZE, ["LATENT"]))
+    graph[8] = ("LatentUpscale", 0, {"samples": (7, 0), "width": 640, "height": 480}, ["LATENT"])
+    graph[9] = ("KSampler", 0, {"model": (1, 0), "latent_image": (8, 0), "steps": 4}, ["LATENT"])
+    assert size_of(read_graph, graph)[:2] == ("IN_RUN", [64, 48, 5, 2])
+
+
+@pytest.mark.parametrize("length", [1, 250])
+def test_every_lora_is_counted_or_it_is_said_how_many_are(host, read_graph, length):
+    """As many as the route takes and fit into a request's line."""
+    from lightx2v_pack.engine.panel import editor
+
+    graph = {1: T2V[1]}
+    for number in range(2, 72):
+        given = {"transformer": (number - 1, 0), "lora": f"{number}" + "x" * length, "strength": 1, "expert": "both"}
+        graph[number] = ("LightX2VLora", 0, given, ["MODEL"])
+    graph[72] = ("LightX2VEmptyLatent", 0, OWN_SIZE, ["LATENT"])
+    graph[73] = ("LightX2VSampler", 0, {"transformer": (71, 0), "latent": (72, 0)} | SAMPLING, ["LATENT"])
+    ask = "[graphs.describeRun(find(1)), String(new URLSearchParams(graphs.describeRun(find(1)).parameters))]"
+    run, line = read_graph(graph, ask)
+    counted = [name for name in run["parameters"] if re.fullmatch(r"lora_\d+", name)]
+    assert run["numLoras"] == 70 and run["numCounted"] == len(counted) and len(line) < 8000
+    assert len(counted) == 64 if length == 1 else 10 < len(counted) < 64
+    assert set(run["parameters"]) <= set(editor.PLAN.fields)
+
+
+LOOPS = {
+    "bypassed": [("LightX2VLora", 4), ("LightX2VLora", 4)],
+    "reroutes": [("Reroute", 0), ("Reroute", 0)],
+    "itself": [("Reroute", 0)],
+    "nodes": [("LightX2VLora", 0), ("LoraLoaderModelOnly", 0)],
+    "numbers": [("PrimitiveInt", 0), ("PrimitiveInt", 0)],
+    "conditions": [("ConditioningCombine", 0), ("ConditioningCombine", 0)],
+    "samplers": [("KSampler", 0), ("KSampler", 0)],
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("is_inside", [False, True], ids=["flat", "subgraphs"])
+def test_a_loop_ends_every_walk(read_graph, loop, is_inside):
+    """Whatever is asked of nodes that lead to each other in a ring, each of them in a subgraph of its own too."""
+    ask = """(() => {
+        const types = ["MODEL", "CONDITIONING", "LATENT", "INT"];
+        const names = ["model", "positive", "latent_image", "width"];
+        const ring = [];
+        let count = 100;
+        const join = (owner, from, out, to, slot) => {
+            const id = count++;
+            owner.links[id] = { id, origin_id: from.id, origin_slot: out, target_id: to.id, target_slot: slot };
+            (from.outputs?.[out]?.links ?? from.list).push(id);
+            if (to.inputs) {
+                to.inputs[slot].link = id;
+            } else {
+                to.list.push(id);
+            }
+        };
+        const make = (owner, type, mode) => {
+            const node = { id: count++, type, mode, graph: owner, widgets: [{ name: "value", value: 1 }] };
+            const nameOf = (index) => (type.startsWith("Primitive") ? "value" : names[index]);
+            node.inputs = types.map((each, index) => ({ name: nameOf(index), type: each, link: null }));
+            node.outputs = types.map((each) => ({ type: each, links: [] }));
+            owner.nodes.push(node);
+            return node;
+        };
+        for (const [type, mode] of %s) {
+            if (!%s) {
+                ring.push(make(graph, type, mode));
+                continue;
+            }
+            const inner = { links: {}, nodes: [], rootGraph: graph };
+            inner.getNodeById = (id) => inner.nodes.find((node) => node.id === id);
+            const node = make(inner, type, mode);
+            const around = Object.assign(make(graph, "subgraph", 0), { subgraph: inner });
+            inner.inputs = types.map((each, slot) => ({ name: names[slot], linkIds: [] }));
+            inner.outputs = types.map(() => ({ linkIds: [] }));
+            types.forEach((each, slot) => {
+                join(inner, { id: -10, list: inner.inputs[slot].linkIds }, slot, node, slot);
+                join(inner, node, slot, { id: -20, list: inner.outputs[slot].linkIds }, slot);
+            });
+            // One that lies in itself.
+            inner.nodes.push(Object.assign({}, around, { id: 7, graph: inner }));
+            ring.push(around);
+        }
+        ring.forEach((node, index) => {
+            types.forEach((each, slot) => join(graph, node, slot, ring[(index + 1) %% ring.length], slot));
+        });
+        const slotOf = (wanted) => find(7).inputs.findIndex(({ name }) => name === wanted);
+        [0, 1, 2].forEach((slot) => join(graph, ring[0], slot, find(7), slotOf(names[slot])));
+        join(graph, find(1), 0, ring[0], 0);
+        join(graph, ring[0], 0, find(8), 0);
+        const lora = find(8);
+        for (const node of [find(1), ...ring, lora, find(7)]) {
+            for (const name of names) {
+                graphs.inputNode(node, name);
+                graphs.widgetValue(node, name);
+            }
+            graphs.findLoader(node);
+        }
+        graphs.describeLora(lora);
+        graphs.isPutOnBefore(lora);
+        graphs.missingFiles();
+        graphs.describeRun(find(1));
+        return true;
+    })()"""
+    graph = {
+        1: T2V[1],
+        2: ("Unknown", 0, {}, ["CONDITIONING", "LATENT"]),
+        7: ("KSampler", 0, {"model": (1, 0), "positive": (2, 0), "latent_image": (2, 1), "steps": 4}, ["LATENT"]),
+        8: ("LightX2VLora", 0, {"transformer": (1, 0), "lora": "x", "strength": 1, "expert": "both"}, ["MODEL"]),
+    }
+    assert read_graph(graph, ask % (json.dumps(loop), json.dumps(is_inside)))
 
 
 def test_a_loader_takes_what_was_fetched_in_place_of_what_it_names(read_graph):
