@@ -358,7 +358,9 @@ def run_planned(
                     sampling.expect(plan.needs["sample"], held())
                 watch = StepWatch(plan, clip.tokens, host.device)
                 result, facts = work(watch.watched(transformer))
-                warn_of_latents(result, handle.files.title)
+                # What another sampler goes on with is full of noise.
+                if facts["sigmas"][-1] == 0:
+                    warn_of_latents(result, handle.files.title)
                 if host.device.type == "cpu" or plan.placement.mode == "disk":
                     _warn_of_changes(handle)
                 sampling.details = {

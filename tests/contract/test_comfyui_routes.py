@@ -79,7 +79,7 @@ def test_choices_that_exclude_each_other_are_an_answer(server):
         ("plan?checkpoint=tiny&vram_budget_gib=nan", "expected 0 to 1024"),
         ("plan?checkpoint=tiny&precision=fp4", "precision is 'fp4'; expected one of: auto, fp8, int8, bf16."),
         ("plan?checkpoint=tiny&cfg=7", "plan has no parameter 'cfg'"),
-        ("plan?checkpoint=" + "x" * 400, "at most 300 characters"),
+        ("plan?checkpoint=" + "x" * 1100, "at most 1000 characters"),
         ("plan?checkpoint=../../etc/passwd", "expected a name that the node offers"),
         ("plan?checkpoint=tiny/../../../etc", "expected a name that the node offers"),
         ("plan?checkpoint=/etc/passwd", "expected a name that the node offers"),
