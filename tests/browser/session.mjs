@@ -550,6 +550,9 @@ const steps = {
         const preset = await read();
         await setWidget("LightX2VEmptyLatent", "width", 850);
         await setWidget("LightX2VEmptyLatent", "num_frames", 84);
+        // Newer editors list a chosen node's inputs beside the graph; a press in its panel chooses it in one renderer only.
+        await page.evaluate(() => window.app.canvas.selectNodes(window.app.graph.nodes.filter((each) => each.type === "LightX2VEmptyLatent")));
+        await page.waitForTimeout(500);
         await shot("sizes");
         const text = await panelText("LightX2VEmptyLatent", "lightx2v_size");
         return { preset, snapped: await read(), text, beside: await textBeside() };
