@@ -139,8 +139,8 @@ def test_prompts_of_the_demo_are_held_out():
 @pytest.mark.parametrize(
     ("precision", "method", "tiling"),
     [
-        ("bf16", "euler", "on"),
         ("fp8", "lcm", "off"),
+        pytest.param("bf16", "euler", "on", marks=pytest.mark.slow),
         pytest.param("bf16", "lcm", "off", marks=pytest.mark.slow),
         pytest.param("fp8", "euler", "on", marks=pytest.mark.slow),
     ],
