@@ -214,7 +214,7 @@ export function formatSeconds(seconds) {
     return say("hours", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
-const ASK_DELAY_MS = 80;
+const ASK_DELAY_MS = 40;
 
 /**
  * Panels that show the server's answer to a question about their node; asked anew whenever the question changes, and when

@@ -174,12 +174,13 @@ def test_panels_say_that_comfyui_is_away_and_ask_again_when_it_is_back(step):
 def test_a_size_of_another_node_is_followed_or_said_to_be_open(step):
     said = step("otherSizes")
     assert said["made"]["text"].startswith("Fits at 832x480, 81 frames.")
-    assert "\nthe size is known in the run only\n" in said["made"]["text"]
+    # 1.27.10 draws no panels in Vue nodes: what is not drawn has no line breaks.
+    assert "the size is known in the run only" in said["made"]["text"]
     for name, size in (("given", "832x192, 9 frames"), ("bypassed", "192x192, 9 frames")):
         assert said[name]["text"].startswith("Fits.") and size in said[name]["text"]
     assert said["bypassed"]["prompted"] == 192
     assert said["muted"]["text"].startswith("What gives width of ") and "Fits" not in said["muted"]["text"]
-    assert "512x512, 1 frame\n" in said["image"]["text"]
+    assert "512x512, 1 frame" in said["image"]["text"] and "1 frames" not in said["image"]["text"]
 
 
 def test_a_checkpoint_can_be_looked_at_in_full(step):
