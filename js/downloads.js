@@ -133,7 +133,7 @@ function mainButton(variant, label, found, title) {
     return built;
 }
 
-/** Parameters of GET /lightx2v/downloads for one variant, or parts of it. */
+/** How the routes downloads and download name one variant, or parts of it. */
 const parametersOf = (name, parts) => ({ variant: name, parts: parts.join(",") });
 
 /** A button for what is left of a variant that the doctor found begun; `remedy` says it for a terminal. */

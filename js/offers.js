@@ -29,7 +29,7 @@ export function splitOffers({ variants, wanted }) {
 }
 
 /** Whether two offers fetch the same. */
-export function isSame(one, other) {
+function isSame(one, other) {
     return one.name === other.name && one.parts.join() === other.parts.join();
 }
 

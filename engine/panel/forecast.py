@@ -269,7 +269,7 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
             *([handle.doubts] if handle.doubts and not question.has_own_sampler else []),
             *(question.sampling.doubts(len(files.names)) if question.sampling else []),
         ),
-        hint=_hint_at_precision(question, files, host.device) if question.is_checkpoint else "",
+        hint=_hint_at_precision(question, files, host.device),
     )
     try:
         plan = handle.room(host).plan_run(sizes)
@@ -304,9 +304,11 @@ def _forecast_run(question: Question, files: TransformerFiles, checkpoint: Check
 
 def _hint_at_precision(question: Question, files: TransformerFiles, device: torch.device) -> str:
     """Say that a checkpoint has the model also in a precision that is faster on this card, where auto took another."""
+    if not question.is_checkpoint or question.precision != "auto":
+        return ""
     taken = files.format.precision
     found = faster_precision(taken, find_machine(device), system.card_name(device))
-    if question.precision != "auto" or found is None:
+    if found is None:
         return ""
     faster, times = found
     with suppress(LightX2VError):
